@@ -1,0 +1,141 @@
+package apply
+
+import (
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// A State is the one word for how things stand.
+type State string
+
+// The states, as status, log and CLI say them.
+const (
+	StateStarting   State = "starting"
+	StateInSync     State = "in_sync"
+	StateApplying   State = "applying"
+	StateProbation  State = "probation"
+	StateWaiting    State = "waiting_for_engine"
+	StateHeld       State = "held"
+	StateInvalid    State = "invalid"
+	StateRefused    State = "refused"
+	StateDrifted    State = "drifted"
+	StateDegraded   State = "degraded"
+	StateObserving  State = "observing"
+	defaultAttempts       = 50 // attempts kept in Status.Attempts
+)
+
+// A Status is everything the agent knows about how things stand: one
+// immutable value, swapped whole, read without a lock. Times are Unix
+// seconds; 0 means never. The JSON is DESIGN §8's.
+type Status struct {
+	State  State  `json:"state"`
+	Reason string `json:"reason"`
+	Hint   string `json:"hint"`
+
+	// Current is what the engine was last read to run; nil before the first
+	// reading.
+	Current             *schema.Parameters `json:"current_config"`
+	Environment         schema.Environment `json:"environment"`
+	Instance            string             `json:"instance"`
+	TotalSnapshots      int                `json:"total_snapshots"`
+	MaxSnapshots        int                `json:"max_snapshots"`
+	ActiveSnapshots     int                `json:"active_snapshots"`
+	BackupDirectory     string             `json:"backup_directory"`
+	AutoBackupEnabled   bool               `json:"auto_backup_enabled"`
+	RegisteredCallbacks int                `json:"registered_callbacks"`
+
+	Seen        Seen                `json:"seen"`
+	Attempted   *Attempt            `json:"attempted"`
+	Attempts    []Attempt           `json:"attempts"` // newest first, at most 50
+	Running     Running             `json:"running"`
+	InSync      bool                `json:"in_sync"`
+	Held        *schema.Hold        `json:"held"`
+	Drift       *Drift              `json:"drift"`
+	Source      SourceStatus        `json:"source"`
+	Engine      EngineStatus        `json:"engine"`
+	Experiments []schema.Membership `json:"experiments"`
+
+	// Checks and the three answers derived from them.
+	Checks  Checks `json:"-"`
+	Ready   bool   `json:"-"`
+	Unready string `json:"-"` // why not ready, one line; "" when ready
+
+	// Stamp is when the transaction's loop last turned; Stages counts faults by
+	// stage since start.
+	Stamp time.Time `json:"-"`
+}
+
+// Seen is the newest revision the source showed.
+type Seen struct {
+	Revision string  `json:"revision"`
+	At       float64 `json:"at"`
+}
+
+// An Attempt is one try to bring a Document to the engine, and its outcome.
+type Attempt struct {
+	Revision        string             `json:"revision"`
+	Outcome         schema.Outcome     `json:"outcome"`
+	Reason          string             `json:"reason"`
+	SnapshotID      string             `json:"snapshot_id,omitempty"`
+	Changes         []schema.Change    `json:"changes,omitempty"`
+	Violations      []schema.Violation `json:"violations"`
+	ViolationsTotal int                `json:"violations_total"`
+	At              float64            `json:"at"`
+}
+
+// Running is what the engine was last read to run, by its record.
+type Running struct {
+	// SnapshotID, Revision (the snapshot's commit) and SourceRevision are empty
+	// when the engine runs what no applied record says.
+	SnapshotID string `json:"snapshot_id"`
+	// RollbackSnapshot is where `agent rollback` without an id goes.
+	RollbackSnapshot string  `json:"rollback_snapshot"`
+	Revision         string  `json:"revision"`
+	SourceRevision   string  `json:"source_revision"`
+	Since            float64 `json:"since"`
+	// Confirmed: it is durably on record as applied.
+	Confirmed bool `json:"confirmed"`
+}
+
+// Drift says that the engine runs something else than the applied snapshot.
+type Drift struct {
+	Since       float64         `json:"since"`
+	Corrected   bool            `json:"corrected"`
+	Differences []schema.Change `json:"differences"`
+}
+
+// SourceStatus is how the source of Documents is.
+type SourceStatus struct {
+	Kind      string  `json:"kind"`
+	Location  string  `json:"location"`
+	Revision  string  `json:"revision"`
+	Mode      string  `json:"mode"` // "inotify" or "poll"
+	LastRead  float64 `json:"last_read"`
+	LastError string  `json:"last_error"`
+}
+
+// EngineStatus is how the engine is.
+type EngineStatus struct {
+	Socket      string  `json:"socket"`
+	Reachable   bool    `json:"reachable"`
+	Environment string  `json:"environment"`
+	LastRead    float64 `json:"last_read"`
+	LastError   string  `json:"last_error"`
+}
+
+// Checks are the health checks by name; healthy means that all are true.
+type Checks struct {
+	ConfigManagerInitialized bool `json:"config_manager_initialized"`
+	ConfigLoaded             bool `json:"config_loaded"`
+	SnapshotsAvailable       bool `json:"snapshots_available"`
+	BackupDirectoryWritable  bool `json:"backup_directory_writable"`
+	EngineReachable          bool `json:"engine_reachable"`
+	EngineEnvironment        bool `json:"engine_environment"`
+	SourceFresh              bool `json:"source_fresh"`
+}
+
+// Healthy reports whether every check holds.
+func (c Checks) Healthy() bool {
+	return c == Checks{true, true, true, true, true, true, true}
+}
