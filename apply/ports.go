@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"fmt"
 
 	"dtesn-agent/schema"
 )
@@ -52,82 +51,8 @@ type Store interface {
 type Engine interface {
 	// Read asks on a fresh connection what the engine runs. An error is one of:
 	// the engine cannot be reached, it did not answer in time, or what answered
-	// is not a DTESN engine or is of another environment (*ForeignError).
-	Read(ctx context.Context) (Reading, error)
+	// is not a DTESN engine or is of another environment (*schema.ForeignError).
+	Read(ctx context.Context) (schema.Reading, error)
 	// Send sends one atomic batch with the full parameter set.
-	Send(ctx context.Context, batch Batch) Answer
+	Send(ctx context.Context, batch schema.Batch) schema.Answer
 }
-
-// A Reading is what an engine said it runs.
-type Reading struct {
-	Parameters  schema.Parameters
-	Environment string
-	Peer        Peer
-}
-
-// A Peer identifies the process behind the socket: an engine that restarted
-// is another Peer. Peers are comparable with ==.
-type Peer struct {
-	PID int32
-	UID uint32
-	// Socket is the device, inode and change time of the socket file.
-	Socket string
-}
-
-// A Batch is one full parameter set on its way to the engine.
-type Batch struct {
-	Parameters  schema.Parameters
-	Description string
-	SnapshotID  string
-	// Revision is the snapshot's commit.
-	Revision string
-}
-
-// A Verdict is the engine's answer to a Batch.
-type Verdict int
-
-// The engine's three answers, and two ways of not having asked.
-const (
-	// Unknown: bytes reached the socket and no answer counts (5xx, timeout,
-	// broken connection). It is settled by asking, never guessed.
-	Unknown Verdict = iota
-	// Accepted: the engine says it runs the batch; the read-back decides.
-	Accepted
-	// Rejected: the engine refused the batch; Errors says why.
-	Rejected
-	// NotSent: nothing reached the engine (refused, vanished, no such socket).
-	NotSent
-	// Foreign: what answers is not a DTESN engine, or is of another
-	// environment.
-	Foreign
-)
-
-func (v Verdict) String() string {
-	return [...]string{"unknown", "accepted", "rejected", "not sent", "foreign"}[v]
-}
-
-// An Answer is what came of a Send.
-type Answer struct {
-	Verdict Verdict
-	// Errors are the engine's words when it rejected, each one line of at most
-	// 200 bytes without control characters.
-	Errors []string
-	// Err is the reason when the verdict is Unknown, NotSent or Foreign.
-	Err error
-	// Broken: the connection broke after bytes were sent (no timeout): the
-	// engine may have died on the batch.
-	Broken bool
-	// Peer is who was sent the batch; zero when NotSent.
-	Peer Peer
-}
-
-// A ForeignError says that what answers on the socket is not the engine the
-// agent is for. Nothing is sent to it.
-type ForeignError struct {
-	// Reason is one line for people.
-	Reason string
-	// Environment: the answer was about the environment label.
-	Environment bool
-}
-
-func (e *ForeignError) Error() string { return fmt.Sprintf("wrong engine: %s", e.Reason) }

@@ -56,14 +56,22 @@ type Status struct {
 	Engine      EngineStatus        `json:"engine"`
 	Experiments []schema.Membership `json:"experiments"`
 
-	// Checks and the three answers derived from them.
-	Checks  Checks `json:"-"`
+	// Ready answers /readyz: the engine answers and runs the applied, valid set
+	// (or drift is being reported). Unready says why not, one line.
 	Ready   bool   `json:"-"`
-	Unready string `json:"-"` // why not ready, one line; "" when ready
+	Unready string `json:"-"`
 
-	// Stamp is when the transaction's loop last turned; Stages counts faults by
-	// stage since start.
-	Stamp time.Time `json:"-"`
+	// checks hold but for SourceFresh, which the clock decides.
+	checks        Checks
+	sourceStaleAt time.Time
+}
+
+// Checks are the health checks as they are at now: what was found when the
+// status was made, and the age of the last good read of the source.
+func (s *Status) Checks(now time.Time) Checks {
+	c := s.checks
+	c.SourceFresh = now.Before(s.sourceStaleAt)
+	return c
 }
 
 // Seen is the newest revision the source showed.
