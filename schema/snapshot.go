@@ -116,6 +116,15 @@ type Settlement struct {
 	Outcome Outcome // Rejected or Superseded
 }
 
+// Hold is the hold in force when s is the head; nil for none. A nil Snapshot,
+// the head of an empty repository, has none.
+func (s *Snapshot) Hold() *Hold {
+	if s == nil {
+		return nil
+	}
+	return s.Held
+}
+
 // Digest is the digest of the snapshot's Parameters.
 func (s *Snapshot) Digest() Digest { return s.Config.Digest() }
 

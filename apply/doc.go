@@ -1,0 +1,39 @@
+// Package apply is the transaction that brings what a source declares to the
+// live engine, and the recovery that finishes what a crash cut short.
+//
+// One goroutine, Reconciler.Run, owns everything: the store, the engine and
+// what is known of both. Triggers (a Document, a hint that the engine moved,
+// an operator's request, a timer) only wake it; each turn looks at the facts
+// and does the next thing they ask for. So the path after a crash is the path
+// without one: nothing but the refs and the commits of the store carries the
+// state from one process to the next.
+//
+// # The protocol
+//
+//	Commit   the candidate becomes the head           (write-ahead record)
+//	Send     one atomic batch to the engine           (the point of no return)
+//	Read     on a fresh connection: does it run it?
+//	Confirm  the applied ref moves to the head        (durable; now "applied" is said)
+//
+// A crash before Commit leaves nothing. A crash between Commit and Confirm
+// leaves a head that is not applied; the next start reads the engine and goes
+// on from what it runs. A crash after Confirm leaves nothing to do.
+//
+// A rejected or withdrawn candidate is settled by a revert at the head, which
+// is durable before the engine is asserted to run it; Confirm then moves the
+// applied ref over it. A head that is a revert or a note is never reverted:
+// whoever finds it asserts it and confirms it.
+//
+// The order is Commit before Send, because an engine that runs what no record
+// names could not be explained after a crash; and Send before the sync of
+// Confirm, because the engine need not wait for the disk: a power cut that
+// loses an unconfirmed candidate loses nothing that anybody was told.
+//
+// # The engine's answers
+//
+// Accepted, rejected, unknown. Unknown is settled by asking, never guessed: a
+// candidate stays pending while the engine is down or hangs. Two deaths on the
+// same candidate are a rejection; so that an agent that is killed in between
+// cannot make it three, a second send is preceded by a durable mark (the
+// retried ref), and whoever finds the mark at start never sends again.
+package apply

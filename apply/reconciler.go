@@ -1,0 +1,332 @@
+package apply
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// A DriftMode says what to do about an engine that runs something else than
+// the applied snapshot although it did not restart.
+type DriftMode string
+
+// The drift modes.
+const (
+	DriftCorrect DriftMode = "correct" // assert the applied snapshot
+	DriftReport  DriftMode = "report"  // only say so
+)
+
+// Metrics counts what the transaction does. Implementations are safe for use
+// from the Reconciler's goroutine while others read.
+type Metrics interface {
+	Outcome(schema.Outcome)
+	// ValidationFailures counts an invalid Document, once for each parameter
+	// concerned; "" stands for the Document itself.
+	ValidationFailures(parameters []string)
+	// Rollback counts a return to an earlier state: engine, operator, probation
+	// or hook.
+	Rollback(cause string)
+	// Phase observes how long a phase took: load, commit, engine, confirm, total.
+	Phase(phase string, d time.Duration)
+	// StageFailure counts a fault: source, load, commit, send, read, confirm,
+	// revert, assert.
+	StageFailure(stage string)
+	Drift()
+	// Success stamps a loop's last success: source, engine, transaction.
+	Success(loop string)
+}
+
+// Options are what a Reconciler is made of; all fields but Observe are needed.
+type Options struct {
+	Environment  schema.Environment
+	Instance     string
+	AgentVersion string
+
+	Store   Store
+	Engine  Engine
+	Metrics Metrics
+	Logger  *slog.Logger
+
+	// Source describes where Documents come from, for status; SourceStale is
+	// the age of the last good read from which on the source is not fresh.
+	Source      SourceStatus
+	SourceStale time.Duration
+	// Socket and StateDir are shown in status.
+	Socket, StateDir string
+	MaxSnapshots     int
+
+	Drift         DriftMode
+	DriftInterval time.Duration
+	// Observe: read, validate, compare and report; never send or commit.
+	Observe bool
+}
+
+// How long the Reconciler waits for things.
+const (
+	// engineDownPoll is how often an engine that is down is asked: it must be
+	// asserted within 1 s of its first answer.
+	engineDownPoll = 250 * time.Millisecond
+	// lateWatch is how long after an unknown answer the engine is read each
+	// lateEvery, because the request may still land.
+	lateWatch, lateEvery = time.Minute, time.Second
+	// backoffLeast and backoffMost bound the wait after a fault that waiting
+	// may cure.
+	backoffLeast, backoffMost = time.Second, 5 * time.Minute
+	// sourceWait is how long Recover waits for the first word of the source.
+	sourceWait = 5 * time.Second
+	// heartbeat is how often the loop turns at least, so that liveness shows.
+	heartbeat = 5 * time.Second
+)
+
+// A Reconciler owns the transaction. Make one with New, start it with Run;
+// the other exported methods are safe from any goroutine and return at once
+// unless they say otherwise.
+type Reconciler struct {
+	opt Options
+	log *repeater
+
+	kick     chan struct{}
+	requests chan *request
+	status   atomic.Pointer[Status]
+	stamp    atomic.Int64 // Unix nanoseconds of the last turn
+
+	inbox struct {
+		sync.Mutex
+		doc       *schema.Document
+		docAt     time.Time
+		source    SourceStatus
+		answered  bool // the source said something since start
+		hint      bool // the engine may have moved
+		lastGood  time.Time
+		sourceErr error
+	}
+
+	// All below belongs to the goroutine of Run.
+
+	started   time.Time
+	recovered bool // the first turn with an engine, or without need of one, is over
+	seen      declared
+	attempts  []Attempt // newest first
+	attempted int       // index into attempts of what `attempted` shows; -1 for none
+	engine    engineView
+	flight    *flight
+	fault     fault // what stands in the way now, if anything
+	drift     *Drift
+	point     rollbackPoint
+	waiters   []*request // rollbacks whose caller waits for the outcome
+	wake      time.Time  // when to turn next at the latest
+	writable  bool
+	probed    time.Time
+}
+
+// declared is what the source declares: the newest Document and what became
+// of loading it.
+type declared struct {
+	doc        *schema.Document
+	at         time.Time
+	config     *schema.Configuration // nil while invalid
+	violations *schema.Violations
+}
+
+// New makes a Reconciler; it does nothing until Run.
+func New(opt Options) *Reconciler {
+	r := &Reconciler{
+		opt: opt, log: newRepeater(opt.Logger),
+		kick: make(chan struct{}, 1), requests: make(chan *request),
+		attempted: -1, writable: true,
+	}
+	r.inbox.source = opt.Source
+	r.started = time.Now()
+	r.stamp.Store(r.started.UnixNano())
+	r.publish()
+	return r
+}
+
+// Document offers the newest Document; an older one that was not yet taken is
+// forgotten. The Document must not change afterwards.
+func (r *Reconciler) Document(doc *schema.Document) {
+	r.inbox.Lock()
+	r.inbox.doc, r.inbox.docAt, r.inbox.answered = doc, time.Now(), true
+	r.inbox.Unlock()
+	r.poke()
+}
+
+// SourceRead reports a read of the source: how it is read ("inotify" or
+// "poll"), when it was last read well, and the error of the last try, nil if
+// it went well.
+func (r *Reconciler) SourceRead(mode string, lastGood time.Time, err error) {
+	r.inbox.Lock()
+	in := &r.inbox
+	changed := in.source.Mode != mode || (err == nil) != (in.sourceErr == nil) || (err != nil && err.Error() != in.sourceErr.Error())
+	in.source.Mode, in.sourceErr, in.lastGood = mode, err, lastGood
+	in.source.LastRead, in.source.LastError = schema.Unix(lastGood), errorText(err)
+	if lastGood.IsZero() {
+		in.source.LastRead = 0
+	}
+	if err != nil {
+		in.answered = true
+		r.opt.Metrics.StageFailure("source")
+	} else {
+		r.opt.Metrics.Success("source")
+	}
+	r.inbox.Unlock()
+	if changed {
+		r.poke()
+	}
+}
+
+// EngineHint says that the engine may have come, gone or restarted.
+func (r *Reconciler) EngineHint() {
+	r.inbox.Lock()
+	r.inbox.hint = true
+	r.inbox.Unlock()
+	r.poke()
+}
+
+// Status is how things stand: never nil, immutable, read without a lock.
+func (r *Reconciler) Status() *Status { return r.status.Load() }
+
+// Stamp is when the loop last turned, for liveness.
+func (r *Reconciler) Stamp() time.Time { return time.Unix(0, r.stamp.Load()) }
+
+func (r *Reconciler) poke() {
+	select {
+	case r.kick <- struct{}{}:
+	default: // a wake-up is already waiting
+	}
+}
+
+// Run reconciles until ctx ends. The step in flight is finished first, within
+// its own time limits, so that an engine is not left half asked.
+func (r *Reconciler) Run(ctx context.Context) error {
+	work := context.WithoutCancel(ctx)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			r.abandonWaiters()
+			return nil
+		case <-r.kick:
+		case req := <-r.requests:
+			r.turnOnce(work)
+			r.serve(work, req)
+		case <-timer.C:
+		}
+		r.turn(work, ctx.Done())
+		timer.Reset(max(0, time.Until(r.wake)))
+	}
+}
+
+// turn does one thing after another until there is nothing left to do now,
+// then says when to look again.
+func (r *Reconciler) turn(ctx context.Context, stop <-chan struct{}) {
+	for r.turnOnce(ctx) {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+	}
+	r.probe()
+	r.publish()
+}
+
+// turnOnce looks at the facts and does the next thing; it reports whether
+// there may be more to do at once.
+func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
+	now := time.Now()
+	r.stamp.Store(now.UnixNano())
+	r.wake = now.Add(heartbeat)
+	r.takeInbox()
+	if r.opt.Observe {
+		return r.observe(ctx)
+	}
+	if !r.recovered && !r.sourceAnswered() && now.Before(r.started.Add(sourceWait)) {
+		r.wakeAt(r.started.Add(sourceWait))
+		return false
+	}
+	if r.flight != nil && r.flight.verified {
+		return r.confirm(ctx)
+	}
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	switch {
+	case head == nil || (applied != nil && head.Commit == applied.Commit):
+		return r.compare(ctx)
+	case head.Kind.Candidate():
+		return r.drive(ctx, head)
+	default:
+		return r.settle(ctx, head)
+	}
+}
+
+// wakeAt makes the next turn come at t at the latest.
+func (r *Reconciler) wakeAt(t time.Time) {
+	if t.Before(r.wake) {
+		r.wake = t
+	}
+}
+
+func (r *Reconciler) sourceAnswered() bool {
+	r.inbox.Lock()
+	defer r.inbox.Unlock()
+	return r.inbox.answered
+}
+
+// takeInbox takes the newest Document and loads it. An invalid one is put on
+// record and touches nothing.
+func (r *Reconciler) takeInbox() {
+	r.inbox.Lock()
+	doc, at, hint := r.inbox.doc, r.inbox.docAt, r.inbox.hint
+	r.inbox.doc, r.inbox.hint = nil, false
+	r.inbox.Unlock()
+	if hint {
+		r.engine.due = true
+	}
+	if doc == nil {
+		return
+	}
+	start := time.Now()
+	config, violations := schema.Load(doc, r.opt.Instance)
+	r.opt.Metrics.Phase("load", time.Since(start))
+	changed := r.seen.doc == nil || r.seen.doc.Revision() != doc.Revision()
+	r.seen = declared{doc: doc, at: at, config: config, violations: violations}
+	if violations != nil && changed {
+		r.recordInvalid(doc, violations)
+	}
+	r.publish()
+}
+
+// compare is the turn while nothing is open: it looks after the engine, then
+// holds what is declared against what is applied.
+func (r *Reconciler) compare(ctx context.Context) (more bool) {
+	applied := r.opt.Store.Applied()
+	differs := r.seen.config != nil && (applied == nil || r.seen.config.Parameters != applied.Config)
+	tryable := differs && !r.opt.Store.Head().Hold().Holds(r.seen.config.Parameters.Digest())
+	// At start a Document that is about to be sent spares the engine the
+	// applied snapshot; afterwards an engine is never left on what is not ours.
+	if !r.upkeep(ctx, applied, !r.recovered && tryable) {
+		return false
+	}
+	r.recovered = true
+	if r.seen.config == nil {
+		return false
+	}
+	hold := r.opt.Store.Head().Hold()
+	digest := r.seen.config.Parameters.Digest()
+	switch {
+	case hold.Holds(digest):
+		r.recordHeld(hold)
+		return false
+	case differs:
+		return r.begin(ctx, applied)
+	case hold != nil:
+		return r.note(ctx, nil, "the hold ended: the source declares what is applied")
+	default:
+		return r.recordUnchanged(ctx)
+	}
+}
