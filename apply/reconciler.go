@@ -40,7 +40,7 @@ type Metrics interface {
 	Success(loop string)
 }
 
-// Options are what a Reconciler is made of; all fields but Observe are needed.
+// Options are what a Reconciler is made of; all fields but OnStatus and Observe are needed.
 type Options struct {
 	Environment  schema.Environment
 	Instance     string
@@ -51,9 +51,12 @@ type Options struct {
 	Metrics Metrics
 	Logger  *slog.Logger
 
-	// Source describes where Documents come from, for status; SourceStale is
-	// the age of the last good read from which on the source is not fresh.
+	// Source describes where Documents come from, for status, and ReadSource
+	// says how it is read ("inotify" or "poll"), when it was last read well, and
+	// the error of the last try. SourceStale is the age of the last good read
+	// from which on the source is not fresh.
 	Source      SourceStatus
+	ReadSource  func() (mode string, lastGood time.Time, err error)
 	SourceStale time.Duration
 	// Socket and StateDir are shown in status.
 	Socket, StateDir string
@@ -61,6 +64,9 @@ type Options struct {
 
 	Drift         DriftMode
 	DriftInterval time.Duration
+	// OnStatus, if set, is called with each new status, on the Reconciler's
+	// goroutine; it must return at once.
+	OnStatus func(*Status)
 	// Observe: read, validate, compare and report; never send or commit.
 	Observe bool
 }
@@ -96,13 +102,10 @@ type Reconciler struct {
 
 	inbox struct {
 		sync.Mutex
-		doc       *schema.Document
-		docAt     time.Time
-		source    SourceStatus
-		answered  bool // the source said something since start
-		hint      bool // the engine may have moved
-		lastGood  time.Time
-		sourceErr error
+		doc      *schema.Document
+		docAt    time.Time
+		answered bool // the source said something since start
+		hint     bool // the engine may have moved
 	}
 
 	// All below belongs to the goroutine of Run.
@@ -114,13 +117,17 @@ type Reconciler struct {
 	attempted int       // index into attempts of what `attempted` shows; -1 for none
 	engine    engineView
 	flight    *flight
-	fault     fault // what stands in the way now, if anything
+	settled   string // the settlement at the head that the engine was read to run, until it is confirmed
+	fault     fault  // what stands in the way now, if anything
 	drift     *Drift
-	point     rollbackPoint
+	ledger    ledger
 	waiters   []*request // rollbacks whose caller waits for the outcome
 	wake      time.Time  // when to turn next at the latest
 	writable  bool
+	validity  map[schema.Parameters]bool
 	probed    time.Time
+	// sourceGood is the source's last good read that was counted.
+	sourceGood time.Time
 }
 
 // declared is what the source declares: the newest Document and what became
@@ -137,9 +144,8 @@ func New(opt Options) *Reconciler {
 	r := &Reconciler{
 		opt: opt, log: newRepeater(opt.Logger),
 		kick: make(chan struct{}, 1), requests: make(chan *request),
-		attempted: -1, writable: true,
+		attempted: -1, writable: true, validity: map[schema.Parameters]bool{},
 	}
-	r.inbox.source = opt.Source
 	r.started = time.Now()
 	r.stamp.Store(r.started.UnixNano())
 	r.publish()
@@ -155,28 +161,15 @@ func (r *Reconciler) Document(doc *schema.Document) {
 	r.poke()
 }
 
-// SourceRead reports a read of the source: how it is read ("inotify" or
-// "poll"), when it was last read well, and the error of the last try, nil if
-// it went well.
-func (r *Reconciler) SourceRead(mode string, lastGood time.Time, err error) {
+// SourceError says that the source cannot be read. What it last declared stays
+// declared.
+func (r *Reconciler) SourceError(err error) {
 	r.inbox.Lock()
-	in := &r.inbox
-	changed := in.source.Mode != mode || (err == nil) != (in.sourceErr == nil) || (err != nil && err.Error() != in.sourceErr.Error())
-	in.source.Mode, in.sourceErr, in.lastGood = mode, err, lastGood
-	in.source.LastRead, in.source.LastError = schema.Unix(lastGood), errorText(err)
-	if lastGood.IsZero() {
-		in.source.LastRead = 0
-	}
-	if err != nil {
-		in.answered = true
-		r.opt.Metrics.StageFailure("source")
-	} else {
-		r.opt.Metrics.Success("source")
-	}
+	r.inbox.answered = true
 	r.inbox.Unlock()
-	if changed {
-		r.poke()
-	}
+	r.opt.Metrics.StageFailure("source")
+	r.log.Error("source", "the configuration cannot be read; the engine keeps what it has", "error", err)
+	r.poke()
 }
 
 // EngineHint says that the engine may have come, gone or restarted.
@@ -234,6 +227,7 @@ func (r *Reconciler) turn(ctx context.Context, stop <-chan struct{}) {
 	}
 	r.probe()
 	r.publish()
+	r.account(ctx)
 }
 
 // turnOnce looks at the facts and does the next thing; it reports whether
@@ -255,6 +249,8 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 	}
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	switch {
+	case head != nil && r.settled == head.ID:
+		return r.settle(ctx, head)
 	case head == nil || (applied != nil && head.Commit == applied.Commit):
 		return r.compare(ctx)
 	case head.Kind.Candidate():
@@ -295,6 +291,9 @@ func (r *Reconciler) takeInbox() {
 	r.opt.Metrics.Phase("load", time.Since(start))
 	changed := r.seen.doc == nil || r.seen.doc.Revision() != doc.Revision()
 	r.seen = declared{doc: doc, at: at, config: config, violations: violations}
+	if changed {
+		r.retryNow() // what waits for its time may have been cured by hand
+	}
 	if violations != nil && changed {
 		r.recordInvalid(doc, violations)
 	}
@@ -309,7 +308,8 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	tryable := differs && !r.opt.Store.Head().Hold().Holds(r.seen.config.Parameters.Digest())
 	// At start a Document that is about to be sent spares the engine the
 	// applied snapshot; afterwards an engine is never left on what is not ours.
-	if !r.upkeep(ctx, applied, !r.recovered && tryable) {
+	known := r.upkeep(ctx, applied, !r.recovered && tryable)
+	if !known && (!r.recovered || applied == nil) {
 		return false
 	}
 	r.recovered = true
@@ -326,7 +326,8 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 		return r.begin(ctx, applied)
 	case hold != nil:
 		return r.note(ctx, nil, "the hold ended: the source declares what is applied")
-	default:
+	case known:
 		return r.recordUnchanged(ctx)
 	}
+	return false
 }

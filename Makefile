@@ -1,0 +1,49 @@
+# Two commands do everything: `make run` and `make test`. `make help` lists the rest.
+
+GO        ?= go
+GOFUMPT   = $(GO) run mvdan.cc/gofumpt@v0.12.0
+STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+AGENT     = bin/agent
+FUZZTIME  ?= 60s
+
+.PHONY: help run build test check fmt bench fuzz schema clean FORCE
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(AGENT) ## Build the agent, static and stripped, as bin/agent
+
+$(AGENT): FORCE
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./cmd/agent
+
+run: build ## Run the agent with its embedded engine on examples/config
+	@exec $(AGENT) run --environment development --config examples/config --embedded-engine --state .run/state
+
+test: ## Run every test, with the race detector
+	$(GO) test -race -timeout 10m ./...
+
+check: ## What must be clean before a commit: format, vet, staticcheck, imports, README
+	@test -z "$$($(GOFUMPT) -l . | tee /dev/stderr)" || { echo 'not formatted: run make fmt'; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	$(GO) test ./test -run '^(TestImports|TestReadme|TestExamples)'
+
+fmt: ## Format the code
+	$(GOFUMPT) -w .
+
+bench: build ## Measure the agent beside the floor of the same run
+	$(GO) run ./test/bench -agent $(AGENT)
+
+fuzz: ## Fuzz the loader and the trailers, FUZZTIME (60s) each
+	$(GO) test ./schema -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime $(FUZZTIME)
+	$(GO) test ./schema -run '^$$' -fuzz '^FuzzParseCanonical$$' -fuzztime $(FUZZTIME)
+	$(GO) test ./gitstore -run '^$$' -fuzz '^Fuzz' -fuzztime $(FUZZTIME)
+
+schema: build ## Write the JSON Schema that editors use beside the examples
+	$(AGENT) schema --format jsonschema > examples/config/dtesn.schema.json
+
+clean: ## Remove what was built and the state of make run
+	rm -rf bin .run
+
+FORCE:

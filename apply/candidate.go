@@ -1,0 +1,335 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// A flight is what this process knows of the open candidate. Losing it loses
+// no promise: a restart starts a new flight from the refs.
+type flight struct {
+	id      string
+	fresh   bool      // committed by this process
+	started time.Time // when its Document was seen
+	sends   int       // batches that reached the engine
+	deaths  int       // sends the engine died on
+	// broken: the connection of the last send broke and it is not yet known
+	// whether the engine died; sentTo is whom it was sent to.
+	broken bool
+	sentTo schema.Peer
+	// acked: the engine accepted and the read-back is still owed; lies counts
+	// read-backs that showed something else.
+	acked bool
+	lies  int
+	// marked: the retried ref names it, and this process set it.
+	marked bool
+	// verified: the engine was read to run it; only Confirm is missing.
+	verified bool
+	// verdict is set once it is rejected, until the revert is on record.
+	verdict *verdict
+}
+
+// A verdict is why a candidate is rejected.
+type verdict struct {
+	by     string // "engine"
+	reason string
+	errors []string
+}
+
+// flightOf returns the flight of the open candidate, a new one if this process
+// did not commit it.
+func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
+	if r.flight == nil || r.flight.id != head.ID {
+		// Whoever committed it may have sent it and met a death: this counts as
+		// one, so that no restart makes the engine die a third time.
+		r.flight = &flight{id: head.ID, started: time.Now(), deaths: 1}
+		r.clear("commit")
+		r.recordPending(head)
+		r.log.Info("recover", "found a candidate that is not settled; asking the engine", "snapshot", head.ID)
+	}
+	return r.flight
+}
+
+// begin commits what the source declares as the candidate and drives it.
+func (r *Reconciler) begin(ctx context.Context, applied *schema.Snapshot) (more bool) {
+	if !r.engine.reachable && (applied == nil || !r.recovered) {
+		// Without an applied snapshot the record needs what the engine runs, for
+		// that is where a rejection goes back to.
+		return false
+	}
+	rec := r.changeRecord(applied)
+	rec.OutcomeOf = nil
+	snap, ok := r.commit(ctx, rec)
+	if !ok {
+		return false
+	}
+	return r.drive(ctx, snap)
+}
+
+// changeRecord is the record of what the source declares.
+func (r *Reconciler) changeRecord(applied *schema.Snapshot) schema.Snapshot {
+	c := r.seen.config
+	rec := schema.Snapshot{
+		Kind: schema.KindChange, Description: c.Description, Config: c.Parameters,
+		Source: r.seen.doc.Source, Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
+	}
+	r.fill(&rec, applied)
+	return rec
+}
+
+// fill gives rec what every record says: where it belongs, what ran before,
+// and what changes against the applied snapshot.
+func (r *Reconciler) fill(rec *schema.Snapshot, applied *schema.Snapshot) {
+	rec.Environment, rec.Instance = r.opt.Environment, r.opt.Instance
+	rec.AgentVersion, rec.SchemaDigest = r.opt.AgentVersion, schema.SchemaDigest()
+	if r.engine.known {
+		before := r.engine.reading.Parameters
+		rec.Before = &before
+	}
+	switch {
+	case applied != nil:
+		rec.Changes = rec.Config.Diff(applied.Config)
+	case rec.Before != nil:
+		rec.Changes = rec.Config.Diff(*rec.Before)
+	}
+}
+
+// commit writes a candidate to the head and opens its flight.
+func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, bool) {
+	if !r.ready("commit") {
+		return nil, false
+	}
+	start := time.Now()
+	snap, err := r.opt.Store.Commit(ctx, rec)
+	if err != nil {
+		r.diskFailed("commit", err, "the change cannot be recorded, so it was not sent")
+		return nil, false
+	}
+	r.opt.Metrics.Phase("commit", time.Since(start))
+	r.clear("commit")
+	if rec.OutcomeOf != nil {
+		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
+	}
+	r.flight = &flight{id: snap.ID, fresh: true, started: start}
+	if rec.Kind == schema.KindChange {
+		r.flight.started = r.seen.at
+	}
+	r.clear("send")
+	r.recordPending(snap)
+	return snap, true
+}
+
+// drive brings the open candidate one step further.
+func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more bool) {
+	f := r.flightOf(head)
+	if f.verdict != nil {
+		return r.reject(ctx, head, f)
+	}
+	if done, more := r.displace(ctx, head, f); done {
+		return more
+	}
+	r.recovered = true
+	if !f.fresh || f.sends > 0 || !r.engine.reachable {
+		if known, more := r.ask(ctx, head, f); !known {
+			return more
+		}
+	}
+	if !r.ready("send") {
+		return false
+	}
+	if !f.fresh || f.sends > 0 {
+		if ok, more := r.mark(ctx, f); !ok {
+			return more
+		}
+	}
+	return r.deliver(ctx, head, f)
+}
+
+// displace ends the candidate when something else is to run: a newer valid
+// Document that nothing holds, or rules that changed since it was committed.
+func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *flight) (done, more bool) {
+	applied := r.opt.Store.Applied()
+	if c := r.seen.config; c != nil && c.Parameters != head.Config && !head.Held.Holds(c.Parameters.Digest()) {
+		if applied != nil && c.Parameters == applied.Config {
+			return true, r.withdraw(ctx, head, "the source went back to what is applied", nil)
+		}
+		rec := r.changeRecord(applied)
+		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+		_, ok := r.commit(ctx, rec)
+		return true, ok
+	}
+	if f.fresh {
+		return false, false
+	}
+	if broken := schema.CheckParameters(head.Config); len(broken) > 0 {
+		return true, r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, applied.Hold())
+	}
+	return false, false
+}
+
+// ask settles what is not known of the candidate by reading the engine. It
+// reports whether the candidate is still to be sent.
+func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) (toSend, more bool) {
+	if !r.readDue() && !r.retryDue("assert") {
+		// Nothing new is known; a send may be due all the same.
+		return r.engine.reachable && !f.acked && !f.broken, false
+	}
+	reading, err := r.read(ctx)
+	if err != nil {
+		if f.broken && gone(err) {
+			r.died(f)
+		}
+		return false, f.verdict != nil
+	}
+	if f.broken && reading.Peer != f.sentTo {
+		r.died(f)
+	}
+	f.broken = false
+	switch {
+	case reading.Parameters == head.Config:
+		f.verified = true
+		return false, true
+	case f.verdict != nil:
+		return false, true
+	case f.acked:
+		return false, r.lied(ctx, head, f, reading)
+	}
+	// The engine came back without the candidate after it had been sent: first
+	// the state that is known to be good, then, when its time comes, once more.
+	applied := r.opt.Store.Applied()
+	if r.engine.returned && f.sends > 0 && applied != nil && reading.Parameters != applied.Config {
+		if !r.ready("assert") || !r.assert(ctx, applied) {
+			return false, false
+		}
+	}
+	r.engine.returned = false
+	return true, false
+}
+
+// died counts an engine that died on the candidate; twice is a rejection.
+func (r *Reconciler) died(f *flight) {
+	f.broken = false
+	f.deaths++
+	r.log.Warn("died", "the engine died while it was taking the candidate", "snapshot", f.id, "deaths", f.deaths)
+	if f.deaths >= 2 {
+		f.verdict = &verdict{by: "engine", reason: "the engine died twice while taking it"}
+	}
+}
+
+// mark makes it durable that a candidate is sent a second time. Who finds the
+// mark without having set it does not send: that would be the third.
+func (r *Reconciler) mark(ctx context.Context, f *flight) (ok, more bool) {
+	if f.marked {
+		return true, false
+	}
+	if r.opt.Store.Retried() {
+		f.verdict = &verdict{by: "engine", reason: "cut twice while being applied"}
+		return false, true
+	}
+	f.marked = true // even if the next line fails: it may have happened
+	if err := r.opt.Store.SetRetried(ctx, true); err != nil {
+		r.diskFailed("commit", err, "the second try cannot be recorded, so it was not made")
+		r.block("send", r.fault.reason, r.fault.hint)
+		f.marked = r.opt.Store.Retried()
+		return f.marked, false
+	}
+	return true, false
+}
+
+// deliver sends the candidate and follows up on the answer.
+func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flight) (more bool) {
+	start := time.Now()
+	answer := r.send(ctx, head)
+	if answer.Verdict != schema.VerdictNotSent && answer.Verdict != schema.VerdictForeign {
+		f.sends++
+	}
+	switch answer.Verdict {
+	case schema.VerdictAccepted:
+		f.acked = true
+		reading, err := r.read(ctx)
+		if err != nil {
+			return false // still owed; ask settles it
+		}
+		if reading.Parameters != head.Config {
+			return r.lied(ctx, head, f, reading)
+		}
+		r.opt.Metrics.Phase("engine", time.Since(start))
+		f.verified = true
+		return true
+	case schema.VerdictRejected:
+		f.verdict = &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
+		return true
+	case schema.VerdictNotSent:
+		return false
+	case schema.VerdictForeign:
+		r.block("send", answer.Err.Error(), foreignHint)
+		return false
+	default:
+		f.broken, f.sentTo, f.acked = answer.Broken, answer.Peer, false
+		r.block("send", "the engine did not answer: "+errorText(answer.Err), "look at the engine's log; the agent keeps asking")
+		return true // the read is due now
+	}
+}
+
+// lied deals with an engine that accepted and runs something else. Two
+// read-backs that disagree are two engines, not a verdict; the same lie twice
+// is a rejection.
+func (r *Reconciler) lied(ctx context.Context, head *schema.Snapshot, f *flight, first schema.Reading) (more bool) {
+	second, err := r.read(ctx)
+	if err != nil {
+		return false
+	}
+	if second.Parameters == head.Config || second.Parameters != first.Parameters {
+		f.acked = false
+		r.block("send", "two readings in a row disagree: there are several engines behind one socket",
+			"run the server with one worker (--workers 1): each worker has a configuration of its own")
+		return false
+	}
+	f.acked = false
+	if f.lies++; f.lies < 2 {
+		r.log.Warn("send", "the engine accepted and runs something else; sending once more", "snapshot", head.ID)
+		r.clear("send")
+		return true
+	}
+	text := "the engine accepted it twice and runs something else: " + changesText(first.Parameters.Diff(head.Config))
+	f.verdict = &verdict{by: "engine", reason: text, errors: []string{text}}
+	return true
+}
+
+// confirm makes the candidate that runs the applied one, durably. Nothing is
+// told before it returned.
+func (r *Reconciler) confirm(ctx context.Context) (more bool) {
+	f := r.flight
+	if !r.ready("confirm") {
+		// The disk does not take it yet; the engine must not be forgotten.
+		if head := r.opt.Store.Head(); r.readDue() {
+			if reading, err := r.read(ctx); err == nil && reading.Parameters != head.Config {
+				f.verified = false
+				return true
+			}
+		}
+		return false
+	}
+	start := time.Now()
+	if err := r.opt.Store.Confirm(ctx); err != nil {
+		r.diskFailed("confirm", err, "the engine runs the change, but it cannot be put on record durably")
+		return false
+	}
+	r.opt.Metrics.Phase("confirm", time.Since(start))
+	r.clear("confirm", "send", "assert")
+	r.flight, r.drift, r.engine.returned = nil, nil, false
+	head := r.opt.Store.Head()
+	if head.Kind == schema.KindRollback {
+		r.opt.Metrics.Rollback("operator")
+	}
+	r.opt.Metrics.Phase("total", time.Since(f.started))
+	r.opt.Metrics.Success("transaction")
+	r.finish(head.ID, schema.Applied, "")
+	r.log.Info("applied", "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
+		"description", fmt.Sprintf("%.200s", head.Description), "took", time.Since(f.started).Round(10*time.Microsecond))
+	return true
+}

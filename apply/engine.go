@@ -1,0 +1,219 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// engineView is what is known of the engine.
+type engineView struct {
+	reading   schema.Reading // the last one; valid while known
+	known     bool
+	reachable bool
+	err       error // of the last try, nil when it went well
+	at        time.Time
+	due       bool      // ask now
+	next      time.Time // ask then at the latest
+	// returned: it was gone or its peer changed since it was last seen to run
+	// what it should, so what it runs is not drift.
+	returned bool
+	// lateUntil: a request whose answer was lost may still land until then.
+	lateUntil time.Time
+	// foreign counts the tries in a row that met a wrong server.
+	foreign int
+}
+
+// gone reports whether err says that nobody listens on the socket.
+func gone(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
+}
+
+// readDue reports whether the engine should be asked now, and plans the next
+// turn if not.
+func (r *Reconciler) readDue() bool {
+	e := &r.engine
+	if !e.known || e.due || !time.Now().Before(e.next) {
+		return true
+	}
+	r.wakeAt(e.next)
+	return false
+}
+
+// read asks the engine what it runs and notes the answer.
+func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
+	r.stamp.Store(time.Now().UnixNano())
+	reading, err := r.opt.Engine.Read(ctx)
+	now, e := time.Now(), &r.engine
+	e.due = false
+	if err != nil {
+		r.engineFailed("read", err)
+		return reading, err
+	}
+	if !e.reachable && e.known {
+		r.log.Info("engine", "the engine answers again", "socket", r.opt.Socket)
+	}
+	r.log.Clear("engine")
+	if !e.known || reading.Peer != e.reading.Peer {
+		e.returned = true
+	}
+	e.reading, e.known, e.reachable, e.err, e.at, e.foreign = reading, true, true, nil, now, 0
+	e.next = now.Add(r.opt.DriftInterval)
+	if now.Before(e.lateUntil) {
+		e.next = now.Add(min(lateEvery, r.opt.DriftInterval))
+	}
+	r.wakeAt(e.next)
+	r.opt.Metrics.Success("engine")
+	return reading, nil
+}
+
+// engineFailed notes that the engine could not be asked or told, and plans the
+// next try: soon when nobody listens, for its first answer must find us.
+func (r *Reconciler) engineFailed(stage string, err error) {
+	e := &r.engine
+	e.reachable, e.err = false, err
+	wait := lateEvery
+	var foreign *schema.ForeignError
+	switch {
+	case gone(err):
+		e.returned = true
+		wait = engineDownPoll
+	case errors.As(err, &foreign):
+		wait = backoff(e.foreign)
+		e.foreign++
+	}
+	e.next, e.due = time.Now().Add(wait), false
+	r.wakeAt(e.next)
+	r.opt.Metrics.StageFailure(stage)
+	r.log.Warn("engine", "the engine cannot be asked", "socket", r.opt.Socket, "error", err)
+}
+
+// send brings a snapshot's Parameters to the engine.
+func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer {
+	r.stamp.Store(time.Now().UnixNano())
+	answer := r.opt.Engine.Send(ctx, schema.Batch{
+		Parameters: s.Config, Description: s.Description, SnapshotID: s.ID, Revision: s.Commit,
+	})
+	e := &r.engine
+	switch answer.Verdict {
+	case schema.VerdictNotSent:
+		r.engineFailed("send", answer.Err)
+	case schema.VerdictUnknown:
+		e.lateUntil = time.Now().Add(lateWatch)
+		e.due = true
+		r.opt.Metrics.StageFailure("send")
+		r.log.Warn("send", "the engine's answer is not known; asking what it runs", "error", answer.Err)
+	case schema.VerdictForeign:
+		e.err = answer.Err
+		r.opt.Metrics.StageFailure("send")
+	default:
+		r.log.Clear("send")
+	}
+	return answer
+}
+
+// upkeep keeps the engine on the applied snapshot: it reads when a reading is
+// due and, if the engine runs something else, asserts the applied snapshot
+// after a restart always, after drift unless drift is only to be reported.
+// With spare set a difference is left alone: the caller sends right away. It
+// reports whether what the engine runs is known.
+func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare bool) (known bool) {
+	if !r.readDue() && !r.retryDue("assert") {
+		return r.engine.reachable
+	}
+	reading, err := r.read(ctx)
+	switch {
+	case err != nil:
+		return false
+	case applied == nil:
+		r.engine.returned = false
+		return true
+	case reading.Parameters == applied.Config:
+		r.engineInOrder()
+		return true
+	case spare:
+		return true
+	}
+	own := r.engine.returned || time.Now().Before(r.engine.lateUntil)
+	if !own {
+		r.noteDrift(reading.Parameters, applied)
+		if r.opt.Drift == DriftReport {
+			return true
+		}
+	}
+	if r.ready("assert") && r.assert(ctx, applied) {
+		r.engineInOrder()
+	}
+	return r.engine.reachable
+}
+
+// engineInOrder notes that the engine runs the applied snapshot.
+func (r *Reconciler) engineInOrder() {
+	if r.drift != nil {
+		r.log.Info("drift", "the drift is over: the engine runs the applied snapshot")
+	}
+	r.engine.returned, r.drift = false, nil
+	r.clear("assert")
+}
+
+func (r *Reconciler) noteDrift(runs schema.Parameters, applied *schema.Snapshot) {
+	differences := runs.Diff(applied.Config)
+	if r.drift == nil {
+		r.drift = &Drift{Since: schema.Unix(time.Now())}
+		r.opt.Metrics.Drift()
+		r.log.Warn("drift", "the engine runs something else than the applied snapshot, and it did not restart",
+			"snapshot", applied.ID, "differences", changesText(differences), "mode", string(r.opt.Drift))
+	}
+	r.drift = &Drift{Since: r.drift.Since, Differences: differences}
+	r.publish()
+}
+
+// assert makes the engine run the snapshot s: send, read back, no commit. When
+// it fails, what stands in the way is noted and a later try planned.
+func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
+	answer := r.send(ctx, s)
+	reason, hint := "", "the engine's log says more; the agent tries again by itself"
+	switch answer.Verdict {
+	case schema.VerdictNotSent:
+		return false // engineFailed has planned the next try
+	case schema.VerdictRejected:
+		reason = "the engine refuses " + s.ID + ": " + strings.Join(answer.Errors, "; ")
+		hint = "declare a configuration that this engine can hold, or give it what it had when this one was applied"
+	case schema.VerdictForeign:
+		reason, hint = answer.Err.Error(), foreignHint
+	default:
+		reading, err := r.read(ctx)
+		if err == nil && reading.Parameters == s.Config {
+			r.clear("assert")
+			r.log.Info("asserted", "the engine was brought to a recorded state", "snapshot", s.ID)
+			return true
+		}
+		if err != nil {
+			return false
+		}
+		reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(reading.Parameters.Diff(s.Config))
+		if answer.Err != nil {
+			reason += "; " + answer.Err.Error()
+		}
+	}
+	r.opt.Metrics.StageFailure("assert")
+	r.block("assert", reason, hint)
+	return false
+}
+
+const foreignHint = "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
+
+// changesText is a list of changes on one line.
+func changesText(changes []schema.Change) string {
+	texts := make([]string, len(changes))
+	for i, c := range changes {
+		texts[i] = fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New)
+	}
+	return strings.Join(texts, ", ")
+}

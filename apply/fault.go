@@ -1,0 +1,138 @@
+package apply
+
+import (
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A fault is what stands in the way of a stage now, and when that stage is
+// tried again.
+type fault struct {
+	stage, reason, hint string
+	tries               int
+	retryAt             time.Time
+}
+
+// backoff is the wait after the given number of earlier tries.
+func backoff(tries int) time.Duration {
+	if tries > 20 {
+		return backoffMost
+	}
+	return min(backoffLeast<<tries, backoffMost)
+}
+
+// block notes that stage failed and plans its next try.
+func (r *Reconciler) block(stage, reason, hint string) {
+	tries := 0
+	if r.fault.stage == stage {
+		tries = r.fault.tries + 1
+	}
+	r.fault = fault{stage: stage, reason: reason, hint: hint, tries: tries, retryAt: time.Now().Add(backoff(tries))}
+	r.wakeAt(r.fault.retryAt)
+	r.log.Error("fault", reason, "stage", stage, "hint", hint)
+}
+
+// ready reports whether stage may be tried now, and plans the next turn if not.
+func (r *Reconciler) ready(stage string) bool {
+	if r.fault.stage != stage || !time.Now().Before(r.fault.retryAt) {
+		return true
+	}
+	r.wakeAt(r.fault.retryAt)
+	return false
+}
+
+// retryDue reports whether stage failed before and its time has come.
+func (r *Reconciler) retryDue(stage string) bool {
+	return r.fault.stage == stage && r.ready(stage)
+}
+
+// retryNow lets a failed stage be tried again at once, once.
+func (r *Reconciler) retryNow() {
+	if r.fault.stage != "" {
+		r.fault.retryAt = time.Now()
+	}
+}
+
+// clear forgets the fault of any of the stages.
+func (r *Reconciler) clear(stages ...string) {
+	if slices.Contains(stages, r.fault.stage) {
+		r.fault = fault{}
+		r.log.Clear("fault")
+	}
+}
+
+// diskFailed notes that the store refused a write.
+func (r *Reconciler) diskFailed(stage string, err error, what string) {
+	r.writable = false
+	r.probed = time.Now()
+	r.opt.Metrics.StageFailure(stage)
+	r.block(stage, what+": "+errorText(err), "free space on, or give back write permission to, "+r.opt.StateDir+"; the agent tries again by itself")
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// A repeater logs the same text under the same key once, then at each tenfold:
+// an engine that is down for a night is five lines, not a hundred thousand.
+type repeater struct {
+	*slog.Logger
+	mu   sync.Mutex
+	last map[string]repeat
+}
+
+type repeat struct {
+	text  string
+	count int
+}
+
+func newRepeater(l *slog.Logger) *repeater {
+	return &repeater{Logger: l, last: map[string]repeat{}}
+}
+
+// Clear makes the next message under key a new one.
+func (p *repeater) Clear(key string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.last, key)
+}
+
+// Info logs at once: it is for what happened, not for what goes on.
+func (p *repeater) Info(_, text string, args ...any) { p.Logger.Info(text, args...) }
+
+// Warn logs what goes on wrong, see repeater.
+func (p *repeater) Warn(key, text string, args ...any) { p.log(slog.LevelWarn, key, text, args) }
+
+// Error is Warn for what keeps the agent from its work.
+func (p *repeater) Error(key, text string, args ...any) { p.log(slog.LevelError, key, text, args) }
+
+func (p *repeater) log(level slog.Level, key, text string, args []any) {
+	p.mu.Lock()
+	seen := p.last[key]
+	same := text
+	for _, a := range args {
+		if err, ok := a.(error); ok {
+			same += err.Error()
+		}
+	}
+	if seen.text != same {
+		seen = repeat{text: same}
+	}
+	seen.count++
+	p.last[key] = seen
+	p.mu.Unlock()
+	for n := seen.count; n > 1; n /= 10 {
+		if n%10 != 0 {
+			return
+		}
+	}
+	if seen.count > 1 {
+		args = append(slices.Clone(args), "times", seen.count)
+	}
+	p.Log(nil, level, text, args...) //nolint:staticcheck // no context belongs to a line about the past
+}

@@ -1,0 +1,274 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// A Command is what an operator asks a running agent to do.
+type Command struct {
+	// Verb is "rollback", "pause" or "resume".
+	Verb string
+	// ID is the rollback's target; "" for the previous applied state.
+	ID     string
+	Reason string
+	// Pause makes a rollback pause as well.
+	Pause bool
+	// UID asked for it.
+	UID int
+}
+
+// A Result is what came of a Command.
+type Result struct {
+	// Outcome is Applied for what took effect; Pending, Rejected or Superseded
+	// for a rollback that did not (yet).
+	Outcome    schema.Outcome
+	SnapshotID string
+	// Text is one line for the operator.
+	Text string
+}
+
+// errStopping answers a command that a stopping agent did not get to.
+var errStopping = errors.New("the agent is stopping; ask again once it runs")
+
+type request struct {
+	Command
+	reply chan reply // capacity 1
+	id    string     // the rollback's record, once committed
+}
+
+type reply struct {
+	Result
+	err error
+}
+
+func (q *request) answer(res Result, err error) { q.reply <- reply{res, err} }
+
+// Do carries out a command and waits for its outcome, or until ctx ends; then
+// the Result says pending and the command goes on. An error means that the
+// command was not carried out, and nothing was changed.
+func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
+	if r.opt.Observe {
+		return Result{}, errors.New("this agent only observes (--observe): it changes nothing")
+	}
+	q := &request{Command: c, reply: make(chan reply, 1)}
+	select {
+	case r.requests <- q:
+	case <-ctx.Done():
+		return Result{}, fmt.Errorf("%s was not begun: the agent is busy with the engine: %w", c.Verb, context.Cause(ctx))
+	}
+	select {
+	case a := <-q.reply:
+		return a.Result, a.err
+	case <-ctx.Done():
+		return Result{Outcome: schema.Pending, Text: "still pending; `agent status` says how it stands"}, nil
+	}
+}
+
+// serve carries out one request on the Reconciler's goroutine.
+func (r *Reconciler) serve(ctx context.Context, q *request) {
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	if head != nil && !head.Kind.Candidate() && (applied == nil || head.Commit != applied.Commit) {
+		q.answer(Result{}, fmt.Errorf("%s was not begun: the engine is being brought back to %s first (%s); `agent status` says how it stands",
+			q.Verb, head.ID, cmpOr(r.fault.reason, "waiting for the engine")))
+		return
+	}
+	if applied == nil {
+		q.answer(Result{}, fmt.Errorf("%s: nothing was applied yet, so there is no state to keep or to go back to; correct the configuration, or stop the agent", q.Verb))
+		return
+	}
+	r.retryNow()
+	switch q.Verb {
+	case "rollback":
+		r.rollback(ctx, q, head, applied)
+	case "pause":
+		r.pause(ctx, q, head, applied)
+	case "resume":
+		r.resume(ctx, q, head, applied)
+	default:
+		q.answer(Result{}, fmt.Errorf("unknown command %q", q.Verb))
+	}
+}
+
+func cmpOr(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// rollback commits a candidate of kind rollback; the same road as a change
+// leads it to the engine. It supersedes what is pending.
+func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *schema.Snapshot) {
+	open := head.Commit != applied.Commit
+	target, err := r.target(ctx, q.ID, applied)
+	if err != nil {
+		q.answer(Result{}, err)
+		return
+	}
+	if target.Config == applied.Config && !open && (r.engine.known && r.engine.reading.Parameters == target.Config) {
+		q.answer(Result{}, fmt.Errorf("the engine already runs the state of %s; to keep it whatever the source declares: agent pause --reason TEXT", target.ID))
+		return
+	}
+	rec := schema.Snapshot{
+		Kind: schema.KindRollback, Description: "Rollback to " + target.ID + ": " + q.Reason, Config: target.Config,
+		Source:     schema.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
+		Provenance: target.Provenance, Experiments: target.Experiments, RollbackPoint: true,
+		RequestedBy: &q.UID, Held: r.rollbackHold(q, target, head, applied),
+	}
+	r.fill(&rec, applied)
+	if open {
+		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	}
+	r.clear("commit")
+	snap, ok := r.commit(ctx, rec)
+	if !ok {
+		q.answer(Result{}, fmt.Errorf("rollback: %s", r.fault.reason))
+		return
+	}
+	q.id = snap.ID
+	r.waiters = append(r.waiters, q)
+}
+
+// rollbackHold is what an operator's rollback holds: what ran and what the
+// source declares, but not the target itself.
+func (r *Reconciler) rollbackHold(q *request, target *schema.Record, head, applied *schema.Snapshot) *schema.Hold {
+	hold := &schema.Hold{
+		Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator",
+		Paused: q.Pause || (head.Held != nil && head.Held.Paused),
+	}
+	held := []schema.Digest{applied.Digest(), head.Digest()}
+	if r.engine.known {
+		held = append(held, r.engine.reading.Parameters.Digest())
+	}
+	if r.seen.config != nil {
+		held = append(held, r.seen.config.Parameters.Digest())
+	}
+	slices.Sort(held)
+	hold.Digests = slices.DeleteFunc(slices.Compact(held), func(d schema.Digest) bool { return d == target.Digest() })
+	if len(hold.Digests) == 0 && !hold.Paused {
+		return nil
+	}
+	return hold
+}
+
+// target finds the state to go back to: the one named, or the newest applied
+// one that differs from what is applied.
+func (r *Reconciler) target(ctx context.Context, id string, applied *schema.Snapshot) (*schema.Record, error) {
+	var found *schema.Record
+	if id != "" {
+		rec, err := r.opt.Store.Lookup(ctx, id)
+		if err != nil {
+			return nil, fmt.Errorf("rollback: %w", err)
+		}
+		found = &rec
+	} else {
+		rec, err := previous(ctx, r.opt.Store, applied)
+		if err != nil {
+			return nil, fmt.Errorf("rollback: %w", err)
+		}
+		if rec == nil {
+			return nil, errors.New("rollback: no earlier state was ever applied; `agent snapshots` lists what there is")
+		}
+		found = rec
+	}
+	switch {
+	case found.Environment != r.opt.Environment:
+		return nil, fmt.Errorf("rollback: %s belongs to environment %s, this agent to %s", found.ID, found.Environment, r.opt.Environment)
+	case found.Outcome != schema.Applied || !found.RollbackPoint:
+		return nil, fmt.Errorf("rollback: %s was never applied (%s); `agent snapshots` shows which were", found.ID, found.Outcome)
+	}
+	if broken := schema.CheckParameters(found.Config); len(broken) > 0 {
+		return nil, fmt.Errorf("rollback: %s is not valid under the present rules: %s", found.ID, broken[0].Message)
+	}
+	return found, nil
+}
+
+// previous is the newest applied state that differs from the applied one.
+func previous(ctx context.Context, s Store, applied *schema.Snapshot) (*schema.Record, error) {
+	if applied == nil {
+		return nil, nil
+	}
+	for before := ""; ; {
+		page, err := s.List(ctx, before, 50)
+		if err != nil || len(page) == 0 {
+			return nil, err
+		}
+		for i := range page {
+			rec := &page[i]
+			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != applied.Config {
+				return rec, nil
+			}
+		}
+		before = page[len(page)-1].ID
+	}
+}
+
+// pause records that nothing may be tried until resume. What is pending is
+// withdrawn.
+func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *schema.Snapshot) {
+	if head.Held != nil && head.Held.Paused {
+		q.answer(Result{}, fmt.Errorf("already paused since %s: %s", schema.FromUnix(head.Held.Since).UTC().Format(time.RFC3339), head.Held.Reason))
+		return
+	}
+	hold := &schema.Hold{Digests: []schema.Digest{}, Paused: true, Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator"}
+	if head.Held != nil {
+		hold.Digests = head.Held.Digests
+	}
+	r.hold(ctx, q, head, applied, hold, "Pause: "+q.Reason, "paused: nothing is tried until `agent resume`")
+}
+
+// resume ends any hold and any pause; a pending rollback is withdrawn.
+func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *schema.Snapshot) {
+	if head.Held == nil {
+		q.answer(Result{}, errors.New("nothing is held and nothing is paused"))
+		return
+	}
+	r.hold(ctx, q, head, applied, nil, "Resume: "+cmpOr(q.Reason, "by the operator"), "resumed: what the source declares is tried again")
+}
+
+// hold puts a new hold, or the end of one, on record.
+func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema.Snapshot, hold *schema.Hold, why, text string) {
+	if head.Commit != applied.Commit {
+		if !r.withdraw(ctx, head, why, hold) {
+			q.answer(Result{}, fmt.Errorf("%s: %s", q.Verb, r.fault.reason))
+			return
+		}
+	} else if err := r.commitNote(ctx, hold, why); err != nil {
+		q.answer(Result{}, fmt.Errorf("%s: it cannot be recorded: %w", q.Verb, err))
+		return
+	}
+	q.answer(Result{Outcome: schema.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}, nil)
+}
+
+// resolve answers the callers that wait for the record id.
+func (r *Reconciler) resolve(id string, outcome schema.Outcome, reason string) {
+	r.waiters = slices.DeleteFunc(r.waiters, func(q *request) bool {
+		if q.id != id {
+			return false
+		}
+		q.answer(Result{Outcome: outcome, SnapshotID: id, Text: reason}, nil)
+		return true
+	})
+}
+
+// abandonWaiters answers everybody who waits when the agent stops.
+func (r *Reconciler) abandonWaiters() {
+	for _, q := range r.waiters {
+		q.answer(Result{Outcome: schema.Pending, SnapshotID: q.id, Text: "the agent is stopping; the rollback is on record and goes on at its next start"}, nil)
+	}
+	r.waiters = nil
+	for {
+		select {
+		case q := <-r.requests:
+			q.answer(Result{}, errStopping)
+		default:
+			return
+		}
+	}
+}

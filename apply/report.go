@@ -1,0 +1,399 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// probeEvery is how old the last write to the state directory may be before
+// it is probed.
+const probeEvery = 30 * time.Second
+
+// ledger is what listings say of the records up to applied, kept so that a
+// status needs no walk through the history.
+type ledger struct {
+	total    int
+	applied  string // commit
+	active   int    // applied states within the default page
+	previous string // where `agent rollback` without an id goes
+}
+
+// account brings the ledger up to date, after everything was told: nobody
+// waits for it.
+func (r *Reconciler) account(ctx context.Context) {
+	applied := r.opt.Store.Applied()
+	if applied == nil || (r.ledger.applied == applied.Commit && r.ledger.total == r.opt.Store.Total()) {
+		return
+	}
+	l := ledger{total: r.opt.Store.Total(), applied: applied.Commit}
+	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
+	if err != nil {
+		r.log.Warn("list", "the snapshots cannot be listed", "error", err)
+	}
+	for i := range page {
+		if page[i].Outcome == schema.Applied && page[i].RollbackPoint {
+			l.active++
+		}
+	}
+	if rec, err := previous(ctx, r.opt.Store, applied); err == nil && rec != nil {
+		l.previous = rec.ID
+	}
+	r.ledger = l
+	r.publish()
+}
+
+// record puts a new attempt on top and makes it the attempted one if it is
+// about what the source declares.
+func (r *Reconciler) record(a Attempt) {
+	if a.At == 0 {
+		a.At = schema.Unix(time.Now())
+	}
+	if a.Violations == nil {
+		a.Violations = []schema.Violation{}
+	}
+	keep := r.attempts[:min(len(r.attempts), defaultAttempts-1)]
+	r.attempts = append([]Attempt{a}, keep...)
+	if a.Revision != "" || r.attempted < 0 {
+		r.attempted = 0
+	} else {
+		r.attempted++
+	}
+	if r.attempted >= len(r.attempts) {
+		r.attempted = -1
+	}
+	if a.Outcome != schema.Pending {
+		r.opt.Metrics.Outcome(a.Outcome)
+	}
+}
+
+// last is the attempt that `attempted` shows, nil if there is none.
+func (r *Reconciler) last() *Attempt {
+	if r.attempted < 0 {
+		return nil
+	}
+	return &r.attempts[r.attempted]
+}
+
+func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
+	var parameters []string
+	for _, violation := range v.List {
+		if !slices.Contains(parameters, violation.Parameter) {
+			parameters = append(parameters, violation.Parameter)
+		}
+	}
+	r.opt.Metrics.ValidationFailures(parameters)
+	r.record(Attempt{
+		Revision: doc.Revision(), Outcome: schema.Invalid, Reason: v.Error(),
+		Violations: v.List, ViolationsTotal: v.Total,
+	})
+	r.log.Logger.Warn("the configuration is not valid; the engine keeps what it has",
+		"violations", v.Total, "first", v.List[0].String())
+}
+
+// settledFor reports whether the attempt at revision has an outcome that a
+// second look at the same revision must not rewrite.
+func (r *Reconciler) settledFor(revision string) bool {
+	a := r.last()
+	if a == nil || a.Revision != revision {
+		return false
+	}
+	switch a.Outcome {
+	case schema.Held, schema.Pending, schema.Superseded:
+		return false
+	}
+	return true
+}
+
+func (r *Reconciler) recordHeld(hold *schema.Hold) {
+	revision := r.seen.doc.Revision()
+	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == schema.Held) {
+		return
+	}
+	reason := fmt.Sprintf("held by %s: %s", hold.By, hold.Reason)
+	if hold.Paused {
+		reason = "paused: " + hold.Reason
+	}
+	r.record(Attempt{Revision: revision, Outcome: schema.Held, Reason: reason})
+	r.log.Logger.Warn("not tried: "+reason, "revision", revision, "hint", heldHint(hold))
+}
+
+func heldHint(hold *schema.Hold) string {
+	if hold.Paused {
+		return "agent resume"
+	}
+	return "declare other parameters, or try these again with: agent resume"
+}
+
+// recordUnchanged notes that what the source declares is what is applied and,
+// by a fresh reading, runs.
+func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
+	revision := r.seen.doc.Revision()
+	if r.settledFor(revision) {
+		return false
+	}
+	applied := r.opt.Store.Applied()
+	if r.engine.at.Before(r.seen.at) {
+		r.engine.due = true
+		return true
+	}
+	if r.engine.reading.Parameters != applied.Config {
+		return false
+	}
+	r.record(Attempt{Revision: revision, Outcome: schema.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
+	r.opt.Metrics.Success("transaction")
+	return false
+}
+
+// recordPending notes a candidate that is committed.
+func (r *Reconciler) recordPending(s *schema.Snapshot) {
+	a := Attempt{Outcome: schema.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "committed, not yet applied"}
+	if s.Kind == schema.KindChange {
+		a.Revision = s.Source.Revision
+	}
+	r.record(a)
+}
+
+// ensureAttempt makes an attempt for the record id if this process has none:
+// it was settled after a restart.
+func (r *Reconciler) ensureAttempt(ctx context.Context, id string) {
+	if slices.ContainsFunc(r.attempts, func(a Attempt) bool { return a.SnapshotID == id }) {
+		return
+	}
+	if rec, err := r.opt.Store.Lookup(ctx, id); err == nil {
+		r.recordPending(&rec.Snapshot)
+	}
+}
+
+// finish gives the attempt of record id its outcome, and answers who waits.
+func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) {
+	attempts := slices.Clone(r.attempts) // a published status shares the old one
+	for i := range attempts {
+		a := &attempts[i]
+		if a.SnapshotID == id && a.Outcome == schema.Pending {
+			a.Outcome, a.Reason, a.At = outcome, reason, schema.Unix(time.Now())
+			r.opt.Metrics.Outcome(outcome)
+		}
+	}
+	r.attempts = attempts
+	r.publish()
+	r.resolve(id, outcome, reason)
+}
+
+// probe finds out whether the state directory can be written, when the last
+// write is old or failed.
+func (r *Reconciler) probe() {
+	if time.Since(r.probed) < probeEvery {
+		return
+	}
+	r.probed = time.Now()
+	err := r.opt.Store.Probe()
+	r.writable = err == nil
+	if err != nil {
+		r.log.Warn("probe", "the state directory cannot be written", "directory", r.opt.StateDir, "error", err)
+	} else {
+		r.log.Clear("probe")
+	}
+}
+
+// observe is the whole turn of an agent that only looks.
+func (r *Reconciler) observe(ctx context.Context) (more bool) {
+	r.recovered = true
+	if r.readDue() {
+		_, _ = r.read(ctx) // the status says how it went
+	}
+	return false
+}
+
+// publish swaps in a new status.
+func (r *Reconciler) publish() {
+	r.inbox.Lock()
+	hasNew := r.inbox.doc
+	r.inbox.Unlock()
+	source, lastGood := r.sourceStatus()
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	s := &Status{
+		Environment: r.opt.Environment, Instance: r.opt.Instance,
+		TotalSnapshots: r.opt.Store.Total(), MaxSnapshots: r.opt.MaxSnapshots,
+		BackupDirectory: r.opt.StateDir, AutoBackupEnabled: true,
+		Attempts: r.attempts, Held: head.Hold(), Drift: r.drift, Source: source,
+		Experiments: []schema.Membership{}, Engine: r.engineStatus(),
+	}
+	if r.attempts == nil {
+		s.Attempts = []Attempt{}
+	}
+	if a := r.last(); a != nil {
+		copied := *a
+		s.Attempted = &copied
+	}
+	if d := r.seen.doc; d != nil {
+		s.Seen = Seen{Revision: d.Revision(), At: schema.Unix(r.seen.at)}
+		s.Source.Revision = d.Revision()
+	}
+	if hasNew != nil {
+		s.Seen = Seen{Revision: hasNew.Revision(), At: schema.Unix(time.Now())}
+	}
+	if c := r.seen.config; c != nil && c.Experiments != nil {
+		s.Experiments = c.Experiments
+	}
+	if r.engine.known {
+		runs := r.engine.reading.Parameters
+		s.Current = &runs
+	}
+	settled := head != nil && applied != nil && head.Commit == applied.Commit
+	s.Running = r.running(head, applied)
+	s.ActiveSnapshots = r.ledger.active
+	s.InSync = r.inSync(s, settled, applied)
+	s.Ready, s.Unready = r.readiness(settled, applied)
+	s.State, s.Reason, s.Hint = r.word(s, settled, head)
+	s.checks = Checks{
+		ConfigManagerInitialized: r.recovered,
+		ConfigLoaded:             applied != nil && r.engine.known && r.valid(r.engine.reading.Parameters),
+		SnapshotsAvailable:       applied != nil,
+		BackupDirectoryWritable:  r.writable,
+		EngineReachable:          r.engine.reachable,
+		EngineEnvironment:        r.engine.reachable && r.engine.reading.Environment == string(r.opt.Environment),
+	}
+	s.sourceStaleAt = lastGood.Add(r.opt.SourceStale)
+	r.status.Store(s)
+	if r.opt.OnStatus != nil {
+		r.opt.OnStatus(s)
+	}
+}
+
+func (r *Reconciler) sourceStatus() (s SourceStatus, lastGood time.Time) {
+	s = r.opt.Source
+	mode, lastGood, err := r.opt.ReadSource()
+	s.Mode, s.LastError = mode, errorText(err)
+	if !lastGood.IsZero() {
+		s.LastRead = schema.Unix(lastGood)
+	}
+	if err == nil && lastGood.After(r.sourceGood) {
+		r.sourceGood = lastGood
+		r.opt.Metrics.Success("source")
+	}
+	return s, lastGood
+}
+
+func (r *Reconciler) engineStatus() EngineStatus {
+	e := EngineStatus{Socket: r.opt.Socket, Reachable: r.engine.reachable, LastError: errorText(r.engine.err)}
+	if r.engine.known {
+		e.Environment, e.LastRead = r.engine.reading.Environment, schema.Unix(r.engine.at)
+	}
+	return e
+}
+
+// running names the record of what the engine was last read to run.
+func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
+	run := Running{}
+	if applied != nil && r.ledger.applied == applied.Commit {
+		run.RollbackSnapshot = r.ledger.previous
+	}
+	if !r.engine.known {
+		return run
+	}
+	runs := r.engine.reading.Parameters
+	for _, s := range []*schema.Snapshot{applied, head} {
+		if s != nil && s.Config == runs {
+			run.SnapshotID, run.Revision, run.SourceRevision = s.ID, s.Commit, s.Source.Revision
+			run.Since, run.Confirmed = s.Timestamp, s == applied
+			break
+		}
+	}
+	return run
+}
+
+// valid reports whether p is valid under the present rules. A status is made
+// several times a change, so the last few answers are kept.
+func (r *Reconciler) valid(p schema.Parameters) bool {
+	if c := r.seen.config; c != nil && c.Parameters == p {
+		return true
+	}
+	ok, known := r.validity[p]
+	if !known {
+		if len(r.validity) >= 8 {
+			clear(r.validity)
+		}
+		ok = len(schema.CheckParameters(p)) == 0
+		r.validity[p] = ok
+	}
+	return ok
+}
+
+func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) bool {
+	a := s.Attempted
+	return settled && r.engine.reachable && r.engine.reading.Parameters == applied.Config &&
+		s.Held == nil && s.Drift == nil && r.seen.doc != nil &&
+		a != nil && a.Revision == s.Seen.Revision && (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged)
+}
+
+// readiness is the answer of /readyz: the engine answers and runs the applied,
+// valid set, whatever the source says; or drift is being reported.
+func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bool, why string) {
+	switch {
+	case !r.recovered:
+		return false, "starting: the engine was not asked yet"
+	case r.opt.Observe:
+		if r.engine.reachable {
+			return true, ""
+		}
+		return false, "the engine does not answer: " + errorText(r.engine.err)
+	case applied == nil:
+		return false, "nothing was applied yet"
+	case !r.engine.reachable:
+		return false, "the engine does not answer: " + errorText(r.engine.err)
+	case r.engine.reading.Parameters == applied.Config && r.valid(applied.Config):
+		return true, ""
+	case r.flight != nil && r.flight.verified:
+		return true, "" // it runs what only the disk has yet to confirm
+	case r.drift != nil && r.opt.Drift == DriftReport:
+		return true, ""
+	}
+	return false, cmpOr(r.fault.reason, "the engine does not run the applied snapshot")
+}
+
+// word finds the one word for how things stand, with its reason and hint.
+func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State, string, string) {
+	switch {
+	case r.opt.Observe:
+		return StateObserving, r.observation(), ""
+	case r.fault.stage != "":
+		return StateDegraded, r.fault.reason, r.fault.hint
+	case !r.engine.reachable && r.engine.err != nil:
+		return StateWaiting, "the engine does not answer: " + r.engine.err.Error(), "start the DTESN server, or check --engine; the agent goes on by itself"
+	case !r.recovered:
+		return StateStarting, "waiting for the source and the engine", ""
+	case head != nil && !settled:
+		return StateApplying, head.ID + " is on its way to the engine", ""
+	case s.Drift != nil:
+		return StateDrifted, "the engine runs something else than the applied snapshot: " + changesText(s.Drift.Differences), "find out who changed it past the agent; --drift correct brings it back"
+	case r.seen.violations != nil:
+		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate` shows every violation; the engine keeps what it has"
+	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
+		return StateHeld, fmt.Sprintf("held by %s: %s", s.Held.By, s.Held.Reason), heldHint(s.Held)
+	case s.InSync:
+		return StateInSync, "the engine runs what the source declares", ""
+	case r.seen.doc == nil:
+		return StateStarting, "the source showed no document yet: " + cmpOr(s.Source.LastError, "not read"), "check --config and --environment"
+	}
+	return StateApplying, "a newer document is being looked at", ""
+}
+
+// observation is what an observing agent would do.
+func (r *Reconciler) observation() string {
+	switch {
+	case r.seen.violations != nil:
+		return "would refuse the document: " + r.seen.violations.Error()
+	case !r.engine.reachable:
+		return "the engine does not answer: " + errorText(r.engine.err)
+	case r.seen.config == nil:
+		return "the source showed no document yet"
+	}
+	if changes := r.seen.config.Parameters.Diff(r.engine.reading.Parameters); len(changes) > 0 {
+		return "would apply: " + changesText(changes)
+	}
+	return "the engine runs what the source declares"
+}

@@ -1,0 +1,157 @@
+package apply
+
+import (
+	"context"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// reject puts the rejection of the candidate on record: a revert whose tree is
+// the last applied one, with the hold. If the disk refuses it, the engine is
+// brought back first and the record is tried again.
+func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *flight) (more bool) {
+	applied := r.opt.Store.Applied()
+	hold := applied.Hold() // a rejected rollback leaves the hold there was
+	if head.Kind == schema.KindChange {
+		hold = &schema.Hold{
+			Digests: []schema.Digest{head.Digest()}, Reason: f.verdict.reason,
+			Since: schema.Unix(time.Now()), By: f.verdict.by,
+		}
+	}
+	rec := r.revertRecord(head, applied, f.verdict.reason, hold)
+	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Rejected}
+	rec.Errors = f.verdict.errors
+	if len(rec.Errors) == 0 {
+		rec.Errors = []string{f.verdict.reason}
+	}
+	if r.ready("revert") {
+		start := time.Now()
+		if _, err := r.opt.Store.Commit(ctx, rec); err == nil {
+			r.opt.Metrics.Phase("commit", time.Since(start))
+			r.clear("revert", "send")
+			r.engine.due = true
+			r.log.Warn("rejected", "rejected by the engine; going back to the last good state",
+				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes))
+			return true
+		} else if now := r.opt.Store.Head(); now.Commit != head.Commit {
+			r.engine.due = true
+			return true // it failed and happened all the same
+		} else {
+			r.diskFailed("revert", err, "the rejection cannot be recorded; the engine is brought back first")
+		}
+	}
+	if !r.readDue() {
+		return false
+	}
+	if reading, err := r.read(ctx); err == nil && reading.Parameters != rec.Config && r.ready("assert") {
+		back := rec
+		if applied != nil {
+			back.ID, back.Commit = applied.ID, applied.Commit
+		}
+		r.assert(ctx, &back)
+	}
+	return false
+}
+
+// withdraw ends the open candidate without a verdict: a revert that says
+// superseded, with the hold given (nil for none).
+func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason string, hold *schema.Hold) (more bool) {
+	if !r.ready("revert") {
+		return false
+	}
+	rec := r.revertRecord(head, r.opt.Store.Applied(), reason, hold)
+	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	if _, err := r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
+		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
+		return false
+	}
+	r.clear("revert", "send")
+	r.engine.due = true
+	r.log.Info("withdrawn", "the candidate was withdrawn", "snapshot", head.ID, "reason", reason)
+	return true
+}
+
+// revertRecord repeats the last applied state over the candidate head. Before
+// anything was applied that is what the engine ran, which is no state to roll
+// back to.
+func (r *Reconciler) revertRecord(head, applied *schema.Snapshot, reason string, hold *schema.Hold) schema.Snapshot {
+	rec := schema.Snapshot{
+		Kind: schema.KindRevert, Description: reason, Held: hold,
+		Source: schema.Source{Kind: "engine"}, Config: head.Config,
+	}
+	switch {
+	case applied != nil:
+		rec.Config, rec.Source, rec.Provenance = applied.Config, applied.Source, applied.Provenance
+		rec.Experiments, rec.RollbackPoint = applied.Experiments, applied.RollbackPoint
+	case head.Before != nil:
+		rec.Config = *head.Before
+	}
+	r.fill(&rec, applied)
+	return rec
+}
+
+// note records the beginning or the end of a hold or a pause: the applied
+// Parameters again, under the hold given. Only while nothing is open.
+func (r *Reconciler) note(ctx context.Context, hold *schema.Hold, why string) (more bool) {
+	if !r.engine.reachable || !r.ready("commit") {
+		return false
+	}
+	return r.commitNote(ctx, hold, why) == nil
+}
+
+func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why string) error {
+	applied := r.opt.Store.Applied()
+	rec := schema.Snapshot{
+		Kind: schema.KindNote, Description: why, Config: applied.Config, Held: hold, Source: applied.Source,
+		Provenance: applied.Provenance, Experiments: applied.Experiments, RollbackPoint: applied.RollbackPoint,
+	}
+	r.fill(&rec, applied)
+	head := r.opt.Store.Head()
+	if _, err := r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
+		r.diskFailed("commit", err, "the hold cannot be recorded")
+		return err
+	}
+	r.clear("commit")
+	r.engine.due = true
+	r.log.Info("hold", why)
+	return nil
+}
+
+// settle finishes a head that is a revert or a note: the engine is asserted to
+// run it, then it is confirmed. It is never reverted, so that what a crash
+// leaves here ends in one way only. While the engine cannot be brought back
+// nothing else is committed.
+func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bool) {
+	if r.settled != head.ID {
+		if !r.readDue() && !r.retryDue("assert") {
+			return false
+		}
+		reading, err := r.read(ctx)
+		if err != nil {
+			return false
+		}
+		if reading.Parameters != head.Config && (!r.ready("assert") || !r.assert(ctx, head)) {
+			return false
+		}
+		r.settled = head.ID
+	}
+	if !r.ready("confirm") {
+		return false
+	}
+	if err := r.opt.Store.Confirm(ctx); err != nil {
+		r.diskFailed("confirm", err, "the engine was brought back, but that cannot be put on record durably")
+		return false
+	}
+	r.clear("confirm", "assert", "send", "revert", "commit")
+	r.flight, r.settled, r.recovered, r.drift, r.engine.returned = nil, "", true, nil, false
+	if s := head.OutcomeOf; s != nil {
+		reason := head.Description
+		if s.Outcome == schema.Rejected {
+			r.opt.Metrics.Rollback("engine")
+		}
+		r.ensureAttempt(ctx, s.ID)
+		r.finish(s.ID, s.Outcome, reason)
+	}
+	return true
+}

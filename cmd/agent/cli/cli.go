@@ -1,0 +1,192 @@
+// Package cli is the command line: one file a command, the settings, and the
+// wiring of the parts into a running agent.
+//
+// # Rules of output
+//
+// What was asked for goes to standard output, all else to standard error. A
+// message to a person is lower case, on one line, says what was attempted and
+// what is wrong with which value, and ends with the way out; a hint stands on
+// a line of its own. Text from elsewhere (descriptions, reasons, the engine's
+// words) is shown without control characters. JSON is for programs: with
+// --json nothing else is printed to standard output. Nothing is coloured,
+// nothing blinks, nothing asks.
+//
+// Exit codes are a promise: see the constants.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"dtesn-agent/schema"
+)
+
+// The exit codes of every command.
+const (
+	exitOK       = 0
+	exitFault    = 1 // something could not be done
+	exitUsage    = 2 // the command line or a setting is wrong
+	exitInvalid  = 3 // the configuration is not valid
+	exitRejected = 4 // the engine rejected it
+)
+
+// A failure is an error with an exit code of its own and, if it helps, a hint:
+// the way out, on a line of its own.
+type failure struct {
+	code int
+	err  error
+	hint string
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// quiet is a failure that has already said everything.
+func quiet(code int) error { return &failure{code: code} }
+
+func usage(format string, args ...any) error {
+	return &failure{code: exitUsage, err: fmt.Errorf(format, args...)}
+}
+
+func fault(err error, hint string) error {
+	return &failure{code: exitFault, err: err, hint: hint}
+}
+
+// Main runs the command line of this process and returns its exit code. The
+// first SIGINT or SIGTERM ends a command politely, the second at once.
+func Main() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // from here on a signal kills
+	return Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+}
+
+// Run carries out one command line.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	code := exitFault
+	var f *failure
+	if errors.As(err, &f) {
+		code = f.code
+		if f.err == nil {
+			return code
+		}
+	}
+	fmt.Fprintf(stderr, "agent: %s\n", oneLine(err.Error()))
+	if f != nil && f.hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", f.hint)
+	}
+	return code
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the parameters of a live DTESN server the GitOps way",
+		Long: `agent runs beside a DTESN server. It watches a directory of YAML, checks every
+change against a schema, applies it hot over the server's Unix socket, records
+each applied state as a commit that plain git can read, and goes back by itself
+when the server rejects a change.
+
+Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration, 4 rejected by the
+engine.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &failure{code: exitUsage, err: err, hint: flagHint(cmd, err)}
+	})
+	root.AddCommand(
+		newRun(), newEngine(), newValidate(), newStatus(),
+		newSnapshots(), newShow(), newDiff(), newRollback(), newPause(), newResume(), newSync(),
+		newSchema(), newVersion(),
+	)
+	for _, cmd := range root.Commands() {
+		wrapArgs(cmd)
+	}
+	root.Args = unknownCommand
+	return root
+}
+
+// wrapArgs makes a wrong number of arguments a usage error.
+func wrapArgs(cmd *cobra.Command) {
+	check := cmd.Args
+	if check == nil {
+		check = cobra.NoArgs
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return &failure{code: exitUsage, err: err, hint: "usage: " + cmd.UseLine()}
+		}
+		return nil
+	}
+}
+
+// unknownCommand answers a command that there is not.
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	hint := "`agent --help` lists the commands"
+	if near, ok := schema.Suggest(args[0], names); ok {
+		hint = "did you mean `agent " + near + "`?"
+	}
+	return &failure{code: exitUsage, err: fmt.Errorf("unknown command %q", args[0]), hint: hint}
+}
+
+// flagHint names the flag that was probably meant.
+func flagHint(cmd *cobra.Command, err error) string {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		if near, ok := schema.Suggest(unknown.GetSpecifiedName(), names); ok {
+			return "did you mean --" + near + "?"
+		}
+	}
+	return "`" + cmd.CommandPath() + " --help` lists the flags"
+}
+
+// version is the agent's version: that of the module, or "devel" with the
+// commit where the build knows it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}
+
+// oneLine makes foreign text safe for a terminal: one line, no control
+// characters.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			return ' '
+		}
+		return r
+	}, s)
+}

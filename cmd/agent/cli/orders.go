@@ -1,0 +1,71 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/schema"
+)
+
+// stateFlag adds --state to a command and has it settled from the environment.
+func stateFlag(cmd *cobra.Command, state *string) {
+	cmd.Flags().StringVar(state, "state", "", "the state `directory` that the agent was given")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := settle(cmd.Flags(), settingNames()); err != nil {
+			return err
+		}
+		if *state == "" {
+			return &failure{code: exitUsage, err: errors.New("--state is needed"), hint: "the directory that `agent run` was given; or set " + envName("state")}
+		}
+		return nil
+	}
+}
+
+// give sends an order to the running agent and prints its result.
+func give(cmd *cobra.Command, state, verb string, o order) error {
+	var res orderResult
+	if err := ask(cmd.Context(), state, http.MethodPost, "/"+verb, o, &res); err != nil {
+		return err
+	}
+	if res.Error != "" {
+		return fault(errors.New(res.Error), "")
+	}
+	text := oneLine(res.Text)
+	switch res.Outcome {
+	case schema.Applied, "":
+		if text == "" {
+			text = "applied: " + res.SnapshotID
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), text)
+		return nil
+	case schema.Rejected:
+		return &failure{code: exitRejected, err: fmt.Errorf("the engine rejected it and is back on what it ran: %s", text), hint: "agent status says what runs"}
+	}
+	return fault(fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "agent status --state "+shellWord(state))
+}
+
+// needReason makes --reason a must: the next operator will want it.
+func needReason(cmd *cobra.Command, reason *string) {
+	cmd.Flags().StringVar(reason, "reason", "", "why, for who reads the history (needed)")
+	settleState := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if err := settleState(cmd, args); err != nil {
+			return err
+		}
+		if *reason == "" {
+			return &failure{code: exitUsage, err: errors.New("--reason is needed"), hint: "say why; it stands in the history for the next one who looks"}
+		}
+		return nil
+	}
+}
+
+const orderTimeout = 30 * time.Second
+
+// timeoutFlag adds --timeout to a command that waits.
+func timeoutFlag(cmd *cobra.Command, d *time.Duration) {
+	cmd.Flags().DurationVar(d, "timeout", orderTimeout, "how long to wait for the outcome")
+}

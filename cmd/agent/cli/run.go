@@ -1,0 +1,228 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// Settings are what `agent run` can be told. Each field's flag, environment
+// variable (DTESN_AGENT_…) and key in agent.yaml are the same words; the help
+// text of the flag is the documentation of the setting.
+type settings struct {
+	environment, config       string
+	engine                    string
+	embedded                  bool
+	state, listen             string
+	healthListen, instance    string
+	settle, resync            time.Duration
+	drift                     string
+	driftInterval             time.Duration
+	engineTimeout             time.Duration
+	maxSnapshots              int
+	once, observe             bool
+	logFormat, logLevel, file string
+}
+
+// flags defines the settings on a flag set.
+func (s *settings) flags(f *pflag.FlagSet) {
+	host, _ := os.Hostname() // without a name the setting is asked for
+	f.StringVar(&s.environment, "environment", "", "the environment to run: development, testing, staging or production")
+	f.StringVar(&s.config, "config", "", "the `directory` with base.yaml and the environments' files")
+	f.StringVar(&s.engine, "engine", "", "the Unix `socket` of the DTESN server, such as /run/dtesn/engine.sock")
+	f.BoolVar(&s.embedded, "embedded-engine", false, "run the reference engine in this process, on <state>/engine.sock")
+	f.StringVar(&s.state, "state", "", "the `directory` for the snapshots and the control socket; one agent each")
+	f.StringVar(&s.listen, "listen", "127.0.0.1:9310", "the loopback `address` of the read-only HTTP endpoint")
+	f.StringVar(&s.healthListen, "health-listen", "", "a second `address` that serves only /livez, /readyz and /metrics; may be off loopback")
+	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
+	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
+	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
+	f.StringVar(&s.drift, "drift", string(apply.DriftCorrect), "what to do when the engine was changed past the agent: correct or report")
+	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
+	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
+	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default; all are kept")
+	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected")
+	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
+	f.StringVar(&s.logFormat, "log-format", "text", "the log's format: text or json")
+	f.StringVar(&s.logLevel, "log-level", "info", "the least level that is logged: debug, info, warn or error")
+	f.StringVar(&s.file, "settings", "", "a YAML `file` with any of these settings, such as agent.yaml")
+}
+
+// settingNames are the names a setting may have, in whatever command.
+func settingNames() []string {
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(settings).flags(f)
+	names := []string{}
+	f.VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })
+	return names
+}
+
+func newRun() *cobra.Command {
+	s := &settings{}
+	cmd := &cobra.Command{
+		Use:   "run --environment NAME --config DIR (--engine SOCKET | --embedded-engine) --state DIR",
+		Short: "Watch the configuration and keep the engine on it",
+		Long: `run watches a directory of YAML, checks every change, applies it to the engine
+over its Unix socket, and records each applied state in <state>/snapshots.git.
+It ends on SIGINT or SIGTERM, finishing the change in flight; the engine keeps
+what it has. SIGHUP reads the files now.
+
+Each flag is also an environment variable (--drift-interval is
+DTESN_AGENT_DRIFT_INTERVAL) and a key of the file given by --settings. A flag
+beats the environment, which beats the file.`,
+		Example: `  agent run --environment production --config ./config --engine /run/dtesn/engine.sock --state /var/lib/dtesn-agent
+  agent run --environment development --config examples/config --embedded-engine --state .run/state`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := settle(cmd.Flags(), settingNames()); err != nil {
+				return err
+			}
+			if err := s.check(); err != nil {
+				return err
+			}
+			return run(cmd.Context(), s, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	s.flags(cmd.Flags())
+	completeEnvironment(cmd)
+	return cmd
+}
+
+// completeEnvironment offers the four names to a shell.
+func completeEnvironment(cmd *cobra.Command) {
+	_ = cmd.RegisterFlagCompletionFunc("environment", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		var names []string
+		for _, e := range schema.Environments() {
+			names = append(names, string(e))
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+// check finds what is wrong with the settings before anything is touched.
+func (s *settings) check() error {
+	needs := []struct{ name, value, hint string }{
+		{"environment", s.environment, "one of development, testing, staging, production"},
+		{"config", s.config, "the directory with base.yaml, such as examples/config"},
+		{"state", s.state, "a directory that is this agent's alone, such as /var/lib/dtesn-agent"},
+		{"instance", s.instance, "a name for this instance; this machine has no host name to take"},
+	}
+	for _, n := range needs {
+		if n.value == "" {
+			return &failure{code: exitUsage, err: fmt.Errorf("--%s is needed", n.name), hint: n.hint}
+		}
+	}
+	if _, err := schema.ParseEnvironment(s.environment); err != nil {
+		return usage("--environment: %w", err)
+	}
+	switch {
+	case s.embedded && s.engine != "":
+		return usage("--engine and --embedded-engine exclude each other: choose the server's socket or the engine inside")
+	case !s.embedded && s.engine == "":
+		return &failure{code: exitUsage, err: fmt.Errorf("--engine is needed"), hint: "the server's socket, or --embedded-engine to try things out"}
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"settle", s.settle, time.Millisecond},
+		{"resync", s.resync, 100 * time.Millisecond},
+		{"drift-interval", s.driftInterval, 100 * time.Millisecond},
+		{"engine-timeout", s.engineTimeout, 10 * time.Millisecond},
+	} {
+		if d.value < d.least || d.value > 24*time.Hour {
+			return usage("--%s: %s is out of range: %s to 24h", d.name, d.value, d.least)
+		}
+	}
+	if s.maxSnapshots < 1 || s.maxSnapshots > 1000 {
+		return usage("--max-snapshots: %d is out of range: 1 to 1000", s.maxSnapshots)
+	}
+	if d := apply.DriftMode(s.drift); d != apply.DriftCorrect && d != apply.DriftReport {
+		return usage("--drift: %q is neither correct nor report", s.drift)
+	}
+	_, err := s.logger(io.Discard)
+	return err
+}
+
+func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
+		return nil, usage("--log-level: %q is none of debug, info, warn, error", s.logLevel)
+	}
+	opt := &slog.HandlerOptions{Level: level}
+	switch s.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opt)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opt)), nil
+	}
+	return nil, usage("--log-format: %q is neither text nor json", s.logFormat)
+}
+
+// run is the life of an agent.
+func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
+	logger, err := s.logger(stderr)
+	if err != nil {
+		return err
+	}
+	a, err := assemble(ctx, s, logger)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	if s.logFormat == "text" && !s.once {
+		a.banner(stdout)
+	}
+	err = runParts(ctx, a.stages(ctx)...)
+	if s.once && err == nil {
+		return a.once.result()
+	}
+	if err == nil {
+		logger.Info("stopped; the engine keeps what it has")
+	}
+	return err
+}
+
+// banner says in plain words what runs here and what to do with it.
+func (a *agent) banner(w io.Writer) {
+	s := a.settings
+	git := "git"
+	if a.foreignOwner {
+		git += " -c safe.directory=" + shellWord(a.repository)
+	}
+	engine := "the engine on " + a.socket
+	if s.embedded {
+		engine = "its embedded engine on " + a.socket
+	}
+	fmt.Fprintf(w, `agent %s keeps %s on what %s declares for %s.
+
+  edit      %s
+  status    http://%s/    or: agent status --state %s
+  history   %s --git-dir %s log -p %s
+  go back   agent rollback --reason TEXT --state %s
+  stop      Ctrl-C (the engine keeps what it has)
+
+`, version(), engine, s.config, s.environment, filepath.Join(s.config, s.environment+".yaml"), a.httpAddr, shellWord(s.state),
+		git, shellWord(a.repository), s.environment, shellWord(s.state))
+}
+
+// shellWord quotes s for a shell if it needs it.
+func shellWord(s string) string {
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r))
+	}) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,43 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/schema"
+)
+
+func newSchema() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "schema [--format cue|jsonschema|markdown]",
+		Short: "Print the rules that configurations are checked against",
+		Long: `schema prints the rules: the CUE file that says them, a JSON Schema of an
+environment's file for editors (yaml-language-server), or a table for people.`,
+		Example: `  agent schema --format markdown
+  agent schema --format jsonschema > config/dtesn.schema.json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var text []byte
+			var err error
+			switch format {
+			case "cue":
+				text = schema.CUE()
+			case "jsonschema":
+				text, err = schema.JSONSchema()
+			case "markdown":
+				text = []byte(schema.Markdown())
+			default:
+				err = usage("--format: %q is none of cue, jsonschema, markdown", format)
+			}
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s", text)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "markdown", "cue, jsonschema or markdown")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"cue", "jsonschema", "markdown"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}

@@ -1,0 +1,92 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/schema"
+)
+
+func newShow() *cobra.Command {
+	var state string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show ID --state DIR",
+		Short: "Show one record whole",
+		Long: `show prints one record: its parameters and what set each, what it changed, where
+it came from and what came of it. ID is a snapshot id, its number, or the first
+digits of its commit. It needs no running agent.`,
+		Example: `  agent show snapshot_1699123456_0015 --state /var/lib/dtesn-agent
+  agent show 15 --state /var/lib/dtesn-agent --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := history(state)
+			if err != nil {
+				return err
+			}
+			rec, err := r.Lookup(cmd.Context(), args[0])
+			if err != nil {
+				return fault(err, "")
+			}
+			if asJSON {
+				text, err := status.RecordJSON(rec)
+				if err != nil {
+					return err
+				}
+				return printJSON(cmd, map[string]any{"success": true, "snapshot": text})
+			}
+			return recordText(cmd.OutOrStdout(), &rec)
+		},
+	}
+	stateFlag(cmd, &state)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/snapshots/{id}")
+	return cmd
+}
+
+func recordText(w io.Writer, rec *schema.Record) error {
+	var b strings.Builder
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "%-12s %s\n", name, oneLine(value))
+		}
+	}
+	line("snapshot", rec.ID)
+	line("commit", rec.Commit)
+	line("when", rec.Time().UTC().Format(time.RFC3339))
+	line("kind", string(rec.Kind))
+	line("outcome", string(rec.Outcome))
+	line("why", strings.Join(rec.ValidationErrors, "; "))
+	line("description", rec.Description)
+	line("environment", string(rec.Environment))
+	line("instance", rec.Instance)
+	line("source", strings.TrimSpace(rec.Source.Kind+" "+rec.Source.Location))
+	line("revision", rec.Source.Revision)
+	line("author", rec.Source.Author)
+	if h := rec.Held; h != nil {
+		line("hold", fmt.Sprintf("by %s: %s", h.By, h.Reason))
+	}
+	b.WriteString("parameters\n")
+	for _, name := range schema.Names() {
+		place := ""
+		if o, ok := rec.Provenance[name]; ok {
+			place = o.Layer
+			if o.Line > 0 {
+				place = fmt.Sprintf("%s:%d:%d", o.File, o.Line, o.Column)
+			}
+		}
+		fmt.Fprintf(&b, "  %-30s %-8v %s\n", name, rec.Config.Get(name), oneLine(place))
+	}
+	if len(rec.Changes) > 0 {
+		b.WriteString("changes\n")
+		for _, c := range rec.Changes {
+			fmt.Fprintf(&b, "  %s\n", c)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

@@ -1,0 +1,85 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/gitstore"
+	"dtesn-agent/schema"
+)
+
+// history opens the snapshot repository for reading; no agent need run.
+func history(state string) (*gitstore.Reader, error) {
+	r, err := gitstore.OpenReader(state)
+	if err != nil {
+		return nil, fault(err, "")
+	}
+	return r, nil
+}
+
+func newSnapshots() *cobra.Command {
+	var state, before string
+	var asJSON bool
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "snapshots --state DIR",
+		Short: "List what was recorded, newest first",
+		Long: `snapshots lists the records of the snapshot repository, newest first: when, what
+came of it, and what changed. It needs no running agent.`,
+		Example: `  agent snapshots --state /var/lib/dtesn-agent
+  agent snapshots --state /var/lib/dtesn-agent --limit 200 --json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 1 || limit > 1000 {
+				return usage("--limit: %d is out of range: 1 to 1000", limit)
+			}
+			r, err := history(state)
+			if err != nil {
+				return err
+			}
+			records, err := r.List(cmd.Context(), before, limit)
+			if err != nil {
+				return fault(err, "")
+			}
+			if asJSON {
+				list := make([]json.RawMessage, len(records))
+				for i := range records {
+					if list[i], err = status.RecordJSON(records[i]); err != nil {
+						return err
+					}
+				}
+				return printJSON(cmd, map[string]any{"success": true, "snapshots": list})
+			}
+			return listText(cmd.OutOrStdout(), records)
+		},
+	}
+	stateFlag(cmd, &state)
+	f := cmd.Flags()
+	f.IntVar(&limit, "limit", 50, "how many, 1 to 1000")
+	f.StringVar(&before, "before", "", "begin behind the record with this `id`")
+	f.BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/snapshots")
+	return cmd
+}
+
+func listText(w io.Writer, records []schema.Record) error {
+	if len(records) == 0 {
+		_, err := fmt.Fprintln(w, "nothing was recorded yet")
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SNAPSHOT\tWHEN\tKIND\tOUTCOME\tDESCRIPTION")
+	for i := range records {
+		rec := &records[i]
+		mark := ""
+		if rec.IsActive {
+			mark = " (runs)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%.80s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark, oneLine(rec.Description))
+	}
+	return t.Flush()
+}

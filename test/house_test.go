@@ -1,0 +1,182 @@
+// Package test holds what no single package can hold: stories with the real
+// program, the rules of the house, and, under bench, the measurements.
+package test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"dtesn-agent/cmd/agent/cli"
+	"dtesn-agent/schema"
+)
+
+const module = "dtesn-agent"
+
+// mayImport says which of our packages each may import; what is not here may
+// import nothing of ours.
+var mayImport = map[string][]string{
+	"watcher":          {"schema"},
+	"gitstore":         {"schema"},
+	"dtesn":            {"schema"},
+	"apply":            {"schema"},
+	"dtesn/engine":     {"schema", "dtesn"},
+	"cmd/agent/status": {"schema", "apply"},
+	"cmd/agent/cli":    {"schema", "apply", "watcher", "gitstore", "dtesn", "dtesn/engine", "cmd/agent/status"},
+	"cmd/agent":        {"cmd/agent/cli"},
+	"test/bench":       {"schema", "dtesn", "dtesn/engine"},
+}
+
+// topLevel are the folders there may be at the top.
+var topLevel = []string{"cmd", "schema", "watcher", "gitstore", "apply", "dtesn", "examples", "test"}
+
+func TestImports(t *testing.T) {
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module+"/...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(out))
+	seen := 0
+	for dec.More() {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		seen++
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		for _, imported := range p.Imports {
+			if ours, ok := strings.CutPrefix(imported, module+"/"); ok && !slices.Contains(mayImport[name], ours) {
+				t.Errorf("%s must not import %s: ARCHITECTURE.md says who may import whom", name, ours)
+			}
+		}
+	}
+	if seen < len(mayImport) {
+		t.Errorf("%d packages found, %d expected", seen, len(mayImport))
+	}
+}
+
+func TestImportsTopLevel(t *testing.T) {
+	out, err := exec.Command("git", "-C", "..", "ls-tree", "-d", "--name-only", "HEAD").Output()
+	if err != nil {
+		t.Skipf("not a git checkout: %v", err)
+	}
+	for name := range strings.FieldsSeq(string(out)) {
+		if !strings.HasPrefix(name, ".") && !slices.Contains(topLevel, name) {
+			t.Errorf("%s: a new folder at the top needs a good reason", name)
+		}
+	}
+}
+
+// agent runs a command line of ours in this process.
+func agent(args ...string) (code int, out string) {
+	var b bytes.Buffer
+	code = cli.Run(context.Background(), args, &b, &b)
+	return code, b.String()
+}
+
+var (
+	agentCommand = regexp.MustCompile("(?:^|[\\s`(])(?:bin/)?agent ([a-z]+)((?: +[^\\n`]*)?)")
+	longFlag     = regexp.MustCompile(`--([a-z][a-z-]*)`)
+)
+
+// TestReadmeCommands holds that each command and flag that README.md names is
+// there.
+func TestReadmeCommands(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := strings.ReplaceAll(string(text), "\\\n", " ")
+	_, root := agent("--help")
+	checked := 0
+	var lines []string
+	for _, part := range regexp.MustCompile("(?m)^    .*$|`[^`\n]+`").FindAllString(readme, -1) {
+		lines = append(lines, strings.Trim(part, "`"))
+	}
+	for _, line := range lines {
+		m := agentCommand.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		checked++
+		if m[1] == "completion" {
+			continue
+		}
+		if !regexp.MustCompile(`(?m)^  ` + m[1] + ` `).MatchString(root) {
+			t.Errorf("README.md names `agent %s`, which there is not", m[1])
+			continue
+		}
+		_, help := agent(m[1], "--help")
+		for _, flag := range longFlag.FindAllStringSubmatch(m[2], -1) {
+			if !strings.Contains(help, "--"+flag[1]) {
+				t.Errorf("README.md names `agent %s --%s`, which there is not", m[1], flag[1])
+			}
+		}
+	}
+	if checked < 15 {
+		t.Errorf("only %d commands found in README.md", checked)
+	}
+	for _, m := range regexp.MustCompile("`make ([a-z]+)`|^    make ([a-z]+)").FindAllStringSubmatch(readme, -1) {
+		target := m[1] + m[2]
+		makefile, _ := os.ReadFile("../Makefile")
+		if !regexp.MustCompile(`(?m)^` + target + `:`).Match(makefile) {
+			t.Errorf("README.md names `make %s`, which there is not", target)
+		}
+	}
+}
+
+// TestReadmeParameters holds that the table of parameters is the schema's.
+func TestReadmeParameters(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range schema.Info() {
+		row := regexp.MustCompile("(?m)^\\| `" + p.Name + "` \\| ([^|]+) \\| ([^|]+) \\| ([^|]+) \\|").FindStringSubmatch(string(text))
+		if row == nil {
+			t.Errorf("README.md does not list %s", p.Name)
+			continue
+		}
+		if row[1] != p.Type || row[2] != p.Range || row[3] != fmt.Sprint(p.Default) {
+			t.Errorf("README.md says %s is %s, %s, default %s; the schema says %s, %s, %s", p.Name, row[1], row[2], row[3], p.Type, p.Range, p.Default)
+		}
+	}
+}
+
+// TestExamplesAreValid holds that what we show works, in every environment.
+func TestExamplesAreValid(t *testing.T) {
+	code, out := agent("validate", "../examples/config")
+	if code != 0 {
+		t.Errorf("agent validate examples/config: exit %d\n%s", code, out)
+	}
+	for _, env := range []string{"development", "testing", "staging", "production"} {
+		if !strings.Contains(out, env+" is valid") {
+			t.Errorf("%s was not checked:\n%s", env, out)
+		}
+	}
+	files, _ := filepath.Glob("../examples/config/*.yaml")
+	more, _ := filepath.Glob("../examples/config/templates/*.yaml")
+	for _, file := range append(files, more...) {
+		text, err := os.ReadFile(file)
+		if err != nil || !strings.HasPrefix(string(text), "# yaml-language-server: $schema=") {
+			t.Errorf("%s does not begin with the line that tells editors its schema (%v)", file, err)
+		}
+	}
+	_, want := agent("schema", "--format", "jsonschema")
+	if got, err := os.ReadFile("../examples/config/dtesn.schema.json"); err != nil || string(got) != want {
+		t.Errorf("examples/config/dtesn.schema.json is not what the schema says (%v): make schema", err)
+	}
+}
