@@ -216,12 +216,15 @@ func (r *Reconciler) Run(ctx context.Context) error {
 }
 
 // turn does one thing after another until there is nothing left to do now,
-// then says when to look again.
+// then says when to look again. Once it is to stop it begins nothing new, but
+// what the engine has answered is put on record.
 func (r *Reconciler) turn(ctx context.Context, stop <-chan struct{}) {
 	for r.turnOnce(ctx) {
 		select {
 		case <-stop:
-			return
+			if f := r.flight; f == nil || !f.verified && f.verdict == nil {
+				return
+			}
 		default:
 		}
 	}

@@ -144,6 +144,7 @@ func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
 		return false
 	}
 	r.record(Attempt{Revision: revision, Outcome: schema.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
+	r.log.Info("unchanged", "unchanged: the engine already runs what is declared", "snapshot", applied.ID)
 	r.opt.Metrics.Success("transaction")
 	return false
 }

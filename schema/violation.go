@@ -26,19 +26,20 @@ type Violation struct {
 }
 
 // String is the violation on one line, as a compiler would say it:
-// "file:line:col: parameter: what is wrong (rule); what to do".
+// "file:line:col: parameter: what is wrong (rule: the rule); what to do". The
+// place is left out where there is none, and the parameter or path where the
+// message names it.
 func (v Violation) String() string {
 	var b strings.Builder
-	b.WriteString(v.File)
-	if v.Line > 0 {
-		fmt.Fprintf(&b, ":%d:%d", v.Line, v.Column)
+	if v.File != "" {
+		b.WriteString(v.Position.String() + ": ")
 	}
-	b.WriteString(": ")
-	switch {
-	case v.Parameter != "":
-		b.WriteString(v.Parameter + ": ")
-	case v.Path != "":
-		b.WriteString(v.Path + ": ")
+	about := v.Parameter
+	if about == "" {
+		about = v.Path
+	}
+	if about != "" && !strings.Contains(v.Message, about) {
+		b.WriteString(about + ": ")
 	}
 	b.WriteString(v.Message)
 	if v.Rule != "" {
@@ -49,7 +50,7 @@ func (v Violation) String() string {
 	}
 	for _, r := range v.Related {
 		if r.Line > 0 {
-			fmt.Fprintf(&b, " [see %s:%d:%d]", r.File, r.Line, r.Column)
+			fmt.Fprintf(&b, " [see %s]", r)
 		}
 	}
 	return b.String()

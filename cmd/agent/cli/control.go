@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,9 +62,14 @@ func newControl(path string, a *agent) (*control, error) {
 			return nil, fault(fmt.Errorf("remove the control socket of an earlier agent: %w", err), "")
 		}
 	}
-	old := unix.Umask(0o177) // the socket must never be open to others, not for a moment
-	listener, err := net.Listen("unix", path)
-	unix.Umask(old)
+	// The mode is set before the bind, so that the socket is never open to
+	// others, not for a moment.
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var modeErr error
+		err := raw.Control(func(fd uintptr) { modeErr = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, modeErr)
+	}}
+	listener, err := config.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fault(fmt.Errorf("listen on the control socket: %w", err), "")
 	}

@@ -131,6 +131,9 @@ func (s *settings) check() error {
 	case !s.embedded && s.engine == "":
 		return &failure{code: exitUsage, err: fmt.Errorf("--engine is needed"), hint: "the server's socket, or --embedded-engine to try things out"}
 	}
+	if s.once && s.observe {
+		return usage("--once and --observe exclude each other: one waits for an outcome that the other never brings")
+	}
 	for _, d := range []struct {
 		name  string
 		value time.Duration

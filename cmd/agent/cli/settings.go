@@ -92,6 +92,9 @@ func environment(environ, known []string) (map[string]origin, error) {
 	}
 	values := map[string]origin{}
 	for _, variable := range k.Keys() {
+		if k.String(variable) == "" {
+			continue // set to nothing is not set
+		}
 		name := strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(variable, envPrefix)), "_", "-")
 		if err := knownSetting(name, known, "environment variable "+variable, envName); err != nil {
 			return nil, err

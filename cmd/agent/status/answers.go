@@ -1,0 +1,193 @@
+package status
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// maxBody bounds the body of a dry run, in bytes.
+const maxBody = 64 << 10
+
+func (s *Server) current(w http.ResponseWriter, _ *http.Request) {
+	st := s.opt.Source.Status()
+	if st.Current == nil {
+		fail(w, http.StatusServiceUnavailable, "the engine was not read yet: "+st.Reason)
+		return
+	}
+	reply(w, http.StatusOK, map[string]any{
+		"success": true, "configuration": st.Current, "environment": st.Environment, "timestamp": schema.Unix(time.Now()),
+		"snapshot_id": st.Running.SnapshotID, "revision": st.Running.Revision,
+	})
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	reply(w, http.StatusOK, map[string]any{"success": true, "status": s.opt.Source.Status()})
+}
+
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
+	st := s.opt.Source.Status()
+	checks := st.Checks(time.Now())
+	code := http.StatusOK
+	if !checks.Healthy() {
+		code = http.StatusServiceUnavailable
+	}
+	reply(w, code, map[string]any{
+		"success": true, "health": map[string]any{"healthy": checks.Healthy(), "checks": checks}, "status": st,
+	})
+}
+
+func (s *Server) schema(w http.ResponseWriter, _ *http.Request) {
+	jsonSchema, err := schema.JSONSchema()
+	if err != nil {
+		fail(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	info := map[string]schema.ParameterInfo{}
+	for _, p := range schema.Info() {
+		info[p.Name] = p
+	}
+	reply(w, http.StatusOK, map[string]any{
+		"success": true, "schema": json.RawMessage(jsonSchema), "parameter_info": info, "environments": schema.Environments(),
+	})
+}
+
+// RecordJSON is a record as the API shows it: the content of snapshot.json
+// with what follows from the commits around it.
+func RecordJSON(rec schema.Record) (json.RawMessage, error) {
+	var errs any
+	if len(rec.ValidationErrors) > 0 {
+		errs = rec.ValidationErrors
+	}
+	return json.Marshal(struct {
+		schema.Snapshot
+		IsActive         bool           `json:"is_active"`
+		Outcome          schema.Outcome `json:"outcome"`
+		ValidationErrors any            `json:"validation_errors"`
+		Revision         string         `json:"revision"`
+	}{rec.Snapshot, rec.IsActive, rec.Outcome, errs, rec.Commit})
+}
+
+func (s *Server) snapshots(w http.ResponseWriter, q *http.Request) {
+	st := s.opt.Source.Status()
+	limit := st.MaxSnapshots
+	if given := q.URL.Query().Get("limit"); given != "" {
+		n, err := strconv.Atoi(given)
+		if err != nil || n < 1 || n > 1000 {
+			fail(w, http.StatusBadRequest, "limit: "+strconv.Quote(given)+" is not a number from 1 to 1000")
+			return
+		}
+		limit = n
+	}
+	records, err := s.opt.History.List(q.Context(), q.URL.Query().Get("before"), limit)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	list := make([]json.RawMessage, len(records))
+	for i := range records {
+		if list[i], err = RecordJSON(records[i]); err != nil {
+			fail(w, http.StatusInternalServerError, err.Error())
+			return
+		}
+	}
+	reply(w, http.StatusOK, map[string]any{"success": true, "snapshots": list, "total_count": st.TotalSnapshots})
+}
+
+func (s *Server) snapshot(w http.ResponseWriter, q *http.Request) {
+	rec, err := s.opt.History.Lookup(q.Context(), q.PathValue("id"))
+	if err != nil {
+		fail(w, http.StatusNotFound, err.Error())
+		return
+	}
+	text, err := RecordJSON(rec)
+	if err != nil {
+		fail(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	reply(w, http.StatusOK, map[string]any{"success": true, "snapshot": text})
+}
+
+func (s *Server) diff(w http.ResponseWriter, q *http.Request) {
+	rec, err := s.opt.History.Lookup(q.Context(), q.PathValue("id"))
+	if err != nil {
+		fail(w, http.StatusNotFound, err.Error())
+		return
+	}
+	st := s.opt.Source.Status()
+	if st.Current == nil {
+		fail(w, http.StatusServiceUnavailable, "the engine was not read yet: "+st.Reason)
+		return
+	}
+	differences := map[string]any{}
+	for _, c := range st.Current.Diff(rec.Config) {
+		differences[c.Parameter] = map[string]any{"current": c.New, "snapshot": c.Old, "changed": true}
+	}
+	reply(w, http.StatusOK, map[string]any{
+		"success": true, "snapshot_id": rec.ID, "differences": differences, "total_changes": len(differences),
+	})
+}
+
+// validate is the dry run: what is asked about is laid over what runs (before
+// anything runs, over the defaults) and checked whole.
+func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
+	var ask struct {
+		Parameter     string         `json:"parameter"`
+		Value         any            `json:"value"`
+		Configuration map[string]any `json:"configuration"`
+		// The engine's own API has these beside; a dry run has no use for them.
+		Description  any `json:"description"`
+		Environment  any `json:"environment"`
+		ValidateOnly any `json:"validate_only"`
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(w, q.Body, maxBody))
+	dec.DisallowUnknownFields()
+	dec.UseNumber()
+	err := dec.Decode(&ask)
+	if err == nil && dec.More() {
+		err = errors.New("something follows the JSON object")
+	}
+	if err == nil && (ask.Parameter == "") == (ask.Configuration == nil) {
+		err = errors.New(`give either {"parameter": NAME, "value": VALUE} or {"configuration": {…}}`)
+	}
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the body is empty")
+		}
+		fail(w, http.StatusBadRequest, "this is no dry run: "+err.Error())
+		return
+	}
+	values := over(s.opt.Source.Status())
+	if ask.Configuration == nil {
+		ask.Configuration = map[string]any{ask.Parameter: ask.Value}
+	}
+	for name, value := range ask.Configuration {
+		values[name] = value
+	}
+	_, violations := schema.Check(values)
+	messages := make([]string, len(violations))
+	for i, v := range violations {
+		messages[i] = v.Message
+	}
+	if violations == nil {
+		violations = []schema.Violation{}
+	}
+	reply(w, http.StatusOK, map[string]any{
+		"success": len(violations) == 0, "message": "Validation completed", "errors": messages, "violations": violations,
+	})
+}
+
+func over(st *apply.Status) map[string]any {
+	if st.Current == nil {
+		return schema.Defaults().Map()
+	}
+	return st.Current.Map()
+}
+
+func (s *Server) page(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, s.Text()) }

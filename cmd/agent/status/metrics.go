@@ -1,0 +1,185 @@
+package status
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// The closed label sets; every series exists from the start, at 0, so that a
+// rate over the first failure is a rate.
+var (
+	phases = []string{"load", "commit", "engine", "confirm", "total"}
+	stages = []string{"source", "load", "commit", "send", "read", "confirm", "revert", "assert"}
+	causes = []string{"operator", "engine", "probation", "hook"}
+	loops  = []string{"source", "engine", "transaction"}
+)
+
+// documentLabel stands for what is wrong with a Document as a whole.
+const documentLabel = "_document"
+
+// Metrics are the counters of the transaction, and the gauges that a scrape
+// reads off the status. It is an apply.Metrics.
+type Metrics struct {
+	registry                               *prometheus.Registry
+	updates, invalid, rollbacks, stageErrs *prometheus.CounterVec
+	durations                              *prometheus.HistogramVec
+	drifts                                 prometheus.Counter
+	success                                *prometheus.GaugeVec
+}
+
+// NewMetrics makes all series of one agent.
+func NewMetrics(version string, env schema.Environment) *Metrics {
+	counter := func(name, help string, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	}
+	m := &Metrics{
+		registry:  prometheus.NewRegistry(),
+		updates:   counter("dtesn_agent_updates_total", "Attempts to bring a document to the engine, by outcome.", "outcome"),
+		invalid:   counter("dtesn_agent_validation_failures_total", "Invalid documents, by the parameter concerned.", "parameter"),
+		rollbacks: counter("dtesn_agent_rollbacks_total", "Returns to an earlier state, by cause.", "cause"),
+		stageErrs: counter("dtesn_agent_stage_failures_total", "Faults, by the stage that failed.", "stage"),
+		drifts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "dtesn_agent_drift_total", Help: "Times the engine was found changed past the agent."}),
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "dtesn_agent_update_duration_seconds", Help: "How long an update took, by phase.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"phase"}),
+		success: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "dtesn_agent_last_success_timestamp_seconds", Help: "When a loop last did its work, in Unix seconds.",
+		}, []string{"loop"}),
+	}
+	for _, o := range schema.Outcomes() {
+		m.updates.WithLabelValues(string(o))
+	}
+	for _, p := range append(schema.Names(), documentLabel) {
+		m.invalid.WithLabelValues(p)
+	}
+	for _, c := range causes {
+		m.rollbacks.WithLabelValues(c)
+	}
+	for _, s := range stages {
+		m.stageErrs.WithLabelValues(s)
+	}
+	for _, p := range phases {
+		m.durations.WithLabelValues(p)
+	}
+	for _, l := range loops {
+		m.success.WithLabelValues(l)
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "dtesn_agent_info", Help: "1, with what this agent is.",
+		ConstLabels: prometheus.Labels{"version": version, "environment": string(env)},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info)
+	return m
+}
+
+// Outcome counts an attempt that came to its outcome.
+func (m *Metrics) Outcome(o schema.Outcome) { m.updates.WithLabelValues(string(o)).Inc() }
+
+// ValidationFailures counts an invalid Document for each parameter concerned.
+func (m *Metrics) ValidationFailures(parameters []string) {
+	for _, p := range parameters {
+		if !slices.Contains(schema.Names(), p) {
+			p = documentLabel
+		}
+		m.invalid.WithLabelValues(p).Inc()
+	}
+}
+
+// Rollback counts a return to an earlier state.
+func (m *Metrics) Rollback(cause string) { m.rollbacks.WithLabelValues(cause).Inc() }
+
+// Phase observes how long a phase took.
+func (m *Metrics) Phase(phase string, d time.Duration) {
+	m.durations.WithLabelValues(phase).Observe(d.Seconds())
+}
+
+// StageFailure counts a fault.
+func (m *Metrics) StageFailure(stage string) { m.stageErrs.WithLabelValues(stage).Inc() }
+
+// Drift counts a drift that was found.
+func (m *Metrics) Drift() { m.drifts.Inc() }
+
+// Success stamps a loop.
+func (m *Metrics) Success(loop string) { m.success.WithLabelValues(loop).SetToCurrentTime() }
+
+func (m *Metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// show registers the gauges that a scrape reads off the status.
+func (m *Metrics) show(source Source) { m.registry.MustRegister(&gauges{source: source}) }
+
+// gauges is a prometheus.Collector over the status.
+type gauges struct{ source Source }
+
+var (
+	gaugeInSync    = prometheus.NewDesc("dtesn_agent_in_sync", "1 while the engine runs what the source declares.", nil, nil)
+	gaugeHeld      = prometheus.NewDesc("dtesn_agent_held", "1 while something is held or the agent is paused.", nil, nil)
+	gaugeEngineUp  = prometheus.NewDesc("dtesn_agent_engine_up", "1 while the engine answers.", nil, nil)
+	gaugeSnapshots = prometheus.NewDesc("dtesn_agent_active_snapshots", "Applied states within the default page.", nil, nil)
+	gaugeLast      = prometheus.NewDesc("dtesn_agent_last_apply_successful", "1 if the last attempt was applied or changed nothing.", nil, nil)
+	gaugeParameter = prometheus.NewDesc("dtesn_agent_parameter", "What the engine was last read to run; a bool is 0 or 1.", []string{"parameter"}, nil)
+)
+
+// Describe is prometheus.Collector's.
+func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter} {
+		ch <- d
+	}
+}
+
+// Collect is prometheus.Collector's.
+func (g *gauges) Collect(ch chan<- prometheus.Metric) {
+	s := g.source.Status()
+	put := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	put(gaugeInSync, number(s.InSync))
+	put(gaugeHeld, number(s.Held != nil))
+	put(gaugeEngineUp, number(s.Engine.Reachable))
+	put(gaugeSnapshots, float64(s.ActiveSnapshots))
+	put(gaugeLast, number(lastApplied(s)))
+	var runs schema.Parameters
+	if s.Current != nil {
+		runs = *s.Current
+	}
+	for _, name := range schema.Names() {
+		switch v := runs.Get(name).(type) {
+		case int:
+			put(gaugeParameter, float64(v), name)
+		case bool:
+			put(gaugeParameter, number(v), name)
+		}
+	}
+}
+
+// lastApplied reports whether the last attempt that came to an outcome went
+// well.
+func lastApplied(s *apply.Status) bool {
+	for _, a := range s.Attempts {
+		switch a.Outcome {
+		case schema.Applied, schema.Unchanged:
+			return true
+		case schema.Pending, schema.Superseded:
+			continue
+		}
+		return false
+	}
+	return false
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,227 @@
+// Package status is the read-only HTTP endpoint: what runs, why, since when,
+// and what was tried, in the shapes of the DTESN server's own /v1/config API,
+// with metrics, health and a dry run. It shows apply.Status, one immutable
+// value, and shares no lock with an apply. Nothing can be changed here: the
+// paths that change a server answer 405 and say how it is done instead.
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// A Source says how things stand; *apply.Reconciler is one.
+type Source interface {
+	Status() *apply.Status
+}
+
+// A History reads the snapshot repository; it is safe for concurrent use.
+type History interface {
+	List(ctx context.Context, before string, limit int) ([]schema.Record, error)
+	Lookup(ctx context.Context, id string) (schema.Record, error)
+}
+
+// Options are what a Server is made of.
+type Options struct {
+	Source  Source
+	History History
+	Metrics *Metrics
+	// Loops says when each loop last turned; one that has not for Stuck is
+	// reported by /livez.
+	Loops  func() map[string]time.Time
+	Stuck  time.Duration
+	Logger *slog.Logger
+}
+
+// A Server answers GET, HEAD and the dry run.
+type Server struct {
+	opt Options
+}
+
+// New makes a Server; Serve starts it.
+func New(opt Options) *Server {
+	opt.Metrics.show(opt.Source)
+	return &Server{opt: opt}
+}
+
+// Listen takes addr. Off loopback it is refused unless it is only for health:
+// the endpoint has no tokens and no TLS.
+func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %q is not an address such as 127.0.0.1:9310: %w", addr, err)
+	}
+	if loopbackOnly && host != "localhost" {
+		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+			return nil, fmt.Errorf("--listen: %s is not a loopback address, and the endpoint has no tokens and no TLS; "+
+				"listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", addr, port)
+		}
+	}
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("--listen: %s is in use by another program; choose another with --listen, such as 127.0.0.1:0 for any free port", addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers on listener until ctx ends.
+func (s *Server) Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.opt.Logger.Handler(), slog.LevelDebug),
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(listener) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := server.Shutdown(timeout); err != nil {
+		_ = server.Close() // who still holds a connection had two seconds
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// base is where the engine's own API lies, and ours.
+const base = "/v1/config/"
+
+// changing are the engine's paths that change something, and what to do here.
+var changing = map[string]string{
+	"update":       "edit the configuration files; the agent applies what they declare",
+	"batch-update": "edit the configuration files; the agent applies what they declare",
+	"rollback":     "use the command: agent rollback [ID] --reason TEXT --state DIR",
+	"environment":  "an agent has one environment for life: agent run --environment NAME",
+}
+
+// Handler is the whole endpoint.
+func (s *Server) Handler() http.Handler {
+	gets := map[string]http.HandlerFunc{
+		"/":                s.page,
+		base + "current":   s.current,
+		base + "status":    s.status,
+		base + "snapshots": s.snapshots, base + "snapshots/{id}": s.snapshot, base + "diff/{id}": s.diff,
+		base + "schema": s.schema, base + "health": s.health,
+	}
+	mux := s.healthMux(gets)
+	mux.HandleFunc("POST "+base+"validate", s.validate)
+	mux.HandleFunc(base+"validate", notAllowed("POST", "POST {\"parameter\": …, \"value\": …} or {\"configuration\": {…}} for a dry run"))
+	for path, way := range changing {
+		mux.HandleFunc(base+path, notAllowed("", "this endpoint changes nothing: "+way))
+	}
+	return mux
+}
+
+// HealthHandler answers only /livez, /readyz and /metrics.
+func (s *Server) HealthHandler() http.Handler { return s.healthMux(nil) }
+
+// healthMux is a mux with the health paths and gets; each answers HEAD too,
+// and 405 to all else. What is not there is 404 and says what is.
+func (s *Server) healthMux(gets map[string]http.HandlerFunc) *http.ServeMux {
+	paths := map[string]http.HandlerFunc{
+		"/livez": s.livez, "/readyz": s.readyz, "/metrics": s.opt.Metrics.handler().ServeHTTP,
+	}
+	for path, handler := range gets {
+		paths[path] = handler
+	}
+	mux := http.NewServeMux()
+	var names []string
+	for path, handler := range paths {
+		names = append(names, path)
+		if path == "/" {
+			path = "/{$}"
+		}
+		mux.HandleFunc("GET "+path, handler)
+		mux.HandleFunc(path, notAllowed("GET, HEAD", "this path is only read"))
+	}
+	slices.Sort(names)
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		fail(w, http.StatusNotFound, "there is no such path; there are "+strings.Join(names, " "))
+	})
+	return mux
+}
+
+// notAllowed answers 405 to every method that has no handler of its own.
+func notAllowed(allow, words string) http.HandlerFunc {
+	return func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Allow", allow)
+		fail(w, http.StatusMethodNotAllowed, q.Method+" is not answered here: "+words)
+	}
+}
+
+// reply writes v as JSON. It must not be cached: it is about now.
+func reply(w http.ResponseWriter, code int, v any) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		code, text = http.StatusInternalServerError, []byte(`{"success":false,"message":"the answer cannot be encoded"}`)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Length", strconv.Itoa(len(text)+1))
+	w.WriteHeader(code)
+	_, _ = w.Write(append(text, '\n')) // who asked is gone if this fails
+}
+
+func fail(w http.ResponseWriter, code int, message string) {
+	reply(w, code, map[string]any{"success": false, "message": message})
+}
+
+func text(w http.ResponseWriter, code int, body string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_, _ = w.Write([]byte(body))
+}
+
+// Stuck names the loops that do not turn any more; "" when all do.
+func (s *Server) Stuck() string {
+	var stuck []string
+	for name, stamp := range s.opt.Loops() {
+		if age := time.Since(stamp); age > s.opt.Stuck {
+			stuck = append(stuck, fmt.Sprintf("the %s loop has not turned for %s", name, age.Round(time.Second)))
+		}
+	}
+	slices.Sort(stuck)
+	return strings.Join(stuck, "; ")
+}
+
+func (s *Server) livez(w http.ResponseWriter, _ *http.Request) {
+	if stuck := s.Stuck(); stuck != "" {
+		text(w, http.StatusServiceUnavailable, stuck+"\n")
+		return
+	}
+	text(w, http.StatusOK, "ok\n")
+}
+
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	if st := s.opt.Source.Status(); !st.Ready {
+		text(w, http.StatusServiceUnavailable, st.Unready+"\n")
+		return
+	}
+	text(w, http.StatusOK, "ok\n")
+}

@@ -1,0 +1,216 @@
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// shownViolations is how many violations the page shows; --json has them all.
+const shownViolations = 10
+
+// Text is the page of `agent status`, as things stand now.
+func (s *Server) Text() string { return Text(s.opt.Source.Status(), time.Now()) }
+
+// Text is for an operator at night: the one word first, with why and what to
+// do, then what runs, what was seen, what was tried, and what is in the way.
+func Text(s *apply.Status, now time.Time) string {
+	p := &page{now: now}
+	p.line("state", string(s.State))
+	p.line("why", s.Reason)
+	p.line("do", s.Hint)
+	p.line("ready", yesNo(s.Ready, s.Unready))
+	p.line("healthy", health(s.Checks(now)))
+	p.line("in sync", yesNo(s.InSync, ""))
+	p.gap()
+	p.running(s)
+	p.declared(s)
+	p.obstacles(s)
+	p.surroundings(s)
+	return p.b.String()
+}
+
+type page struct {
+	b   strings.Builder
+	now time.Time
+}
+
+func (p *page) gap() { p.b.WriteByte('\n') }
+
+func (p *page) line(name, value string) {
+	if value != "" {
+		fmt.Fprintf(&p.b, "%-10s %s\n", name, plain(value))
+	}
+}
+
+func (p *page) more(value string) { fmt.Fprintf(&p.b, "%-10s %s\n", "", plain(value)) }
+
+// when is a time as a date and as an age.
+func (p *page) when(unix float64) string {
+	if unix == 0 {
+		return "never"
+	}
+	t := schema.FromUnix(unix)
+	return t.UTC().Format(time.RFC3339) + " (" + age(p.now.Sub(t)) + " ago)"
+}
+
+func age(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+func (p *page) running(s *apply.Status) {
+	if s.Current == nil {
+		p.line("runs", "not known: the engine was not read yet")
+		return
+	}
+	r := s.Running
+	switch {
+	case r.SnapshotID == "":
+		p.line("runs", "something that no record says")
+	case r.Confirmed:
+		p.line("runs", r.SnapshotID+", since "+p.when(r.Since))
+	default:
+		p.line("runs", r.SnapshotID+", not yet confirmed")
+	}
+	for _, name := range schema.Names() {
+		p.more(fmt.Sprintf("%-30s %v", name, s.Current.Get(name)))
+	}
+	if r.SourceRevision != "" {
+		p.more("declared by " + r.SourceRevision)
+	}
+	if r.RollbackSnapshot != "" {
+		p.more("`agent rollback` goes back to " + r.RollbackSnapshot)
+	}
+	p.gap()
+}
+
+func (p *page) declared(s *apply.Status) {
+	if s.Seen.Revision != "" {
+		p.line("seen", s.Seen.Revision+", "+p.when(s.Seen.At))
+	}
+	a := s.Attempted
+	if a == nil {
+		p.line("attempted", "nothing since the agent started")
+		p.gap()
+		return
+	}
+	which := a.Revision
+	if which == s.Seen.Revision {
+		which = "what is seen"
+	}
+	p.line("attempted", fmt.Sprintf("%s: %s, %s", which, a.Outcome, p.when(a.At)))
+	if a.Outcome != schema.Invalid && a.Reason != "" {
+		p.more(a.Reason)
+	}
+	for i, v := range a.Violations {
+		if i == shownViolations {
+			break
+		}
+		p.more(v.String())
+	}
+	if n := a.ViolationsTotal - shownViolations; n > 0 {
+		p.more(fmt.Sprintf("and %d more: agent validate shows them", n))
+	}
+	p.gap()
+}
+
+func (p *page) obstacles(s *apply.Status) {
+	if h := s.Held; h != nil {
+		what := "held"
+		if h.Paused {
+			what = "paused"
+		}
+		p.line(what, fmt.Sprintf("by %s since %s: %s", h.By, p.when(h.Since), h.Reason))
+		p.more("ends with: agent resume" + map[bool]string{false: ", or when something else is declared"}[h.Paused])
+		p.gap()
+	}
+	if d := s.Drift; d != nil {
+		p.line("drift", "since "+p.when(d.Since))
+		for _, c := range d.Differences {
+			p.more(c.String())
+		}
+		p.gap()
+	}
+}
+
+func (p *page) surroundings(s *apply.Status) {
+	engine := s.Engine.Socket + ", "
+	if s.Engine.Reachable {
+		engine += "answers as " + s.Engine.Environment
+	} else {
+		engine += "does not answer"
+	}
+	p.line("engine", engine+", last read "+p.when(s.Engine.LastRead))
+	if s.Engine.LastError != "" {
+		p.more(s.Engine.LastError)
+	}
+	p.line("source", fmt.Sprintf("%s %s by %s, last read %s", s.Source.Kind, s.Source.Location, s.Source.Mode, p.when(s.Source.LastRead)))
+	if s.Source.LastError != "" {
+		p.more(s.Source.LastError)
+	}
+	p.line("agent", fmt.Sprintf("environment %s, instance %s", s.Environment, s.Instance))
+	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
+	for _, e := range s.Experiments {
+		member := "not in it"
+		if e.Member {
+			member = "in it"
+		}
+		p.line("experiment", fmt.Sprintf("%s (%d %%): %s", e.Name, e.Percent, member))
+	}
+}
+
+func yesNo(yes bool, why string) string {
+	switch {
+	case yes:
+		return "yes"
+	case why == "":
+		return "no"
+	}
+	return "no: " + why
+}
+
+// health names the checks that do not hold.
+func health(c apply.Checks) string {
+	checks := []struct {
+		name string
+		ok   bool
+	}{
+		{"config_manager_initialized", c.ConfigManagerInitialized},
+		{"config_loaded", c.ConfigLoaded},
+		{"snapshots_available", c.SnapshotsAvailable},
+		{"backup_directory_writable", c.BackupDirectoryWritable},
+		{"engine_reachable", c.EngineReachable},
+		{"engine_environment", c.EngineEnvironment},
+		{"source_fresh", c.SourceFresh},
+	}
+	var bad []string
+	for _, check := range checks {
+		if !check.ok {
+			bad = append(bad, check.name)
+		}
+	}
+	slices.Sort(bad)
+	return yesNo(len(bad) == 0, strings.Join(bad, ", "))
+}
+
+// plain makes foreign text safe for a terminal.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || (r >= 0x7f && r < 0xa0) {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,482 @@
+package dtesn
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+var running = schema.Parameters{
+	BSeriesMaxOrder: 8, CacheTTLSeconds: 300, EnableCaching: true,
+	EnablePerformanceMonitoring: true, ESNReservoirSize: 512, MaxMembraneDepth: 4,
+}
+
+var batch = schema.Batch{
+	Parameters: running, Description: "a batch", SnapshotID: "snapshot_1699123456_0015", Revision: strings.Repeat("a", 40),
+}
+
+// A misbehaver is a DTESN server written by hand, with the manners of the
+// Python one, that does wrong where a test says so.
+type misbehaver struct {
+	socket string
+	// onBatch, onLabel and onCurrent answer in place of the good manners. What
+	// they return false for ends the connection.
+	onBatch, onLabel, onCurrent func(conn net.Conn, r *http.Request) bool
+
+	label    atomic.Pointer[string]
+	batches  atomic.Int64
+	labelled atomic.Int64
+	accepted atomic.Int64
+	body     atomic.Pointer[[]byte] // of the last batch
+	done     chan struct{}          // closed at the end of the test
+}
+
+func (m *misbehaver) start(t *testing.T) *misbehaver {
+	t.Helper()
+	m.socket = filepath.Join(t.TempDir(), "e.sock")
+	development := "development"
+	m.label.Store(&development)
+	m.done = make(chan struct{})
+	listener, err := net.Listen("unix", m.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			m.accepted.Add(1)
+			group.Go(func() { m.serve(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		close(m.done)
+		_ = listener.Close()
+		group.Wait()
+	})
+	return m
+}
+
+func (m *misbehaver) serve(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-m.done:
+			_ = conn.SetDeadline(time.Unix(1, 0))
+		case <-stop:
+		}
+	}()
+	reader := bufio.NewReaderSize(conn, 16) // leaves bodies in the socket: closing over them is a reset
+	for {
+		r, err := http.ReadRequest(reader)
+		if err != nil || !m.answer(conn, r) {
+			return
+		}
+	}
+}
+
+func (m *misbehaver) answer(conn net.Conn, r *http.Request) bool {
+	custom := m.onCurrent
+	switch r.URL.Path {
+	case PathBatchUpdate:
+		m.batches.Add(1)
+		custom = m.onBatch
+	case PathEnvironment:
+		m.labelled.Add(1)
+		custom = m.onLabel
+	}
+	if custom != nil {
+		return custom(conn, r)
+	}
+	body, _ := io.ReadAll(r.Body)
+	switch r.URL.Path {
+	case PathBatchUpdate:
+		m.body.Store(&body)
+		return reply(conn, 200, `{"success": true, "message": "done"}`)
+	case PathEnvironment:
+		var request EnvironmentRequest
+		_ = json.Unmarshal(body, &request)
+		m.label.Store(&request.Environment)
+		return reply(conn, 200, `{"success": true, "message": "done"}`)
+	}
+	return reply(conn, 200, currentAnswer(*m.label.Load(), nil))
+}
+
+// currentAnswer is GET current as the Python server says it, with changes.
+func currentAnswer(label string, change map[string]any) string {
+	configuration := running.Map()
+	configuration["enable_docs"] = true
+	configuration["allowed_origins"] = []string{"*"}
+	for name, value := range change {
+		if value == "gone" {
+			delete(configuration, name)
+		} else {
+			configuration[name] = value
+		}
+	}
+	text, _ := json.Marshal(map[string]any{
+		"success": true, "configuration": configuration, "environment": label,
+		"timestamp": map[string]any{"created": 1, "updated": nil},
+	})
+	return string(text)
+}
+
+func reply(conn net.Conn, status int, body string) bool {
+	_, err := fmt.Fprintf(conn, "HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
+	return err == nil
+}
+
+func replies(status int, body string) func(net.Conn, *http.Request) bool {
+	return func(conn net.Conn, r *http.Request) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		return reply(conn, status, body)
+	}
+}
+
+// writes sends raw bytes and ends the connection.
+func writes(raw string) func(net.Conn, *http.Request) bool {
+	return func(conn net.Conn, r *http.Request) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(conn, raw)
+		return false
+	}
+}
+
+// hangs answers nothing until the client leaves or the test ends.
+func hangs(conn net.Conn, r *http.Request) bool {
+	_, _ = io.Copy(io.Discard, r.Body)
+	_, _ = conn.Read(make([]byte, 1))
+	return false
+}
+
+func (m *misbehaver) client(timeout time.Duration) *Client {
+	return New(Options{Socket: m.socket, Environment: "production", Timeout: timeout})
+}
+
+func TestSendClassifies(t *testing.T) {
+	t.Parallel()
+	const short = 150 * time.Millisecond
+	long := strings.Repeat("é", 300)
+	for name, row := range map[string]struct {
+		batch, label func(net.Conn, *http.Request) bool
+		timeout      time.Duration
+		verdict      schema.Verdict
+		broken       bool
+		errors       []string // as Answer.Errors
+		says         string   // in Answer.Err
+	}{
+		"accepted":               {verdict: schema.VerdictAccepted},
+		"chunked":                {batch: writes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{\"success\": true\r\n1\r\n}\r\n0\r\n\r\n"), verdict: schema.VerdictAccepted},
+		"100 first":              {batch: writes("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"success\":true}"), verdict: schema.VerdictAccepted},
+		"200 success false":      {batch: replies(200, `{"success": false, "message": "no", "errors": ["Invalid value for max_membrane_depth: 100"]}`), verdict: schema.VerdictRejected, errors: []string{"Invalid value for max_membrane_depth: 100"}},
+		"200 only a message":     {batch: replies(200, `{"success": false, "message": "no room", "errors": null}`), verdict: schema.VerdictRejected, errors: []string{"no room"}},
+		"200 no reason":          {batch: replies(200, `{"success": false}`), verdict: schema.VerdictRejected, errors: []string{"the engine answered 200 OK without a reason"}},
+		"400 detail string":      {batch: replies(400, `{"detail": "Batch update\nfailed:\u001b[31m red"}`), verdict: schema.VerdictRejected, errors: []string{"Batch update failed: [31m red"}},
+		"409 detail object":      {batch: replies(409, `{"detail": {"code": 7}}`), verdict: schema.VerdictRejected, errors: []string{`{"code": 7}`}},
+		"422 detail list":        {batch: replies(422, `{"detail": [{"loc": ["body", "updates", 0, "value"], "msg": "value is not a valid integer", "type": "type_error.integer"}, {"loc": [], "msg": "and this"}]}`), verdict: schema.VerdictRejected, errors: []string{"body.updates.0.value: value is not a valid integer", "and this"}},
+		"400 no JSON":            {batch: replies(400, "<h1>Bad Request</h1>\n"), verdict: schema.VerdictRejected, errors: []string{"<h1>Bad Request</h1>"}},
+		"422 cut short":          {batch: writes("HTTP/1.1 422 X\r\nContent-Length: 100\r\n\r\n{"), verdict: schema.VerdictRejected, errors: []string{"422 Unprocessable Entity, and the reason was cut short"}},
+		"a long reason":          {batch: replies(400, `{"detail": "`+long+`"}`), verdict: schema.VerdictRejected, errors: []string{strings.Repeat("é", 98) + "…"}},
+		"200 garbage":            {batch: replies(200, "garbage"), verdict: schema.VerdictUnknown, says: "neither yes nor no"},
+		"200 success no bool":    {batch: replies(200, `{"success": "true"}`), verdict: schema.VerdictUnknown, says: "neither yes nor no"},
+		"200 two values":         {batch: replies(200, `{"success": true}{"success": false}`), verdict: schema.VerdictUnknown, says: "neither yes nor no"},
+		"200 empty":              {batch: replies(200, ""), verdict: schema.VerdictUnknown, says: "nothing"},
+		"204":                    {batch: writes("HTTP/1.1 204 No Content\r\n\r\n"), verdict: schema.VerdictUnknown, says: "204"},
+		"307":                    {batch: replies(307, ""), verdict: schema.VerdictForeign, says: "not a DTESN engine"},
+		"401":                    {batch: replies(401, `{"detail": "who are you"}`), verdict: schema.VerdictForeign, says: "who are you"},
+		"404":                    {batch: replies(404, "no such page"), verdict: schema.VerdictForeign, says: "404 Not Found: no such page"},
+		"500":                    {batch: replies(500, `{"detail": "boom"}`), verdict: schema.VerdictUnknown, says: "500 Internal Server Error: boom"},
+		"503 no JSON":            {batch: replies(503, "<h1>busy</h1>"), verdict: schema.VerdictUnknown, says: "busy"},
+		"no HTTP":                {batch: writes("SSH-2.0-OpenSSH_9.6\r\n\r\n"), verdict: schema.VerdictUnknown, says: "not HTTP"},
+		"10 MB":                  {batch: replies(200, strings.Repeat(" ", 10<<20)+`{"success": true}`), verdict: schema.VerdictUnknown, says: "larger than 1024 KiB"},
+		"endless header":         {batch: writes("HTTP/1.1 200 OK\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 3000)), verdict: schema.VerdictUnknown, says: "larger than"},
+		"1xx for ever":           {batch: writes(strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 100)), verdict: schema.VerdictUnknown, says: "1xx"},
+		"hangs after":            {batch: hangs, timeout: short, verdict: schema.VerdictUnknown, says: "no whole answer in time"},
+		"slow bytes":             {batch: slowly, timeout: short, verdict: schema.VerdictUnknown, says: "no whole answer in time"},
+		"drops the reply":        {batch: writes(""), verdict: schema.VerdictUnknown, broken: true, says: "broke"},
+		"reset":                  {batch: func(net.Conn, *http.Request) bool { return false }, verdict: schema.VerdictUnknown, broken: true, says: "broke"},
+		"dies in the header":     {batch: writes("HTTP/1.1 200 O"), verdict: schema.VerdictUnknown, broken: true, says: "broke"},
+		"dies in the body":       {batch: writes("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"success\": true"), verdict: schema.VerdictUnknown, broken: true, says: "broke"},
+		"label refused 403":      {label: replies(403, `{"detail": "this is staging"}`), verdict: schema.VerdictForeign, says: "403 Forbidden when told that this is production: this is staging"},
+		"label refused 409":      {label: replies(409, `{"success": false, "errors": ["pinned"]}`), verdict: schema.VerdictForeign, says: "pinned"},
+		"label refused by a 200": {label: replies(200, `{"success": false, "message": "no"}`), verdict: schema.VerdictForeign, says: "no"},
+		"label fails":            {label: replies(500, ""), verdict: schema.VerdictNotSent, says: "500"},
+		"label dropped":          {label: writes(""), verdict: schema.VerdictNotSent, says: "broke"},
+		"label hangs":            {label: hangs, timeout: short, verdict: schema.VerdictNotSent, says: "in time"},
+		"label, then close":      {label: writes("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"), verdict: schema.VerdictAccepted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := (&misbehaver{onBatch: row.batch, onLabel: row.label}).start(t)
+			answer := m.client(row.timeout).Send(t.Context(), batch)
+			if answer.Verdict != row.verdict || answer.Broken != row.broken {
+				t.Fatalf("got %s, broken %t (%v %q), want %s, broken %t", answer.Verdict, answer.Broken, answer.Err, answer.Errors, row.verdict, row.broken)
+			}
+			if fmt.Sprint(answer.Errors) != fmt.Sprint(row.errors) {
+				t.Errorf("errors %q, want %q", answer.Errors, row.errors)
+			}
+			if row.says != "" && (answer.Err == nil || !strings.Contains(answer.Err.Error(), row.says)) {
+				t.Errorf("says %v, want %q in it", answer.Err, row.says)
+			}
+			if named := answer.Peer.PID == int32(os.Getpid()) && answer.Peer.Socket != ""; named != (row.verdict != schema.VerdictNotSent) {
+				t.Errorf("verdict %s with peer %+v", answer.Verdict, answer.Peer)
+			}
+			if row.verdict == schema.VerdictForeign && row.label != nil {
+				var foreign *schema.ForeignError
+				if !errors.As(answer.Err, &foreign) || !foreign.Environment || m.batches.Load() != 0 {
+					t.Errorf("a refused label gave %v, and %d batches were sent", answer.Err, m.batches.Load())
+				}
+			}
+		})
+	}
+}
+
+func slowly(conn net.Conn, r *http.Request) bool {
+	_, _ = io.Copy(io.Discard, r.Body)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for _, b := range []byte("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"success\":true}") {
+		if _, err := conn.Write([]byte{b}); err != nil {
+			return false
+		}
+		<-tick.C
+	}
+	return false
+}
+
+func TestSendToAServerThatReadsNothing(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "e.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	client := New(Options{Socket: socket, Environment: "production", Timeout: 100 * time.Millisecond})
+	answer := client.Send(t.Context(), batch)
+	if answer.Verdict != schema.VerdictNotSent || !errors.Is(answer.Err, context.DeadlineExceeded) {
+		t.Errorf("got %s (%v), want not sent: the batch was never written", answer.Verdict, answer.Err)
+	}
+	if _, err := client.Read(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("read gave %v, want a timeout", err)
+	}
+}
+
+func TestSendSaysAllSix(t *testing.T) {
+	t.Parallel()
+	m := (&misbehaver{}).start(t)
+	if answer := m.client(0).Send(t.Context(), batch); answer.Verdict != schema.VerdictAccepted {
+		t.Fatal(answer.Err)
+	}
+	want := `{"updates":[{"parameter":"bseries_max_order","value":8,"environment":"production"},{"parameter":"cache_ttl_seconds","value":300,"environment":"production"},{"parameter":"enable_caching","value":true,"environment":"production"},{"parameter":"enable_performance_monitoring","value":true,"environment":"production"},{"parameter":"esn_reservoir_size","value":512,"environment":"production"},{"parameter":"max_membrane_depth","value":4,"environment":"production"}],"description":"a batch","snapshot_id":"snapshot_1699123456_0015","revision":"` + batch.Revision + `"}`
+	if got := string(*m.body.Load()); got != want {
+		t.Errorf("sent %s\nwant %s", got, want)
+	}
+	if m.accepted.Load() != 1 || m.labelled.Load() != 1 {
+		t.Errorf("%d connections, %d labels, want one of each", m.accepted.Load(), m.labelled.Load())
+	}
+}
+
+func TestReadOnlySendsNothing(t *testing.T) {
+	t.Parallel()
+	m := (&misbehaver{}).start(t)
+	client := New(Options{Socket: m.socket, Environment: "production", ReadOnly: true})
+	reading, err := client.Read(t.Context())
+	if err != nil || reading.Environment != "development" || reading.Parameters != running {
+		t.Errorf("read %+v, %v", reading, err)
+	}
+	if answer := client.Send(t.Context(), batch); answer.Verdict != schema.VerdictNotSent || answer.Err == nil {
+		t.Errorf("send gave %s, %v", answer.Verdict, answer.Err)
+	}
+	if m.labelled.Load()+m.batches.Load() != 0 {
+		t.Error("a read-only client posted")
+	}
+}
+
+func TestReadSetsTheLabelOnce(t *testing.T) {
+	t.Parallel()
+	m := (&misbehaver{}).start(t)
+	client := m.client(0)
+	for range 2 {
+		reading, err := client.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reading.Environment != "production" || reading.Parameters != running {
+			t.Errorf("read %+v", reading)
+		}
+		if reading.Peer.PID != int32(os.Getpid()) || reading.Peer.UID != uint32(os.Getuid()) || reading.Peer.Socket == "" {
+			t.Errorf("peer %+v", reading.Peer)
+		}
+	}
+	if m.labelled.Load() != 1 || m.accepted.Load() != 2 {
+		t.Errorf("%d labels on %d connections, want 1 on 2", m.labelled.Load(), m.accepted.Load())
+	}
+}
+
+func TestReadRefusesWhatIsNoEngine(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		current, label func(net.Conn, *http.Request) bool
+		says           string
+		foreign        bool
+		environment    bool
+	}{
+		"404":              {current: replies(404, "nothing here"), says: "not a DTESN engine: GET /v1/config/current answered 404 Not Found", foreign: true},
+		"html":             {current: replies(200, "<html>"), says: `answered "<html>"`, foreign: true},
+		"other JSON":       {current: replies(200, `{"status": "ok"}`), says: "without success", foreign: true},
+		"one missing":      {current: replies(200, currentAnswer("production", map[string]any{"bseries_max_order": "gone"})), says: "no bseries_max_order", foreign: true},
+		"one null":         {current: replies(200, currentAnswer("production", map[string]any{"esn_reservoir_size": nil})), says: "no esn_reservoir_size", foreign: true},
+		"a string":         {current: replies(200, currentAnswer("production", map[string]any{"esn_reservoir_size": "512"})), says: `esn_reservoir_size is "\"512\"", want an integer`, foreign: true},
+		"a fraction":       {current: replies(200, currentAnswer("production", map[string]any{"max_membrane_depth": 4.5})), says: "want an integer", foreign: true},
+		"bool as int":      {current: replies(200, currentAnswer("production", map[string]any{"enable_caching": 1})), says: "want a bool", foreign: true},
+		"no configuration": {current: replies(200, `{"success": true, "configuration": []}`), says: "not a DTESN engine", foreign: true},
+		"label refused":    {label: replies(409, `{"detail": "pinned to staging"}`), says: "pinned to staging", foreign: true, environment: true},
+		"label ignored":    {label: replies(200, `{"success": true}`), says: `labelled "development"`, foreign: true, environment: true},
+		"success false":    {current: replies(200, `{"success": false, "message": "not ready"}`), says: "not ready"},
+		"500":              {current: replies(500, `{"detail": "boom"}`), says: "boom"},
+		"cut":              {current: writes("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), says: "broke"},
+		"10 MB":            {current: replies(200, strings.Repeat(" ", 10<<20)), says: "larger than"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := (&misbehaver{onCurrent: row.current, onLabel: row.label}).start(t)
+			_, err := m.client(0).Read(t.Context())
+			if err == nil || !strings.Contains(err.Error(), row.says) {
+				t.Fatalf("got %v, want %q in it", err, row.says)
+			}
+			if strings.ContainsAny(err.Error(), "\n\r\x1b") {
+				t.Errorf("the error is not one line: %q", err)
+			}
+			var foreign *schema.ForeignError
+			if errors.As(err, &foreign) != row.foreign || row.foreign && foreign.Environment != row.environment {
+				t.Errorf("%v: foreign %+v, want %t, environment %t", err, foreign, row.foreign, row.environment)
+			}
+		})
+	}
+}
+
+func TestSocketsThatCannotBeDialed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	regular := filepath.Join(dir, "regular")
+	if err := os.WriteFile(regular, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dead := filepath.Join(dir, "dead.sock")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	_ = listener.Close()
+	for socket, want := range map[string]string{
+		filepath.Join(dir, "none.sock"):        "there is no socket: start the engine",
+		filepath.Join(regular, "e.sock"):       "there is no socket",
+		regular:                                "it is no socket but a regular file",
+		dir:                                    "it is no socket but a directory",
+		dead:                                   "nobody listens on the socket",
+		filepath.Join(dir, string(make108(t))): "a Unix socket takes 107 at most",
+	} {
+		client := New(Options{Socket: socket, Environment: "production"})
+		if _, err := client.Read(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("read: %v, want %q in it", err, want)
+		}
+		answer := client.Send(t.Context(), batch)
+		if answer.Verdict != schema.VerdictNotSent || answer.Err == nil || answer.Peer != (schema.Peer{}) {
+			t.Errorf("send: %+v", answer)
+		}
+	}
+	if _, err := New(Options{Socket: dead}).Read(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("%v does not wrap ECONNREFUSED", err)
+	}
+}
+
+func make108(t *testing.T) []byte {
+	t.Helper()
+	return []byte(strings.Repeat("x", 108))
+}
+
+func TestPermissionDenied(t *testing.T) {
+	t.Parallel()
+	err := explain("/run/e.sock", os.NewSyscallError("connect", syscall.EACCES))
+	if !strings.Contains(err.Error(), "may not connect: run the agent as") || !errors.Is(err, os.ErrPermission) {
+		t.Error(err)
+	}
+}
+
+func TestPeerChangesWithTheSocket(t *testing.T) {
+	t.Parallel()
+	first := (&misbehaver{}).start(t)
+	a, err := first.client(0).Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := (&misbehaver{}).start(t)
+	if err := os.Rename(second.socket, first.socket); err != nil {
+		t.Fatal(err)
+	}
+	b, err := first.client(0).Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Peer == b.Peer {
+		t.Errorf("two sockets, one peer: %+v", a.Peer)
+	}
+}
+
+func TestCancelledIsNotBroken(t *testing.T) {
+	t.Parallel()
+	arrived := make(chan struct{})
+	m := (&misbehaver{onBatch: func(conn net.Conn, r *http.Request) bool {
+		close(arrived)
+		return hangs(conn, r)
+	}}).start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		<-arrived
+		cancel()
+	}()
+	answer := m.client(0).Send(ctx, batch)
+	if answer.Verdict != schema.VerdictUnknown || answer.Broken || !errors.Is(answer.Err, context.Canceled) {
+		t.Errorf("got %s, broken %t, %v", answer.Verdict, answer.Broken, answer.Err)
+	}
+}
+
+func FuzzReasons(f *testing.F) {
+	f.Add([]byte(`{"detail": [{"loc": [1, "x"], "msg": "\u0000\u202e"}]}`))
+	f.Add([]byte("\xff\xfe\x00<html>"))
+	f.Add([]byte(`{"errors": ["a", 1, null, {"b": []}], "message": "m"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		found := reasons(body)
+		if len(found) > maxReasons {
+			t.Errorf("%d reasons", len(found))
+		}
+		for _, text := range found {
+			if len(text) > maxReason || text == "" || strings.ToValidUTF8(text, "") != text || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }) {
+				t.Errorf("not one clean line: %q", text)
+			}
+		}
+	})
+}

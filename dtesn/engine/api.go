@@ -1,0 +1,282 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+
+	"dtesn-agent/dtesn"
+	"dtesn-agent/schema"
+)
+
+// Handler serves the API. A wish that is understood and refused answers 200
+// with success false, as the servers of this family do; one that is not
+// understood 400.
+func (e *Engine) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+dtesn.PathCurrent, e.getCurrent)
+	mux.HandleFunc("GET "+dtesn.PathStatus, e.getStatus)
+	mux.HandleFunc("GET "+dtesn.PathSchema, e.getSchema)
+	mux.HandleFunc("GET "+dtesn.PathSnapshots, e.getSnapshots)
+	mux.HandleFunc("GET "+dtesn.PathHealth, e.getHealth)
+	mux.HandleFunc("POST "+dtesn.PathUpdate, e.postUpdate)
+	mux.HandleFunc("POST "+dtesn.PathBatchUpdate, e.postBatch)
+	mux.HandleFunc("POST "+dtesn.PathValidate, e.postValidate)
+	mux.HandleFunc("POST "+dtesn.PathRollback, e.postRollback)
+	mux.HandleFunc("POST "+dtesn.PathEnvironment, e.postEnvironment)
+	mux.HandleFunc("POST "+dtesn.PathProcess, e.postProcess)
+	return mux
+}
+
+func (e *Engine) getCurrent(w http.ResponseWriter, _ *http.Request) {
+	now := e.current.Load()
+	answer(w, http.StatusOK, dtesn.Current{
+		Success: true, Configuration: now.params, Environment: now.environment,
+		Timestamp: schema.Unix(now.since), SnapshotID: now.active().SnapshotID,
+	})
+}
+
+func (e *Engine) getStatus(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, dtesn.StatusResponse{Success: true, Status: e.status()})
+}
+
+func (e *Engine) status() dtesn.Status {
+	now := e.current.Load()
+	return dtesn.Status{
+		CurrentConfig: now.params, Environment: now.environment,
+		TotalSnapshots: len(now.snapshots), MaxSnapshots: maxSnapshots,
+		MemoryBytes: fixedBytes + e.held.Load(), MemoryLimitBytes: e.limit,
+		Generation: now.generation, Performance: now.latencies.figures(),
+	}
+}
+
+func (e *Engine) getHealth(w http.ResponseWriter, _ *http.Request) {
+	// Each holds by construction: New fails otherwise, and snapshots are kept
+	// in memory.
+	answer(w, http.StatusOK, dtesn.HealthResponse{Success: true, Status: e.status(), Health: dtesn.Health{
+		Healthy: true,
+		Checks: map[string]bool{
+			"config_manager_initialized": true, "config_loaded": true,
+			"snapshots_available": true, "backup_directory_writable": true,
+		},
+	}})
+}
+
+func (e *Engine) getSchema(w http.ResponseWriter, _ *http.Request) {
+	text, err := schema.JSONSchema()
+	if err != nil {
+		fail(w, http.StatusInternalServerError, "The schema cannot be written", err.Error())
+		return
+	}
+	info := map[string]schema.ParameterInfo{}
+	for _, parameter := range schema.Info() {
+		info[parameter.Name] = parameter
+	}
+	answer(w, http.StatusOK, map[string]any{
+		"success": true, "schema": json.RawMessage(text), "parameter_info": info, "environments": schema.Environments(),
+	})
+}
+
+func (e *Engine) getSnapshots(w http.ResponseWriter, _ *http.Request) {
+	list := slices.Clone(e.current.Load().snapshots)
+	list[len(list)-1].IsActive = true
+	slices.Reverse(list)
+	answer(w, http.StatusOK, dtesn.Snapshots{Success: true, Snapshots: list, TotalCount: len(list)})
+}
+
+func (e *Engine) postUpdate(w http.ResponseWriter, r *http.Request) {
+	var update dtesn.Update
+	if !decode(w, r, &update) || !e.owns(w, update) {
+		return
+	}
+	if update.ValidateOnly {
+		e.validate(w, update)
+		return
+	}
+	wish := change{values: map[string]any{update.Parameter: update.Value}, description: update.Description}
+	if wish.description == "" {
+		wish.description = "Update " + update.Parameter
+	}
+	before, after, reasons, err := e.apply(r.Context(), wish)
+	if refused(w, "Failed to update "+update.Parameter, reasons, err) {
+		return
+	}
+	answer(w, http.StatusOK, dtesn.Response{
+		Success: true, Message: fmt.Sprintf("Parameter %s updated successfully", update.Parameter),
+		Data: dtesn.UpdateData{
+			Updated:    updated(before, after, update.Parameter),
+			SnapshotID: after.active().SnapshotID, RollbackSnapshot: before.active().SnapshotID,
+		},
+	})
+}
+
+func updated(before, after *state, name string) dtesn.Updated {
+	return dtesn.Updated{Parameter: name, OldValue: before.params.Get(name), NewValue: after.params.Get(name)}
+}
+
+func (e *Engine) postBatch(w http.ResponseWriter, r *http.Request) {
+	var batch dtesn.BatchUpdate
+	if !decode(w, r, &batch) || !e.owns(w, batch.Updates...) {
+		return
+	}
+	values, reason := valuesOf(batch)
+	if reason != "" {
+		fail(w, http.StatusBadRequest, "Batch update failed", reason)
+		return
+	}
+	wish := change{values: values, description: batch.Description, snapshotID: batch.SnapshotID, revision: batch.Revision}
+	if wish.description == "" {
+		wish.description = fmt.Sprintf("Batch update of %d parameters", len(values))
+	}
+	before, after, reasons, err := e.apply(r.Context(), wish)
+	if refused(w, "Batch update failed", reasons, err) {
+		return
+	}
+	data := dtesn.BatchData{
+		SnapshotID: after.active().SnapshotID, RollbackSnapshot: before.active().SnapshotID,
+		Reinitialized: append([]string{}, reinitialized(before.params, after.params)...),
+	}
+	for _, update := range batch.Updates {
+		data.UpdatedParameters = append(data.UpdatedParameters, updated(before, after, update.Parameter))
+	}
+	answer(w, http.StatusOK, dtesn.Response{
+		Success: true, Message: fmt.Sprintf("%d parameters updated successfully", len(values)), Data: data,
+	})
+}
+
+// valuesOf collects what a batch sets, or says why it is none.
+func valuesOf(batch dtesn.BatchUpdate) (map[string]any, string) {
+	values := make(map[string]any, len(batch.Updates))
+	dry := batch.ValidateOnly
+	for _, update := range batch.Updates {
+		if _, twice := values[update.Parameter]; twice {
+			return nil, fmt.Sprintf("the batch sets %q twice", update.Parameter)
+		}
+		values[update.Parameter] = update.Value
+		dry = dry || update.ValidateOnly
+	}
+	switch {
+	case dry:
+		return nil, "a batch has no validate_only: use POST " + dtesn.PathValidate + " for each parameter"
+	case len(values) == 0:
+		return nil, "the batch has no updates"
+	}
+	return values, ""
+}
+
+func (e *Engine) postValidate(w http.ResponseWriter, r *http.Request) {
+	var update dtesn.Update
+	if decode(w, r, &update) {
+		e.validate(w, update)
+	}
+}
+
+// validate judges one value laid over what runs, and changes nothing.
+func (e *Engine) validate(w http.ResponseWriter, update dtesn.Update) {
+	_, reasons := overlay(e.current.Load().params, map[string]any{update.Parameter: update.Value})
+	answer(w, http.StatusOK, dtesn.Response{Success: reasons == nil, Message: "Validation completed", Errors: reasons})
+}
+
+func (e *Engine) postRollback(w http.ResponseWriter, r *http.Request) {
+	var request dtesn.RollbackRequest
+	if !decode(w, r, &request) {
+		return
+	}
+	target, ok := e.current.Load().snapshot(request.SnapshotID)
+	if !ok {
+		fail(w, http.StatusOK, "Rollback failed", fmt.Sprintf("no snapshot %q is kept: GET %s lists them", request.SnapshotID, dtesn.PathSnapshots))
+		return
+	}
+	before, after, reasons, err := e.apply(r.Context(), change{
+		values: target.ConfigData.Map(), description: "Rollback to " + target.SnapshotID, revision: target.Revision,
+	})
+	if refused(w, "Rollback failed", reasons, err) {
+		return
+	}
+	answer(w, http.StatusOK, dtesn.Response{
+		Success: true, Message: "Configuration rolled back to " + target.SnapshotID,
+		Data: dtesn.RollbackData{
+			SnapshotID: after.active().SnapshotID, RestoredSnapshot: target.SnapshotID,
+			RollbackSnapshot: before.active().SnapshotID, Configuration: after.params,
+		},
+	})
+}
+
+func (e *Engine) postEnvironment(w http.ResponseWriter, r *http.Request) {
+	var request dtesn.EnvironmentRequest
+	if !decode(w, r, &request) {
+		return
+	}
+	environment, err := schema.ParseEnvironment(request.Environment)
+	if err != nil {
+		fail(w, http.StatusBadRequest, "Failed to set environment", err.Error())
+		return
+	}
+	previous, ok := e.relabel(environment)
+	if !ok {
+		fail(w, http.StatusConflict, "Failed to set environment", fmt.Sprintf("this engine is pinned to %s", previous))
+		return
+	}
+	answer(w, http.StatusOK, dtesn.Response{
+		Success: true, Message: fmt.Sprintf("Environment set to %s", environment),
+		Data: dtesn.EnvironmentData{Environment: string(environment), PreviousEnvironment: previous},
+	})
+}
+
+// owns reports whether the updates are for this engine; if not it answers 403.
+// Only a pinned label decides: a label that anybody may set proves nothing.
+func (e *Engine) owns(w http.ResponseWriter, updates ...dtesn.Update) bool {
+	here := e.current.Load().environment
+	for _, update := range updates {
+		if e.pinned && update.Environment != "" && update.Environment != here {
+			fail(w, http.StatusForbidden, "Wrong environment", fmt.Sprintf("the update is for %q, this engine is pinned to %s", update.Environment, here))
+			return false
+		}
+	}
+	return true
+}
+
+// decode reads the body into request; if it cannot it answers 400.
+func decode(w http.ResponseWriter, r *http.Request, request any) bool {
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, dtesn.MaxBody))
+	decoder.UseNumber()
+	err := decoder.Decode(request)
+	if err == nil && decoder.Decode(&struct{}{}) != io.EOF {
+		err = errors.New("more follows the first JSON value")
+	}
+	if err != nil {
+		fail(w, http.StatusBadRequest, "The body is not what this path takes", err.Error())
+		return false
+	}
+	return true
+}
+
+// refused answers for a change that did not come to pass.
+func refused(w http.ResponseWriter, message string, reasons []string, err error) bool {
+	switch {
+	case err != nil:
+		fail(w, http.StatusServiceUnavailable, message, err.Error())
+	case reasons != nil:
+		fail(w, http.StatusOK, message, reasons...)
+	default:
+		return false
+	}
+	return true
+}
+
+func fail(w http.ResponseWriter, status int, message string, reasons ...string) {
+	answer(w, status, dtesn.Response{Message: message, Errors: reasons})
+}
+
+func answer(w http.ResponseWriter, status int, value any) {
+	text, err := json.Marshal(value)
+	if err != nil { // a prediction that is no number
+		status, text = http.StatusInternalServerError, []byte(`{"success":false,"message":"The answer cannot be written"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(text, '\n')) // who left misses nothing
+}

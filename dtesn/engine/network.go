@@ -1,0 +1,291 @@
+package engine
+
+import (
+	"math"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"dtesn-agent/schema"
+)
+
+const (
+	minMembrane     = 32   // units of the smallest membrane; levels hold as many at least
+	recurrentDegree = 8    // weights of a unit from its own membrane
+	feedDegree      = 2    // weights of a unit from the membrane around it
+	spectralRadius  = 0.9  // of the recurrent weights; below 1 the past fades
+	inputScale      = 1.0  // input weights are uniform in ±inputScale
+	feedScale       = 0.7  // and so on
+	biasScale       = 0.3  //
+	outerLeak       = 0.8  // leak rate of the outermost level, per sample
+	innerLeak       = 0.15 // and of the innermost, geometrically between
+	workers         = 4    // requests that a network serves at a time
+	maxFeatures     = 192  // units that the readout sees
+)
+
+// A membrane is a contiguous range of units [start, end) that see each other,
+// and the membrane around them.
+type membrane struct {
+	start, end int
+	parent     int // index of the membrane around it, -1 for the outermost
+	leak       float64
+}
+
+// A matrix is sparse, in compressed sparse rows: row i has the entries
+// [rows[i], rows[i+1]) of columns and weights. The first recurrentDegree of
+// them lie in the unit's own membrane, the rest in its parent.
+type matrix struct {
+	rows    []int32
+	columns []int32
+	weights []float64
+}
+
+// A network is one deep tree echo state network: immutable but for its
+// readout, which is trained once, by the first to ask for it.
+type network struct {
+	params    schema.Parameters
+	membranes []membrane // parents before children
+	largest   int        // units of the largest membrane
+	recurrent matrix
+	input     []float64 // weights of the input; it reaches the outermost level only
+	bias      []float64
+	features  []int32 // units that the readout sees, ascending
+	bytes     int64   // footprint
+
+	slots   chan *workspace // a nil one is yet to be allocated
+	trained sync.Once
+	readout []float64 // weights of bias, input and features; set by trained
+	used    atomic.Bool
+
+	// inUse counts requests; once retired and at 0 drained is closed and the
+	// network's memory is nobody's.
+	inUse   atomic.Int64
+	retired atomic.Bool
+	drained chan struct{}
+	drain   sync.Once
+}
+
+// membranesOf lays size units out as a tree of depth levels. The levels are
+// equally large (the first ones by one unit larger where it does not divide);
+// level l is parted into 2^l membranes, or as many as leave each one
+// minMembrane units. Leak rates fall geometrically inwards: the outer levels
+// follow the input, the inner ones remember.
+func membranesOf(size, depth int) []membrane {
+	var tree []membrane
+	start, outer := 0, 0
+	for level := range depth {
+		units := size / depth
+		if level < size%depth {
+			units++
+		}
+		leak := outerLeak
+		if depth > 1 {
+			leak *= math.Pow(innerLeak/outerLeak, float64(level)/float64(depth-1))
+		}
+		count := max(1, units/minMembrane)
+		if level < 10 { // beyond it, 2^l exceeds any count
+			count = min(count, 1<<level)
+		}
+		first, parents := len(tree), len(tree)-outer
+		for j := range count {
+			m := membrane{start: start + units*j/count, end: start + units*(j+1)/count, parent: -1, leak: leak}
+			if level > 0 {
+				m.parent = outer + j*parents/count
+			}
+			tree = append(tree, m)
+		}
+		start, outer = start+units, first
+	}
+	return tree
+}
+
+// footprint is how many bytes a network with p takes, its workspaces and its
+// readout included, which are allocated when first needed.
+func footprint(p schema.Parameters) int64 {
+	n := newNetwork(p)
+	size, order := int64(p.ESNReservoirSize), int64(p.BSeriesMaxOrder)
+	entries := int64(n.entries())
+	weights := 4*(size+1) + 12*entries + 8*2*size
+	readout := 12*int64(min(p.ESNReservoirSize, maxFeatures)) + 16
+	return weights + readout + int64(len(n.membranes))*40 + workers*8*workspaceLength(size, order, int64(n.largest))
+}
+
+func newNetwork(p schema.Parameters) *network {
+	n := &network{params: p, membranes: membranesOf(p.ESNReservoirSize, p.MaxMembraneDepth)}
+	for _, m := range n.membranes {
+		n.largest = max(n.largest, m.end-m.start)
+	}
+	return n
+}
+
+// entries counts the weights of the recurrent matrix.
+func (n *network) entries() int {
+	total := 0
+	for _, m := range n.membranes {
+		total += (m.end - m.start) * m.degree()
+	}
+	return total
+}
+
+func (m membrane) degree() int {
+	if m.parent < 0 {
+		return recurrentDegree
+	}
+	return recurrentDegree + feedDegree
+}
+
+// build constructs a network. Equal parameters and seeds give equal networks;
+// of the parameters only the critical ones count.
+func build(p schema.Parameters, seed uint64) *network {
+	n := newNetwork(p)
+	n.bytes = footprint(p)
+	n.drained = make(chan struct{})
+	n.slots = make(chan *workspace, workers)
+	for range workers {
+		n.slots <- nil
+	}
+	size, entries := p.ESNReservoirSize, n.entries()
+	n.recurrent = matrix{rows: make([]int32, size+1), columns: make([]int32, entries), weights: make([]float64, entries)}
+	n.input, n.bias = make([]float64, size), make([]float64, size)
+	random := rand.NewPCG(seed, uint64(size)<<8|uint64(p.MaxMembraneDepth))
+	for i := range n.membranes {
+		n.wire(&n.membranes[i], random)
+	}
+	n.features = chooseFeatures(size)
+	return n
+}
+
+// wire draws the weights of the units of m and scales the recurrent ones.
+// Since a membrane sees only itself and its parent, the whole matrix is block
+// triangular: its spectral radius is the largest of the blocks'.
+func (n *network) wire(m *membrane, random *rand.PCG) {
+	at := n.recurrent.rows[m.start]
+	for unit := m.start; unit < m.end; unit++ {
+		n.bias[unit] = biasScale * symmetric(random.Uint64())
+		n.draw(at, recurrentDegree, m.start, m.end, 1, random)
+		at += recurrentDegree
+		if m.parent < 0 {
+			n.input[unit] = inputScale * symmetric(random.Uint64())
+		} else {
+			around := &n.membranes[m.parent]
+			n.draw(at, feedDegree, around.start, around.end, feedScale, random)
+			at += feedDegree
+		}
+		n.recurrent.rows[unit+1] = at
+	}
+	radius := n.radius(m, random)
+	if radius == 0 {
+		return // nilpotent: the past fades anyway
+	}
+	for unit := m.start; unit < m.end; unit++ {
+		first := n.recurrent.rows[unit]
+		row := n.recurrent.weights[first : first+recurrentDegree]
+		for i := range row {
+			row[i] *= spectralRadius / radius
+		}
+	}
+}
+
+// draw gives the entries from at on distinct columns in [start, end), and
+// weights. One random number makes both: its upper half the column, its lower
+// half the weight.
+func (n *network) draw(at, degree int32, start, end int, scale float64, random *rand.PCG) {
+	columns, weights := n.recurrent.columns[at:at+degree], n.recurrent.weights[at:at+degree]
+	for i := 0; i < len(columns); {
+		r := random.Uint64()
+		column := int32(start) + int32((r>>32)*uint64(end-start)>>32)
+		if contains(columns[:i], column) {
+			continue
+		}
+		columns[i], weights[i] = column, scale*symmetric(r<<32)
+		i++
+	}
+}
+
+func contains(columns []int32, column int32) bool {
+	for _, c := range columns {
+		if c == column {
+			return true
+		}
+	}
+	return false
+}
+
+// symmetric maps a random number's upper bits to [-1, 1).
+func symmetric(r uint64) float64 { return float64(int64(r)) / (1 << 63) }
+
+// radius estimates the spectral radius of the recurrent block of m by power
+// iteration. The largest eigenvalue is mostly one of a complex pair, so that
+// the vector turns and single ratios of norms swing; their geometric mean over
+// the later rounds does not (Gelfand's formula, |W^k v|^(1/k)).
+func (n *network) radius(m *membrane, random *rand.PCG) float64 {
+	const lead, rounds = 12, 48
+	size := m.end - m.start
+	v, w := make([]float64, size), make([]float64, size)
+	for i := range v {
+		v[i] = symmetric(random.Uint64())
+	}
+	logs := 0.0
+	for round := range lead + rounds {
+		norm := n.multiplyBlock(m, w, v)
+		if norm == 0 {
+			return 0
+		}
+		scale := 1 / norm
+		for i := range w {
+			w[i] *= scale
+		}
+		if round >= lead {
+			logs += math.Log(norm)
+		}
+		v, w = w, v
+	}
+	return math.Exp(logs / rounds)
+}
+
+// multiplyBlock sets w to the recurrent block of m times v and returns its
+// Euclidean norm. v and w count from the first unit of m.
+func (n *network) multiplyBlock(m *membrane, w, v []float64) float64 {
+	square := 0.0
+	for i := range w {
+		first := n.recurrent.rows[m.start+i]
+		columns := n.recurrent.columns[first : first+recurrentDegree]
+		weights := n.recurrent.weights[first : first+recurrentDegree]
+		sum := 0.0
+		for j, c := range columns {
+			sum += weights[j] * v[int(c)-m.start]
+		}
+		w[i] = sum
+		square += sum * sum
+	}
+	return math.Sqrt(square)
+}
+
+// chooseFeatures spreads at most maxFeatures units evenly over all, so that
+// every level is seen in proportion.
+func chooseFeatures(size int) []int32 {
+	count := min(size, maxFeatures)
+	features := make([]int32, count)
+	for i := range features {
+		features[i] = int32(size * i / count)
+	}
+	return features
+}
+
+// retire says that no new request will come. The network is drained when the
+// last one has left.
+func (n *network) retire() {
+	n.retired.Store(true)
+	if n.inUse.Load() == 0 {
+		n.drain.Do(func() { close(n.drained) })
+	}
+}
+
+// enter and leave bracket a request.
+func (n *network) enter() { n.inUse.Add(1) }
+
+func (n *network) leave() {
+	if n.inUse.Add(-1) == 0 && n.retired.Load() {
+		n.drain.Do(func() { close(n.drained) })
+	}
+}

@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dtesn-agent/dtesn"
+)
+
+// grace is how long requests in flight may take to finish when Serve is to
+// end.
+const grace = 5 * time.Second
+
+// Listen makes the socket at path, mode 0600: who may connect may change
+// everything. A socket that a dead engine left is replaced; one that somebody
+// listens on, and a file that is no socket, is an error. The socket goes when
+// the listener is closed.
+func Listen(path string) (net.Listener, error) {
+	if len(path) > dtesn.MaxSocketPath {
+		return nil, fmt.Errorf("listen on %s: the path is %d bytes long, a Unix socket takes %d at most: use a shorter one, or a link to its directory", path, len(path), dtesn.MaxSocketPath)
+	}
+	if err := removeDead(path); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	// The file gets the mode of the socket that is bound, less the umask: set
+	// before, there is no moment at which others may connect.
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var modeErr error
+		if err := raw.Control(func(fd uintptr) { modeErr = unix.Fchmod(int(fd), 0o600) }); err != nil {
+			return err
+		}
+		return modeErr
+	}}
+	listener, err := config.Listen(context.Background(), "unix", path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: its directory does not exist: create it first", path)
+	}
+	return listener, err
+}
+
+// removeDead removes the socket at path if connecting to it is refused.
+func removeDead(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return errors.New("there is a file that is no socket: remove it, or choose another path")
+	}
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return errors.New("another engine listens on it: stop that one, or choose another path")
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("see whether another engine listens on it: %w", err)
+	}
+	return os.Remove(path)
+}
+
+// Serve answers requests on listener until ctx ends, then lets those in flight
+// finish for 5 s, closes the listener and returns nil. An error is that of the
+// listener.
+func (e *Engine) Serve(ctx context.Context, listener net.Listener) error {
+	fresh := freshConns{conns: map[net.Conn]bool{}}
+	server := &http.Server{
+		Handler:        e.Handler(),
+		ConnState:      fresh.note,
+		MaxHeaderBytes: 64 << 10,
+		ErrorLog:       slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		_ = server.Close()
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	fresh.closeAll()
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if server.Shutdown(limited) != nil {
+		_ = server.Close()
+	}
+	<-served
+	return nil
+}
+
+// freshConns are the connections that have not sent a byte: the agent holds
+// one to notice a restart. Shutdown would wait 5 s for them.
+type freshConns struct {
+	mu     sync.Mutex
+	conns  map[net.Conn]bool
+	closed bool
+}
+
+func (f *freshConns) note(conn net.Conn, state http.ConnState) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if state != http.StateNew {
+		delete(f.conns, conn)
+		return
+	}
+	if f.closed {
+		_ = conn.Close()
+		return
+	}
+	f.conns[conn] = true
+}
+
+func (f *freshConns) closeAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	for conn := range f.conns {
+		_ = conn.Close()
+	}
+}

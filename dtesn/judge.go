@@ -1,0 +1,214 @@
+package dtesn
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"dtesn-agent/schema"
+)
+
+const (
+	maxReasons = 10  // reasons kept of a rejection
+	maxReason  = 200 // bytes of one
+)
+
+// judge turns what came of a batch into an Answer, without the Peer.
+func judge(status int, body []byte, err error) schema.Answer {
+	var broken *exchangeError
+	switch {
+	case err == nil:
+	case errors.As(err, &broken) && !broken.sent:
+		return schema.Answer{Verdict: schema.VerdictNotSent, Err: err}
+	case rejects(status) && status != http.StatusOK:
+		// The refusal arrived, if not all of its words.
+		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{statusText(status) + ", and the reason was cut short"}}
+	default:
+		return schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Broken: broken != nil && broken.broken}
+	}
+	success, known := successOf(body)
+	switch {
+	case status == http.StatusOK && known && success:
+		return schema.Answer{Verdict: schema.VerdictAccepted}
+	case status == http.StatusOK && known, rejects(status) && status != http.StatusOK:
+		why := reasons(body)
+		if len(why) == 0 {
+			why = []string{"the engine answered " + statusText(status) + " without a reason"}
+		}
+		return schema.Answer{Verdict: schema.VerdictRejected, Errors: why}
+	case status >= 300 && status < 500:
+		return schema.Answer{Verdict: schema.VerdictForeign, Err: notAnEngine(
+			"POST %s answered %s%s", PathBatchUpdate, statusText(status), because(reasons(body)))}
+	case status < 300:
+		return schema.Answer{Verdict: schema.VerdictUnknown, Err: fmt.Errorf(
+			"the engine answered %s with %s, which says neither yes nor no", statusText(status), quote(body))}
+	}
+	return schema.Answer{Verdict: schema.VerdictUnknown, Err: fmt.Errorf(
+		"the engine answered %s%s", statusText(status), because(reasons(body)))}
+}
+
+// rejects reports whether an answer with this status may be a rejection.
+func rejects(status int) bool {
+	switch status {
+	case http.StatusOK, http.StatusBadRequest, http.StatusConflict, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// judgeLabel judges the answer to POST environment: nil, a
+// *schema.ForeignError when the label was refused, or what else went wrong.
+func judgeLabel(environment schema.Environment, status int, body []byte) error {
+	success, known := successOf(body)
+	switch {
+	case status == http.StatusOK && (success || !known):
+		// A server that says nothing of success is believed: the next GET
+		// current shows the label.
+		return nil
+	case status == http.StatusOK, status >= 300 && status < 500:
+		return &schema.ForeignError{Environment: true, Reason: fmt.Sprintf(
+			"it answered %s when told that this is %s%s; check --engine and --environment",
+			statusText(status), environment, because(reasons(body)))}
+	}
+	return fmt.Errorf("set the environment label: the engine answered %s%s", statusText(status), because(reasons(body)))
+}
+
+// successOf reads the success field; known is false if it is no bool, or body
+// no JSON object.
+func successOf(body []byte) (success, known bool) {
+	var answer struct {
+		Success *bool `json:"success"`
+	}
+	if json.Unmarshal(body, &answer) != nil || answer.Success == nil {
+		return false, false
+	}
+	return *answer.Success, true
+}
+
+// reasons takes the engine's words out of an answer, the most telling field
+// first: `errors`, FastAPI's `detail` (a string, or a list of {loc, msg}), the
+// singular `error`, `message`. A body that is no JSON is its own reason.
+func reasons(body []byte) []string {
+	var answer map[string]json.RawMessage
+	if json.Unmarshal(body, &answer) != nil {
+		if text := line(string(body)); text != "" {
+			return []string{text}
+		}
+		return nil
+	}
+	for _, field := range []string{"errors", "validation_errors", "detail", "error", "message"} {
+		if found := reasonsIn(answer[field]); len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+func reasonsIn(raw json.RawMessage) []string {
+	var one string
+	if json.Unmarshal(raw, &one) == nil {
+		if one = line(one); one == "" {
+			return nil
+		}
+		return []string{one}
+	}
+	var items []json.RawMessage
+	if json.Unmarshal(raw, &items) != nil {
+		if raw == nil || !bytes.HasPrefix(raw, []byte("{")) {
+			return nil
+		}
+		items = []json.RawMessage{raw}
+	}
+	var found []string
+	for _, item := range items {
+		if text := reason(item); text != "" && len(found) < maxReasons {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
+// reason is one entry of a list: a string, FastAPI's {loc, msg}, or any other
+// JSON as it stands.
+func reason(item json.RawMessage) string {
+	var text string
+	if json.Unmarshal(item, &text) == nil {
+		return line(text)
+	}
+	var fastapi struct {
+		Loc []any  `json:"loc"`
+		Msg string `json:"msg"`
+	}
+	if json.Unmarshal(item, &fastapi) == nil && fastapi.Msg != "" {
+		var place []string
+		for _, part := range fastapi.Loc {
+			place = append(place, fmt.Sprint(part))
+		}
+		if len(place) > 0 {
+			return line(strings.Join(place, ".") + ": " + fastapi.Msg)
+		}
+		return line(fastapi.Msg)
+	}
+	return line(string(item))
+}
+
+// because is reasons as the end of a sentence.
+func because(why []string) string {
+	if len(why) == 0 {
+		return ""
+	}
+	return ": " + line(strings.Join(why, "; "))
+}
+
+// line makes foreign text one line of at most 200 bytes, without control or
+// format characters (a terminal obeys those), in valid UTF-8.
+func line(text string) string {
+	const enough = 4 * maxReason // runs of blanks collapse, so more is looked at
+	text = text[:min(len(text), enough)]
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) || r == utf8.RuneError {
+			return ' '
+		}
+		return r
+	}, text)
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) <= maxReason {
+		return text
+	}
+	const ellipsis = "…"
+	cut := maxReason - len(ellipsis)
+	for !utf8.RuneStart(text[cut]) {
+		cut--
+	}
+	return text[:cut] + ellipsis
+}
+
+// quote shows the beginning of an answer that was not understood.
+func quote(body []byte) string {
+	if len(body) == 0 {
+		return "nothing"
+	}
+	const shown = 60
+	if len(body) > shown {
+		return fmt.Sprintf("%q…", body[:shown])
+	}
+	return fmt.Sprintf("%q", body)
+}
+
+func statusText(status int) string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s", status, http.StatusText(status)))
+}
+
+func notAnEngine(format string, args ...any) *schema.ForeignError {
+	return &schema.ForeignError{Reason: "not a DTESN engine: " + fmt.Sprintf(format, args...)}
+}
+
+func isForeign(err error) bool {
+	var foreign *schema.ForeignError
+	return errors.As(err, &foreign)
+}

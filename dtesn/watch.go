@@ -1,0 +1,86 @@
+package dtesn
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// DefaultRetry is how often Watch tries a socket that is down.
+	DefaultRetry = 200 * time.Millisecond
+	// hintGap is the least time between two hints that no failed dial divides:
+	// some servers close idle connections at once.
+	hintGap = time.Second
+)
+
+// Watch holds one idle connection to the engine and tells when it breaks, so
+// that a restart is noticed without asking. It calls changed(true) after each
+// connect, the first one too, and changed(false) when the socket cannot be
+// connected, once until it can again. While down it tries each interval (0
+// means DefaultRetry).
+//
+// All that is a hint to read, never a verdict: servers close idle connections
+// after a few seconds (uvicorn after 5), and then Watch connects again at once
+// and calls changed(true), at most once a second. Nothing is sent, and nothing
+// runs while the connection stands.
+//
+// changed is called from one goroutine at a time and should not block. Watch
+// returns nil when ctx ends.
+func (c *Client) Watch(ctx context.Context, interval time.Duration, changed func(up bool)) error {
+	if interval <= 0 {
+		interval = DefaultRetry
+	}
+	var hinted time.Time // when changed(true) was last called without a failure since
+	down := false
+	for ctx.Err() == nil {
+		s, err := c.dialWithin(ctx)
+		if err != nil {
+			if ctx.Err() == nil && !down {
+				down = true
+				changed(false)
+			}
+			hinted = time.Time{}
+			pause(ctx, interval)
+			continue
+		}
+		down = false
+		if !hinted.IsZero() {
+			pause(ctx, time.Until(hinted.Add(hintGap)))
+		}
+		if ctx.Err() == nil {
+			hinted = time.Now()
+			changed(true)
+			s.untilBroken(ctx)
+		}
+		s.close()
+	}
+	return nil
+}
+
+func (c *Client) dialWithin(ctx context.Context) (*session, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
+	defer cancel()
+	return dial(ctx, c.options.Socket)
+}
+
+// untilBroken blocks until the connection ends, by the engine or by ctx. Bytes
+// that nobody asked for end it too.
+func (s *session) untilBroken(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var b [1]byte
+	_, _ = s.conn.Read(b[:])
+}
+
+// pause waits for d, or for the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

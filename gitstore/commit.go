@@ -1,0 +1,344 @@
+package gitstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/filemode"
+	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"dtesn-agent/schema"
+)
+
+// Commit appends rec to the head. It gives rec its Format, Index, ID,
+// Timestamp, Commit and Parent, makes foreign text one bounded line, and
+// returns the whole, which is shared and must not be changed. A kill of the
+// process after Commit returned cannot lose the record; a power cut cannot lose
+// a revert. After an error Head says what truly stands.
+//
+// The point of no return is the rename of the head ref. A crash before it
+// leaves objects that nothing names; after it, the record stands.
+//
+// Syscalls: those of objectWriter.put for two blobs, a tree and a commit; then
+// openat, write, close of the ref's temporary file and renameat. For a revert
+// the objects, their directories and the temporary file are synced before the
+// rename, and the ref's directory after it.
+func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	snap, err := s.prepare(rec)
+	if err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	mark := len(s.objects.unsynced)
+	durable := snap.Kind == schema.KindRevert
+	mayUseReserve := durable || snap.Kind == schema.KindRollback
+	var dirs []string
+	err = s.withReserve(mayUseReserve, func() error {
+		s.objects.forget(mark)
+		var err error
+		dirs, err = s.append(snap, durable)
+		return err
+	})
+	if err != nil {
+		s.objects.forget(mark)
+		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
+	}
+	s.repo.cache.put(plumbing.NewHash(snap.Commit), snap)
+	s.head, s.headTime = snap, s.commitTime
+	if !durable {
+		return snap, nil
+	}
+	if err := s.withReserve(true, func() error { return syncPaths(dirs, nil) }); err != nil {
+		s.objects.suspect = true // Confirm writes the ref again
+		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
+	}
+	return snap, nil
+}
+
+// append writes the record's objects and moves the head ref to its commit. The
+// directories it returns make the move durable when they are synced.
+func (s *Store) append(snap *schema.Snapshot, durable bool) (dirs []string, err error) {
+	h, err := s.writeObjects(snap)
+	if err != nil {
+		return nil, err
+	}
+	snap.Commit = h.String()
+	tmp, err := s.repo.tempRef(h)
+	if err != nil {
+		return nil, err
+	}
+	if durable {
+		if err := s.objects.sync(tmp); err != nil {
+			_ = os.Remove(tmp)
+			return nil, err
+		}
+	}
+	return s.repo.placeRef(tmp, headRef(s.opts.Environment))
+}
+
+// prepare gives a record all that is the store's to give, and checks that it
+// can follow the head.
+func (s *Store) prepare(rec schema.Snapshot) (*schema.Snapshot, error) {
+	snap := cleanse(rec)
+	head := s.head
+	switch {
+	case snap.Environment != "" && snap.Environment != s.opts.Environment:
+		return nil, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
+	case snap.Instance != "" && snap.Instance != s.opts.Instance:
+		return nil, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
+	case !snap.Kind.Candidate() && (snap.Kind != schema.KindRevert && snap.Kind != schema.KindNote || head == nil):
+		return nil, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(head))
+	case snap.OutcomeOf != nil && (head == nil || snap.OutcomeOf.ID != head.ID || !settles(snap.OutcomeOf.Outcome)):
+		return nil, fmt.Errorf("the outcome %q of %q cannot be said by a child of %s", snap.OutcomeOf.Outcome, snap.OutcomeOf.ID, idOf(head))
+	}
+	now := s.opts.Now()
+	if now.Unix() < 0 {
+		now = time.Unix(0, 0)
+	}
+	snap.Format = schema.SnapshotFormat
+	snap.Environment, snap.Instance = s.opts.Environment, s.opts.Instance
+	snap.Index, snap.Parent = 1, ""
+	if head != nil {
+		snap.Index, snap.Parent = head.Index+1, head.Commit
+	}
+	snap.ID, snap.Timestamp = formatID(now.Unix(), snap.Index), schema.Unix(now)
+	if snap.AgentVersion == "" {
+		snap.AgentVersion = oneLine(s.opts.AgentVersion, maxLine)
+	}
+	if snap.Description == "" {
+		snap.Description = subject(&snap, s.headSubject())
+	}
+	if o := snap.OutcomeOf; o != nil {
+		snap.OutcomeOf = &schema.Settlement{ID: o.ID, Outcome: o.Outcome}
+	}
+	if uid := snap.RequestedBy; uid != nil {
+		u := *uid
+		snap.RequestedBy = &u
+	}
+	return &snap, nil
+}
+
+func idOf(head *schema.Snapshot) string {
+	if head == nil {
+		return "an empty history"
+	}
+	return string(head.Kind) + " " + head.ID
+}
+
+func (s *Store) headSubject() string {
+	if s.head == nil {
+		return ""
+	}
+	return s.head.Description
+}
+
+// writeObjects writes the blobs, the tree and the commit of a record, in this
+// order, so that nothing names what is not there.
+func (s *Store) writeObjects(snap *schema.Snapshot) (plumbing.Hash, error) {
+	record, err := encodeSnapshot(snap)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	parameters, err := s.objects.put(plumbing.BlobObject, snap.Config.Canonical())
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	story, err := s.objects.put(plumbing.BlobObject, record)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	tree, err := s.putEncoded(&object.Tree{Entries: []object.TreeEntry{
+		{Name: parametersFile, Mode: filemode.Regular, Hash: parameters},
+		{Name: snapshotFile, Mode: filemode.Regular, Hash: story},
+	}})
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	return s.putEncoded(s.commitObject(snap, tree))
+}
+
+// commitObject is the record's commit. Its times never go back behind the
+// parent's, though the clock may: the id and snapshot.json keep the clock's.
+func (s *Store) commitObject(snap *schema.Snapshot, tree plumbing.Hash) *object.Commit {
+	when := time.Unix(int64(snap.Timestamp), 0).UTC()
+	if s.head != nil && s.headTime.After(when) {
+		when = s.headTime
+	}
+	s.commitTime = when
+	committer := object.Signature{Name: agentName, Email: agentName + "@" + mailHost(snap.Instance), When: when}
+	author := committer
+	// A revert or a note is the agent's own doing, whoever wrote the state that
+	// it repeats.
+	if name, mail, ok := signature(snap.Source.Author); ok && snap.Kind == schema.KindChange {
+		author = object.Signature{Name: name, Email: mail, When: when}
+	}
+	c := &object.Commit{
+		Author: author, Committer: committer, TreeHash: tree,
+		Message: message(snap, subject(snap, s.headSubject())),
+	}
+	if snap.Parent != "" {
+		c.ParentHashes = []plumbing.Hash{plumbing.NewHash(snap.Parent)}
+	}
+	return c
+}
+
+// mailHost makes an instance's name fit to stand behind the @.
+func mailHost(instance string) string {
+	host := strings.ReplaceAll(identText(instance), " ", "-")
+	if host == "" {
+		return "localhost"
+	}
+	return host
+}
+
+// encodeSnapshot is the content of snapshot.json.
+func encodeSnapshot(snap *schema.Snapshot) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(snap); err != nil {
+		return nil, fmt.Errorf("encode %s: %w", snapshotFile, err)
+	}
+	if b.Len() > maxObject {
+		return nil, fmt.Errorf("encode %s: %d bytes, over %d", snapshotFile, b.Len(), maxObject)
+	}
+	return b.Bytes(), nil
+}
+
+// putEncoded encodes a tree or a commit with go-git and writes it.
+func (s *Store) putEncoded(o interface {
+	Encode(plumbing.EncodedObject) error
+},
+) (plumbing.Hash, error) {
+	mem := new(plumbing.MemoryObject)
+	if err := o.Encode(mem); err != nil {
+		return plumbing.ZeroHash, fmt.Errorf("encode a git object: %w", err)
+	}
+	rd, err := mem.Reader()
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	content, err := io.ReadAll(rd)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	return s.objects.put(mem.Type(), content)
+}
+
+// Confirm makes everything up to the head durable and then moves the applied
+// ref to it, durably. It is idempotent, and to be called again after an error.
+//
+// The point of no return is the rename of the applied ref: a crash before it
+// leaves the head pending, after it applied. What it vouches for is on the
+// disk by then.
+//
+// Syscalls: openat, write, close (the applied ref's temporary file); in
+// parallel, openat, fsync, close of that file, of every object not yet synced,
+// of the directories of those, of the head ref and of its directory; renameat
+// (the applied ref), fsync (its directory).
+func (s *Store) Confirm(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("confirm: %w", err)
+	}
+	if s.head == nil {
+		return fmt.Errorf("confirm: the history is empty")
+	}
+	if s.applied != nil && s.applied.Commit == s.head.Commit && len(s.objects.unsynced) == 0 {
+		return nil
+	}
+	mayUseReserve := s.head.Kind == schema.KindRevert || s.head.Kind == schema.KindRollback
+	if err := s.withReserve(mayUseReserve, s.confirm); err != nil {
+		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
+	}
+	s.renewReserve()
+	return nil
+}
+
+func (s *Store) confirm() error {
+	h := plumbing.NewHash(s.head.Commit)
+	tmp, err := s.repo.tempRef(h)
+	if err != nil {
+		return err
+	}
+	if err := s.syncHead(tmp); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	dirs, err := s.repo.placeRef(tmp, appliedRef(s.opts.Environment))
+	if err != nil {
+		return err
+	}
+	if err := syncPaths(dirs, nil); err != nil {
+		return fmt.Errorf("sync the applied ref: %w", err)
+	}
+	s.applied = s.head
+	return nil
+}
+
+// syncHead makes the head durable: its objects, those of the records before it,
+// and the ref. A person's `git pack-refs` may have taken the loose ref away,
+// even at the moment it moved, or a sync of it may have failed: then it is
+// written anew.
+func (s *Store) syncHead(further ...string) error {
+	name, h := headRef(s.opts.Environment), plumbing.NewHash(s.head.Commit)
+	path := filepath.Join(s.repo.dir, name)
+	loose, err := readBounded(path, maxRef)
+	if err != nil || strings.TrimSpace(string(loose)) != h.String() || s.objects.suspect {
+		if err := s.repo.writeRef(name, h); err != nil {
+			return err
+		}
+	}
+	return s.objects.sync(append(further, path, filepath.Dir(path))...)
+}
+
+// Retried reports whether refs/dtesn/retried/<env> names the head.
+func (s *Store) Retried() bool {
+	return s.head != nil && s.retried == plumbing.NewHash(s.head.Commit)
+}
+
+// SetRetried durably makes refs/dtesn/retried/<env> name the head, which is
+// made durable with it, or removes the ref.
+//
+// Syscalls: those of Confirm, for another ref; or those of removeRef.
+func (s *Store) SetRetried(ctx context.Context, retried bool) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("set retried: %w", err)
+	}
+	name := retriedRef(s.opts.Environment)
+	if !retried {
+		if s.retried.IsZero() {
+			return nil
+		}
+		if err := s.repo.removeRef(ctx, name); err != nil {
+			return err
+		}
+		s.retried = plumbing.ZeroHash
+		return nil
+	}
+	if s.head == nil {
+		return fmt.Errorf("set retried: the history is empty")
+	}
+	h := plumbing.NewHash(s.head.Commit)
+	err := s.withReserve(s.head.Kind == schema.KindRollback, func() error {
+		if err := s.syncHead(); err != nil {
+			return err
+		}
+		return s.repo.writeRef(name, h)
+	})
+	if err != nil {
+		return fmt.Errorf("set retried for %s: %w", s.head.ID, err)
+	}
+	s.retried = h
+	return nil
+}

@@ -1,0 +1,139 @@
+package gitstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+var tempSerial atomic.Uint64
+
+// writeTemp writes data to a new file in dir and returns its path. The file is
+// not synced. What could not be written whole is removed again.
+//
+// Syscalls: openat(O_CREAT|O_EXCL), write, close.
+func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
+	path := filepath.Join(dir, "tmp-"+strconv.Itoa(os.Getpid())+"-"+strconv.FormatUint(tempSerial.Add(1), 10))
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(path)
+		return "", err
+	}
+	return path, nil
+}
+
+// writeDurable puts data at path as a whole: after a crash the file is the old
+// one or the new one, and after the return a power cut keeps the new one.
+//
+// Syscalls: openat, write, close, fsync (file), renameat, fsync (directory).
+func writeDurable(path string, data []byte, perm fs.FileMode) error {
+	dir := filepath.Dir(path)
+	tmp, err := writeTemp(dir, data, perm)
+	if err != nil {
+		return err
+	}
+	if err := syncPath(tmp); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	return syncPath(dir)
+}
+
+// syncPath syncs a file or a directory: openat(O_RDONLY), fsync, close. The
+// error of an earlier write-back of the same file is reported here too.
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	return errors.Join(err, f.Close())
+}
+
+// syncPaths syncs files and directories side by side, so that a journaling
+// file system makes one commit of them rather than one of each. A file that is
+// gone is reported to missing, not as an error, where missing is given. The
+// joined errors are returned.
+func syncPaths(paths []string, missing func(path string)) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(paths))
+	for i, path := range paths {
+		wg.Go(func() { errs[i] = syncPath(path) })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if missing != nil && errors.Is(err, fs.ErrNotExist) {
+			missing(paths[i])
+			errs[i] = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readBounded reads a small file; one that is larger than limit bytes is an
+// error.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("read %s: over %d bytes", path, limit)
+	}
+	return data, nil
+}
+
+// torn reports whether the content of a small text file is what a power cut
+// leaves: nothing, or bytes that were never written.
+func torn(data []byte) bool {
+	return len(bytes.TrimSpace(data)) == 0 || bytes.IndexByte(data, 0) >= 0
+}
+
+// stateError words a failure of the state directory itself: what was
+// attempted, on what, why it failed, and the way out.
+func stateError(attempt, dir string, err error) error {
+	way := "choose another --state"
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		way = fmt.Sprintf("it must be readable and writable for uid %d: chown it, or choose another --state", os.Getuid())
+	case errors.Is(err, syscall.EROFS):
+		way = "the file system is mounted read-only: mount it writable, or choose another --state"
+	case errors.Is(err, syscall.ENOTDIR):
+		way = "a file stands where a directory must be: remove it, or choose another --state"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		way = "the disk is full: free some space there"
+	}
+	return fmt.Errorf("%s state directory %s: %w; %s", attempt, dir, err, way)
+}
+
+func full(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}

@@ -1,0 +1,69 @@
+package gitstore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lockFile   = "lock"
+	bootIDFile = "/proc/sys/kernel/random/boot_id"
+)
+
+// A writerLock is the flock on <state>/lock, held by its descriptor, so that
+// the kernel releases it however the process ends. The file's content is for
+// people and for the next writer: the pid, and the boot in which it ran; it is
+// emptied by a clean release.
+type writerLock struct {
+	file *os.File
+	// cut: the last holder neither released the lock nor ran in this boot, so
+	// that what it had not synced may be torn.
+	cut bool
+}
+
+// acquireLock takes the lock of the state directory, or says who holds it.
+func acquireLock(dir string) (*writerLock, error) {
+	path := filepath.Join(dir, lockFile)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, stateError("open the lock of", dir, err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	held, _ := os.ReadFile(path)
+	pid, boot, _ := strings.Cut(strings.TrimSpace(string(held)), " ")
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		_ = f.Close()
+		if pid == "" {
+			pid = "unknown"
+		}
+		return nil, fmt.Errorf("state directory %s is in use by another agent (pid %s): stop that one, or choose another --state", dir, pid)
+	case err != nil:
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w; choose a --state on a file system that knows flock", path, err)
+	}
+	now, _ := os.ReadFile(bootIDFile)
+	thisBoot := strings.TrimSpace(string(now))
+	l := &writerLock{file: f, cut: pid != "" && boot != thisBoot}
+	// The content is a help, not the lock: a full disk must not keep the agent
+	// from starting.
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+" "+thisBoot+"\n"), 0)
+	}
+	return l, nil
+}
+
+// release empties the file and gives the lock up. clean false leaves the
+// content, so that the next writer looks more closely.
+func (l *writerLock) release(clean bool) error {
+	if clean {
+		_ = l.file.Truncate(0)
+	}
+	return l.file.Close()
+}

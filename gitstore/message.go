@@ -1,0 +1,307 @@
+package gitstore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"dtesn-agent/schema"
+)
+
+// The shape of a commit message:
+//
+//	subject                          one line, at most 200 bytes
+//
+//	    what changed and why         foreign text, every line indented
+//
+//	Snapshot-Id: snapshot_…          trailers: the last paragraph, ours alone
+//
+// The first paragraph is one line and the second is indented throughout, so
+// that nothing foreign can stand at the beginning of a line of the last one.
+
+const (
+	maxLine   = 200     // bytes of one line of foreign text
+	maxBody   = 4 << 10 // bytes of the body
+	maxErrors = 20      // errors kept of a rejection
+	indent    = "    "
+)
+
+// The trailers; a message with any other key in its last paragraph is not ours.
+const (
+	keyID          = "Snapshot-Id"
+	keyKind        = "Kind"
+	keyEnvironment = "Environment"
+	keyInstance    = "Instance"
+	keyRevision    = "Source-Revision"
+	keyRequestedBy = "Requested-By"
+	keyOutcomeOf   = "Outcome-Of"
+)
+
+// oneLine makes foreign text one line of at most limit bytes: valid UTF-8,
+// without control characters, line separators or marks that turn the direction
+// of writing; runs of space become one.
+func oneLine(text string, limit int) string {
+	text = text[:min(len(text), 64<<10)] // what follows so much space is not waited for
+	var b strings.Builder
+	space := false
+	for _, r := range text {
+		if unicode.IsSpace(r) || unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control) {
+			space = b.Len() > 0
+			continue
+		}
+		if space {
+			b.WriteByte(' ')
+			space = false
+		}
+		b.WriteRune(r) // an invalid byte is ranged over as U+FFFD
+		if b.Len() > limit {
+			return cut(b.String(), limit)
+		}
+	}
+	return b.String()
+}
+
+// cut shortens s to at most limit bytes, at a rune, and says so by "…".
+func cut(s string, limit int) string {
+	const mark = "…"
+	if len(s) <= limit {
+		return s
+	}
+	end := limit - len(mark)
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return strings.TrimRight(s[:end], " ") + mark
+}
+
+// subject is the first line of the record's commit. rejected is the parent's
+// subject, for a revert.
+func subject(rec *schema.Snapshot, rejected string) string {
+	if rec.Kind == schema.KindRevert {
+		return `Revert "` + oneLine(rejected, maxLine-len(`Revert ""`)) + `"`
+	}
+	if s := oneLine(rec.Description, maxLine); s != "" {
+		return s
+	}
+	names := make([]string, 0, len(rec.Changes))
+	for _, c := range rec.Changes {
+		names = append(names, c.Parameter)
+	}
+	switch {
+	case rec.Kind == schema.KindRollback:
+		return "Roll back"
+	case rec.Kind == schema.KindNote && rec.Held == nil:
+		return "End the hold"
+	case rec.Kind == schema.KindNote:
+		return "Hold"
+	case len(names) == 0:
+		return "Update nothing"
+	}
+	return oneLine("Update "+strings.Join(names, ", "), maxLine)
+}
+
+// body is the second paragraph: what changed, why, and what is held.
+func body(rec *schema.Snapshot, subject string) string {
+	var lines []string
+	if rec.Description != subject {
+		lines = append(lines, rec.Description)
+	}
+	for _, c := range rec.Changes {
+		lines = append(lines, c.String())
+	}
+	for _, e := range rec.Errors {
+		lines = append(lines, "error: "+e)
+	}
+	if h := rec.Held; h != nil {
+		lines = append(lines, holdLine(h))
+	}
+	var b strings.Builder
+	for i, line := range lines {
+		line = oneLine(line, maxLine)
+		if line == "" {
+			continue
+		}
+		if b.Len()+len(indent)+len(line)+40 > maxBody {
+			fmt.Fprintf(&b, "%s(and %d lines more)\n", indent, len(lines)-i)
+			break
+		}
+		b.WriteString(indent + line + "\n")
+	}
+	return b.String()
+}
+
+// holdLine says a hold: what may not be tried, by whose verdict, and why.
+func holdLine(h *schema.Hold) string {
+	if h.Paused {
+		return fmt.Sprintf("paused by %s: %s", h.By, h.Reason)
+	}
+	digests := make([]string, 0, len(h.Digests))
+	for _, d := range h.Digests {
+		digests = append(digests, cut(string(d), 15))
+	}
+	return fmt.Sprintf("held by %s (%s): %s", h.By, strings.Join(digests, ", "), h.Reason)
+}
+
+// message is the record's whole commit message.
+func message(rec *schema.Snapshot, subject string) string {
+	var b strings.Builder
+	b.WriteString(subject + "\n\n")
+	if text := body(rec, subject); text != "" {
+		b.WriteString(text + "\n")
+	}
+	trailer := func(key, value string) { b.WriteString(key + ": " + value + "\n") }
+	trailer(keyID, rec.ID)
+	trailer(keyKind, string(rec.Kind))
+	trailer(keyEnvironment, string(rec.Environment))
+	trailer(keyInstance, rec.Instance)
+	if rec.Source.Revision != "" {
+		trailer(keyRevision, rec.Source.Revision)
+	}
+	if rec.RequestedBy != nil {
+		trailer(keyRequestedBy, strconv.Itoa(*rec.RequestedBy))
+	}
+	if o := rec.OutcomeOf; o != nil {
+		trailer(keyOutcomeOf, o.ID+" "+string(o.Outcome))
+	}
+	return b.String()
+}
+
+// parseTrailers reads the last paragraph of a message that this package wrote.
+// It is strict: a line that is not one of our trailers, or one that comes
+// twice, is an error, for then the message is not ours.
+func parseTrailers(message string) (map[string]string, error) {
+	message = strings.TrimSuffix(message, "\n")
+	i := strings.LastIndex(message, "\n\n")
+	if i < 0 {
+		return nil, errors.New("the message has no trailers")
+	}
+	trailers := make(map[string]string, 7)
+	for line := range strings.SplitSeq(message[i+2:], "\n") {
+		key, value, ok := strings.Cut(line, ": ")
+		switch key {
+		case keyID, keyKind, keyEnvironment, keyInstance, keyRevision, keyRequestedBy, keyOutcomeOf:
+		default:
+			ok = false
+		}
+		if _, twice := trailers[key]; !ok || twice {
+			return nil, fmt.Errorf("the last paragraph of the message is not ours: %q", cut(line, 80))
+		}
+		trailers[key] = value
+	}
+	return trailers, nil
+}
+
+// readTrailers gives snap what only the trailers say, and checks that they and
+// snapshot.json tell the same story.
+func readTrailers(snap *schema.Snapshot, message string) error {
+	t, err := parseTrailers(message)
+	if err != nil {
+		return err
+	}
+	for _, same := range [][3]string{
+		{keyID, t[keyID], snap.ID},
+		{keyKind, t[keyKind], string(snap.Kind)},
+		{keyEnvironment, t[keyEnvironment], string(snap.Environment)},
+		{keyInstance, t[keyInstance], snap.Instance},
+		{keyRevision, t[keyRevision], snap.Source.Revision},
+	} {
+		if same[1] != same[2] {
+			return fmt.Errorf("trailer %s says %q, snapshot.json %q", same[0], same[1], same[2])
+		}
+	}
+	if v, ok := t[keyRequestedBy]; ok {
+		uid, err := strconv.Atoi(v)
+		if err != nil {
+			return fmt.Errorf("trailer %s: %q is no uid", keyRequestedBy, v)
+		}
+		snap.RequestedBy = &uid
+	}
+	if v, ok := t[keyOutcomeOf]; ok {
+		id, outcome, _ := strings.Cut(v, " ")
+		if !settles(schema.Outcome(outcome)) {
+			return fmt.Errorf("trailer %s: %q is no outcome of a candidate", keyOutcomeOf, v)
+		}
+		snap.OutcomeOf = &schema.Settlement{ID: id, Outcome: schema.Outcome(outcome)}
+	}
+	return nil
+}
+
+// settles reports whether a child may say o of its parent.
+func settles(o schema.Outcome) bool { return o == schema.Rejected || o == schema.Superseded }
+
+// cleanse returns rec with all foreign text made one line and bounded, with
+// its own slices, and with lists that are empty rather than null. What it
+// returns is what reading the record back gives.
+func cleanse(rec schema.Snapshot) schema.Snapshot {
+	line := func(s string) string { return oneLine(s, maxLine) }
+	lines := func(list []string) []string {
+		var clean []string
+		for i, s := range list {
+			if i == maxErrors {
+				clean = append(clean, fmt.Sprintf("(and %d more)", len(list)-i))
+				break
+			}
+			clean = append(clean, line(s))
+		}
+		return clean
+	}
+	rec.Description = line(rec.Description)
+	rec.AgentVersion, rec.SchemaDigest = line(rec.AgentVersion), line(rec.SchemaDigest)
+	rec.Errors = lines(rec.Errors)
+	src := &rec.Source
+	for _, field := range []*string{&src.Kind, &src.Location, &src.Revision, &src.Author, &src.Subject} {
+		*field = line(*field)
+	}
+	rec.Changes = append([]schema.Change{}, rec.Changes...)
+	rec.Experiments = append([]schema.Membership{}, rec.Experiments...)
+	for i := range rec.Experiments {
+		rec.Experiments[i].Name = line(rec.Experiments[i].Name)
+	}
+	provenance := make(schema.Provenance, len(rec.Provenance))
+	for name, o := range rec.Provenance {
+		o.File, o.Layer, o.Commit = line(o.File), line(o.Layer), line(o.Commit)
+		provenance[line(name)] = o
+	}
+	rec.Provenance = provenance
+	if rec.Before != nil {
+		before := *rec.Before
+		rec.Before = &before
+	}
+	if rec.Held != nil {
+		held := *rec.Held
+		held.Digests = append([]schema.Digest{}, held.Digests...)
+		slices.Sort(held.Digests)
+		held.Reason, held.By = line(held.Reason), line(held.By)
+		rec.Held = &held
+	}
+	return rec
+}
+
+// signature reads "Name <mail>" for the author of a commit; ok is false when
+// there is no such thing in it. What `git fsck --strict` would refuse in a
+// name or an address is left out.
+func signature(author string) (name, mail string, ok bool) {
+	open := strings.LastIndexByte(author, '<')
+	end := strings.LastIndexByte(author, '>')
+	if open < 0 || end < open {
+		return "", "", false
+	}
+	name, mail = identText(author[:open]), strings.ReplaceAll(identText(author[open+1:end]), " ", "")
+	return name, mail, name != "" && mail != ""
+}
+
+// identText makes text fit for a name or an address: one line without angle
+// brackets, and without the marks at its ends that git takes away as well.
+func identText(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r == '<' || r == '>' {
+			return -1
+		}
+		return r
+	}, oneLine(text, maxLine))
+	return strings.Trim(text, " .,:;<>\"\\'")
+}

@@ -1,0 +1,205 @@
+package gitstore
+
+import (
+	"bytes"
+	"compress/zlib"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+)
+
+// A looseFile is an object's file that is written and not yet known to be on
+// the disk. Its bytes are kept until then: after a failed sync the kernel may
+// call the pages clean, so that only writing them again makes a later sync
+// mean something.
+type looseFile struct {
+	hash plumbing.Hash
+	data []byte // nil where an earlier process wrote it
+}
+
+// An objectWriter writes loose objects and remembers which of them are not
+// synced. It is for one goroutine.
+type objectWriter struct {
+	repo     *repo
+	unsynced []looseFile
+	// newDirs: directories were made under objects/ since the last sync, or it
+	// is not known.
+	newDirs bool
+	// suspect: a sync failed; what is unsynced must be written again first.
+	suspect bool
+	// setAside keeps a damaged file and tells of it.
+	setAside func(path, name string) error
+
+	buf bytes.Buffer
+	zw  *zlib.Writer
+}
+
+// encode gives the name of an object and the bytes of its loose file. The
+// least compression: the files are small, and packing compresses them again.
+func (w *objectWriter) encode(t plumbing.ObjectType, content []byte) (looseFile, error) {
+	w.buf.Reset()
+	if w.zw == nil {
+		zw, err := zlib.NewWriterLevel(&w.buf, zlib.BestSpeed)
+		if err != nil {
+			return looseFile{}, err
+		}
+		w.zw = zw
+	}
+	w.zw.Reset(&w.buf)
+	header := append(strconv.AppendInt(append(t.Bytes(), ' '), int64(len(content)), 10), 0)
+	_, err := w.zw.Write(header)
+	if err == nil {
+		_, err = w.zw.Write(content)
+	}
+	if err = errors.Join(err, w.zw.Close()); err != nil {
+		return looseFile{}, fmt.Errorf("compress a %s: %w", t, err)
+	}
+	return looseFile{plumbing.ComputeHash(t, content), bytes.Clone(w.buf.Bytes())}, nil
+}
+
+// put writes an object, unsynced. A file that is there under its name is used
+// only if it reads back as the object; a torn one is set aside first.
+//
+// Syscalls: openat of the object (ENOENT as a rule), openat(O_CREAT|O_EXCL) in
+// tmp/, write, close, renameat; where the object's directory is new, mkdirat
+// and renameat again. For an object that is there: read, utimensat.
+func (w *objectWriter) put(t plumbing.ObjectType, content []byte) (plumbing.Hash, error) {
+	file, err := w.encode(t, content)
+	if err != nil {
+		return file.hash, err
+	}
+	path := w.repo.objectPath(file.hash)
+	_, err = w.repo.loose(t, file.hash)
+	switch {
+	case err == nil:
+		// As git does: a young object is not pruned by a gc that runs beside us.
+		now := time.Now()
+		_ = os.Chtimes(path, now, now)
+		w.unsynced = append(w.unsynced, file)
+		return file.hash, nil
+	case errors.Is(err, errDamaged):
+		if err := w.setAside(path, "object-"+file.hash.String()+"-torn"); err != nil {
+			return file.hash, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return file.hash, fmt.Errorf("look for %s %s: %w", t, file.hash, err)
+	}
+	if err := w.place(file, path); err != nil {
+		return file.hash, fmt.Errorf("write %s %s: %w", t, file.hash, err)
+	}
+	w.unsynced = append(w.unsynced, file)
+	return file.hash, nil
+}
+
+// place writes the file of an object beside and renames it into place.
+func (w *objectWriter) place(file looseFile, path string) error {
+	tmp, err := writeTemp(w.repo.tmp(), file.data, 0o444)
+	if err != nil {
+		return err
+	}
+	err = os.Rename(tmp, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		w.newDirs = true
+		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+			err = os.Rename(tmp, path)
+		}
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
+}
+
+// sync makes all objects written so far durable, with the further files and
+// directories given, side by side. What it syncs, it syncs whole: objects, the
+// directories they lie in, and objects/ where one of those is new.
+//
+// Syscalls, in parallel, for each object and each distinct directory:
+// openat(O_RDONLY), fsync, close.
+func (w *objectWriter) sync(further ...string) error {
+	if w.suspect {
+		if err := w.rewrite(); err != nil {
+			return err
+		}
+	}
+	paths := slices.Clone(further)
+	dirs := make(map[string]bool, len(w.unsynced))
+	for _, file := range w.unsynced {
+		path := w.repo.objectPath(file.hash)
+		paths = append(paths, path)
+		dirs[filepath.Dir(path)] = true
+	}
+	if w.newDirs {
+		dirs[w.repo.objects()] = true
+	}
+	paths = slices.AppendSeq(paths, maps.Keys(dirs))
+	gone := false
+	err := syncPaths(paths, func(string) { gone = true })
+	if err == nil && gone {
+		err = w.syncPacked()
+	}
+	if err != nil {
+		w.suspect = true
+		return fmt.Errorf("sync the snapshot: %w", err)
+	}
+	w.unsynced, w.newDirs = w.unsynced[:0], false
+	return nil
+}
+
+// rewrite writes the unsynced objects again after a sync failed.
+func (w *objectWriter) rewrite() error {
+	for i, file := range w.unsynced {
+		path := w.repo.objectPath(file.hash)
+		if file.data == nil {
+			data, err := readBounded(path, 2*maxObject)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // packed by now; sync looks after it
+			}
+			if err != nil {
+				return fmt.Errorf("read object %s again: %w", file.hash, err)
+			}
+			w.unsynced[i].data, file.data = data, data
+		}
+		if err := w.place(file, path); err != nil {
+			return fmt.Errorf("write object %s again: %w", file.hash, err)
+		}
+	}
+	w.newDirs, w.suspect = true, false
+	return nil
+}
+
+// syncPacked is for objects whose loose files went away since they were
+// written: a person's gc put them into a pack. They must be there, and the
+// packs are synced with their directory.
+func (w *objectWriter) syncPacked() error {
+	for _, file := range w.unsynced {
+		if _, err := w.repo.object(plumbing.AnyObject, file.hash); err != nil {
+			if file.data == nil || !errors.Is(err, errDamaged) {
+				return err
+			}
+			if err := w.place(file, w.repo.objectPath(file.hash)); err != nil {
+				return err
+			}
+			w.newDirs = true
+			return fmt.Errorf("object %s had gone away and was written again", file.hash)
+		}
+	}
+	dir := filepath.Join(w.repo.objects(), "pack")
+	packs, err := filepath.Glob(filepath.Join(dir, "pack-*"))
+	if err != nil {
+		return err
+	}
+	return syncPaths(append(packs, dir, w.repo.objects()), nil)
+}
+
+// forget drops what was written since mark, for a commit that failed. The
+// files stay: they are whole, and nothing names them.
+func (w *objectWriter) forget(mark int) { w.unsynced = w.unsynced[:min(mark, len(w.unsynced))] }

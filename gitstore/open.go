@@ -1,0 +1,314 @@
+package gitstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema"
+)
+
+// Options say which history to open, and for whom.
+type Options struct {
+	// Dir is the state directory; it is made, with mode 0700, if it is not there.
+	Dir string
+	// Environment and Instance are whose history it is. A directory of another
+	// environment or instance is refused.
+	Environment schema.Environment
+	Instance    string
+	// MaxSnapshots bounds the default page of List; 0 stands for
+	// DefaultMaxSnapshots.
+	MaxSnapshots int
+	// AgentVersion goes into records that do not say one.
+	AgentVersion string
+	// Now is the clock; nil stands for time.Now.
+	Now func() time.Time
+	// Logger takes what happens between calls, such as a reserve given up; nil
+	// stands for none. What Open repairs is returned, not logged.
+	Logger *slog.Logger
+}
+
+// A Store is the one writer of a snapshot repository. Its methods are called
+// from one goroutine at a time. Snapshots it returns are shared and must not be
+// changed.
+type Store struct {
+	opts    Options
+	log     *slog.Logger
+	lock    *writerLock
+	repo    *repo
+	objects objectWriter
+
+	head, applied *schema.Snapshot
+	retried       plumbing.Hash
+	// headTime is the committer time of the head, commitTime that of the commit
+	// being written.
+	headTime, commitTime time.Time
+	noReserve            bool
+	// repairs are what Open found; once opened, what is found is logged.
+	repairs []Repair
+	opened  bool
+}
+
+const (
+	formatFile   = "format"
+	identityFile = "identity"
+	setAsideDir  = "set-aside"
+	newRepoGlob  = repoDir + ".new-*"
+)
+
+var environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+
+// validEnvironment reports whether name can be a branch and a file name.
+func validEnvironment(name string) bool { return environmentName.MatchString(name) }
+
+// Open takes the lock of a state directory, makes the repository if and only
+// if nothing is there, finds and repairs what a crash, a disk or a person left
+// behind, and returns what it repaired, in order. The error is one message with
+// the way out: another agent holds the lock, the directory is of another
+// environment or instance, was written by a newer agent, or cannot be used.
+func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("open state directory %s: %w", opts.Dir, err)
+	}
+	if err := opts.check(); err != nil {
+		return nil, nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(opts.Dir), 0o755); err != nil {
+		return nil, nil, stateError("make", opts.Dir, err)
+	}
+	if err := os.Mkdir(opts.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, nil, stateError("make", opts.Dir, err)
+	}
+	lock, err := acquireLock(opts.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &Store{opts: opts, log: opts.Logger, lock: lock, repo: newRepo(opts.Dir, opts.Environment)}
+	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
+	if err := s.open(ctx); err != nil {
+		s.repo.closePacks()
+		return nil, nil, errors.Join(err, lock.release(false))
+	}
+	s.opened = true
+	return s, s.repairs, nil
+}
+
+func (o *Options) check() error {
+	if o.Dir == "" {
+		return errors.New("open the snapshot repository: no state directory is given: use --state DIR")
+	}
+	if !validEnvironment(string(o.Environment)) {
+		return fmt.Errorf("open the snapshot repository: %q is no environment: use --environment development|staging|production|testing", o.Environment)
+	}
+	if o.Instance == "" || oneLine(o.Instance, maxLine) != o.Instance {
+		return fmt.Errorf("open the snapshot repository: %q is no instance name: --instance is one line of 1 to %d bytes without control characters", cut(o.Instance, 80), maxLine)
+	}
+	o.Dir = filepath.Clean(o.Dir)
+	if o.MaxSnapshots <= 0 {
+		o.MaxSnapshots = DefaultMaxSnapshots
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// open goes from a locked directory to a history that can be trusted. Nothing
+// is changed before it is clear that the directory is ours.
+func (s *Store) open(ctx context.Context) error {
+	if err := s.checkFormat(); err != nil {
+		return err
+	}
+	id, err := readIdentity(s.opts.Dir)
+	if err != nil {
+		return err
+	}
+	if id != nil {
+		if err := s.checkIdentity(id.Environment, id.Instance); err != nil {
+			return err
+		}
+	}
+	there, err := exists(s.repo.dir)
+	if err != nil {
+		return stateError("read", s.opts.Dir, err)
+	}
+	if !there && id != nil {
+		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
+	}
+	if !there {
+		if err := s.create(); err != nil {
+			return stateError("make the snapshot repository in", s.opts.Dir, err)
+		}
+	} else if err := s.repair(ctx); err != nil {
+		return err
+	}
+	if err := s.writeMarks(id); err != nil {
+		return stateError("write into", s.opts.Dir, err)
+	}
+	s.noReserve = makeReserve(s.opts.Dir) != nil
+	return nil
+}
+
+// Close gives the lock up. The Store must not be used afterwards. What is
+// committed and not confirmed stays pending, as after a kill.
+func (s *Store) Close() error {
+	s.repo.closePacks()
+	return s.lock.release(len(s.objects.unsynced) == 0)
+}
+
+// Head is the newest record, nil while there is none.
+func (s *Store) Head() *schema.Snapshot { return s.head }
+
+// Applied is the record that the applied ref names, nil if none.
+func (s *Store) Applied() *schema.Snapshot { return s.applied }
+
+// Total is the number of records.
+func (s *Store) Total() int {
+	if s.head == nil {
+		return 0
+	}
+	return s.head.Index
+}
+
+// Lookup is Reader.Lookup on what the Store stands at.
+func (s *Store) Lookup(ctx context.Context, id string) (schema.Record, error) {
+	return s.repo.lookup(ctx, view{s.head, s.applied}, id)
+}
+
+// List is Reader.List on what the Store stands at; limit 0 or less stands for
+// Options.MaxSnapshots.
+func (s *Store) List(ctx context.Context, before string, limit int) ([]schema.Record, error) {
+	if limit <= 0 {
+		limit = s.opts.MaxSnapshots
+	}
+	return s.repo.list(ctx, view{s.head, s.applied}, before, limit)
+}
+
+// checkFormat refuses what a newer agent wrote.
+func (s *Store) checkFormat() error {
+	data, err := readBounded(filepath.Join(s.opts.Dir, formatFile), maxRef)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return stateError("read", s.opts.Dir, err)
+	}
+	// A torn file says nothing; each record bears the format too.
+	if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n > schema.SnapshotFormat {
+		return fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d): upgrade the agent or choose another --state", s.opts.Dir, n, schema.SnapshotFormat)
+	}
+	return nil
+}
+
+// checkIdentity refuses the history of somebody else.
+func (s *Store) checkIdentity(env schema.Environment, instance string) error {
+	if env == s.opts.Environment && instance == s.opts.Instance {
+		return nil
+	}
+	return fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q: choose another --state, or run with --environment %s --instance %s",
+		s.opts.Dir, env, instance, s.opts.Environment, s.opts.Instance, env, shellWord(instance))
+}
+
+// shellWord quotes a word for a command line that people copy.
+func shellWord(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// writeMarks writes format and identity where they are not as they should be.
+func (s *Store) writeMarks(id *identity) error {
+	format := []byte(strconv.Itoa(schema.SnapshotFormat) + "\n")
+	path := filepath.Join(s.opts.Dir, formatFile)
+	if old, err := readBounded(path, maxRef); err != nil || string(old) != string(format) {
+		if err := writeDurable(path, format, 0o600); err != nil {
+			return err
+		}
+	}
+	if id != nil {
+		return nil
+	}
+	data, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
+	if err != nil {
+		return err
+	}
+	return writeDurable(filepath.Join(s.opts.Dir, identityFile), append(data, '\n'), 0o600)
+}
+
+// The files of a fresh repository. gc.auto is 0, for a gc that git starts by
+// itself would come at a time that nobody chose.
+const configText = `[core]
+	repositoryformatversion = 0
+	filemode = true
+	bare = true
+[gc]
+	auto = 0
+`
+
+func headText(env schema.Environment) string { return "ref: " + headRef(env) + "\n" }
+
+// create makes the repository under another name and renames it into place, so
+// that a half-made one is never taken for one.
+//
+// Syscalls: mkdirat and file writes below snapshots.git.new-…, fsync of each
+// file and directory, renameat, fsync (the state directory).
+func (s *Store) create() error {
+	leftovers, err := filepath.Glob(filepath.Join(s.opts.Dir, newRepoGlob))
+	if err != nil {
+		return err
+	}
+	for _, path := range leftovers {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	dir, err := os.MkdirTemp(s.opts.Dir, newRepoGlob)
+	if err != nil {
+		return err
+	}
+	paths := []string{dir}
+	for _, sub := range skeletonDirs() {
+		path := filepath.Join(dir, sub)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return err
+		}
+		paths = append(paths, path)
+	}
+	for name, text := range map[string]string{"HEAD": headText(s.opts.Environment), "config": configText} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+		paths = append(paths, path)
+	}
+	if err := syncPaths(paths, nil); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, s.repo.dir); err != nil {
+		return err
+	}
+	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)}, nil)
+}
+
+// skeletonDirs are the directories of a repository, parents first.
+func skeletonDirs() []string {
+	return []string{
+		"objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags",
+		"refs/dtesn", "refs/dtesn/applied", "refs/dtesn/retried", "tmp",
+	}
+}

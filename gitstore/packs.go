@@ -1,0 +1,179 @@
+package gitstore
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+)
+
+// A pack is one that a person's `git gc` made: this package writes none. Its
+// file stays open, so that it can be read after the next gc has removed it.
+type pack struct {
+	index *idxfile.MemoryIndex
+	file  *os.File
+	size  int64
+}
+
+// packed reads an object from the packs. They are listed again when it is in
+// none of those known, for a repack may have come in between. An object that
+// is in none is plumbing.ErrObjectNotFound.
+func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	content, err := r.searchPacks(want, h)
+	if !errors.Is(err, plumbing.ErrObjectNotFound) {
+		return content, err
+	}
+	if err := r.listPacks(); err != nil {
+		return nil, err
+	}
+	return r.searchPacks(want, h)
+}
+
+func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
+	var bad error
+	for name, p := range r.packs {
+		if ok, err := p.index.Contains(h); err != nil || !ok {
+			continue
+		}
+		content, err := p.read(want, h)
+		if err == nil {
+			return content, nil
+		}
+		bad = fmt.Errorf("%w: %s in %s: %w", errDamaged, h, name, err)
+	}
+	if bad != nil {
+		return nil, bad
+	}
+	return nil, plumbing.ErrObjectNotFound
+}
+
+// listPacks opens the packs that are new in the directory and drops those that
+// are gone. A pack without an index, or with a torn one, is what a repack that
+// was cut short leaves; git does not use it either.
+func (r *repo) listPacks() error {
+	indexes, err := filepath.Glob(filepath.Join(r.objects(), "pack", "pack-*.idx"))
+	if err != nil {
+		return fmt.Errorf("list packs: %w", err)
+	}
+	here := make(map[string]bool, len(indexes))
+	for _, path := range indexes {
+		name := strings.TrimSuffix(filepath.Base(path), ".idx")
+		here[name] = true
+		if r.packs[name] != nil {
+			continue
+		}
+		if p, err := openPack(strings.TrimSuffix(path, ".idx")); err == nil {
+			r.packs[name] = p
+		}
+	}
+	for name, p := range r.packs {
+		if !here[name] {
+			_ = p.file.Close()
+			delete(r.packs, name)
+		}
+	}
+	return nil
+}
+
+// packedObjects lists the objects in all packs.
+func (r *repo) packedObjects() ([]plumbing.Hash, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.listPacks(); err != nil {
+		return nil, err
+	}
+	var hashes []plumbing.Hash
+	for name, p := range r.packs {
+		entries, err := p.index.Entries()
+		if err != nil {
+			return nil, fmt.Errorf("list the objects of %s: %w", name, err)
+		}
+		for e, err := entries.Next(); err == nil; e, err = entries.Next() {
+			hashes = append(hashes, e.Hash)
+		}
+	}
+	return hashes, nil
+}
+
+// closePacks closes the files of all packs; they are opened again when needed.
+func (r *repo) closePacks() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, p := range r.packs {
+		_ = p.file.Close()
+		delete(r.packs, name)
+	}
+}
+
+func openPack(base string) (*pack, error) {
+	idx, err := os.Open(base + ".idx")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = idx.Close() }()
+	p := &pack{index: idxfile.NewMemoryIndex()}
+	if err := idxfile.NewDecoder(bufio.NewReader(idx)).Decode(p.index); err != nil {
+		return nil, err
+	}
+	if p.file, err = os.Open(base + ".pack"); err != nil {
+		return nil, err
+	}
+	info, err := p.file.Stat()
+	if err != nil {
+		_ = p.file.Close()
+		return nil, err
+	}
+	p.size = info.Size()
+	return p, nil
+}
+
+// read decodes one object. A fresh Packfile is cheap; a kept one would keep
+// every object it ever read.
+func (p *pack) read(want plumbing.ObjectType, h plumbing.Hash) (content []byte, err error) {
+	// The decoder indexes slices by what the file says.
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("undecodable pack: %v", v)
+		}
+	}()
+	pf := packfile.NewPackfile(p.index, nil, packReader{io.NewSectionReader(p.file, 0, p.size), p.file.Name()}, 0)
+	obj, err := pf.Get(h)
+	if err != nil {
+		return nil, err
+	}
+	if obj.Size() > maxObject {
+		return nil, fmt.Errorf("%d bytes, over %d", obj.Size(), maxObject)
+	}
+	rd, err := obj.Reader()
+	if err != nil {
+		return nil, err
+	}
+	content, err = io.ReadAll(rd)
+	if err = errors.Join(err, rd.Close()); err != nil {
+		return nil, err
+	}
+	return content, checkObject(want, obj.Type(), h, content)
+}
+
+// A packReader is the read half of the file interface that go-git's decoder
+// asks for, over an open file that it must not close.
+type packReader struct {
+	*io.SectionReader
+	name string
+}
+
+func (f packReader) Name() string              { return f.name }
+func (f packReader) Close() error              { return nil }
+func (f packReader) Write([]byte) (int, error) { return 0, os.ErrPermission }
+func (f packReader) Truncate(int64) error      { return os.ErrPermission }
+func (f packReader) Lock() error               { return nil }
+func (f packReader) Unlock() error             { return nil }

@@ -1,0 +1,184 @@
+package gitstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema"
+)
+
+// DefaultMaxSnapshots bounds the default page of a listing.
+const DefaultMaxSnapshots = 50
+
+// A Reader reads the history of a state directory: beside a running agent, in
+// its process or in another, and without one. It takes no lock, changes
+// nothing, and is safe for concurrent use. The refs are read anew by each call;
+// what they name is immutable, and the last 256 records stay decoded.
+// Snapshots it returns are shared and must not be changed.
+type Reader struct{ repo *repo }
+
+// OpenReader opens the history in a state directory. The error says what is
+// not there and how it comes to be.
+func OpenReader(stateDir string) (*Reader, error) {
+	env, err := environmentOf(stateDir)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{newRepo(stateDir, env)}, nil
+}
+
+// environmentOf says whose history the state directory holds: by its identity
+// file, else by the branch that HEAD names.
+func environmentOf(state string) (schema.Environment, error) {
+	info, err := os.Stat(filepath.Join(state, repoDir))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+		return "", fmt.Errorf("no snapshot repository in %s: `agent run --state %s` makes one; is this the --state that the agent runs with?", state, state)
+	}
+	if err != nil {
+		return "", fmt.Errorf("open state directory %s: %w; run as the user the agent runs as", state, err)
+	}
+	id, err := readIdentity(state)
+	if err != nil {
+		return "", err
+	}
+	if id != nil {
+		return id.Environment, nil
+	}
+	head, err := readBounded(filepath.Join(state, repoDir, "HEAD"), maxRef)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read the history in %s: %w", state, err)
+	}
+	name, ok := strings.CutPrefix(strings.TrimSpace(string(head)), "ref: refs/heads/")
+	if !ok || !validEnvironment(name) {
+		return "", fmt.Errorf("the snapshot repository in %s is damaged: neither %s nor HEAD names an environment; `agent run` with this --state repairs it", state, identityFile)
+	}
+	return schema.Environment(name), nil
+}
+
+// Close gives the files of packs back.
+func (r *Reader) Close() error {
+	r.repo.closePacks()
+	return nil
+}
+
+// Environment is whose history this is.
+func (r *Reader) Environment() schema.Environment { return r.repo.env }
+
+// view reads the applied ref before the head, so that the head is never older.
+// A head that is not whole is a candidate that a crash cut short: what stands
+// is the applied record, as the next start of the agent will find too.
+func (r *Reader) view() (view, error) {
+	applied, aerr := r.named(appliedRef(r.repo.env))
+	head, herr := r.named(headRef(r.repo.env))
+	switch {
+	case herr == nil && head == nil && applied != nil, herr != nil && aerr == nil && applied != nil:
+		return view{applied, applied}, nil
+	case herr != nil || aerr != nil:
+		return view{}, fmt.Errorf("read the history in %s: %w; the next start of the agent repairs it", r.repo.state, errors.Join(herr, aerr))
+	}
+	if head != nil && applied != nil && applied.Index > head.Index {
+		head = applied
+	}
+	return view{head, applied}, nil
+}
+
+// named reads the record that a ref names; nil if there is no such ref.
+func (r *Reader) named(ref string) (*schema.Snapshot, error) {
+	h, err := r.repo.readRef(ref)
+	if err != nil || h == plumbing.ZeroHash {
+		return nil, err
+	}
+	return r.repo.snapshot(h)
+}
+
+// Head is the newest record, nil while there is none.
+func (r *Reader) Head() (*schema.Snapshot, error) {
+	v, err := r.view()
+	return v.head, err
+}
+
+// Applied is the record that is on record as applied, nil while none is.
+func (r *Reader) Applied() (*schema.Snapshot, error) {
+	v, err := r.view()
+	return v.applied, err
+}
+
+// Total is the number of records.
+func (r *Reader) Total() (int, error) {
+	v, err := r.view()
+	if v.head == nil {
+		return 0, err
+	}
+	return v.head.Index, err
+}
+
+// ActiveCount is how many of the newest limit records are applied states; limit
+// 0 or less stands for DefaultMaxSnapshots.
+func (r *Reader) ActiveCount(limit int) (int, error) {
+	records, err := r.List(context.Background(), "", limit)
+	n := 0
+	for i := range records {
+		if records[i].Outcome == schema.Applied {
+			n++
+		}
+	}
+	return n, err
+}
+
+// List returns at most limit records, newest first, beginning behind the record
+// named before ("" for the head); limit 0 or less stands for
+// DefaultMaxSnapshots. A record whose content is damaged is listed with a
+// description that says so; where the history cannot be followed, the records
+// up to there come with an error.
+func (r *Reader) List(ctx context.Context, before string, limit int) ([]schema.Record, error) {
+	v, err := r.view()
+	if err != nil {
+		return nil, err
+	}
+	if limit <= 0 {
+		limit = DefaultMaxSnapshots
+	}
+	return r.repo.list(ctx, v, before, limit)
+}
+
+// Lookup finds a record by snapshot id, a unique prefix of at least four hex
+// digits of its commit, or its index in digits. The error for one that is not
+// there is fs.ErrNotExist to errors.Is; that for a damaged one is not.
+func (r *Reader) Lookup(ctx context.Context, id string) (schema.Record, error) {
+	v, err := r.view()
+	if err != nil {
+		return schema.Record{}, err
+	}
+	return r.repo.lookup(ctx, v, id)
+}
+
+// An identity is what <state>/identity holds: whose state directory it is.
+type identity struct {
+	Environment schema.Environment `json:"environment"`
+	Instance    string             `json:"instance"`
+}
+
+// readIdentity reads <state>/identity; nil if it is missing or torn, for the
+// newest record says the same.
+func readIdentity(state string) (*identity, error) {
+	data, err := readBounded(filepath.Join(state, identityFile), maxRef)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, stateError("read", state, err)
+	}
+	id := new(identity)
+	if json.Unmarshal(data, id) != nil || !validEnvironment(string(id.Environment)) || id.Instance == "" {
+		return nil, nil
+	}
+	return id, nil
+}

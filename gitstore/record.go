@@ -1,0 +1,264 @@
+package gitstore
+
+import (
+	"bytes"
+	"container/list"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"strconv"
+	"sync"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/filemode"
+	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"dtesn-agent/schema"
+)
+
+// agentName is the committer of every record.
+const agentName = "dtesn-agent"
+
+var snapshotID = regexp.MustCompile(`^snapshot_[0-9]+_([0-9]{4,})$`)
+
+// formatID is "snapshot_<unix seconds>_<index, at least 4 digits>".
+func formatID(unix int64, index int) string { return fmt.Sprintf("snapshot_%d_%04d", unix, index) }
+
+// indexOf reads the index out of a snapshot id.
+func indexOf(id string) (int, bool) {
+	m := snapshotID.FindStringSubmatch(id)
+	if m == nil {
+		return 0, false
+	}
+	n, err := strconv.Atoi(m[1])
+	return n, err == nil
+}
+
+// commit reads a commit object.
+func (r *repo) commit(h plumbing.Hash) (*object.Commit, error) {
+	content, err := r.object(plumbing.CommitObject, h)
+	if err != nil {
+		return nil, err
+	}
+	c := new(object.Commit)
+	if err := c.Decode(memoryObject(plumbing.CommitObject, content)); err != nil {
+		return nil, fmt.Errorf("%w: commit %s: %w", errForeign, h, err)
+	}
+	c.Hash = h
+	return c, nil
+}
+
+func memoryObject(t plumbing.ObjectType, content []byte) *plumbing.MemoryObject {
+	o := new(plumbing.MemoryObject)
+	o.SetType(t)
+	_, _ = o.Write(content) // it cannot fail
+	return o
+}
+
+// snapshot reads the record that a commit is. It is immutable and shared. The
+// error is errDamaged, errForeign, or that of a disk that cannot be read.
+func (r *repo) snapshot(h plumbing.Hash) (*schema.Snapshot, error) {
+	if snap := r.cache.get(h); snap != nil {
+		return snap, nil
+	}
+	c, err := r.commit(h)
+	if err != nil {
+		return nil, err
+	}
+	snap, err := r.decode(c)
+	if err != nil {
+		return nil, err
+	}
+	r.cache.put(h, snap)
+	return snap, nil
+}
+
+// decode reads the tree of a commit and checks that all of it is ours: the
+// committer, the two files, and that files and trailers tell the same story.
+func (r *repo) decode(c *object.Commit) (*schema.Snapshot, error) {
+	foreign := func(format string, args ...any) error {
+		return fmt.Errorf("%w: commit %s: "+format, append([]any{errForeign, c.Hash}, args...)...)
+	}
+	if c.Committer.Name != agentName || len(c.ParentHashes) > 1 {
+		return nil, foreign("committed by %q with %d parents", c.Committer.String(), len(c.ParentHashes))
+	}
+	files, err := r.files(c.TreeHash)
+	if err != nil {
+		return nil, fmt.Errorf("commit %s: %w", c.Hash, err)
+	}
+	snap := new(schema.Snapshot)
+	if err := json.Unmarshal(files[1], snap); err != nil {
+		return nil, foreign("%s: %w", snapshotFile, err)
+	}
+	index, ok := indexOf(snap.ID)
+	switch {
+	case snap.Format > schema.SnapshotFormat:
+		return nil, fmt.Errorf("commit %s was written by a newer agent (format %d): upgrade the agent or choose another --state", c.Hash, snap.Format)
+	case !ok || index != snap.Index || index < 1:
+		return nil, foreign("snapshot_id %q does not go with index %d", cut(snap.ID, 80), snap.Index)
+	case (index == 1) != (len(c.ParentHashes) == 0):
+		return nil, foreign("record %d with %d parents", index, len(c.ParentHashes))
+	case !bytes.Equal(files[0], snap.Config.Canonical()):
+		return nil, foreign("%s and %s differ", parametersFile, snapshotFile)
+	}
+	if err := readTrailers(snap, c.Message); err != nil {
+		return nil, foreign("%w", err)
+	}
+	snap.Commit = c.Hash.String()
+	if len(c.ParentHashes) == 1 {
+		snap.Parent = c.ParentHashes[0].String()
+	}
+	for i := range snap.Changes {
+		snap.Changes[i].Old = plainValue(snap.Changes[i].Old)
+		snap.Changes[i].New = plainValue(snap.Changes[i].New)
+	}
+	return snap, nil
+}
+
+// files reads parameters.yaml and snapshot.json of a tree that holds these two
+// and nothing else.
+func (r *repo) files(h plumbing.Hash) ([2][]byte, error) {
+	var files [2][]byte
+	content, err := r.object(plumbing.TreeObject, h)
+	if err != nil {
+		return files, err
+	}
+	tree := new(object.Tree)
+	if err := tree.Decode(memoryObject(plumbing.TreeObject, content)); err != nil {
+		return files, fmt.Errorf("%w: tree %s: %w", errForeign, h, err)
+	}
+	names := [2]string{parametersFile, snapshotFile}
+	if len(tree.Entries) != len(names) {
+		return files, fmt.Errorf("%w: tree %s has %d entries, not %d", errForeign, h, len(tree.Entries), len(names))
+	}
+	for i, e := range tree.Entries {
+		if e.Name != names[i] || e.Mode != filemode.Regular {
+			return files, fmt.Errorf("%w: tree %s holds %q, not %s", errForeign, h, cut(e.Name, 80), names[i])
+		}
+		if files[i], err = r.object(plumbing.BlobObject, e.Hash); err != nil {
+			return files, fmt.Errorf("%s: %w", e.Name, err)
+		}
+	}
+	return files, nil
+}
+
+// plainValue undoes what JSON does to the value of a parameter: numbers come
+// back as float64, parameters are ints.
+func plainValue(v any) any {
+	if f, ok := v.(float64); ok && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+		return int(f)
+	}
+	return v
+}
+
+// A recordCache keeps the snapshots that were used last, by commit.
+type recordCache struct {
+	mu    sync.Mutex
+	items map[plumbing.Hash]*list.Element
+	order list.List // of *schema.Snapshot, newest use first
+}
+
+func (c *recordCache) get(h plumbing.Hash) *schema.Snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.items[h]
+	if e == nil {
+		return nil
+	}
+	c.order.MoveToFront(e)
+	return e.Value.(*schema.Snapshot)
+}
+
+func (c *recordCache) put(h plumbing.Hash, snap *schema.Snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.items == nil {
+		c.items = make(map[plumbing.Hash]*list.Element)
+	}
+	if c.items[h] != nil {
+		return
+	}
+	c.items[h] = c.order.PushFront(snap)
+	if c.order.Len() > cachedRecords {
+		oldest := c.order.Remove(c.order.Back()).(*schema.Snapshot)
+		delete(c.items, plumbing.NewHash(oldest.Commit))
+	}
+}
+
+// A chain remembers which commit bears which index, so that a record is found
+// without a walk from the head each time. Indexes low to top are known.
+type chain struct {
+	mu       sync.Mutex
+	hashes   []plumbing.Hash // by index; [0] is not used
+	low, top int
+}
+
+var errNoSuchIndex = errors.New("no record has this index")
+
+// at returns the commit of the record with the given index in the history of
+// head. It walks only where it has not been yet, and reads commits alone.
+func (c *chain) at(r *repo, head *schema.Snapshot, index int) (plumbing.Hash, error) {
+	if head == nil || index < 1 || index > head.Index {
+		return plumbing.ZeroHash, errNoSuchIndex
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.reach(r, plumbing.NewHash(head.Commit), head.Index); err != nil {
+		return plumbing.ZeroHash, err
+	}
+	for c.low > index {
+		parent, err := r.parent(c.hashes[c.low])
+		if err != nil {
+			return plumbing.ZeroHash, err
+		}
+		c.low--
+		c.hashes[c.low] = parent
+	}
+	return c.hashes[index], nil
+}
+
+// reach makes the chain end in head: it walks down from head until it meets
+// what it knows, or the end of it.
+func (c *chain) reach(r *repo, head plumbing.Hash, index int) error {
+	var fresh []plumbing.Hash // from index downwards
+	h := head
+	for i := index; ; i-- {
+		if i >= c.low && i <= c.top && i > 0 && c.hashes[i] == h {
+			break // met
+		}
+		fresh = append(fresh, h)
+		if i <= c.low || i == 1 || c.top == 0 {
+			c.low = i // another history, or none was known
+			break
+		}
+		var err error
+		if h, err = r.parent(h); err != nil {
+			return err
+		}
+	}
+	if c.hashes = c.hashes[:min(len(c.hashes), index+1)]; len(c.hashes) < index+1 {
+		c.hashes = append(c.hashes, make([]plumbing.Hash, index+1-len(c.hashes))...)
+	}
+	for k, h := range fresh {
+		c.hashes[index-k] = h
+	}
+	c.top = index
+	return nil
+}
+
+// parent returns the first parent of a commit.
+func (r *repo) parent(h plumbing.Hash) (plumbing.Hash, error) {
+	if snap := r.cache.get(h); snap != nil {
+		return plumbing.NewHash(snap.Parent), nil
+	}
+	c, err := r.commit(h)
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	if len(c.ParentHashes) == 0 {
+		return plumbing.ZeroHash, fmt.Errorf("%w: the history ends at commit %s, before its first record", errDamaged, h)
+	}
+	return c.ParentHashes[0], nil
+}

@@ -1,0 +1,198 @@
+package gitstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema"
+)
+
+func headRef(env schema.Environment) string    { return "refs/heads/" + string(env) }
+func appliedRef(env schema.Environment) string { return "refs/dtesn/applied/" + string(env) }
+func retriedRef(env schema.Environment) string { return "refs/dtesn/retried/" + string(env) }
+
+const (
+	setAsideRefs = "refs/dtesn/set-aside"
+	packedRefs   = "packed-refs"
+	maxRef       = 4 << 10  // bytes of a loose ref
+	maxPacked    = 64 << 20 // bytes of packed-refs
+)
+
+// errTornRef says that a ref exists and names nothing: the file is empty, cut
+// short or filled with what was never written.
+var errTornRef = errors.New("the ref is torn")
+
+// readRef resolves a ref by its name: the loose file, and only if there is
+// none, packed-refs. A ref that does not exist is plumbing.ZeroHash and no
+// error; a torn one is errTornRef, never "does not exist".
+func (r *repo) readRef(name string) (plumbing.Hash, error) {
+	data, err := readBounded(filepath.Join(r.dir, name), maxRef)
+	switch {
+	case err == nil:
+		h, ok := parseHash(strings.TrimSpace(string(data)))
+		if !ok {
+			return plumbing.ZeroHash, fmt.Errorf("%s: %w (%d bytes)", name, errTornRef, len(data))
+		}
+		return h, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return plumbing.ZeroHash, fmt.Errorf("read ref %s: %w", name, err)
+	}
+	return r.readPacked(name)
+}
+
+func (r *repo) readPacked(name string) (plumbing.Hash, error) {
+	data, err := readBounded(filepath.Join(r.dir, packedRefs), maxPacked)
+	if errors.Is(err, fs.ErrNotExist) {
+		return plumbing.ZeroHash, nil
+	}
+	if err != nil {
+		return plumbing.ZeroHash, fmt.Errorf("read packed refs: %w", err)
+	}
+	for line := range strings.SplitSeq(string(data), "\n") {
+		hex, ref, _ := strings.Cut(line, " ")
+		if ref != name {
+			continue
+		}
+		if h, ok := parseHash(hex); ok {
+			return h, nil
+		}
+		return plumbing.ZeroHash, fmt.Errorf("%s in packed-refs: %w", name, errTornRef)
+	}
+	return plumbing.ZeroHash, nil
+}
+
+// parseHash reads 40 lower-case hex digits that are not all zero.
+func parseHash(s string) (plumbing.Hash, bool) {
+	if len(s) != 40 || strings.Trim(s, "0123456789abcdef") != "" {
+		return plumbing.ZeroHash, false
+	}
+	h := plumbing.NewHash(s)
+	return h, !h.IsZero()
+}
+
+// tempRef writes the content of a ref to a file outside refs/, where git would
+// take what a crash leaves for a broken ref. It is not synced.
+func (r *repo) tempRef(h plumbing.Hash) (string, error) {
+	return writeTemp(r.tmp(), []byte(h.String()+"\n"), 0o644)
+}
+
+// placeRef renames tmp, which tempRef wrote, to the ref; it is the moment at
+// which the ref moves. The returned directories must be synced to make the
+// move durable: more than one, when packing has removed empty directories.
+//
+// Syscalls: renameat; with mkdirat before it where the directory is gone.
+func (r *repo) placeRef(tmp, name string) (dirs []string, err error) {
+	path := filepath.Join(r.dir, name)
+	dirs = []string{filepath.Dir(path)}
+	err = os.Rename(tmp, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		for d := filepath.Dir(dirs[0]); len(d) >= len(r.dir); d = filepath.Dir(d) {
+			dirs = append(dirs, d)
+		}
+		if err = os.MkdirAll(dirs[0], 0o755); err == nil {
+			err = os.Rename(tmp, path)
+		}
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		return nil, fmt.Errorf("move ref %s: %w", name, err)
+	}
+	return dirs, nil
+}
+
+// writeRef makes the ref name h, durably.
+//
+// Syscalls: openat, write, close, fsync (the temporary file), renameat, fsync
+// (the ref's directory).
+func (r *repo) writeRef(name string, h plumbing.Hash) error {
+	tmp, err := r.tempRef(h)
+	if err != nil {
+		return fmt.Errorf("write ref %s: %w", name, err)
+	}
+	if err := syncPath(tmp); err != nil {
+		_ = os.Remove(tmp)
+		return fmt.Errorf("sync ref %s: %w", name, err)
+	}
+	dirs, err := r.placeRef(tmp, name)
+	if err != nil {
+		return err
+	}
+	if err := syncPaths(dirs, nil); err != nil {
+		return fmt.Errorf("sync ref %s: %w", name, err)
+	}
+	return nil
+}
+
+// removeRef removes a ref durably, from packed-refs first, so that a crash in
+// between does not bring an older value back.
+//
+// Syscalls: those of unpackRef if the ref is packed, unlinkat, fsync (the
+// ref's directory).
+func (r *repo) removeRef(ctx context.Context, name string) error {
+	if err := r.unpackRef(ctx, name); err != nil {
+		return fmt.Errorf("remove ref %s: %w", name, err)
+	}
+	path := filepath.Join(r.dir, name)
+	if err := os.Remove(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("remove ref %s: %w", name, err)
+	}
+	return syncPath(filepath.Dir(path))
+}
+
+// unpackRef takes a ref out of packed-refs by git's own protocol: who creates
+// packed-refs.lock may replace packed-refs by it.
+//
+// Syscalls: openat(O_CREAT|O_EXCL) of the lock, read, write, fsync, renameat,
+// fsync (the repository).
+func (r *repo) unpackRef(ctx context.Context, name string) error {
+	if h, err := r.readPacked(name); err == nil && h.IsZero() {
+		return nil
+	}
+	path := filepath.Join(r.dir, packedRefs)
+	lock, err := os.OpenFile(path+".lock", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s.lock exists: another git process packs refs; if none runs, remove it", path)
+	}
+	if err != nil {
+		return err
+	}
+	abandon := func(err error) error {
+		_ = os.Remove(path + ".lock")
+		return errors.Join(err, lock.Close())
+	}
+	data, err := readBounded(path, maxPacked)
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return abandon(err)
+	}
+	var kept bytes.Buffer
+	dropped := false // a peeled line belongs to the one before it
+	for line := range strings.Lines(string(data)) {
+		if !strings.HasPrefix(line, "^") {
+			_, ref, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+			dropped = ref == name
+		}
+		if !dropped {
+			kept.WriteString(line)
+		}
+	}
+	if _, err := lock.Write(kept.Bytes()); err != nil {
+		return abandon(err)
+	}
+	if err := lock.Sync(); err != nil {
+		return abandon(err)
+	}
+	if err := os.Rename(path+".lock", path); err != nil {
+		return abandon(err)
+	}
+	return errors.Join(lock.Close(), syncPath(r.dir))
+}

@@ -1,0 +1,366 @@
+package gitstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema"
+)
+
+// A Repair is one thing that Open found amiss and put right.
+type Repair struct {
+	Found string // what was found, one line
+	Did   string // what was done about it, one line
+	Kept  string // the path or the ref under which it was set aside; "" if nothing was
+}
+
+// String is the repair on one line, for the log.
+func (r Repair) String() string {
+	if r.Kept == "" {
+		return r.Found + ": " + r.Did
+	}
+	return r.Found + ": " + r.Did + "; kept as " + r.Kept
+}
+
+func (s *Store) repaired(found, did, kept string) {
+	if s.opened {
+		s.log.Warn("repaired the snapshot repository", "found", found, "did", did, "kept", kept)
+		return
+	}
+	s.repairs = append(s.repairs, Repair{found, did, kept})
+}
+
+// A named is a ref and what it was found to name.
+type named struct {
+	ref  string
+	hash plumbing.Hash    // zero if the ref is absent or torn
+	snap *schema.Snapshot // nil unless it names a whole record of ours
+	bad  error            // why not: errTornRef, errDamaged or errForeign; nil if absent
+}
+
+func (n named) absent() bool { return n.snap == nil && n.bad == nil }
+
+// look resolves a ref to its record. Only a disk or permissions that keep it
+// from being read are an error.
+func (s *Store) look(ref string) (named, error) {
+	n := named{ref: ref}
+	var err error
+	if n.hash, err = s.repo.readRef(ref); err == nil && !n.hash.IsZero() {
+		n.snap, err = s.repo.snapshot(n.hash)
+	}
+	if curable(err) {
+		n.bad, err = err, nil
+	}
+	return n, err
+}
+
+// curable reports whether err is damage or a foreign hand, which have a
+// repair, and not a disk that cannot be read.
+func curable(err error) bool {
+	return errors.Is(err, errTornRef) || errors.Is(err, errDamaged) || errors.Is(err, errForeign)
+}
+
+// repair goes from what lies there to refs that can be trusted. It decides
+// first whose history it is, then tidies, then settles the refs:
+//
+//	head            applied         then
+//	whole           its ancestor    nothing to do
+//	absent          absent          an empty history, unless records are found
+//	damaged         whole           a candidate lost to a power cut: head = applied
+//	foreign         whole           set aside; head = the newest of ours above applied
+//	not above it    whole           set aside; head = applied
+//	whole           not whole       applied = the newest record that its children do not gainsay
+//	not whole       not whole       the newest whole record becomes the head; if there
+//	                                is none, the repository is set aside and a new one made
+func (s *Store) repair(ctx context.Context) error {
+	head, applied, err := s.whose()
+	if err != nil {
+		return err
+	}
+	err = s.tidy()
+	// Objects that were being written when the power went may be torn, though
+	// no ref names them: git fsck would find them.
+	if damaged := head.bad != nil || applied.bad != nil; err == nil && (damaged || s.lock.cut) {
+		err = s.sweepObjects(applied.snap)
+	}
+	if err == nil {
+		err = s.settleRefs(ctx, head, applied)
+	}
+	if err == nil {
+		err = s.settleRetried(ctx)
+	}
+	if err == nil {
+		err = s.sweepRefs()
+	}
+	if err == nil {
+		err = s.inherit()
+	}
+	if err != nil {
+		return fmt.Errorf("open the snapshot repository in state directory %s: %w", s.opts.Dir, err)
+	}
+	return nil
+}
+
+// whose reads the two refs and refuses a repository of another environment or
+// instance, before anything is changed.
+func (s *Store) whose() (head, applied named, err error) {
+	if info, err := os.Stat(s.repo.dir); err != nil || !info.IsDir() {
+		if err == nil {
+			err = fmt.Errorf("%s is a file", s.repo.dir)
+		}
+		return head, applied, fmt.Errorf("open the snapshot repository: %w; move it away, or choose another --state", err)
+	}
+	if head, err = s.look(headRef(s.opts.Environment)); err == nil {
+		applied, err = s.look(appliedRef(s.opts.Environment))
+	}
+	if err != nil {
+		return head, applied, stateError("read the history in", s.opts.Dir, err)
+	}
+	for _, n := range []named{head, applied} {
+		if n.snap != nil {
+			return head, applied, s.checkIdentity(n.snap.Environment, n.snap.Instance)
+		}
+	}
+	text, _ := readBounded(filepath.Join(s.repo.dir, "HEAD"), maxRef)
+	other, ok := strings.CutPrefix(strings.TrimSpace(string(text)), "ref: refs/heads/")
+	if !ok || other == string(s.opts.Environment) || !validEnvironment(other) {
+		return head, applied, nil
+	}
+	if n, err := s.look(headRef(schema.Environment(other))); err == nil && n.snap != nil {
+		return head, applied, s.checkIdentity(n.snap.Environment, n.snap.Instance)
+	}
+	return head, applied, nil
+}
+
+// settleRefs follows the table above repair.
+func (s *Store) settleRefs(ctx context.Context, head, applied named) error {
+	switch {
+	case head.snap == nil && applied.snap == nil:
+		return s.salvage(ctx, head, applied)
+	case applied.snap == nil:
+		return s.rebuildApplied(ctx, head.snap, applied)
+	case head.snap != nil:
+		_, err := s.between(head.snap, applied.snap)
+		if err == nil {
+			s.head, s.applied = head.snap, applied.snap
+			return nil
+		}
+		if !curable(err) {
+			return err
+		}
+		head.bad = err
+	}
+	return s.backToApplied(ctx, head, applied.snap)
+}
+
+// between walks from head down to above and returns the records on the way,
+// newest first, without above; nil stands for the beginning. A head that does
+// not stand above it in a history of ours is errForeign or errDamaged, and the
+// way goes as far as it can be followed.
+func (s *Store) between(head, above *schema.Snapshot) ([]*schema.Snapshot, error) {
+	floor := 0
+	if above != nil {
+		floor = above.Index
+	}
+	var way []*schema.Snapshot
+	at := head
+	for at.Index > floor {
+		way = append(way, at)
+		if at.Index == 1 {
+			return way, nil
+		}
+		parent, err := s.repo.snapshot(plumbing.NewHash(at.Parent))
+		if err != nil {
+			return way, err
+		}
+		if parent.Index != at.Index-1 {
+			return way, fmt.Errorf("%w: record %d stands on record %d", errForeign, at.Index, parent.Index)
+		}
+		at = parent
+	}
+	if above != nil && at.Commit != above.Commit {
+		return way, fmt.Errorf("%w: %s does not stand above the applied record %s", errForeign, head.ID, above.ID)
+	}
+	return way, nil
+}
+
+// backToApplied gives up a head that cannot be one. What a person put on the
+// branch is kept under a ref; what a power cut left cannot be.
+func (s *Store) backToApplied(ctx context.Context, head named, applied *schema.Snapshot) error {
+	back, kept := applied, ""
+	found := "the head ref is missing"
+	switch {
+	case errors.Is(head.bad, errForeign):
+		found = fmt.Sprintf("the branch %s names %s, which is not the agent's (%v)", s.opts.Environment, head.hash, head.bad)
+		kept = setAsideRefs + "/" + s.stamp()
+		if err := s.repo.writeRef(kept, head.hash); err != nil {
+			return err
+		}
+		own, err := s.ownTip(ctx, head.hash, applied)
+		if err != nil {
+			return err
+		}
+		back = own
+	case errors.Is(head.bad, errTornRef):
+		found = "the head ref is torn: a candidate was lost to a power cut"
+	case head.bad != nil:
+		found = fmt.Sprintf("the head was lost to a power cut (%v)", head.bad)
+		if err := s.setLostAside(head.hash); err != nil {
+			return err
+		}
+	}
+	if err := s.repo.writeRef(headRef(s.opts.Environment), plumbing.NewHash(back.Commit)); err != nil {
+		return err
+	}
+	s.head, s.applied = back, applied
+	did := "the head is the applied record " + back.ID + " again"
+	if back != applied {
+		did = "the head is " + back.ID + " again, the newest record of ours"
+	}
+	s.repaired(found, did, kept)
+	return nil
+}
+
+// ownTip is the newest record of ours at or below tip that stands above
+// applied; applied itself if there is none.
+func (s *Store) ownTip(ctx context.Context, tip plumbing.Hash, applied *schema.Snapshot) (*schema.Snapshot, error) {
+	const enough = 1_000 // commits that a person stacked on the branch
+	for range enough {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		snap, err := s.repo.snapshot(tip)
+		if err == nil {
+			if _, err = s.between(snap, applied); err == nil {
+				return snap, nil
+			}
+			if snap.Index <= applied.Index {
+				return applied, nil
+			}
+		}
+		if !curable(err) {
+			return nil, err
+		}
+		c, err := s.repo.commit(tip)
+		if curable(err) || err == nil && len(c.ParentHashes) == 0 {
+			return applied, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		tip = c.ParentHashes[0]
+	}
+	return applied, nil
+}
+
+// rebuildApplied finds what the applied ref must have named, from the records
+// themselves. That there is none is right as long as the first candidate is
+// open.
+func (s *Store) rebuildApplied(ctx context.Context, head *schema.Snapshot, applied named) error {
+	settled, err := s.lastSettled(head)
+	if err != nil {
+		return err
+	}
+	s.head, s.applied = head, settled
+	if settled == nil && applied.absent() {
+		return nil
+	}
+	found := "the applied ref is missing"
+	if applied.bad != nil {
+		found = fmt.Sprintf("the applied ref cannot be trusted (%v)", applied.bad)
+	}
+	if settled == nil {
+		if err := s.setRefAside(applied.ref, "untrusted"); err != nil {
+			return err
+		}
+		if err := s.repo.removeRef(ctx, applied.ref); err != nil {
+			return err
+		}
+		s.repaired(found, "no record is known to be applied; "+head.ID+" is pending", "")
+		return nil
+	}
+	if err := s.repo.writeRef(applied.ref, plumbing.NewHash(settled.Commit)); err != nil {
+		return err
+	}
+	s.repaired(found, "it names "+settled.ID+" again, the newest record that was followed by another and not rejected", "")
+	return nil
+}
+
+// lastSettled is the newest whole record below head that must have been
+// applied: one that was followed by a record which does not say otherwise. A
+// candidate is open until it is applied or its child says what became of it,
+// and nothing is put upon an open one. nil if there is none.
+func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
+	child := head
+	for child.Parent != "" {
+		h := plumbing.NewHash(child.Parent)
+		snap, err := s.repo.snapshot(h)
+		if err == nil && child.OutcomeOf == nil {
+			return snap, nil
+		}
+		if curable(err) {
+			snap, err = s.repo.remains(h, child.Index-1, err)
+		}
+		if curable(err) {
+			return nil, nil // the history is cut here
+		}
+		if err != nil {
+			return nil, err
+		}
+		child = snap
+	}
+	return nil, nil
+}
+
+// settleRetried drops a retried ref that does not name the head: it means
+// nothing, and may name what a power cut took.
+func (s *Store) settleRetried(ctx context.Context) error {
+	name := retriedRef(s.opts.Environment)
+	h, err := s.repo.readRef(name)
+	switch {
+	case errors.Is(err, errTornRef):
+		s.repaired("the retried ref is torn", "removed", "")
+	case err != nil:
+		return err
+	case h.IsZero():
+		return nil
+	case s.head != nil && h == plumbing.NewHash(s.head.Commit):
+		s.retried = h
+		return nil
+	}
+	return s.repo.removeRef(ctx, name)
+}
+
+// inherit takes over what an earlier process committed and did not sync: all
+// records above the applied one.
+func (s *Store) inherit() error {
+	if s.head == nil {
+		return nil
+	}
+	c, err := s.repo.commit(plumbing.NewHash(s.head.Commit))
+	if err != nil {
+		return err
+	}
+	s.headTime = c.Committer.When
+	way, err := s.between(s.head, s.applied)
+	if err != nil && !curable(err) {
+		return err
+	}
+	for _, snap := range way {
+		hashes, err := s.repo.objectsOf(plumbing.NewHash(snap.Commit))
+		if err != nil {
+			return err
+		}
+		for _, h := range hashes {
+			s.objects.unsynced = append(s.objects.unsynced, looseFile{hash: h})
+		}
+		s.objects.newDirs = true
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package gitstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/objfile"
+
+	"dtesn-agent/schema"
+)
+
+const (
+	repoDir        = "snapshots.git"
+	maxObject      = 1 << 20 // bytes of one object of ours
+	cachedRecords  = 256     // decoded snapshots kept
+	parametersFile = "parameters.yaml"
+	snapshotFile   = "snapshot.json"
+)
+
+// errDamaged says that an object which something names is missing or is not
+// what its name says. A disk that cannot be read, or a file that may not be, is
+// another error: history must not be given up for it.
+var errDamaged = errors.New("damaged")
+
+// errForeign says that a commit is whole, but no record of ours.
+var errForeign = errors.New("not a record of this agent")
+
+// A repo reads the files of one snapshot repository. It is safe for concurrent
+// use.
+type repo struct {
+	dir   string // the bare repository
+	state string // the state directory, for messages
+	env   schema.Environment
+
+	cache recordCache
+	chain chain
+
+	mu    sync.Mutex // guards packs
+	packs map[string]*pack
+}
+
+func newRepo(state string, env schema.Environment) *repo {
+	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*pack{}}
+}
+
+func (r *repo) tmp() string { return filepath.Join(r.dir, "tmp") }
+
+func (r *repo) objects() string { return filepath.Join(r.dir, "objects") }
+
+func (r *repo) objectPath(h plumbing.Hash) string {
+	hex := h.String()
+	return filepath.Join(r.dir, "objects", hex[:2], hex[2:])
+}
+
+// object returns the content of an object: the loose file, else from a pack.
+// The content is checked against the name. What is missing, torn or of another
+// type is errDamaged.
+func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
+	content, err := r.loose(want, h)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDamaged) {
+		return content, err
+	}
+	content, perr := r.packed(want, h)
+	if perr == nil {
+		return content, nil
+	}
+	if errors.Is(perr, plumbing.ErrObjectNotFound) {
+		if errors.Is(err, errDamaged) {
+			return nil, err
+		}
+		// A repack deletes the loose file once its pack is in place, and packed
+		// looked there last; but what a person unpacks goes the other way.
+		if content, err = r.loose(want, h); err == nil {
+			return content, nil
+		}
+		return nil, fmt.Errorf("%w: %s %s is missing", errDamaged, want, h)
+	}
+	return nil, perr
+}
+
+// loose reads a loose object. One that does not exist is fs.ErrNotExist.
+func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
+	raw, err := readBounded(r.objectPath(h), 2*maxObject)
+	if err != nil {
+		return nil, err
+	}
+	t, content, err := decodeObject(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s %s is torn: %w", errDamaged, want, h, err)
+	}
+	return content, checkObject(want, t, h, content)
+}
+
+// decodeObject reads the bytes of a loose object's file: zlib over
+// "<type> <size>\0<content>".
+func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
+	zr, err := objfile.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { _ = zr.Close() }()
+	t, size, err := zr.Header()
+	if err != nil {
+		return 0, nil, err
+	}
+	if size > maxObject {
+		return 0, nil, fmt.Errorf("%d bytes, over %d", size, maxObject)
+	}
+	content := make([]byte, size)
+	if _, err := io.ReadFull(zr, content); err != nil {
+		return 0, nil, err
+	}
+	// One byte more: the end of the stream, with its checksum, must be there.
+	if n, err := zr.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		return 0, nil, fmt.Errorf("no clean end: %w", err)
+	}
+	return t, content, nil
+}
+
+func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) error {
+	if t != want && want != plumbing.AnyObject {
+		return fmt.Errorf("%w: %s is a %s, not a %s", errDamaged, h, t, want)
+	}
+	if plumbing.ComputeHash(t, content) != h {
+		return fmt.Errorf("%w: the content of %s %s is another", errDamaged, t, h)
+	}
+	return nil
+}
+
+// exists reports whether there is an entry at path, of whatever kind.
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

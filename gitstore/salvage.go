@@ -1,0 +1,329 @@
+package gitstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"dtesn-agent/schema"
+)
+
+// staleLock is how old a git lock file must be to be nobody's: git holds one
+// for milliseconds.
+const staleLock = time.Minute
+
+// stamp is the time in the name of what is set aside.
+func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405.000000Z") }
+
+// setAside moves a file or directory into <state>/set-aside under name, and
+// returns where it is now.
+func (s *Store) setAside(path, name string) (string, error) {
+	dir := filepath.Join(s.opts.Dir, setAsideDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	kept := filepath.Join(dir, name)
+	for n := 2; ; n++ {
+		there, err := exists(kept)
+		if err != nil {
+			return "", fmt.Errorf("set %s aside: %w", path, err)
+		}
+		if !there {
+			break
+		}
+		kept = filepath.Join(dir, fmt.Sprintf("%s-%d", name, n))
+	}
+	if err := os.Rename(path, kept); err != nil {
+		return "", fmt.Errorf("set %s aside: %w", path, err)
+	}
+	return kept, nil
+}
+
+// setTornAside sets the file of a torn object aside.
+func (s *Store) setTornAside(path, name string) error {
+	kept, err := s.setAside(path, name)
+	if err == nil {
+		s.repaired("a torn object, "+filepath.Base(filepath.Dir(path))+filepath.Base(path), "set aside", kept)
+	}
+	return err
+}
+
+// setLostAside sets the commit of a lost candidate aside, if its file is there:
+// it names what is not.
+func (s *Store) setLostAside(h plumbing.Hash) error {
+	path := s.repo.objectPath(h)
+	if there, err := exists(path); err != nil || !there {
+		return err
+	}
+	_, err := s.setAside(path, "object-"+h.String()+"-lost-candidate")
+	return err
+}
+
+// setRefAside sets the loose file of a ref aside, if there is one; why is a word
+// for its name.
+func (s *Store) setRefAside(ref, why string) error {
+	path := filepath.Join(s.repo.dir, ref)
+	if there, err := exists(path); err != nil || !there {
+		return err
+	}
+	kept, err := s.setAside(path, "ref-"+strings.ReplaceAll(ref, "/", "-")+"-"+why)
+	if err == nil {
+		s.repaired("the ref "+ref+" is "+why, "set aside", kept)
+	}
+	return err
+}
+
+// tidy makes the skeleton whole and removes what was on its way to another
+// place.
+func (s *Store) tidy() error {
+	for _, sub := range skeletonDirs() {
+		if err := os.MkdirAll(filepath.Join(s.repo.dir, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := s.rewrite("HEAD", headText(s.opts.Environment), func(text string) bool {
+		return text == headText(s.opts.Environment)
+	}); err != nil {
+		return err
+	}
+	if err := s.rewrite("config", configText, func(text string) bool { return !torn([]byte(text)) }); err != nil {
+		return err
+	}
+	for _, pattern := range []string{filepath.Join(s.repo.tmp(), "*"), filepath.Join(s.opts.Dir, "tmp-*"), filepath.Join(s.opts.Dir, newRepoGlob)} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return s.removeStaleLocks()
+}
+
+// rewrite writes a file of the repository anew unless it is sound.
+func (s *Store) rewrite(name, text string, sound func(string) bool) error {
+	path := filepath.Join(s.repo.dir, name)
+	old, err := readBounded(path, maxObject)
+	if err == nil && sound(string(old)) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	found := fmt.Sprintf("%s of the repository says %q", name, cut(string(old), 80))
+	if err != nil {
+		found = name + " of the repository is missing"
+	}
+	if err := writeDurable(path, []byte(text), 0o644); err != nil {
+		return err
+	}
+	s.repaired(found, "written anew", "")
+	return nil
+}
+
+// removeStaleLocks removes the lock files that a killed git left: they keep
+// people's git from working. This package neither makes nor heeds them, but for
+// packed-refs.lock.
+func (s *Store) removeStaleLocks() error {
+	locks, err := filepath.Glob(filepath.Join(s.repo.dir, "*.lock"))
+	if err != nil {
+		return err
+	}
+	err = filepath.WalkDir(filepath.Join(s.repo.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.HasSuffix(path, ".lock") {
+			locks = append(locks, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, path := range locks {
+		info, err := os.Lstat(path)
+		if err != nil || s.opts.Now().Sub(info.ModTime()) < staleLock {
+			continue // gone by itself, or in use
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		s.repaired("a stale lock, "+strings.TrimPrefix(path, s.repo.dir+"/"), "removed", "")
+	}
+	return nil
+}
+
+// eachLoose calls do for every loose object's file.
+func (r *repo) eachLoose(do func(h plumbing.Hash, path string) error) error {
+	dirs, err := filepath.Glob(filepath.Join(r.objects(), "[0-9a-f][0-9a-f]"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			h, ok := parseHash(filepath.Base(dir) + e.Name())
+			if !ok {
+				continue // git's own temporary file
+			}
+			if err := do(h, filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sweepObjects sets torn loose objects aside: those that are empty, and among
+// those written since an hour before the applied record, or among all if there
+// is none, those that do not read back.
+func (s *Store) sweepObjects(applied *schema.Snapshot) error {
+	var since time.Time
+	if applied != nil {
+		since = applied.Time().Add(-time.Hour)
+	}
+	return s.repo.eachLoose(func(h plumbing.Hash, path string) error {
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if info.Size() > 0 && info.ModTime().Before(since) {
+			return nil
+		}
+		if _, err = s.repo.loose(plumbing.AnyObject, h); errors.Is(err, errDamaged) {
+			return s.setTornAside(path, "object-"+h.String()+"-torn")
+		}
+		return err
+	})
+}
+
+// sweepRefs sets aside every loose ref that names nothing: one such breaks
+// commands of people's git.
+func (s *Store) sweepRefs() error {
+	root := filepath.Join(s.repo.dir, "refs")
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || strings.HasSuffix(path, ".lock") {
+			return err
+		}
+		data, err := readBounded(path, maxRef)
+		if err != nil || !torn(data) {
+			return err
+		}
+		ref, err := filepath.Rel(s.repo.dir, path)
+		if err != nil {
+			return err
+		}
+		return s.setRefAside(ref, "torn")
+	})
+}
+
+// objectsOf lists the objects of a record: commit, tree, blobs.
+func (r *repo) objectsOf(h plumbing.Hash) ([]plumbing.Hash, error) {
+	c, err := r.commit(h)
+	if err != nil {
+		return nil, err
+	}
+	content, err := r.object(plumbing.TreeObject, c.TreeHash)
+	if err != nil {
+		return nil, err
+	}
+	tree := new(object.Tree)
+	if err := tree.Decode(memoryObject(plumbing.TreeObject, content)); err != nil {
+		return nil, err
+	}
+	hashes := []plumbing.Hash{h, c.TreeHash}
+	for _, e := range tree.Entries {
+		hashes = append(hashes, e.Hash)
+	}
+	return hashes, nil
+}
+
+// salvage is for refs of which neither can be trusted: the newest whole record
+// among all commits becomes the head. If there is none, a repository whose refs
+// are absent is one in which nothing was ever committed; any other is set
+// aside, and a new one made.
+func (s *Store) salvage(ctx context.Context, head, applied named) error {
+	best, err := s.newestRecord(ctx)
+	if err != nil {
+		return err
+	}
+	if best == nil && head.absent() && applied.absent() {
+		return nil
+	}
+	why := errors.Join(head.bad, applied.bad)
+	found := "neither head nor applied ref is there"
+	if why != nil {
+		found = "neither head nor applied ref can be trusted (" + strings.ReplaceAll(why.Error(), "\n", "; ") + ")"
+	}
+	if best == nil {
+		kept, err := s.setAside(s.repo.dir, repoDir+"-no-record-readable-"+s.stamp())
+		if err != nil {
+			return err
+		}
+		s.repo.closePacks()
+		if err := s.create(); err != nil {
+			return err
+		}
+		s.repaired(found+", and no record is whole", "the repository was set aside; the history starts anew", kept)
+		return nil
+	}
+	if err := s.checkIdentity(best.Environment, best.Instance); err != nil {
+		return err
+	}
+	if err := s.repo.writeRef(head.ref, plumbing.NewHash(best.Commit)); err != nil {
+		return err
+	}
+	s.repaired(found, "the newest whole record, "+best.ID+", is the head", "")
+	return s.rebuildApplied(ctx, best, applied)
+}
+
+// newestRecord is the whole record of the highest index among all commits that
+// are there, loose or packed; of several the one made last. nil if none is.
+func (s *Store) newestRecord(ctx context.Context) (*schema.Snapshot, error) {
+	var best *schema.Snapshot
+	consider := func(h plumbing.Hash) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		// Most objects are no commits, and reading the whole record of each
+		// commit would read the history twice: the trailers bear the index.
+		content, err := s.repo.object(plumbing.CommitObject, h)
+		if curable(err) || err == nil && !bytes.Contains(content, []byte("\n"+keyID+": ")) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		snap, err := s.repo.snapshot(h)
+		if curable(err) {
+			return nil
+		}
+		if err == nil && (best == nil || snap.Index > best.Index || snap.Index == best.Index && snap.Timestamp > best.Timestamp) {
+			best = snap
+		}
+		return err
+	}
+	if err := s.repo.eachLoose(func(h plumbing.Hash, _ string) error { return consider(h) }); err != nil {
+		return nil, err
+	}
+	packed, err := s.repo.packedObjects()
+	for _, h := range packed {
+		if err == nil {
+			err = consider(h)
+		}
+	}
+	return best, err
+}

@@ -1,0 +1,168 @@
+package schema
+
+import (
+	"encoding/json"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// with returns the defaults with some values changed; nil removes one.
+func with(changes map[string]any) map[string]any {
+	values := Defaults().Map()
+	for name, value := range changes {
+		values[name] = value
+		if value == absent {
+			delete(values, name)
+		}
+	}
+	return values
+}
+
+var absent = new(int)
+
+func TestCheck(t *testing.T) {
+	const (
+		useDepth = "; use an integer from 1 to 64; the default is 4"
+		useOrder = "; use an integer from 1 to 32; the default is 8"
+	)
+	for _, c := range []struct {
+		name    string
+		changes map[string]any
+		want    []string
+	}{
+		{"defaults", nil, nil},
+		{"float64", map[string]any{MaxMembraneDepth: 8.0, ESNReservoirSize: 2048.0}, nil},
+		{"json.Number", map[string]any{MaxMembraneDepth: json.Number("8")}, nil},
+		{"other ints", map[string]any{MaxMembraneDepth: int64(8), BSeriesMaxOrder: uint8(3)}, nil},
+		{"ttl absent, caching off", map[string]any{CacheTTLSeconds: absent, EnableCaching: false}, nil},
+		{"out of range", map[string]any{MaxMembraneDepth: 100}, []string{"Invalid value for max_membrane_depth: 100 (rule: 1-64)" + useDepth}},
+		{"fraction", map[string]any{MaxMembraneDepth: 4.5}, []string{"Invalid value for max_membrane_depth: 4.5 (rule: 1-64)" + useDepth}},
+		{"number with a fraction", map[string]any{MaxMembraneDepth: json.Number("4.0")}, []string{"Invalid value for max_membrane_depth: 4.0 (rule: 1-64)" + useDepth}},
+		{"huge float", map[string]any{MaxMembraneDepth: 1e300}, []string{"Invalid value for max_membrane_depth: 1e+300 (rule: 1-64)" + useDepth}},
+		{"NaN", map[string]any{MaxMembraneDepth: math.NaN()}, []string{"Invalid value for max_membrane_depth: NaN (rule: 1-64)" + useDepth}},
+		{"huge uint", map[string]any{MaxMembraneDepth: uint64(math.MaxUint64)}, []string{"Invalid value for max_membrane_depth: 18446744073709551615 (rule: 1-64)" + useDepth}},
+		{"string", map[string]any{MaxMembraneDepth: "8"}, []string{`Invalid value for max_membrane_depth: "8" (rule: 1-64)` + useDepth}},
+		{"bool for int", map[string]any{BSeriesMaxOrder: true}, []string{"Invalid value for bseries_max_order: true (rule: 1-32)" + useOrder}},
+		{"null", map[string]any{BSeriesMaxOrder: nil}, []string{"Invalid value for bseries_max_order: null (rule: 1-32)" + useOrder}},
+		{"list", map[string]any{BSeriesMaxOrder: []any{1}}, []string{"Invalid value for bseries_max_order: a list (rule: 1-32)" + useOrder}},
+		{"object", map[string]any{BSeriesMaxOrder: map[string]any{}}, []string{"Invalid value for bseries_max_order: an object (rule: 1-32)" + useOrder}},
+		{"struct", map[string]any{BSeriesMaxOrder: struct{}{}}, []string{`Invalid value for bseries_max_order: "{}" (rule: 1-32)` + useOrder}},
+		{"int for bool", map[string]any{EnableCaching: 1}, []string{"Invalid value for enable_caching: 1 (rule: true/false); use true or false; the default is true"}},
+		{"string for bool", map[string]any{EnableCaching: "true"}, []string{`Invalid value for enable_caching: "true" (rule: true/false); use true or false; the default is true`}},
+		{"missing", map[string]any{BSeriesMaxOrder: absent}, []string{"bseries_max_order is missing (rule: every parameter is set); set it, for instance to the default, 8"}},
+		{"unknown", map[string]any{"esn_resevoir_size": 5}, []string{"no parameter is named esn_resevoir_size (rule: known parameters only); did you mean esn_reservoir_size?"}},
+		{
+			"capacity",
+			map[string]any{ESNReservoirSize: 64},
+			[]string{"esn_reservoir_size: ESN reservoir size (64) should be at least 128 for membrane depth 4 (rule: esn_reservoir_size >= max_membrane_depth * 32); set esn_reservoir_size to 128 or more, or max_membrane_depth to 2 or less"},
+		},
+		{
+			"ttl absent, caching on",
+			map[string]any{CacheTTLSeconds: absent},
+			[]string{"cache_ttl_seconds must be set while enable_caching is true (rule: enable_caching true needs cache_ttl_seconds); set cache_ttl_seconds, for instance to 300, or enable_caching to false"},
+		},
+		{
+			"a rule about a broken value is not judged",
+			map[string]any{MaxMembraneDepth: 100, ESNReservoirSize: 64, CacheTTLSeconds: 0},
+			[]string{
+				"Invalid value for cache_ttl_seconds: 0 (rule: 1-86400); use an integer from 1 to 86400; the default is 300",
+				"Invalid value for max_membrane_depth: 100 (rule: 1-64)" + useDepth,
+			},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, violations := Check(with(c.changes))
+			var got []string
+			for _, v := range violations {
+				got = append(got, v.String())
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+			}
+			if len(violations) == 0 && len(CheckParameters(p)) > 0 {
+				t.Errorf("%+v is not valid", p)
+			}
+		})
+	}
+	if p, _ := Check(with(map[string]any{ESNReservoirSize: 2048.0, EnableCaching: false, CacheTTLSeconds: absent})); p.ESNReservoirSize != 2048 || p.EnableCaching || p.CacheTTLSeconds != Defaults().CacheTTLSeconds {
+		t.Errorf("got %+v", p)
+	}
+	if _, violations := Check(nil); len(violations) != 6 {
+		t.Errorf("nothing at all: %v", violations)
+	}
+}
+
+func TestCheckShowsForeignTextSafely(t *testing.T) {
+	_, violations := Check(with(map[string]any{
+		MaxMembraneDepth:                 strings.Repeat("\x1b]0;evil\a\n", 1000),
+		strings.Repeat("x\n", 1<<16):     1,
+		"\xff\xfe" + MaxMembraneDepth:    1,
+		"tab\tseparated \u202e reversed": 1,
+	}))
+	if len(violations) != 4 {
+		t.Fatalf("got %v", violations)
+	}
+	for _, v := range violations {
+		if s := v.String(); len(s) > 500 || strings.ContainsAny(s, "\n\t\a\x1b\u202e") {
+			t.Errorf("%d bytes: %.500q", len(s), s)
+		}
+		if len(v.Value) > maxForeign || len(v.Path) > maxForeign {
+			t.Errorf("value %q, path %q", v.Value, v.Path)
+		}
+	}
+}
+
+func TestCheckParametersOfAnOlderSchema(t *testing.T) {
+	p := Defaults()
+	p.MaxMembraneDepth = 65
+	if v := CheckParameters(p); len(v) != 1 || v[0].Parameter != MaxMembraneDepth {
+		t.Errorf("got %v", v)
+	}
+	if v := CheckParameters(Parameters{}); len(v) != 4 {
+		t.Errorf("the zero value: %v", v)
+	}
+}
+
+func TestSuggest(t *testing.T) {
+	names := Names()
+	for word, want := range map[string]string{
+		"esn_resevoir_size":     ESNReservoirSize,
+		"esn-reservoir-size":    ESNReservoirSize,
+		"ESN_RESERVOIR_SIZE":    ESNReservoirSize,
+		"reservoir_size":        ESNReservoirSize,
+		"max_membrane_dpeth":    MaxMembraneDepth,
+		"depth":                 MaxMembraneDepth,
+		"ttl":                   CacheTTLSeconds,
+		"enable":                "", // two contain it
+		"spectral_radius":       "",
+		"":                      "",
+		"x":                     "",
+		strings.Repeat("x", 99): "",
+	} {
+		got, ok := Suggest(word, names)
+		if got != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %v, want %q", word, got, ok, want)
+		}
+	}
+	if got, _ := Suggest("snapshot", []string{"show", "snapshots", "schema"}); got != "snapshots" {
+		t.Errorf("snapshot: got %q", got)
+	}
+}
+
+func TestQuote(t *testing.T) {
+	for given, want := range map[string]string{
+		"plain":                  "plain",
+		"":                       `""`,
+		"two words":              `"two words"`,
+		"a\"b\\c\n":              `"a\"b\\c\n"`,
+		strings.Repeat("ü", 100): `"` + strings.Repeat("ü", 37) + `…"`,
+		strings.Repeat("a", 80):  strings.Repeat("a", 80),
+		strings.Repeat("a", 81):  `"` + strings.Repeat("a", 75) + `…"`,
+	} {
+		if got := quote(given); got != want || len(got) > maxForeign {
+			t.Errorf("%q: got %s (%d bytes), want %s", given, got, len(got), want)
+		}
+	}
+}

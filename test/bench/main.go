@@ -1,0 +1,65 @@
+// Command bench measures a built agent beside the floor of the same run: what
+// the same machine, at the same moment, needs for the writes, syncs and round
+// trips that the promise cannot do without. Machines are noisy; the ratio is
+// what counts. See `make bench`.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+func main() {
+	agent := flag.String("agent", "bin/agent", "the built agent")
+	runs := flag.Int("runs", 300, "runs of each quick row")
+	updates := flag.Int("updates", 10000, "updates before the memory is read")
+	dir := flag.String("dir", "", "where to work; a temporary directory if not given")
+	flag.Parse()
+	if err := measure(*agent, *dir, *runs, *updates); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// A row is one line of the table. floor is nil where the budget is absolute.
+type row struct {
+	name        string
+	ours, floor []time.Duration
+	budget      string
+	note        string
+}
+
+func quantile(ds []time.Duration, q float64) time.Duration {
+	if len(ds) == 0 {
+		return 0
+	}
+	s := slices.Clone(ds)
+	slices.Sort(s)
+	return s[min(len(s)-1, int(q*float64(len(s))))]
+}
+
+func ms(d time.Duration) string {
+	return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000)
+}
+
+func table(rows []row) {
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "JOB (ms)\tP50\tP99\tFLOOR P50\tRATIO\tBUDGET\tRUNS")
+	for _, r := range rows {
+		if r.note != "" {
+			fmt.Fprintf(t, "%s\t%s\t\t\t\t%s\t\n", r.name, r.note, r.budget)
+			continue
+		}
+		floor, ratio := "", ""
+		if len(r.floor) > 0 {
+			f := quantile(r.floor, 0.5)
+			floor, ratio = ms(f), fmt.Sprintf("%.2f", float64(quantile(r.ours, 0.5))/float64(f))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", r.name, ms(quantile(r.ours, 0.5)), ms(quantile(r.ours, 0.99)), floor, ratio, r.budget, len(r.ours))
+	}
+	_ = t.Flush()
+}

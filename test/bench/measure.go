@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"dtesn-agent/dtesn/engine"
+)
+
+// A bed is one agent under measurement beside an engine in this process, whose
+// handler notes when a batch was taken.
+type bed struct {
+	dir, config, state, socket, url string
+	agent                           string
+	cmd                             *exec.Cmd
+	took                            chan time.Time // a batch was taken
+	web                             *http.Client
+	n                               int
+}
+
+func measure(agent, dir string, runs, updates int) error {
+	agent, err := filepath.Abs(agent)
+	if err != nil {
+		return err
+	}
+	if dir, err = os.MkdirTemp(dir, "bench"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	b := &bed{
+		dir: dir, config: filepath.Join(dir, "config"), state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "e.sock"),
+		agent: agent, took: make(chan time.Time, 16), web: &http.Client{Timeout: 10 * time.Second},
+	}
+	stopEngine, err := b.serveEngine(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopEngine()
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	if err := b.start(); err != nil {
+		return err
+	}
+	defer b.stop()
+	rows, err := b.rows(runs, updates)
+	table(rows)
+	return err
+}
+
+func (b *bed) serveEngine(ctx context.Context) (stop func(), err error) {
+	e, err := engine.New(engine.Options{})
+	if err != nil {
+		return nil, err
+	}
+	listener, err := net.Listen("unix", b.socket)
+	if err != nil {
+		return nil, err
+	}
+	handler := e.Handler()
+	var on atomic.Bool
+	on.Store(true)
+	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		handler.ServeHTTP(w, q)
+		if strings.HasSuffix(q.URL.Path, "/batch-update") {
+			select {
+			case b.took <- time.Now():
+			default:
+			}
+		}
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(listener) }()
+	return func() { _ = server.Close(); <-done }, nil
+}
+
+func (b *bed) prepare() error {
+	if err := os.MkdirAll(b.config, 0o755); err != nil {
+		return err
+	}
+	base := "parameters:\n  max_membrane_depth: 4\n  esn_reservoir_size: 512\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n"
+	if err := os.WriteFile(filepath.Join(b.config, "base.yaml"), []byte(base), 0o644); err != nil {
+		return err
+	}
+	for _, env := range []string{"development", "testing", "staging"} {
+		if err := os.WriteFile(filepath.Join(b.config, env+".yaml"), []byte("environment: "+env+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(b.config, "production.yaml"), b.document(0), 0o644)
+}
+
+// document declares the n-th state: a runtime parameter changes, so that the
+// agent is measured and not the engine's rebuild.
+func (b *bed) document(n int) []byte {
+	return fmt.Appendf(nil, "environment: production\ndescription: state %d\nparameters:\n  cache_ttl_seconds: %d\n", n, 1+n%86400)
+}
+
+func (b *bed) start() error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	b.url = "http://127.0.0.1:" + port
+	b.cmd = exec.Command(b.agent, "run", "--environment", "production", "--config", b.config, "--engine", b.socket,
+		"--state", b.state, "--listen", "127.0.0.1:"+port, "--log-level", "error")
+	b.cmd.Stderr = os.Stderr
+	if err := b.cmd.Start(); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for time.Now().Before(deadline) {
+		if resp, err := b.web.Get(b.url + "/readyz"); err == nil {
+			drain(resp)
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+	}
+	return errors.New("the agent was not ready within 20 s")
+}
+
+func (b *bed) stop() {
+	_ = b.cmd.Process.Signal(syscall.SIGTERM)
+	_ = b.cmd.Wait()
+}
+
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
+}
+
+func drain(resp *http.Response) {
+	_, _ = io.Copy(io.Discard, resp.Body)
+	_ = resp.Body.Close()
+}
+
+// change declares the next state by a rename and returns when it was renamed,
+// when the engine took it and when it was reported as applied.
+func (b *bed) change(inPlace bool) (renamed, taken, applied time.Time, err error) {
+	for len(b.took) > 0 {
+		<-b.took
+	}
+	b.n++
+	file, beside := filepath.Join(b.config, "production.yaml"), filepath.Join(b.config, ".new")
+	if inPlace {
+		renamed = time.Now()
+		err = os.WriteFile(file, b.document(b.n), 0o644)
+	} else {
+		if err = os.WriteFile(beside, b.document(b.n), 0o644); err == nil {
+			renamed = time.Now()
+			err = os.Rename(beside, file)
+		}
+	}
+	if err != nil {
+		return renamed, taken, applied, err
+	}
+	select {
+	case taken = <-b.took:
+	case <-time.After(10 * time.Second):
+		return renamed, taken, applied, errors.New("the engine was not told within 10 s")
+	}
+	applied, err = b.awaitApplied(b.n)
+	return renamed, taken, applied, err
+}
+
+// awaitApplied asks until the n-th state is confirmed.
+func (b *bed) awaitApplied(n int) (time.Time, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		var s struct {
+			Status struct {
+				Current   map[string]any `json:"current_config"`
+				Attempted struct{ Outcome string }
+				Running   struct{ Confirmed bool }
+			}
+		}
+		if err := b.getJSON("/v1/config/status", &s); err != nil {
+			return time.Time{}, err
+		}
+		if s.Status.Attempted.Outcome == "applied" && s.Status.Running.Confirmed && s.Status.Current["cache_ttl_seconds"] == float64(1+n%86400) {
+			return time.Now(), nil
+		}
+	}
+	return time.Time{}, errors.New("not applied within 10 s")
+}
+
+func (b *bed) getJSON(path string, v any) error {
+	resp, err := b.web.Get(b.url + path)
+	if err != nil {
+		return err
+	}
+	defer drain(resp)
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+// floor is a synced commit of three files and a ref, and two round trips to
+// the engine, done plainly: what the promise costs without an agent.
+func (b *bed) floor(client *http.Client) (time.Duration, error) {
+	dir := filepath.Join(b.dir, "floor", strconv.Itoa(b.n))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return 0, err
+	}
+	content := bytes.Repeat([]byte("floor of the run\n"), 50)
+	start := time.Now()
+	for i := range 3 {
+		if err := writeSynced(filepath.Join(dir, strconv.Itoa(i)), content); err != nil {
+			return 0, err
+		}
+	}
+	if err := syncDir(dir); err != nil {
+		return 0, err
+	}
+	for range 2 {
+		resp, err := client.Get("http://engine/v1/config/current")
+		if err != nil {
+			return 0, err
+		}
+		drain(resp)
+	}
+	tmp := filepath.Join(dir, "ref.tmp")
+	if err := writeSynced(tmp, content[:41]); err != nil {
+		return 0, err
+	}
+	if err := os.Rename(tmp, filepath.Join(b.dir, "floor", "ref")); err != nil {
+		return 0, err
+	}
+	err := syncDir(filepath.Join(b.dir, "floor"))
+	return time.Since(start), err
+}
+
+func writeSynced(path string, content []byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func overSocket(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// rows measures everything. Rows that share a floor take turns with it, so
+// that a machine that slows down slows both.
+func (b *bed) rows(runs, updates int) ([]row, error) {
+	engine := row{name: "rename to engine", budget: "ratio 0.80, p99 10"}
+	applied := row{name: "rename to applied", budget: "ratio 1.50, p99 20"}
+	direct := overSocket(b.socket)
+	for range runs {
+		floor, err := b.floor(direct)
+		if err != nil {
+			return nil, err
+		}
+		renamed, taken, done, err := b.change(false)
+		if err != nil {
+			return nil, err
+		}
+		engine.ours, engine.floor = append(engine.ours, taken.Sub(renamed)), append(engine.floor, floor)
+		applied.ours, applied.floor = append(applied.ours, done.Sub(renamed)), append(applied.floor, floor)
+	}
+	out := []row{engine, applied}
+	for _, measure := range []func(int) (row, error){b.inPlace, b.rollbackWithin, b.rollbackProcess, b.validateAPI, b.validateProcess, b.current, b.ready} {
+		r, err := measure(runs)
+		if err != nil {
+			return out, fmt.Errorf("%s: %w", r.name, err)
+		}
+		out = append(out, r)
+	}
+	memory, err := b.memory(updates)
+	out = append(out, memory...)
+	if info, statErr := os.Stat(b.agent); statErr == nil {
+		out = append(out, row{name: "binary", note: fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), budget: "25 MB"})
+	}
+	return out, err
+}
+
+func (b *bed) inPlace(runs int) (row, error) {
+	r := row{name: "in-place write to engine (settle 50)", budget: "rename + 50"}
+	for range min(runs, 50) {
+		renamed, taken, _, err := b.change(true)
+		if err != nil {
+			return r, err
+		}
+		r.ours = append(r.ours, taken.Sub(renamed))
+	}
+	return r, nil
+}
+
+// rolled makes a new state, then measures how long roll takes to bring the one
+// before back to the engine.
+func (b *bed) rolled(r *row, runs int, roll func() error) error {
+	for range min(runs, 50) {
+		if _, _, _, err := b.change(false); err != nil {
+			return err
+		}
+		for len(b.took) > 0 {
+			<-b.took
+		}
+		start := time.Now()
+		if err := roll(); err != nil {
+			return err
+		}
+		select {
+		case taken := <-b.took:
+			r.ours = append(r.ours, taken.Sub(start))
+		case <-time.After(10 * time.Second):
+			return fmt.Errorf("the engine was not told within 10 s")
+		}
+	}
+	return nil
+}
+
+func (b *bed) rollbackWithin(runs int) (row, error) {
+	r := row{name: "rollback to engine, within the agent", budget: "p50 5"}
+	client := overSocket(filepath.Join(b.state, "agent.sock"))
+	err := b.rolled(&r, runs, func() error {
+		resp, err := client.Post("http://agent/rollback", "application/json", strings.NewReader(`{"reason": "bench", "timeout_seconds": 30}`))
+		if err != nil {
+			return err
+		}
+		drain(resp)
+		return nil
+	})
+	return r, err
+}
+
+func (b *bed) rollbackProcess(runs int) (row, error) {
+	r := row{name: "rollback to engine, as a command", budget: "p50 20"}
+	err := b.rolled(&r, runs, func() error {
+		return exec.Command(b.agent, "rollback", "--reason", "bench", "--state", b.state).Run()
+	})
+	return r, err
+}
+
+func (b *bed) validateAPI(runs int) (row, error) {
+	r := row{name: "POST /v1/config/validate", budget: "p50 0.70"}
+	body := []byte(`{"parameter": "esn_reservoir_size", "value": 2048}`)
+	for range runs {
+		start := time.Now()
+		resp, err := b.web.Post(b.url+"/v1/config/validate", "application/json", bytes.NewReader(body))
+		if err != nil {
+			return r, err
+		}
+		drain(resp)
+		r.ours = append(r.ours, time.Since(start))
+	}
+	return r, nil
+}
+
+func (b *bed) validateProcess(runs int) (row, error) {
+	r := row{name: "agent validate, 4 environments, a process", budget: "p50 50"}
+	for range min(runs, 50) {
+		start := time.Now()
+		if out, err := exec.Command(b.agent, "validate", b.config).CombinedOutput(); err != nil {
+			return r, fmt.Errorf("%w: %s", err, out)
+		}
+		r.ours = append(r.ours, time.Since(start))
+	}
+	return r, nil
+}
+
+func (b *bed) current(runs int) (row, error) {
+	r := row{name: "GET /v1/config/current", budget: "p50 0.30"}
+	for range runs {
+		start := time.Now()
+		resp, err := b.web.Get(b.url + "/v1/config/current")
+		if err != nil {
+			return r, err
+		}
+		drain(resp)
+		if resp.StatusCode != http.StatusOK {
+			return r, fmt.Errorf("HTTP %d", resp.StatusCode)
+		}
+		r.ours = append(r.ours, time.Since(start))
+	}
+	return r, nil
+}
+
+func (b *bed) ready(runs int) (row, error) {
+	r := row{name: "start to readyz", budget: "p50 30"}
+	for range min(runs, 30) {
+		b.stop()
+		start := time.Now()
+		if err := b.start(); err != nil {
+			return r, err
+		}
+		r.ours = append(r.ours, time.Since(start))
+	}
+	return r, nil
+}
+
+var rss = regexp.MustCompile(`(?m)^(VmRSS|RssAnon):\s+(\d+) kB`)
+
+// memory is read after many updates, each waited for.
+func (b *bed) memory(updates int) ([]row, error) {
+	start := time.Now()
+	for range updates {
+		if _, _, _, err := b.change(false); err != nil {
+			return nil, err
+		}
+	}
+	per := time.Since(start) / time.Duration(max(updates, 1))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.cmd.Process.Pid))
+	if err != nil {
+		return nil, err
+	}
+	var parts []string
+	for _, m := range rss.FindAllStringSubmatch(string(text), -1) {
+		parts = append(parts, m[1]+" "+m[2]+" kB")
+	}
+	return []row{{name: fmt.Sprintf("memory after %d updates (%s ms each)", updates, ms(per)), note: strings.Join(parts, ", "), budget: "32 MB, anonymous 15 MB"}}, nil
+}

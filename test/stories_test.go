@@ -1,0 +1,200 @@
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"dtesn-agent/cmd/agent/cli"
+)
+
+// TestMain lets this binary be the agent, so that stories run the real program
+// as processes that can be killed, with the race detector if the test has it.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"agent": func() { os.Exit(cli.Main()) }})
+}
+
+// TestStories runs stories/*.txt. Besides testscript's own commands there are
+//
+//	await [METHOD] URL PATH VALUE     until the JSON at URL says VALUE at PATH
+//	expect [METHOD] URL PATH VALUE    the same, at once
+//	code STATUS [METHOD] URL          the HTTP status, and the answer as stdout
+//	edit FILE from to                 replaces text and renames the file into place
+//
+// A URL that begins with unix:SOCKET: is asked over a Unix socket. Each story
+// has $PORT and $URL for its agent.
+func TestStories(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "stories",
+		Setup: func(env *testscript.Env) error {
+			port, err := freePort()
+			env.Setenv("PORT", port)
+			env.Setenv("URL", "http://127.0.0.1:"+port)
+			env.Setenv("S", "http://127.0.0.1:"+port+"/v1/config/status")
+			env.Setenv("GIT_CONFIG_GLOBAL", os.DevNull)
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await": await, "expect": expect, "code": httpCode, "edit": edit,
+		},
+	})
+}
+
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
+}
+
+// fetch asks url, over a Unix socket for unix:PATH:/path.
+func fetch(ts *testscript.TestScript, method, url string) (int, []byte, error) {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	if rest, ok := strings.CutPrefix(url, "unix:"); ok {
+		socket, path, _ := strings.Cut(rest, ":")
+		socket = ts.MkAbs(socket)
+		url = "http://engine" + path
+		client.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}}
+	}
+	q, err := http.NewRequestWithContext(context.Background(), method, url, http.NoBody)
+	if err != nil {
+		return 0, nil, err
+	}
+	resp, err := client.Do(q)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	var body strings.Builder
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := resp.Body.Read(buf)
+		body.Write(buf[:n])
+		if err != nil {
+			break
+		}
+	}
+	return resp.StatusCode, []byte(body.String()), nil
+}
+
+// at finds the value at a path such as .status.attempts.0.outcome.
+func at(text []byte, path string) (string, error) {
+	var v any
+	if err := json.Unmarshal(text, &v); err != nil {
+		return "", fmt.Errorf("%w in %.200q", err, text)
+	}
+	for key := range strings.SplitSeq(strings.TrimPrefix(path, "."), ".") {
+		switch x := v.(type) {
+		case map[string]any:
+			value, ok := x[key]
+			if !ok {
+				return "", fmt.Errorf("no %s in %s", key, path)
+			}
+			v = value
+		case []any:
+			i, err := strconv.Atoi(key)
+			if err != nil || i >= len(x) {
+				return "", fmt.Errorf("no %s in %s", key, path)
+			}
+			v = x[i]
+		default:
+			return "", fmt.Errorf("no %s in %s", key, path)
+		}
+	}
+	if s, ok := v.(string); ok {
+		return s, nil
+	}
+	out, err := json.Marshal(v)
+	return string(out), err
+}
+
+func holds(ts *testscript.TestScript, neg bool, args []string) error {
+	method := http.MethodGet
+	if len(args) == 4 {
+		method, args = args[0], args[1:]
+	}
+	if len(args) != 3 {
+		ts.Fatalf("usage: [METHOD] URL PATH VALUE")
+	}
+	_, body, err := fetch(ts, method, args[0])
+	if err != nil {
+		return err
+	}
+	got, err := at(body, args[1])
+	if err != nil {
+		return err
+	}
+	if (got == args[2]) == neg {
+		return fmt.Errorf("%s %s is %s", args[0], args[1], got)
+	}
+	return nil
+}
+
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := holds(ts, neg, args)
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline.C:
+			ts.Fatalf("await %s: still not: %v", strings.Join(args, " "), err)
+		case <-again.C:
+		}
+	}
+}
+
+func expect(ts *testscript.TestScript, neg bool, args []string) {
+	if err := holds(ts, neg, args); err != nil {
+		ts.Fatalf("%v", err)
+	}
+}
+
+func httpCode(ts *testscript.TestScript, neg bool, args []string) {
+	method := http.MethodGet
+	if len(args) == 3 {
+		method = args[1]
+	}
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: code STATUS [METHOD] URL")
+	}
+	code, body, err := fetch(ts, method, args[len(args)-1])
+	ts.Check(err)
+	fmt.Fprintf(ts.Stdout(), "%s", body)
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("%s %s answers %d", method, args[len(args)-1], code)
+	}
+}
+
+func edit(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: edit FILE FROM TO")
+	}
+	file := ts.MkAbs(args[0])
+	text, err := os.ReadFile(file)
+	ts.Check(err)
+	if !strings.Contains(string(text), args[1]) {
+		ts.Fatalf("%s does not contain %q", args[0], args[1])
+	}
+	beside := filepath.Join(filepath.Dir(file), ".edit")
+	ts.Check(os.WriteFile(beside, []byte(strings.Replace(string(text), args[1], args[2], 1)), 0o644))
+	ts.Check(os.Rename(beside, file))
+}

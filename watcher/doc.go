@@ -1,0 +1,44 @@
+// Package watcher holds the sources of Documents: whatever has a team's
+// configuration files, and says when they changed. Here it is a directory of
+// files; what every source offers its consumer is Sink.
+//
+// # Reading
+//
+// Read takes base.yaml, the environment's file and the templates that file
+// extends. It is bounded (schema.MaxFileBytes a file), never leaves the
+// directory, never waits for a writer, and repeats until two passes saw the
+// same bytes. What may not be read as a configuration file, such as a
+// link out or a named pipe, is in the Document with the reason (File.Refused);
+// what could not be read (permissions, disk) is an error and no Document.
+//
+// # When a change is taken
+//
+// A rename onto the environment's file is whole by nature and taken at once.
+// Every other change may be half of a write, even when what is there already
+// is valid YAML; it is taken when one of these holds:
+//
+//   - two readings at least FilesOptions.Settle apart saw the same bytes, and
+//     the files were not written in between;
+//   - it is the first reading, and nothing was changed within Settle.
+//
+// The first of the two readings is taken right after the last event, so that
+// a change is delivered little more than one Settle after it was made.
+//
+// So no part of an in-place write is delivered while its parts are at most
+// Settle apart. A file that is rewritten without such a pause is no state:
+// nothing is delivered, and after twenty times Settle the sink is told.
+//
+// # Two kinds of hints, one truth
+//
+// The truth is the bytes, read each Resync and compared. inotify makes it
+// quick. fsnotify watches directories, never files: the configuration
+// directory, templates/, and the directory of every link on the way to them
+// (git-sync swaps a link above the directory, the kubelet one inside). Its
+// events only wake the loop. Whether a file was created or renamed into place
+// fsnotify does not tell, so a second, plain inotify descriptor (the journal)
+// is asked at that moment; and asked again after the reading, whether anything
+// happened meanwhile.
+//
+// Where inotify cannot be had, or cannot be trusted (network file systems),
+// the directory is polled once a second instead: mode "poll".
+package watcher

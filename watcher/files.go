@@ -1,0 +1,141 @@
+package watcher
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// A Sink takes what a source has to say. Its methods are called from one
+// goroutine and return at once.
+type Sink interface {
+	// Document takes a Document that differs from the one taken before, or
+	// that is the first to be read after a SourceError.
+	Document(doc *schema.Document)
+	// SourceError says that the source cannot be read, once for each new
+	// message. The next Document says that it can be read again.
+	SourceError(err error)
+}
+
+// The modes of a source.
+const (
+	ModeInotify = "inotify" // changes are seen when they are made
+	ModePoll    = "poll"    // changes are looked for
+)
+
+// How long the loop waits for things.
+const (
+	// pollEvery is how often a directory is polled that cannot be watched, and
+	// how often the loop turns at least.
+	pollEvery = time.Second
+	// busyAfter is after how many times Settle a source that changes without a
+	// pause is judged by its bytes alone.
+	busyAfter = 20
+	// pauses: the first of two readings is taken when events have paused for
+	// this fraction of Settle.
+	pauses = 20
+	// clockGrain is how much older than true the time stamp of a file may be.
+	clockGrain = 20 * time.Millisecond
+)
+
+// FilesOptions are what a source of files is made of.
+type FilesOptions struct {
+	// Root is the configuration directory, or a link to it.
+	Root        string
+	Environment schema.Environment
+	// Settle is how long files must be quiet before they are taken; 50 ms if 0.
+	Settle time.Duration
+	// Resync is how often the files are read without any hint; 30 s if 0.
+	Resync time.Duration
+	// Logger gets what is of no use to the Sink; nil discards it.
+	Logger *slog.Logger
+}
+
+// Files is a directory as a source of Documents. Make it with NewFiles, start
+// it with Run; the other methods are safe from any goroutine.
+type Files struct {
+	opt FilesOptions
+	// newWatch makes a watch; tests put one in its place that fails.
+	newWatch func(t trail, envFile string) (*watch, error)
+	sync     chan struct{}
+
+	mu       sync.Mutex
+	mode     string
+	lastRead time.Time
+	lastErr  error
+	stamp    time.Time
+}
+
+// NewFiles makes a source; it does nothing until Run.
+func NewFiles(opt FilesOptions) *Files {
+	if opt.Settle <= 0 {
+		opt.Settle = 50 * time.Millisecond
+	}
+	if opt.Resync <= 0 {
+		opt.Resync = 30 * time.Second
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Files{opt: opt, newWatch: newWatch, sync: make(chan struct{}, 1), mode: ModePoll, stamp: time.Now()}
+}
+
+// Status says how the directory is watched, when it was last read well (zero:
+// never), and the error of the last try, nil if it went well.
+func (f *Files) Status() (mode string, lastRead time.Time, lastErr error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mode, f.lastRead, f.lastErr
+}
+
+// Stamp is when the loop last turned; it does so each second at least.
+func (f *Files) Stamp() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.stamp
+}
+
+// Sync makes the loop read now, and returns at once. What it finds is
+// delivered by the rules of the package: one Settle later at most, if it is
+// quiet.
+func (f *Files) Sync() {
+	select {
+	case f.sync <- struct{}{}:
+	default: // a reading is asked for already
+	}
+}
+
+// Run reads and watches the directory until ctx ends, then returns nil. It is
+// called once.
+func (f *Files) Run(ctx context.Context, sink Sink) error {
+	l := &loop{Files: f, sink: sink, settle: time.NewTimer(time.Hour)}
+	l.settle.Stop()
+	defer l.settle.Stop()
+	defer func() { l.watch.close() }()
+	turn := time.NewTicker(min(pollEvery, f.opt.Resync))
+	defer turn.Stop()
+
+	l.look()
+	for {
+		l.turned()
+		events, errs := l.channels()
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok := <-events:
+			l.event(ev, ok)
+		case err, ok := <-errs:
+			l.lost(err, ok)
+		case <-l.settle.C:
+			l.due = false
+			l.look()
+		case <-f.sync:
+			l.look()
+		case <-turn.C:
+			l.poll()
+		}
+	}
+}

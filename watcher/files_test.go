@@ -1,0 +1,274 @@
+package watcher
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Two kinds of Settle: short is waited out often; long is so long that what
+// comes before half of it was taken at once.
+const (
+	short = 50 * time.Millisecond
+	long  = time.Second
+)
+
+func TestFirstDocumentOfQuietFilesComesAtOnce(t *testing.T) {
+	root := config(t)
+	const settle = 100 * time.Millisecond
+	await(t, "the files are old", func() bool {
+		r, err := readFiles(root, "production")
+		must(t, err)
+		return r.old(time.Now(), settle)
+	})
+	begin := time.Now()
+	f, sink := start(t, FilesOptions{Root: root, Settle: settle})
+	if took := sink.document(t, "production.yaml", "env 1\n").at.Sub(begin); took > settle {
+		t.Errorf("the first Document took %s", took)
+	}
+	if mode, read, err := f.Status(); mode != ModeInotify || read.Before(begin) || err != nil {
+		t.Errorf("status %s, %s, %v", mode, read, err)
+	}
+}
+
+func TestFirstDocumentOfFreshFilesWaits(t *testing.T) {
+	root := config(t)
+	begin := time.Now()
+	_, sink := start(t, FilesOptions{Root: root, Settle: 200 * time.Millisecond})
+	if took := sink.document(t, "production.yaml", "env 1\n").at.Sub(begin); took < 150*time.Millisecond {
+		t.Errorf("files just written were taken after %s", took)
+	}
+}
+
+func TestRenameIsTakenAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		make func(t *testing.T, root, text string)
+	}{
+		{"in the directory", func(t *testing.T, root, text string) { rename(t, root, "production.yaml", text) }},
+		{"from another directory", func(t *testing.T, root, text string) {
+			put(t, filepath.Dir(root), "elsewhere", text)
+			must(t, os.Rename(filepath.Join(filepath.Dir(root), "elsewhere"), filepath.Join(root, "production.yaml")))
+		}},
+		{"where there was none", func(t *testing.T, root, text string) { rename(t, root, "production.yaml", text) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			root := config(t)
+			if c.name == "where there was none" {
+				must(t, os.Remove(filepath.Join(root, "production.yaml")))
+			}
+			_, sink := start(t, FilesOptions{Root: root, Settle: long})
+			sink.next(t)
+			for i := range 3 {
+				text := fmt.Sprintf("env %d\n", i+2)
+				begin := time.Now()
+				c.make(t, root, text)
+				if took := sink.document(t, "production.yaml", text).at.Sub(begin); took > long/2 {
+					t.Errorf("rename %d was delivered after %s", i, took)
+				}
+			}
+		})
+	}
+}
+
+// A file that is created in place and one that is renamed into place are the
+// same event to fsnotify.
+func TestCreationIsNoRename(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	_, sink := start(t, FilesOptions{Root: root, Settle: 300 * time.Millisecond})
+	sink.next(t)
+	path := filepath.Join(root, "production.yaml")
+	must(t, os.Remove(path))
+	file, err := os.Create(path)
+	must(t, err)
+	defer file.Close()
+	for _, half := range []string{"env ", "2\n"} {
+		_, err = file.WriteString(half)
+		must(t, err)
+		sink.silent(t, 200*time.Millisecond)
+	}
+	sink.document(t, "production.yaml", "env 2\n")
+}
+
+func TestNoHalfOfAnInPlaceWrite(t *testing.T) {
+	for _, mode := range []string{ModeInotify, ModePoll} {
+		for _, path := range []string{"production.yaml", "base.yaml", "templates/wide.yaml"} {
+			t.Run(mode+" "+path, func(t *testing.T) {
+				t.Parallel()
+				root := config(t)
+				put(t, root, "production.yaml", "extends: [wide]\n")
+				put(t, root, "templates/wide.yaml", "wide 1\n")
+				f, sink := start(t, FilesOptions{Root: root, Settle: 300 * time.Millisecond, Resync: 10 * time.Millisecond}, func(f *Files) {
+					if mode == ModePoll {
+						f.newWatch = noInotify
+					}
+				})
+				sink.next(t)
+				if got, _, _ := f.Status(); got != mode {
+					t.Fatalf("mode %s, want %s", got, mode)
+				}
+				file, err := os.OpenFile(filepath.Join(root, path), os.O_WRONLY|os.O_TRUNC, 0)
+				must(t, err)
+				defer file.Close()
+				for _, part := range []string{"", "extends: [wide]\n", "# more\n", "# end\n"} {
+					_, err = file.WriteString(part)
+					must(t, err)
+					f.Sync() // asking does not hurry it
+					sink.silent(t, 200*time.Millisecond)
+				}
+				sink.document(t, path, "extends: [wide]\n# more\n# end\n")
+			})
+		}
+	}
+}
+
+func noInotify(trail, string) (*watch, error) { return nil, syscall.EMFILE }
+
+// A rename of the environment's file does not carry along another file that
+// is being written.
+func TestRenameWaitsForAnotherFilesWrite(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	_, sink := start(t, FilesOptions{Root: root, Settle: 300 * time.Millisecond})
+	sink.next(t)
+	file, err := os.OpenFile(filepath.Join(root, "base.yaml"), os.O_WRONLY|os.O_TRUNC, 0)
+	must(t, err)
+	defer file.Close()
+	_, err = file.WriteString("base ")
+	must(t, err)
+	rename(t, root, "production.yaml", "env 2\n")
+	sink.silent(t, 200*time.Millisecond)
+	_, err = file.WriteString("2\n")
+	must(t, err)
+	got := sink.document(t, "production.yaml", "env 2\n")
+	if base, _ := got.doc.File("base.yaml"); string(base) != "base 2\n" {
+		t.Errorf("base.yaml = %q", base)
+	}
+}
+
+func TestEveryFileOfTheDocumentIsWatched(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	put(t, root, "production.yaml", "extends: [wide]\n")
+	_, sink := start(t, FilesOptions{Root: root, Settle: short})
+	sink.document(t, "base.yaml", "base 1\n")
+	steps := []struct{ name, path, text string }{
+		{"base in place", "base.yaml", "base 2\n"},
+		{"the first template, with its folder", "templates/wide.yaml", "wide 1\n"},
+		{"a template", "templates/wide.yaml", "wide 2\n"},
+		{"the environment in place", "production.yaml", "extends: [wide, deep]\n"},
+		{"a template that is new", "templates/deep.yaml", "deep 1\n"},
+		{"that template", "templates/deep.yaml", "deep 2\n"},
+	}
+	for _, s := range steps {
+		put(t, root, s.path, s.text)
+		sink.document(t, s.path, s.text)
+	}
+
+	for _, path := range []string{"templates/deep.yaml", "templates", "base.yaml", "production.yaml"} {
+		must(t, os.RemoveAll(filepath.Join(root, path)))
+		if _, there := sink.next(t).doc.File(path); there {
+			t.Errorf("%s was deleted and is delivered", path)
+		}
+	}
+	put(t, root, "production.yaml", "env 9\n")
+	sink.document(t, "production.yaml", "env 9\n")
+}
+
+func TestWhatDoesNotConcernTheDocumentIsNotDelivered(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	_, sink := start(t, FilesOptions{Root: root, Settle: short})
+	sink.next(t)
+	put(t, root, "staging.yaml", "another environment\n")
+	put(t, root, "production.yaml.swp", "an editor's\n")
+	put(t, root, "templates/wide.yaml", "not extended\n")
+	put(t, root, "base.yaml", "base 1\n") // the same again
+	rename(t, root, "production.yaml", "env 1\n")
+	must(t, os.Chmod(filepath.Join(root, "base.yaml"), 0o600))
+	put(t, root, "base.yaml", "sentinel\n")
+	sink.document(t, "base.yaml", "sentinel\n")
+}
+
+// A file that is written again and again without a pause is no state, and the
+// sink is told; touching one does not keep others from being taken.
+func TestBusyFiles(t *testing.T) {
+	t.Parallel()
+	for _, write := range []bool{false, true} {
+		root := config(t)
+		_, sink := start(t, FilesOptions{Root: root, Settle: short})
+		sink.next(t)
+		put(t, root, "production.yaml", "env 2\n")
+		for i, got := 0, (said{}); got.at.IsZero(); i++ {
+			if write {
+				put(t, root, "base.yaml", fmt.Sprintf("base %d\n", i))
+			} else {
+				must(t, os.Chtimes(filepath.Join(root, "base.yaml"), time.Now(), time.Now()))
+			}
+			select {
+			case got = <-sink:
+				if write != (got.err != nil) {
+					t.Errorf("writing %v: error %v", write, got.err)
+				}
+			case <-time.After(short / 5):
+			}
+		}
+		put(t, root, "base.yaml", "sentinel\n")
+		sink.document(t, "base.yaml", "sentinel\n")
+	}
+}
+
+func TestSync(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	f, sink := start(t, FilesOptions{Root: root, Settle: short}, func(f *Files) { f.newWatch = noInotify })
+	sink.next(t)
+	for i := range 5 {
+		text := fmt.Sprintf("env %d\n", i+2)
+		put(t, root, "production.yaml", text)
+		f.Sync()
+		sink.document(t, "production.yaml", text)
+	}
+}
+
+func TestStampAndPollWithoutInotify(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	f, sink := start(t, FilesOptions{Root: root, Settle: short, Resync: 20 * time.Millisecond}, func(f *Files) { f.newWatch = noInotify })
+	sink.next(t)
+	if mode, _, err := f.Status(); mode != ModePoll || err != nil {
+		t.Errorf("status %s, %v", mode, err)
+	}
+	rename(t, root, "production.yaml", "env 2\n")
+	sink.document(t, "production.yaml", "env 2\n")
+	put(t, root, "templates/x.yaml", "x\n")
+	put(t, root, "production.yaml", "extends: [x]\n")
+	sink.document(t, "templates/x.yaml", "x\n")
+	stamp, read := f.Stamp(), time.Now()
+	await(t, "the loop turns and reads", func() bool {
+		_, last, _ := f.Status()
+		return f.Stamp().After(stamp) && last.After(read)
+	})
+}
+
+func TestInotifyComesBack(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	fails := 3
+	f, sink := start(t, FilesOptions{Root: root, Settle: short, Resync: 20 * time.Millisecond}, func(f *Files) {
+		f.newWatch = func(t trail, envFile string) (*watch, error) {
+			if fails--; fails >= 0 {
+				return nil, errors.New("no inotify")
+			}
+			return newWatch(t, envFile)
+		}
+	})
+	sink.next(t)
+	await(t, "inotify is tried again", func() bool { mode, _, _ := f.Status(); return mode == ModeInotify })
+}

@@ -1,0 +1,265 @@
+package watcher
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// maxPasses bounds how often the files are read until two passes agree.
+const maxPasses = 10
+
+// Read reads the Document of env from the configuration directory root: the
+// files as two passes in a row saw them. It returns an error, and no Document,
+// when root is not a directory that can be read, when a file cannot be read
+// for want of permission or by a fault of the disk, and when the files change
+// faster than they are read; the error names the file and the way out.
+func Read(root string, env schema.Environment) (*schema.Document, error) {
+	r, err := readFiles(root, env)
+	if err != nil {
+		return nil, err
+	}
+	return r.doc, nil
+}
+
+// A reading is a Document and what the loop must know about it.
+type reading struct {
+	doc *schema.Document
+	// times are when each file last changed, as the file system says; around
+	// is when the youngest of their directories did.
+	times  map[string]time.Time
+	around time.Time
+	// wanted are the paths that were looked for, found or not.
+	wanted []string
+}
+
+// old reports whether nothing was changed within settle before now. An empty
+// file is never old: it may have been truncated this very moment, of which its
+// time does not tell yet.
+func (r *reading) old(now time.Time, settle time.Duration) bool {
+	return now.Sub(r.around) > settle+clockGrain &&
+		!slices.ContainsFunc(r.doc.Files, func(f schema.File) bool { return !r.oldFile(f, now, settle) })
+}
+
+func (r *reading) oldFile(f schema.File, now time.Time, settle time.Duration) bool {
+	return len(f.Bytes) > 0 && now.Sub(r.times[f.Path]) > settle+clockGrain
+}
+
+func readFiles(root string, env schema.Environment) (*reading, error) {
+	var previous *pass
+	for range maxPasses {
+		p, err := readPass(root, env, previous)
+		if err != nil {
+			return nil, err
+		}
+		if previous != nil && sameFiles(p.files, previous.files) {
+			return p.reading(root, env), nil
+		}
+		previous = p
+	}
+	return nil, fmt.Errorf("read configuration directory %s: its files changed during each of %d readings: write them once, by a rename", root, maxPasses)
+}
+
+// A pass is one look at every file.
+type pass struct {
+	files    []schema.File // sorted by path
+	times    map[string]time.Time
+	around   time.Time
+	envBytes []byte
+	extends  []string
+}
+
+func (p *pass) reading(root string, env schema.Environment) *reading {
+	return &reading{
+		doc: &schema.Document{
+			Environment: env,
+			Source:      schema.Source{Kind: "file", Location: root, Revision: schema.FilesRevision(p.files)},
+			Files:       p.files,
+		},
+		times:  p.times,
+		around: p.around,
+		wanted: append([]string{schema.BaseFile, env.File(), templatesDir}, p.extends...),
+	}
+}
+
+// readPass holds the directory open while it reads, so that one pass never
+// mixes the files of two directories. What the environment's file extends is
+// taken from the previous pass if the file is the same.
+func readPass(root string, env schema.Environment, previous *pass) (*pass, error) {
+	dir, err := openDirectory(root)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+
+	p := &pass{times: map[string]time.Time{}}
+	for _, name := range []string{".", templatesDir} {
+		if info, err := dir.Stat(name); err == nil && changedAt(info).After(p.around) {
+			p.around = changedAt(info)
+		}
+	}
+	if err := p.add(dir, env.File()); err != nil {
+		return nil, err
+	}
+	if len(p.files) == 1 {
+		p.envBytes = p.files[0].Bytes
+	}
+	switch {
+	case previous != nil && bytes.Equal(p.envBytes, previous.envBytes):
+		p.extends = previous.extends
+	case len(p.envBytes) <= schema.MaxFileBytes:
+		p.extends = schema.Extends(p.envBytes)
+	}
+	if err := p.add(dir, schema.BaseFile); err != nil {
+		return nil, err
+	}
+	for _, path := range p.extends {
+		if err := p.add(dir, path); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(p.files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
+	return p, nil
+}
+
+// openDirectory opens root, a link or not. It is looked at first: opening a
+// named pipe would wait for a writer.
+func openDirectory(root string) (*os.Root, error) {
+	info, err := os.Stat(root)
+	if err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("read configuration directory %s: it is not a directory: name the directory that holds %s with --config", root, schema.BaseFile)
+	}
+	var dir *os.Root
+	if err == nil {
+		dir, err = os.OpenRoot(root)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read configuration directory %s: it does not exist: put it back, or name another with --config: %w", root, bare(err))
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("read configuration directory %s: %w: give the agent's user (uid %d) the right to read and search it, for instance chmod o+rx", root, bare(err), os.Getuid())
+	case err != nil:
+		return nil, fmt.Errorf("read configuration directory %s: %w", root, bare(err))
+	}
+	return dir, nil
+}
+
+// add reads the file at path into the pass; one that does not exist is left
+// out.
+func (p *pass) add(dir *os.Root, path string) error {
+	file, info, err := readFile(dir, path)
+	switch {
+	case err == nil:
+		p.files = append(p.files, file)
+		if info != nil {
+			p.times[path] = changedAt(info)
+		}
+		return nil
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("read configuration file %s in %s: %w: give the agent's user (uid %d) the right to read it, for instance chmod o+r", path, dir.Name(), bare(err), os.Getuid())
+	}
+	return fmt.Errorf("read configuration file %s in %s: %w", path, dir.Name(), bare(err))
+}
+
+// readFile reads one regular file, one byte more than it may hold at most.
+// What is none is refused without being opened, because opening alone has
+// effects on pipes and devices; what becomes none in between is opened without
+// waiting, and then refused.
+func readFile(dir *os.Root, path string) (file schema.File, info fs.FileInfo, err error) {
+	file.Path = path
+	info, err = dir.Stat(path)
+	if err != nil {
+		return refuseLink(file, err)
+	}
+	if file.Refused = irregular(info.Mode()); file.Refused != "" {
+		return file, info, nil
+	}
+	f, err := dir.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return refuseLink(file, err)
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err != nil {
+		return file, nil, err
+	}
+	if file.Refused = irregular(info.Mode()); file.Refused != "" {
+		return file, info, nil
+	}
+	buf := bytes.NewBuffer(make([]byte, 0, min(info.Size(), schema.MaxFileBytes)+bytes.MinRead))
+	if _, err := buf.ReadFrom(io.LimitReader(f, schema.MaxFileBytes+1)); err != nil {
+		return file, nil, err
+	}
+	file.Bytes = buf.Bytes()
+	return file, info, nil
+}
+
+// refuseLink turns the errors that only a link can cause into a refusal. That
+// a path leaves the directory is the one error of os.Root that is no system
+// call's.
+func refuseLink(file schema.File, err error) (schema.File, fs.FileInfo, error) {
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		file.Refused = "is a link that leads to itself"
+	case errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EINVAL):
+		file.Refused = "has a name that no file can have"
+	case !errors.As(err, &errno):
+		file.Refused = "is a link that leaves the configuration directory"
+	default:
+		return file, nil, err
+	}
+	return file, nil, nil
+}
+
+// irregular says what a file is that is not a regular one.
+func irregular(mode fs.FileMode) string {
+	switch {
+	case mode.IsRegular():
+		return ""
+	case mode.IsDir():
+		return "is a directory, not a regular file"
+	case mode&fs.ModeNamedPipe != 0:
+		return "is a named pipe, not a regular file"
+	case mode&fs.ModeSocket != 0:
+		return "is a socket, not a regular file"
+	case mode&fs.ModeDevice != 0:
+		return "is a device, not a regular file"
+	}
+	return "is not a regular file"
+}
+
+// hasFile reports whether doc holds the same file.
+func hasFile(doc *schema.Document, file schema.File) bool {
+	return slices.ContainsFunc(doc.Files, func(f schema.File) bool { return sameFile(f, file) })
+}
+
+// sameFiles reports whether two Documents hold the same: the revision alone
+// does not tell an empty file from a refused one.
+func sameFiles(a, b []schema.File) bool {
+	return slices.EqualFunc(a, b, sameFile)
+}
+
+func sameFile(a, b schema.File) bool {
+	return a.Path == b.Path && a.Refused == b.Refused && bytes.Equal(a.Bytes, b.Bytes)
+}
+
+// bare is the system's error without the operation and the path, which the
+// message around it says better.
+func bare(err error) error {
+	var pathError *fs.PathError
+	if errors.As(err, &pathError) {
+		return pathError.Err
+	}
+	return err
+}

@@ -1,0 +1,106 @@
+package watcher
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// A watch is inotify along one trail. Its directories never change: when the
+// trail turns, a new watch takes its place.
+type watch struct {
+	trail   trail
+	events  *fsnotify.Watcher
+	journal *journal
+	dirs    map[string]bool // whether it could be watched
+	watched int             // how many directories fsnotify watches
+	names   map[string]bool // the paths of the steps
+	anyYAML string          // each *.yaml in this directory counts; empty: none
+	env     string          // path of the environment's file
+}
+
+// newWatch watches every directory of the trail. Not being able to watch the
+// configuration directory is an error; of the others the polls take care.
+func newWatch(t trail, envFile string) (*watch, error) {
+	w := &watch{trail: t, dirs: map[string]bool{}, names: map[string]bool{}}
+	if t.root != "" {
+		if err := trusted(t.root); err != nil {
+			return nil, err
+		}
+		w.env = t.root + "/" + envFile
+	}
+	events, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("start inotify: %w", err)
+	}
+	w.events = events
+	if w.journal, err = newJournal(); err != nil {
+		w.close()
+		return nil, err
+	}
+	for _, s := range t.steps {
+		if s.name == "" {
+			w.anyYAML = s.dir
+		} else {
+			w.names[s.path()] = true
+		}
+		if _, done := w.dirs[s.dir]; done {
+			continue
+		}
+		err := events.Add(s.dir)
+		if err == nil {
+			err = w.journal.add(s.dir)
+		}
+		if err != nil && s.dir == t.root {
+			w.close()
+			return nil, fmt.Errorf("watch %s with inotify: %w", s.dir, err)
+		}
+		w.dirs[s.dir] = err == nil
+	}
+	w.watched = len(events.WatchList())
+	return w, nil
+}
+
+// close ends the watch. A nil watch is closed.
+func (w *watch) close() {
+	if w == nil {
+		return
+	}
+	w.events.Close()
+	if w.journal != nil {
+		w.journal.close()
+	}
+}
+
+// intact reports whether the kernel still watches every directory: it drops
+// one that was deleted or unmounted.
+func (w *watch) intact() bool { return len(w.events.WatchList()) == w.watched }
+
+// relevant reports whether a change at path can change what is read.
+func (w *watch) relevant(path string) bool {
+	if w.names[path] {
+		return true
+	}
+	if _, ok := w.dirs[path]; ok {
+		return true
+	}
+	return w.anyYAML != "" && filepath.Ext(path) == ".yaml" && filepath.Dir(path) == w.anyYAML
+}
+
+// happened asks the journal what happened since it was last asked: whether the
+// environment's file was renamed into place, and whether there was anything
+// else that can change what is read.
+func (w *watch) happened() (renamed, other bool) {
+	w.journal.take(func(path string, movedIn bool) {
+		switch {
+		case path == "":
+			other = true
+		case movedIn && path == w.env:
+			renamed = true
+		case w.relevant(path):
+			other = true
+		}
+	})
+	return renamed, other
+}
