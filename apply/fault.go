@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"sync"
@@ -134,5 +135,5 @@ func (p *repeater) log(level slog.Level, key, text string, args []any) {
 	if seen.count > 1 {
 		args = append(slices.Clone(args), "times", seen.count)
 	}
-	p.Log(nil, level, text, args...) //nolint:staticcheck // no context belongs to a line about the past
+	p.Log(context.Background(), level, text, args...)
 }

@@ -184,18 +184,17 @@ const (
 // scripted is an engine that treats batches as told: first the queue, then by
 // Parameters, then it accepts. It fails the test on a batch that must not be.
 type scripted struct {
-	t       *testing.T
-	m       *mishaps
-	store   faulty // of the process that runs now
-	mu      sync.Mutex
-	runs    schema.Parameters
-	peer    int32
-	down    bool
-	queue   []manner
-	always  map[schema.Parameters]manner
-	sends   map[schema.Parameters]int
-	banned  map[schema.Parameters]bool
-	unknown time.Duration
+	t      *testing.T
+	m      *mishaps
+	store  faulty // of the process that runs now
+	mu     sync.Mutex
+	runs   schema.Parameters
+	peer   int32
+	down   bool
+	queue  []manner
+	always map[schema.Parameters]manner
+	sends  map[schema.Parameters]int
+	banned map[schema.Parameters]bool
 }
 
 func (e *scripted) Read(context.Context) (r schema.Reading, err error) {

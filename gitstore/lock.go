@@ -1,12 +1,14 @@
 package gitstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,14 +29,33 @@ type writerLock struct {
 	cut bool
 }
 
+// lockWait is how long a lock that is held is waited for: an agent that was
+// killed a moment ago holds it until the kernel is done with it.
+const lockWait, lockRetry = time.Second, 20 * time.Millisecond
+
+// flock takes the lock of f, waiting for it a little.
+func flock(ctx context.Context, f *os.File) error {
+	for start := time.Now(); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(start) > lockWait {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lockRetry):
+		}
+	}
+}
+
 // acquireLock takes the lock of the state directory, or says who holds it.
-func acquireLock(dir string) (*writerLock, error) {
+func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, stateError("open the lock of", dir, err)
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = flock(ctx, f)
 	held, _ := os.ReadFile(path)
 	pid, boot, _ := strings.Cut(strings.TrimSpace(string(held)), " ")
 	switch {

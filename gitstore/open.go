@@ -90,7 +90,7 @@ func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 	if err := os.Mkdir(opts.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, nil, stateError("make", opts.Dir, err)
 	}
-	lock, err := acquireLock(opts.Dir)
+	lock, err := acquireLock(ctx, opts.Dir)
 	if err != nil {
 		return nil, nil, err
 	}
