@@ -103,6 +103,9 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	if !r.ready("commit") {
 		return nil, false
 	}
+	if r.engine.reachable {
+		r.opt.Engine.Prepare()
+	}
 	start := time.Now()
 	snap, err := r.opt.Store.Commit(ctx, rec)
 	if err != nil {

@@ -210,6 +210,8 @@ func (e *scripted) Read(context.Context) (r schema.Reading, err error) {
 	return r, err
 }
 
+func (e *scripted) Prepare() {}
+
 func (e *scripted) Send(_ context.Context, b schema.Batch) (a schema.Answer) {
 	err := e.m.around("send", func() error { a = e.take(b); return nil })
 	if err != nil {

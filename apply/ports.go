@@ -53,6 +53,9 @@ type Engine interface {
 	// the engine cannot be reached, it did not answer in time, or what answered
 	// is not a DTESN engine or is of another environment (*schema.ForeignError).
 	Read(ctx context.Context) (schema.Reading, error)
+	// Prepare says that a Send follows soon, so that the way can be opened while
+	// the record is written. It returns at once and sends no Parameters.
+	Prepare()
 	// Send sends one atomic batch with the full parameter set.
 	Send(ctx context.Context, batch schema.Batch) schema.Answer
 }

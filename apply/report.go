@@ -25,6 +25,7 @@ type ledger struct {
 // account brings the ledger up to date, after everything was told: nobody
 // waits for it.
 func (r *Reconciler) account(ctx context.Context) {
+	schema.Prepare()
 	applied := r.opt.Store.Applied()
 	if applied == nil || (r.ledger.applied == applied.Commit && r.ledger.total == r.opt.Store.Total()) {
 		return

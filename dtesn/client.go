@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"dtesn-agent/schema"
@@ -26,11 +27,24 @@ type Options struct {
 	ReadOnly bool
 }
 
-// A Client speaks to one engine. It holds no connection and no state, and is
-// safe for concurrent use.
+// A Client speaks to one engine. It holds no state but the connection that
+// Prepare made, and is safe for concurrent use.
 type Client struct {
 	options Options
+
+	mu       sync.Mutex
+	prepared chan opened // what Prepare makes; nil if nothing is prepared
 }
+
+// An opened is a connection that bears our label, or why there is none.
+type opened struct {
+	session *session
+	err     error
+	at      time.Time
+}
+
+// preparedFor is how long a prepared connection may lie unused.
+const preparedFor = time.Second
 
 // New returns a Client. It does not dial: an engine may come later.
 func New(options Options) *Client {
@@ -132,17 +146,14 @@ func (c *Client) send(ctx context.Context, batch schema.Batch) schema.Answer {
 	if err != nil {
 		return schema.Answer{Verdict: schema.VerdictNotSent, Err: err}
 	}
-	s, err := dial(ctx, c.options.Socket)
+	s, err := c.labelled(ctx)
+	if isForeign(err) {
+		return schema.Answer{Verdict: schema.VerdictForeign, Err: err}
+	}
 	if err != nil {
 		return schema.Answer{Verdict: schema.VerdictNotSent, Err: err}
 	}
 	defer s.close()
-	if err := c.label(ctx, s); err != nil {
-		if isForeign(err) {
-			return schema.Answer{Verdict: schema.VerdictForeign, Err: err, Peer: s.peer}
-		}
-		return schema.Answer{Verdict: schema.VerdictNotSent, Err: err}
-	}
 	// The point of no return: from the first byte on, the engine may run the
 	// batch, whatever comes back.
 	status, reply, err := s.do(ctx, http.MethodPost, PathBatchUpdate, body)
@@ -151,6 +162,86 @@ func (c *Client) send(ctx context.Context, batch schema.Batch) schema.Answer {
 		answer.Peer = s.peer
 	}
 	return answer
+}
+
+// Prepare begins to open the connection for a Send that follows soon, so that
+// Send need not wait for the dial and the label. It returns at once; without a
+// Send the connection is closed by the next Prepare or by Close.
+func (c *Client) Prepare() {
+	if c.options.ReadOnly {
+		return
+	}
+	ch := make(chan opened, 1)
+	c.mu.Lock()
+	old := c.prepared
+	c.prepared = ch
+	c.mu.Unlock()
+	go func() {
+		discard(old) // here, for it may still be dialing
+		ctx, cancel := context.WithTimeout(context.Background(), c.options.Timeout)
+		defer cancel()
+		s, err := c.open(ctx)
+		ch <- opened{s, err, time.Now()}
+	}()
+}
+
+// Close gives up what Prepare made, and waits for it. The Client can be used
+// again.
+func (c *Client) Close() error {
+	discard(c.take())
+	return nil
+}
+
+func (c *Client) take() chan opened {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := c.prepared
+	c.prepared = nil
+	return ch
+}
+
+func discard(ch chan opened) {
+	if ch == nil {
+		return
+	}
+	if o := <-ch; o.err == nil {
+		o.session.close()
+	}
+}
+
+// labelled returns a connection that bears our label: the prepared one, or a
+// new one.
+func (c *Client) labelled(ctx context.Context) (*session, error) {
+	ch := c.take()
+	if ch == nil {
+		return c.open(ctx)
+	}
+	select {
+	case o := <-ch:
+		if o.err == nil && time.Since(o.at) < preparedFor && !o.session.spent {
+			return o.session, nil
+		}
+		if o.err == nil {
+			o.session.close()
+		}
+		return c.open(ctx)
+	case <-ctx.Done():
+		go discard(ch) // its own timeout ends it
+		return nil, ctx.Err()
+	}
+}
+
+// open dials and sets the label.
+func (c *Client) open(ctx context.Context) (*session, error) {
+	s, err := dial(ctx, c.options.Socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.label(ctx, s); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // request is the body for batch: all six parameters, in canonical order.

@@ -5,6 +5,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"cuelang.org/go/cue"
 	"cuelang.org/go/cue/cuecontext"
@@ -27,7 +28,27 @@ type occurrence struct {
 	value any
 }
 
+// spare is a judge that was made ahead of the next load.
+var spare atomic.Pointer[judge]
+
+// Prepare makes ready what the next Load, Check or CheckParameters needs, which
+// takes about half of their time. It is for who waits for the next Document
+// anyway.
+func Prepare() {
+	if spare.Load() == nil {
+		spare.Store(makeJudge())
+	}
+}
+
+// newJudge returns a judge of the caller's own.
 func newJudge() *judge {
+	if j := spare.Swap(nil); j != nil {
+		return j
+	}
+	return makeJudge()
+}
+
+func makeJudge() *judge {
 	j := &judge{facts: schemaFacts(), context: cuecontext.New(), said: map[occurrence]bool{}, fields: map[string]cue.Value{}}
 	root := j.context.CompileBytes(cueSource)
 	j.parameters = root.LookupPath(cue.ParsePath("#Parameters"))

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -74,8 +73,6 @@ func (b *bed) serveEngine(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	handler := e.Handler()
-	var on atomic.Bool
-	on.Store(true)
 	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		handler.ServeHTTP(w, q)
 		if strings.HasSuffix(q.URL.Path, "/batch-update") {
@@ -214,22 +211,26 @@ func (b *bed) getJSON(path string, v any) error {
 	return json.NewDecoder(resp.Body).Decode(v)
 }
 
-// floor is a synced commit of three files and a ref, and two round trips to
-// the engine, done plainly: what the promise costs without an agent.
+// floor is a commit of three files and a ref, every file and directory synced,
+// each file in a directory of its own as git's loose objects lie, and two round
+// trips to the engine: what the promise costs when it is kept plainly.
 func (b *bed) floor(client *http.Client) (time.Duration, error) {
-	dir := filepath.Join(b.dir, "floor", strconv.Itoa(b.n))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return 0, err
+	root := filepath.Join(b.dir, "floor")
+	for i := range 3 {
+		if err := os.MkdirAll(filepath.Join(root, strconv.Itoa(i)), 0o755); err != nil {
+			return 0, err
+		}
 	}
 	content := bytes.Repeat([]byte("floor of the run\n"), 50)
 	start := time.Now()
 	for i := range 3 {
-		if err := writeSynced(filepath.Join(dir, strconv.Itoa(i)), content); err != nil {
+		dir := filepath.Join(root, strconv.Itoa(i))
+		if err := writeSynced(filepath.Join(dir, strconv.Itoa(b.n)), content); err != nil {
 			return 0, err
 		}
-	}
-	if err := syncDir(dir); err != nil {
-		return 0, err
+		if err := syncDir(dir); err != nil {
+			return 0, err
+		}
 	}
 	for range 2 {
 		resp, err := client.Get("http://engine/v1/config/current")
@@ -238,14 +239,14 @@ func (b *bed) floor(client *http.Client) (time.Duration, error) {
 		}
 		drain(resp)
 	}
-	tmp := filepath.Join(dir, "ref.tmp")
+	tmp := filepath.Join(root, "ref.tmp")
 	if err := writeSynced(tmp, content[:41]); err != nil {
 		return 0, err
 	}
-	if err := os.Rename(tmp, filepath.Join(b.dir, "floor", "ref")); err != nil {
+	if err := os.Rename(tmp, filepath.Join(root, "ref")); err != nil {
 		return 0, err
 	}
-	err := syncDir(filepath.Join(b.dir, "floor"))
+	err := syncDir(root)
 	return time.Since(start), err
 }
 

@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -30,7 +32,11 @@ func (b *bed) rows(runs, updates int) ([]row, error) {
 		engine.ours, engine.floor = append(engine.ours, taken.Sub(renamed)), append(engine.floor, floor)
 		applied.ours, applied.floor = append(applied.ours, done.Sub(renamed)), append(applied.floor, floor)
 	}
-	out := []row{engine, applied}
+	phases, err := b.phases()
+	if err != nil {
+		return nil, err
+	}
+	out := []row{engine, applied, phases}
 	for _, measure := range []func(int) (row, error){b.inPlace, b.rollbackWithin, b.rollbackProcess, b.validateAPI, b.validateProcess, b.current, b.ready} {
 		r, err := measure(runs)
 		if err != nil {
@@ -44,6 +50,29 @@ func (b *bed) rows(runs, updates int) ([]row, error) {
 		out = append(out, row{name: "binary", note: fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), budget: "25 MB"})
 	}
 	return out, err
+}
+
+var phaseLine = regexp.MustCompile(`(?m)^dtesn_agent_update_duration_seconds_(sum|count)\{phase="(\w+)"\} (\S+)$`)
+
+// phases are the agent's own means of where the time goes.
+func (b *bed) phases() (row, error) {
+	r := row{name: "of it, mean of"}
+	resp, err := b.web.Get(b.url + "/metrics")
+	if err != nil {
+		return r, err
+	}
+	text, err := io.ReadAll(resp.Body)
+	drain(resp)
+	sums := map[string]float64{}
+	for _, m := range phaseLine.FindAllStringSubmatch(string(text), -1) {
+		v, _ := strconv.ParseFloat(m[3], 64)
+		if m[1] == "sum" {
+			sums[m[2]] = v
+		} else if v > 0 {
+			r.note += fmt.Sprintf("%s %.2f  ", m[2], 1000*sums[m[2]]/v)
+		}
+	}
+	return r, err
 }
 
 func (b *bed) inPlace(runs int) (row, error) {

@@ -124,6 +124,7 @@ func (a *agent) openEngine(env schema.Environment) error {
 		a.closers = append(a.closers, a.engineListener.Close)
 	}
 	a.client = dtesn.New(dtesn.Options{Socket: a.socket, Environment: env, Timeout: s.engineTimeout, ReadOnly: s.observe})
+	a.closers = append(a.closers, a.client.Close)
 	return nil
 }
 
