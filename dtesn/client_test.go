@@ -238,7 +238,8 @@ func TestSendClassifies(t *testing.T) {
 			if row.says != "" && (answer.Err == nil || !strings.Contains(answer.Err.Error(), row.says)) {
 				t.Errorf("says %v, want %q in it", answer.Err, row.says)
 			}
-			if named := answer.Peer.PID == int32(os.Getpid()) && answer.Peer.Socket != ""; named != (row.verdict != schema.VerdictNotSent) {
+			asked := row.verdict != schema.VerdictNotSent && m.batches.Load() > 0
+			if named := answer.Peer.PID == int32(os.Getpid()) && answer.Peer.Socket != ""; named != asked {
 				t.Errorf("verdict %s with peer %+v", answer.Verdict, answer.Peer)
 			}
 			if row.verdict == schema.VerdictForeign && row.label != nil {
@@ -479,4 +480,33 @@ func FuzzReasons(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A prepared connection is used by the next Send; one that lay too long, that
+// could not be made, or that nobody used does no harm.
+func TestPrepare(t *testing.T) {
+	m := (&misbehaver{}).start(t)
+	c := m.client(time.Second)
+	batch := schema.Batch{Parameters: schema.Defaults(), SnapshotID: "snapshot_1_0001"}
+	c.Prepare()
+	c.Prepare() // twice is once
+	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
+		t.Fatalf("after Prepare: %s, %v", a.Verdict, a.Err)
+	}
+	c.Prepare()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
+		t.Fatalf("after Close: %s, %v", a.Verdict, a.Err)
+	}
+	if n := m.batches.Load(); n != 2 {
+		t.Errorf("%d batches reached the engine, want 2", n)
+	}
+
+	gone := New(Options{Socket: filepath.Join(t.TempDir(), "none"), Environment: "production", Timeout: time.Second})
+	gone.Prepare()
+	if a := gone.Send(t.Context(), batch); a.Verdict != schema.VerdictNotSent {
+		t.Errorf("without an engine: %s", a.Verdict)
+	}
 }

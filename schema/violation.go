@@ -34,12 +34,11 @@ func (v Violation) String() string {
 	if v.File != "" {
 		b.WriteString(v.Position.String() + ": ")
 	}
-	about := v.Parameter
-	if about == "" {
-		about = v.Path
-	}
-	if about != "" && !strings.Contains(v.Message, about) {
-		b.WriteString(about + ": ")
+	switch {
+	case v.Parameter != "" && (v.File != "" || !strings.Contains(v.Message, v.Parameter)):
+		b.WriteString(v.Parameter + ": ")
+	case v.Path != "" && !strings.Contains(v.Message, v.Path):
+		b.WriteString(v.Path + ": ")
 	}
 	b.WriteString(v.Message)
 	if v.Rule != "" {

@@ -106,7 +106,7 @@ func (b *bed) prepare() error {
 // document declares the n-th state: a runtime parameter changes, so that the
 // agent is measured and not the engine's rebuild.
 func (b *bed) document(n int) []byte {
-	return fmt.Appendf(nil, "environment: production\ndescription: state %d\nparameters:\n  cache_ttl_seconds: %d\n", n, 1+n%86400)
+	return fmt.Appendf(nil, "environment: production\ndescription: state %d\nparameters:\n  cache_ttl_seconds: %d\n", n, 1+n%80000)
 }
 
 func (b *bed) start() error {
@@ -195,7 +195,7 @@ func (b *bed) awaitApplied(n int) (time.Time, error) {
 		if err := b.getJSON("/v1/config/status", &s); err != nil {
 			return time.Time{}, err
 		}
-		if s.Status.Attempted.Outcome == "applied" && s.Status.Running.Confirmed && s.Status.Current["cache_ttl_seconds"] == float64(1+n%86400) {
+		if s.Status.Attempted.Outcome == "applied" && s.Status.Running.Confirmed && s.Status.Current["cache_ttl_seconds"] == float64(1+n%80000) {
 			return time.Now(), nil
 		}
 	}

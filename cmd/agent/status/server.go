@@ -61,22 +61,26 @@ func New(opt Options) *Server {
 // Listen takes addr. Off loopback it is refused unless it is only for health:
 // the endpoint has no tokens and no TLS.
 func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
+	name := "--health-listen"
+	if loopbackOnly {
+		name = "--listen"
+	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, fmt.Errorf("--listen: %q is not an address such as 127.0.0.1:9310: %w", addr, err)
+		return nil, fmt.Errorf("%s: %q is not an address such as 127.0.0.1:9310: %w", name, addr, err)
 	}
 	if loopbackOnly && host != "localhost" {
 		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-			return nil, fmt.Errorf("--listen: %s is not a loopback address, and the endpoint has no tokens and no TLS; "+
-				"listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", addr, port)
+			return nil, fmt.Errorf("%s: %s is not a loopback address, and the endpoint has no tokens and no TLS; "+
+				"listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", name, addr, port)
 		}
 	}
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("--listen: %s is in use by another program; choose another with --listen, such as 127.0.0.1:0 for any free port", addr)
+		return nil, fmt.Errorf("%s: %s is in use by another program; choose another address, such as 127.0.0.1:0 for any free port", name, addr)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--listen: %w", err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return l, nil
 }
