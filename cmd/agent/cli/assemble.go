@@ -113,7 +113,8 @@ func (a *agent) openEngine(env schema.Environment) error {
 	a.socket = s.engine
 	if s.embedded {
 		a.socket = filepath.Join(s.state, "engine.sock")
-		e, err := engine.New(engine.Options{Logger: a.log})
+		// What it does the agent says already, and in the agent's words.
+		e, err := engine.New(engine.Options{Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			return fault(err, "")
 		}

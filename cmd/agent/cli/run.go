@@ -199,25 +199,28 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 
 // banner says in plain words what runs here and what to do with it.
 func (a *agent) banner(w io.Writer) {
-	s := a.settings
+	s, self := a.settings, shellWord(os.Args[0])
 	git := "git"
 	if a.foreignOwner {
 		git += " -c safe.directory=" + shellWord(a.repository)
 	}
-	engine := "the engine on " + a.socket
+	verb, engine, end := "keeps", "the engine on "+a.socket, "the engine keeps what it has"
 	if s.embedded {
-		engine = "its embedded engine on " + a.socket
+		engine, end = "its embedded engine on "+a.socket, "the embedded engine ends with it"
 	}
-	fmt.Fprintf(w, `agent %s keeps %s on what %s declares for %s.
+	if s.observe {
+		verb = "observes, and does not change,"
+	}
+	fmt.Fprintf(w, `agent %s %s %s on what %s declares for %s.
 
   edit      %s
-  status    http://%s/    or: agent status --state %s
+  status    http://%s/    or: %s status --state %s
   history   %s --git-dir %s log -p %s
-  go back   agent rollback --reason TEXT --state %s
-  stop      Ctrl-C (the engine keeps what it has)
+  go back   %s rollback --reason TEXT --state %s
+  stop      Ctrl-C (%s)
 
-`, version(), engine, s.config, s.environment, filepath.Join(s.config, s.environment+".yaml"), a.httpAddr, shellWord(s.state),
-		git, shellWord(a.repository), s.environment, shellWord(s.state))
+`, version(), verb, engine, s.config, s.environment, filepath.Join(s.config, s.environment+".yaml"),
+		a.httpAddr, self, shellWord(s.state), git, shellWord(a.repository), s.environment, self, shellWord(s.state), end)
 }
 
 // shellWord quotes s for a shell if it needs it.
