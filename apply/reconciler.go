@@ -294,6 +294,9 @@ func (r *Reconciler) takeInbox() {
 	r.opt.Metrics.Phase("load", time.Since(start))
 	changed := r.seen.doc == nil || r.seen.doc.Revision() != doc.Revision()
 	r.seen = declared{doc: doc, at: at, config: config, violations: violations}
+	if config != nil {
+		r.noteValid(config.Parameters, true)
+	}
 	if changed {
 		r.retryNow() // what waits for its time may have been cured by hand
 	}

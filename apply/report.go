@@ -311,18 +311,19 @@ func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 // valid reports whether p is valid under the present rules. A status is made
 // several times a change, so the last few answers are kept.
 func (r *Reconciler) valid(p schema.Parameters) bool {
-	if c := r.seen.config; c != nil && c.Parameters == p {
-		return true
-	}
 	ok, known := r.validity[p]
 	if !known {
-		if len(r.validity) >= 8 {
-			clear(r.validity)
-		}
 		ok = len(schema.CheckParameters(p)) == 0
-		r.validity[p] = ok
+		r.noteValid(p, ok)
 	}
 	return ok
+}
+
+func (r *Reconciler) noteValid(p schema.Parameters, ok bool) {
+	if len(r.validity) >= 64 {
+		clear(r.validity)
+	}
+	r.validity[p] = ok
 }
 
 func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) bool {
