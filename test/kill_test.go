@@ -136,7 +136,6 @@ func (k *killed) start() {
 	_ = l.Close()
 	k.url = "http://" + addr
 	k.cmd = exec.Command("agent", "run", "--environment", "production", "--config", k.config, "--engine", k.socket, "--state", k.state, "--listen", addr, "--log-level", "error")
-	k.cmd.Stderr = os.Stderr
 	if err := k.cmd.Start(); err != nil {
 		k.t.Fatal(err)
 	}
