@@ -191,7 +191,9 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	if s.once && err == nil {
 		return a.once.result()
 	}
-	if err == nil {
+	if err == nil && s.embedded {
+		logger.Info("stopped, and the embedded engine with it")
+	} else if err == nil {
 		logger.Info("stopped; the engine keeps what it has")
 	}
 	return err
