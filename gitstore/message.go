@@ -78,6 +78,10 @@ func cut(s string, limit int) string {
 	return strings.TrimRight(s[:end], " ") + mark
 }
 
+// scissors, behind a comment character, are a line below which git looks for no
+// trailers.
+const scissors = "------------------------ >8 ------------------------"
+
 // subject is the first line of the record's commit. rejected is the parent's
 // subject, for a revert.
 func subject(rec *schema.Snapshot, rejected string) string {
@@ -85,7 +89,7 @@ func subject(rec *schema.Snapshot, rejected string) string {
 		return `Revert "` + oneLine(rejected, maxLine-len(`Revert ""`)) + `"`
 	}
 	if s := oneLine(rec.Description, maxLine); s != "" {
-		return s
+		return strings.ReplaceAll(s, scissors, ">8")
 	}
 	names := make([]string, 0, len(rec.Changes))
 	for _, c := range rec.Changes {

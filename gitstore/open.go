@@ -146,7 +146,11 @@ func (s *Store) open(ctx context.Context) error {
 	if err != nil {
 		return stateError("read", s.opts.Dir, err)
 	}
-	if !there && id != nil {
+	marked, err := exists(filepath.Join(s.opts.Dir, formatFile))
+	if err != nil {
+		return stateError("read", s.opts.Dir, err)
+	}
+	if !there && (id != nil || marked) { // the marks are written last
 		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
 	}
 	if !there {

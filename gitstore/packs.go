@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,7 +49,9 @@ func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, e
 		if err == nil {
 			return content, nil
 		}
-		bad = fmt.Errorf("%w: %s in %s: %w", errDamaged, h, name, err)
+		if bad = fmt.Errorf("read %s in %s: %w", h, name, err); !fromDisk(err) {
+			bad = fmt.Errorf("%w: %w", errDamaged, bad)
+		}
 	}
 	if bad != nil {
 		return nil, bad
@@ -58,7 +61,8 @@ func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, e
 
 // listPacks opens the packs that are new in the directory and drops those that
 // are gone. A pack without an index, or with a torn one, is what a repack that
-// was cut short leaves; git does not use it either.
+// was cut short leaves; git does not use it either. One that may not be read is
+// an error, for it may hold the history.
 func (r *repo) listPacks() error {
 	indexes, err := filepath.Glob(filepath.Join(r.objects(), "pack", "pack-*.idx"))
 	if err != nil {
@@ -71,8 +75,12 @@ func (r *repo) listPacks() error {
 		if r.packs[name] != nil {
 			continue
 		}
-		if p, err := openPack(strings.TrimSuffix(path, ".idx")); err == nil {
+		p, err := openPack(strings.TrimSuffix(path, ".idx"))
+		switch {
+		case err == nil:
 			r.packs[name] = p
+		case fromDisk(err) && !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("open %s: %w", name, err)
 		}
 	}
 	for name, p := range r.packs {
@@ -151,7 +159,7 @@ func (p *pack) read(want plumbing.ObjectType, h plumbing.Hash) (content []byte, 
 		return nil, err
 	}
 	if obj.Size() > maxObject {
-		return nil, fmt.Errorf("%d bytes, over %d", obj.Size(), maxObject)
+		return nil, fmt.Errorf("%w: %w: %d bytes, over %d", errForeign, errTooLarge, obj.Size(), maxObject)
 	}
 	rd, err := obj.Reader()
 	if err != nil {

@@ -72,12 +72,22 @@ func (r *Reader) Close() error {
 // Environment is whose history this is.
 func (r *Reader) Environment() schema.Environment { return r.repo.env }
 
-// view reads the applied ref before the head, so that the head is never older.
+// view reads the applied ref, the head, and the applied ref again: while both
+// move, what was read is not what they named at any one moment, and a record
+// that is applied would look pending. It then reads them anew, a few times.
 // A head that is not whole is a candidate that a crash cut short: what stands
 // is the applied record, as the next start of the agent will find too.
 func (r *Reader) view() (view, error) {
-	applied, aerr := r.named(appliedRef(r.repo.env))
-	head, herr := r.named(headRef(r.repo.env))
+	var head, applied *schema.Snapshot
+	var herr, aerr error
+	for range 10 {
+		applied, aerr = r.named(appliedRef(r.repo.env))
+		head, herr = r.named(headRef(r.repo.env))
+		again, err := r.repo.readRef(appliedRef(r.repo.env))
+		if aerr != nil || err != nil || applied == nil && again.IsZero() || applied != nil && applied.Commit == again.String() {
+			break
+		}
+	}
 	switch {
 	case herr == nil && head == nil && applied != nil, herr != nil && aerr == nil && applied != nil:
 		return view{applied, applied}, nil

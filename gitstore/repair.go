@@ -71,7 +71,8 @@ func curable(err error) bool {
 //
 //	head            applied         then
 //	whole           its ancestor    nothing to do
-//	absent          absent          an empty history, unless records are found
+//	absent          absent          an empty history, unless records are found, or
+//	                                what is left of some
 //	damaged         whole           a candidate lost to a power cut: head = applied
 //	foreign         whole           set aside; head = the newest of ours above applied
 //	not above it    whole           set aside; head = applied
@@ -83,7 +84,14 @@ func (s *Store) repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.tidy()
+	if head.snap != nil && applied.snap != nil {
+		if _, err = s.between(head.snap, applied.snap); curable(err) {
+			head.snap, head.bad, err = nil, err, nil
+		}
+	}
+	if err == nil {
+		err = s.tidy()
+	}
 	// Objects that were being written when the power went may be torn, though
 	// no ref names them: git fsck would find them.
 	if damaged := head.bad != nil || applied.bad != nil; err == nil && (damaged || s.lock.cut) {
@@ -101,7 +109,10 @@ func (s *Store) repair(ctx context.Context) error {
 	if err == nil {
 		err = s.inherit()
 	}
-	if err != nil {
+	switch {
+	case fromDisk(err):
+		return stateError("repair the snapshot repository in", s.opts.Dir, err)
+	case err != nil:
 		return fmt.Errorf("open the snapshot repository in state directory %s: %w", s.opts.Dir, err)
 	}
 	return nil
@@ -146,15 +157,8 @@ func (s *Store) settleRefs(ctx context.Context, head, applied named) error {
 	case applied.snap == nil:
 		return s.rebuildApplied(ctx, head.snap, applied)
 	case head.snap != nil:
-		_, err := s.between(head.snap, applied.snap)
-		if err == nil {
-			s.head, s.applied = head.snap, applied.snap
-			return nil
-		}
-		if !curable(err) {
-			return err
-		}
-		head.bad = err
+		s.head, s.applied = head.snap, applied.snap
+		return nil
 	}
 	return s.backToApplied(ctx, head, applied.snap)
 }

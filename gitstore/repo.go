@@ -85,14 +85,21 @@ func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	return nil, perr
 }
 
-// loose reads a loose object. One that does not exist is fs.ErrNotExist.
+// loose reads a loose object. One that does not exist is fs.ErrNotExist, one
+// that is larger than ours are errForeign.
 func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	raw, err := readBounded(r.objectPath(h), 2*maxObject)
-	if err != nil {
-		return nil, err
+	var t plumbing.ObjectType
+	var content []byte
+	if err == nil {
+		t, content, err = decodeObject(raw)
 	}
-	t, content, err := decodeObject(raw)
-	if err != nil {
+	switch {
+	case errors.Is(err, errTooLarge):
+		return nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
+	case raw == nil && err != nil:
+		return nil, err
+	case err != nil:
 		return nil, fmt.Errorf("%w: %s %s is torn: %w", errDamaged, want, h, err)
 	}
 	return content, checkObject(want, t, h, content)
@@ -111,7 +118,7 @@ func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
 		return 0, nil, err
 	}
 	if size > maxObject {
-		return 0, nil, fmt.Errorf("%d bytes, over %d", size, maxObject)
+		return 0, nil, fmt.Errorf("%w: %d bytes, over %d", errTooLarge, size, maxObject)
 	}
 	content := make([]byte, size)
 	if _, err := io.ReadFull(zr, content); err != nil {
@@ -122,6 +129,34 @@ func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
 		return 0, nil, fmt.Errorf("no clean end: %w", err)
 	}
 	return t, content, nil
+}
+
+// verify reads a loose object of any size through and returns its type. One
+// that is not what its name says is errDamaged.
+func (r *repo) verify(h plumbing.Hash) (t plumbing.ObjectType, err error) {
+	f, err := os.Open(r.objectPath(h))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }()
+	var got plumbing.Hash
+	zr, err := objfile.NewReader(f)
+	if err == nil {
+		if t, _, err = zr.Header(); err == nil {
+			_, err = io.Copy(io.Discard, zr) // to the end, where the checksum is
+			got = zr.Hash()
+		}
+		err = errors.Join(err, zr.Close())
+	}
+	switch {
+	case fromDisk(err):
+		return t, fmt.Errorf("read object %s: %w", h, err)
+	case err != nil:
+		return t, fmt.Errorf("%w: object %s is torn: %w", errDamaged, h, err)
+	case got != h:
+		return t, fmt.Errorf("%w: the content of %s is another", errDamaged, h)
+	}
+	return t, nil
 }
 
 func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) error {

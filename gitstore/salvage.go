@@ -86,6 +86,10 @@ func (s *Store) setRefAside(ref, why string) error {
 // place.
 func (s *Store) tidy() error {
 	for _, sub := range skeletonDirs() {
+		// Packing removes the empty ones below, never these two.
+		if there, err := exists(filepath.Join(s.repo.dir, sub)); err == nil && !there && (sub == "objects" || sub == "refs") {
+			s.repaired(sub+" of the repository is missing", "made anew, empty", "")
+		}
 		if err := os.MkdirAll(filepath.Join(s.repo.dir, sub), 0o755); err != nil {
 			return err
 		}
@@ -137,11 +141,15 @@ func (s *Store) rewrite(name, text string, sound func(string) bool) error {
 // people's git from working. This package neither makes nor heeds them, but for
 // packed-refs.lock.
 func (s *Store) removeStaleLocks() error {
-	locks, err := filepath.Glob(filepath.Join(s.repo.dir, "*.lock"))
-	if err != nil {
-		return err
+	var locks []string
+	for _, dir := range []string{".", "objects", "objects/info"} {
+		found, err := filepath.Glob(filepath.Join(s.repo.dir, dir, "*.lock"))
+		if err != nil {
+			return err
+		}
+		locks = append(locks, found...)
 	}
-	err = filepath.WalkDir(filepath.Join(s.repo.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(s.repo.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && strings.HasSuffix(path, ".lock") {
 			locks = append(locks, path)
 		}
@@ -203,7 +211,7 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 		if info.Size() > 0 && info.ModTime().Before(since) {
 			return nil
 		}
-		if _, err = s.repo.loose(plumbing.AnyObject, h); errors.Is(err, errDamaged) {
+		if _, err = s.repo.verify(h); errors.Is(err, errDamaged) {
 			return s.setTornAside(path, "object-"+h.String()+"-torn")
 		}
 		return err
@@ -252,16 +260,18 @@ func (r *repo) objectsOf(h plumbing.Hash) ([]plumbing.Hash, error) {
 }
 
 // salvage is for refs of which neither can be trusted: the newest whole record
-// among all commits becomes the head. If there is none, a repository whose refs
-// are absent is one in which nothing was ever committed; any other is set
-// aside, and a new one made.
+// among all commits becomes the head. If there is none, a repository without
+// refs and without traces is one in which nothing was ever committed; any other
+// is set aside, and a new one made.
 func (s *Store) salvage(ctx context.Context, head, applied named) error {
 	best, err := s.newestRecord(ctx)
 	if err != nil {
 		return err
 	}
 	if best == nil && head.absent() && applied.absent() {
-		return nil
+		if traces, err := s.repo.traces(); err != nil || !traces {
+			return err
+		}
 	}
 	why := errors.Join(head.bad, applied.bad)
 	found := "neither head nor applied ref is there"
@@ -288,6 +298,25 @@ func (s *Store) salvage(ctx context.Context, head, applied named) error {
 	}
 	s.repaired(found, "the newest whole record, "+best.ID+", is the head", "")
 	return s.rebuildApplied(ctx, best, applied)
+}
+
+// traces reports whether there is anything of which records can have been made
+// up: a commit, a pack, or a torn object. A first Commit that was killed leaves
+// whole blobs and a tree at most, or its record.
+func (r *repo) traces() (bool, error) {
+	packs, err := filepath.Glob(filepath.Join(r.objects(), "pack", "*.pack"))
+	if err != nil || len(packs) > 0 {
+		return true, err
+	}
+	traces := false
+	err = r.eachLoose(func(h plumbing.Hash, _ string) error {
+		t, err := r.verify(h)
+		if errors.Is(err, errDamaged) || err == nil && t == plumbing.CommitObject {
+			traces, err = true, nil
+		}
+		return err
+	})
+	return traces, err
 }
 
 // newestRecord is the whole record of the highest index among all commits that

@@ -55,7 +55,7 @@ type Engine struct {
 	held    atomic.Int64 // bytes of the networks that live
 
 	changing sync.Mutex // one change at a time
-	retired  []*network // swapped out and perhaps still in use; under changing
+	retired  []*life    // swapped out and perhaps still in use; under changing
 }
 
 // A state is all that requests see. It is immutable but for what says
@@ -141,10 +141,9 @@ func (e *Engine) apply(ctx context.Context, wish change) (before, after *state, 
 func (e *Engine) swap(before, after *state) {
 	e.current.Store(after)
 	if old := before.network; old != after.network {
-		old.retire()
-		e.retired = append(e.retired, old)
+		old.retire(&e.held)
+		e.retired = append(e.retired, old.life)
 	}
-	e.sweep()
 }
 
 // overlay lays values over p and judges the whole.
@@ -195,12 +194,13 @@ func (e *Engine) reserve(need int64) bool {
 	timer := time.NewTimer(drainTime)
 	defer timer.Stop()
 	for {
-		e.sweep()
-		if fixedBytes+e.held.Load()+need <= e.limit {
+		waited := e.sweep()
+		free := e.limit - fixedBytes - e.held.Load()
+		if need <= free {
 			e.held.Add(need)
 			return true
 		}
-		if len(e.retired) == 0 {
+		if need > free+waited {
 			return false
 		}
 		select {
@@ -211,17 +211,19 @@ func (e *Engine) reserve(need int64) bool {
 	}
 }
 
-// sweep gives back what networks took that nobody uses any more.
-func (e *Engine) sweep() {
-	e.retired = slices.DeleteFunc(e.retired, func(n *network) bool {
+// sweep forgets the networks that nobody uses any more, and says how many
+// bytes the others will give back.
+func (e *Engine) sweep() (waited int64) {
+	e.retired = slices.DeleteFunc(e.retired, func(l *life) bool {
 		select {
-		case <-n.drained:
-			e.held.Add(-n.bytes)
+		case <-l.drained:
 			return true
 		default:
+			waited += l.bytes
 			return false
 		}
 	})
+	return waited
 }
 
 // relabel sets the environment label; it reports false if another is pinned.

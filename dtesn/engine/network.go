@@ -9,18 +9,22 @@ import (
 	"dtesn-agent/schema"
 )
 
+// The slowest mode of the innermost level decays within about 1 / (innerLeak
+// (1 - spectralRadius)) = 25 samples. It must be well below washout, and below
+// the length of a series that a client sends: else the state still tells where
+// it began, and more units only tell it louder.
 const (
-	minMembrane     = 32   // units of the smallest membrane; levels hold as many at least
-	recurrentDegree = 8    // weights of a unit from its own membrane
-	feedDegree      = 2    // weights of a unit from the membrane around it
-	spectralRadius  = 0.9  // of the recurrent weights; below 1 the past fades
-	inputScale      = 1.0  // input weights are uniform in ±inputScale
-	feedScale       = 0.7  // and so on
-	biasScale       = 0.3  //
-	outerLeak       = 0.8  // leak rate of the outermost level, per sample
-	innerLeak       = 0.15 // and of the innermost, geometrically between
-	workers         = 4    // requests that a network serves at a time
-	maxFeatures     = 192  // units that the readout sees
+	minMembrane     = 32  // units of the smallest membrane; levels hold as many at least
+	recurrentDegree = 8   // weights of a unit from its own membrane
+	feedDegree      = 2   // weights of a unit from the membrane around it
+	spectralRadius  = 0.9 // of the recurrent weights; below 1 the past fades
+	inputScale      = 1.0 // input weights are uniform in ±inputScale
+	feedScale       = 0.7 // and so on
+	biasScale       = 0.3 //
+	outerLeak       = 0.8 // leak rate of the outermost level, per sample
+	innerLeak       = 0.4 // and of the innermost, geometrically between
+	workers         = 4   // requests that a network serves at a time
+	maxFeatures     = 192 // units that the readout sees
 )
 
 // A membrane is a contiguous range of units [start, end) that see each other,
@@ -50,19 +54,13 @@ type network struct {
 	input     []float64 // weights of the input; it reaches the outermost level only
 	bias      []float64
 	features  []int32 // units that the readout sees, ascending
-	bytes     int64   // footprint
 
 	slots   chan *workspace // a nil one is yet to be allocated
 	trained sync.Once
 	readout []float64 // weights of bias, input and features; set by trained
 	used    atomic.Bool
 
-	// inUse counts requests; once retired and at 0 drained is closed and the
-	// network's memory is nobody's.
-	inUse   atomic.Int64
-	retired atomic.Bool
-	drained chan struct{}
-	drain   sync.Once
+	*life
 }
 
 // membranesOf lays size units out as a tree of depth levels. The levels are
@@ -138,8 +136,7 @@ func (m membrane) degree() int {
 // of the parameters only the critical ones count.
 func build(p schema.Parameters, seed uint64) *network {
 	n := newNetwork(p)
-	n.bytes = footprint(p)
-	n.drained = make(chan struct{})
+	n.life = &life{bytes: footprint(p), drained: make(chan struct{})}
 	n.slots = make(chan *workspace, workers)
 	for range workers {
 		n.slots <- nil
@@ -270,22 +267,4 @@ func chooseFeatures(size int) []int32 {
 		features[i] = int32(size * i / count)
 	}
 	return features
-}
-
-// retire says that no new request will come. The network is drained when the
-// last one has left.
-func (n *network) retire() {
-	n.retired.Store(true)
-	if n.inUse.Load() == 0 {
-		n.drain.Do(func() { close(n.drained) })
-	}
-}
-
-// enter and leave bracket a request.
-func (n *network) enter() { n.inUse.Add(1) }
-
-func (n *network) leave() {
-	if n.inUse.Add(-1) == 0 && n.retired.Load() {
-		n.drain.Do(func() { close(n.drained) })
-	}
 }

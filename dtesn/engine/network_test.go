@@ -57,8 +57,8 @@ func dense(n *network) *mat.Dense {
 
 func TestSpectralRadius(t *testing.T) {
 	t.Parallel()
-	for _, p := range []schema.Parameters{sized(64, 1, 8), sized(64, 2, 8), sized(256, 1, 8), sized(256, 4, 8), sized(512, 8, 8)} {
-		for seed := range uint64(5) {
+	for _, p := range []schema.Parameters{sized(64, 1, 8), sized(64, 2, 8), sized(128, 1, 8), sized(160, 4, 8)} {
+		for seed := range uint64(3) {
 			var eigen mat.Eigen
 			if !eigen.Factorize(dense(build(p, seed)), mat.EigenNone) {
 				t.Fatal("no eigenvalues")
@@ -77,7 +77,7 @@ func TestSpectralRadius(t *testing.T) {
 
 func TestFootprintIsWhatIsAllocated(t *testing.T) {
 	t.Parallel()
-	for _, p := range []schema.Parameters{sized(64, 1, 1), sized(512, 4, 8), sized(2048, 64, 32), sized(4096, 4, 8)} {
+	for _, p := range []schema.Parameters{sized(64, 1, 1), sized(512, 4, 8), sized(1024, 32, 4), sized(256, 8, 32)} {
 		n := build(p, 1)
 		if err := n.prepare(t.Context()); err != nil {
 			t.Fatal(err)
@@ -178,14 +178,12 @@ func TestHardDrivenUnitsStayBounded(t *testing.T) {
 	}
 }
 
-// errorOf is the root mean square error of forecasts of 20 samples, from ten
+// errorOf is the root mean square error of forecasts of 20 samples, from five
 // places of a Mackey-Glass series beyond what was trained on, over its
 // standard deviation.
-func errorOf(t *testing.T, p schema.Parameters) float64 { return errorSeed(t, p, 1) }
-
-func errorSeed(t *testing.T, p schema.Parameters, seed uint64) float64 {
+func errorOf(t *testing.T, p schema.Parameters, seed uint64) float64 {
 	t.Helper()
-	const context, horizon, places = 100, 20, 10
+	const context, horizon, places = 100, 20, 5
 	series := mackeyGlass(washout + lessons + 1 + places*50 + context + horizon)[washout+lessons+1:]
 	n := build(p, seed)
 	square, variance, mean := 0.0, 0.0, 0.0
@@ -208,25 +206,34 @@ func errorSeed(t *testing.T, p schema.Parameters, seed uint64) float64 {
 	return math.Sqrt(square / places / horizon / variance)
 }
 
+// One network of 128 units may be luckier than one of 512, so the promise is
+// about the mean over seeds (geometric: errors differ by factors).
 func TestLargerReservoirsPredictBetter(t *testing.T) {
 	t.Parallel()
+	const seeds = 3
 	last := math.Inf(1)
-	for _, size := range []int{64, 128, 512} {
-		e := errorOf(t, sized(size, 2, 8))
-		t.Logf("%d units: error %.4f", size, e)
-		if e >= last || e > 0.5 {
-			t.Errorf("%d units err by %g, fewer by %g", size, e, last)
+	for _, size := range []int{128, 512, 2048} {
+		logs, worst := 0.0, 0.0
+		for seed := range uint64(seeds) {
+			e := errorOf(t, sized(size, 4, 2), seed)
+			logs += math.Log(e)
+			worst = max(worst, e)
 		}
-		last = e
+		mean := math.Exp(logs / seeds)
+		t.Logf("%d units: error %.4f, at worst %.4f", size, mean, worst)
+		if mean >= last || worst > 0.1 {
+			t.Errorf("%d units err by %g (at worst %g), fewer by %g", size, mean, worst, last)
+		}
+		last = mean
 	}
 }
 
 func TestEqualSeedsGiveEqualForecasts(t *testing.T) {
 	t.Parallel()
 	series := mackeyGlass(50)
-	a, errA := build(sized(256, 4, 8), 7).forecast(t.Context(), series, 30)
-	b, errB := build(sized(256, 4, 8), 7).forecast(t.Context(), series, 30)
-	c, errC := build(sized(256, 4, 8), 8).forecast(t.Context(), series, 30)
+	a, errA := build(sized(128, 4, 8), 7).forecast(t.Context(), series, 30)
+	b, errB := build(sized(128, 4, 8), 7).forecast(t.Context(), series, 30)
+	c, errC := build(sized(128, 4, 8), 8).forecast(t.Context(), series, 30)
 	if errA != nil || errB != nil || errC != nil {
 		t.Fatal(errA, errB, errC)
 	}

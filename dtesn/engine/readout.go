@@ -52,10 +52,16 @@ func mackeyGlass(n int) []float64 {
 // lessonSeries is what every readout is trained on.
 var lessonSeries = sync.OnceValue(func() []float64 { return mackeyGlass(washout + lessons + 1) })
 
+// training is held by the one training that is accounted for: a request and a
+// rebuild may each want one.
+var training sync.Mutex
+
 // train fits the readout, once, to say from the state the sample that follows.
 // It uses w, and waits for a training that is under way.
 func (n *network) train(w *workspace) {
 	n.trained.Do(func() {
+		training.Lock()
+		defer training.Unlock()
 		series := lessonSeries()
 		width := inputs + len(n.features)
 		features, wanted := mat.NewDense(lessons, width, nil), mat.NewVecDense(lessons, nil)

@@ -1,0 +1,567 @@
+package gitstore
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dtesn-agent/schema"
+)
+
+func (f *fixture) reader() *Reader {
+	f.t.Helper()
+	r, err := OpenReader(f.dir)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// Every way in which a candidate ends, as git, a Reader and the Store say it.
+func TestOutcomeTable(t *testing.T) {
+	superseding := func(of *schema.Snapshot) schema.Snapshot {
+		rec := change(4096)
+		rec.OutcomeOf = &schema.Settlement{ID: of.ID, Outcome: schema.Superseded}
+		return rec
+	}
+	rollback := schema.Snapshot{Kind: schema.KindRollback, Config: sized(512), RollbackPoint: true}
+	note := schema.Snapshot{Kind: schema.KindNote, Config: sized(512), Held: &schema.Hold{Paused: true, By: "operator", Reason: "night"}}
+	for name, row := range map[string]struct {
+		tell   func(t *testing.T, s *Store, a *schema.Snapshot)
+		want   string // outcomes, newest first; * is the active record
+		active int
+	}{
+		"applied":               {func(t *testing.T, s *Store, _ *schema.Snapshot) { applied(t, s, 2048) }, "applied* applied", 2},
+		"pending":               {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, change(2048)) }, "pending applied*", 1},
+		"rejected, not durable": {func(t *testing.T, s *Store, a *schema.Snapshot) { commit(t, s, revert(commit(t, s, change(2048)), a)) }, "pending rejected applied*", 1},
+		"rejected": {func(t *testing.T, s *Store, a *schema.Snapshot) {
+			commit(t, s, revert(commit(t, s, change(2048)), a))
+			confirm(t, s)
+		}, "applied* rejected applied", 2},
+		"withdrawn": {func(t *testing.T, s *Store, a *schema.Snapshot) {
+			rec := revert(commit(t, s, change(2048)), a)
+			rec.OutcomeOf.Outcome, rec.Held = schema.Superseded, nil
+			commit(t, s, rec)
+			confirm(t, s)
+		}, "applied* superseded applied", 2},
+		"superseded": {func(t *testing.T, s *Store, _ *schema.Snapshot) {
+			commit(t, s, superseding(commit(t, s, change(2048))))
+		}, "pending superseded applied*", 1},
+		"rollback":  {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, rollback); confirm(t, s) }, "applied* applied", 2},
+		"note":      {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, note); confirm(t, s) }, "applied* applied", 2},
+		"open note": {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, note) }, "pending applied*", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			s, _ := f.open()
+			row.tell(t, s, applied(t, s, 512))
+			for range 2 {
+				r := f.reader()
+				for who, list := range map[string]func(context.Context, string, int) ([]schema.Record, error){"store": s.List, "reader": r.List} {
+					records, err := list(t.Context(), "", 0)
+					if got := outcomes(records); err != nil || got != row.want {
+						t.Errorf("the %s says %q, %v, want %q", who, got, err, row.want)
+					}
+				}
+				if n, err := r.ActiveCount(0); n != row.active || err != nil {
+					t.Errorf("%d active, %v, want %d", n, err, row.active)
+				}
+				var repairs []Repair
+				s, repairs = f.reopen(s)
+				noRepairs(t, repairs)
+			}
+		})
+	}
+}
+
+func outcomes(records []schema.Record) string {
+	words := make([]string, 0, len(records))
+	for _, rec := range records {
+		word := string(rec.Outcome)
+		if rec.IsActive {
+			word += "*"
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
+
+// Pages of any size join to the whole history, each record once.
+func TestPaging(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	const n = 60
+	for i := range n {
+		commit(t, s, change(64+i))
+	}
+	confirm(t, s)
+	r := f.reader()
+	for _, size := range []int{1, 7, n - 1, n, n + 1} {
+		before, want := "", n
+		for {
+			page, err := r.List(t.Context(), before, size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(page) == 0 {
+				break
+			}
+			if len(page) != min(size, want) {
+				t.Errorf("a page of %d, want %d", len(page), min(size, want))
+			}
+			for _, rec := range page {
+				if rec.Index != want {
+					t.Fatalf("record %d where %d should be", rec.Index, want)
+				}
+				want--
+			}
+			before = page[len(page)-1].ID
+		}
+		if want != 0 {
+			t.Errorf("pages of %d end above record %d", size, want)
+		}
+	}
+	for limit, want := range map[int]int{0: DefaultMaxSnapshots, -1: DefaultMaxSnapshots, n: n} {
+		page, err := r.List(t.Context(), "", limit)
+		active, aerr := r.ActiveCount(limit)
+		if err != nil || aerr != nil || len(page) != want || active != want {
+			t.Errorf("limit %d: %d listed, %v; %d active, %v; want %d", limit, len(page), err, active, aerr, want)
+		}
+	}
+	for _, before := range []string{"30", s.Head().Commit, "snapshot_1_0099"} {
+		page, err := r.List(t.Context(), before, 1)
+		if ok := err == nil && len(page) == 1; ok == strings.HasPrefix(before, "snapshot") {
+			t.Errorf("before %s: %v, %v", before, page, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.List(ctx, "", 5); !errors.Is(err, context.Canceled) {
+		t.Errorf("a listing that nobody waits for: %v", err)
+	}
+	if _, err := s.Commit(ctx, change(64)); !errors.Is(err, context.Canceled) || s.Total() != n {
+		t.Errorf("a commit that nobody waits for: %v", err)
+	}
+}
+
+func TestReaderLookup(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	byDigit := map[byte]int{}
+	var last *schema.Snapshot
+	for i := range 20 { // two of 20 begin with the same hex digit
+		last = commit(t, s, change(64+i))
+		byDigit[last.Commit[0]]++
+	}
+	confirm(t, s)
+	r := f.reader()
+	if rec, err := r.Lookup(t.Context(), last.Commit[:10]); err != nil || rec.ID != last.ID || !rec.IsActive {
+		t.Errorf("%v, %v", rec, err)
+	}
+	if len(byDigit) == 20 {
+		t.Fatal("there are 16 hex digits")
+	}
+	if _, _, err := s.repo.findPrefix(t.Context(), view{s.head, s.applied}, ""); err == nil || !strings.Contains(err.Error(), "is not unique") || !strings.Contains(err.Error(), "give more digits") {
+		t.Errorf("a prefix of all: %v", err)
+	}
+	for id, want := range map[string]string{
+		"snapshot_1_0003": "record 3 is snapshot_", "21": "the newest are " + last.ID, "nope": "no snapshot \"nope\"", "ABCD": "no snapshot", "a\x1bb\n": "a b", "abc": "no snapshot",
+	} {
+		_, err := r.Lookup(t.Context(), id)
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), want) || strings.ContainsAny(err.Error(), "\n\x1b") {
+			t.Errorf("lookup of %q: %v, want %q", id, err, want)
+		}
+	}
+}
+
+func TestReaderWithoutAHistory(t *testing.T) {
+	f := newFixture(t)
+	if _, err := OpenReader(f.dir); err == nil || !strings.Contains(err.Error(), "agent run --state "+f.dir) {
+		t.Errorf("no state directory: %v", err)
+	}
+	s, _ := f.open()
+	r := f.reader()
+	head, herr := r.Head()
+	now, aerr := r.Applied()
+	total, terr := r.Total()
+	list, lerr := r.List(t.Context(), "", 0)
+	if err := errors.Join(herr, aerr, terr, lerr); err != nil || head != nil || now != nil || total != 0 || len(list) != 0 {
+		t.Errorf("an empty history: %v %v %v %v, %v", head, now, total, list, err)
+	}
+	if _, err := r.List(t.Context(), "snapshot_1_0001", 0); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "is empty") {
+		t.Errorf("a page of an empty history: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.write(filepath.Join(f.dir, identityFile), "")
+	if r := f.reader(); r.Environment() != "production" {
+		t.Errorf("by HEAD the environment is %q", r.Environment())
+	}
+	f.write(f.repo("HEAD"), "")
+	if _, err := OpenReader(f.dir); err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "repairs it") {
+		t.Errorf("neither identity nor HEAD: %v", err)
+	}
+}
+
+// A Reader finds what the next start of the agent will find.
+func TestReaderOnDamage(t *testing.T) {
+	for name, row := range map[string]struct {
+		damage func(st *story)
+		total  int // 0: an error that says so
+	}{
+		"head ref empty":    {func(st *story) { st.write(st.ref("heads/production"), "") }, 2},
+		"head ref missing":  {func(st *story) { st.remove(st.ref("heads/production")) }, 2},
+		"head commit torn":  {func(st *story) { st.halve(st.file("production")) }, 2},
+		"head rewound":      {func(st *story) { st.git("update-ref", "refs/heads/production", st.a.Commit) }, 2},
+		"foreign head":      {func(st *story) { st.foreign("P", map[string][]byte{"note": nil}) }, 2},
+		"applied ref empty": {func(st *story) { st.write(st.ref("dtesn/applied/production"), "") }, 0},
+		"both refs empty": {func(st *story) {
+			st.write(st.ref("dtesn/applied/production"), "")
+			st.write(st.ref("heads/production"), "")
+		}, 0},
+		"packed":             {func(st *story) { st.git("gc", "-q") }, 4},
+		"nothing is damaged": {func(*story) {}, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := newStory(t)
+			row.damage(st)
+			r := st.reader()
+			before := st.tree()
+			total, err := r.Total()
+			if row.total != 0 && (err != nil || total != row.total) {
+				t.Errorf("total %d, %v, want %d", total, err, row.total)
+			}
+			if row.total == 0 && (err == nil || !strings.Contains(err.Error(), "the next start of the agent repairs it")) {
+				t.Errorf("total %d, %v", total, err)
+			}
+			if _, err := r.List(t.Context(), "", 0); (err == nil) != (row.total != 0) {
+				t.Errorf("list: %v", err)
+			}
+			if after := st.tree(); len(after) != len(before) {
+				t.Error("a Reader changed the files")
+			}
+		})
+	}
+}
+
+// Readers beside a Store that writes, and beside people's gc, see histories
+// that only grow, each whole.
+func TestReadersBesideAWriter(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	applied(t, s, 64)
+	shared := f.reader()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 3 {
+		r := shared
+		if i%2 == 1 {
+			r = f.reader()
+		}
+		wg.Go(func() {
+			for last, over := 0, false; !over; {
+				select {
+				case <-done:
+					over = true // one more round, on all of it
+				default:
+				}
+				total, err := readRound(t.Context(), r)
+				if err != nil || total < last {
+					t.Errorf("reader %d: total %d after %d: %v", i, total, last, err)
+					return
+				}
+				last = total
+			}
+		})
+	}
+	for i := range 24 {
+		snap := commit(t, s, change(65+i))
+		if i%4 == 3 {
+			rec := revert(snap, s.Applied())
+			commit(t, s, rec)
+		}
+		confirm(t, s)
+		if i%10 == 9 {
+			f.git("gc", "-q")
+		}
+	}
+	close(done)
+	wg.Wait()
+	if total, err := shared.Total(); total != s.Total() || err != nil {
+		t.Errorf("total %d, %v, want %d", total, err, s.Total())
+	}
+}
+
+// readRound reads a page, its records and the figures of a history.
+func readRound(ctx context.Context, r *Reader) (int, error) {
+	list, err := r.List(ctx, "", 10)
+	if err != nil || len(list) == 0 {
+		return 0, errors.Join(err, errors.New("list"))
+	}
+	if list[0].Outcome == schema.Rejected || list[0].Outcome == schema.Superseded {
+		return 0, fmt.Errorf("the newest is %s", list[0].Outcome)
+	}
+	for i := 1; i < len(list); i++ {
+		if list[i].Commit != list[i-1].Parent || list[i].Outcome == schema.Pending {
+			return 0, fmt.Errorf("%s, %s, stands below %s", list[i].ID, list[i].Outcome, list[i-1].ID)
+		}
+	}
+	if rec, err := r.Lookup(ctx, list[len(list)-1].ID); err != nil || rec.Commit != list[len(list)-1].Commit {
+		return 0, errors.Join(err, errors.New("lookup"))
+	}
+	now, err := r.Applied()
+	if err != nil || now == nil {
+		return 0, errors.Join(err, errors.New("applied"))
+	}
+	if _, err := r.ActiveCount(5); err != nil {
+		return 0, err
+	}
+	return r.Total()
+}
+
+// smallDisk is a file system of size bytes.
+func smallDisk(t *testing.T, size int) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting a small tmpfs needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Skipf("mounting a small tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fillUp leaves no space in dir; what it returns gives it back.
+func fillUp(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	path := filepath.Join(dir, "filler")
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for page := make([]byte, 4096); err == nil; {
+		_, err = file.Write(page)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// On a full disk a change fails and a revert goes through, by the reserve.
+func TestFullDisk(t *testing.T) {
+	f := newFixture(t)
+	disk := smallDisk(t, 4<<20)
+	f.dir = filepath.Join(disk, "state")
+	reserve := filepath.Join(f.dir, reserveFile)
+	s, _ := f.open()
+	a := applied(t, s, 512)
+	b := commit(t, s, change(1024))
+	free := fillUp(t, disk)
+	refused := func(err error) {
+		t.Helper()
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("on a full disk: %v", err)
+		}
+	}
+	refused(s.Confirm(t.Context()))
+	expect(t, s, b, a)
+	_, err := s.Commit(t.Context(), change(2048))
+	refused(err)
+	expect(t, s, b, a)
+	if err := s.Probe(); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the disk is full: free some space there") {
+		t.Errorf("probe of a full disk: %v", err)
+	}
+	if info, err := os.Stat(reserve); err != nil || info.Size() != reserveSize {
+		t.Errorf("the reserve was given up for a change: %v, %v", info, err)
+	}
+	c := commit(t, s, revert(b, a, "no memory"))
+	confirm(t, s)
+	expect(t, s, c, c)
+	if left, err := filepath.Glob(f.repo("tmp", "*")); err != nil || len(left) != 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+	f.fsck()
+	free2 := fillAgain(t, disk)
+	if _, err := s.Commit(t.Context(), schema.Snapshot{Kind: schema.KindRollback, Config: sized(64)}); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("without the reserve: %v", err)
+	}
+	expect(t, s, c, c)
+	s, repairs := f.reopen(s) // it starts on a full disk too
+	noRepairs(t, repairs)
+	expect(t, s, c, c)
+	free()
+	free2()
+	if err := s.Probe(); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Stat(reserve); err != nil || info.Size() != reserveSize {
+		t.Errorf("the reserve is not there again: %v", err)
+	}
+	d := applied(t, s, 2048)
+	s, repairs = f.reopen(s)
+	noRepairs(t, repairs)
+	expect(t, s, d, d)
+	f.fsck()
+}
+
+// A file system that is mounted read-only is said to be that.
+func TestReadOnlyMount(t *testing.T) {
+	f := newFixture(t)
+	disk := smallDisk(t, 4<<20)
+	f.dir = filepath.Join(disk, "state")
+	s, _ := f.open()
+	a := applied(t, s, 512)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Skipf("remounting a tmpfs: %v", err)
+	}
+	if _, _, err := Open(t.Context(), f.options()); !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), "mount it writable, or choose another --state") {
+		t.Errorf("opened read-only: %v", err)
+	}
+	if rec, err := f.reader().Lookup(t.Context(), "1"); err != nil || rec.ID != a.ID {
+		t.Errorf("a Reader of a read-only history: %v", err)
+	}
+}
+
+// fillAgain fills what came free under another name.
+func fillAgain(t *testing.T, disk string) (free func()) {
+	t.Helper()
+	dir := filepath.Join(disk, "more")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return fillUp(t, dir)
+}
+
+const holdLock = "GITSTORE_TEST_HOLD_LOCK"
+
+// TestMain is the other process of TestLock too: it opens the directory that
+// the environment names, says so, and holds it until it is killed.
+func TestMain(m *testing.M) {
+	dir := os.Getenv(holdLock)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	s, _, err := Open(context.Background(), Options{Dir: dir, Environment: "production", Instance: "web-1"})
+	if err == nil {
+		_, err = s.Commit(context.Background(), change(512))
+	}
+	if err == nil {
+		err = s.Confirm(context.Background())
+	}
+	if err == nil {
+		_, err = s.Commit(context.Background(), change(1024))
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("holds it")
+	_, _ = bufio.NewReader(os.Stdin).ReadByte() // for ever: nobody writes
+}
+
+// refusedLock opens the directory, which must fail after about a second.
+func (f *fixture) refusedLock(pid int) {
+	f.t.Helper()
+	start := time.Now()
+	s, _, err := Open(f.t.Context(), f.options())
+	took := time.Since(start)
+	if err == nil {
+		_ = s.Close()
+		f.t.Fatal("two have the lock")
+	}
+	for _, say := range []string{"is in use by another agent", fmt.Sprintf("(pid %d)", pid), "stop that one, or choose another --state"} {
+		if !strings.Contains(err.Error(), say) {
+			f.t.Errorf("the error does not say %q: %v", say, err)
+		}
+	}
+	if took < lockWait || took > 4*lockWait {
+		f.t.Errorf("refused after %v", took)
+	}
+}
+
+func TestLockInThisProcess(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	s, _ := f.open()
+	f.refusedLock(os.Getpid())
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, _, err := Open(ctx, f.options()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waiting for the lock goes on behind its deadline: %v", err)
+	}
+	applied(t, s, 64) // the holder is not disturbed
+	_, repairs := f.reopen(s)
+	noRepairs(t, repairs)
+}
+
+func TestLockOfAnotherProcess(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(slices.Clone(os.Environ()), holdLock+"="+f.dir)
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "holds it\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	f.refusedLock(cmd.Process.Pid)
+	if total, err := f.reader().Total(); total != 2 || err != nil { // no lock for readers
+		t.Errorf("total %d, %v", total, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	s, repairs := f.open()
+	noRepairs(t, repairs)
+	if s.Total() != 2 || s.Applied() == nil || s.Applied().Index != 1 {
+		t.Errorf("a kill lost records: %d, applied %s", s.Total(), idOf(s.Applied()))
+	}
+	confirm(t, s)
+	f.fsck()
+}
