@@ -2,7 +2,7 @@ package apply
 
 import (
 	"context"
-	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -49,7 +49,7 @@ func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
 		r.flight = &flight{id: head.ID, started: time.Now(), deaths: 1}
 		r.clear("commit")
 		r.recordPending(head)
-		r.log.Info("recover", "found a candidate that is not settled; asking the engine", "snapshot", head.ID)
+		r.log.Event(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", head.ID)
 	}
 	return r.flight
 }
@@ -119,7 +119,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	}
 	r.flight = &flight{id: snap.ID, fresh: true, started: start}
 	if rec.Kind == schema.KindChange {
-		r.flight.started = r.seen.at
+		r.flight.started = r.seen.since
 	}
 	r.clear("send")
 	r.recordPending(snap)
@@ -217,7 +217,7 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 func (r *Reconciler) died(f *flight) {
 	f.broken = false
 	f.deaths++
-	r.log.Warn("died", "the engine died while it was taking the candidate", "snapshot", f.id, "deaths", f.deaths)
+	r.log.Event(slog.LevelWarn, "the engine died while it was taking the candidate", "snapshot", f.id, "deaths", f.deaths)
 	if f.deaths >= 2 {
 		f.verdict = &verdict{by: "engine", reason: "the engine died twice while taking it"}
 	}
@@ -294,7 +294,7 @@ func (r *Reconciler) lied(ctx context.Context, head *schema.Snapshot, f *flight,
 	}
 	f.acked = false
 	if f.lies++; f.lies < 2 {
-		r.log.Warn("send", "the engine accepted and runs something else; sending once more", "snapshot", head.ID)
+		r.log.Event(slog.LevelWarn, "the engine accepted and runs something else; sending once more", "snapshot", head.ID)
 		r.clear("send")
 		return true
 	}
@@ -326,13 +326,29 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.clear("confirm", "send", "assert")
 	r.flight, r.drift, r.engine.returned = nil, nil, false
 	head := r.opt.Store.Head()
+	r.since.id, r.since.at = head.ID, schema.Unix(time.Now())
 	if head.Kind == schema.KindRollback {
 		r.opt.Metrics.Rollback("operator")
 	}
 	r.opt.Metrics.Phase("total", time.Since(f.started))
 	r.opt.Metrics.Success("transaction")
-	r.finish(head.ID, schema.Applied, "")
-	r.log.Info("applied", "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
-		"description", fmt.Sprintf("%.200s", head.Description), "took", time.Since(f.started).Round(10*time.Microsecond))
+	r.finish(head.ID, schema.Applied, appliedText(head))
+	r.log.Event(slog.LevelInfo, "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
+		"description", head.Description, "took", time.Since(f.started).Round(10*time.Microsecond).String())
+	if head.Held != nil {
+		r.log.Event(slog.LevelInfo, "what the source declares is held: it is not tried until it changes, or until agent resume")
+	}
 	return true
+}
+
+// appliedText says what an applied candidate changed, and what it holds.
+func appliedText(s *schema.Snapshot) string {
+	text := changesText(s.Changes)
+	if text == "" {
+		text = "nothing changed"
+	}
+	if s.Held != nil {
+		text += "; what the source declares is held until it changes, or until agent resume"
+	}
+	return text
 }

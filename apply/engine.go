@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"strings"
 	"syscall"
 	"time"
@@ -57,7 +58,7 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 		return reading, err
 	}
 	if !e.reachable && e.known {
-		r.log.Info("engine", "the engine answers again", "socket", r.opt.Socket)
+		r.log.Event(slog.LevelInfo, "the engine answers again", "socket", r.opt.Socket)
 	}
 	r.log.Clear("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
@@ -156,7 +157,7 @@ func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare
 // engineInOrder notes that the engine runs the applied snapshot.
 func (r *Reconciler) engineInOrder() {
 	if r.drift != nil {
-		r.log.Info("drift", "the drift is over: the engine runs the applied snapshot")
+		r.log.Event(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
 	}
 	r.engine.returned, r.drift = false, nil
 	r.clear("assert")
@@ -167,7 +168,7 @@ func (r *Reconciler) noteDrift(runs schema.Parameters, applied *schema.Snapshot)
 	if r.drift == nil {
 		r.drift = &Drift{Since: schema.Unix(time.Now())}
 		r.opt.Metrics.Drift()
-		r.log.Warn("drift", "the engine runs something else than the applied snapshot, and it did not restart",
+		r.log.Event(slog.LevelWarn, "the engine runs something else than the applied snapshot, and it did not restart",
 			"snapshot", applied.ID, "differences", changesText(differences), "mode", string(r.opt.Drift))
 	}
 	r.drift = &Drift{Since: r.drift.Since, Differences: differences}
@@ -191,7 +192,7 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 		reading, err := r.read(ctx)
 		if err == nil && reading.Parameters == s.Config {
 			r.clear("assert")
-			r.log.Info("asserted", "the engine was brought to a recorded state", "snapshot", s.ID)
+			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
 			return true
 		}
 		if err != nil {

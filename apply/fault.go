@@ -103,8 +103,10 @@ func (p *repeater) Clear(key string) {
 	delete(p.last, key)
 }
 
-// Info logs at once: it is for what happened, not for what goes on.
-func (p *repeater) Info(_, text string, args ...any) { p.Logger.Info(text, args...) }
+// Event logs what happened, each time; Warn and Error are for what goes on.
+func (p *repeater) Event(level slog.Level, text string, args ...any) {
+	p.Log(context.Background(), level, text, args...)
+}
 
 // Warn logs what goes on wrong, see repeater.
 func (p *repeater) Warn(key, text string, args ...any) { p.log(slog.LevelWarn, key, text, args) }

@@ -66,7 +66,7 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		return Result{Outcome: schema.Pending, Text: "still pending; `agent status` says how it stands"}, nil
+		return Result{Outcome: schema.Pending, Text: "it goes on, and is on record"}, nil
 	}
 }
 
@@ -106,7 +106,7 @@ func cmpOr(a, b string) string {
 // leads it to the engine. It supersedes what is pending.
 func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *schema.Snapshot) {
 	open := head.Commit != applied.Commit
-	target, err := r.target(ctx, q.ID, applied)
+	target, err := r.target(ctx, q.ID, head)
 	if err != nil {
 		q.answer(Result{}, err)
 		return
@@ -158,8 +158,9 @@ func (r *Reconciler) rollbackHold(q *request, target *schema.Record, head, appli
 }
 
 // target finds the state to go back to: the one named, or the newest applied
-// one that differs from what is applied.
-func (r *Reconciler) target(ctx context.Context, id string, applied *schema.Snapshot) (*schema.Record, error) {
+// one that differs from the head. While a candidate is open that is the state
+// before it, which is what is applied.
+func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapshot) (*schema.Record, error) {
 	var found *schema.Record
 	if id != "" {
 		rec, err := r.opt.Store.Lookup(ctx, id)
@@ -168,7 +169,7 @@ func (r *Reconciler) target(ctx context.Context, id string, applied *schema.Snap
 		}
 		found = &rec
 	} else {
-		rec, err := previous(ctx, r.opt.Store, applied)
+		rec, err := previous(ctx, r.opt.Store, head)
 		if err != nil {
 			return nil, fmt.Errorf("rollback: %w", err)
 		}
@@ -189,11 +190,8 @@ func (r *Reconciler) target(ctx context.Context, id string, applied *schema.Snap
 	return found, nil
 }
 
-// previous is the newest applied state that differs from the applied one.
-func previous(ctx context.Context, s Store, applied *schema.Snapshot) (*schema.Record, error) {
-	if applied == nil {
-		return nil, nil
-	}
+// previous is the newest applied state that differs from that of head.
+func previous(ctx context.Context, s Store, head *schema.Snapshot) (*schema.Record, error) {
 	for before := ""; ; {
 		page, err := s.List(ctx, before, 50)
 		if err != nil || len(page) == 0 {
@@ -201,7 +199,7 @@ func previous(ctx context.Context, s Store, applied *schema.Snapshot) (*schema.R
 		}
 		for i := range page {
 			rec := &page[i]
-			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != applied.Config {
+			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != head.Config {
 				return rec, nil
 			}
 		}
@@ -243,6 +241,7 @@ func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema
 		q.answer(Result{}, fmt.Errorf("%s: it cannot be recorded: %w", q.Verb, err))
 		return
 	}
+	r.seen.since = time.Now()
 	q.answer(Result{Outcome: schema.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}, nil)
 }
 

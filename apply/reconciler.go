@@ -124,8 +124,12 @@ type Reconciler struct {
 	waiters   []*request // rollbacks whose caller waits for the outcome
 	wake      time.Time  // when to turn next at the latest
 	writable  bool
-	validity  map[schema.Parameters]bool
-	probed    time.Time
+	since     struct { // when this process saw the record id applied, Unix seconds
+		id string
+		at float64
+	}
+	validity map[schema.Parameters]bool
+	probed   time.Time
 	// sourceGood is the source's last good read that was counted.
 	sourceGood time.Time
 }
@@ -135,6 +139,7 @@ type Reconciler struct {
 type declared struct {
 	doc        *schema.Document
 	at         time.Time
+	since      time.Time             // when it could first be tried: seen, or no longer held
 	config     *schema.Configuration // nil while invalid
 	violations *schema.Violations
 }
@@ -171,6 +176,9 @@ func (r *Reconciler) SourceError(err error) {
 	r.log.Error("source", "the configuration cannot be read; the engine keeps what it has", "error", err)
 	r.poke()
 }
+
+// SourceRead says that the source was read and has nothing new.
+func (r *Reconciler) SourceRead() { r.poke() }
 
 // EngineHint says that the engine may have come, gone or restarted.
 func (r *Reconciler) EngineHint() {
@@ -293,7 +301,7 @@ func (r *Reconciler) takeInbox() {
 	config, violations := schema.Load(doc, r.opt.Instance)
 	r.opt.Metrics.Phase("load", time.Since(start))
 	changed := r.seen.doc == nil || r.seen.doc.Revision() != doc.Revision()
-	r.seen = declared{doc: doc, at: at, config: config, violations: violations}
+	r.seen = declared{doc: doc, at: at, since: at, config: config, violations: violations}
 	if config != nil {
 		r.noteValid(config.Parameters, true)
 	}

@@ -2,7 +2,7 @@ package apply
 
 import (
 	"context"
-	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -16,7 +16,7 @@ const probeEvery = 30 * time.Second
 // ledger is what listings say of the records up to applied, kept so that a
 // status needs no walk through the history.
 type ledger struct {
-	total    int
+	head     string // commit
 	applied  string // commit
 	active   int    // applied states within the default page
 	previous string // where `agent rollback` without an id goes
@@ -26,11 +26,11 @@ type ledger struct {
 // waits for it.
 func (r *Reconciler) account(ctx context.Context) {
 	schema.Prepare()
-	applied := r.opt.Store.Applied()
-	if applied == nil || (r.ledger.applied == applied.Commit && r.ledger.total == r.opt.Store.Total()) {
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit) {
 		return
 	}
-	l := ledger{total: r.opt.Store.Total(), applied: applied.Commit}
+	l := ledger{head: head.Commit, applied: applied.Commit}
 	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
 	if err != nil {
 		r.log.Warn("list", "the snapshots cannot be listed", "error", err)
@@ -40,7 +40,7 @@ func (r *Reconciler) account(ctx context.Context) {
 			l.active++
 		}
 	}
-	if rec, err := previous(ctx, r.opt.Store, applied); err == nil && rec != nil {
+	if rec, err := previous(ctx, r.opt.Store, head); err == nil && rec != nil {
 		l.previous = rec.ID
 	}
 	r.ledger = l
@@ -91,8 +91,8 @@ func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
 		Revision: doc.Revision(), Outcome: schema.Invalid, Reason: v.Error(),
 		Violations: v.List, ViolationsTotal: v.Total,
 	})
-	r.log.Logger.Warn("the configuration is not valid; the engine keeps what it has",
-		"violations", v.Total, "first", v.List[0].String())
+	r.log.Event(slog.LevelWarn, "the configuration is not valid; the engine keeps what it has",
+		"violations", v.Total, "violation", v.List[0].String())
 }
 
 // settledFor reports whether the attempt at revision has an outcome that a
@@ -114,12 +114,20 @@ func (r *Reconciler) recordHeld(hold *schema.Hold) {
 	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == schema.Held) {
 		return
 	}
-	reason := fmt.Sprintf("held by %s: %s", hold.By, hold.Reason)
-	if hold.Paused {
-		reason = "paused: " + hold.Reason
-	}
+	reason := heldReason(hold)
 	r.record(Attempt{Revision: revision, Outcome: schema.Held, Reason: reason})
-	r.log.Logger.Warn("not tried: "+reason, "revision", revision, "hint", heldHint(hold))
+	r.log.Event(slog.LevelWarn, "not tried: "+reason, "revision", revision, "hint", heldHint(hold))
+}
+
+// heldReason says why something is held, to follow the word "held".
+func heldReason(hold *schema.Hold) string {
+	switch {
+	case hold.Paused:
+		return "paused by the operator: " + hold.Reason
+	case hold.By == "engine":
+		return "the engine rejected it before: " + hold.Reason
+	}
+	return "by the " + hold.By + ": " + hold.Reason
 }
 
 func heldHint(hold *schema.Hold) string {
@@ -145,7 +153,7 @@ func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
 		return false
 	}
 	r.record(Attempt{Revision: revision, Outcome: schema.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
-	r.log.Info("unchanged", "unchanged: the engine already runs what is declared", "snapshot", applied.ID)
+	r.log.Event(slog.LevelInfo, "unchanged: the engine already runs what is declared", "snapshot", applied.ID)
 	r.opt.Metrics.Success("transaction")
 	return false
 }
@@ -291,7 +299,7 @@ func (r *Reconciler) engineStatus() EngineStatus {
 // running names the record of what the engine was last read to run.
 func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 	run := Running{}
-	if applied != nil && r.ledger.applied == applied.Commit {
+	if applied != nil && r.ledger.applied == applied.Commit && r.ledger.head == head.Commit {
 		run.RollbackSnapshot = r.ledger.previous
 	}
 	if !r.engine.known {
@@ -302,6 +310,9 @@ func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 		if s != nil && s.Config == runs {
 			run.SnapshotID, run.Revision, run.SourceRevision = s.ID, s.Commit, s.Source.Revision
 			run.Since, run.Confirmed = s.Timestamp, s == applied
+			if r.since.id == s.ID {
+				run.Since = r.since.at
+			}
 			break
 		}
 	}
@@ -376,7 +387,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	case r.seen.violations != nil:
 		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate` shows every violation; the engine keeps what it has"
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
-		return StateHeld, fmt.Sprintf("held by %s: %s", s.Held.By, s.Held.Reason), heldHint(s.Held)
+		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:
 		return StateInSync, "the engine runs what the source declares", ""
 	case r.seen.doc == nil:

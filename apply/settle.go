@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"dtesn-agent/schema"
@@ -31,7 +32,7 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 			r.opt.Metrics.Phase("commit", time.Since(start))
 			r.clear("revert", "send")
 			r.engine.due = true
-			r.log.Warn("rejected", "rejected by the engine; going back to the last good state",
+			r.log.Event(slog.LevelWarn, "rejected by the engine; going back to the last good state",
 				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes))
 			return true
 		} else if now := r.opt.Store.Head(); now.Commit != head.Commit {
@@ -68,7 +69,7 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 	}
 	r.clear("revert", "send")
 	r.engine.due = true
-	r.log.Info("withdrawn", "the candidate was withdrawn", "snapshot", head.ID, "reason", reason)
+	r.log.Event(slog.LevelInfo, "the candidate was withdrawn", "snapshot", head.ID, "reason", reason)
 	return true
 }
 
@@ -114,7 +115,7 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 	}
 	r.clear("commit")
 	r.engine.due = true
-	r.log.Info("hold", why)
+	r.log.Event(slog.LevelInfo, why)
 	return nil
 }
 

@@ -215,12 +215,12 @@ func explain(socket string, err error) error {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return fmt.Errorf("there is no socket: start the engine, or name its socket with --engine: %w", cause)
+		return fmt.Errorf("there is no socket (%w): start the engine, or name its socket with --engine", cause)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		if info, statErr := os.Stat(socket); statErr == nil && info.Mode().Type() != fs.ModeSocket {
-			return fmt.Errorf("it is no socket but %s: name the engine's socket with --engine: %w", kind(info.Mode()), cause)
+			return fmt.Errorf("it is no socket but %s (%w): name the engine's socket with --engine", kind(info.Mode()), cause)
 		}
-		return fmt.Errorf("nobody listens on the socket: start the engine again, it left the file behind: %w", cause)
+		return fmt.Errorf("nobody listens on the socket (%w): start the engine again, it left the file behind", cause)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("uid %d may not connect: run the agent as the engine's user or group, or open the socket and its directory to it: %w", os.Geteuid(), cause)
 	case errors.Is(err, syscall.EAGAIN):

@@ -118,7 +118,9 @@ func body(rec *schema.Snapshot, subject string) string {
 		lines = append(lines, c.String())
 	}
 	for _, e := range rec.Errors {
-		lines = append(lines, "error: "+e)
+		if e != rec.Description {
+			lines = append(lines, "error: "+e)
+		}
 	}
 	if h := rec.Held; h != nil {
 		lines = append(lines, holdLine(h))

@@ -50,6 +50,9 @@ type FilesOptions struct {
 	Settle time.Duration
 	// Resync is how often the files are read without any hint; 30 s if 0.
 	Resync time.Duration
+	// OnRead, if set, is called after a reading that found nothing new, so that
+	// its time can be told; it must return at once.
+	OnRead func()
 	// Logger gets what is of no use to the Sink; nil discards it.
 	Logger *slog.Logger
 }

@@ -85,7 +85,10 @@ func TestCreationIsNoRename(t *testing.T) {
 	sink.next(t)
 	path := filepath.Join(root, "production.yaml")
 	must(t, os.Remove(path))
-	file, err := os.Create(path)
+	if _, there := sink.next(t).doc.File("production.yaml"); there {
+		t.Fatal("the file was removed and is delivered")
+	}
+	file, err := os.Create(path) // with nothing else to wait for
 	must(t, err)
 	defer file.Close()
 	for _, half := range []string{"env ", "2\n"} {

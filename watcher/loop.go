@@ -147,6 +147,9 @@ func (l *loop) look() {
 	}
 	if l.current(r.doc) {
 		l.calm()
+		if l.opt.OnRead != nil {
+			l.opt.OnRead()
+		}
 		return
 	}
 	if l.whole(r, start) {

@@ -60,7 +60,10 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	metrics := status.NewMetrics(version(), env)
-	a.files = watcher.NewFiles(watcher.FilesOptions{Root: s.config, Environment: env, Settle: s.settle, Resync: s.resync, Logger: logger})
+	a.files = watcher.NewFiles(watcher.FilesOptions{
+		Root: s.config, Environment: env, Settle: s.settle, Resync: s.resync, Logger: logger,
+		OnRead: func() { a.reconciler.SourceRead() },
+	})
 	opt := apply.Options{
 		Environment: env, Instance: s.instance, AgentVersion: version(),
 		Store: a.store, Engine: a.client, Metrics: metrics, Logger: logger,
@@ -218,6 +221,7 @@ type once struct {
 	over    chan struct{}
 	outcome schema.Outcome
 	reason  string
+	by      string // who holds it
 }
 
 func newOnce() *once { return &once{over: make(chan struct{})} }
@@ -232,6 +236,9 @@ func (o *once) status(s *apply.Status) {
 		return
 	}
 	o.outcome, o.reason = a.Outcome, a.Reason
+	if s.Held != nil && !s.Held.Paused {
+		o.by = s.Held.By
+	}
 	close(o.over)
 }
 
@@ -257,6 +264,12 @@ func (o *once) result() error {
 		return &failure{code: exitInvalid, err: err}
 	case schema.Rejected:
 		return &failure{code: exitRejected, err: err}
+	case schema.Held:
+		code := exitFault
+		if o.by == "engine" {
+			code = exitRejected
+		}
+		return &failure{code: code, err: err, hint: "declare other parameters; or run the agent without --once and use agent resume"}
 	}
 	return fault(err, "")
 }

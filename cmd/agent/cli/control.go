@@ -91,6 +91,7 @@ func (c *control) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.status)
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, _ *http.Request) {
+		c.agent.log.Info("the source is read on request")
 		c.agent.files.Sync()
 		writeJSON(w, http.StatusOK, orderResult{Text: "the source is being read"})
 	})

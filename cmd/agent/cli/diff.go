@@ -50,6 +50,7 @@ records, the first as the old side. It needs no running agent.`,
 		},
 	}
 	stateFlag(cmd, &state)
+	cmd.ValidArgsFunction = completeID(&state)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/diff/{id}")
 	return cmd
 }

@@ -32,6 +32,7 @@ Exit codes: 0 applied, 4 rejected by the engine (which is back on what it ran),
 		},
 	}
 	stateFlag(cmd, &state)
+	cmd.ValidArgsFunction = completeID(&state)
 	needReason(cmd, &reason)
 	timeoutFlag(cmd, &timeout)
 	cmd.Flags().BoolVar(&pause, "pause", false, "try nothing afterwards, until agent resume")

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
 )
 
@@ -52,7 +53,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
 	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
 	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default; all are kept")
-	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected")
+	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared (waiting for it if it is down), then exit: 0 applied or unchanged, 3 invalid, 4 rejected, 1 held or paused")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
 	f.StringVar(&s.logFormat, "log-format", "text", "the log's format: text or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "the least level that is logged: debug, info, warn or error")
@@ -95,7 +96,15 @@ beats the environment, which beats the file.`,
 	}
 	s.flags(cmd.Flags())
 	completeEnvironment(cmd)
+	complete(cmd, "drift", string(apply.DriftCorrect), string(apply.DriftReport))
+	complete(cmd, "log-format", "text", "json")
+	complete(cmd, "log-level", "debug", "info", "warn", "error")
 	return cmd
+}
+
+// complete offers the values of a flag to a shell.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // completeEnvironment offers the four names to a shell.
@@ -153,6 +162,14 @@ func (s *settings) check() error {
 	}
 	if d := apply.DriftMode(s.drift); d != apply.DriftCorrect && d != apply.DriftReport {
 		return usage("--drift: %q is neither correct nor report", s.drift)
+	}
+	if err := status.CheckAddress(s.listen, true); err != nil {
+		return usage("--listen: %w", err)
+	}
+	if s.healthListen != "" {
+		if err := status.CheckAddress(s.healthListen, false); err != nil {
+			return usage("--health-listen: %w", err)
+		}
 	}
 	_, err := s.logger(io.Discard)
 	return err
@@ -213,16 +230,19 @@ func (a *agent) banner(w io.Writer) {
 	if s.observe {
 		verb = "observes, and does not change,"
 	}
-	fmt.Fprintf(w, `agent %s %s %s on what %s declares for %s.
+	back := fmt.Sprintf("  go back   %s rollback --reason TEXT --state %s\n", self, shellWord(s.state))
+	if s.observe {
+		back = ""
+	}
+	fmt.Fprintf(w, `agent %s (pid %d) %s %s on what %s declares for %s.
 
   edit      %s
   status    http://%s/    or: %s status --state %s
   history   %s --git-dir %s log -p %s
-  go back   %s rollback --reason TEXT --state %s
-  stop      Ctrl-C (%s)
+%s  stop      Ctrl-C (%s)
 
-`, version(), verb, engine, s.config, s.environment, filepath.Join(s.config, s.environment+".yaml"),
-		a.httpAddr, self, shellWord(s.state), git, shellWord(a.repository), s.environment, self, shellWord(s.state), end)
+`, version(), os.Getpid(), verb, engine, s.config, s.environment, filepath.Join(s.config, s.environment+".yaml"),
+		a.httpAddr, self, shellWord(s.state), git, shellWord(a.repository), s.environment, back, end)
 }
 
 // shellWord quotes s for a shell if it needs it.

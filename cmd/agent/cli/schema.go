@@ -38,6 +38,6 @@ environment's file for editors (yaml-language-server), or a table for people.`,
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "markdown", "cue, jsonschema or markdown")
-	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"cue", "jsonschema", "markdown"}, cobra.ShellCompDirectiveNoFileComp))
+	complete(cmd, "format", "cue", "jsonschema", "markdown")
 	return cmd
 }

@@ -44,6 +44,7 @@ digits of its commit. It needs no running agent.`,
 		},
 	}
 	stateFlag(cmd, &state)
+	cmd.ValidArgsFunction = completeID(&state)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/snapshots/{id}")
 	return cmd
 }

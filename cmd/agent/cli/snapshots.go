@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -21,6 +23,23 @@ func history(state string) (*gitstore.Reader, error) {
 		return nil, fault(err, "")
 	}
 	return r, nil
+}
+
+// completeID offers the newest snapshots' ids to a shell.
+func completeID(state *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		var ids []string
+		if *state == "" {
+			*state = os.Getenv(envName("state"))
+		}
+		if r, err := gitstore.OpenReader(*state); err == nil {
+			records, _ := r.List(cmd.Context(), "", 50)
+			for i := range records {
+				ids = append(ids, cobra.CompletionWithDesc(records[i].ID, string(records[i].Outcome)+" "+oneLine(records[i].Description)))
+			}
+		}
+		return ids, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 func newSnapshots() *cobra.Command {
@@ -72,14 +91,22 @@ func listText(w io.Writer, records []schema.Record) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SNAPSHOT\tWHEN\tKIND\tOUTCOME\tDESCRIPTION")
+	fmt.Fprintln(t, "SNAPSHOT\tWHEN\tKIND\tOUTCOME\tCHANGES\tDESCRIPTION")
 	for i := range records {
 		rec := &records[i]
 		mark := ""
 		if rec.IsActive {
-			mark = " (runs)"
+			mark = " (active)"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%.80s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark, oneLine(rec.Description))
+		var changes []string
+		for _, c := range rec.Changes {
+			changes = append(changes, fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New))
+		}
+		if len(changes) == 0 {
+			changes = []string{"-"}
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%.80s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
+			strings.Join(changes, ", "), oneLine(rec.Description))
 	}
 	return t.Flush()
 }

@@ -80,6 +80,7 @@ Exit codes: 0 valid, 3 not valid, 1 if a directory cannot be read.`,
 	f.StringVar(&environment, "environment", "", "check only this environment; all that have a file if not given")
 	f.StringVar(&format, "format", "text", "text, json or github (annotations of a pull request)")
 	completeEnvironment(cmd)
+	complete(cmd, "format", "text", "json", "github")
 	return cmd
 }
 
@@ -144,6 +145,9 @@ func target(arg string, only schema.Environment) (root string, envs []schema.Env
 		name := schema.Environment(strings.TrimSuffix(filepath.Base(arg), ".yaml"))
 		if _, err := schema.ParseEnvironment(string(name)); err == nil && only == "" {
 			return root, []schema.Environment{name}, nil
+		}
+		if filepath.Ext(arg) != ".yaml" {
+			return "", nil, fault(fmt.Errorf("%s is no configuration file", arg), "name base.yaml, an environment's file, a template, or their directory")
 		}
 	}
 	if only != "" {

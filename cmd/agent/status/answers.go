@@ -160,7 +160,7 @@ func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("the body is empty")
 		}
-		fail(w, http.StatusBadRequest, "this is no dry run: "+err.Error())
+		fail(w, http.StatusBadRequest, "this is no dry run: "+err.Error()+`; an example: {"parameter": "max_membrane_depth", "value": 8}`)
 		return
 	}
 	values := over(s.opt.Source.Status())

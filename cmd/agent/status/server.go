@@ -58,29 +58,34 @@ func New(opt Options) *Server {
 	return &Server{opt: opt}
 }
 
-// Listen takes addr. Off loopback it is refused unless it is only for health:
-// the endpoint has no tokens and no TLS.
-func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
-	name := "--health-listen"
-	if loopbackOnly {
-		name = "--listen"
-	}
+// CheckAddress reports what is wrong with an address to listen on. Off loopback
+// it is refused unless it is only for health: the endpoint has no tokens and no
+// TLS.
+func CheckAddress(addr string, loopbackOnly bool) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %q is not an address such as 127.0.0.1:9310: %w", name, addr, err)
+		return fmt.Errorf("%q is not an address such as 127.0.0.1:9310: %w", addr, err)
 	}
 	if loopbackOnly && host != "localhost" {
 		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-			return nil, fmt.Errorf("%s: %s is not a loopback address, and the endpoint has no tokens and no TLS; "+
-				"listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", name, addr, port)
+			return fmt.Errorf("%s is not a loopback address, and the endpoint has no tokens and no TLS; "+
+				"listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", addr, port)
 		}
+	}
+	return nil
+}
+
+// Listen takes addr, which CheckAddress has nothing against.
+func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
+	if err := CheckAddress(addr, loopbackOnly); err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s: %s is in use by another program; choose another address, such as 127.0.0.1:0 for any free port", name, addr)
+		return nil, fmt.Errorf("%s is in use by another program; choose another address with --listen, such as 127.0.0.1:0 for any free port", addr)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	return l, nil
 }
@@ -152,6 +157,9 @@ func (s *Server) healthMux(gets map[string]http.HandlerFunc) *http.ServeMux {
 	}
 	mux := http.NewServeMux()
 	var names []string
+	if gets != nil {
+		names = append(names, base+"validate")
+	}
 	for path, handler := range paths {
 		names = append(names, path)
 		if path == "/" {

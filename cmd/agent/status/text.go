@@ -21,7 +21,11 @@ func (s *Server) Text() string { return Text(s.opt.Source.Status(), time.Now()) 
 func Text(s *apply.Status, now time.Time) string {
 	p := &page{now: now}
 	p.line("state", string(s.State))
-	p.line("why", s.Reason)
+	if s.State == apply.StateInvalid {
+		p.line("why", "the document is not valid, see attempted")
+	} else {
+		p.line("why", s.Reason)
+	}
 	p.line("do", s.Hint)
 	p.line("ready", yesNo(s.Ready, s.Unready))
 	p.line("healthy", health(s.Checks(now)))
@@ -48,6 +52,9 @@ func (p *page) line(name, value string) {
 }
 
 func (p *page) more(value string) { fmt.Fprintf(&p.b, "%-10s %s\n", "", plain(value)) }
+
+// short is enough of a revision to tell it from others.
+func short(revision string) string { return revision[:min(12, len(revision))] }
 
 // when is a time as a date and as an age.
 func (p *page) when(unix float64) string {
@@ -88,7 +95,7 @@ func (p *page) running(s *apply.Status) {
 		p.more(fmt.Sprintf("%-30s %v", name, s.Current.Get(name)))
 	}
 	if r.SourceRevision != "" {
-		p.more("declared by " + r.SourceRevision)
+		p.more("declared by " + short(r.SourceRevision))
 	}
 	if r.RollbackSnapshot != "" {
 		p.more("`agent rollback` goes back to " + r.RollbackSnapshot)
@@ -98,7 +105,7 @@ func (p *page) running(s *apply.Status) {
 
 func (p *page) declared(s *apply.Status) {
 	if s.Seen.Revision != "" {
-		p.line("seen", s.Seen.Revision+", "+p.when(s.Seen.At))
+		p.line("seen", short(s.Seen.Revision)+", "+p.when(s.Seen.At))
 	}
 	a := s.Attempted
 	if a == nil {
@@ -106,13 +113,13 @@ func (p *page) declared(s *apply.Status) {
 		p.gap()
 		return
 	}
-	which := a.Revision
-	if which == s.Seen.Revision {
+	which := short(a.Revision)
+	if a.Revision == s.Seen.Revision {
 		which = "what is seen"
 	}
 	p.line("attempted", fmt.Sprintf("%s: %s, %s", which, a.Outcome, p.when(a.At)))
-	if a.Outcome != schema.Invalid && a.Reason != "" {
-		p.more(a.Reason)
+	if a.Outcome != schema.Invalid && a.Outcome != schema.Unchanged {
+		p.line("", a.Reason)
 	}
 	for i, v := range a.Violations {
 		if i == shownViolations {
