@@ -44,9 +44,7 @@ type verdict struct {
 // did not commit it.
 func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
 	if r.flight == nil || r.flight.id != head.ID {
-		// Whoever committed it may have sent it and met a death: this counts as
-		// one, so that no restart makes the engine die a third time.
-		r.flight = &flight{id: head.ID, started: time.Now(), deaths: 1}
+		r.flight = &flight{id: head.ID, started: time.Now()}
 		r.clear("commit")
 		r.recordPending(head)
 		r.log.Event(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", head.ID)
@@ -114,6 +112,8 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
 	r.clear("commit")
+	r.clear("assert") // of a settlement that this takes the place of
+	r.settled = ""
 	if rec.OutcomeOf != nil {
 		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
 	}
@@ -218,8 +218,13 @@ func (r *Reconciler) died(f *flight) {
 	f.broken = false
 	f.deaths++
 	r.log.Event(slog.LevelWarn, "the engine died while it was taking the candidate", "snapshot", f.id, "deaths", f.deaths)
-	if f.deaths >= 2 {
+	switch {
+	case f.deaths >= 2:
 		f.verdict = &verdict{by: "engine", reason: "the engine died twice while taking it"}
+	case !f.fresh:
+		// Whoever committed it may have met a death too and been cut before the
+		// mark: no restart shall make the engine die a third time.
+		f.verdict = &verdict{by: "engine", reason: "the engine died while taking it, and an earlier try by an agent that was cut short may have ended the same way"}
 	}
 }
 
@@ -241,6 +246,17 @@ func (r *Reconciler) mark(ctx context.Context, f *flight) (ok, more bool) {
 		return f.marked, false
 	}
 	return true, false
+}
+
+// unmark takes back a mark under which the engine came to no harm: nothing was
+// sent, or what was sent was answered, if only by a failure. If it cannot be
+// taken back it stays, which is safe.
+func (r *Reconciler) unmark(ctx context.Context, f *flight) {
+	if f.marked && f.deaths == 0 && !f.broken {
+		if err := r.opt.Store.SetRetried(ctx, false); err == nil {
+			f.marked = false
+		}
+	}
 }
 
 // deliver sends the candidate and follows up on the answer.
@@ -267,8 +283,10 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 		f.verdict = &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
 		return true
 	case schema.VerdictNotSent:
+		r.unmark(ctx, f)
 		return false
 	case schema.VerdictForeign:
+		r.unmark(ctx, f)
 		r.block("send", answer.Err.Error(), foreignHint)
 		return false
 	default:
@@ -286,8 +304,8 @@ func (r *Reconciler) lied(ctx context.Context, head *schema.Snapshot, f *flight,
 	if err != nil {
 		return false
 	}
-	if second.Parameters == head.Config || second.Parameters != first.Parameters {
-		f.acked = false
+	if r.engine.several || second.Parameters == head.Config || second.Parameters != first.Parameters {
+		f.acked, r.engine.several = false, true
 		r.block("send", "two readings in a row disagree: there are several engines behind one socket",
 			"run the server with one worker (--workers 1): each worker has a configuration of its own")
 		return false

@@ -27,8 +27,13 @@ type engineView struct {
 	returned bool
 	// lateUntil: a request whose answer was lost may still land until then.
 	lateUntil time.Time
-	// foreign counts the tries in a row that met a wrong server.
-	foreign int
+	// foreign counts the tries in a row that met a wrong server; wrongLabel: the
+	// last batch was not sent because the engine refused our environment.
+	foreign    int
+	wrongLabel bool
+	// several: two readings in a row disagreed, so that there are several
+	// engines behind the socket, and no reading is evidence against a candidate.
+	several bool
 }
 
 // gone reports whether err says that nobody listens on the socket.
@@ -62,7 +67,7 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	}
 	r.log.Clear("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
-		e.returned = true
+		e.returned, e.several = true, false
 	}
 	e.reading, e.known, e.reachable, e.err, e.at, e.foreign = reading, true, true, nil, now, 0
 	e.next = now.Add(r.opt.DriftInterval)
@@ -102,6 +107,8 @@ func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer
 		Parameters: s.Config, Description: s.Description, SnapshotID: s.ID, Revision: s.Commit,
 	})
 	e := &r.engine
+	var wrong *schema.ForeignError
+	e.wrongLabel = errors.As(answer.Err, &wrong) && wrong.Environment
 	switch answer.Verdict {
 	case schema.VerdictNotSent:
 		r.engineFailed("send", answer.Err)
@@ -205,6 +212,7 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 	}
 	r.opt.Metrics.StageFailure("assert")
 	r.block("assert", reason, hint)
+	r.fault.refused = answer.Verdict == schema.VerdictRejected
 	return false
 }
 

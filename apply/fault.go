@@ -14,6 +14,7 @@ type fault struct {
 	stage, reason, hint string
 	tries               int
 	retryAt             time.Time
+	refused             bool // by the engine: waiting alone does not cure it
 }
 
 // backoff is the wait after the given number of earlier tries.

@@ -179,22 +179,24 @@ const (
 	die        manner = "die"
 	busy       manner = "answer 500"
 	foreign    manner = "be another program"
+	wrongLabel manner = "refuse our environment"
 )
 
 // scripted is an engine that treats batches as told: first the queue, then by
 // Parameters, then it accepts. It fails the test on a batch that must not be.
 type scripted struct {
-	t      *testing.T
-	m      *mishaps
-	store  faulty // of the process that runs now
-	mu     sync.Mutex
-	runs   schema.Parameters
-	peer   int32
-	down   bool
-	queue  []manner
-	always map[schema.Parameters]manner
-	sends  map[schema.Parameters]int
-	banned map[schema.Parameters]bool
+	t       *testing.T
+	m       *mishaps
+	store   faulty // of the process that runs now
+	mu      sync.Mutex
+	runs    schema.Parameters
+	peer    int32
+	down    bool
+	queue   []manner
+	workers []schema.Parameters // what each of several engines runs, in turn
+	always  map[schema.Parameters]manner
+	sends   map[schema.Parameters]int
+	banned  map[schema.Parameters]bool
 }
 
 func (e *scripted) Read(context.Context) (r schema.Reading, err error) {
@@ -203,6 +205,9 @@ func (e *scripted) Read(context.Context) (r schema.Reading, err error) {
 		defer e.mu.Unlock()
 		if e.down {
 			return fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
+		}
+		if len(e.workers) > 0 { // one connection, one worker
+			e.runs, e.workers = e.workers[0], append(e.workers[1:], e.workers[0])
 		}
 		r = schema.Reading{Parameters: e.runs, Environment: string(production), Peer: schema.Peer{PID: e.peer}}
 		return nil
@@ -245,7 +250,7 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 	unknown := func(err error, broken bool) schema.Answer {
 		return schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Broken: broken, Peer: peer}
 	}
-	if how != foreign {
+	if how != foreign && how != wrongLabel {
 		e.sends[b.Parameters]++
 	}
 	switch how {
@@ -268,6 +273,8 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 		return unknown(io.ErrUnexpectedEOF, true)
 	case busy:
 		return unknown(errors.New("HTTP 500"), false)
+	case wrongLabel:
+		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404", Environment: true}}
 	case foreign:
 		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404"}}
 	}

@@ -73,11 +73,6 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 // serve carries out one request on the Reconciler's goroutine.
 func (r *Reconciler) serve(ctx context.Context, q *request) {
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
-	if head != nil && !head.Kind.Candidate() && (applied == nil || head.Commit != applied.Commit) {
-		q.answer(Result{}, fmt.Errorf("%s was not begun: the engine is being brought back to %s first (%s); `agent status` says how it stands",
-			q.Verb, head.ID, cmpOr(r.fault.reason, "waiting for the engine")))
-		return
-	}
 	if applied == nil {
 		q.answer(Result{}, fmt.Errorf("%s: nothing was applied yet, so there is no state to keep or to go back to; correct the configuration, or stop the agent", q.Verb))
 		return
@@ -131,18 +126,24 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *sc
 		q.answer(Result{}, fmt.Errorf("rollback: %s", r.fault.reason))
 		return
 	}
+	if open && !head.Kind.Candidate() {
+		r.tellSettled(ctx, head)
+	}
 	q.id = snap.ID
 	r.waiters = append(r.waiters, q)
 }
 
-// rollbackHold is what an operator's rollback holds: what ran and what the
-// source declares, but not the target itself.
+// rollbackHold is what an operator's rollback holds: what ran, what the source
+// declares, and what was held before, but not the target itself.
 func (r *Reconciler) rollbackHold(q *request, target *schema.Record, head, applied *schema.Snapshot) *schema.Hold {
 	hold := &schema.Hold{
 		Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator",
 		Paused: q.Pause || (head.Held != nil && head.Held.Paused),
 	}
 	held := []schema.Digest{applied.Digest(), head.Digest()}
+	if head.Held != nil {
+		held = append(held, head.Held.Digests...)
+	}
 	if r.engine.known {
 		held = append(held, r.engine.reading.Parameters.Digest())
 	}
@@ -158,8 +159,8 @@ func (r *Reconciler) rollbackHold(q *request, target *schema.Record, head, appli
 }
 
 // target finds the state to go back to: the one named, or the newest applied
-// one that differs from the head. While a candidate is open that is the state
-// before it, which is what is applied.
+// one that differs from the head and is not held: twice in a row goes further
+// back. While a candidate is open it is the state before it, what is applied.
 func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapshot) (*schema.Record, error) {
 	var found *schema.Record
 	if id != "" {
@@ -174,7 +175,7 @@ func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapsho
 			return nil, fmt.Errorf("rollback: %w", err)
 		}
 		if rec == nil {
-			return nil, errors.New("rollback: no earlier state was ever applied; `agent snapshots` lists what there is")
+			return nil, errors.New("rollback: no earlier state was applied that is not held; `agent snapshots` lists what there is, and an id goes anywhere")
 		}
 		found = rec
 	}
@@ -190,18 +191,20 @@ func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapsho
 	return found, nil
 }
 
-// previous is the newest applied state that differs from that of head.
+// previous is the newest applied state that differs from that of head and that
+// head does not hold; nil if there is none.
 func previous(ctx context.Context, s Store, head *schema.Snapshot) (*schema.Record, error) {
 	for before := ""; ; {
 		page, err := s.List(ctx, before, 50)
-		if err != nil || len(page) == 0 {
-			return nil, err
-		}
-		for i := range page {
+		for i := range page { // what came before an error is good
 			rec := &page[i]
-			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != head.Config {
+			held := head.Held != nil && slices.Contains(head.Held.Digests, rec.Digest())
+			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != head.Config && !held {
 				return rec, nil
 			}
+		}
+		if err != nil || len(page) == 0 {
+			return nil, err
 		}
 		before = page[len(page)-1].ID
 	}
@@ -232,7 +235,7 @@ func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *sche
 
 // hold puts a new hold, or the end of one, on record.
 func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema.Snapshot, hold *schema.Hold, why, text string) {
-	if head.Commit != applied.Commit {
+	if head.Kind.Candidate() && head.Commit != applied.Commit {
 		if !r.withdraw(ctx, head, why, hold) {
 			q.answer(Result{}, fmt.Errorf("%s: %s", q.Verb, r.fault.reason))
 			return

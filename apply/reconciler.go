@@ -210,6 +210,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			if r.flight != nil && !r.flight.acked {
+				r.unmark(work, r.flight) // a restart of ours is no cut
+			}
 			r.abandonWaiters()
 			return nil
 		case <-r.kick:

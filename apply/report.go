@@ -265,7 +265,7 @@ func (r *Reconciler) publish() {
 		SnapshotsAvailable:       applied != nil,
 		BackupDirectoryWritable:  r.writable,
 		EngineReachable:          r.engine.reachable,
-		EngineEnvironment:        r.engine.reachable && r.engine.reading.Environment == string(r.opt.Environment),
+		EngineEnvironment:        r.engine.reachable && !r.engine.wrongLabel && r.engine.reading.Environment == string(r.opt.Environment),
 	}
 	s.sourceStaleAt = lastGood.Add(r.opt.SourceStale)
 	r.status.Store(s)
@@ -389,6 +389,9 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
 		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:
+		if s.Source.LastError != "" {
+			return StateInSync, "the engine runs what the source last declared; now it cannot be read: " + s.Source.LastError, "check --config"
+		}
 		return StateInSync, "the engine runs what the source declares", ""
 	case r.seen.doc == nil:
 		return StateStarting, "the source showed no document yet: " + cmpOr(s.Source.LastError, "not read"), "check --config and --environment"

@@ -92,27 +92,27 @@ func (r *Reconciler) revertRecord(head, applied *schema.Snapshot, reason string,
 	return rec
 }
 
-// note records the beginning or the end of a hold or a pause: the applied
-// Parameters again, under the hold given. Only while nothing is open.
+// note records the beginning or the end of a hold or a pause: the Parameters of
+// the head again, under the hold given. Only while no candidate is open.
 func (r *Reconciler) note(ctx context.Context, hold *schema.Hold, why string) (more bool) {
-	if !r.engine.reachable || !r.ready("commit") {
+	if !r.ready("commit") {
 		return false
 	}
 	return r.commitNote(ctx, hold, why) == nil
 }
 
 func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why string) error {
-	applied := r.opt.Store.Applied()
-	rec := schema.Snapshot{
-		Kind: schema.KindNote, Description: why, Config: applied.Config, Held: hold, Source: applied.Source,
-		Provenance: applied.Provenance, Experiments: applied.Experiments, RollbackPoint: applied.RollbackPoint,
-	}
-	r.fill(&rec, applied)
 	head := r.opt.Store.Head()
+	rec := schema.Snapshot{
+		Kind: schema.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint,
+	}
+	r.fill(&rec, r.opt.Store.Applied())
 	if _, err := r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
 		r.diskFailed("commit", err, "the hold cannot be recorded")
 		return err
 	}
+	r.tellSettled(ctx, head) // a revert that was not yet confirmed is covered by this
 	r.clear("commit")
 	r.engine.due = true
 	r.log.Event(slog.LevelInfo, why)
@@ -122,9 +122,13 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 // settle finishes a head that is a revert or a note: the engine is asserted to
 // run it, then it is confirmed. It is never reverted, so that what a crash
 // leaves here ends in one way only. While the engine cannot be brought back
-// nothing else is committed.
+// nothing else is committed, but for what the engine itself makes necessary: see
+// replaceRefused.
 func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bool) {
 	if r.settled != head.ID {
+		if done, more := r.replaceRefused(ctx, head); done {
+			return more
+		}
 		if !r.readDue() && !r.retryDue("assert") {
 			return false
 		}
@@ -132,8 +136,10 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 		if err != nil {
 			return false
 		}
-		if reading.Parameters != head.Config && (!r.ready("assert") || !r.assert(ctx, head)) {
-			return false
+		// A pause is no reason to end a drift that is only to be reported.
+		reported := head.Kind == schema.KindNote && r.drift != nil && r.opt.Drift == DriftReport
+		if reading.Parameters != head.Config && !reported && (!r.ready("assert") || !r.assert(ctx, head)) {
+			return r.fault.refused
 		}
 		r.settled = head.ID
 	}
@@ -145,14 +151,40 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 		return false
 	}
 	r.clear("confirm", "assert", "send", "revert", "commit")
-	r.flight, r.settled, r.recovered, r.drift, r.engine.returned = nil, "", true, nil, false
-	if s := head.OutcomeOf; s != nil {
-		reason := head.Description
-		if s.Outcome == schema.Rejected {
-			r.opt.Metrics.Rollback("engine")
-		}
-		r.ensureAttempt(ctx, s.ID)
-		r.finish(s.ID, s.Outcome, reason)
+	r.flight, r.settled, r.recovered, r.engine.returned = nil, "", true, false
+	if r.engine.reading.Parameters == head.Config {
+		r.drift = nil
 	}
+	r.tellSettled(ctx, head)
 	return true
+}
+
+// tellSettled gives the candidate that head settles its outcome.
+func (r *Reconciler) tellSettled(ctx context.Context, head *schema.Snapshot) {
+	s := head.OutcomeOf
+	if s == nil {
+		return
+	}
+	if s.Outcome == schema.Rejected {
+		r.opt.Metrics.Rollback("engine")
+	}
+	r.ensureAttempt(ctx, s.ID)
+	r.finish(s.ID, s.Outcome, head.Description)
+}
+
+// replaceRefused lets a fix through when the engine refuses the very state it
+// is to be brought back to: it came back smaller, say. Waiting would cure
+// nothing; a valid Document that nothing holds takes the settlement's place.
+func (r *Reconciler) replaceRefused(ctx context.Context, head *schema.Snapshot) (done, more bool) {
+	c := r.seen.config
+	if !r.fault.refused || c == nil || c.Parameters == head.Config || head.Held.Holds(c.Parameters.Digest()) {
+		return false, false
+	}
+	rec := r.changeRecord(r.opt.Store.Applied())
+	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	_, ok := r.commit(ctx, rec)
+	if ok {
+		r.tellSettled(ctx, head)
+	}
+	return true, ok
 }

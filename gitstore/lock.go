@@ -65,6 +65,9 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 			pid = "unknown"
 		}
 		return nil, fmt.Errorf("state directory %s is in use by another agent (pid %s): stop that one, or choose another --state", dir, pid)
+	case ctx.Err() != nil:
+		_ = f.Close()
+		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, err)
 	case err != nil:
 		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w; choose a --state on a file system that knows flock", path, err)

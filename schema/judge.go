@@ -186,5 +186,5 @@ func intended(typ, s string) string {
 	if err != nil || f != math.Trunc(f) || math.Abs(f) > math.MaxInt32 {
 		return ""
 	}
-	return strconv.FormatFloat(f, 'f', 0, 64)
+	return strconv.FormatFloat(f+0, 'f', 0, 64) // -0 + 0 is 0
 }

@@ -241,12 +241,12 @@ func (l *loop) follow(t trail) bool {
 }
 
 // takeRename delivers what a rename onto the environment's file made, and
-// reports whether it could: the way is the same, the other files are not being
-// written, and nothing else has happened up to the end of the reading.
+// reports whether it could: the watch sees all of the way, the other files are
+// not being written, and nothing else has happened up to the end of the reading.
 func (l *loop) takeRename() bool {
 	start := time.Now()
 	r, err := readFiles(l.opt.Root, l.opt.Environment)
-	if err != nil || !l.watch.trail.equal(findTrail(l.opt.Root, r.wanted)) {
+	if err != nil || !l.watch.covers(findTrail(l.opt.Root, r.wanted)) {
 		return false
 	}
 	for _, file := range r.doc.Files {

@@ -2,7 +2,9 @@ package watcher
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/fsnotify/fsnotify"
 )
@@ -86,6 +88,21 @@ func (w *watch) relevant(path string) bool {
 		return true
 	}
 	return w.anyYAML != "" && filepath.Ext(path) == ".yaml" && filepath.Dir(path) == w.anyYAML
+}
+
+// covers reports whether the watch sees every step of t, though it may have
+// been made for another trail.
+func (w *watch) covers(t trail) bool {
+	if t.root != w.trail.root {
+		return false
+	}
+	for _, s := range t.steps {
+		same := slices.ContainsFunc(w.trail.steps, func(own step) bool { return own.dir == s.dir && os.SameFile(own.info, s.info) })
+		if !same || !w.dirs[s.dir] || (s.name != "" && !w.relevant(s.path())) {
+			return false
+		}
+	}
+	return true
 }
 
 // happened asks the journal what happened since it was last asked: whether the

@@ -184,7 +184,9 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 }
 
 // ask speaks to the agent that runs on the state directory.
-func ask(ctx context.Context, state, method, path string, body, answer any) error {
+func ask(ctx context.Context, state, method, path string, body, answer any, patience time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
+	defer cancel()
 	socket := filepath.Join(state, "agent.sock")
 	if err := checkSocketPath(socket); err != nil {
 		return err
@@ -208,6 +210,9 @@ func ask(ctx context.Context, state, method, path string, body, answer any) erro
 		},
 	}}
 	resp, err := client.Do(q)
+	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
+		return fault(fmt.Errorf("the agent on %s did not answer within %s", state, patience), "see whether it hangs or is stopped: its log, and the pid in "+filepath.Join(state, "lock"))
+	}
 	if err != nil {
 		return notRunning(state, err)
 	}
@@ -217,6 +222,8 @@ func ask(ctx context.Context, state, method, path string, body, answer any) erro
 	}
 	return nil
 }
+
+var errNoAnswer = errors.New("no answer")
 
 // notRunning explains why no agent answered.
 func notRunning(state string, err error) error {

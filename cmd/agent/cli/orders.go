@@ -28,7 +28,7 @@ func stateFlag(cmd *cobra.Command, state *string) {
 // give sends an order to the running agent and prints its result.
 func give(cmd *cobra.Command, state, verb string, o order) error {
 	var res orderResult
-	if err := ask(cmd.Context(), state, http.MethodPost, "/"+verb, o, &res); err != nil {
+	if err := ask(cmd.Context(), state, http.MethodPost, "/"+verb, o, &res, time.Duration(o.Timeout*float64(time.Second))+answerTime); err != nil {
 		return err
 	}
 	if res.Error != "" {
@@ -63,9 +63,24 @@ func needReason(cmd *cobra.Command, reason *string) {
 	}
 }
 
-const orderTimeout = 30 * time.Second
+const (
+	orderTimeout = 30 * time.Second
+	// answerTime is how long an agent may take to answer what it need not wait
+	// for.
+	answerTime = 5 * time.Second
+)
 
 // timeoutFlag adds --timeout to a command that waits.
 func timeoutFlag(cmd *cobra.Command, d *time.Duration) {
 	cmd.Flags().DurationVar(d, "timeout", orderTimeout, "how long to wait for the outcome")
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if err := before(cmd, args); err != nil {
+			return err
+		}
+		if *d < 100*time.Millisecond || *d > 24*time.Hour {
+			return usage("--timeout: %s is out of range: 100ms to 24h", *d)
+		}
+		return nil
+	}
 }

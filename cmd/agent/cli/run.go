@@ -134,6 +134,9 @@ func (s *settings) check() error {
 	if _, err := schema.ParseEnvironment(s.environment); err != nil {
 		return usage("--environment: %w", err)
 	}
+	if inside(s.state, s.config) {
+		return usage("--state: %s lies in the configuration directory %s, which is watched and belongs to a repository of its own; choose another", s.state, s.config)
+	}
 	switch {
 	case s.embedded && s.engine != "":
 		return usage("--engine and --embedded-engine exclude each other: choose the server's socket or the engine inside")
@@ -173,6 +176,13 @@ func (s *settings) check() error {
 	}
 	_, err := s.logger(io.Discard)
 	return err
+}
+
+// inside reports whether path is dir or lies below it.
+func inside(path, dir string) bool {
+	p, errP := filepath.Abs(path)
+	d, errD := filepath.Abs(dir)
+	return errP == nil && errD == nil && (p == d || strings.HasPrefix(p, d+string(filepath.Separator)))
 }
 
 func (s *settings) logger(w io.Writer) (*slog.Logger, error) {

@@ -3,9 +3,11 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/providers/env/v2"
@@ -111,7 +113,7 @@ func envName(name string) string {
 // settingsFile reads agent.yaml: one level of names, the flags' own, with
 // scalar values.
 func settingsFile(path string, known []string) (map[string]origin, error) {
-	text, err := os.ReadFile(path)
+	text, err := readSettings(path)
 	if err != nil {
 		hint := "check --settings"
 		if errors.Is(err, fs.ErrNotExist) {
@@ -146,6 +148,27 @@ func settingsFile(path string, known []string) (map[string]origin, error) {
 		values[key.Value] = origin{value: value.Value, place: place}
 	}
 	return values, nil
+}
+
+// maxSettings is the most that a settings file may hold, in bytes.
+const maxSettings = 1 << 20
+
+// readSettings reads a regular file of a sensible size; a pipe or a device
+// would keep the agent from starting, or take its memory.
+func readSettings(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSettings {
+		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxSettings)
+	}
+	return io.ReadAll(io.LimitReader(f, maxSettings))
 }
 
 func knownSetting(name string, known []string, place string, spell func(string) string) error {

@@ -61,9 +61,9 @@ came of it, and what changed. It needs no running agent.`,
 			if err != nil {
 				return err
 			}
-			records, err := r.List(cmd.Context(), before, limit)
-			if err != nil {
-				return fault(err, "")
+			records, listErr := r.List(cmd.Context(), before, limit)
+			if listErr != nil && len(records) == 0 {
+				return fault(listErr, "")
 			}
 			if asJSON {
 				list := make([]json.RawMessage, len(records))
@@ -72,9 +72,16 @@ came of it, and what changed. It needs no running agent.`,
 						return err
 					}
 				}
-				return printJSON(cmd, map[string]any{"success": true, "snapshots": list})
+				if err := printJSON(cmd, map[string]any{"success": listErr == nil, "snapshots": list}); err != nil {
+					return err
+				}
+			} else if err := listText(cmd.OutOrStdout(), records); err != nil {
+				return err
 			}
-			return listText(cmd.OutOrStdout(), records)
+			if listErr != nil { // what could be read is shown all the same
+				return fault(listErr, "what is older than this cannot be read")
+			}
+			return nil
 		},
 	}
 	stateFlag(cmd, &state)

@@ -22,7 +22,7 @@ or 1, for probes and scripts.`,
   agent status --state /var/lib/dtesn-agent --ready`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var r report
-			if err := ask(cmd.Context(), state, http.MethodGet, "/status", nil, &r); err != nil {
+			if err := ask(cmd.Context(), state, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
 				return err
 			}
 			switch {

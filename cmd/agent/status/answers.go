@@ -3,6 +3,7 @@ package status
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -150,6 +151,10 @@ func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
 	dec.DisallowUnknownFields()
 	dec.UseNumber()
 	err := dec.Decode(&ask)
+	var shape *json.UnmarshalTypeError
+	if errors.As(err, &shape) {
+		err = fmt.Errorf("a JSON %s stands where there should be something else", shape.Value)
+	}
 	if err == nil && dec.More() {
 		err = errors.New("something follows the JSON object")
 	}

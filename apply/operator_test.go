@@ -1,0 +1,203 @@
+package apply_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// The stories here began as ways to wedge the agent, to make it lie or to make
+// it forget a hold.
+
+func TestTheEngineRefusesTheWayBack(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateC, "")
+		w.engine.will(stateB, refuse)
+		w.engine.will(stateC, refuse) // it came back smaller
+		w.engine.tell((*scripted).restart)
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		s := w.r.Status()
+		if s.State != apply.StateDegraded || s.Ready {
+			t.Errorf("%s, ready %v", s.State, s.Ready)
+		}
+		w.declare(stateA, "a fix that fits")
+		w.check("a fix", want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if got := w.counts.outcome(schema.Rejected); got != 1 {
+			t.Errorf("%d rejected, want 1", got)
+		}
+	})
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateC, "")
+		w.engine.will(stateB, refuse)
+		w.engine.will(stateC, refuse)
+		w.engine.tell((*scripted).restart)
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		w.restart()
+		w.declare(stateB, "")
+		first := must(w.store.List(t.Context(), "", 50))
+		res, err := w.do(apply.Command{Verb: "rollback", ID: first[len(first)-1].ID, Reason: "night"})
+		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateA {
+			t.Errorf("rollback: %+v %v, runs %v", res, err, w.engine.running())
+		}
+	})
+}
+
+func TestNothingIsCommittedWhileTheWayBackIsUnknown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, refuse)
+		w.engine.will(stateA, busy)
+		w.engine.tell(func(e *scripted) { e.runs = stateC }) // something else runs by then
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		total := w.store.Total()
+		if s := w.r.Status(); s.State != apply.StateDegraded || s.Ready {
+			t.Errorf("%s, ready %v", s.State, s.Ready)
+		}
+		w.declare(size(3000), "no further commits")
+		if w.store.Total() != total {
+			t.Error("a commit was made while the engine could not be brought back")
+		}
+		w.engine.will(stateA, accept)
+		w.pass(6 * time.Minute)
+		w.check("at last", want{runs: size(3000), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+func TestOperatorWhileTheEngineIsDown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.engine.tell(func(e *scripted) { e.down = true })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		for _, verb := range []string{"pause", "resume", "pause", "resume"} {
+			if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+				t.Errorf("%s: %v", verb, err)
+			}
+		}
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			t.Error(err)
+		}
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		if err != nil || res.Outcome != schema.Pending {
+			t.Errorf("rollback: %+v %v", res, err)
+		}
+		w.engine.tell((*scripted).restart)
+		w.pass(time.Second)
+		if s := w.r.Status(); w.engine.running() != stateA || s.Held == nil || !s.Held.Paused {
+			t.Errorf("runs %v, held %+v", w.engine.running(), s.Held)
+		}
+	})
+}
+
+func TestAWrongServerIsNoRejectionAcrossRestarts(t *testing.T) {
+	for _, how := range []manner{foreign, wrongLabel, busy} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.engine.will(stateB, how)
+			w.declare(stateB, "")
+			for range 3 {
+				w.pass(5 * time.Second)
+				w.restart()
+				w.declare(stateB, "")
+			}
+			if s := w.r.Status(); s.Held != nil || s.Attempted.Outcome != schema.Pending {
+				t.Errorf("%s: %+v, held %+v", how, s.Attempted, s.Held)
+			}
+			if s := w.r.Status(); how == wrongLabel && s.Checks(time.Now()).EngineEnvironment {
+				t.Error("the label was refused, and the environment is said to be right")
+			}
+			w.engine.will(stateB, accept)
+			w.pass(6 * time.Minute)
+			w.check(string(how), want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		})
+	}
+}
+
+func TestSeveralEnginesAreNoRejection(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		// Three connections of four meet the same worker, so that two readings
+		// agree by chance now and then.
+		w.engine.tell(func(e *scripted) { e.workers = []schema.Parameters{stateA, stateC, stateA, stateA} })
+		w.declare(stateB, "")
+		w.pass(20 * time.Minute)
+		if s := w.r.Status(); s.Attempted.Outcome != schema.Pending || s.Held != nil || s.State != apply.StateDegraded {
+			t.Errorf("%+v, %s", s.Attempted, s.State)
+		}
+		w.engine.tell(func(e *scripted) { e.workers = nil }) // --workers 1
+		w.pass(6 * time.Minute)
+		w.check("one worker", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+func TestAHoldOutlivesARollbackUnderAnInvalidSource(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateC, "")
+		w.engine.will(stateB, refuse)
+		w.declare(stateB, "")
+		bad := stateB
+		bad.ESNReservoirSize = 1
+		w.declare(bad, "")
+		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		w.engine.ban(stateB)
+		w.declare(stateB, "")
+		w.check("still held", want{runs: stateA, outcome: schema.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
+	})
+}
+
+func TestAHoldEndsWhileTheEngineIsDown(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		w.engine.tell(func(e *scripted) { e.down = true })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		w.declare(stateA, "outside the held set")
+		w.declare(stateB, "back")
+		w.engine.tell((*scripted).restart)
+		w.pass(time.Second)
+		w.check("tried again", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+func TestRollbackTwiceGoesFurtherBack(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.declare(stateC, "")
+		for _, back := range []schema.Parameters{stateB, stateA} {
+			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "still bad"}); err != nil || res.Outcome != schema.Applied || w.engine.running() != back {
+				t.Fatalf("%+v %v, runs %v, want %v", res, err, w.engine.running(), back)
+			}
+		}
+		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "once more"}); err == nil {
+			t.Error("there was something further back")
+		}
+		w.check("held", want{runs: stateA, outcome: schema.Applied, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
+	})
+}
+
+func TestAPauseLeavesReportedDriftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.drift = apply.DriftReport
+		w.restart()
+		w.declare(stateA, "")
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		w.pass(31 * time.Second)
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		s := w.r.Status()
+		if w.engine.running() != stateC || s.Drift == nil || s.Held == nil || !s.Ready {
+			t.Errorf("runs %v, drift %v, held %v, ready %v", w.engine.running(), s.Drift, s.Held, s.Ready)
+		}
+		w.end()
+	})
+}
