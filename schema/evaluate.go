@@ -30,7 +30,7 @@ func (l *loader) evaluate(layers []layer, env *configFile, instance string) *Con
 		if err == nil {
 			l.rules(alone, ", in the experiment "+quote(e.label))
 		}
-		member := e.counts && InCohort(e.label, instance, e.percent)
+		member := e.counts && instance != Everywhere && InCohort(e.label, instance, e.percent)
 		members = append(members, Membership{Name: e.label, Percent: e.percent, Member: member})
 		if member {
 			joined = append(joined, e.layer)
@@ -45,10 +45,53 @@ func (l *loader) evaluate(layers []layer, env *configFile, instance string) *Con
 		}
 		l.rules(effective, ", in the experiments "+strings.Join(labels, " and ")+" together, as on this instance")
 	}
+	if instance == Everywhere && l.total == 0 {
+		l.together(layers, env.experiments)
+	}
 	if l.total > 0 {
 		return nil
 	}
 	return l.configuration(effective, env.description, members)
+}
+
+// together judges the experiments in every combination that some instance may
+// be in, so that a review hears what a part of the fleet would say. They are few:
+// each sets a parameter, and no two the same.
+func (l *loader) together(layers []layer, experiments []experiment) {
+	var running []experiment
+	for _, e := range experiments {
+		if e.counts && e.percent > 0 && len(e.settings) > 0 {
+			running = append(running, e)
+		}
+	}
+	for _, set := range combinations(len(running)) {
+		joined, labels := slices.Clone(layers), []string(nil)
+		for _, i := range set {
+			joined = append(joined, running[i].layer)
+			labels = append(labels, quote(running[i].label))
+		}
+		both, err := merge(joined)
+		l.fault(err)
+		if err == nil {
+			l.rules(both, ", in the experiments "+strings.Join(labels, " and ")+" together, as on some instances")
+		}
+	}
+}
+
+// combinations are the sets of two or more of n things.
+func combinations(n int) (sets [][]int) {
+	for mask := range 1 << n {
+		var set []int
+		for i := range n {
+			if mask&(1<<i) != 0 {
+				set = append(set, i)
+			}
+		}
+		if len(set) > 1 {
+			sets = append(sets, set)
+		}
+	}
+	return sets
 }
 
 // configuration turns a valid effective set into typed Parameters.

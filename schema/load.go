@@ -39,6 +39,11 @@ type loader struct {
 	reported map[string]bool
 }
 
+// Everywhere stands for all instances in Load: every combination of experiments
+// is judged that some instance may be in, and the Configuration is that of an
+// instance in none. It is for reviews.
+const Everywhere = ""
+
 // Load turns a Document into the Configuration of one instance, or into all
 // the Violations it holds; exactly one is not nil. What follows only from
 // another violation is left out: a parameter is not called missing while a

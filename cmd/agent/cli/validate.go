@@ -33,7 +33,7 @@ func newValidate() *cobra.Command {
 		Short: "Check configuration files without an engine",
 		Long: `validate checks what the agent would check, with the agent's own loader, offline:
 every environment that a directory has a file for (the current directory if none
-is given), or those that a file belongs to. Every violation is shown with file,
+is given), or those that a file belongs to, for every instance of a fleet. Every violation is shown with file,
 line, column, rule and what to do.
 
 Exit codes: 0 valid, 3 not valid, 1 if a directory cannot be read.`,
@@ -95,7 +95,6 @@ func allValid(vs []verdict) bool {
 
 // validate checks each target once.
 func validate(args []string, only schema.Environment) ([]verdict, error) {
-	host, _ := os.Hostname() // cohorts are all checked whatever the name
 	var verdicts []verdict
 	seen := map[string]bool{}
 	for _, arg := range args {
@@ -114,7 +113,7 @@ func validate(args []string, only schema.Environment) ([]verdict, error) {
 				return nil, fault(err, "")
 			}
 			v := verdict{Root: root, Environment: env, Violations: []schema.Violation{}}
-			if config, violations := schema.Load(doc, host); violations != nil {
+			if config, violations := schema.Load(doc, schema.Everywhere); violations != nil {
 				v.Violations, v.Total = violations.List, violations.Total
 			} else {
 				v.Valid, v.Parameters, v.Provenance = true, &config.Parameters, config.Provenance
