@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 
@@ -42,6 +43,8 @@ func (r *repo) readRef(name string) (plumbing.Hash, error) {
 			return plumbing.ZeroHash, fmt.Errorf("%s: %w (%d bytes)", name, errTornRef, len(data))
 		}
 		return h, nil
+	case errors.Is(err, syscall.EISDIR):
+		return plumbing.ZeroHash, fmt.Errorf("%s: %w (it is a directory)", name, errTornRef)
 	case !errors.Is(err, fs.ErrNotExist):
 		return plumbing.ZeroHash, fmt.Errorf("read ref %s: %w", name, err)
 	}

@@ -90,6 +90,9 @@ func (s *Store) repair(ctx context.Context) error {
 		}
 	}
 	if err == nil {
+		err = s.clearRefs()
+	}
+	if err == nil {
 		err = s.tidy()
 	}
 	// Objects that were being written when the power went may be torn, though

@@ -208,6 +208,7 @@ func repairRows() []repairRow {
 	rows := []repairRow{
 		{"nothing", func(*story) {}, "d", "b", nil, false},
 		{"head ref empty", ref("heads/production", ""), "b", "b", []string{tornHead}, false},
+		{"head ref a directory", func(st *story) { toDir(st.t, st.ref("heads/production")) }, "b", "b", []string{"a directory where refs/heads/production belongs", tornHead}, false},
 		{"head ref of NULs", ref("heads/production", zeros+zeros), "b", "b", []string{tornHead}, false},
 		{"head ref cut short", ref("heads/production", "0123456789abcdef"), "b", "b", []string{tornHead}, false},
 		{"head ref missing", func(st *story) { st.remove(st.ref("heads/production")) }, "b", "b", []string{"the head ref is missing"}, false},
@@ -629,7 +630,6 @@ func TestRefused(t *testing.T) {
 			st.write(filepath.Join(st.dir, formatFile), "1")
 			toDir(st.t, filepath.Join(st.dir, formatFile))
 		}, says: []string{"is a directory"}},
-		"the head ref a folder":   {damage: func(st *story) { toDir(st.t, st.ref("heads/production")) }, says: []string{"is a directory", st0}},
 		"a context that is over":  {options: nil, says: []string{"context canceled"}},
 		"an object not to be had": {damage: func(st *story) { toDir(st.t, st.file("production")) }, says: []string{"is a directory", st0}},
 	} {

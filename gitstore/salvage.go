@@ -82,6 +82,23 @@ func (s *Store) setRefAside(ref, why string) error {
 	return err
 }
 
+// clearRefs moves away what is a directory where one of our refs belongs.
+func (s *Store) clearRefs() error {
+	env := s.opts.Environment
+	for _, ref := range []string{headRef(env), appliedRef(env), retriedRef(env)} {
+		path := filepath.Join(s.repo.dir, ref)
+		if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+			continue
+		}
+		kept, err := s.setAside(path, "directory-"+strings.ReplaceAll(ref, "/", "-"))
+		if err != nil {
+			return err
+		}
+		s.repaired("a directory where "+ref+" belongs", "set aside", kept)
+	}
+	return nil
+}
+
 // tidy makes the skeleton whole and removes what was on its way to another
 // place.
 func (s *Store) tidy() error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"strconv"
 	"time"
@@ -75,6 +76,15 @@ func RecordJSON(rec schema.Record) (json.RawMessage, error) {
 	}{rec.Snapshot, rec.IsActive, rec.Outcome, errs, rec.Commit})
 }
 
+// noRecord answers why a record is not shown: with code where there is none of
+// that name, as a fault where there is one that cannot be read.
+func noRecord(w http.ResponseWriter, code int, err error) {
+	if !errors.Is(err, fs.ErrNotExist) {
+		code = http.StatusInternalServerError
+	}
+	fail(w, code, err.Error())
+}
+
 func (s *Server) snapshots(w http.ResponseWriter, q *http.Request) {
 	st := s.opt.Source.Status()
 	limit := st.MaxSnapshots
@@ -88,7 +98,7 @@ func (s *Server) snapshots(w http.ResponseWriter, q *http.Request) {
 	}
 	records, err := s.opt.History.List(q.Context(), q.URL.Query().Get("before"), limit)
 	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
+		noRecord(w, http.StatusBadRequest, err)
 		return
 	}
 	list := make([]json.RawMessage, len(records))
@@ -104,7 +114,7 @@ func (s *Server) snapshots(w http.ResponseWriter, q *http.Request) {
 func (s *Server) snapshot(w http.ResponseWriter, q *http.Request) {
 	rec, err := s.opt.History.Lookup(q.Context(), q.PathValue("id"))
 	if err != nil {
-		fail(w, http.StatusNotFound, err.Error())
+		noRecord(w, http.StatusNotFound, err)
 		return
 	}
 	text, err := RecordJSON(rec)
@@ -118,7 +128,7 @@ func (s *Server) snapshot(w http.ResponseWriter, q *http.Request) {
 func (s *Server) diff(w http.ResponseWriter, q *http.Request) {
 	rec, err := s.opt.History.Lookup(q.Context(), q.PathValue("id"))
 	if err != nil {
-		fail(w, http.StatusNotFound, err.Error())
+		noRecord(w, http.StatusNotFound, err)
 		return
 	}
 	st := s.opt.Source.Status()
@@ -155,7 +165,7 @@ func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
 	if errors.As(err, &shape) {
 		err = fmt.Errorf("a JSON %s stands where there should be something else", shape.Value)
 	}
-	if err == nil && dec.More() {
+	if err == nil && !errors.Is(dec.Decode(new(json.RawMessage)), io.EOF) {
 		err = errors.New("something follows the JSON object")
 	}
 	if err == nil && (ask.Parameter == "") == (ask.Configuration == nil) {

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,8 +41,8 @@ type Options struct {
 	Source  Source
 	History History
 	Metrics *Metrics
-	// Loops says when each loop last turned; one that has not for Stuck is
-	// reported by /livez.
+	// Loops says when each loop last turned; one that has not for Stuck (15 s
+	// if 0) is reported by /livez.
 	Loops  func() map[string]time.Time
 	Stuck  time.Duration
 	Logger *slog.Logger
@@ -54,6 +55,9 @@ type Server struct {
 
 // New makes a Server; Serve starts it.
 func New(opt Options) *Server {
+	if opt.Stuck <= 0 {
+		opt.Stuck = 15 * time.Second
+	}
 	opt.Metrics.show(opt.Source)
 	return &Server{opt: opt}
 }
@@ -75,17 +79,27 @@ func CheckAddress(addr string, loopbackOnly bool) error {
 	return nil
 }
 
-// Listen takes addr, which CheckAddress has nothing against.
+// Listen takes addr, which CheckAddress has nothing against. It looks at what
+// it got as well: where localhost leads is for the host's files to say.
 func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
 	if err := CheckAddress(addr, loopbackOnly); err != nil {
 		return nil, err
 	}
+	flag := "--health-listen"
+	if loopbackOnly {
+		flag = "--listen"
+	}
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s is in use by another program; choose another address with --listen, such as 127.0.0.1:0 for any free port", addr)
+		return nil, fmt.Errorf("%s is in use by another program; choose another address with %s, such as 127.0.0.1:0 for any free port", addr, flag)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	if loopbackOnly {
+		if err := CheckAddress(l.Addr().String(), true); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
 	}
 	return l, nil
 }
@@ -125,6 +139,26 @@ var changing = map[string]string{
 	"environment":  "an agent has one environment for life: agent run --environment NAME",
 }
 
+// guarded answers 500 where handler panics, and logs it: a fault in one answer
+// neither ends the agent nor goes unseen. Every answer is about now, so that
+// none may be cached.
+func (s *Server) guarded(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		defer func() {
+			r := recover()
+			if r == http.ErrAbortHandler {
+				panic(r) // not a fault: the way to drop a connection
+			}
+			if r != nil {
+				s.opt.Logger.Error("answering an HTTP request panicked", "method", q.Method, "path", q.URL.Path, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+				fail(w, http.StatusInternalServerError, "this is a fault of the agent; its log says more")
+			}
+		}()
+		w.Header().Set("Cache-Control", "no-store")
+		handler.ServeHTTP(w, q)
+	})
+}
+
 // Handler is the whole endpoint.
 func (s *Server) Handler() http.Handler {
 	gets := map[string]http.HandlerFunc{
@@ -140,11 +174,11 @@ func (s *Server) Handler() http.Handler {
 	for path, way := range changing {
 		mux.HandleFunc(base+path, notAllowed("", "this endpoint changes nothing: "+way))
 	}
-	return mux
+	return s.guarded(mux)
 }
 
 // HealthHandler answers only /livez, /readyz and /metrics.
-func (s *Server) HealthHandler() http.Handler { return s.healthMux(nil) }
+func (s *Server) HealthHandler() http.Handler { return s.guarded(s.healthMux(nil)) }
 
 // healthMux is a mux with the health paths and gets; each answers HEAD too,
 // and 405 to all else. What is not there is 404 and says what is.
@@ -183,7 +217,7 @@ func notAllowed(allow, words string) http.HandlerFunc {
 	}
 }
 
-// reply writes v as JSON. It must not be cached: it is about now.
+// reply writes v as JSON.
 func reply(w http.ResponseWriter, code int, v any) {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -191,7 +225,6 @@ func reply(w http.ResponseWriter, code int, v any) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
-	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Length", strconv.Itoa(len(text)+1))
 	w.WriteHeader(code)
 	_, _ = w.Write(append(text, '\n')) // who asked is gone if this fails
@@ -205,7 +238,6 @@ func text(w http.ResponseWriter, code int, body string) {
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
 	_, _ = w.Write([]byte(body))
 }

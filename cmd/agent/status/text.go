@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"dtesn-agent/apply"
 	"dtesn-agent/schema"
@@ -215,7 +216,7 @@ func health(c apply.Checks) string {
 // plain makes foreign text safe for a terminal.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || (r >= 0x7f && r < 0xa0) {
+		if !unicode.IsPrint(r) { // control characters, and those that turn the writing round
 			return ' '
 		}
 		return r
