@@ -59,9 +59,7 @@ func (r *Reconciler) begin(ctx context.Context, applied *schema.Snapshot) (more 
 		// that is where a rejection goes back to.
 		return false
 	}
-	rec := r.changeRecord(applied)
-	rec.OutcomeOf = nil
-	snap, ok := r.commit(ctx, rec)
+	snap, ok := r.commit(ctx, r.changeRecord(applied))
 	if !ok {
 		return false
 	}
@@ -111,8 +109,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 		return nil, false
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
-	r.clear("commit")
-	r.clear("assert") // of a settlement that this takes the place of
+	r.clear("commit", "send", "assert") // the last of a settlement that this takes the place of
 	r.settled = ""
 	if rec.OutcomeOf != nil {
 		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
@@ -121,7 +118,6 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	if rec.Kind == schema.KindChange {
 		r.flight.started = r.seen.since
 	}
-	r.clear("send")
 	r.recordPending(snap)
 	return snap, true
 }
