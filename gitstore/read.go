@@ -17,7 +17,8 @@ import (
 // A view is the repository at one moment: what its two refs named.
 type view struct{ head, applied *schema.Snapshot }
 
-// An unknownError says that nothing has the id that was asked for. It is
+// An unknownError says that nothing, or not one thing alone, has the id that
+// was asked for. It is
 // fs.ErrNotExist, so that a caller can tell it from damage.
 type unknownError struct{ text string }
 
@@ -205,7 +206,7 @@ func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (plumbing.
 			continue
 		}
 		if index != 0 {
-			return found, 0, fmt.Errorf("commit prefix %s is not unique: records %d and %d both begin with it; give more digits", prefix, index, i)
+			return found, 0, &unknownError{fmt.Sprintf("commit prefix %s is not unique: records %d and %d both begin with it; give more digits", prefix, index, i)}
 		}
 		found, index = h, i
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"math"
 	"fmt"
 	"slices"
 	"strings"
@@ -65,8 +66,8 @@ func (d *Document) File(path string) ([]byte, bool) {
 
 // FilesRevision is the revision of a Document that no commit names: SHA-256
 // over (relative path, length, bytes) of its files, sorted by path; path and
-// bytes are each preceded by their length as 8 bytes, big-endian. Lower-case
-// hex.
+// bytes are each preceded by their length as 8 bytes, big-endian; a refused file
+// has the length of all ones and its refusal for bytes. Lower-case hex.
 func FilesRevision(files []File) string {
 	sorted := slices.SortedFunc(slices.Values(files), func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	h := sha256.New()
@@ -75,9 +76,13 @@ func FilesRevision(files []File) string {
 		binary.BigEndian.PutUint64(n[:], uint64(len(f.Path)))
 		h.Write(n[:])
 		h.Write([]byte(f.Path))
-		binary.BigEndian.PutUint64(n[:], uint64(len(f.Bytes)))
+		length, content := uint64(len(f.Bytes)), f.Bytes
+		if f.Refused != "" {
+			length, content = math.MaxUint64, []byte(f.Refused)
+		}
+		binary.BigEndian.PutUint64(n[:], length)
 		h.Write(n[:])
-		h.Write(f.Bytes)
+		h.Write(content)
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
