@@ -119,6 +119,9 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 		r.flight.started = r.seen.since
 	}
 	r.recordPending(snap)
+	if !r.engine.reachable {
+		r.log.Event(slog.LevelInfo, "on record; it goes to the engine as soon as that answers", "snapshot", snap.ID, "changes", changesText(snap.Changes))
+	}
 	return snap, true
 }
 
@@ -340,7 +343,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.clear("confirm", "send", "assert")
 	r.flight, r.drift, r.engine.returned = nil, nil, false
 	head := r.opt.Store.Head()
-	r.since.id, r.since.at = head.ID, schema.Unix(time.Now())
+	r.runsSince(head.Config, false)
 	if head.Kind == schema.KindRollback {
 		r.opt.Metrics.Rollback("operator")
 	}
@@ -350,7 +353,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.log.Event(slog.LevelInfo, "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
 		"description", head.Description, "took", time.Since(f.started).Round(10*time.Microsecond).String())
 	if head.Held != nil {
-		r.log.Event(slog.LevelInfo, "what the source declares is held: it is not tried until it changes, or until agent resume")
+		r.log.Event(slog.LevelInfo, heldText(head.Held))
 	}
 	return true
 }
@@ -362,7 +365,15 @@ func appliedText(s *schema.Snapshot) string {
 		text = "nothing changed"
 	}
 	if s.Held != nil {
-		text += "; what the source declares is held until it changes, or until agent resume"
+		text += "; " + heldText(s.Held)
 	}
 	return text
+}
+
+// heldText says what a hold means for what comes.
+func heldText(h *schema.Hold) string {
+	if h.Paused {
+		return "paused: nothing is tried until agent resume"
+	}
+	return "what the source declares is held until it changes, or until agent resume"
 }

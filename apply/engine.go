@@ -166,8 +166,19 @@ func (r *Reconciler) engineInOrder() {
 	if r.drift != nil {
 		r.log.Event(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
 	}
+	if applied := r.opt.Store.Applied(); r.engine.returned && applied != nil && r.since.at != 0 {
+		r.runsSince(applied.Config, true)
+	}
 	r.engine.returned, r.drift = false, nil
 	r.clear("assert")
+}
+
+// runsSince notes that the engine runs p from now on; again says that it did
+// not in between, though it ran the same before.
+func (r *Reconciler) runsSince(p schema.Parameters, again bool) {
+	if again || r.since.config != p || r.since.at == 0 {
+		r.since.config, r.since.at = p, schema.Unix(time.Now())
+	}
 }
 
 func (r *Reconciler) noteDrift(runs schema.Parameters, applied *schema.Snapshot) {

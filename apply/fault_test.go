@@ -132,6 +132,9 @@ func TestRejectedIsHeldUntilSomethingElseIsDeclared(t *testing.T) {
 		// What is applied, declared again, ends the hold and makes a note of it.
 		w.declare(stateA, "back")
 		w.check("back", want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		if got := w.counts.rolledBack(); len(got) != 1 || got[0] != "engine" {
+			t.Errorf("rollbacks counted: %v, want one by the engine", got)
+		}
 		if k := w.store.Head().Kind; k != schema.KindNote || w.store.Total() != total+1 {
 			t.Errorf("head is a %s, %d records more", k, w.store.Total()-total)
 		}

@@ -488,6 +488,12 @@ func (c *counts) Rollback(cause string) {
 	c.rollbacks = append(c.rollbacks, cause)
 }
 
+func (c *counts) rolledBack() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.rollbacks)
+}
+
 func (c *counts) StageFailure(stage string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

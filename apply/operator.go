@@ -66,7 +66,7 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		return Result{Outcome: schema.Pending, Text: "it goes on, and is on record"}, nil
+		return Result{Outcome: schema.Pending, Text: "the engine has not taken it yet; it goes on by itself"}, nil
 	}
 }
 
@@ -152,6 +152,9 @@ func (r *Reconciler) rollbackHold(q *request, target *schema.Record, head, appli
 	}
 	slices.Sort(held)
 	hold.Digests = slices.DeleteFunc(slices.Compact(held), func(d schema.Digest) bool { return d == target.Digest() })
+	if h := head.Held; h != nil && h.Paused {
+		hold.Reason += " (paused before: " + h.Reason + ")"
+	}
 	if len(hold.Digests) == 0 && !hold.Paused {
 		return nil
 	}

@@ -124,9 +124,9 @@ type Reconciler struct {
 	waiters   []*request // rollbacks whose caller waits for the outcome
 	wake      time.Time  // when to turn next at the latest
 	writable  bool
-	since     struct { // when this process saw the record id applied, Unix seconds
-		id string
-		at float64
+	since     struct { // since when the engine runs config, Unix seconds; 0: not known
+		config schema.Parameters
+		at     float64
 	}
 	validity map[schema.Parameters]bool
 	probed   time.Time

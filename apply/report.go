@@ -125,7 +125,7 @@ func heldReason(hold *schema.Hold) string {
 	case hold.Paused:
 		return "paused by the operator: " + hold.Reason
 	case hold.By == "engine":
-		return "the engine rejected it before: " + hold.Reason
+		return "the engine rejected it: " + hold.Reason
 	}
 	return "by the " + hold.By + ": " + hold.Reason
 }
@@ -186,6 +186,9 @@ func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) {
 		if a.SnapshotID == id && a.Outcome == schema.Pending {
 			a.Outcome, a.Reason, a.At = outcome, reason, schema.Unix(time.Now())
 			r.opt.Metrics.Outcome(outcome)
+			if outcome == schema.Superseded {
+				r.log.Event(slog.LevelInfo, "superseded", "snapshot", id, "reason", reason)
+			}
 		}
 	}
 	r.attempts = attempts
@@ -310,7 +313,10 @@ func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 		if s != nil && s.Config == runs {
 			run.SnapshotID, run.Revision, run.SourceRevision = s.ID, s.Commit, s.Source.Revision
 			run.Since, run.Confirmed = s.Timestamp, s == applied
-			if r.since.id == s.ID {
+			if r.since.at == 0 { // it ran when this process came; the record says since when
+				r.since.config, r.since.at = runs, s.Timestamp
+			}
+			if r.since.config == runs {
 				run.Since = r.since.at
 			}
 			break
@@ -348,17 +354,14 @@ func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) b
 // valid set, whatever the source says; or drift is being reported.
 func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bool, why string) {
 	switch {
+	case !r.engine.reachable && r.engine.err != nil:
+		return false, "the engine does not answer"
 	case !r.recovered:
 		return false, "starting: the engine was not asked yet"
 	case r.opt.Observe:
-		if r.engine.reachable {
-			return true, ""
-		}
-		return false, "the engine does not answer: " + errorText(r.engine.err)
+		return true, ""
 	case applied == nil:
 		return false, "nothing was applied yet"
-	case !r.engine.reachable:
-		return false, "the engine does not answer: " + errorText(r.engine.err)
 	case r.engine.reading.Parameters == applied.Config && r.valid(applied.Config):
 		return true, ""
 	case r.flight != nil && r.flight.verified:

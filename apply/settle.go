@@ -69,7 +69,7 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 	}
 	r.clear("revert", "send")
 	r.engine.due = true
-	r.log.Event(slog.LevelInfo, "the candidate was withdrawn", "snapshot", head.ID, "reason", reason)
+	r.tellSettled(ctx, r.opt.Store.Head()) // final, whatever the engine does
 	return true
 }
 
@@ -112,7 +112,9 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 		r.diskFailed("commit", err, "the hold cannot be recorded")
 		return err
 	}
-	r.tellSettled(ctx, head) // a revert that was not yet confirmed is covered by this
+	if applied := r.opt.Store.Applied(); applied == nil || applied.Commit != head.Commit {
+		r.tellSettled(ctx, head) // a revert that was not yet confirmed is covered by this
+	}
 	r.clear("commit")
 	r.engine.due = true
 	r.log.Event(slog.LevelInfo, why)
@@ -154,6 +156,10 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 	r.flight, r.settled, r.recovered, r.engine.returned = nil, "", true, false
 	if r.engine.reading.Parameters == head.Config {
 		r.drift = nil
+	}
+	r.runsSince(head.Config, false)
+	if s := head.OutcomeOf; s != nil && s.Outcome == schema.Rejected {
+		r.log.Event(slog.LevelInfo, "the engine is back on the last good state", "rejected", s.ID, "revert", head.ID)
 	}
 	r.tellSettled(ctx, head)
 	return true

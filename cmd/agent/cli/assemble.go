@@ -206,9 +206,16 @@ func (a *agent) hangups(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			a.files.Sync()
+			a.sync()
 		}
 	}
+}
+
+// sync reads the source and the engine now.
+func (a *agent) sync() {
+	a.log.Info("the source and the engine are read on request")
+	a.files.Sync()
+	a.reconciler.EngineHint()
 }
 
 // loops are the loops that must turn for the agent to live.
@@ -228,6 +235,10 @@ func newOnce() *once { return &once{over: make(chan struct{})} }
 
 // status looks for a final outcome; it is called on one goroutine.
 func (o *once) status(s *apply.Status) {
+	if o.outcome == "" && s.Seen.Revision == "" && s.Source.LastError != "" {
+		o.outcome, o.reason = "unreadable", s.Source.LastError
+		close(o.over)
+	}
 	a := s.Attempted
 	if o.outcome != "" || a == nil || a.Outcome == schema.Pending || a.Revision != s.Seen.Revision {
 		return
@@ -254,7 +265,7 @@ func (o *once) result() error {
 	select {
 	case <-o.over:
 	default:
-		return fault(errors.New("stopped before the configuration had an outcome"), "agent status says how it stands")
+		return fault(errors.New("stopped before the configuration had an outcome"), "the log above says what it waited for")
 	}
 	err := fmt.Errorf("%s: %s", o.outcome, o.reason)
 	switch o.outcome {

@@ -91,9 +91,8 @@ func (c *control) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.status)
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, _ *http.Request) {
-		c.agent.log.Info("the source is read on request")
-		c.agent.files.Sync()
-		writeJSON(w, http.StatusOK, orderResult{Text: "the source is being read"})
+		c.agent.sync()
+		writeJSON(w, http.StatusOK, orderResult{Text: "the source and the engine are being read"})
 	})
 	for _, verb := range []string{"rollback", "pause", "resume"} {
 		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, q *http.Request) { c.order(w, q, verb) })

@@ -45,7 +45,7 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 	case schema.Rejected:
 		return &failure{code: exitRejected, err: fmt.Errorf("the engine rejected it and is back on what it ran: %s", text), hint: "agent status says what runs"}
 	}
-	return fault(fmt.Errorf("%s is %s: %s", res.SnapshotID, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
+	return fault(fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
 }
 
 // needReason makes --reason a must: the next operator will want it.

@@ -53,7 +53,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
 	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
 	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default; all are kept")
-	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared (waiting for it if it is down), then exit: 0 applied or unchanged, 3 invalid, 4 rejected, 1 held or paused")
+	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared (waiting for it if it is down), then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
 	f.StringVar(&s.logFormat, "log-format", "text", "the log's format: text or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "the least level that is logged: debug, info, warn or error")
@@ -233,25 +233,26 @@ func (a *agent) banner(w io.Writer) {
 	if a.foreignOwner {
 		git += " -c safe.directory=" + shellWord(a.repository)
 	}
-	verb, engine, end := "keeps", "the engine on "+a.socket, "the engine keeps what it has"
+	engine, end := "the engine on "+a.socket, "the engine keeps what it has"
 	if s.embedded {
 		engine, end = "its embedded engine on "+a.socket, "the embedded engine ends with it"
 	}
+	what := fmt.Sprintf("keeps %s on what %s declares for %s", engine, s.config, s.environment)
 	if s.observe {
-		verb = "observes, and does not change,"
+		what = fmt.Sprintf("only observes: what %s declares for %s, beside %s", s.config, s.environment, engine)
 	}
 	back := fmt.Sprintf("  go back   %s rollback --reason TEXT --state %s\n", self, shellWord(s.state))
 	if s.observe {
 		back = ""
 	}
-	fmt.Fprintf(w, `agent %s (pid %d) %s %s on what %s declares for %s.
+	fmt.Fprintf(w, `agent %s (pid %d) %s.
 
   edit      %s
   status    http://%s/    or: %s status --state %s
   history   %s --git-dir %s log -p %s
 %s  stop      Ctrl-C (%s)
 
-`, version(), os.Getpid(), verb, engine, s.config, s.environment, filepath.Join(s.config, s.environment+".yaml"),
+`, version(), os.Getpid(), what, filepath.Join(s.config, s.environment+".yaml"),
 		a.httpAddr, self, shellWord(s.state), git, shellWord(a.repository), s.environment, back, end)
 }
 

@@ -92,6 +92,14 @@ came of it, and what changed. It needs no running agent.`,
 	return cmd
 }
 
+// cut shortens s to at most n characters, and says so.
+func cut(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return s
+}
+
 func listText(w io.Writer, records []schema.Record) error {
 	if len(records) == 0 {
 		_, err := fmt.Fprintln(w, "nothing was recorded yet")
@@ -112,8 +120,8 @@ func listText(w io.Writer, records []schema.Record) error {
 		if len(changes) == 0 {
 			changes = []string{"-"}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%.80s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
-			strings.Join(changes, ", "), oneLine(rec.Description))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
+			strings.Join(changes, ", "), cut(oneLine(rec.Description), 80))
 	}
 	return t.Flush()
 }

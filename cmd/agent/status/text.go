@@ -85,6 +85,8 @@ func (p *page) running(s *apply.Status) {
 	}
 	r := s.Running
 	switch {
+	case !s.Engine.Reachable:
+		p.line("ran", "when last read, "+p.when(s.Engine.LastRead)+"; it does not answer now")
 	case r.SnapshotID == "":
 		p.line("runs", "something that no record says")
 	case r.Confirmed:
