@@ -168,7 +168,7 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 		return false, false
 	}
 	if broken := schema.CheckParameters(head.Config); len(broken) > 0 {
-		return true, r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, applied.Hold())
+		return true, r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
 	}
 	return false, false
 }
@@ -204,7 +204,8 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 	// the state that is known to be good, then, when its time comes, once more.
 	applied := r.opt.Store.Applied()
 	if r.engine.returned && f.sends > 0 && applied != nil && reading.Parameters != applied.Config {
-		if !r.ready("assert") || !r.assert(ctx, applied) {
+		// An engine that refuses that state may well take the candidate.
+		if (!r.ready("assert") || !r.assert(ctx, applied)) && !r.fault.refused {
 			return false, false
 		}
 	}
@@ -248,8 +249,8 @@ func (r *Reconciler) mark(ctx context.Context, f *flight) (ok, more bool) {
 }
 
 // unmark takes back a mark under which the engine came to no harm: nothing was
-// sent, or what was sent was answered, if only by a failure. If it cannot be
-// taken back it stays, which is safe.
+// sent, or the connection held, whatever the answer or the lack of one. If it
+// cannot be taken back it stays, which is safe.
 func (r *Reconciler) unmark(ctx context.Context, f *flight) {
 	if f.marked && f.deaths == 0 && !f.broken {
 		if err := r.opt.Store.SetRetried(ctx, false); err == nil {
@@ -290,6 +291,7 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 		return false
 	default:
 		f.broken, f.sentTo, f.acked = answer.Broken, answer.Peer, false
+		r.unmark(ctx, f)
 		r.block("send", "the engine did not answer: "+errorText(answer.Err), "look at the engine's log; the agent keeps asking")
 		return true // the read is due now
 	}

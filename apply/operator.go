@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"dtesn-agent/schema"
@@ -40,6 +41,8 @@ type request struct {
 	Command
 	reply chan reply // capacity 1
 	id    string     // the rollback's record, once committed
+	// recorded is id, for the caller that gives up waiting.
+	recorded atomic.Pointer[string]
 }
 
 type reply struct {
@@ -66,7 +69,12 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		return Result{Outcome: schema.Pending, Text: "the engine has not taken it yet; it goes on by itself"}, nil
+		res := Result{Outcome: schema.Pending, Text: "the engine has not taken it yet; it goes on by itself"}
+		if id := q.recorded.Load(); id != nil {
+			res.SnapshotID = *id
+			res.Text += ", as " + *id
+		}
+		return res, nil
 	}
 }
 
@@ -130,6 +138,7 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *sc
 		r.tellSettled(ctx, head)
 	}
 	q.id = snap.ID
+	q.recorded.Store(&snap.ID)
 	r.waiters = append(r.waiters, q)
 }
 
@@ -248,6 +257,7 @@ func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema
 		return
 	}
 	r.seen.since = time.Now()
+	r.publish() // who asks for the status after the answer must see it
 	q.answer(Result{Outcome: schema.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}, nil)
 }
 

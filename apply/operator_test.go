@@ -201,3 +201,109 @@ func TestAPauseLeavesReportedDriftAlone(t *testing.T) {
 		w.end()
 	})
 }
+
+func TestAPauseAndAResumeOutliveARejectedRollback(t *testing.T) {
+	for _, resumed := range []bool{false, true} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.declare(stateB, "")
+			if resumed {
+				if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.engine.tell(func(e *scripted) { e.down = true })
+			w.r.EngineHint()
+			w.pass(time.Second)
+			verb := map[bool]string{false: "pause", true: "resume"}[resumed]
+			if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+				t.Fatal(err)
+			}
+			if s := w.r.Status(); s.InSync || (s.Held == nil) != resumed {
+				t.Errorf("right after %s: in sync %v, held %+v", verb, s.InSync, s.Held)
+			}
+			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil || res.Outcome != schema.Pending || res.SnapshotID == "" {
+				t.Fatal(res, err)
+			}
+			w.engine.will(stateA, refuse)
+			w.engine.tell((*scripted).restart)
+			w.pass(10 * time.Second)
+			s := w.r.Status()
+			if w.engine.running() != stateB || (s.Held != nil && s.Held.Paused) == resumed {
+				t.Errorf("%s, then a rejected rollback: runs %v, held %+v", verb, w.engine.running(), s.Held)
+			}
+		})
+	}
+}
+
+func TestACandidateThatFitsPassesAStateThatDoesNot(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, busy)
+		w.declare(stateB, "")
+		w.engine.will(stateA, refuse)
+		w.engine.will(stateB, accept)
+		w.engine.tell((*scripted).restart)
+		w.r.EngineHint()
+		w.pass(time.Minute)
+		w.check("it fits", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+func TestABusyServerIsNoRejectionWhenTheAgentIsKilled(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, busy)
+		w.declare(stateB, "")
+		w.pass(3 * time.Second) // the second send is over
+		w.m.plan("read", crashBefore)
+		w.pass(time.Minute)
+		if !w.crashed() {
+			t.Fatal("not killed")
+		}
+		w.engine.will(stateB, accept)
+		w.restart()
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		w.check("well again", want{runs: stateB, outcome: w.r.Status().Attempted.Outcome, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+func TestAPauseNoticesDrift(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.drift = apply.DriftReport
+		w.restart()
+		w.declare(stateA, "")
+		w.engine.tell(func(e *scripted) { e.runs = stateC }) // nobody has looked yet
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.r.Status(); w.engine.running() != stateC || s.Drift == nil || w.counts.drifts != 1 {
+			t.Errorf("runs %v, drift %v, %d counted", w.engine.running(), s.Drift, w.counts.drifts)
+		}
+		w.end()
+	})
+}
+
+func TestARejectedRollbackWithoutAWayBackIsAnswered(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.engine.will(stateA, refuse)
+		w.engine.will(stateB, refuse)
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		if err != nil || res.Outcome != schema.Rejected {
+			t.Errorf("%+v %v", res, err)
+		}
+		// What never ran is never called applied.
+		for _, verb := range []string{"pause", "resume", "pause", "resume"} {
+			if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+				t.Fatal(verb, err)
+			}
+		}
+		w.declare(size(700), "")
+		for _, rec := range must(w.store.List(t.Context(), "", 50)) {
+			if ran := rec.Kind == schema.KindChange; (rec.Outcome == schema.Applied) != ran {
+				t.Errorf("%s %s is %s", rec.Kind, rec.ID, rec.Outcome)
+			}
+		}
+	})
+}

@@ -173,19 +173,21 @@ func (r *Reconciler) ensureAttempt(ctx context.Context, id string) {
 	if slices.ContainsFunc(r.attempts, func(a Attempt) bool { return a.SnapshotID == id }) {
 		return
 	}
-	if rec, err := r.opt.Store.Lookup(ctx, id); err == nil {
+	if rec, err := r.opt.Store.Lookup(ctx, id); err == nil && rec.Kind.Candidate() {
 		r.recordPending(&rec.Snapshot)
 	}
 }
 
-// finish gives the attempt of record id its outcome, and answers who waits.
-func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) {
+// finish gives the attempt of record id its outcome, and answers who waits. It
+// reports whether the outcome is new.
+func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) (news bool) {
 	attempts := slices.Clone(r.attempts) // a published status shares the old one
 	for i := range attempts {
 		a := &attempts[i]
 		if a.SnapshotID == id && a.Outcome == schema.Pending {
 			a.Outcome, a.Reason, a.At = outcome, reason, schema.Unix(time.Now())
 			r.opt.Metrics.Outcome(outcome)
+			news = true
 			if outcome == schema.Superseded {
 				r.log.Event(slog.LevelInfo, "superseded", "snapshot", id, "reason", reason)
 			}
@@ -194,6 +196,7 @@ func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) {
 	r.attempts = attempts
 	r.publish()
 	r.resolve(id, outcome, reason)
+	return news
 }
 
 // probe finds out whether the state directory can be written, when the last

@@ -13,7 +13,7 @@ import (
 // brought back first and the record is tried again.
 func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *flight) (more bool) {
 	applied := r.opt.Store.Applied()
-	hold := applied.Hold() // a rejected rollback leaves the hold there was
+	hold := r.holdBefore(ctx, head)
 	if head.Kind == schema.KindChange {
 		hold = &schema.Hold{
 			Digests: []schema.Digest{head.Digest()}, Reason: f.verdict.reason,
@@ -53,6 +53,19 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 		r.assert(ctx, &back)
 	}
 	return false
+}
+
+// holdBefore is the hold that was in force before the candidate head, which a
+// rejected or withdrawn rollback leaves as it was. A change had ended it.
+func (r *Reconciler) holdBefore(ctx context.Context, head *schema.Snapshot) *schema.Hold {
+	if head.Kind != schema.KindRollback {
+		return nil
+	}
+	before, err := r.opt.Store.List(ctx, head.ID, 1)
+	if err != nil || len(before) == 0 {
+		return r.opt.Store.Applied().Hold()
+	}
+	return before[0].Held
 }
 
 // withdraw ends the open candidate without a verdict: a revert that says
@@ -107,13 +120,19 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 		Kind: schema.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
 		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint,
 	}
-	r.fill(&rec, r.opt.Store.Applied())
+	applied := r.opt.Store.Applied()
+	r.fill(&rec, applied)
+	open := applied == nil || applied.Commit != head.Commit
+	if open {
+		// It takes the place of a settlement that the engine never ran.
+		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	}
 	if _, err := r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
 		r.diskFailed("commit", err, "the hold cannot be recorded")
 		return err
 	}
-	if applied := r.opt.Store.Applied(); applied == nil || applied.Commit != head.Commit {
-		r.tellSettled(ctx, head) // a revert that was not yet confirmed is covered by this
+	if open {
+		r.tellSettled(ctx, head)
 	}
 	r.clear("commit")
 	r.engine.due = true
@@ -138,9 +157,10 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 		if err != nil {
 			return false
 		}
-		// A pause is no reason to end a drift that is only to be reported.
-		reported := head.Kind == schema.KindNote && r.drift != nil && r.opt.Drift == DriftReport
-		if reading.Parameters != head.Config && !reported && (!r.ready("assert") || !r.assert(ctx, head)) {
+		if reading.Parameters != head.Config && !r.reportedDrift(reading, head) && (!r.ready("assert") || !r.assert(ctx, head)) {
+			if r.fault.refused {
+				r.tellSettled(ctx, head) // waiting changes nothing about the verdict
+			}
 			return r.fault.refused
 		}
 		r.settled = head.ID
@@ -165,17 +185,26 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 	return true
 }
 
-// tellSettled gives the candidate that head settles its outcome.
+// reportedDrift reports whether the reading is drift that is only to be
+// reported: a pause is no reason to end it.
+func (r *Reconciler) reportedDrift(reading schema.Reading, head *schema.Snapshot) bool {
+	if head.Kind != schema.KindNote || r.engine.returned || time.Now().Before(r.engine.lateUntil) {
+		return false
+	}
+	r.noteDrift(reading.Parameters, head)
+	return r.opt.Drift == DriftReport
+}
+
+// tellSettled gives the candidate that head settles its outcome, once.
 func (r *Reconciler) tellSettled(ctx context.Context, head *schema.Snapshot) {
 	s := head.OutcomeOf
 	if s == nil {
 		return
 	}
-	if s.Outcome == schema.Rejected {
+	r.ensureAttempt(ctx, s.ID)
+	if r.finish(s.ID, s.Outcome, head.Description) && s.Outcome == schema.Rejected {
 		r.opt.Metrics.Rollback("engine")
 	}
-	r.ensureAttempt(ctx, s.ID)
-	r.finish(s.ID, s.Outcome, head.Description)
 }
 
 // replaceRefused lets a fix through when the engine refuses the very state it

@@ -392,7 +392,7 @@ func TestSocketsThatCannotBeDialed(t *testing.T) {
 	listener.SetUnlinkOnClose(false)
 	_ = listener.Close()
 	for socket, want := range map[string]string{
-		filepath.Join(dir, "none.sock"):        "there is no socket: start the engine",
+		filepath.Join(dir, "none.sock"):        "start the engine, or name its socket",
 		filepath.Join(regular, "e.sock"):       "there is no socket",
 		regular:                                "it is no socket but a regular file",
 		dir:                                    "it is no socket but a directory",

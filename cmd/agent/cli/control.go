@@ -232,6 +232,8 @@ func notRunning(state string, err error) error {
 			return fault(fmt.Errorf("there is no state directory %s", state), "check --state; it is the one `agent run` was given")
 		}
 		return fault(fmt.Errorf("no agent runs on %s", state), "start one with `agent run`; what it recorded: agent snapshots --state "+shellWord(state))
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+		return fault(fmt.Errorf("the agent on %s went away before it answered", state), "what it had recorded goes on at its next start: agent snapshots --state "+shellWord(state))
 	case errors.Is(err, unix.EACCES):
 		return fault(fmt.Errorf("the agent on %s is not yours to command", state), "run this as the user that runs the agent, or with sudo")
 	}
