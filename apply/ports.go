@@ -18,6 +18,8 @@ type Store interface {
 	// Total is the number of records.
 	Total() int
 
+	// Prepare makes ready what the next Commit needs, while nobody waits.
+	Prepare()
 	// Commit appends rec to the head. It gives rec its Format, Index, ID,
 	// Timestamp, Commit and Parent and returns the whole. A kill of the
 	// process after Commit returned cannot lose the record. A record of kind

@@ -26,6 +26,7 @@ type ledger struct {
 // waits for it.
 func (r *Reconciler) account(ctx context.Context) {
 	schema.Prepare()
+	r.opt.Store.Prepare()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit) {
 		return

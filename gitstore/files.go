@@ -18,11 +18,10 @@ import (
 
 var tempSerial atomic.Uint64
 
-// writeTemp writes data to a new file in dir and returns its path. The file is
-// not synced. What could not be written whole is removed again.
+// createTemp makes a new file in dir, which is made too if it is gone.
 //
-// Syscalls: openat(O_CREAT|O_EXCL), write, close.
-func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
+// Syscalls: openat(O_CREAT|O_EXCL).
+func createTemp(dir string, perm fs.FileMode) (*os.File, error) {
 	path := filepath.Join(dir, "tmp-"+strconv.Itoa(os.Getpid())+"-"+strconv.FormatUint(tempSerial.Add(1), 10))
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -30,18 +29,32 @@ func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
 			f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 		}
 	}
+	return f, err
+}
+
+// fillTemp writes data to an empty file, closes it and returns its path. What
+// could not be written whole is removed.
+//
+// Syscalls: write, close.
+func fillTemp(f *os.File, data []byte) (string, error) {
+	_, err := f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
+// writeTemp writes data to a new file in dir and returns its path. The file is
+// not synced. What could not be written whole is removed again.
+//
+// Syscalls: openat(O_CREAT|O_EXCL), write, close.
+func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
+	f, err := createTemp(dir, perm)
 	if err != nil {
 		return "", err
 	}
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		_ = os.Remove(path)
-		return "", err
-	}
-	return path, nil
+	return fillTemp(f, data)
 }
 
 // writeDurable puts data at path as a whole: after a crash the file is the old

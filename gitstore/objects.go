@@ -69,7 +69,7 @@ func (w *objectWriter) encode(t plumbing.ObjectType, content []byte) (looseFile,
 // only if it reads back as the object; a torn one is set aside first.
 //
 // Syscalls: openat of the object (ENOENT as a rule), openat(O_CREAT|O_EXCL) in
-// tmp/, write, close, renameat; where the object's directory is new, mkdirat
+// tmp/ or, for a file made ahead, fstat; write, close, renameat; where the object's directory is new, mkdirat
 // and renameat again. For an object that is there: read, utimensat.
 func (w *objectWriter) put(t plumbing.ObjectType, content []byte) (plumbing.Hash, error) {
 	file, err := w.encode(t, content)
@@ -101,7 +101,7 @@ func (w *objectWriter) put(t plumbing.ObjectType, content []byte) (plumbing.Hash
 
 // place writes the file of an object beside and renames it into place.
 func (w *objectWriter) place(file looseFile, path string) error {
-	tmp, err := writeTemp(w.repo.tmp(), file.data, 0o444)
+	tmp, err := w.repo.temp(file.data, objectPerm)
 	if err != nil {
 		return err
 	}

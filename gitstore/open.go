@@ -170,6 +170,7 @@ func (s *Store) open(ctx context.Context) error {
 // Close gives the lock up. The Store must not be used afterwards. What is
 // committed and not confirmed stays pending, as after a kill.
 func (s *Store) Close() error {
+	s.repo.dropBlanks()
 	s.repo.closePacks()
 	return s.lock.release(len(s.objects.unsynced) == 0)
 }

@@ -84,7 +84,7 @@ func parseHash(s string) (plumbing.Hash, bool) {
 // tempRef writes the content of a ref to a file outside refs/, where git would
 // take what a crash leaves for a broken ref. It is not synced.
 func (r *repo) tempRef(h plumbing.Hash) (string, error) {
-	return writeTemp(r.tmp(), []byte(h.String()+"\n"), 0o644)
+	return r.temp([]byte(h.String()+"\n"), refPerm)
 }
 
 // placeRef renames tmp, which tempRef wrote, to the ref; it is the moment at

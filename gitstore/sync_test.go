@@ -70,3 +70,41 @@ func TestConfirmDoesNotVouchForObjectsThatAreGone(t *testing.T) {
 	confirm(t, s)
 	f.fsck()
 }
+
+// TestPrepare holds that files made ahead change nothing but the time: records
+// written into them, or after somebody has removed them, read back; and none
+// is left by Close, or after a kill by the next Open.
+func TestPrepare(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	left := func() int {
+		entries, err := os.ReadDir(f.repo("tmp"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	s.Prepare()
+	s.Prepare() // twice is once
+	if n := left(); n != 6 {
+		t.Fatalf("%d files made ahead, want 6", n)
+	}
+	applied(t, s, 1024)
+	if n := left(); n != 0 {
+		t.Errorf("%d left after a commit and its confirmation", n)
+	}
+	s.Prepare()
+	if err := os.RemoveAll(f.repo("tmp")); err != nil {
+		t.Fatal(err)
+	}
+	applied(t, s, 2048)
+	s.Prepare()
+	s, _ = f.reopen(s)
+	if n := left(); n != 0 {
+		t.Errorf("%d left by Close", n)
+	}
+	f.fsck()
+	if got := s.Applied().Config.ESNReservoirSize; got != 2048 {
+		t.Errorf("applied %d, want 2048", got)
+	}
+}
