@@ -133,6 +133,9 @@ func (f faulty) Applied() *schema.Snapshot {
 
 func (f faulty) Total() int { f.mu.Lock(); defer f.mu.Unlock(); return f.Store.Total() }
 
+// Prepare is left away: hundreds of worlds would make 256 directories each.
+func (f faulty) Prepare() {}
+
 func (f faulty) List(ctx context.Context, before string, limit int) ([]schema.Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
