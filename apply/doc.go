@@ -29,11 +29,18 @@
 // Confirm, because the engine need not wait for the disk: a power cut that
 // loses an unconfirmed candidate loses nothing that anybody was told.
 //
+// One thing may take a settlement's place before it is confirmed: when the
+// engine refuses the very state it is to be brought back to, waiting cures
+// nothing, and a valid Document that nothing holds, or an operator's order, is
+// committed on top, saying that the settlement is superseded.
+//
 // # The engine's answers
 //
 // Accepted, rejected, unknown. Unknown is settled by asking, never guessed: a
 // candidate stays pending while the engine is down or hangs. Two deaths on the
 // same candidate are a rejection; so that an agent that is killed in between
 // cannot make it three, a second send is preceded by a durable mark (the
-// retried ref), and whoever finds the mark at start never sends again.
+// retried ref), and whoever finds the mark at start never sends again. The mark
+// is taken back when the connection held: an engine that answers, if only by
+// failures, came to no harm.
 package apply
