@@ -200,6 +200,16 @@ func (c *Client) take() chan opened {
 	return ch
 }
 
+// giveBack leaves what is still being opened to the next Prepare or to Close.
+func (c *Client) giveBack(ch chan opened) {
+	c.mu.Lock()
+	if c.prepared == nil {
+		c.prepared, ch = ch, nil
+	}
+	c.mu.Unlock()
+	discard(ch) // there is a newer one: this one's own timeout bounds the wait
+}
+
 func discard(ch chan opened) {
 	if ch == nil {
 		return
@@ -209,8 +219,8 @@ func discard(ch chan opened) {
 	}
 }
 
-// labelled returns a connection that bears our label: the prepared one, or a
-// new one.
+// labelled returns a connection that bears our label: the one that was made
+// ahead, if the engine has not closed it since, or a new one.
 func (c *Client) labelled(ctx context.Context) (*session, error) {
 	ch := c.take()
 	if ch == nil {
@@ -218,7 +228,7 @@ func (c *Client) labelled(ctx context.Context) (*session, error) {
 	}
 	select {
 	case o := <-ch:
-		if o.err == nil && time.Since(o.at) < preparedFor && !o.session.spent {
+		if o.err == nil && time.Since(o.at) < preparedFor && !o.session.spent && !o.session.gone() {
 			return o.session, nil
 		}
 		if o.err == nil {
@@ -226,7 +236,7 @@ func (c *Client) labelled(ctx context.Context) (*session, error) {
 		}
 		return c.open(ctx)
 	case <-ctx.Done():
-		go discard(ch) // its own timeout ends it
+		c.giveBack(ch)
 		return nil, ctx.Err()
 	}
 }

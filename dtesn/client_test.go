@@ -510,3 +510,26 @@ func TestPrepare(t *testing.T) {
 		t.Errorf("without an engine: %s", a.Verdict)
 	}
 }
+
+func TestAPreparedConnectionThatTheEngineLeftIsNotUsed(t *testing.T) {
+	t.Parallel()
+	left := make(chan struct{})
+	var once sync.Once
+	m := &misbehaver{onLabel: func(conn net.Conn, r *http.Request) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		up := reply(conn, 200, `{"success": true}`)
+		once.Do(func() {
+			_ = conn.Close()
+			up = false
+			close(left)
+		})
+		return up
+	}}
+	m.start(t)
+	c := m.client(0)
+	c.Prepare()
+	<-left
+	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || m.batches.Load() != 1 {
+		t.Errorf("%s, %v; %d batches, want one accepted", a.Verdict, a.Err, m.batches.Load())
+	}
+}

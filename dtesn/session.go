@@ -86,6 +86,23 @@ func (s *session) connect(ctx context.Context) error {
 	return nil
 }
 
+// gone reports whether the engine has closed the connection, or said what
+// nobody asked for. It does not wait.
+func (s *session) gone() bool {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var quiet bool
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, peek := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		quiet = errors.Is(peek, unix.EAGAIN)
+		return true // do not wait for more
+	})
+	return err != nil || !quiet
+}
+
 func (s *session) close() { _ = s.conn.Close() }
 
 // do sends one request and reads its answer, both until ctx ends. The status

@@ -61,7 +61,7 @@ type Answer struct {
 	// Broken: the connection broke after bytes were sent (no timeout): the
 	// engine may have died on the batch.
 	Broken bool
-	// Peer is who was sent the batch; zero when VerdictNotSent.
+	// Peer is who was sent the batch; zero when nobody was.
 	Peer Peer
 }
 

@@ -51,8 +51,8 @@ func newJudge() *judge {
 func makeJudge() *judge {
 	j := &judge{facts: schemaFacts(), context: cuecontext.New(), said: map[occurrence]bool{}, fields: map[string]cue.Value{}}
 	root := j.context.CompileBytes(cueSource)
-	j.parameters = root.LookupPath(cue.ParsePath("#Parameters"))
-	j.percent = root.LookupPath(cue.ParsePath("#percent"))
+	j.parameters = root.LookupPath(cue.MakePath(cue.Def("#Parameters")))
+	j.percent = root.LookupPath(cue.MakePath(cue.Def("#percent")))
 	for _, name := range Names() {
 		j.fields[name] = parameterField(j.parameters, name)
 	}
@@ -84,14 +84,14 @@ type brokenRule struct {
 // a rule is left out if unknown says of one of its operands that its value
 // cannot be known, or if it needs a value that is absent.
 func (j *judge) broken(values map[string]any, unknown func(name string) bool) ([]brokenRule, error) {
-	rules, err := j.parameters.Unify(j.context.Encode(values)).LookupPath(cue.ParsePath("#rules")).List()
+	rules, err := j.parameters.Unify(j.context.Encode(values)).LookupPath(cue.MakePath(cue.Def("#rules"))).List()
 	if err != nil {
 		return nil, fmt.Errorf("judging the rules between parameters: %w", err)
 	}
 	var all []brokenRule
 	for rules.Next() {
 		rule := rules.Value()
-		if holds, err := rule.LookupPath(cue.ParsePath("holds")).Bool(); holds || err != nil {
+		if holds, err := rule.LookupPath(cue.MakePath(cue.Str("holds"))).Bool(); holds || err != nil {
 			continue
 		}
 		var b brokenRule

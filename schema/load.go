@@ -47,8 +47,9 @@ const Everywhere = ""
 // Load turns a Document into the Configuration of one instance, or into all
 // the Violations it holds; exactly one is not nil. What follows only from
 // another violation is left out: a parameter is not called missing while a
-// file that may set it cannot be read. Load keeps no state, may be called from
-// any goroutine, and returns within a second for any bytes.
+// file that may set it cannot be read. Load keeps no state and may be called
+// from any goroutine. It takes well under a millisecond for files as people write
+// them, and well under a second and 64 MiB for each file whatever its bytes.
 func Load(doc *Document, instance string) (c *Configuration, v *Violations) {
 	l := &loader{doc: doc, reported: map[string]bool{}}
 	defer func() {

@@ -1,6 +1,9 @@
 package schema
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // maxWord bounds the words that Suggest compares, in bytes: a longer one is no
 // misspelling.
@@ -11,6 +14,9 @@ const maxWord = 64
 // or else the only one that contains it. Case and the difference of "-" and
 // "_" do not count.
 func Suggest(word string, candidates []string) (string, bool) {
+	if slices.Contains(candidates, word) {
+		return word, true
+	}
 	if word == "" || len(word) > maxWord {
 		return "", false
 	}
