@@ -46,6 +46,9 @@ func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
 	if r.flight == nil || r.flight.id != head.ID {
 		r.flight = &flight{id: head.ID, started: time.Now()}
 		r.clear("commit")
+		if s := head.OutcomeOf; s != nil { // its commit failed and happened all the same
+			r.finish(s.ID, s.Outcome, "a newer one took its place: "+head.ID)
+		}
 		r.recordPending(head)
 		r.log.Event(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", head.ID)
 	}

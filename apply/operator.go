@@ -80,12 +80,15 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 
 // serve carries out one request on the Reconciler's goroutine.
 func (r *Reconciler) serve(ctx context.Context, q *request) {
+	r.retryNow()
+	if r.flight != nil && r.flight.verified {
+		r.confirm(ctx) // first what the engine runs already
+	}
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	if applied == nil {
 		q.answer(Result{}, fmt.Errorf("%s: nothing was applied yet, so there is no state to keep or to go back to; correct the configuration, or stop the agent", q.Verb))
 		return
 	}
-	r.retryNow()
 	switch q.Verb {
 	case "rollback":
 		r.rollback(ctx, q, head, applied)
