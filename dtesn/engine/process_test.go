@@ -83,6 +83,7 @@ func TestCache(t *testing.T) {
 				t.Errorf("%s: %v, at first %v", what, data.Predictions, first.Predictions)
 			}
 		}
+		// The clock is the bubble's: nobody waits.
 		look("again", body, true)
 		look("another horizon", other, false)
 		time.Sleep(59 * time.Second)

@@ -22,12 +22,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
 )
 
@@ -89,7 +89,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return code
 		}
 	}
-	fmt.Fprintf(stderr, "agent: %s\n", oneLine(err.Error()))
+	fmt.Fprintf(stderr, "agent: %s\n", status.Plain(err.Error()))
 	if f != nil && f.hint != "" {
 		fmt.Fprintf(stderr, "hint: %s\n", f.hint)
 	}
@@ -178,15 +178,4 @@ func version() string {
 		return "devel"
 	}
 	return info.Main.Version
-}
-
-// oneLine makes foreign text safe for a terminal: one line, no control
-// characters.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return ' '
-		}
-		return r
-	}, s)
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
 )
 
@@ -34,7 +35,7 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 	if res.Error != "" {
 		return fault(errors.New(res.Error), "")
 	}
-	text := oneLine(res.Text)
+	text := status.Plain(res.Text)
 	switch res.Outcome {
 	case schema.Applied, "":
 		if verb == "rollback" {

@@ -53,7 +53,7 @@ func recordText(w io.Writer, rec *schema.Record) error {
 	var b strings.Builder
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-12s %s\n", name, oneLine(value))
+			fmt.Fprintf(&b, "%-12s %s\n", name, status.Plain(value))
 		}
 	}
 	line("snapshot", rec.ID)
@@ -80,7 +80,7 @@ func recordText(w io.Writer, rec *schema.Record) error {
 				place = fmt.Sprintf("%s:%d:%d", o.File, o.Line, o.Column)
 			}
 		}
-		fmt.Fprintf(&b, "  %-30s %-8v %s\n", name, rec.Config.Get(name), oneLine(place))
+		fmt.Fprintf(&b, "  %-30s %-8v %s\n", name, rec.Config.Get(name), status.Plain(place))
 	}
 	if len(rec.Changes) > 0 {
 		b.WriteString("changes\n")

@@ -35,7 +35,7 @@ func completeID(state *string) cobra.CompletionFunc {
 		if r, err := gitstore.OpenReader(*state); err == nil {
 			records, _ := r.List(cmd.Context(), "", 50)
 			for i := range records {
-				ids = append(ids, cobra.CompletionWithDesc(records[i].ID, string(records[i].Outcome)+" "+oneLine(records[i].Description)))
+				ids = append(ids, cobra.CompletionWithDesc(records[i].ID, string(records[i].Outcome)+" "+status.Plain(records[i].Description)))
 			}
 		}
 		return ids, cobra.ShellCompDirectiveNoFileComp
@@ -121,7 +121,7 @@ func listText(w io.Writer, records []schema.Record) error {
 			changes = []string{"-"}
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
-			strings.Join(changes, ", "), cut(oneLine(rec.Description), 80))
+			strings.Join(changes, ", "), cut(status.Plain(rec.Description), 80))
 	}
 	return t.Flush()
 }

@@ -48,11 +48,11 @@ func (p *page) gap() { p.b.WriteByte('\n') }
 
 func (p *page) line(name, value string) {
 	if value != "" {
-		fmt.Fprintf(&p.b, "%-10s %s\n", name, plain(value))
+		fmt.Fprintf(&p.b, "%-10s %s\n", name, Plain(value))
 	}
 }
 
-func (p *page) more(value string) { fmt.Fprintf(&p.b, "%-10s %s\n", "", plain(value)) }
+func (p *page) more(value string) { fmt.Fprintf(&p.b, "%-10s %s\n", "", Plain(value)) }
 
 // short is enough of a revision to tell it from others.
 func short(revision string) string { return revision[:min(12, len(revision))] }
@@ -215,8 +215,9 @@ func health(c apply.Checks) string {
 	return yesNo(len(bad) == 0, strings.Join(bad, ", "))
 }
 
-// plain makes foreign text safe for a terminal.
-func plain(s string) string {
+// Plain makes foreign text safe for a terminal: one line, without control
+// characters or those that turn the direction of writing.
+func Plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) { // control characters, and those that turn the writing round
 			return ' '
