@@ -19,7 +19,8 @@ $(AGENT): FORCE
 run: build ## Run the agent with its embedded engine on examples/config
 	@exec $(AGENT) run --environment development --config examples/config --embedded-engine --state .run/state
 
-test: ## Run every test, with the race detector
+test: ## Run every test, with the race detector; as root it installs what they need
+	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
 	$(GO) test -race -timeout 10m ./...
 
 check: ## What must be clean before a commit: format, vet, staticcheck, imports, README
