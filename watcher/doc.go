@@ -39,6 +39,11 @@
 // is asked at that moment; and asked again after the reading, whether anything
 // happened meanwhile.
 //
-// Where inotify cannot be had, or cannot be trusted (network file systems),
-// the directory is polled once a second instead: mode "poll".
+// Of a mount, and of a directory above that is renamed, inotify says nothing:
+// once a second the way to the files is walked again, which costs a few lstat.
+//
+// Where inotify cannot be had (its limits, or the process's), or cannot be
+// trusted (network file systems, FUSE, a file that is a mount of its own), the
+// files are read once a second instead: mode "poll". inotify is tried again
+// each time, so that its mode comes back by itself.
 package watcher

@@ -23,7 +23,10 @@ type journal struct {
 	buf  []byte
 }
 
-const journalMask = unix.IN_CREATE | unix.IN_MODIFY | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ONLYDIR
+// namesMask is what happens to the names in a directory. What is written to the
+// files counts inside the configuration directory only: above it, a neighbour
+// that writes all the time would keep the journal from ever being read out.
+const namesMask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ONLYDIR
 
 func newJournal() (*journal, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -33,8 +36,14 @@ func newJournal() (*journal, error) {
 	return &journal{fd: fd, dirs: map[int32]string{}, buf: make([]byte, 16<<10)}, nil
 }
 
-func (j *journal) add(dir string) error {
-	wd, err := unix.InotifyAddWatch(j.fd, dir, journalMask)
+// add notes from now on what happens to the names in dir and, with contents,
+// to the files there.
+func (j *journal) add(dir string, contents bool) error {
+	var mask uint32 = namesMask
+	if contents {
+		mask |= unix.IN_MODIFY
+	}
+	wd, err := unix.InotifyAddWatch(j.fd, dir, mask)
 	if err != nil {
 		return os.NewSyscallError("inotify_add_watch", err)
 	}
@@ -102,7 +111,7 @@ func trusted(dir string) error {
 		return fmt.Errorf("look at the file system of %s: %w", dir, os.NewSyscallError("statfs", err))
 	}
 	if name, remote := remoteFilesystems[uint32(st.Type)]; remote {
-		return fmt.Errorf("%s is on %s, which has no reliable inotify events", dir, name)
+		return fmt.Errorf("%s is on %s, of whose changes inotify does not always tell", dir, name)
 	}
 	return nil
 }

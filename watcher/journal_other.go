@@ -16,7 +16,7 @@ func newJournal() (*journal, error) {
 	return nil, fmt.Errorf("start inotify: %w", errors.ErrUnsupported)
 }
 
-func (*journal) add(string) error          { return errors.ErrUnsupported }
+func (*journal) add(string, bool) error    { return errors.ErrUnsupported }
 func (*journal) close()                    {}
 func (*journal) take(func(string, bool))   {}
 func trusted(string) error                 { return nil }

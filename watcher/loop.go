@@ -3,7 +3,6 @@ package watcher
 import (
 	"fmt"
 	"maps"
-	"path/filepath"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -16,6 +15,8 @@ type loop struct {
 	*Files
 	sink  Sink
 	watch *watch // nil while there is no inotify
+	// wanted are the paths that the watch's trail leads to.
+	wanted []string
 	// tried and refused: when inotify last could not be had, and why.
 	tried   time.Time
 	refused string
@@ -118,7 +119,7 @@ func (l *loop) poll() {
 	every := min(pollEvery, l.opt.Resync)
 	if l.watch != nil && l.reported == "" {
 		every = l.opt.Resync
-		if renamed, other := l.watch.happened(); renamed || other {
+		if renamed, other := l.watch.happened(); renamed || other || l.strayed() {
 			l.changed()
 		}
 	}
@@ -129,6 +130,13 @@ func (l *loop) poll() {
 	if !l.due && time.Since(lastRead) > every-min(pollEvery, l.opt.Resync)/2 {
 		l.look()
 	}
+}
+
+// strayed reports whether the way to the files is no longer the one that is
+// watched: something was mounted, unmounted or replaced above it, of which
+// inotify does not tell.
+func (l *loop) strayed() bool {
+	return !l.watch.intact() || !l.watch.trail.equal(findTrail(l.opt.Root, l.wanted))
 }
 
 // look reads everything and delivers it if it differs and is known to be
@@ -142,9 +150,6 @@ func (l *loop) look() {
 		return
 	}
 	l.failing = time.Time{}
-	if !l.looked {
-		l.warnPinned(r.wanted)
-	}
 	if l.current(r.doc) {
 		l.calm()
 		if l.opt.OnRead != nil {
@@ -206,11 +211,11 @@ func (l *loop) whole(r *reading, start time.Time) bool {
 func (l *loop) read() (r *reading, err error) {
 	for range 3 {
 		r, err = readFiles(l.opt.Root, l.opt.Environment)
-		wanted := []string{schema.BaseFile, l.opt.Environment.File(), templatesDir}
+		l.wanted = []string{schema.BaseFile, l.opt.Environment.File(), templatesDir}
 		if err == nil {
-			wanted = r.wanted
+			l.wanted = r.wanted
 		}
-		if !l.follow(findTrail(l.opt.Root, wanted)) {
+		if !l.follow(findTrail(l.opt.Root, l.wanted)) {
 			return r, err
 		}
 	}
@@ -232,7 +237,7 @@ func (l *loop) follow(t trail) bool {
 		l.tried = time.Now()
 		if l.refused != err.Error() {
 			l.refused = err.Error()
-			l.opt.Logger.Warn("polling, because inotify cannot be had", "root", l.opt.Root, "every", min(pollEvery, l.opt.Resync), "error", err)
+			l.opt.Logger.Warn("polling, because inotify cannot be had or cannot be relied on", "root", l.opt.Root, "every", min(pollEvery, l.opt.Resync), "error", err)
 		}
 		return false
 	}
@@ -272,15 +277,6 @@ func (l *loop) takeRename() bool {
 		l.deliver(r.doc)
 	}
 	return true
-}
-
-// warnPinned says at start which files will never change.
-func (l *loop) warnPinned(wanted []string) {
-	for _, path := range wanted {
-		if file := filepath.Join(l.opt.Root, path); pinned(file) {
-			l.opt.Logger.Warn("this file is a mount of its own (a Kubernetes subPath, or one file bound into the container): its changes will not be seen; mount the directory instead", "file", file)
-		}
-	}
 }
 
 // current reports whether the sink has doc, and does not think that the source

@@ -31,6 +31,22 @@ func Read(root string, env schema.Environment) (*schema.Document, error) {
 	return r.doc, nil
 }
 
+// ReadFile reads one file of the configuration directory root, whether or not
+// an environment's Document has it. What Read refuses it refuses too; a file
+// that does not exist is an error that is fs.ErrNotExist.
+func ReadFile(root, path string) (schema.File, error) {
+	dir, err := openDirectory(root)
+	if err != nil {
+		return schema.File{}, err
+	}
+	defer dir.Close()
+	file, _, err := readFile(dir, path)
+	if err != nil {
+		return schema.File{}, fmt.Errorf("read configuration file %s in %s: %w", path, root, bare(err))
+	}
+	return file, nil
+}
+
 // A reading is a Document and what the loop must know about it.
 type reading struct {
 	doc *schema.Document

@@ -1,6 +1,7 @@
 package watcher
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -102,5 +103,34 @@ func TestRenameIsDoubted(t *testing.T) {
 				t.Errorf("taken %v with %d Documents, want %v", taken, len(sink), c.taken)
 			}
 		})
+	}
+}
+
+// Above the configuration directory only names count: what a neighbour writes
+// all the time would keep the journal from ever being read out.
+func TestJournalPassesOverNeighbours(t *testing.T) {
+	t.Parallel()
+	for _, contents := range []bool{false, true} {
+		dir := t.TempDir()
+		put(t, dir, "log", "")
+		j, err := newJournal()
+		must(t, err)
+		defer j.close()
+		must(t, j.add(dir, contents))
+		file, err := os.OpenFile(filepath.Join(dir, "log"), os.O_WRONLY, 0)
+		must(t, err)
+		_, err = file.WriteString("a line\n")
+		must(t, errors.Join(err, file.Close()))
+		written := false
+		j.take(func(path string, _ bool) { written = written || path == dir+"/log" })
+		if written != contents {
+			t.Errorf("contents %v: the write is in the journal: %v", contents, written)
+		}
+		rename(t, dir, "link", "")
+		renamed := false
+		j.take(func(path string, movedIn bool) { renamed = renamed || path == dir+"/link" && movedIn })
+		if !renamed {
+			t.Error("the rename is not in the journal")
+		}
 	}
 }

@@ -1,6 +1,9 @@
 package watcher
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +27,8 @@ type step struct {
 func (s step) path() string { return s.dir + "/" + s.name }
 
 // A trail is every step from the root of the file system to the files of a
-// Document. It is how far a watch must see.
+// Document. It is how far a watch must see. What inotify does not tell of, a
+// mount or an ancestor that is renamed, shows in a trail that differs.
 type trail struct {
 	root  string // the configuration directory's real path; empty if it is none
 	steps []step
@@ -32,8 +36,8 @@ type trail struct {
 
 // findTrail finds the way to the configuration directory and from there to
 // each wanted path. On the way to the directory only links, what is missing
-// and the directory's own entry are steps: an ancestor that is replaced is
-// found by the next poll. Inside, everything is.
+// and the directory's own entry are steps: an ancestor that is replaced leads
+// to another trail, as does a mount. Inside, everything is a step.
 func findTrail(root string, wanted []string) trail {
 	var t trail
 	absolute, err := filepath.Abs(root)
@@ -61,6 +65,38 @@ func (t trail) equal(other trail) bool {
 	})
 }
 
+// trusted returns an error if inotify does not tell of every change inside the
+// configuration directory.
+func (t trail) trusted() error {
+	var mounts []string
+	var remote error
+	seen := map[string]bool{}
+	for _, s := range t.steps {
+		if !inside(s.dir, t.root) {
+			continue
+		}
+		if s.name != "" && pinned(s.path()) && !slices.Contains(mounts, s.path()) {
+			mounts = append(mounts, s.path())
+		}
+		if !seen[s.dir] {
+			seen[s.dir] = true
+			if err := trusted(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				remote = err
+			}
+		}
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("%s: a mount of its own (a Kubernetes subPath, or one file bound into the container), so a file that takes its place where it comes from is never seen here: mount the directory instead",
+			strings.Join(mounts, ", "))
+	}
+	return remote
+}
+
+// inside reports whether the directory dir is root, or below it.
+func inside(dir, root string) bool {
+	return root != "" && (dir == root || strings.HasPrefix(dir, strings.TrimSuffix(root, "/")+"/"))
+}
+
 // A walker resolves a path by hand, as the kernel does, and notes the steps.
 type walker struct {
 	steps *[]step
@@ -83,7 +119,7 @@ func (w walker) walk(dir, path string) string {
 			dir = filepath.Dir(dir)
 			continue
 		}
-		if w.within != "" && dir != w.within && !strings.HasPrefix(dir, w.within+"/") {
+		if w.within != "" && !inside(dir, w.within) {
 			return ""
 		}
 		full := filepath.Join(dir, name)

@@ -1,7 +1,9 @@
 package watcher
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,15 +24,16 @@ type watch struct {
 	env     string          // path of the environment's file
 }
 
-// newWatch watches every directory of the trail. Not being able to watch the
-// configuration directory is an error; of the others the polls take care.
+// newWatch watches every directory of the trail. It is an error if what is
+// inside the configuration directory cannot be watched, or if inotify does not
+// tell of every change there; of what is above it the polls take care.
 func newWatch(t trail, envFile string) (*watch, error) {
+	if err := t.trusted(); err != nil {
+		return nil, err
+	}
 	w := &watch{trail: t, dirs: map[string]bool{}, names: map[string]bool{}}
 	if t.root != "" {
-		if err := trusted(t.root); err != nil {
-			return nil, err
-		}
-		w.env = t.root + "/" + envFile
+		w.env = filepath.Join(t.root, envFile)
 	}
 	events, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -42,26 +45,35 @@ func newWatch(t trail, envFile string) (*watch, error) {
 		return nil, err
 	}
 	for _, s := range t.steps {
-		if s.name == "" {
-			w.anyYAML = s.dir
-		} else {
-			w.names[s.path()] = true
-		}
-		if _, done := w.dirs[s.dir]; done {
-			continue
-		}
-		err := events.Add(s.dir)
-		if err == nil {
-			err = w.journal.add(s.dir)
-		}
-		if err != nil && s.dir == t.root {
+		if err := w.add(s); err != nil {
 			w.close()
-			return nil, fmt.Errorf("watch %s with inotify: %w", s.dir, err)
+			return nil, err
 		}
-		w.dirs[s.dir] = err == nil
 	}
 	w.watched = len(events.WatchList())
 	return w, nil
+}
+
+// add watches a step. A directory that has gone since is no error: the next
+// reading finds another trail.
+func (w *watch) add(s step) error {
+	if s.name == "" {
+		w.anyYAML = s.dir
+	} else {
+		w.names[s.path()] = true
+	}
+	if _, done := w.dirs[s.dir]; done {
+		return nil
+	}
+	err := w.events.Add(s.dir)
+	if err == nil {
+		err = w.journal.add(s.dir, inside(s.dir, w.trail.root))
+	}
+	w.dirs[s.dir] = err == nil
+	if err != nil && inside(s.dir, w.trail.root) && (s.dir == w.trail.root || !errors.Is(err, fs.ErrNotExist)) {
+		return fmt.Errorf("watch %s with inotify: %w", s.dir, err)
+	}
+	return nil
 }
 
 // close ends the watch. A nil watch is closed.
