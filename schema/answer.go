@@ -6,7 +6,10 @@ import "fmt"
 type Reading struct {
 	Parameters  Parameters
 	Environment string
-	Peer        Peer
+	// Relabelled is the environment that the engine bore before it was given
+	// ours for this reading; "" if it bore ours.
+	Relabelled string
+	Peer       Peer
 }
 
 // A Peer identifies the process behind the socket: an engine that restarted

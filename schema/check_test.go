@@ -146,6 +146,9 @@ func TestSuggest(t *testing.T) {
 			t.Errorf("%q: got %q, %v, want %q", word, got, ok, want)
 		}
 	}
+	if got, ok := Suggest(strings.Repeat("\xff", maxWord), []string{strings.Repeat("\xfe", maxWord), strings.Repeat("İ", maxWord/2)}); ok {
+		t.Errorf("bytes that are no text: got %q", got) // lower case takes more bytes
+	}
 	if got, _ := Suggest("snapshot", []string{"show", "snapshots", "schema"}); got != "snapshots" {
 		t.Errorf("snapshot: got %q", got)
 	}

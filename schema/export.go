@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -8,50 +9,75 @@ import (
 
 type object = map[string]any
 
-// JSONSchema describes the configuration files in JSON Schema, draft 2020-12,
-// for editors (yaml-language-server) and GET /v1/config/schema. It fits an
-// environment's file, and base.yaml and templates, which have fewer keys. It
-// cannot say the rules between parameters, which may stand in different files.
+// JSONSchema describes the configuration files in JSON Schema, for editors
+// (yaml-language-server, which speaks draft 7 and below) and
+// GET /v1/config/schema. One schema fits all files, since an editor finds it by
+// the same line everywhere: a file that says its environment is an
+// environment's, any other one is base.yaml or a template, must have
+// parameters, and can neither extend nor experiment. It cannot say what
+// depends on a file's name, on the other files or on the spelling of YAML:
+// `agent validate` does.
 func JSONSchema() ([]byte, error) {
 	f := schemaFacts()
-	parameters := object{
-		"type":                 "object",
-		"description":          "What this file sets. Across files: " + strings.Join(f.rules, "; ") + ".",
-		"additionalProperties": false,
-	}
-	properties := object{}
-	for i := range f.infos {
-		properties[f.infos[i].Name] = jsonType(&f.infos[i])
-	}
-	parameters["properties"] = properties
 	schema := object{
-		"$schema":              "https://json-schema.org/draft/2020-12/schema",
+		"$schema":              "http://json-schema.org/draft-07/schema#",
 		"title":                "DTESN configuration",
 		"description":          "An environment's file, base.yaml or a template of a DTESN configuration.",
 		"type":                 "object",
 		"additionalProperties": false,
-		"$defs":                object{"parameters": parameters, "experiment": experimentSchema(f)},
-		"properties": object{
-			keyEnvironment: object{"enum": f.environments, "description": "The environment, equal to the file's name. Environment files only."},
-			keyDescription: object{"type": "string", "description": "What this configuration is for. It becomes the snapshot's description."},
-			keyExtends: object{
-				"type": "array", "uniqueItems": true, "maxItems": maxExtends,
-				"description": "Templates to lay over base.yaml, in order: the names of files under templates/, without .yaml. Environment files only.",
-				"items":       object{"type": "string", "pattern": templateName.String()},
-			},
-			keyParameters: object{"$ref": "#/$defs/parameters"},
-			keyExperiments: object{
-				"type": "array", "maxItems": maxExperiments,
-				"description": "Part of the fleet, chosen by hash, gets other values. Environment files only.",
-				"items":       object{"$ref": "#/$defs/experiment"},
-			},
+		"definitions":          object{"parameters": parametersSchema(f), "experiment": experimentSchema(f)},
+		"properties":           fileProperties(f),
+		"anyOf":                []object{{"required": []string{keyParameters}}, {"required": []string{keyEnvironment}}},
+		"dependencies": object{
+			keyExtends:     []string{keyEnvironment},
+			keyExperiments: []string{keyEnvironment},
 		},
 	}
-	text, err := json.MarshalIndent(schema, "", "  ")
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(schema); err != nil {
 		return nil, fmt.Errorf("encoding the JSON Schema: %w", err)
 	}
-	return append(text, '\n'), nil
+	return b.Bytes(), nil
+}
+
+// What is read as text may look like a number or a bool to an editor.
+var (
+	anyText    = []string{"string", "number", "boolean"}
+	anyOfWords = []string{"string", "integer"}
+)
+
+func fileProperties(f *facts) object {
+	return object{
+		keyEnvironment: object{"enum": f.environments, "description": "The environment, equal to the file's name. Environment files only."},
+		keyDescription: object{"type": anyText, "description": "What this configuration is for. An environment's becomes the snapshot's description. Not in base.yaml."},
+		keyExtends: object{
+			"type": "array", "uniqueItems": true, "maxItems": maxExtends,
+			"description": "Templates to lay over base.yaml, in order: the names of files under templates/, without .yaml. Environment files only.",
+			"items":       object{"type": anyOfWords, "pattern": templateName.String(), "minimum": 0},
+		},
+		keyParameters: object{"$ref": "#/definitions/parameters"},
+		keyExperiments: object{
+			"type": "array", "maxItems": maxExperiments,
+			"description": "Part of the fleet, chosen by hash, gets other values. Environment files only.",
+			"items":       object{"$ref": "#/definitions/experiment"},
+		},
+	}
+}
+
+func parametersSchema(f *facts) object {
+	properties := object{}
+	for i := range f.infos {
+		properties[f.infos[i].Name] = jsonType(&f.infos[i])
+	}
+	return object{
+		"type":                 "object",
+		"description":          "What this file sets. Across files: " + strings.Join(f.rules, "; ") + ".",
+		"additionalProperties": false,
+		"properties":           properties,
+	}
 }
 
 func experimentSchema(f *facts) object {
@@ -62,9 +88,15 @@ func experimentSchema(f *facts) object {
 		"additionalProperties": false,
 		"required":             []string{keyName, keyPercent, keyParameters},
 		"properties": object{
-			keyName:       object{"type": "string", "minLength": 1, "maxLength": maxLabel, "description": "The name, which decides together with the instance's who is in."},
-			keyPercent:    percent,
-			keyParameters: object{"$ref": "#/$defs/parameters", "minProperties": 1},
+			keyName: object{
+				"type": anyText, "minLength": 1, "maxLength": maxLabel,
+				// printable, no space at the ends
+				"pattern":     `^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$`,
+				"description": "The name, which decides together with the instance's who is in.",
+			},
+			keyPercent: percent,
+			// draft 7 ignores what stands beside a $ref
+			keyParameters: object{"allOf": []object{{"$ref": "#/definitions/parameters"}, {"minProperties": 1}}},
 		},
 	}
 }

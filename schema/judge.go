@@ -136,8 +136,11 @@ func (info *ParameterInfo) spelled(shown, plain string) Violation {
 	if info.Type == "int" {
 		v.Rule = "an integer in plain decimal digits"
 	}
-	if plain != "" {
+	switch {
+	case plain != "":
 		v.Hint = "write " + plain
+	case strings.Contains(shown, "$") || strings.Contains(shown, "{{"):
+		v.Hint = "there are no variables and no expressions; " + v.Hint
 	}
 	return v
 }
@@ -158,10 +161,20 @@ func plainInt(s string) (n int, ok bool) {
 	return math.MaxInt, true
 }
 
-// intended guesses the plain spelling of a value that was written otherwise:
+// intended is the plain spelling of a value that was probably meant; "" if that
+// cannot be told, or would be out of range too.
+func (j *judge) intended(info *ParameterInfo, s string) string {
+	meant := spelling(info.Type, strings.TrimSpace(s))
+	if n, ok := plainInt(meant); ok && !j.fits(info.Name, n) {
+		return ""
+	}
+	return meant
+}
+
+// spelling guesses the plain spelling of a value that was written otherwise:
 // 16 for 0x10, 10 for 1_0, 50 for 5e1, true for yes. An integer with leading
 // zeros is octal to one reader and decimal to the next: nobody can tell.
-func intended(typ, s string) string {
+func spelling(typ, s string) string {
 	if typ == "bool" {
 		switch strings.ToLower(s) {
 		case "true", "yes", "on", "y", "1":

@@ -30,6 +30,8 @@ type loader struct {
 	report
 	doc   *Document
 	judge *judge
+	// main is the file that the load is about.
+	main string
 	// incomplete: a layer is missing or was not read in full, so that nothing
 	// can be said about what the layers give together.
 	incomplete bool
@@ -51,13 +53,8 @@ const Everywhere = ""
 // from any goroutine. It takes well under a millisecond for files as people write
 // them, and well under a second and 64 MiB for each file whatever its bytes.
 func Load(doc *Document, instance string) (c *Configuration, v *Violations) {
-	l := &loader{doc: doc, reported: map[string]bool{}}
-	defer func() {
-		if r := recover(); r != nil {
-			l.fault(fmt.Errorf("%v", r))
-			c, v = nil, l.violations()
-		}
-	}()
+	l := &loader{doc: doc, main: doc.Environment.File(), reported: map[string]bool{}}
+	defer l.recovered(func() { c, v = nil, l.violations() })
 	if _, err := ParseEnvironment(string(doc.Environment)); err != nil {
 		l.add(Violation{
 			Position: Position{File: oneLine(doc.Environment.File())},
@@ -74,10 +71,30 @@ func Load(doc *Document, instance string) (c *Configuration, v *Violations) {
 	return c, nil
 }
 
-// fault reports a fault of the program, on the environment's file.
+// CheckTemplate judges a template alone, as Load judges one that is extended: its
+// YAML, its keys and the range of each value. It returns nil if nothing is
+// wrong. It is for reviews: no agent reads a template that nobody extends.
+func CheckTemplate(template File) (v *Violations) {
+	l := &loader{doc: &Document{Files: []File{template}}, main: template.Path}
+	defer l.recovered(func() { v = l.violations() })
+	l.judge = newJudge()
+	l.file(template.Path, layerTemplate, templateKeys, nil)
+	return l.violations()
+}
+
+// recovered makes a violation of a panic, and then answers it. It is deferred:
+// nobody's document may stop the program.
+func (l *loader) recovered(answer func()) {
+	if r := recover(); r != nil {
+		l.fault(fmt.Errorf("%v", r))
+		answer()
+	}
+}
+
+// fault reports a fault of the program, on the file that it is about.
 func (l *loader) fault(err error) {
 	if v := faultOf(err); v != nil {
-		v.File = l.doc.Environment.File()
+		v.File = l.main
 		l.add(*v)
 	}
 }
@@ -171,6 +188,15 @@ func (l *loader) missingFile(path string, from *entry) Violation {
 		v.Hint = fmt.Sprintf("create it with environment: %s and what differs from base.yaml, or point the agent at another directory or environment", l.doc.Environment)
 	}
 	return v
+}
+
+// ParseTemplatePath returns the name of the template at a path such as
+// "templates/high-throughput.yaml". It is not ok if no extends could name that
+// file.
+func ParseTemplatePath(path string) (name string, ok bool) {
+	name, isTemplate := strings.CutPrefix(path, templatePrefix)
+	name, isYAML := strings.CutSuffix(name, fileSuffix)
+	return name, isTemplate && isYAML && templateName.MatchString(name)
 }
 
 // templates lists the templates that the Document holds.

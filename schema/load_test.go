@@ -59,7 +59,7 @@ func TestFixtures(t *testing.T) {
 			bad++
 		}
 	}
-	if good < 10 || bad < 40 {
+	if good < 20 || bad < 230 {
 		t.Errorf("%d good and %d bad cases; some are missing", good, bad)
 	}
 }

@@ -144,13 +144,13 @@ func TestJSONSchema(t *testing.T) {
 					Description      string
 				}
 			}
-		} `json:"$defs"`
+		} `json:"definitions"`
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
 		t.Fatal(err)
 	}
-	if s.Schema != "https://json-schema.org/draft/2020-12/schema" || s.Additional == nil || *s.Additional {
-		t.Errorf("not a closed schema of draft 2020-12: %s", text)
+	if s.Schema != "http://json-schema.org/draft-07/schema#" || s.Additional == nil || *s.Additional {
+		t.Errorf("not a closed schema of draft 7: %s", text)
 	}
 	for _, key := range environmentKeys {
 		if s.Properties[key] == nil {

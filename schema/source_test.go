@@ -157,6 +157,66 @@ func bounded(t *testing.T, call func()) {
 	}
 }
 
+// However many violations there are, all are counted, and the first are kept in
+// the order of the files.
+func TestTenThousandViolations(t *testing.T) {
+	doc := document([]byte("environment: production\nextends: [high-throughput]\n" + unique(5000)))
+	doc.Files[0].Bytes = []byte("parameters: {esn_reservoir_size: 1}\n")
+	doc.Files[2].Bytes = []byte("parameters: {}\n" + unique(5000))
+	bounded(t, func() {
+		_, v := Load(doc, Everywhere)
+		wellFormed(t, v)
+		if v.Total < 10_001 || len(v.List) != MaxViolations {
+			t.Errorf("%d violations, %d kept", v.Total, len(v.List))
+		}
+		if v.List[0].Value != "1" || v.List[1].Position.String() != "production.yaml:3:1" || v.List[MaxViolations-1].Line < 100 {
+			t.Errorf("kept %s, %s … %s", v.List[0], v.List[1], v.List[MaxViolations-1])
+		}
+	})
+}
+
+// A template that nobody extends is judged as one that is extended.
+func TestCheckTemplate(t *testing.T) {
+	for text, want := range map[string]string{
+		"parameters: {bseries_max_order: 2}\n":  "",
+		"description: text\nparameters: {}\n":   "",
+		"parameters: {bseries_max_order: 99}\n": "templates/a.yaml:1:33: bseries_max_order: Invalid value",
+		"description: text\n":                   "templates/a.yaml: the file has no parameters",
+		"parameters: {}\nextends: [b]\n":        "templates/a.yaml:2:1: unknown key extends",
+		"":                                      "templates/a.yaml: the file is empty",
+		"parameters: {max_membrane_depth: 64, bseries_max_order: 2}\n": "", // others may set the reservoir
+	} {
+		v := CheckTemplate(File{Path: "templates/a.yaml", Bytes: []byte(text)})
+		switch {
+		case want == "" && v != nil:
+			t.Errorf("%q: %v", text, v)
+		case want != "" && (v == nil || v.Total != 1 || !strings.HasPrefix(v.Error(), want)):
+			t.Errorf("%q: %v, want %s", text, v, want)
+		}
+	}
+	if v := CheckTemplate(File{Path: "templates/a.yaml", Refused: "is a named pipe, not a regular file"}); v == nil || !strings.Contains(v.Error(), "named pipe") {
+		t.Errorf("a pipe: %v", v)
+	}
+	for name, text := range hostile() {
+		bounded(t, func() {
+			if v := CheckTemplate(File{Path: "templates/a.yaml", Bytes: text}); v == nil {
+				t.Errorf("%s is taken", name)
+			}
+		})
+	}
+}
+
+func TestParseTemplatePath(t *testing.T) {
+	for path, want := range map[string]string{
+		"templates/high-throughput.yaml": "high-throughput", "templates/7.yaml": "7",
+		"templates/Big.yaml": "", "templates/a.yml": "", "templates/a/b.yaml": "", "templates/../a.yaml": "", "a.yaml": "", "templates/.yaml": "",
+	} {
+		if name, ok := ParseTemplatePath(path); ok != (want != "") || ok && name != want {
+			t.Errorf("%s: %q, %v", path, name, ok)
+		}
+	}
+}
+
 func TestSizeLimit(t *testing.T) {
 	padded := func(size int) []byte {
 		text := []byte(productionText)

@@ -25,11 +25,13 @@ func Suggest(word string, candidates []string) (string, bool) {
 	containing, count := "", 0
 	for _, c := range candidates {
 		folded := foldWord(c)
-		if len(c) > maxWord {
+		if len(folded) > maxWord {
 			continue
 		}
-		if d := editDistance(word, folded); d < least && d < len(folded) {
-			best, least = c, d
+		if apart := len(folded) - len(word); -least < apart && apart < least { // else the distance is too
+			if d := editDistance(word, folded); d < least && d < len(folded) {
+				best, least = c, d
+			}
 		}
 		if len(word) >= 3 && strings.Contains(folded, word) {
 			containing = c
@@ -45,9 +47,11 @@ func Suggest(word string, candidates []string) (string, bool) {
 func foldWord(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }
 
 // editDistance counts the insertions, deletions, substitutions and swaps of
-// neighbours that turn a into b (optimal string alignment), in bytes.
+// neighbours that turn a into b (optimal string alignment), in bytes, of which
+// there are at most maxWord in each.
 func editDistance(a, b string) int {
-	before, previous, current := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	var rows [3][maxWord + 1]int
+	before, previous, current := rows[0][:len(b)+1], rows[1][:len(b)+1], rows[2][:len(b)+1]
 	for j := range previous {
 		previous[j] = j
 	}

@@ -127,10 +127,13 @@ func (w *fileWalker) mapping(n *yaml.Node, path string, known []string) (map[str
 		return nil, false
 	}
 	if n.Kind != yaml.MappingNode {
+		hint := "write lines of key: value; the keys are " + strings.Join(known, ", ")
+		if strings.Contains(n.Value, ":") {
+			hint = "write lines of key: value, with a space behind the colon"
+		}
 		w.say(n, path, Violation{
 			Value: oneLine(n.Value), Rule: "a mapping",
-			Message: fmt.Sprintf("%s is %s, not a mapping", subject(path), kindOf(n)),
-			Hint:    "write lines of key: value; the keys are " + strings.Join(known, ", "),
+			Message: fmt.Sprintf("%s is %s, not a mapping", subject(path), kindOf(n)), Hint: hint,
 		})
 		return nil, false
 	}
@@ -158,7 +161,9 @@ func (w *fileWalker) unknownKey(key *yaml.Node, path string, known []string) {
 	case path == "" && slices.Contains(Names(), key.Value):
 		v.Hint = "move it under parameters:"
 	case path == "" && slices.Contains(environmentKeys, key.Value):
-		v.Hint = fmt.Sprintf("%s belongs into an environment's file; here stands %s", key.Value, strings.Join(known, ", "))
+		v.Hint = fmt.Sprintf("%s belongs into an environment's file; the keys here are %s", key.Value, strings.Join(known, ", "))
+	case path == "" && slices.Contains(Names(), strings.TrimPrefix(key.Value, keyParameters+".")):
+		v.Hint = fmt.Sprintf("write %s: on a line of its own, and %s: indented below it", keyParameters, strings.TrimPrefix(key.Value, keyParameters+"."))
 	}
 	w.say(key, join(path, key.Value), v)
 }
@@ -241,7 +246,7 @@ func (w *fileWalker) value(n *yaml.Node, path string, info *ParameterInfo) any {
 	}
 	v := info.invalidValue(kindOf(n))
 	if !plain && n.Kind == yaml.ScalarNode {
-		v = info.spelled(kindOf(n), intended(info.Type, n.Value))
+		v = info.spelled(kindOf(n), w.judge.intended(info, n.Value))
 	}
 	w.say(n, path+"."+info.Name, v)
 	return nil
@@ -259,11 +264,7 @@ func (w *fileWalker) extends(n *yaml.Node, f *configFile) bool {
 		}
 		if item.Kind != yaml.ScalarNode || !templateName.MatchString(item.Value) {
 			complete = false
-			w.say(item, path, Violation{
-				Value: oneLine(item.Value), Rule: "the name of a file under templates/, in a-z 0-9 - _",
-				Message: kindOf(item) + " is not the name of a template",
-				Hint:    "write the file's name without templates/ and .yaml, such as high-throughput",
-			})
+			w.notATemplate(item, path)
 			continue
 		}
 		same := func(e entry) bool { return e.name == item.Value }
@@ -279,6 +280,18 @@ func (w *fileWalker) extends(n *yaml.Node, f *configFile) bool {
 		f.extends = append(f.extends, entry{name: item.Value, at: w.at(item), path: path})
 	}
 	return complete
+}
+
+func (w *fileWalker) notATemplate(item *yaml.Node, path string) {
+	v := Violation{
+		Value: oneLine(item.Value), Rule: "the name of a file under templates/, at most 64 of a-z 0-9 - _",
+		Message: kindOf(item) + " is not the name of a template",
+		Hint:    "write the file's name without templates/ and .yaml, such as high-throughput",
+	}
+	if name := strings.TrimSuffix(strings.TrimPrefix(item.Value, templatePrefix), fileSuffix); templateName.MatchString(name) && name != item.Value {
+		v.Hint = "write " + name
+	}
+	w.say(item, path, v)
 }
 
 // list returns at most limit items of a list, and whether that is all there is.

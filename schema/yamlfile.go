@@ -70,8 +70,11 @@ func parseYAML(text []byte) (root *yaml.Node, v *Violation) {
 	return root, nil
 }
 
+// bom is the byte order mark.
+const bom = '\ufeff'
+
 // trimBOM removes a leading UTF-8 byte order mark.
-func trimBOM(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\ufeff")) }
+func trimBOM(text []byte) []byte { return bytes.TrimPrefix(text, []byte(string(bom))) }
 
 // checkBytes refuses what no parser should see.
 func checkBytes(text []byte) *Violation {
@@ -95,19 +98,8 @@ func checkBytes(text []byte) *Violation {
 			Hint:     "save the file as UTF-8",
 		}
 	}
-	if i := bytes.IndexFunc(text, isControl); i >= 0 {
-		v := &Violation{
-			Position: positionOf(text, i),
-			Value:    fmt.Sprintf(`\x%02x`, text[i]),
-			Rule:     "no control characters",
-			Message:  fmt.Sprintf("the file holds a control character, 0x%02x", text[i]),
-			Hint:     "remove it",
-		}
-		if text[i] == 0 {
-			v.Message = "the file holds a NUL byte"
-			v.Hint = "save the file as UTF-8 text; UTF-16 and torn writes look like this"
-		}
-		return v
+	if i := bytes.IndexFunc(trimBOM(text), isControl); i >= 0 {
+		return controlCharacter(trimBOM(text), i)
 	}
 	if line := structureExceeds(text, maxStructure); line > 0 {
 		return &Violation{
@@ -121,7 +113,29 @@ func checkBytes(text []byte) *Violation {
 }
 
 func isControl(r rune) bool {
-	return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f
+	return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f || r == bom
+}
+
+// controlCharacter is the violation of the one at offset.
+func controlCharacter(text []byte, offset int) *Violation {
+	r, _ := utf8.DecodeRune(text[offset:])
+	v := &Violation{
+		Position: positionOf(text, offset),
+		Value:    fmt.Sprintf(`\x%02x`, r),
+		Rule:     "no control characters",
+		Message:  fmt.Sprintf("the file holds a control character, 0x%02x", r),
+		Hint:     "remove it",
+	}
+	switch r {
+	case 0:
+		v.Message = "the file holds a NUL byte"
+		v.Hint = "save the file as UTF-8 text; UTF-16 and torn writes look like this"
+	case bom:
+		v.Value = `\ufeff`
+		v.Message = "a byte order mark stands behind the beginning of the file, where nobody sees it"
+		v.Hint = "remove it; it comes from joining files, or from an editor that adds one to what has one"
+	}
+	return v
 }
 
 // positionOf is the line and the column, in characters, of the byte at offset.
@@ -192,16 +206,32 @@ func syntaxError(text []byte, err error) *Violation {
 	if l := brokenLine(text); l > 0 {
 		line = l
 	}
-	hint := "check the indentation, colons, brackets and quotation marks of this line and the one before"
-	if strings.Contains(message, "cannot start any token") {
-		hint = "indent with spaces, not tabs, and quote text that begins with @ or `"
-	}
 	return &Violation{
 		Position: Position{Line: line, Column: 1},
 		Rule:     "well-formed YAML",
 		Message:  "the file is not YAML: " + oneLine(message),
-		Hint:     hint,
+		Hint:     syntaxHint(text, message),
 	}
+}
+
+// conflict finds what git leaves in a file that it could not merge.
+var conflict = regexp.MustCompile(`(?m)^(<<<<<<<|>>>>>>>) `)
+
+// syntaxHint says what to do about text of which the parser says message.
+func syntaxHint(text []byte, message string) string {
+	switch {
+	case conflict.Match(text):
+		return "resolve the merge conflict, and remove the lines that begin with <<<<<<<, ======= and >>>>>>>"
+	case strings.Contains(message, "cannot start any token"):
+		return "indent with spaces, not tabs, and quote text that begins with @ or `"
+	case strings.Contains(message, "unknown anchor"):
+		return "write the value itself; quote text that begins with *"
+	case strings.Contains(message, "incompatible YAML document"):
+		return "remove the line that begins with %"
+	case strings.Contains(message, "<document start>"):
+		return "remove the line ..., which ends a document, or what follows it"
+	}
+	return "check the indentation, colons, brackets and quotation marks of this line and the one before"
 }
 
 // brokenLine finds the line from which on a text is not YAML: the first behind

@@ -89,11 +89,17 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return code
 		}
 	}
-	fmt.Fprintf(stderr, "agent: %s\n", status.Plain(err.Error()))
-	if f != nil && f.hint != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", f.hint)
-	}
+	complain(stderr, err)
 	return code
+}
+
+// complain says what went wrong and the way out.
+func complain(w io.Writer, err error) {
+	fmt.Fprintf(w, "agent: %s\n", status.Plain(err.Error()))
+	var f *failure
+	if errors.As(err, &f) && f.hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", f.hint)
+	}
 }
 
 func newRoot() *cobra.Command {

@@ -13,8 +13,16 @@ func newSchema() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "schema [--format cue|jsonschema|markdown]",
 		Short: "Print the rules that configurations are checked against",
-		Long: `schema prints the rules: the CUE file that says them, a JSON Schema of an
-environment's file for editors (yaml-language-server), or a table for people.`,
+		Long: `schema prints the rules: the CUE file that says them, a JSON Schema (draft 7) of
+the configuration files for editors, or a table for people.
+
+An editor with yaml-language-server (VS Code, Neovim, Helix, …) completes and
+checks a file whose first line names the JSON Schema, relative to the file:
+
+  # yaml-language-server: $schema=./dtesn.schema.json
+  # yaml-language-server: $schema=../dtesn.schema.json      in templates/
+
+It says types, ranges and keys. What spans files it cannot say: agent validate does.`,
 		Example: `  agent schema --format markdown
   agent schema --format jsonschema > config/dtesn.schema.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -1,0 +1,236 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/schema"
+)
+
+// reviewFormats write what validate found, one function a --format.
+var reviewFormats = map[string]func(*cobra.Command, *review) error{
+	"text": reviewText, "json": reviewJSON, "github": reviewGitHub,
+}
+
+func reviewJSON(cmd *cobra.Command, r *review) error {
+	failed := []string{}
+	for _, err := range r.faults {
+		failed = append(failed, err.Error())
+	}
+	return printJSON(cmd, map[string]any{
+		"success": r.valid() && len(failed) == 0,
+		"results": append([]verdict{}, r.verdicts...), // a list, empty or not
+		"notes":   append([]note{}, r.notes...),
+		"errors":  failed,
+	})
+}
+
+func reviewText(cmd *cobra.Command, r *review) error {
+	printed := map[string]bool{}
+	for _, v := range r.verdicts {
+		again := 0
+		for _, violation := range v.Violations {
+			line := v.placed(violation, filepath.Join).String()
+			if printed[line] {
+				again++
+				continue
+			}
+			printed[line] = true
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), line); err != nil {
+				return err
+			}
+		}
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.summary(again)); err != nil {
+			return err
+		}
+	}
+	return writeNotes(cmd.ErrOrStderr(), r.notes)
+}
+
+func writeNotes(w io.Writer, notes []note) error {
+	for _, n := range notes {
+		line := "note: " + n.String()
+		if n.Hint != "" {
+			line += "; " + n.Hint
+		}
+		if _, err := fmt.Fprintln(w, status.Plain(line)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// summary is the verdict on one line; again counts the violations that were
+// shown for an earlier environment.
+func (v verdict) summary(again int) string {
+	subject := string(v.Environment)
+	if v.Template != "" {
+		subject = v.Template + ", which no environment extends,"
+	}
+	if v.Valid {
+		return fmt.Sprintf("%s: %s is valid", v.Root, subject)
+	}
+	s := fmt.Sprintf("%s: %s is not valid: %d violations", v.Root, subject, v.Total)
+	if v.Total == 1 {
+		s = strings.TrimSuffix(s, "s")
+	}
+	if again > 0 {
+		s += fmt.Sprintf(", %d shown above", again)
+	}
+	if hidden := v.Total - len(v.Violations); hidden > 0 {
+		s += fmt.Sprintf(", %d not shown", hidden)
+	}
+	return s
+}
+
+// placed returns a violation whose files are named from where the reader
+// stands; in joins the root and a file.
+func (v verdict) placed(violation schema.Violation, in func(...string) string) schema.Violation {
+	violation.File = in(v.Root, violation.File)
+	violation.Related = slices.Clone(violation.Related)
+	for i := range violation.Related {
+		violation.Related[i].File = in(v.Root, violation.Related[i].File)
+	}
+	return violation
+}
+
+// An annotation is a violation and whom it concerns.
+type annotation struct {
+	schema.Violation
+	of []string
+}
+
+// annotations lists each violation once: one in base.yaml is one of every
+// environment.
+func annotations(verdicts []verdict, in func(...string) string) (all []*annotation) {
+	known := map[string]*annotation{}
+	for _, v := range verdicts {
+		of := string(v.Environment)
+		if v.Template != "" {
+			of = v.Template
+		}
+		for _, violation := range v.Violations {
+			violation = v.placed(violation, in)
+			key := violation.String()
+			if known[key] == nil {
+				known[key] = &annotation{Violation: violation}
+				all = append(all, known[key])
+			}
+			known[key].of = append(known[key].of, of)
+		}
+	}
+	return all
+}
+
+// reviewGitHub writes workflow commands, which GitHub shows at the lines of a
+// pull request: an error a violation, a warning a file that no agent reads. A
+// runner takes commands from both streams, so what is not a command goes to
+// standard error and begins with a directory's name.
+// https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+func reviewGitHub(cmd *cobra.Command, r *review) error {
+	base, err := workspace()
+	if err != nil {
+		return err
+	}
+	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
+	for _, a := range annotations(r.verdicts, in) {
+		properties := []string{"file=" + commandProperty(a.File)}
+		if a.Line > 0 {
+			properties = append(properties, fmt.Sprintf("line=%d", a.Line), fmt.Sprintf("col=%d", a.Column))
+		}
+		properties = append(properties, "title="+commandProperty(strings.Join(a.of, ", ")+": "+a.Rule))
+		if err := writeCommand(cmd, "error", properties, a.text()); err != nil {
+			return err
+		}
+	}
+	for _, n := range r.notes {
+		properties := []string{"file=" + commandProperty(in(n.File)), "title=" + commandProperty("not checked")}
+		if err := writeCommand(cmd, "warning", properties, n.String()+"\n"+n.Hint); err != nil {
+			return err
+		}
+	}
+	for _, v := range r.verdicts {
+		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(v.summary(0))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// text is what an annotation says below its title: what is wrong, what to do,
+// where else to look.
+func (a *annotation) text() string {
+	text := a.Message
+	if !strings.Contains(text, a.Path) && (a.Parameter == "" || !strings.Contains(text, a.Parameter)) {
+		text = a.Path + ": " + text
+	}
+	if a.Hint != "" {
+		text += "\n" + a.Hint
+	}
+	for _, at := range a.Related {
+		text += "\nsee " + at.String()
+	}
+	return text
+}
+
+func writeCommand(cmd *cobra.Command, name string, properties []string, text string) error {
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "::%s %s::%s\n", name, strings.Join(properties, ","), commandData.Replace(strings.TrimSpace(text)))
+	return err
+}
+
+// The escapes of GitHub's own toolkit, for the text of a command and for a
+// property of it.
+// https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts
+var (
+	commandData       = strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")
+	commandProperties = strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A", ":", "%3A", ",", "%2C")
+)
+
+func commandProperty(s string) string { return commandProperties.Replace(s) }
+
+// workspace is the directory that annotations name files from.
+func workspace() (string, error) {
+	base := os.Getenv("GITHUB_WORKSPACE")
+	if base == "" {
+		base = "."
+	}
+	base, err := filepath.Abs(base)
+	if err != nil {
+		return "", fmt.Errorf("finding the workspace: %w", err)
+	}
+	return base, nil
+}
+
+// fromWorkspace is a file as seen from base, with slashes. It follows links,
+// for the lines shown are those of the file they lead to; a file outside keeps
+// its full path.
+func fromWorkspace(base, file string) string {
+	full, err := filepath.Abs(file)
+	if err != nil {
+		return filepath.ToSlash(file)
+	}
+	for _, path := range [][2]string{{resolved(base), resolved(full)}, {base, full}} {
+		if inside, err := filepath.Rel(path[0], path[1]); err == nil && filepath.IsLocal(inside) {
+			return filepath.ToSlash(inside)
+		}
+	}
+	return filepath.ToSlash(full)
+}
+
+// resolved follows the links of a path as far as it exists.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	if dir := filepath.Dir(path); dir != path {
+		return filepath.Join(resolved(dir), filepath.Base(path))
+	}
+	return path
+}
