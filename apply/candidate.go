@@ -122,6 +122,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 		r.flight.started = r.seen.since
 	}
 	r.recordPending(snap)
+	r.publish() // the engine may take its time
 	if !r.engine.reachable {
 		r.log.Event(slog.LevelInfo, "on record; it goes to the engine as soon as that answers", "snapshot", snap.ID, "changes", changesText(snap.Changes))
 	}
@@ -300,21 +301,24 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 	}
 }
 
-// lied deals with an engine that accepted and runs something else. Two
-// read-backs that disagree are two engines, not a verdict; the same lie twice
-// is a rejection.
+// lied deals with an engine that accepted and runs something else. Read-backs
+// that disagree are several engines, not a verdict; one that took its time and
+// runs it now did not lie; the same lie twice is a rejection.
 func (r *Reconciler) lied(ctx context.Context, head *schema.Snapshot, f *flight, first schema.Reading) (more bool) {
-	second, err := r.read(ctx)
+	last, err := r.readAgain(ctx, first)
 	if err != nil {
 		return false
 	}
-	if r.engine.several || second.Parameters == head.Config || second.Parameters != first.Parameters {
-		f.acked, r.engine.several = false, true
-		r.block("send", "two readings in a row disagree: there are several engines behind one socket",
-			"run the server with one worker (--workers 1): each worker has a configuration of its own")
-		return false
+	if !r.engine.several && last.Parameters == head.Config {
+		f.verified = true
+		return true
 	}
 	f.acked = false
+	if r.engine.several || last.Parameters != first.Parameters {
+		r.engine.several = true
+		r.block("send", severalReason, severalHint)
+		return false
+	}
 	if f.lies++; f.lies < 2 {
 		r.log.Event(slog.LevelWarn, "the engine accepted and runs something else; sending once more", "snapshot", head.ID)
 		r.clear("send")

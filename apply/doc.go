@@ -34,6 +34,23 @@
 // nothing, and a valid Document that nothing holds, or an operator's order, is
 // committed on top, saying that the settlement is superseded.
 //
+// # Drift
+//
+// An engine that runs something else although its process is the same was
+// changed past the agent. It is read a few times more before that is said:
+// readings that go back and forth are several engines behind one socket, which
+// is said instead and never counts as drift. What drifted is brought back to the
+// applied snapshot, never to the source, and without a commit. Who changes it
+// again soon after each correction is probably an agent too: from the third
+// time on corrections wait, twice as long each time up to five minutes, and the
+// status says so until the engine is left alone.
+//
+// # Orders
+//
+// An operator's order is carried out between two steps. A call to an engine that
+// hangs is given up for it after two seconds: to the transaction that is one
+// more answer that is not known.
+//
 // # The engine's answers
 //
 // Accepted, rejected, unknown. Unknown is settled by asking, never guessed: a

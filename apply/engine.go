@@ -31,9 +31,11 @@ type engineView struct {
 	// last batch was not sent because the engine refused our environment.
 	foreign    int
 	wrongLabel bool
-	// several: two readings in a row disagreed, so that there are several
-	// engines behind the socket, and no reading is evidence against a candidate.
+	// several: readings disagreed, so that there are several engines behind the
+	// socket, and no reading is evidence against a candidate. agree counts the
+	// readings in a row that said the same.
 	several bool
+	agree   int
 }
 
 // gone reports whether err says that nobody listens on the socket.
@@ -55,7 +57,9 @@ func (r *Reconciler) readDue() bool {
 // read asks the engine what it runs and notes the answer.
 func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	r.stamp.Store(time.Now().UnixNano())
-	reading, err := r.opt.Engine.Read(ctx)
+	call, done := r.orders.interruptible(ctx)
+	reading, err := r.opt.Engine.Read(call)
+	done()
 	now, e := time.Now(), &r.engine
 	e.due = false
 	if err != nil {
@@ -69,6 +73,10 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several = true, false
 	}
+	if reading.Relabelled != "" && !e.returned {
+		r.log.Warn("label", "the engine, which did not restart, bore another environment's label and was given ours", "label", reading.Relabelled)
+	}
+	r.countAgreement(reading)
 	e.reading, e.known, e.reachable, e.err, e.at, e.foreign = reading, true, true, nil, now, 0
 	e.next = now.Add(r.opt.DriftInterval)
 	if now.Before(e.lateUntil) {
@@ -91,7 +99,8 @@ func (r *Reconciler) engineFailed(stage string, err error) {
 		e.returned = true
 		wait = engineDownPoll
 	case errors.As(err, &foreign):
-		wait = backoff(e.foreign)
+		// A reading costs little, and the right server may come at any time.
+		wait = min(backoff(e.foreign), max(r.opt.DriftInterval, backoffLeast))
 		e.foreign++
 	}
 	e.next, e.due = time.Now().Add(wait), false
@@ -103,9 +112,11 @@ func (r *Reconciler) engineFailed(stage string, err error) {
 // send brings a snapshot's Parameters to the engine.
 func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer {
 	r.stamp.Store(time.Now().UnixNano())
-	answer := r.opt.Engine.Send(ctx, schema.Batch{
+	call, done := r.orders.interruptible(ctx)
+	answer := r.opt.Engine.Send(call, schema.Batch{
 		Parameters: s.Config, Description: s.Description, SnapshotID: s.ID, Revision: s.Commit,
 	})
+	done()
 	e := &r.engine
 	var wrong *schema.ForeignError
 	e.wrongLabel = errors.As(answer.Err, &wrong) && wrong.Environment
@@ -126,71 +137,12 @@ func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer
 	return answer
 }
 
-// upkeep keeps the engine on the applied snapshot: it reads when a reading is
-// due and, if the engine runs something else, asserts the applied snapshot
-// after a restart always, after drift unless drift is only to be reported.
-// With spare set a difference is left alone: the caller sends right away. It
-// reports whether what the engine runs is known.
-func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare bool) (known bool) {
-	if !r.readDue() && !r.retryDue("assert") {
-		return r.engine.reachable
-	}
-	reading, err := r.read(ctx)
-	switch {
-	case err != nil:
-		return false
-	case applied == nil:
-		r.engine.returned = false
-		return true
-	case reading.Parameters == applied.Config:
-		r.engineInOrder()
-		return true
-	case spare:
-		return true
-	}
-	own := r.engine.returned || time.Now().Before(r.engine.lateUntil)
-	if !own {
-		r.noteDrift(reading.Parameters, applied)
-		if r.opt.Drift == DriftReport {
-			return true
-		}
-	}
-	if r.ready("assert") && r.assert(ctx, applied) {
-		r.engineInOrder()
-	}
-	return r.engine.reachable
-}
-
-// engineInOrder notes that the engine runs the applied snapshot.
-func (r *Reconciler) engineInOrder() {
-	if r.drift != nil {
-		r.log.Event(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
-	}
-	if applied := r.opt.Store.Applied(); r.engine.returned && applied != nil && r.since.at != 0 {
-		r.runsSince(applied.Config, true)
-	}
-	r.engine.returned, r.drift = false, nil
-	r.clear("assert")
-}
-
 // runsSince notes that the engine runs p from now on; again says that it did
 // not in between, though it ran the same before.
 func (r *Reconciler) runsSince(p schema.Parameters, again bool) {
 	if again || r.since.config != p || r.since.at == 0 {
 		r.since.config, r.since.at = p, schema.Unix(time.Now())
 	}
-}
-
-func (r *Reconciler) noteDrift(runs schema.Parameters, applied *schema.Snapshot) {
-	differences := runs.Diff(applied.Config)
-	if r.drift == nil {
-		r.drift = &Drift{Since: schema.Unix(time.Now())}
-		r.opt.Metrics.Drift()
-		r.log.Event(slog.LevelWarn, "the engine runs something else than the applied snapshot, and it did not restart",
-			"snapshot", applied.ID, "differences", changesText(differences), "mode", string(r.opt.Drift))
-	}
-	r.drift = &Drift{Since: r.drift.Since, Differences: differences}
-	r.publish()
 }
 
 // assert makes the engine run the snapshot s: send, read back, no commit. When
@@ -208,12 +160,18 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 		reason, hint = answer.Err.Error(), foreignHint
 	default:
 		reading, err := r.read(ctx)
-		if err == nil && reading.Parameters == s.Config {
+		if err == nil && reading.Parameters != s.Config {
+			reading, err = r.readAgain(ctx, reading)
+		}
+		switch {
+		case err != nil:
+			return false
+		case reading.Parameters == s.Config:
 			r.clear("assert")
 			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
 			return true
-		}
-		if err != nil {
+		case r.engine.several:
+			r.block("assert", severalReason, severalHint)
 			return false
 		}
 		reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(reading.Parameters.Diff(s.Config))

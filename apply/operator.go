@@ -60,9 +60,11 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 		return Result{}, errors.New("this agent only observes (--observe): it changes nothing")
 	}
 	q := &request{Command: c, reply: make(chan reply, 1)}
+	r.orders.wait(1)
 	select {
 	case r.requests <- q:
 	case <-ctx.Done():
+		r.orders.wait(-1)
 		return Result{}, fmt.Errorf("%s was not begun: the agent is busy with the engine: %w", c.Verb, context.Cause(ctx))
 	}
 	select {

@@ -128,7 +128,7 @@ func TestSeveralEnginesAreNoRejection(t *testing.T) {
 			t.Errorf("%+v, %s", s.Attempted, s.State)
 		}
 		w.engine.tell(func(e *scripted) { e.workers = nil }) // --workers 1
-		w.pass(6 * time.Minute)
+		w.pass(20 * time.Minute)
 		w.check("one worker", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }

@@ -106,7 +106,9 @@ type Reconciler struct {
 		docAt    time.Time
 		answered bool // the source said something since start
 		hint     bool // the engine may have moved
+		asked    bool // an operator wants a look now
 	}
+	orders orders
 
 	// All below belongs to the goroutine of Run.
 
@@ -120,6 +122,7 @@ type Reconciler struct {
 	settled   string // the settlement at the head that the engine was read to run, until it is confirmed
 	fault     fault  // what stands in the way now, if anything
 	drift     *Drift
+	contest   contest
 	ledger    ledger
 	waiters   []*request // rollbacks whose caller waits for the outcome
 	wake      time.Time  // when to turn next at the latest
@@ -188,6 +191,15 @@ func (r *Reconciler) EngineHint() {
 	r.poke()
 }
 
+// Sync is EngineHint from an operator: what waits for its time is tried again
+// now, a correction of drift too.
+func (r *Reconciler) Sync() {
+	r.inbox.Lock()
+	r.inbox.hint, r.inbox.asked = true, true
+	r.inbox.Unlock()
+	r.poke()
+}
+
 // Status is how things stand: never nil, immutable, read without a lock.
 func (r *Reconciler) Status() *Status { return r.status.Load() }
 
@@ -218,6 +230,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		case <-r.kick:
 		case req := <-r.requests:
 			r.turnOnce(work)
+			r.orders.wait(-1) // from here on its own calls have their time
 			r.serve(work, req)
 		case <-timer.C:
 		}
@@ -227,16 +240,21 @@ func (r *Reconciler) Run(ctx context.Context) error {
 }
 
 // turn does one thing after another until there is nothing left to do now,
-// then says when to look again. Once it is to stop it begins nothing new, but
-// what the engine has answered is put on record.
+// then says when to look again. Once it is to stop, or an order waits, it
+// begins nothing new, but what the engine has answered is put on record.
 func (r *Reconciler) turn(ctx context.Context, stop <-chan struct{}) {
 	for r.turnOnce(ctx) {
+		if f := r.flight; f != nil && (f.verified || f.verdict != nil) {
+			continue
+		}
 		select {
 		case <-stop:
-			if f := r.flight; f == nil || !f.verified && f.verdict == nil {
-				return
-			}
+			return
 		default:
+		}
+		if r.orders.any() {
+			r.wake = time.Now() // go on behind the order
+			break
 		}
 	}
 	r.probe()
@@ -291,9 +309,13 @@ func (r *Reconciler) sourceAnswered() bool {
 // record and touches nothing.
 func (r *Reconciler) takeInbox() {
 	r.inbox.Lock()
-	doc, at, hint := r.inbox.doc, r.inbox.docAt, r.inbox.hint
-	r.inbox.doc, r.inbox.hint = nil, false
+	doc, at, hint, asked := r.inbox.doc, r.inbox.docAt, r.inbox.hint, r.inbox.asked
+	r.inbox.doc, r.inbox.hint, r.inbox.asked = nil, false, false
 	r.inbox.Unlock()
+	if asked {
+		r.contest.asked = true
+		r.retryNow()
+	}
 	if hint {
 		r.engine.due = true
 	}

@@ -2,6 +2,8 @@ package apply
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -349,7 +351,7 @@ func (r *Reconciler) noteValid(p schema.Parameters, ok bool) {
 
 func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) bool {
 	a := s.Attempted
-	return settled && r.engine.reachable && r.engine.reading.Parameters == applied.Config &&
+	return settled && r.engine.reachable && !r.engine.several && r.engine.reading.Parameters == applied.Config &&
 		s.Held == nil && s.Drift == nil && r.seen.doc != nil &&
 		a != nil && a.Revision == s.Seen.Revision && (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged)
 }
@@ -380,17 +382,21 @@ func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bo
 func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State, string, string) {
 	switch {
 	case r.opt.Observe:
-		return StateObserving, r.observation(), ""
+		return StateObserving, r.observation(head.Hold()), r.observationHint()
 	case r.fault.stage != "":
 		return StateDegraded, r.fault.reason, r.fault.hint
 	case !r.engine.reachable && r.engine.err != nil:
-		return StateWaiting, "the engine does not answer: " + r.engine.err.Error(), "start the DTESN server, or check --engine; the agent goes on by itself"
+		reason, hint := waitingText(r.engine.err)
+		return StateWaiting, reason, hint
+	case r.engine.several:
+		return StateDegraded, severalReason, severalHint
 	case !r.recovered:
 		return StateStarting, "waiting for the source and the engine", ""
 	case head != nil && !settled:
 		return StateApplying, head.ID + " is on its way to the engine", ""
 	case s.Drift != nil:
-		return StateDrifted, "the engine runs something else than the applied snapshot: " + changesText(s.Drift.Differences), "find out who changed it past the agent; --drift correct brings it back"
+		reason, hint := r.driftText(s.Drift)
+		return StateDrifted, reason, hint
 	case r.seen.violations != nil:
 		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate` shows every violation; the engine keeps what it has"
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
@@ -406,18 +412,42 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	return StateApplying, "a newer document is being looked at", ""
 }
 
-// observation is what an observing agent would do.
-func (r *Reconciler) observation() string {
+// waitingText says why the engine cannot be asked, and what to do.
+func waitingText(err error) (reason, hint string) {
+	var foreign *schema.ForeignError
+	if errors.As(err, &foreign) {
+		return err.Error(), foreignHint
+	}
+	return "the engine does not answer: " + err.Error(), "start the DTESN server, or check --engine; the agent goes on by itself"
+}
+
+// observation is what an observing agent would do under hold.
+func (r *Reconciler) observation(hold *schema.Hold) string {
 	switch {
 	case r.seen.violations != nil:
 		return "would refuse the document: " + r.seen.violations.Error()
+	case !r.engine.reachable && r.engine.err != nil:
+		reason, _ := waitingText(r.engine.err)
+		return reason
 	case !r.engine.reachable:
-		return "the engine does not answer: " + errorText(r.engine.err)
+		return "the engine was not asked yet"
 	case r.seen.config == nil:
 		return "the source showed no document yet"
 	}
-	if changes := r.seen.config.Parameters.Diff(r.engine.reading.Parameters); len(changes) > 0 {
+	changes := r.seen.config.Parameters.Diff(r.engine.reading.Parameters)
+	switch {
+	case hold.Holds(r.seen.config.Parameters.Digest()):
+		return "would not try it, held: " + heldReason(hold)
+	case len(changes) > 0:
 		return "would apply: " + changesText(changes)
 	}
 	return "the engine runs what the source declares"
+}
+
+// observationHint says what an observing agent leaves undone besides.
+func (r *Reconciler) observationHint() string {
+	if e := r.engine.reading.Environment; r.engine.reachable && e != string(r.opt.Environment) {
+		return fmt.Sprintf("the engine is labelled %q; an agent without --observe would label it %s", e, r.opt.Environment)
+	}
+	return ""
 }

@@ -188,10 +188,10 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 // reportedDrift reports whether the reading is drift that is only to be
 // reported: a pause is no reason to end it.
 func (r *Reconciler) reportedDrift(reading schema.Reading, head *schema.Snapshot) bool {
-	if head.Kind != schema.KindNote || r.engine.returned || time.Now().Before(r.engine.lateUntil) {
+	if head.Kind != schema.KindNote || r.ownDoing() {
 		return false
 	}
-	r.noteDrift(reading.Parameters, head)
+	r.noteDrift(reading, head)
 	return r.opt.Drift == DriftReport
 }
 

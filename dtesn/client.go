@@ -90,6 +90,7 @@ func (c *Client) read(ctx context.Context) (schema.Reading, error) {
 		return schema.Reading{}, &schema.ForeignError{Environment: true, Reason: fmt.Sprintf(
 			"it is labelled %q (before: %q) after it was told to be %q", line(reading.Environment), line(bore), c.options.Environment)}
 	}
+	reading.Relabelled = line(bore)
 	return reading, nil
 }
 

@@ -193,7 +193,8 @@ func TestSendClassifies(t *testing.T) {
 		"200 no reason":          {batch: replies(200, `{"success": false}`), verdict: schema.VerdictRejected, errors: []string{"the engine answered 200 OK without a reason"}},
 		"400 detail string":      {batch: replies(400, `{"detail": "Batch update\nfailed:\u001b[31m red"}`), verdict: schema.VerdictRejected, errors: []string{"Batch update failed: [31m red"}},
 		"409 detail object":      {batch: replies(409, `{"detail": {"code": 7}}`), verdict: schema.VerdictRejected, errors: []string{`{"code": 7}`}},
-		"422 detail list":        {batch: replies(422, `{"detail": [{"loc": ["body", "updates", 0, "value"], "msg": "value is not a valid integer", "type": "type_error.integer"}, {"loc": [], "msg": "and this"}]}`), verdict: schema.VerdictRejected, errors: []string{"body.updates.0.value: value is not a valid integer", "and this"}},
+		"400 detail answer":      {batch: replies(400, `{"detail": {"success": false, "validation_errors": ["too many units", "and too deep"], "parameter": "x"}}`), verdict: schema.VerdictRejected, errors: []string{"too many units", "and too deep"}},
+		"422 detail list":        {batch: replies(422, `{"detail": [{"loc": ["body", "updates", 0, "value"], "msg": "value is not a valid integer", "type": "type_error.integer"}, {"loc": [], "msg": "and this"}]}`), verdict: schema.VerdictRejected, errors: []string{"body → updates → 0 → value: value is not a valid integer", "and this"}},
 		"400 no JSON":            {batch: replies(400, "<h1>Bad Request</h1>\n"), verdict: schema.VerdictRejected, errors: []string{"<h1>Bad Request</h1>"}},
 		"422 cut short":          {batch: writes("HTTP/1.1 422 X\r\nContent-Length: 100\r\n\r\n{"), verdict: schema.VerdictRejected, errors: []string{"422 Unprocessable Entity, and the reason was cut short"}},
 		"a long reason":          {batch: replies(400, `{"detail": "`+long+`"}`), verdict: schema.VerdictRejected, errors: []string{strings.Repeat("é", 98) + "…"}},
@@ -318,12 +319,12 @@ func TestReadSetsTheLabelOnce(t *testing.T) {
 	t.Parallel()
 	m := (&misbehaver{}).start(t)
 	client := m.client(0)
-	for range 2 {
+	for _, before := range []string{"development", ""} {
 		reading, err := client.Read(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if reading.Environment != "production" || reading.Parameters != running {
+		if reading.Environment != "production" || reading.Relabelled != before || reading.Parameters != running {
 			t.Errorf("read %+v", reading)
 		}
 		if reading.Peer.PID != int32(os.Getpid()) || reading.Peer.UID != uint32(os.Getuid()) || reading.Peer.Socket == "" {

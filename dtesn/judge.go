@@ -101,6 +101,16 @@ func reasons(body []byte) []string {
 		}
 		return nil
 	}
+	var detail map[string]json.RawMessage
+	if json.Unmarshal(answer["detail"], &detail) == nil {
+		if found := reasonsOf(detail); len(found) > 0 {
+			return found // HTTPException(detail=…) held a whole answer
+		}
+	}
+	return reasonsOf(answer)
+}
+
+func reasonsOf(answer map[string]json.RawMessage) []string {
 	for _, field := range []string{"errors", "validation_errors", "detail", "error", "message"} {
 		if found := reasonsIn(answer[field]); len(found) > 0 {
 			return found
@@ -150,7 +160,7 @@ func reason(item json.RawMessage) string {
 			place = append(place, fmt.Sprint(part))
 		}
 		if len(place) > 0 {
-			return line(strings.Join(place, ".") + ": " + fastapi.Msg)
+			return line(strings.Join(place, " → ") + ": " + fastapi.Msg)
 		}
 		return line(fastapi.Msg)
 	}

@@ -215,12 +215,17 @@ func peerOf(conn *net.UnixConn, socket string) (schema.Peer, error) {
 	if credErr != nil {
 		return schema.Peer{}, fmt.Errorf("ask who listens: %w", credErr)
 	}
-	peer := schema.Peer{PID: cred.Pid, UID: cred.Uid}
+	return schema.Peer{PID: cred.Pid, UID: cred.Uid, Socket: identity(socket)}, nil
+}
+
+// identity names the file at path: another socket at the same path has another
+// one. It is "" while there is none.
+func identity(path string) string {
 	var st unix.Stat_t
-	if unix.Stat(socket, &st) == nil {
-		peer.Socket = fmt.Sprintf("%d:%d:%d.%09d", st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
+	if unix.Stat(path, &st) != nil {
+		return ""
 	}
-	return peer, nil
+	return fmt.Sprintf("%d:%d:%d.%09d", st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
 }
 
 // explain says what is wrong with a socket that cannot be dialed, and the way

@@ -2,6 +2,8 @@ package dtesn
 
 import (
 	"context"
+	"errors"
+	"os"
 	"time"
 )
 
@@ -11,18 +13,21 @@ const (
 	// hintGap is the least time between two hints that no failed dial divides:
 	// some servers close idle connections at once.
 	hintGap = time.Second
+	// replacedEvery is how often Watch looks whether the socket file is still
+	// the one it is connected to: a new one must be served within a second.
+	replacedEvery = 700 * time.Millisecond
 )
 
-// Watch holds one idle connection to the engine and tells when it breaks, so
-// that a restart is noticed without asking. It calls changed(true) after each
-// connect, the first one too, and changed(false) when the socket cannot be
-// connected, once until it can again. While down it tries each interval (0
-// means DefaultRetry).
+// Watch holds one idle connection to the engine and tells when it breaks, or
+// when the socket file is another one (a new server took the path over while
+// the old one lingers), so that a restart is noticed without asking. It calls
+// changed(true) after each connect, the first one too, and changed(false) when
+// the socket cannot be connected, once until it can again. While down it tries
+// each interval (0 means DefaultRetry).
 //
 // All that is a hint to read, never a verdict: servers close idle connections
 // after a few seconds (uvicorn after 5), and then Watch connects again at once
-// and calls changed(true), at most once a second. Nothing is sent, and nothing
-// runs while the connection stands.
+// and calls changed(true), at most once a second. Nothing is sent.
 //
 // changed is called from one goroutine at a time and should not block. Watch
 // returns nil when ctx ends.
@@ -50,7 +55,7 @@ func (c *Client) Watch(ctx context.Context, interval time.Duration, changed func
 		if ctx.Err() == nil {
 			hinted = time.Now()
 			changed(true)
-			s.untilBroken(ctx)
+			s.untilMoved(ctx)
 		}
 		s.close()
 	}
@@ -63,13 +68,20 @@ func (c *Client) dialWithin(ctx context.Context) (*session, error) {
 	return dial(ctx, c.options.Socket)
 }
 
-// untilBroken blocks until the connection ends, by the engine or by ctx. Bytes
-// that nobody asked for end it too.
-func (s *session) untilBroken(ctx context.Context) {
+// untilMoved blocks until the connection ends, by the engine or by ctx, or
+// until the path names another socket. Bytes that nobody asked for end it too.
+func (s *session) untilMoved(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var b [1]byte
-	_, _ = s.conn.Read(b[:])
+	for identity(s.socket) == s.peer.Socket {
+		if s.conn.SetReadDeadline(time.Now().Add(replacedEvery)) != nil || ctx.Err() != nil {
+			return
+		}
+		if _, err := s.conn.Read(b[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+	}
 }
 
 // pause waits for d, or for the end of ctx.

@@ -3,6 +3,7 @@ package dtesn
 import (
 	"context"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -86,5 +87,26 @@ func TestWatchSurvivesIdleCloses(t *testing.T) {
 	}
 	if gap := at[2].Sub(at[0]); gap < 2*hintGap-100*time.Millisecond {
 		t.Errorf("three hints within %s, want at most one a second", gap)
+	}
+}
+
+// A new server binds the path while the old one still serves what it has open.
+func TestWatchTellsWhenThePathIsTakenOver(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "e.sock")
+	old := listen(t, socket)
+	hints := watched(t, socket)
+	for range 3 {
+		_ = old.(*net.UnixListener).SetDeadline(time.Now().Add(10 * time.Second))
+		conn, err := old.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		wantHint(t, hints, true)
+		old = listen(t, socket+".new")
+		if err := os.Rename(socket+".new", socket); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -33,6 +33,7 @@ type settings struct {
 	engineTimeout             time.Duration
 	maxSnapshots              int
 	once, observe             bool
+	onceTimeout               time.Duration
 	logFormat, logLevel, file string
 }
 
@@ -53,7 +54,8 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
 	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
 	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default; all are kept")
-	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared (waiting for it if it is down), then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator")
+	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
+	f.DurationVar(&s.onceTimeout, "once-timeout", time.Minute, "how long --once may take, waiting for an engine that is down included")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
 	f.StringVar(&s.logFormat, "log-format", "text", "the log's format: text or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "the least level that is logged: debug, info, warn or error")
@@ -155,6 +157,7 @@ func (s *settings) check() error {
 		{"resync", s.resync, 100 * time.Millisecond},
 		{"drift-interval", s.driftInterval, 100 * time.Millisecond},
 		{"engine-timeout", s.engineTimeout, 10 * time.Millisecond},
+		{"once-timeout", s.onceTimeout, 100 * time.Millisecond},
 	} {
 		if d.value < d.least || d.value > 24*time.Hour {
 			return usage("--%s: %s is out of range: %s to 24h", d.name, d.value, d.least)
@@ -216,7 +219,7 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	}
 	err = runParts(ctx, a.stages(ctx)...)
 	if s.once && err == nil {
-		return a.once.result()
+		return a.once.result(a.reconciler.Status())
 	}
 	if err == nil && s.embedded {
 		logger.Info("stopped, and the embedded engine with it")

@@ -1,0 +1,72 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// orderPatience is how long an operator's order waits for a call to the engine
+// that is in flight, before that call is given up. An engine that works rebuilds
+// within it; one that hangs would keep the operator for --engine-timeout, several
+// times over.
+const orderPatience = 2 * time.Second
+
+// errOrder is why a call was given up.
+var errOrder = errors.New("an operator's order would not wait longer")
+
+// orders lets who waits with an order cut short a call to an engine that
+// hangs. To give up a reading costs nothing. To give up a batch makes the
+// engine's answer unknown, as a timeout does, and that is settled by asking.
+type orders struct {
+	mu      sync.Mutex
+	waiting int
+	giveUp  context.CancelCauseFunc // of the call in flight, nil while there is none
+	timer   *time.Timer
+}
+
+// wait says that one order more, or less (n = -1), waits for its turn.
+func (o *orders) wait(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting += n
+	o.arm()
+}
+
+// any reports whether an order waits.
+func (o *orders) any() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.waiting > 0
+}
+
+// interruptible returns the context for one call to the engine; done must be
+// called after it.
+func (o *orders) interruptible(ctx context.Context) (call context.Context, done func()) {
+	call, cancel := context.WithCancelCause(ctx)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.giveUp = cancel
+	o.arm()
+	return call, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.giveUp = nil
+		o.arm()
+		cancel(nil)
+	}
+}
+
+// arm starts or stops the clock, which runs while an order waits for a call.
+func (o *orders) arm() {
+	switch giveUp := o.giveUp; {
+	case giveUp == nil || o.waiting == 0:
+		if o.timer != nil {
+			o.timer.Stop()
+			o.timer = nil
+		}
+	case o.timer == nil:
+		o.timer = time.AfterFunc(orderPatience, func() { giveUp(errOrder) })
+	}
+}

@@ -1,0 +1,188 @@
+package apply_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// A manner is how the engine treats a batch.
+type manner string
+
+const (
+	accept     manner = "accept"
+	refuse     manner = "refuse"
+	lie        manner = "accept and do nothing"
+	hangBefore manner = "hang, and do nothing"
+	hangAfter  manner = "hang after taking it"
+	dropBefore manner = "drop the connection"
+	dropAfter  manner = "take it and drop the reply"
+	die        manner = "die"
+	busy       manner = "answer 500"
+	foreign    manner = "be another program"
+	wrongLabel manner = "refuse our environment"
+)
+
+// scripted is an engine that treats batches as told: first the queue, then by
+// Parameters, then it accepts. It fails the test on a batch that must not be.
+type scripted struct {
+	t     *testing.T
+	m     *mishaps
+	store faulty // of the process that runs now
+	mu    sync.Mutex
+	runs  schema.Parameters
+	peer  int32
+	down  bool
+	hung  bool   // readings get no answer
+	label string // what somebody else labels it again and again
+	reads int
+	// What happens just before a reading, by its number.
+	later     map[int]schema.Parameters
+	restartAt int
+	queue     []manner
+	workers   []schema.Parameters // what each of several engines runs, in turn
+	always    map[schema.Parameters]manner
+	sends     map[schema.Parameters]int
+	banned    map[schema.Parameters]bool
+}
+
+func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
+	err = e.m.around("read", func() error {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.hung {
+			e.mu.Unlock()
+			defer e.mu.Lock()
+			return hang(ctx)
+		}
+		e.reads++
+		if p, ok := e.later[e.reads]; ok {
+			e.runs = p
+		}
+		if e.reads == e.restartAt {
+			e.restart()
+		}
+		if e.down {
+			return fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
+		}
+		if len(e.workers) > 0 { // one connection, one worker
+			e.runs, e.workers = e.workers[0], append(e.workers[1:], e.workers[0])
+		}
+		r = schema.Reading{Parameters: e.runs, Environment: string(production), Relabelled: e.label, Peer: schema.Peer{PID: e.peer}}
+		return nil
+	})
+	return r, err
+}
+
+func (e *scripted) Prepare() {}
+
+// hang is an operation that gets no answer within the engine timeout.
+func hang(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+func (e *scripted) Send(ctx context.Context, b schema.Batch) (a schema.Answer) {
+	err := e.m.around("send", func() error { a = e.take(b); return nil })
+	if err != nil {
+		a = schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Peer: schema.Peer{PID: e.peer}}
+	}
+	if errors.Is(a.Err, context.DeadlineExceeded) {
+		a.Err = hang(ctx)
+	}
+	return a
+}
+
+func (e *scripted) take(b schema.Batch) schema.Answer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.down {
+		return schema.Answer{Verdict: schema.VerdictNotSent, Err: fmt.Errorf("dial: %w", syscall.ECONNREFUSED)}
+	}
+	if head := e.store.Head(); b.Revision == "" || (head.Commit != b.Revision && e.store.Applied().Commit != b.Revision) {
+		e.t.Errorf("a batch was sent that no record names: %+v", b)
+	}
+	if e.banned[b.Parameters] {
+		e.t.Errorf("Parameters were sent that must not be: %+v", b)
+	}
+	how := accept
+	if m, ok := e.always[b.Parameters]; ok {
+		how = m
+	} else if len(e.queue) > 0 {
+		how, e.queue = e.queue[0], e.queue[1:]
+	}
+	peer := schema.Peer{PID: e.peer}
+	unknown := func(err error, broken bool) schema.Answer {
+		return schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Broken: broken, Peer: peer}
+	}
+	if how != foreign && how != wrongLabel {
+		e.sends[b.Parameters]++
+	}
+	switch how {
+	case accept:
+		e.runs = b.Parameters
+	case refuse:
+		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{"it does not fit"}, Peer: peer}
+	case hangBefore:
+		return unknown(context.DeadlineExceeded, false)
+	case hangAfter:
+		e.runs = b.Parameters
+		return unknown(context.DeadlineExceeded, false)
+	case dropBefore:
+		return unknown(io.ErrUnexpectedEOF, true)
+	case dropAfter:
+		e.runs = b.Parameters
+		return unknown(io.ErrUnexpectedEOF, true)
+	case die:
+		e.restart()
+		return unknown(io.ErrUnexpectedEOF, true)
+	case busy:
+		return unknown(errors.New("HTTP 500"), false)
+	case wrongLabel:
+		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404", Environment: true}}
+	case foreign:
+		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404"}}
+	}
+	return schema.Answer{Verdict: schema.VerdictAccepted, Peer: peer}
+}
+
+// restart is a new process with its defaults, as a supervisor makes one.
+func (e *scripted) restart() {
+	e.peer++
+	e.runs, e.down = schema.Defaults(), false
+}
+
+// tell changes the script while the Reconciler runs.
+func (e *scripted) tell(change func(*scripted)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change(e)
+}
+
+func (e *scripted) running() (p schema.Parameters) {
+	e.tell(func(e *scripted) { p = e.runs })
+	return p
+}
+
+func (e *scripted) sent(p schema.Parameters) (n int) {
+	e.tell(func(e *scripted) { n = e.sends[p] })
+	return n
+}
+
+// will makes the engine treat p so each time, or as usual again.
+func (e *scripted) will(p schema.Parameters, how manner) {
+	e.tell(func(e *scripted) { e.always[p] = how })
+}
+
+// ban fails the test when p is sent; allow ends it.
+func (e *scripted) ban(p schema.Parameters)   { e.tell(func(e *scripted) { e.banned[p] = true }) }
+func (e *scripted) allow(p schema.Parameters) { e.tell(func(e *scripted) { delete(e.banned, p) }) }

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// once ends `agent run --once` when the Document it saw has an outcome, or when
+// its time is over.
+type once struct {
+	timeout time.Duration
+	over    chan struct{}
+	outcome schema.Outcome
+	reason  string
+	by      string // who holds it
+	late    bool   // the time was over
+}
+
+func newOnce(timeout time.Duration) *once {
+	return &once{timeout: timeout, over: make(chan struct{})}
+}
+
+// status looks for a final outcome; it is called on one goroutine.
+func (o *once) status(s *apply.Status) {
+	if o.outcome == "" && s.Seen.Revision == "" && s.Source.LastError != "" {
+		o.outcome, o.reason = "unreadable", s.Source.LastError
+		close(o.over)
+	}
+	a := s.Attempted
+	if o.outcome != "" || a == nil || a.Outcome == schema.Pending || a.Revision != s.Seen.Revision {
+		return
+	}
+	if (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged) && !s.InSync {
+		return
+	}
+	o.outcome, o.reason = a.Outcome, a.Reason
+	if s.Held != nil && !s.Held.Paused {
+		o.by = s.Held.By
+	}
+	close(o.over)
+}
+
+func (o *once) wait(ctx context.Context) error {
+	timer := time.NewTimer(o.timeout)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-o.over:
+	case <-timer.C:
+		o.late = true // read after the parts were joined
+	}
+	return nil
+}
+
+// result is what the program ends with; last is how things stood then.
+func (o *once) result(last *apply.Status) error {
+	select {
+	case <-o.over:
+	default:
+		return o.unfinished(last)
+	}
+	err := fmt.Errorf("%s: %s", o.outcome, o.reason)
+	switch o.outcome {
+	case schema.Applied, schema.Unchanged:
+		return nil
+	case schema.Invalid:
+		return &failure{code: exitInvalid, err: err}
+	case schema.Rejected:
+		return &failure{code: exitRejected, err: err}
+	case schema.Held:
+		code := exitFault
+		if o.by == "engine" {
+			code = exitRejected
+		}
+		return &failure{code: code, err: err, hint: "declare other parameters; or run the agent without --once and use agent resume"}
+	}
+	return fault(err, "")
+}
+
+// unfinished says what there was to wait for.
+func (o *once) unfinished(last *apply.Status) error {
+	what := "stopped before the configuration had an outcome"
+	if o.late {
+		what = fmt.Sprintf("no outcome within %s (--once-timeout)", o.timeout)
+	}
+	err := fmt.Errorf("%s: %s: %s", what, last.State, last.Reason)
+	hint := last.Hint
+	if a := last.Attempted; a != nil && a.Outcome == schema.Pending {
+		hint = strings.TrimPrefix(hint+"; ", "; ") + a.SnapshotID + " is on record and goes on at the next start on this --state"
+	}
+	return fault(err, hint)
+}
