@@ -5,8 +5,11 @@ GOFUMPT   = $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 AGENT     = bin/agent
 FUZZTIME  ?= 60s
+IMAGE     ?= dtesn-agent
+IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
+IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build test check fmt bench fuzz schema clean FORCE
+.PHONY: help run build image test check fmt bench fuzz schema clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +18,14 @@ build: $(AGENT) ## Build the agent, static and stripped, as bin/agent
 
 $(AGENT): FORCE
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./cmd/agent
+
+image: build ## Build the container image IMAGE (dtesn-agent) with buildah, podman or docker
+	@for builder in buildah podman docker; do \
+	  if command -v $$builder >/dev/null; then \
+	    set -x; exec $$builder build -f Containerfile -t $(IMAGE) \
+	      --build-arg VERSION=$(IMAGE_VERSION) --build-arg REVISION=$(IMAGE_REVISION) .; \
+	  fi; \
+	done; echo 'make image needs buildah, podman or docker' >&2; exit 1
 
 run: build ## Run the agent with its embedded engine on examples/config
 	@exec $(AGENT) run --environment development --config examples/config --embedded-engine --state .run/state

@@ -3,11 +3,9 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -37,6 +35,7 @@ type agent struct {
 	httpAddr     string
 	foreignOwner bool
 	once         *once
+	notify       *notifier
 
 	listener, healthListener, engineListener net.Listener
 	closers                                  []func() error
@@ -45,7 +44,7 @@ type agent struct {
 // assemble takes everything an agent needs or says what is in the way: the
 // state directory first, for it is what two agents must not share.
 func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, err error) {
-	a = &agent{settings: s, log: logger}
+	a = &agent{settings: s, log: logger, notify: newNotifier(logger)}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -72,9 +71,10 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		SourceStale: 3 * s.resync, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Observe: s.observe,
 	}
+	opt.OnStatus = a.notify.status
 	if s.once {
-		a.once = newOnce()
-		opt.OnStatus = a.once.status
+		a.once = newOnce(s.onceTimeout)
+		opt.OnStatus = func(s *apply.Status) { a.once.status(s); a.notify.status(s) }
 	}
 	a.reconciler = apply.New(opt)
 	reader, err := gitstore.OpenReader(s.state)
@@ -169,12 +169,13 @@ func (a *agent) close() {
 // transaction, which finishes what is in flight, then who tells about it, and
 // the embedded engine last.
 func (a *agent) stages(ctx context.Context) [][]part {
+	begun := a.reconciler.Stamp() // before anything runs
 	sources := []part{
 		{"files", func(ctx context.Context) error { return a.files.Run(ctx, a.reconciler) }},
 		{"engine watch", func(ctx context.Context) error {
 			return a.client.Watch(ctx, 200*time.Millisecond, func(bool) { a.reconciler.EngineHint() })
 		}},
-		{"signals", a.hangups},
+		{"signals", func(ctx context.Context) error { return a.signals(ctx, begun) }},
 	}
 	if a.once != nil {
 		sources = append(sources, part{"once", a.once.wait})
@@ -196,91 +197,14 @@ func (a *agent) stages(ctx context.Context) [][]part {
 	return stages
 }
 
-// hangups reads the source at each SIGHUP.
-func (a *agent) hangups(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-hup:
-			a.sync()
-		}
-	}
-}
-
 // sync reads the source and the engine now.
 func (a *agent) sync() {
 	a.log.Info("the source and the engine are read on request")
 	a.files.Sync()
-	a.reconciler.EngineHint()
+	a.reconciler.Sync()
 }
 
 // loops are the loops that must turn for the agent to live.
 func (a *agent) loops() map[string]time.Time {
 	return map[string]time.Time{"transaction": a.reconciler.Stamp(), "files": a.files.Stamp()}
-}
-
-// once ends `agent run --once` when the Document it saw has an outcome.
-type once struct {
-	over    chan struct{}
-	outcome schema.Outcome
-	reason  string
-	by      string // who holds it
-}
-
-func newOnce() *once { return &once{over: make(chan struct{})} }
-
-// status looks for a final outcome; it is called on one goroutine.
-func (o *once) status(s *apply.Status) {
-	if o.outcome == "" && s.Seen.Revision == "" && s.Source.LastError != "" {
-		o.outcome, o.reason = "unreadable", s.Source.LastError
-		close(o.over)
-	}
-	a := s.Attempted
-	if o.outcome != "" || a == nil || a.Outcome == schema.Pending || a.Revision != s.Seen.Revision {
-		return
-	}
-	if (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged) && !s.InSync {
-		return
-	}
-	o.outcome, o.reason = a.Outcome, a.Reason
-	if s.Held != nil && !s.Held.Paused {
-		o.by = s.Held.By
-	}
-	close(o.over)
-}
-
-func (o *once) wait(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-	case <-o.over:
-	}
-	return nil
-}
-
-func (o *once) result() error {
-	select {
-	case <-o.over:
-	default:
-		return fault(errors.New("stopped before the configuration had an outcome"), "the log above says what it waited for")
-	}
-	err := fmt.Errorf("%s: %s", o.outcome, o.reason)
-	switch o.outcome {
-	case schema.Applied, schema.Unchanged:
-		return nil
-	case schema.Invalid:
-		return &failure{code: exitInvalid, err: err}
-	case schema.Rejected:
-		return &failure{code: exitRejected, err: err}
-	case schema.Held:
-		code := exitFault
-		if o.by == "engine" {
-			code = exitRejected
-		}
-		return &failure{code: code, err: err, hint: "declare other parameters; or run the agent without --once and use agent resume"}
-	}
-	return fault(err, "")
 }
