@@ -6,11 +6,18 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
+	"strconv"
+	"time"
 
 	"dtesn-agent/dtesn"
 	"dtesn-agent/schema"
 )
+
+// transferTime is how long the body of a request may take to come, and an
+// answer to go.
+const transferTime = 10 * time.Second
 
 // Handler serves the API. A wish that is understood and refused answers 200
 // with success false, as the servers of this family do; one that is not
@@ -28,8 +35,37 @@ func (e *Engine) Handler() http.Handler {
 	mux.HandleFunc("POST "+dtesn.PathRollback, e.postRollback)
 	mux.HandleFunc("POST "+dtesn.PathEnvironment, e.postEnvironment)
 	mux.HandleFunc("POST "+dtesn.PathProcess, e.postProcess)
-	return mux
+	return explained(mux)
 }
+
+// explained answers as JSON, like all else, for paths and methods that mux does
+// not know.
+func explained(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		plain := &statusOnly{header: w.Header()}
+		handler.ServeHTTP(plain, r)
+		if plain.status == http.StatusMethodNotAllowed {
+			fail(w, plain.status, "Method not allowed", fmt.Sprintf("%s takes %s", r.URL.Path, w.Header().Get("Allow")))
+			return
+		}
+		fail(w, http.StatusNotFound, "Not found", fmt.Sprintf("there is no %s; GET %s shows what can be set", r.URL.Path, dtesn.PathSchema))
+	})
+}
+
+// statusOnly keeps the status and the headers of an answer, and drops its text.
+type statusOnly struct {
+	header http.Header
+	status int
+}
+
+func (s *statusOnly) Header() http.Header            { return s.header }
+func (s *statusOnly) WriteHeader(status int)         { s.status = status }
+func (s *statusOnly) Write(text []byte) (int, error) { return len(text), nil }
 
 func (e *Engine) getCurrent(w http.ResponseWriter, _ *http.Request) {
 	now := e.current.Load()
@@ -48,7 +84,7 @@ func (e *Engine) status() dtesn.Status {
 	return dtesn.Status{
 		CurrentConfig: now.params, Environment: now.environment,
 		TotalSnapshots: len(now.snapshots), MaxSnapshots: maxSnapshots,
-		MemoryBytes: fixedBytes + e.held.Load(), MemoryLimitBytes: e.limit,
+		MemoryBytes: e.memory(), MemoryLimitBytes: e.limit,
 		Generation: now.generation, Performance: now.latencies.figures(),
 	}
 }
@@ -104,7 +140,7 @@ func (e *Engine) postUpdate(w http.ResponseWriter, r *http.Request) {
 	if refused(w, "Failed to update "+update.Parameter, reasons, err) {
 		return
 	}
-	answer(w, http.StatusOK, dtesn.Response{
+	changed(w, dtesn.Response{
 		Success: true, Message: fmt.Sprintf("Parameter %s updated successfully", update.Parameter),
 		Data: dtesn.UpdateData{
 			Updated:    updated(before, after, update.Parameter),
@@ -142,7 +178,7 @@ func (e *Engine) postBatch(w http.ResponseWriter, r *http.Request) {
 	for _, update := range batch.Updates {
 		data.UpdatedParameters = append(data.UpdatedParameters, updated(before, after, update.Parameter))
 	}
-	answer(w, http.StatusOK, dtesn.Response{
+	changed(w, dtesn.Response{
 		Success: true, Message: fmt.Sprintf("%d parameters updated successfully", len(values)), Data: data,
 	})
 }
@@ -196,7 +232,7 @@ func (e *Engine) postRollback(w http.ResponseWriter, r *http.Request) {
 	if refused(w, "Rollback failed", reasons, err) {
 		return
 	}
-	answer(w, http.StatusOK, dtesn.Response{
+	changed(w, dtesn.Response{
 		Success: true, Message: "Configuration rolled back to " + target.SnapshotID,
 		Data: dtesn.RollbackData{
 			SnapshotID: after.active().SnapshotID, RestoredSnapshot: target.SnapshotID,
@@ -239,14 +275,23 @@ func (e *Engine) owns(w http.ResponseWriter, updates ...dtesn.Update) bool {
 	return true
 }
 
-// decode reads the body into request; if it cannot it answers 400.
+// decode reads the body into request; if it cannot it answers 400, or 408 to
+// one that does not come. A body has its own deadline because a connection may
+// be idle for as long as it likes.
 func decode(w http.ResponseWriter, r *http.Request, request any) bool {
+	conn := http.NewResponseController(w) // what a test hands in may know no deadlines
+	_ = conn.SetReadDeadline(time.Now().Add(transferTime))
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, dtesn.MaxBody))
 	decoder.UseNumber()
 	err := decoder.Decode(request)
 	if err == nil && decoder.Decode(&struct{}{}) != io.EOF {
 		err = errors.New("more follows the first JSON value")
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		fail(w, http.StatusRequestTimeout, "The body did not come", fmt.Sprintf("a body may take %v", transferTime))
+		return false
+	}
+	_ = conn.SetReadDeadline(time.Time{}) // while it works, the server reads on to see who leaves
 	if err != nil {
 		fail(w, http.StatusBadRequest, "The body is not what this path takes", err.Error())
 		return false
@@ -271,12 +316,23 @@ func fail(w http.ResponseWriter, status int, message string, reasons ...string) 
 	answer(w, status, dtesn.Response{Message: message, Errors: reasons})
 }
 
+// changed answers for a change that came to pass, and then, when nobody waits,
+// makes ready what judging the next one takes.
+func changed(w http.ResponseWriter, response dtesn.Response) {
+	answer(w, http.StatusOK, response)
+	_ = http.NewResponseController(w).Flush()
+	schema.Prepare()
+}
+
 func answer(w http.ResponseWriter, status int, value any) {
 	text, err := json.Marshal(value)
-	if err != nil { // a prediction that is no number
+	if err != nil {
 		status, text = http.StatusInternalServerError, []byte(`{"success":false,"message":"The answer cannot be written"}`)
 	}
+	text = append(text, '\n')
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(transferTime))
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(status)
-	_, _ = w.Write(append(text, '\n')) // who left misses nothing
+	_, _ = w.Write(text) // who left misses nothing
 }

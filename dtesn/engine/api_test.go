@@ -185,6 +185,8 @@ func TestUpdateRefuses(t *testing.T) {
 		{set("enable_caching", 1), "enable_caching"},
 		{set("enable_docs", "true"), "enable_docs"},
 		{set("max_membrane_depth", 17), "membrane depth 17"}, // alone it is in range
+		{set("esn_reservoir_size", strings.Repeat("[", 5000)+strings.Repeat("]", 5000)), "esn_reservoir_size"},
+		{set("esn_reservoir_size", strings.Repeat("9", 5000)), "esn_reservoir_size"},
 		{`{}`, ""},
 	} {
 		if reason := reject(t, e, 200, dtesn.PathUpdate, c.body); !strings.Contains(reason, c.reason) {
@@ -294,6 +296,17 @@ func TestHistoryIsBounded(t *testing.T) {
 	reject(t, e, 200, dtesn.PathRollback, fmt.Sprintf(`{"snapshot_id": %q}`, first))
 }
 
+// What clients say is kept in short, however much they say.
+func TestHistoryKeepsShortTexts(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, Options{})
+	long := strings.Repeat("ü", 50_000)
+	accept(t, e, dtesn.PathBatchUpdate, `{"updates": [`+set("cache_ttl_seconds", 7)+`], "description": "`+long+`", "revision": "x`+long+`"}`)
+	if s := e.current.Load().active(); s.Description != long[:200] || s.Revision != ("x" + long)[:199] {
+		t.Errorf("kept are %d and %d bytes: %q, %q", len(s.Description), len(s.Revision), s.Description, s.Revision)
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	t.Parallel()
 	free, pinned := newEngine(t, Options{}), newEngine(t, Options{Environment: "staging"})
@@ -330,10 +343,9 @@ func TestWhatIsNotUnderstood(t *testing.T) {
 			case !slices.Contains(gets, path) && !slices.Contains(posts, path):
 				want = http.StatusNotFound
 			}
-			w := httptest.NewRecorder()
-			e.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, nil))
-			if w.Code != want {
-				t.Errorf("%s %s: %d, want %d", method, path, w.Code, want)
+			status, answer := ask[dtesn.Response](t, e, method, path, "")
+			if status != want || answer.Success || answer.Message == "" || len(answer.Errors) != 1 {
+				t.Errorf("%s %s: %d %+v, want %d and a reason", method, path, status, answer, want)
 			}
 		}
 	}
@@ -341,7 +353,7 @@ func TestWhatIsNotUnderstood(t *testing.T) {
 	for _, path := range posts {
 		for _, body := range []string{
 			``, `{`, `[]`, `"x"`, `{"parameter": 5, "updates": 5, "snapshot_id": 5, "environment": 5, "series": 5}`,
-			`{} {}`, `{}x`, "\x00", large,
+			`{} {}`, `{}x`, "\x00", large, "\ufeff{}", `{"a": ` + strings.Repeat("[", 20000), strings.Repeat(`{"value":`, 12000),
 		} {
 			reject(t, e, 400, path, body)
 		}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,18 +17,7 @@ import (
 	"dtesn-agent/schema"
 )
 
-const (
-	// DefaultMemoryLimit lets the largest network follow the largest network.
-	DefaultMemoryLimit = 512 << 20
-
-	maxSnapshots = 50
-	// fixedBytes are accounted whatever runs: one training, the cache, figures
-	// and history.
-	fixedBytes = trainingBytes + cacheBytes + 64<<10
-	// drainTime is how long a change that does not fit waits for requests on
-	// networks that were swapped out.
-	drainTime = 5 * time.Second
-)
+const maxSnapshots = 50
 
 // Options say what kind of engine it is.
 type Options struct {
@@ -90,12 +80,17 @@ func New(options Options) (*Engine, error) {
 		label, e.pinned = string(environment), true
 	}
 	params := schema.Defaults()
-	if need := fixedBytes + footprint(params); need > e.limit {
-		return nil, fmt.Errorf("start the engine: its defaults take %s, the memory limit is %s: raise --memory-limit", mebibytes(need), mebibytes(e.limit))
+	if !e.reserve(building(params)) {
+		return nil, fmt.Errorf("start the engine: its defaults take %s while they are built, the memory limit is %s: raise --memory-limit",
+			mebibytes(fixedBytes+building(params)), mebibytes(e.limit))
 	}
-	first := &state{environment: label, network: build(params, e.seed), generation: 1}
-	e.held.Store(first.network.bytes)
+	network, err := e.construct(context.Background(), params)
+	if err != nil {
+		return nil, fmt.Errorf("start the engine: %w", err)
+	}
+	first := &state{environment: label, network: network, generation: 1}
 	e.current.Store(first.follow(params, change{description: "Start with the defaults"}))
+	schema.Prepare() // for the first change
 	return e, nil
 }
 
@@ -123,7 +118,7 @@ func (e *Engine) apply(ctx context.Context, wish change) (before, after *state, 
 	}
 	built := *before
 	if reinitialized(before.params, params) != nil {
-		if built.network, reasons = e.rebuild(ctx, before.network, params); reasons != nil {
+		if built.network, reasons = e.rebuild(ctx, params); reasons != nil {
 			e.log.Warn("change refused", "reason", reasons[0])
 			return before, nil, reasons, nil
 		}
@@ -170,60 +165,31 @@ func reinitialized(old, p schema.Parameters) []string {
 }
 
 // rebuild builds the network for p beside the one that runs.
-func (e *Engine) rebuild(ctx context.Context, old *network, p schema.Parameters) (*network, []string) {
-	need := footprint(p)
-	if !e.reserve(need) {
-		held := fixedBytes + e.held.Load()
-		return nil, []string{fmt.Sprintf(
-			"esn_reservoir_size %d needs %s beside the %s in use while it is built, %s together; the memory limit is %s",
-			p.ESNReservoirSize, mebibytes(need), mebibytes(held), mebibytes(need+held), mebibytes(e.limit))}
+func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (*network, []string) {
+	if !e.reserve(building(p)) {
+		return nil, []string{e.tooLarge(p)}
 	}
-	n := build(p, e.seed)
-	if old.used.Load() {
-		if err := n.prepare(ctx); err != nil {
-			e.held.Add(-need)
-			return nil, []string{"the client left while the readout was trained"}
-		}
+	n, err := e.construct(ctx, p)
+	if err != nil {
+		return nil, []string{"the client left while the network was built"}
 	}
 	return n, nil
 }
 
-// reserve accounts for need bytes, if they fit. Requests that still run on
-// networks swapped out before are waited for, for a while, if that helps.
-func (e *Engine) reserve(need int64) bool {
-	timer := time.NewTimer(drainTime)
-	defer timer.Stop()
-	for {
-		waited := e.sweep()
-		free := e.limit - fixedBytes - e.held.Load()
-		if need <= free {
-			e.held.Add(need)
-			return true
-		}
-		if need > free+waited {
-			return false
-		}
-		select {
-		case <-e.retired[0].drained:
-		case <-timer.C:
-			return false
-		}
+// construct builds and trains a network whose building is reserved, and gives
+// back what only that takes. No request ever sees a network that is not whole.
+func (e *Engine) construct(ctx context.Context, p schema.Parameters) (*network, error) {
+	t := &turn{ctx: ctx, most: rebuildTurn, began: time.Now()}
+	n, err := build(t, p, e.seed)
+	if err == nil {
+		err = n.train(t)
 	}
-}
-
-// sweep forgets the networks that nobody uses any more, and says how many
-// bytes the others will give back.
-func (e *Engine) sweep() (waited int64) {
-	e.retired = slices.DeleteFunc(e.retired, func(l *life) bool {
-		select {
-		case <-l.drained:
-			return true
-		default:
-			waited += l.bytes
-			return false
-		}
-	})
-	return waited
+	if err != nil {
+		e.held.Add(-building(p))
+		return nil, err
+	}
+	e.held.Add(-schooling(p))
+	return n, nil
 }
 
 // relabel sets the environment label; it reports false if another is pinned.
@@ -279,12 +245,22 @@ func (s state) follow(p schema.Parameters, wish change) *state {
 	if !snapshotID.MatchString(id) {
 		id = fmt.Sprintf("snapshot_%d_%04d", s.since.Unix(), s.sequence)
 	}
+	wish.description, wish.revision = clip(wish.description), clip(wish.revision)
 	kept := s.snapshots[max(0, len(s.snapshots)+1-maxSnapshots):]
 	s.snapshots = append(slices.Clone(kept), dtesn.Snapshot{
 		SnapshotID: id, Timestamp: schema.Unix(s.since), Description: wish.description,
 		Environment: s.environment, ConfigData: p, Revision: wish.revision,
 	})
 	return &s
+}
+
+// clip bounds what a snapshot keeps of a text that a client sent.
+func clip(text string) string {
+	const most = 200
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") // a rune may be cut
+	}
+	return strings.Clone(text)
 }
 
 // active is the snapshot that runs.
@@ -303,5 +279,3 @@ func (s *state) snapshot(id string) (dtesn.Snapshot, bool) {
 	}
 	return dtesn.Snapshot{}, false
 }
-
-func mebibytes(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }

@@ -3,28 +3,27 @@ package engine
 import (
 	"math"
 	"math/rand/v2"
-	"sync"
-	"sync/atomic"
+	"slices"
 
 	"dtesn-agent/schema"
 )
 
 // The slowest mode of the innermost level decays within about 1 / (innerLeak
-// (1 - spectralRadius)) = 25 samples. It must be well below washout, and below
+// (1 - spectralRadius)) = 13 samples. It must be well below washout, and below
 // the length of a series that a client sends: else the state still tells where
 // it began, and more units only tell it louder.
 const (
-	minMembrane     = 32  // units of the smallest membrane; levels hold as many at least
-	recurrentDegree = 8   // weights of a unit from its own membrane
-	feedDegree      = 2   // weights of a unit from the membrane around it
-	spectralRadius  = 0.9 // of the recurrent weights; below 1 the past fades
-	inputScale      = 1.0 // input weights are uniform in ±inputScale
-	feedScale       = 0.7 // and so on
-	biasScale       = 0.3 //
-	outerLeak       = 0.8 // leak rate of the outermost level, per sample
-	innerLeak       = 0.4 // and of the innermost, geometrically between
-	workers         = 4   // requests that a network serves at a time
-	maxFeatures     = 192 // units that the readout sees
+	minMembrane     = 32   // units of the smallest membrane; levels hold as many at least
+	recurrentDegree = 8    // weights of a unit from its own membrane
+	feedDegree      = 2    // weights of a unit from the membrane around it
+	spectralRadius  = 0.8  // of the recurrent weights; below 1 the past fades
+	inputScale      = 1.0  // input weights are uniform in ±inputScale
+	feedScale       = 0.7  // and so on
+	biasScale       = 0.3  //
+	outerLeak       = 0.6  // leak rate of the outermost level, per sample
+	innerLeak       = 0.4  // and of the innermost, geometrically between
+	workers         = 4    // requests that a network serves at a time
+	maxFeatures     = 1024 // units that the readout sees
 )
 
 // A membrane is a contiguous range of units [start, end) that see each other,
@@ -44,8 +43,9 @@ type matrix struct {
 	weights []float64
 }
 
-// A network is one deep tree echo state network: immutable but for its
-// readout, which is trained once, by the first to ask for it.
+// A network is one deep tree echo state network (Jaeger, GMD Report 148, 2001;
+// the tree of levels of different speed after Gallicchio, Micheli and Pedrelli,
+// Neurocomputing 268, 2017). Once trained it is immutable.
 type network struct {
 	params    schema.Parameters
 	membranes []membrane // parents before children
@@ -53,12 +53,10 @@ type network struct {
 	recurrent matrix
 	input     []float64 // weights of the input; it reaches the outermost level only
 	bias      []float64
-	features  []int32 // units that the readout sees, ascending
+	features  []int32   // units that the readout sees, ascending
+	readout   []float64 // weights of bias, input and features; set by train
 
-	slots   chan *workspace // a nil one is yet to be allocated
-	trained sync.Once
-	readout []float64 // weights of bias, input and features; set by trained
-	used    atomic.Bool
+	slots chan *workspace
 
 	*life
 }
@@ -69,7 +67,7 @@ type network struct {
 // minMembrane units. Leak rates fall geometrically inwards: the outer levels
 // follow the input, the inner ones remember.
 func membranesOf(size, depth int) []membrane {
-	var tree []membrane
+	tree := make([]membrane, 0, size/minMembrane)
 	start, outer := 0, 0
 	for level := range depth {
 		units := size / depth
@@ -94,18 +92,7 @@ func membranesOf(size, depth int) []membrane {
 		}
 		start, outer = start+units, first
 	}
-	return tree
-}
-
-// footprint is how many bytes a network with p takes, its workspaces and its
-// readout included, which are allocated when first needed.
-func footprint(p schema.Parameters) int64 {
-	n := newNetwork(p)
-	size, order := int64(p.ESNReservoirSize), int64(p.BSeriesMaxOrder)
-	entries := int64(n.entries())
-	weights := 4*(size+1) + 12*entries + 8*2*size
-	readout := 12*int64(min(p.ESNReservoirSize, maxFeatures)) + 16
-	return weights + readout + int64(len(n.membranes))*40 + workers*8*workspaceLength(size, order, int64(n.largest))
+	return slices.Clone(tree)
 }
 
 func newNetwork(p schema.Parameters) *network {
@@ -132,29 +119,35 @@ func (m membrane) degree() int {
 	return recurrentDegree + feedDegree
 }
 
-// build constructs a network. Equal parameters and seeds give equal networks;
-// of the parameters only the critical ones count.
-func build(p schema.Parameters, seed uint64) *network {
+// build constructs a network and scales its weights; it is yet to be trained.
+// Equal parameters and seeds give equal networks; of the parameters only the
+// critical ones count. Its error is t's.
+func build(t *turn, p schema.Parameters, seed uint64) (*network, error) {
 	n := newNetwork(p)
 	n.life = &life{bytes: footprint(p), drained: make(chan struct{})}
-	n.slots = make(chan *workspace, workers)
-	for range workers {
-		n.slots <- nil
-	}
 	size, entries := p.ESNReservoirSize, n.entries()
 	n.recurrent = matrix{rows: make([]int32, size+1), columns: make([]int32, entries), weights: make([]float64, entries)}
 	n.input, n.bias = make([]float64, size), make([]float64, size)
 	random := rand.NewPCG(seed, uint64(size)<<8|uint64(p.MaxMembraneDepth))
 	for i := range n.membranes {
-		n.wire(&n.membranes[i], random)
+		m := &n.membranes[i]
+		n.wire(m, random)
+		if err := n.scale(t, m, random); err != nil {
+			return nil, err
+		}
 	}
 	n.features = chooseFeatures(size)
-	return n
+	n.slots = make(chan *workspace, workers)
+	for range workers {
+		n.slots <- newWorkspace(size, p.BSeriesMaxOrder, n.largest, len(n.features))
+		if err := t.giveWay(); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
 }
 
-// wire draws the weights of the units of m and scales the recurrent ones.
-// Since a membrane sees only itself and its parent, the whole matrix is block
-// triangular: its spectral radius is the largest of the blocks'.
+// wire draws the weights of the units of m.
 func (n *network) wire(m *membrane, random *rand.PCG) {
 	at := n.recurrent.rows[m.start]
 	for unit := m.start; unit < m.end; unit++ {
@@ -170,9 +163,15 @@ func (n *network) wire(m *membrane, random *rand.PCG) {
 		}
 		n.recurrent.rows[unit+1] = at
 	}
-	radius := n.radius(m, random)
-	if radius == 0 {
-		return // nilpotent: the past fades anyway
+}
+
+// scale brings the recurrent weights of m to the spectral radius. Since a
+// membrane sees only itself and its parent, the whole matrix is block
+// triangular: its spectral radius is the largest of the blocks'.
+func (n *network) scale(t *turn, m *membrane, random *rand.PCG) error {
+	radius, err := n.radius(t, m, random)
+	if err != nil || radius == 0 { // nilpotent: the past fades anyway
+		return err
 	}
 	for unit := m.start; unit < m.end; unit++ {
 		first := n.recurrent.rows[unit]
@@ -181,6 +180,7 @@ func (n *network) wire(m *membrane, random *rand.PCG) {
 			row[i] *= spectralRadius / radius
 		}
 	}
+	return nil
 }
 
 // draw gives the entries from at on distinct columns in [start, end), and
@@ -215,9 +215,10 @@ func symmetric(r uint64) float64 { return float64(int64(r)) / (1 << 63) }
 // iteration. The largest eigenvalue is mostly one of a complex pair, so that
 // the vector turns and single ratios of norms swing; their geometric mean over
 // the later rounds does not (Gelfand's formula, |W^k v|^(1/k)).
-func (n *network) radius(m *membrane, random *rand.PCG) float64 {
-	const lead, rounds = 12, 48
+func (n *network) radius(t *turn, m *membrane, random *rand.PCG) (float64, error) {
 	size := m.end - m.start
+	rounds := max(48, 8192/size) // small blocks are cheap, and have fewer eigenvalues to blend
+	lead := rounds / 4
 	v, w := make([]float64, size), make([]float64, size)
 	for i := range v {
 		v[i] = symmetric(random.Uint64())
@@ -226,7 +227,7 @@ func (n *network) radius(m *membrane, random *rand.PCG) float64 {
 	for round := range lead + rounds {
 		norm := n.multiplyBlock(m, w, v)
 		if norm == 0 {
-			return 0
+			return 0, nil
 		}
 		scale := 1 / norm
 		for i := range w {
@@ -236,8 +237,11 @@ func (n *network) radius(m *membrane, random *rand.PCG) float64 {
 			logs += math.Log(norm)
 		}
 		v, w = w, v
+		if err := t.giveWay(); err != nil {
+			return 0, err
+		}
 	}
-	return math.Exp(logs / rounds)
+	return math.Exp(logs / float64(rounds)), nil
 }
 
 // multiplyBlock sets w to the recurrent block of m times v and returns its

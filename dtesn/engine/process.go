@@ -1,14 +1,14 @@
 package engine
 
 import (
+	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
+	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,49 +19,76 @@ const (
 	maxSeries  = 4096 // samples
 	maxHorizon = 512
 	maxSample  = 1e6
-
-	cacheEntries = 256
-	// cacheBytes is what a full cache takes, keys and bookkeeping included.
-	cacheBytes = cacheEntries * (8*maxHorizon + 256)
 )
 
 // postProcess forecasts a series. Equal series, horizon and generation give
 // equal predictions.
 func (e *Engine) postProcess(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	var request dtesn.ProcessRequest
-	if !decode(w, r, &request) {
+	request, ok := decodeProcess(w, r)
+	if !ok {
 		return
 	}
-	if reason := unfit(request); reason != "" {
-		fail(w, http.StatusBadRequest, "The series cannot be processed", reason)
+	data, err := e.process(r.Context(), request, began)
+	if err != nil {
+		fail(w, http.StatusServiceUnavailable, "The series was not processed", err.Error())
 		return
 	}
+	answer(w, http.StatusOK, dtesn.Response{Success: true, Message: "Series processed", Data: data})
+}
+
+// process counts on one network from here to its end, and no further: who is
+// slow to read the answer keeps no network.
+func (e *Engine) process(ctx context.Context, request dtesn.ProcessRequest, began time.Time) (data dtesn.ProcessData, err error) {
 	now := e.enter()
 	defer now.network.leave()
 	var key cacheKey
-	var predictions []float64
-	cached := false
 	if now.cache != nil {
 		key = keyOf(request)
-		predictions, cached = now.cache.get(key, time.Duration(now.params.CacheTTLSeconds)*time.Second)
+		data.Predictions, data.Cached = now.cache.get(key, time.Duration(now.params.CacheTTLSeconds)*time.Second)
 	}
-	if !cached {
-		var err error
-		if predictions, err = now.network.forecast(r.Context(), request.Series, request.Horizon); err != nil {
-			fail(w, http.StatusServiceUnavailable, "The series was not processed", err.Error())
-			return
+	if !data.Cached {
+		if data.Predictions, err = now.network.forecast(ctx, request.Series, request.Horizon); err != nil {
+			return data, err
 		}
 		if now.cache != nil {
-			now.cache.put(key, predictions)
+			now.cache.put(key, data.Predictions)
 		}
 	}
 	took := time.Since(began)
-	now.latencies.note(took, cached)
-	answer(w, http.StatusOK, dtesn.Response{Success: true, Message: "Series processed", Data: dtesn.ProcessData{
-		Predictions: predictions, Generation: now.generation, ReservoirSize: now.params.ESNReservoirSize,
-		Cached: cached, LatencySeconds: took.Seconds(),
-	}})
+	now.latencies.note(took, data.Cached)
+	data.Generation, data.ReservoirSize, data.LatencySeconds = now.generation, now.params.ESNReservoirSize, took.Seconds()
+	return data, nil
+}
+
+// decodeProcess reads a request, or answers 400. A null in the series is none
+// of its values, though a decoder would make 0 of it.
+func decodeProcess(w http.ResponseWriter, r *http.Request) (request dtesn.ProcessRequest, ok bool) {
+	var raw struct {
+		Series  json.RawMessage `json:"series"`
+		Horizon int             `json:"horizon"`
+	}
+	if !decode(w, r, &raw) {
+		return request, false
+	}
+	request.Horizon = raw.Horizon
+	reason := ""
+	switch {
+	case bytes.Contains(raw.Series, []byte("null")):
+		reason = "series has a null, it takes numbers"
+	case raw.Series != nil:
+		if err := json.Unmarshal(raw.Series, &request.Series); err != nil {
+			reason = err.Error()
+		}
+	}
+	if reason == "" {
+		reason = unfit(request)
+	}
+	if reason != "" {
+		fail(w, http.StatusBadRequest, "The series cannot be processed", reason)
+		return request, false
+	}
+	return request, true
 }
 
 // unfit says why a request cannot be processed, "" if it can.
@@ -78,59 +105,6 @@ func unfit(request dtesn.ProcessRequest) string {
 		}
 	}
 	return ""
-}
-
-// A cache remembers forecasts of one generation, the last cacheEntries.
-type cache struct {
-	mu      sync.Mutex
-	entries map[cacheKey]cacheEntry
-	order   []cacheKey // a ring of the keys, oldest at next once it is full
-	next    int
-}
-
-type cacheKey struct {
-	horizon int
-	series  [sha256.Size]byte
-}
-
-type cacheEntry struct {
-	predictions []float64
-	at          time.Time
-}
-
-func newCache() *cache { return &cache{entries: map[cacheKey]cacheEntry{}} }
-
-func keyOf(request dtesn.ProcessRequest) cacheKey {
-	bytes := make([]byte, 0, 8*len(request.Series))
-	for _, value := range request.Series {
-		bytes = binary.LittleEndian.AppendUint64(bytes, math.Float64bits(value))
-	}
-	return cacheKey{horizon: request.Horizon, series: sha256.Sum256(bytes)}
-}
-
-func (c *cache) get(key cacheKey, ttl time.Duration) ([]float64, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	entry, ok := c.entries[key]
-	if !ok || time.Since(entry.at) >= ttl {
-		return nil, false
-	}
-	return entry.predictions, true
-}
-
-func (c *cache) put(key cacheKey, predictions []float64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, known := c.entries[key]; !known {
-		if len(c.order) < cacheEntries {
-			c.order = append(c.order, key)
-		} else {
-			delete(c.entries, c.order[c.next])
-			c.order[c.next] = key
-			c.next = (c.next + 1) % cacheEntries
-		}
-	}
-	c.entries[key] = cacheEntry{predictions: predictions, at: time.Now()}
 }
 
 // latencies count requests and remember how long the last ones took. A nil one

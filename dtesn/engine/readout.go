@@ -2,21 +2,25 @@ package engine
 
 import (
 	"context"
+	"math"
+	"slices"
 	"sync"
+	"time"
 
-	"gonum.org/v1/gonum/mat"
+	"gonum.org/v1/gonum/blas"
+	"gonum.org/v1/gonum/blas/blas64"
 )
 
 const (
-	washout  = 60   // samples before the state has forgotten where it began
-	lessons  = 340  // samples that the readout is fitted to
-	ridge    = 1e-9 // weight of the penalty, against features of size 1
-	inputs   = 2    // the readout sees 1 and the input, before the features
-	maxWidth = inputs + maxFeatures
+	washout = 60  // samples before the state has forgotten where it began
+	lessons = 340 // samples that the readout is fitted to
+	inputs  = 2   // the readout sees 1 and the input, before the features
 
-	// trainingBytes bound what a training takes while it runs: the features of
-	// all lessons, their Gram matrix and its factor.
-	trainingBytes = 8 * maxWidth * (lessons + 2*maxWidth + 2)
+	// lessonOrder is the order that lessons are integrated at. With leak rates
+	// up to outerLeak its steps err by 1e-8 or so, as good as the exact flow.
+	lessonOrder = 8
+	// leastPenalty keeps weights from living on digits that rounding makes.
+	leastPenalty = 1e-11
 )
 
 // mackeyGlass returns n samples, one time unit apart, of the chaotic delay
@@ -52,116 +56,180 @@ func mackeyGlass(n int) []float64 {
 // lessonSeries is what every readout is trained on.
 var lessonSeries = sync.OnceValue(func() []float64 { return mackeyGlass(washout + lessons + 1) })
 
-// training is held by the one training that is accounted for: a request and a
-// rebuild may each want one.
-var training sync.Mutex
-
-// train fits the readout, once, to say from the state the sample that follows.
-// It uses w, and waits for a training that is under way.
-func (n *network) train(w *workspace) {
-	n.trained.Do(func() {
-		training.Lock()
-		defer training.Unlock()
-		series := lessonSeries()
-		width := inputs + len(n.features)
-		features, wanted := mat.NewDense(lessons, width, nil), mat.NewVecDense(lessons, nil)
-		w.reset()
-		for i, u := range series[:washout+lessons] {
-			n.step(w, u)
-			if i >= washout {
-				n.observe(features.RawRowView(i-washout), w, u)
-				wanted.SetVec(i-washout, series[i+1])
-			}
-		}
-		n.readout = solveRidge(features, wanted)
-	})
+// A training fits a readout by ridge regression (Hoerl and Kennard,
+// Technometrics 12, 1970): the weights that minimise
+//
+//	|X w - y|² + lessons penalty |w|²,   row i of X what is seen at lesson i.
+//
+// They are w = Xᵀ (X Xᵀ + lessons penalty I)⁻¹ y (the dual form: Saunders,
+// Gammerman and Vovk, ICML 1998), which costs lessons² features, however many
+// features there are. The Cholesky factor of the matrix in brackets grows by a
+// row with each lesson, so that the work comes in small slices.
+type training struct {
+	width   int
+	seen    []float64 // X, by rows
+	factor  []float64 // lower triangle, packed by rows
+	wanted  []float64 // y, in the end the dual weights
+	penalty float64
 }
 
-// observe fills row with what the readout sees.
-func (n *network) observe(row []float64, w *workspace, u float64) {
-	row[0], row[1] = 1, u
+// trainingLength is how many float64 a training holds, beside its workspace.
+func trainingLength(features int) int {
+	return lessons*(inputs+features) + lessons*(lessons+1)/2 + lessons
+}
+
+func newTraining(features int) *training {
+	all := make([]float64, trainingLength(features))
+	width := inputs + features
+	return &training{
+		width: width, seen: all[:lessons*width], factor: all[lessons*width : len(all)-lessons],
+		wanted: all[len(all)-lessons:], penalty: leastPenalty,
+	}
+}
+
+// train fits the readout to say from the state the sample that follows. Its
+// error is the turn's.
+//
+// The lessons are states of the exact flow, whatever bseries_max_order: the
+// readout belongs to the reservoir that the equations describe, and the order
+// says how precisely requests follow them. (A readout fitted to the states of
+// Euler's method would make another reservoir of it, whose forecasts are about
+// as good; the order would then mean nothing.) What the series leaves out at
+// order p is, to first order, its term p+1: a request sees its features with an
+// error of that size, and a penalty of the errors' mean square is what to
+// expect of features with such noise (Bishop, Neural Computation 7, 1995).
+func (n *network) train(turn *turn) error {
+	w := newWorkspace(n.params.ESNReservoirSize, lessonOrder, n.largest, len(n.features))
+	t := newTraining(len(n.features))
+	series := lessonSeries()
+	truncated := 0.0
+	for i, u := range series[:washout+lessons] {
+		n.step(w, u)
+		if i < washout {
+			truncated += n.truncated(w)
+		} else {
+			t.penalty = max(leastPenalty, truncated/washout)
+			n.observe(w, u)
+			t.learn(i-washout, w.seen, series[i+1])
+		}
+		if err := turn.giveWay(); err != nil {
+			return err
+		}
+	}
+	n.readout = t.weights()
+	return nil
+}
+
+// truncated is the mean square, over the features, of the first term that a
+// request leaves out of the step that w has just made.
+func (n *network) truncated(w *workspace) float64 {
+	if n.params.BSeriesMaxOrder >= lessonOrder {
+		return 0
+	}
+	term, square := w.coefficient(n.params.BSeriesMaxOrder+1), 0.0
+	for _, unit := range n.features {
+		square += term[unit] * term[unit]
+	}
+	return square / float64(len(n.features))
+}
+
+// observe sets what the readout sees of the state.
+func (n *network) observe(w *workspace, u float64) {
+	w.seen[0], w.seen[1] = 1, u
 	state := w.state()
 	for i, unit := range n.features {
-		row[inputs+i] = state[unit]
+		w.seen[inputs+i] = state[unit]
 	}
 }
 
-// solveRidge returns the weights that minimise |features weights - wanted|² +
-// lessons ridge |weights|² (Hoerl and Kennard, Technometrics 12, 1970), by the
-// normal equations: the penalty makes them positive definite.
-func solveRidge(features *mat.Dense, wanted *mat.VecDense) []float64 {
-	rows, width := features.Dims()
-	gram := mat.NewSymDense(width, nil)
-	gram.SymOuterK(1, features.T())
-	for i := range width {
-		gram.SetSym(i, i, gram.At(i, i)+float64(rows)*ridge)
+// learn takes lesson i: what is seen, and what is wanted then.
+func (t *training) learn(i int, seen []float64, wanted float64) {
+	row := vector(t.seen[i*t.width : (i+1)*t.width])
+	copy(row.Data, seen)
+	t.wanted[i] = wanted
+	// Row i of L with L Lᵀ = X Xᵀ + c I is (L⁻¹ X x, d), d² = x² + c - |L⁻¹ X x|².
+	at := i * (i + 1) / 2
+	c := lessons * t.penalty
+	square := blas64.Dot(row, row) + c
+	if i > 0 {
+		left := vector(t.factor[at : at+i])
+		before := blas64.General{Rows: i, Cols: t.width, Stride: t.width, Data: t.seen}
+		blas64.Gemv(blas.NoTrans, 1, before, row, 0, left)
+		blas64.Tpsv(blas.NoTrans, t.triangle(i), left)
+		square -= blas64.Dot(left, left)
 	}
-	right, weights := mat.NewVecDense(width, nil), mat.NewVecDense(width, nil)
-	right.MulVec(features.T(), wanted)
-	var factor mat.Cholesky
-	if !factor.Factorize(gram) || factor.SolveVecTo(weights, right) != nil {
-		// Features are finite and in [-1, 1] but for the input, so this cannot
-		// be; weights of 0 predict 0 rather than nonsense.
-		weights.Zero()
-	}
-	return weights.RawVector().Data
+	t.factor[at+i] = math.Sqrt(max(square, c)) // less than c only by rounding
 }
 
-// forecast drives the network with series from rest and then lets it run on
-// its own predictions, for horizon samples. It stops with ctx's error when ctx
-// ends.
+// weights ends the training.
+func (t *training) weights() []float64 {
+	dual, weights := vector(t.wanted), vector(make([]float64, t.width))
+	blas64.Tpsv(blas.NoTrans, t.triangle(lessons), dual)
+	blas64.Tpsv(blas.Trans, t.triangle(lessons), dual)
+	all := blas64.General{Rows: lessons, Cols: t.width, Stride: t.width, Data: t.seen}
+	blas64.Gemv(blas.Trans, 1, all, dual, 0, weights)
+	return weights.Data
+}
+
+// triangle is the factor of the first n lessons.
+func (t *training) triangle(n int) blas64.TriangularPacked {
+	return blas64.TriangularPacked{Uplo: blas.Lower, Diag: blas.NonUnit, N: n, Data: t.factor}
+}
+
+func vector(data []float64) blas64.Vector {
+	return blas64.Vector{N: len(data), Inc: 1, Data: data}
+}
+
+// forecast drives the network with series and then lets it run on its own
+// predictions, for horizon samples. A series that is too short for the state to
+// forget where it began is taken to have stood at its first value before: from
+// rest, the readout would see states that no lesson had. It stops with ctx's
+// error when ctx ends.
 func (n *network) forecast(ctx context.Context, series []float64, horizon int) ([]float64, error) {
 	w, err := n.acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { n.slots <- w }()
-	n.used.Store(true)
-	n.train(w)
+	t := &turn{ctx: ctx, most: requestTurn, began: time.Now()}
 	w.reset()
-	for _, u := range series[:len(series)-1] {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+	last := len(series) - 1
+	for i := min(0, len(series)-washout); i < last; i++ {
+		n.step(w, series[max(i, 0)])
+		if err := t.giveWay(); err != nil {
+			return nil, err
 		}
-		n.step(w, u)
 	}
-	predictions := make([]float64, 0, horizon)
-	row := make([]float64, len(n.readout))
-	for u := series[len(series)-1]; len(predictions) < horizon; {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
+	predictions, readout := make([]float64, 0, horizon), vector(n.readout)
+	low, high := plausible(series)
+	for u := series[last]; len(predictions) < horizon; {
 		n.step(w, u)
-		n.observe(row, w, u)
-		u = 0
-		for i, weight := range n.readout {
-			u += weight * row[i]
-		}
+		n.observe(w, u)
+		u = min(max(blas64.Dot(readout, vector(w.seen)), low), high)
 		predictions = append(predictions, u)
+		if err := t.giveWay(); err != nil {
+			return nil, err
+		}
 	}
 	return predictions, nil
+}
+
+// plausible is the range of the series and of the lessons, and a quarter more:
+// an error that leaves it is not fed back, or it would grow beyond all bounds.
+func plausible(series []float64) (low, high float64) {
+	lessons := lessonSeries()
+	low = min(slices.Min(series), slices.Min(lessons))
+	high = max(slices.Max(series), slices.Max(lessons))
+	quarter := (high - low) / 4
+	return low - quarter, high + quarter
 }
 
 // acquire waits for a workspace. It goes back into n.slots.
 func (n *network) acquire(ctx context.Context) (*workspace, error) {
 	select {
 	case w := <-n.slots:
-		if w == nil {
-			w = newWorkspace(n.params.ESNReservoirSize, n.params.BSeriesMaxOrder, n.largest)
-		}
 		return w, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-}
-
-// prepare trains the readout ahead of the first request.
-func (n *network) prepare(ctx context.Context) error {
-	w, err := n.acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { n.slots <- w }()
-	n.train(w)
-	return nil
 }

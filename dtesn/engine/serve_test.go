@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +13,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dtesn-agent/dtesn"
@@ -37,6 +40,7 @@ func serve(t *testing.T, options Options) *served {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", s.socket)
 	}}
+	transport.MaxIdleConnsPerHost = 64
 	s.client = &http.Client{Transport: transport}
 	ctx, stop := context.WithCancel(t.Context())
 	s.stop = stop
@@ -236,3 +240,67 @@ func TestServeSaysWhatBrokeTheListener(t *testing.T) {
 		t.Errorf("Serve on a closed listener: %v", err)
 	}
 }
+
+// A body that does not come is given up, so that who stalls holds nothing; a
+// client that only thinks, between requests, is left alone.
+func TestServeGivesUpOnSlowBodies(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		listener := &oneConn{conn: there, closed: make(chan struct{})}
+		ctx, stop := context.WithCancel(t.Context())
+		e, ended := newEngine(t, Options{}), make(chan error, 1)
+		go func() { ended <- e.Serve(ctx, listener) }()
+		client := bufio.NewReader(here)
+		request := func(text string) *http.Response {
+			t.Helper()
+			if _, err := io.WriteString(here, text); err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.ReadResponse(client, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, response.Body); err != nil {
+				t.Fatal(err)
+			}
+			return response
+		}
+		head := "POST " + dtesn.PathUpdate + " HTTP/1.1\r\nHost: engine\r\nContent-Length: "
+		if r := request(head + "2\r\n\r\n{}"); r.StatusCode != 200 {
+			t.Errorf("a whole body: %s", r.Status)
+		}
+		time.Sleep(time.Hour)
+		began := time.Now()
+		if r := request(head + "90\r\n\r\n{"); r.StatusCode != http.StatusRequestTimeout || time.Since(began) != transferTime {
+			t.Errorf("a body that stalls: %s after %v", r.Status, time.Since(began))
+		}
+		stop()
+		_ = here.Close()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+// oneConn is a listener that accepts one connection.
+type oneConn struct {
+	conn   net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *oneConn) Accept() (conn net.Conn, err error) {
+	if conn, l.conn = l.conn, nil; conn != nil {
+		return conn, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }

@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+const (
+	// DefaultMemoryLimit lets the largest network follow the largest network.
+	DefaultMemoryLimit = 512 << 20
+
+	// cacheBytes bound the cache; see entryBytes.
+	cacheBytes = 512 << 10
+	// fixedBytes are accounted whatever runs: the cache, full, and the latest
+	// latencies and snapshots.
+	fixedBytes = cacheBytes + 32<<10
+	// drainTime is how long a change that does not fit waits for requests on
+	// networks that were swapped out.
+	drainTime = 5 * time.Second
+
+	membraneBytes = 32
+)
+
+// footprint is how many bytes a trained network with p takes, the workspaces
+// of its requests included.
+func footprint(p schema.Parameters) int64 {
+	n := newNetwork(p)
+	size, entries := p.ESNReservoirSize, n.entries()
+	features := min(size, maxFeatures)
+	weights := 4*(size+1) + 12*entries + 2*8*size
+	readout := 4*features + 8*(inputs+features)
+	workspace := 8 * workspaceLength(size, p.BSeriesMaxOrder, n.largest, features)
+	return int64(weights + readout + membraneBytes*len(n.membranes) + workers*workspace)
+}
+
+// schooling is how many bytes more it takes while it is trained.
+func schooling(p schema.Parameters) int64 {
+	features := min(p.ESNReservoirSize, maxFeatures)
+	workspace := workspaceLength(p.ESNReservoirSize, lessonOrder, newNetwork(p).largest, features)
+	return int64(8 * (workspace + trainingLength(features)))
+}
+
+// building is what must be free to build a network with p.
+func building(p schema.Parameters) int64 { return footprint(p) + schooling(p) }
+
+// reserve accounts for need bytes, if they fit. Requests that still run on
+// networks swapped out before are waited for, for a while, if that helps.
+func (e *Engine) reserve(need int64) bool {
+	timer := time.NewTimer(drainTime)
+	defer timer.Stop()
+	for {
+		waited := e.sweep()
+		free := e.limit - e.memory()
+		if need <= free {
+			e.held.Add(need)
+			return true
+		}
+		if need > free+waited {
+			return false
+		}
+		select {
+		case <-e.retired[0].drained:
+		case <-timer.C:
+			return false
+		}
+	}
+}
+
+// memory is how many bytes are accounted for.
+func (e *Engine) memory() int64 { return fixedBytes + e.held.Load() }
+
+// sweep forgets the networks that nobody uses any more, and says how many
+// bytes the others will give back.
+func (e *Engine) sweep() (waited int64) {
+	e.retired = slices.DeleteFunc(e.retired, func(l *life) bool {
+		select {
+		case <-l.drained:
+			return true
+		default:
+			waited += l.bytes
+			return false
+		}
+	})
+	return waited
+}
+
+// tooLarge says, for people, why p cannot be built now and what could.
+func (e *Engine) tooLarge(p schema.Parameters) string {
+	need, used := building(p), e.memory()
+	return fmt.Sprintf(
+		"esn_reservoir_size %d (max_membrane_depth %d, bseries_max_order %d) needs %s while it is built beside the %s in use, %s together; the memory limit is %s: %s",
+		p.ESNReservoirSize, p.MaxMembraneDepth, p.BSeriesMaxOrder, mebibytes(need), mebibytes(used), mebibytes(need+used), mebibytes(e.limit),
+		fitting(p, e.limit-used))
+}
+
+// fitting names the largest reservoir that can be built in free bytes with the
+// other parameters of p.
+func fitting(p schema.Parameters, free int64) string {
+	least := max(minReservoir(), minMembrane*p.MaxMembraneDepth)
+	units := least - 1 + sort.Search(max(0, p.ESNReservoirSize-least), func(i int) bool {
+		q := p
+		q.ESNReservoirSize = least + i
+		return building(q) > free
+	})
+	if units < least {
+		return "no size fits at this depth and order: lower them, or raise the limit"
+	}
+	return fmt.Sprintf("at this depth and order up to %d units fit now", units)
+}
+
+// minReservoir is the least esn_reservoir_size.
+func minReservoir() int {
+	for _, info := range schema.Info() {
+		if info.Name == schema.ESNReservoirSize && info.Minimum != nil {
+			return *info.Minimum
+		}
+	}
+	return minMembrane
+}
+
+func mebibytes(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
