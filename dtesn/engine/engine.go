@@ -45,6 +45,7 @@ type Engine struct {
 	held    atomic.Int64 // bytes of the networks that live
 
 	changing sync.Mutex // one change at a time
+	desk     desk       // under changing
 	retired  []*life    // swapped out and perhaps still in use; under changing
 }
 
@@ -64,7 +65,7 @@ type state struct {
 
 // New builds an engine that runs the schema's defaults.
 func New(options Options) (*Engine, error) {
-	e := &Engine{limit: options.MemoryLimit, seed: options.Seed, log: options.Logger}
+	e := &Engine{limit: options.MemoryLimit, seed: options.Seed, log: options.Logger, desk: newDesk()}
 	if e.limit == 0 {
 		e.limit = DefaultMemoryLimit
 	}
@@ -182,7 +183,7 @@ func (e *Engine) construct(ctx context.Context, p schema.Parameters) (*network, 
 	t := &turn{ctx: ctx, most: rebuildTurn, began: time.Now()}
 	n, err := build(t, p, e.seed)
 	if err == nil {
-		err = n.train(t)
+		err = n.train(t, e.desk)
 	}
 	if err != nil {
 		e.held.Add(-building(p))

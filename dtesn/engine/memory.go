@@ -15,9 +15,11 @@ const (
 
 	// cacheBytes bound the cache; see entryBytes.
 	cacheBytes = 512 << 10
-	// fixedBytes are accounted whatever runs: the cache, full, and the latest
-	// latencies and snapshots.
-	fixedBytes = cacheBytes + 32<<10
+	// deskBytes are those of the desk.
+	deskBytes = 8 * (lessons*(inputs+maxFeatures) + lessons*(lessons+1)/2 + lessons)
+	// fixedBytes are accounted whatever runs: the cache, full, the latest
+	// latencies and snapshots, and the desk.
+	fixedBytes = cacheBytes + 32<<10 + deskBytes
 	// drainTime is how long a change that does not fit waits for requests on
 	// networks that were swapped out.
 	drainTime = 5 * time.Second
@@ -37,11 +39,11 @@ func footprint(p schema.Parameters) int64 {
 	return int64(weights + readout + membraneBytes*len(n.membranes) + workers*workspace)
 }
 
-// schooling is how many bytes more it takes while it is trained.
+// schooling is how many bytes more it takes while it is trained, beside the
+// desk.
 func schooling(p schema.Parameters) int64 {
 	features := min(p.ESNReservoirSize, maxFeatures)
-	workspace := workspaceLength(p.ESNReservoirSize, lessonOrder, newNetwork(p).largest, features)
-	return int64(8 * (workspace + trainingLength(features)))
+	return int64(8 * workspaceLength(p.ESNReservoirSize, lessonOrder, newNetwork(p).largest, features))
 }
 
 // building is what must be free to build a network with p.

@@ -94,11 +94,10 @@ func TestBuildingHoldsWhatWasReserved(t *testing.T) {
 	p := sized(4096, 4, 2)
 	n := construct(t, p, 1)
 	before := heap()
-	w, lessons := newWorkspace(p.ESNReservoirSize, lessonOrder, n.largest, maxFeatures), newTraining(maxFeatures)
+	w := newWorkspace(p.ESNReservoirSize, lessonOrder, n.largest, maxFeatures)
 	grown := heap() - before
 	runtime.KeepAlive(n)
 	runtime.KeepAlive(w)
-	runtime.KeepAlive(lessons)
 	if want := schooling(p); grown < want*9/10 || grown > want*11/10 {
 		t.Errorf("a training takes %d bytes, %d are reserved", grown, want)
 	}
@@ -204,4 +203,19 @@ func TestRequestsInFlightKeepTheirNetwork(t *testing.T) {
 			t.Errorf("%d bytes after %v, want %d at once", statusOf(t, e).MemoryBytes, time.Since(began), want)
 		}
 	})
+}
+
+// Twice what memory_bytes says is enough to come back to a configuration from
+// the defaults, as after a restart, and to build it once more beside itself.
+func TestTwiceIsEnough(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{64, 512, 2048, 4096, 16384} {
+		p := sized(size, 2, 8)
+		runs := fixedBytes + footprint(p)
+		for _, before := range []schema.Parameters{schema.Defaults(), p} {
+			if need := fixedBytes + footprint(before) + building(p); need > 2*runs {
+				t.Errorf("%d units: %d bytes are accounted, building them beside %d takes %d", size, runs, before.ESNReservoirSize, need)
+			}
+		}
+	}
 }

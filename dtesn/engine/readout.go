@@ -73,13 +73,20 @@ type training struct {
 	penalty float64
 }
 
-// trainingLength is how many float64 a training holds, beside its workspace.
+// A desk is the room in which one readout after another is trained. It is kept,
+// so that a rebuild makes no garbage of it.
+type desk []float64
+
+func newDesk() desk { return make(desk, trainingLength(maxFeatures)) }
+
+// trainingLength is how many float64 of a desk a training takes.
 func trainingLength(features int) int {
 	return lessons*(inputs+features) + lessons*(lessons+1)/2 + lessons
 }
 
-func newTraining(features int) *training {
-	all := make([]float64, trainingLength(features))
+func newTraining(d desk, features int) *training {
+	all := d[:trainingLength(features)]
+	clear(all)
 	width := inputs + features
 	return &training{
 		width: width, seen: all[:lessons*width], factor: all[lessons*width : len(all)-lessons],
@@ -87,8 +94,8 @@ func newTraining(features int) *training {
 	}
 }
 
-// train fits the readout to say from the state the sample that follows. Its
-// error is the turn's.
+// train fits the readout, at the desk, to say from the state the sample that
+// follows. Its error is the turn's.
 //
 // The lessons are states of the exact flow, whatever bseries_max_order: the
 // readout belongs to the reservoir that the equations describe, and the order
@@ -98,9 +105,9 @@ func newTraining(features int) *training {
 // order p is, to first order, its term p+1: a request sees its features with an
 // error of that size, and a penalty of the errors' mean square is what to
 // expect of features with such noise (Bishop, Neural Computation 7, 1995).
-func (n *network) train(turn *turn) error {
+func (n *network) train(turn *turn, d desk) error {
 	w := newWorkspace(n.params.ESNReservoirSize, lessonOrder, n.largest, len(n.features))
-	t := newTraining(len(n.features))
+	t := newTraining(d, len(n.features))
 	series := lessonSeries()
 	truncated := 0.0
 	for i, u := range series[:washout+lessons] {
