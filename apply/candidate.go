@@ -359,6 +359,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.opt.Metrics.Phase("total", time.Since(f.started))
 	r.opt.Metrics.Success("transaction")
 	r.finish(head.ID, schema.Applied, appliedText(head))
+	r.publish() // who reads it in the log finds it in the status
 	r.log.Event(slog.LevelInfo, "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
 		"description", head.Description, "took", time.Since(f.started).Round(10*time.Microsecond).String())
 	if head.Held != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -29,6 +30,8 @@ type bed struct {
 	agent                           string
 	cmd                             *exec.Cmd
 	took                            chan time.Time // a batch was taken
+	told                            chan time.Time // "applied" was logged
+	logs                            chan struct{}  // the log has ended
 	web                             *http.Client
 	n                               int
 }
@@ -135,11 +138,16 @@ func (b *bed) start() error {
 	}
 	b.url = "http://127.0.0.1:" + port
 	b.cmd = exec.Command(b.agent, "run", "--environment", "production", "--config", b.config, "--engine", b.socket,
-		"--state", b.state, "--listen", "127.0.0.1:"+port, "--log-level", "error")
-	b.cmd.Stderr = os.Stderr
+		"--state", b.state, "--listen", "127.0.0.1:"+port, "--log-format", "json")
+	logs, err := b.cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
 	if err := b.cmd.Start(); err != nil {
 		return err
 	}
+	b.told, b.logs = make(chan time.Time, 16), make(chan struct{})
+	go b.follow(logs)
 	deadline := time.Now().Add(20 * time.Second)
 	for time.Now().Before(deadline) {
 		if resp, err := b.web.Get(b.url + "/readyz"); err == nil {
@@ -154,7 +162,28 @@ func (b *bed) start() error {
 
 func (b *bed) stop() {
 	_ = b.cmd.Process.Signal(syscall.SIGTERM)
+	<-b.logs
 	_ = b.cmd.Wait()
+}
+
+// follow reads the agent's log: it says "applied" once the status does, and
+// waiting for it takes no processor from the agent. Warnings are passed on.
+func (b *bed) follow(logs io.Reader) {
+	defer close(b.logs)
+	lines := bufio.NewScanner(logs)
+	for lines.Scan() {
+		at := time.Now()
+		var l struct{ Level, Msg string }
+		switch err := json.Unmarshal(lines.Bytes(), &l); {
+		case err != nil || l.Level == "WARN" || l.Level == "ERROR":
+			fmt.Fprintln(os.Stderr, lines.Text())
+		case l.Msg == "applied":
+			select {
+			case b.told <- at:
+			default:
+			}
+		}
+	}
 }
 
 func freePort() (string, error) {
@@ -176,6 +205,9 @@ func drain(resp *http.Response) {
 func (b *bed) change(inPlace bool) (renamed, taken, applied time.Time, err error) {
 	for len(b.took) > 0 {
 		<-b.took
+	}
+	for len(b.told) > 0 {
+		<-b.told
 	}
 	b.n++
 	file, beside := filepath.Join(b.config, "production.yaml"), filepath.Join(b.config, ".new")
@@ -200,27 +232,28 @@ func (b *bed) change(inPlace bool) (renamed, taken, applied time.Time, err error
 	return renamed, taken, applied, err
 }
 
-// awaitApplied asks until the n-th state is confirmed.
-func (b *bed) awaitApplied(n int) (time.Time, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
-		var s struct {
-			Status struct {
-				Current   map[string]any `json:"current_config"`
-				Attempted struct{ Outcome string }
-				Running   struct{ Confirmed bool }
-			}
-		}
-		if err := b.getJSON("/v1/config/status", &s); err != nil {
-			return time.Time{}, err
-		}
-		at := time.Now()
-		time.Sleep(100 * time.Microsecond) // asking must not take the processors from the agent
-		if s.Status.Attempted.Outcome == "applied" && s.Status.Running.Confirmed && s.Status.Current["cache_ttl_seconds"] == float64(1+n%80000) {
-			return at, nil
+// awaitApplied waits until the agent says that the n-th state is applied, and
+// sees that the status agrees.
+func (b *bed) awaitApplied(n int) (at time.Time, err error) {
+	select {
+	case at = <-b.told:
+	case <-time.After(10 * time.Second):
+		return at, errors.New("not applied within 10 s")
+	}
+	var s struct {
+		Status struct {
+			Current   map[string]any `json:"current_config"`
+			Attempted struct{ Outcome string }
+			Running   struct{ Confirmed bool }
 		}
 	}
-	return time.Time{}, errors.New("not applied within 10 s")
+	if err := b.getJSON("/v1/config/status", &s); err != nil {
+		return at, err
+	}
+	if s.Status.Attempted.Outcome != "applied" || !s.Status.Running.Confirmed || s.Status.Current["cache_ttl_seconds"] != float64(1+n%80000) {
+		return at, fmt.Errorf("logged as applied, and the status says %+v", s.Status)
+	}
+	return at, nil
 }
 
 func (b *bed) getJSON(path string, v any) error {
