@@ -65,7 +65,7 @@ type state struct {
 
 // New builds an engine that runs the schema's defaults.
 func New(options Options) (*Engine, error) {
-	e := &Engine{limit: options.MemoryLimit, seed: options.Seed, log: options.Logger, desk: newDesk()}
+	e := &Engine{limit: options.MemoryLimit, seed: options.Seed, log: options.Logger}
 	if e.limit == 0 {
 		e.limit = DefaultMemoryLimit
 	}
@@ -81,9 +81,9 @@ func New(options Options) (*Engine, error) {
 		label, e.pinned = string(environment), true
 	}
 	params := schema.Defaults()
-	if !e.reserve(building(params)) {
+	if !e.reserve(e.need(params)) {
 		return nil, fmt.Errorf("start the engine: its defaults take %s while they are built, the memory limit is %s: raise --memory-limit",
-			mebibytes(fixedBytes+building(params)), mebibytes(e.limit))
+			mebibytes(fixedBytes+e.need(params)), mebibytes(e.limit))
 	}
 	network, err := e.construct(context.Background(), params)
 	if err != nil {
@@ -167,7 +167,7 @@ func reinitialized(old, p schema.Parameters) []string {
 
 // rebuild builds the network for p beside the one that runs.
 func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (*network, []string) {
-	if !e.reserve(building(p)) {
+	if !e.reserve(e.need(p)) {
 		return nil, []string{e.tooLarge(p)}
 	}
 	n, err := e.construct(ctx, p)
@@ -180,6 +180,10 @@ func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (*network, []
 // construct builds and trains a network whose building is reserved, and gives
 // back what only that takes. No request ever sees a network that is not whole.
 func (e *Engine) construct(ctx context.Context, p schema.Parameters) (*network, error) {
+	if e.deskGrowth(p) > 0 {
+		e.desk = nil // the old one goes before the new one comes
+		e.desk = newDesk(min(p.ESNReservoirSize, maxFeatures))
+	}
 	t := &turn{ctx: ctx, most: rebuildTurn, began: time.Now()}
 	n, err := build(t, p, e.seed)
 	if err == nil {

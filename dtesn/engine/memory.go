@@ -15,11 +15,9 @@ const (
 
 	// cacheBytes bound the cache; see entryBytes.
 	cacheBytes = 512 << 10
-	// deskBytes are those of the desk.
-	deskBytes = 8 * (lessons*(inputs+maxFeatures) + lessons*(lessons+1)/2 + lessons)
-	// fixedBytes are accounted whatever runs: the cache, full, the latest
-	// latencies and snapshots, and the desk.
-	fixedBytes = cacheBytes + 32<<10 + deskBytes
+	// fixedBytes are accounted whatever runs: the cache, full, and the latest
+	// latencies and snapshots.
+	fixedBytes = cacheBytes + 32<<10
 	// drainTime is how long a change that does not fit waits for requests on
 	// networks that were swapped out.
 	drainTime = 5 * time.Second
@@ -46,8 +44,16 @@ func schooling(p schema.Parameters) int64 {
 	return int64(8 * workspaceLength(p.ESNReservoirSize, lessonOrder, newNetwork(p).largest, features))
 }
 
-// building is what must be free to build a network with p.
+// building is what must be free to build a network with p, beside the desk.
 func building(p schema.Parameters) int64 { return footprint(p) + schooling(p) }
+
+// deskGrowth is how many bytes the desk lacks for a training with p.
+func (e *Engine) deskGrowth(p schema.Parameters) int64 {
+	return max(0, 8*int64(trainingLength(min(p.ESNReservoirSize, maxFeatures)))-e.desk.bytes())
+}
+
+// need is what must be free for a change to p.
+func (e *Engine) need(p schema.Parameters) int64 { return building(p) + e.deskGrowth(p) }
 
 // reserve accounts for need bytes, if they fit. Requests that still run on
 // networks swapped out before are waited for, for a while, if that helps.
@@ -92,21 +98,21 @@ func (e *Engine) sweep() (waited int64) {
 
 // tooLarge says, for people, why p cannot be built now and what could.
 func (e *Engine) tooLarge(p schema.Parameters) string {
-	need, used := building(p), e.memory()
+	need, used := e.need(p), e.memory()
 	return fmt.Sprintf(
 		"esn_reservoir_size %d (max_membrane_depth %d, bseries_max_order %d) needs %s while it is built beside the %s in use, %s together; the memory limit is %s: %s",
 		p.ESNReservoirSize, p.MaxMembraneDepth, p.BSeriesMaxOrder, mebibytes(need), mebibytes(used), mebibytes(need+used), mebibytes(e.limit),
-		fitting(p, e.limit-used))
+		e.fitting(p, e.limit-used))
 }
 
 // fitting names the largest reservoir that can be built in free bytes with the
 // other parameters of p.
-func fitting(p schema.Parameters, free int64) string {
+func (e *Engine) fitting(p schema.Parameters, free int64) string {
 	least := max(minReservoir(), minMembrane*p.MaxMembraneDepth)
 	units := least - 1 + sort.Search(max(0, p.ESNReservoirSize-least), func(i int) bool {
 		q := p
 		q.ESNReservoirSize = least + i
-		return building(q) > free
+		return e.need(q) > free
 	})
 	if units < least {
 		return "no size fits at this depth and order: lower them, or raise the limit"

@@ -106,12 +106,12 @@ func TestBuildingHoldsWhatWasReserved(t *testing.T) {
 func TestMemoryLimit(t *testing.T) {
 	t.Parallel()
 	p := sized(2048, 4, 8)
-	limit := fixedBytes + footprint(p) + building(p)
+	limit := fixedBytes + newDesk(maxFeatures).bytes() + footprint(p) + building(p)
 	e := newEngine(t, Options{MemoryLimit: limit})
 	look := func() {
 		t.Helper()
-		if s := statusOf(t, e); s.MemoryLimitBytes != limit || s.MemoryBytes != fixedBytes+footprint(s.CurrentConfig) {
-			t.Errorf("%d units: %d bytes, accounted %d, the limit is %d", s.CurrentConfig.ESNReservoirSize, fixedBytes+footprint(s.CurrentConfig), s.MemoryBytes, limit)
+		if s := statusOf(t, e); s.MemoryLimitBytes != limit || s.MemoryBytes != fixedBytes+e.desk.bytes()+footprint(s.CurrentConfig) {
+			t.Errorf("%d units: %d bytes, accounted %d, the limit is %d", s.CurrentConfig.ESNReservoirSize, fixedBytes+e.desk.bytes()+footprint(s.CurrentConfig), s.MemoryBytes, limit)
 		}
 	}
 	look()
@@ -159,7 +159,7 @@ func TestRefusalsSayWhatFits(t *testing.T) {
 func TestDefaultLimitHoldsTheLargest(t *testing.T) {
 	t.Parallel()
 	for _, p := range []schema.Parameters{sized(16384, 1, 32), sized(16384, 64, 32)} {
-		if need := fixedBytes + footprint(p) + building(p); need > DefaultMemoryLimit {
+		if need := fixedBytes + newDesk(maxFeatures).bytes() + footprint(p) + building(p); need > DefaultMemoryLimit {
 			t.Errorf("depth %d: two of the largest take %s", p.MaxMembraneDepth, mebibytes(need))
 		}
 	}
@@ -171,13 +171,13 @@ func TestRequestsInFlightKeepTheirNetwork(t *testing.T) {
 	t.Parallel()
 	large := schema.Defaults()
 	large.ESNReservoirSize = 4096
-	limit := fixedBytes + footprint(large) + building(large) // the default beside them is too much
+	limit := fixedBytes + newDesk(maxFeatures).bytes() + footprint(large) + building(large) // the default beside them is too much
 	synctest.Test(t, func(t *testing.T) {
 		e := newEngine(t, Options{MemoryLimit: limit})
 		accept(t, e, dtesn.PathUpdate, set("esn_reservoir_size", 4096))
 		inFlight := e.enter()
 		accept(t, e, dtesn.PathUpdate, set("esn_reservoir_size", 512))
-		both := fixedBytes + footprint(inFlight.params) + footprint(schema.Defaults())
+		both := fixedBytes + e.desk.bytes() + footprint(inFlight.params) + footprint(schema.Defaults())
 		if got := statusOf(t, e).MemoryBytes; got != both {
 			t.Errorf("while a request runs on the old network %d bytes are accounted, want %d", got, both)
 		}
@@ -199,7 +199,7 @@ func TestRequestsInFlightKeepTheirNetwork(t *testing.T) {
 		synctest.Wait()
 		inFlight.network.leave()
 		<-done
-		if want := fixedBytes + footprint(inFlight.params); statusOf(t, e).MemoryBytes != want || time.Since(began) != drainTime {
+		if want := fixedBytes + e.desk.bytes() + footprint(inFlight.params); statusOf(t, e).MemoryBytes != want || time.Since(began) != drainTime {
 			t.Errorf("%d bytes after %v, want %d at once", statusOf(t, e).MemoryBytes, time.Since(began), want)
 		}
 	})
@@ -211,9 +211,10 @@ func TestTwiceIsEnough(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{64, 512, 2048, 4096, 16384} {
 		p := sized(size, 2, 8)
-		runs := fixedBytes + footprint(p)
+		fixed := fixedBytes + newDesk(min(size, maxFeatures)).bytes()
+		runs := fixed + footprint(p)
 		for _, before := range []schema.Parameters{schema.Defaults(), p} {
-			if need := fixedBytes + footprint(before) + building(p); need > 2*runs {
+			if need := fixed + footprint(before) + building(p); need > 2*runs {
 				t.Errorf("%d units: %d bytes are accounted, building them beside %d takes %d", size, runs, before.ESNReservoirSize, need)
 			}
 		}

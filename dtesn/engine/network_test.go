@@ -31,7 +31,7 @@ func construct(t testing.TB, p schema.Parameters, seed uint64) *network {
 func school(t testing.TB, p schema.Parameters, seed uint64) *network {
 	t.Helper()
 	n := construct(t, p, seed)
-	if err := n.train(&turn{ctx: t.Context(), most: rebuildTurn}, newDesk()); err != nil {
+	if err := n.train(&turn{ctx: t.Context(), most: rebuildTurn}, newDesk(maxFeatures)); err != nil {
 		t.Fatal(err)
 	}
 	return n

@@ -74,10 +74,13 @@ type training struct {
 }
 
 // A desk is the room in which one readout after another is trained. It is kept,
-// so that a rebuild makes no garbage of it.
+// so that a rebuild makes no garbage of it, and grows where a readout sees more
+// units than any before.
 type desk []float64
 
-func newDesk() desk { return make(desk, trainingLength(maxFeatures)) }
+func newDesk(features int) desk { return make(desk, trainingLength(features)) }
+
+func (d desk) bytes() int64 { return 8 * int64(len(d)) }
 
 // trainingLength is how many float64 of a desk a training takes.
 func trainingLength(features int) int {

@@ -113,7 +113,9 @@ func TestChangesUnderTraffic(t *testing.T) {
 	if len(generations) < 40 || cached == 0 || cached == len(seen) {
 		t.Error("too few generations answered, or the cache was not tried")
 	}
-	eventually(t, func() bool { return statusOf(t, s.engine).MemoryBytes == fixedBytes+footprint(shapes[4]) })
+	eventually(t, func() bool {
+		return statusOf(t, s.engine).MemoryBytes == fixedBytes+s.engine.desk.bytes()+footprint(shapes[4])
+	})
 }
 
 // p99 is the latency that 99 of 100 requests stay below.
