@@ -296,7 +296,7 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 	default:
 		f.broken, f.sentTo, f.acked = answer.Broken, answer.Peer, false
 		r.unmark(ctx, f)
-		r.block("send", "the engine did not answer: "+errorText(answer.Err), "look at the engine's log; the agent keeps asking")
+		r.block("send", "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; declare something else, or `agent rollback`, to stop it")
 		return true // the read is due now
 	}
 }

@@ -249,7 +249,7 @@ func (r *Reconciler) contestText() (reason, hint string) {
 func (r *Reconciler) driftText(d *Drift) (reason, hint string) {
 	if r.contest.rounds < contested {
 		return "the engine runs something else than the applied snapshot: " + changesText(d.Differences),
-			"find out who changed it past the agent; --drift correct brings it back"
+			"find out who changed it past the agent; `agent rollback " + r.opt.Store.Applied().ID + "` brings it back once, --drift correct always"
 	}
 	reason, hint = r.contestText()
 	what := "; now it runs something else again: "

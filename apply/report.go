@@ -268,13 +268,14 @@ func (r *Reconciler) publish() {
 	s.InSync = r.inSync(s, settled, applied)
 	s.Ready, s.Unready = r.readiness(settled, applied)
 	s.State, s.Reason, s.Hint = r.word(s, settled, head)
-	s.checks = Checks{
+	ours := r.engine.reading.Environment == string(r.opt.Environment)
+	s.checks = Checks{ // who only observes makes no snapshot and sets no label
 		ConfigManagerInitialized: r.recovered,
-		ConfigLoaded:             applied != nil && r.engine.known && r.valid(r.engine.reading.Parameters),
-		SnapshotsAvailable:       applied != nil,
+		ConfigLoaded:             (applied != nil || r.opt.Observe) && r.engine.known && r.valid(r.engine.reading.Parameters),
+		SnapshotsAvailable:       applied != nil || r.opt.Observe,
 		BackupDirectoryWritable:  r.writable,
 		EngineReachable:          r.engine.reachable,
-		EngineEnvironment:        r.engine.reachable && !r.engine.wrongLabel && r.engine.reading.Environment == string(r.opt.Environment),
+		EngineEnvironment:        r.engine.reachable && !r.engine.wrongLabel && (ours || r.opt.Observe),
 	}
 	s.sourceStaleAt = lastGood.Add(r.opt.SourceStale)
 	r.status.Store(s)

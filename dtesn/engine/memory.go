@@ -100,9 +100,8 @@ func (e *Engine) sweep() (waited int64) {
 func (e *Engine) tooLarge(p schema.Parameters) string {
 	need, used := e.need(p), e.memory()
 	return fmt.Sprintf(
-		"esn_reservoir_size %d (max_membrane_depth %d, bseries_max_order %d) needs %s while it is built beside the %s in use, %s together; the memory limit is %s: %s",
-		p.ESNReservoirSize, p.MaxMembraneDepth, p.BSeriesMaxOrder, mebibytes(need), mebibytes(used), mebibytes(need+used), mebibytes(e.limit),
-		e.fitting(p, e.limit-used))
+		"esn_reservoir_size %d does not fit: %s (it needs %s while it is built beside the %s in use, %s together; the memory limit is %s)",
+		p.ESNReservoirSize, e.fitting(p, e.limit-used), mebibytes(need), mebibytes(used), mebibytes(need+used), mebibytes(e.limit))
 }
 
 // fitting names the largest reservoir that can be built in free bytes with the
@@ -115,9 +114,9 @@ func (e *Engine) fitting(p schema.Parameters, free int64) string {
 		return e.need(q) > free
 	})
 	if units < least {
-		return "no size fits at this depth and order: lower them, or raise the limit"
+		return fmt.Sprintf("no size fits at depth %d and order %d: lower them, or raise the limit", p.MaxMembraneDepth, p.BSeriesMaxOrder)
 	}
-	return fmt.Sprintf("at this depth and order up to %d units fit now", units)
+	return fmt.Sprintf("up to %d units fit now at depth %d and order %d", units, p.MaxMembraneDepth, p.BSeriesMaxOrder)
 }
 
 // minReservoir is the least esn_reservoir_size.
@@ -130,4 +129,4 @@ func minReservoir() int {
 	return minMembrane
 }
 
-func mebibytes(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
+func mebibytes(bytes int64) string { return fmt.Sprintf("%.2f MiB", float64(bytes)/(1<<20)) }

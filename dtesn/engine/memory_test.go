@@ -122,7 +122,7 @@ func TestMemoryLimit(t *testing.T) {
 		accept(t, e, dtesn.PathUpdate, set("bseries_max_order", 8)) // takes all there is
 		look()
 		reason := reject(t, e, 200, dtesn.PathUpdate, set("esn_reservoir_size", 2049)) // alone it would fit
-		for _, part := range []string{"esn_reservoir_size 2049", "beside", mebibytes(limit), "memory limit", "up to 2048 units fit now"} {
+		for _, part := range []string{"esn_reservoir_size 2049 does not fit", "beside", mebibytes(limit), "memory limit", "up to 2048 units fit now"} {
 			if !strings.Contains(reason, part) {
 				t.Errorf("the reason %q does not say %q", reason, part)
 			}

@@ -17,8 +17,9 @@ type once struct {
 	over    chan struct{}
 	outcome schema.Outcome
 	reason  string
-	by      string // who holds it
-	late    bool   // the time was over
+	by      string // who holds it, unless paused
+	paused  bool
+	late    bool // the time was over
 }
 
 func newOnce(timeout time.Duration) *once {
@@ -39,8 +40,10 @@ func (o *once) status(s *apply.Status) {
 		return
 	}
 	o.outcome, o.reason = a.Outcome, a.Reason
-	if s.Held != nil && !s.Held.Paused {
-		o.by = s.Held.By
+	if s.Held != nil {
+		if o.paused = s.Held.Paused; !o.paused {
+			o.by = s.Held.By
+		}
 	}
 	close(o.over)
 }
@@ -77,7 +80,11 @@ func (o *once) result(last *apply.Status) error {
 		if o.by == "engine" {
 			code = exitRejected
 		}
-		return &failure{code: code, err: err, hint: "declare other parameters; or run the agent without --once and use agent resume"}
+		hint := "declare other parameters; or run the agent without --once and use agent resume"
+		if o.paused {
+			hint = "run the agent without --once and use agent resume: only that ends a pause"
+		}
+		return &failure{code: code, err: err, hint: hint}
 	}
 	return fault(err, "")
 }
@@ -89,7 +96,7 @@ func (o *once) unfinished(last *apply.Status) error {
 		what = fmt.Sprintf("no outcome within %s (--once-timeout)", o.timeout)
 	}
 	err := fmt.Errorf("%s: %s: %s", what, last.State, last.Reason)
-	hint := last.Hint
+	hint := strings.TrimSuffix(last.Hint, "; the agent goes on by itself") // this one has ended
 	if a := last.Attempted; a != nil && a.Outcome == schema.Pending {
 		hint = strings.TrimPrefix(hint+"; ", "; ") + a.SnapshotID + " is on record and goes on at the next start on this --state"
 	}

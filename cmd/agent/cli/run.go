@@ -145,6 +145,9 @@ func (s *settings) check() error {
 	case !s.embedded && s.engine == "":
 		return &failure{code: exitUsage, err: fmt.Errorf("--engine is needed"), hint: "the server's socket, or --embedded-engine to try things out"}
 	}
+	if strings.Contains(s.engine, "://") {
+		return usage("--engine: %q is an address, and the server is reached by a Unix socket: start it with one (uvicorn: --uds PATH) and name the path", s.engine)
+	}
 	if s.once && s.observe {
 		return usage("--once and --observe exclude each other: one waits for an outcome that the other never brings")
 	}

@@ -131,11 +131,18 @@ func (r *review) run(args []string) {
 			r.faults = append(r.faults, err)
 		}
 	}
-	if len(r.verdicts) == 0 && len(r.faults) == 0 && len(r.skipped) > 0 {
-		r.faults = append(r.faults, r.skipped[0].fault())
+	// A hook may name only files that are none of ours; a person who names a YAML
+	// file wants it checked.
+	if i := slices.IndexFunc(r.skipped, note.yaml); i >= 0 && len(r.verdicts) == 0 && len(r.faults) == 0 {
+		r.faults = append(r.faults, r.skipped[i].fault())
 		return
 	}
 	r.notes = append(r.notes, r.skipped...)
+}
+
+// yaml reports whether the file is named like one of configuration.
+func (n note) yaml() bool {
+	return strings.HasSuffix(n.File, yamlExtension) || strings.HasSuffix(n.File, ".yml")
 }
 
 func (n note) fault() error { return fault(errors.New(n.String()), n.Hint) }
