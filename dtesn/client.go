@@ -274,7 +274,7 @@ func (c *Client) request(batch schema.Batch) BatchUpdate {
 // label, and nothing else: other servers of the family say more, and other
 // things under the same names.
 func decodeCurrent(status int, body []byte) (schema.Reading, error) {
-	if status >= 500 {
+	if status >= 300 && !foreign(status) {
 		return schema.Reading{}, fmt.Errorf("the engine answered %s to GET %s%s", statusText(status), PathCurrent, because(reasons(body)))
 	}
 	if status != http.StatusOK {

@@ -41,7 +41,7 @@ func judge(status int, body []byte, err error) schema.Answer {
 			why = []string{"the engine answered " + statusText(status) + " without a reason"}
 		}
 		return schema.Answer{Verdict: schema.VerdictRejected, Errors: why}
-	case status >= 300 && status < 500:
+	case foreign(status):
 		return schema.Answer{Verdict: schema.VerdictForeign, Err: notAnEngine(
 			"POST %s answered %s%s", PathBatchUpdate, statusText(status), because(reasons(body)))}
 	case status < 300:
@@ -61,6 +61,16 @@ func rejects(status int) bool {
 	return false
 }
 
+// foreign reports whether a status is one that no engine answers with. Three of
+// the 4xx say themselves that they are for now.
+func foreign(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	}
+	return status >= 300 && status < 500
+}
+
 // judgeLabel judges the answer to POST environment: nil, a
 // *schema.ForeignError when the label was refused, or what else went wrong.
 func judgeLabel(environment schema.Environment, status int, body []byte) error {
@@ -70,7 +80,7 @@ func judgeLabel(environment schema.Environment, status int, body []byte) error {
 		// A server that says nothing of success is believed: the next GET
 		// current shows the label.
 		return nil
-	case status == http.StatusOK, status >= 300 && status < 500:
+	case status == http.StatusOK, foreign(status):
 		return &schema.ForeignError{Environment: true, Reason: fmt.Sprintf(
 			"it answered %s when told that this is %s%s; check --engine and --environment",
 			statusText(status), environment, because(reasons(body)))}

@@ -2,10 +2,7 @@ package dtesn
 
 import (
 	"context"
-	"path/filepath"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 )
 
 const (
@@ -14,9 +11,8 @@ const (
 	// hintGap is the least time between two hints that no failed dial divides:
 	// some servers close idle connections at once.
 	hintGap = time.Second
-	// replacedEvery is how often Watch looks, without inotify, whether the
-	// socket file is still the one it is connected to: a new one must be served
-	// within a second.
+	// replacedEvery is how often Watch looks whether the socket file is still
+	// the one it is connected to: a new one must be served within a second.
 	replacedEvery = 700 * time.Millisecond
 )
 
@@ -73,9 +69,9 @@ func (c *Client) dialWithin(ctx context.Context) (*session, error) {
 // untilMoved blocks until the connection ends, by the engine or by ctx, or
 // until the path names another socket. Bytes that nobody asked for end it too.
 //
-// inotify says when something is made or renamed in the socket's directory, so
-// that an engine at rest costs nothing. Where it cannot be had, the path is
-// looked at each replacedEvery.
+// The path is looked at by time: inotify would have to watch every directory
+// and link above it. The reading stands in a goroutine of its own, for a
+// deadline on it each time would cost several times as much as the look.
 func (s *session) untilMoved(ctx context.Context) {
 	over := make(chan struct{})
 	go func() {
@@ -87,44 +83,17 @@ func (s *session) untilMoved(ctx context.Context) {
 		_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 		<-over
 	}()
-	events, lost, look := make(<-chan fsnotify.Event), make(<-chan error), make(<-chan time.Time)
-	if w, err := watchDirectory(filepath.Dir(s.socket)); err == nil {
-		defer func() { _ = w.Close() }()
-		events, lost = w.Events, w.Errors
-	} else {
-		ticker := time.NewTicker(replacedEvery)
-		defer ticker.Stop()
-		look = ticker.C
-	}
-	name := filepath.Base(s.socket)
+	look := time.NewTicker(replacedEvery)
+	defer look.Stop()
 	for identity(s.socket) == s.peer.Socket {
-		for waiting := true; waiting; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-over:
-				return
-			case <-look:
-				waiting = false
-			case <-lost:
-				waiting = false
-			case ev := <-events:
-				waiting = filepath.Base(ev.Name) != name
-			}
+		select {
+		case <-ctx.Done():
+			return
+		case <-over:
+			return
+		case <-look.C:
 		}
 	}
-}
-
-func watchDirectory(dir string) (*fsnotify.Watcher, error) {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, err
-	}
-	if err := w.Add(dir); err != nil {
-		_ = w.Close()
-		return nil, err
-	}
-	return w, nil
 }
 
 // pause waits for d, or for the end of ctx.

@@ -35,6 +35,9 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
+	if err := s.stillOurs(ctx); err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
 	snap, err := s.prepare(rec)
 	if err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
@@ -63,6 +66,31 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 	}
 	return snap, nil
+}
+
+// stillOurs looks whether the head on the disk is the one that this Store put
+// there. A person may have removed the repository, or put a backup in its
+// place: then what lies there is read and repaired as at Open, so that no record
+// stands on a parent that is not there, and the error says to look again.
+//
+// Syscalls: openat, read, close of the head ref; of packed-refs too where the
+// ref is not loose.
+func (s *Store) stillOurs(ctx context.Context) error {
+	known := plumbing.ZeroHash
+	if s.head != nil {
+		known = plumbing.NewHash(s.head.Commit)
+	}
+	found, err := s.repo.readRef(headRef(s.opts.Environment))
+	if err == nil && found == known {
+		return nil
+	}
+	if err != nil && fromDisk(err) {
+		return err
+	}
+	if err := s.reopen(ctx); err != nil {
+		return fmt.Errorf("the history was changed by somebody else and cannot be read anew: %w", err)
+	}
+	return fmt.Errorf("the history in %s was changed by somebody else while the agent ran; it was read anew, from %s on", s.repo.dir, idOf(s.head))
 }
 
 // append writes the record's objects and moves the head ref to its commit. The

@@ -167,6 +167,17 @@ func (s *Store) open(ctx context.Context) error {
 	return nil
 }
 
+// reopen forgets all that is known of the repository and reads it anew.
+func (s *Store) reopen(ctx context.Context) error {
+	s.repo.dropBlanks()
+	s.repo.closePacks()
+	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
+	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
+	s.head, s.applied, s.retried = nil, nil, plumbing.ZeroHash
+	s.headTime, s.commitTime = time.Time{}, time.Time{}
+	return s.open(ctx)
+}
+
 // Close gives the lock up. The Store must not be used afterwards. What is
 // committed and not confirmed stays pending, as after a kill.
 func (s *Store) Close() error {

@@ -40,9 +40,13 @@ type trail struct {
 // to another trail, as does a mount. Inside, everything is a step.
 func findTrail(root string, wanted []string) trail {
 	var t trail
-	absolute, err := filepath.Abs(root)
-	if err != nil {
-		return t
+	absolute := root // not cleaned: what ".." means behind a link, the walk says
+	if !filepath.IsAbs(root) {
+		here, err := os.Getwd()
+		if err != nil {
+			return t
+		}
+		absolute = here + "/" + root
 	}
 	w := walker{steps: &t.steps}
 	if t.root = w.walk("/", absolute); t.root == "" {

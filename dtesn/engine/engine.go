@@ -81,7 +81,7 @@ func New(options Options) (*Engine, error) {
 		label, e.pinned = string(environment), true
 	}
 	params := schema.Defaults()
-	if !e.reserve(e.need(params)) {
+	if e.reserve(e.need(params)) != nil {
 		return nil, fmt.Errorf("start the engine: its defaults take %s while they are built, the memory limit is %s: raise --memory-limit",
 			mebibytes(fixedBytes+e.need(params)), mebibytes(e.limit))
 	}
@@ -119,9 +119,9 @@ func (e *Engine) apply(ctx context.Context, wish change) (before, after *state, 
 	}
 	built := *before
 	if reinitialized(before.params, params) != nil {
-		if built.network, reasons = e.rebuild(ctx, params); reasons != nil {
-			e.log.Warn("change refused", "reason", reasons[0])
-			return before, nil, reasons, nil
+		if built.network, reasons, err = e.rebuild(ctx, params); reasons != nil || err != nil {
+			e.log.Warn("change refused", "reason", strings.Join(reasons, "; "), "error", err)
+			return before, nil, reasons, err
 		}
 		built.generation++
 		built.cache = nil
@@ -165,16 +165,19 @@ func reinitialized(old, p schema.Parameters) []string {
 	return names
 }
 
-// rebuild builds the network for p beside the one that runs.
-func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (*network, []string) {
-	if !e.reserve(e.need(p)) {
-		return nil, []string{e.tooLarge(p)}
+// rebuild builds the network for p beside the one that runs. reasons are a
+// verdict on p; an error is none.
+func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (n *network, reasons []string, err error) {
+	switch err := e.reserve(e.need(p)); {
+	case errors.Is(err, errTooLarge):
+		return nil, []string{e.tooLarge(p)}, nil
+	case err != nil:
+		return nil, nil, err
 	}
-	n, err := e.construct(ctx, p)
-	if err != nil {
-		return nil, []string{"the client left while the network was built"}
+	if n, err = e.construct(ctx, p); err != nil {
+		return nil, nil, errGone
 	}
-	return n, nil
+	return n, nil, nil
 }
 
 // construct builds and trains a network whose building is reserved, and gives

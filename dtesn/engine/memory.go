@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sort"
 	"time"
@@ -55,27 +57,44 @@ func (e *Engine) deskGrowth(p schema.Parameters) int64 {
 // need is what must be free for a change to p.
 func (e *Engine) need(p schema.Parameters) int64 { return building(p) + e.deskGrowth(p) }
 
+// errCrowded: what was wished for fits as soon as requests have ended that run
+// on networks swapped out before.
+var errCrowded = errors.New("requests still run on networks that were swapped out, and take the memory that this needs: try again in a moment")
+
+// errTooLarge: it does not fit.
+var errTooLarge = errors.New("it does not fit")
+
 // reserve accounts for need bytes, if they fit. Requests that still run on
 // networks swapped out before are waited for, for a while, if that helps.
-func (e *Engine) reserve(need int64) bool {
+func (e *Engine) reserve(need int64) error {
 	timer := time.NewTimer(drainTime)
 	defer timer.Stop()
+	over := false
 	for {
 		waited := e.sweep()
 		free := e.limit - e.memory()
-		if need <= free {
+		switch {
+		case need <= free:
 			e.held.Add(need)
-			return true
+			return nil
+		case need > free+waited:
+			return errTooLarge
+		case over:
+			return errCrowded
 		}
-		if need > free+waited {
-			return false
-		}
-		select {
-		case <-e.retired[0].drained:
-		case <-timer.C:
-			return false
-		}
+		over = e.await(timer.C)
 	}
+}
+
+// await waits until any of the networks that were swapped out has drained, or
+// for the timer; over says that the time is.
+func (e *Engine) await(timer <-chan time.Time) (over bool) {
+	cases := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(timer)}}
+	for _, l := range e.retired {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(l.drained)})
+	}
+	chosen, _, _ := reflect.Select(cases)
+	return chosen == 0
 }
 
 // memory is how many bytes are accounted for.

@@ -79,9 +79,9 @@ func TestMemoryIsWhatTheHeapGrowsBy(t *testing.T) {
 		look("it runs")
 		other := p
 		other.ESNReservoirSize++
-		beside, reasons := e.rebuild(t.Context(), other)
-		if reasons != nil {
-			t.Fatal(reasons)
+		beside, reasons, err := e.rebuild(t.Context(), other)
+		if reasons != nil || err != nil {
+			t.Fatal(reasons, err)
 		}
 		look("with another beside it")
 		runtime.KeepAlive(beside)
@@ -187,7 +187,7 @@ func TestRequestsInFlightKeepTheirNetwork(t *testing.T) {
 		if took := time.Since(began); took != 0 {
 			t.Errorf("a hopeless change waited %v", took)
 		}
-		reject(t, e, 200, dtesn.PathUpdate, set("esn_reservoir_size", 4096))
+		reject(t, e, 503, dtesn.PathUpdate, set("esn_reservoir_size", 4096))
 		if took := time.Since(began); took != drainTime {
 			t.Errorf("the change waited %v for the request", took)
 		}

@@ -25,7 +25,7 @@ const grace = 5 * time.Second
 // Listen makes the socket at path, mode 0600: who may connect may change
 // everything. A socket that a dead engine left is replaced; one that somebody
 // listens on, and a file that is no socket, is an error. The socket goes when
-// the listener is closed.
+// the listener is closed, if it is still this one's.
 func Listen(path string) (net.Listener, error) {
 	if len(path) > dtesn.MaxSocketPath {
 		return nil, fmt.Errorf("listen on %s: the path is %d bytes long, a Unix socket takes %d at most: use a shorter one, or a link to its directory", path, len(path), dtesn.MaxSocketPath)
@@ -46,7 +46,36 @@ func Listen(path string) (net.Listener, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("listen on %s: its directory does not exist: create it first", path)
 	}
-	return listener, err
+	if err != nil {
+		return nil, err
+	}
+	own, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), listener.Close())
+	}
+	unix, ok := listener.(*net.UnixListener)
+	if ok {
+		unix.SetUnlinkOnClose(false) // it would remove whatever stands there by then
+	}
+	return &ownSocket{Listener: listener, path: path, own: own}, nil
+}
+
+// An ownSocket takes its file with it when it is closed, but not that of
+// another engine that has taken the path over.
+type ownSocket struct {
+	net.Listener
+	path string
+	own  fs.FileInfo
+	once sync.Once
+}
+
+func (l *ownSocket) Close() error {
+	l.once.Do(func() {
+		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.own) {
+			_ = os.Remove(l.path)
+		}
+	})
+	return l.Listener.Close()
 }
 
 // removeDead removes the socket at path if connecting to it is refused.

@@ -304,3 +304,31 @@ func (l *oneConn) Close() error {
 }
 
 func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// An engine that ends leaves the socket of the one that has taken its path.
+func TestListenerRemovesOnlyItsOwnSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "e.sock")
+	listen := func() net.Listener {
+		t.Helper()
+		l, err := Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	old := listen()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other := listen()
+	_ = old.Close()
+	if _, err := os.Lstat(path); err != nil {
+		t.Fatalf("the new engine's socket is gone: %v", err)
+	}
+	_ = other.Close()
+	_ = other.Close()
+	if _, err := os.Lstat(path); err == nil {
+		t.Error("a socket is left behind")
+	}
+}

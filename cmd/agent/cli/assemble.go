@@ -165,13 +165,21 @@ func (a *agent) close() {
 	a.closers = nil
 }
 
+// sink is who hears the source.
+func (a *agent) sink() watcher.Sink {
+	if a.once != nil {
+		return &onceSink{Sink: a.reconciler, once: a.once}
+	}
+	return a.reconciler
+}
+
 // stages are the parts in the order they stop: the sources first, then the
 // transaction, which finishes what is in flight, then who tells about it, and
 // the embedded engine last.
 func (a *agent) stages(ctx context.Context) [][]part {
 	begun := a.reconciler.Stamp() // before anything runs
 	sources := []part{
-		{"files", func(ctx context.Context) error { return a.files.Run(ctx, a.reconciler) }},
+		{"files", func(ctx context.Context) error { return a.files.Run(ctx, a.sink()) }},
 		{"engine watch", func(ctx context.Context) error {
 			return a.client.Watch(ctx, 200*time.Millisecond, func(bool) { a.reconciler.EngineHint() })
 		}},

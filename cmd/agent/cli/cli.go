@@ -98,7 +98,7 @@ func complain(w io.Writer, err error) {
 	fmt.Fprintf(w, "agent: %s\n", status.Plain(err.Error()))
 	var f *failure
 	if errors.As(err, &f) && f.hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", f.hint)
+		fmt.Fprintf(w, "hint: %s\n", status.Plain(f.hint))
 	}
 }
 

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"dtesn-agent/apply"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher"
 )
 
 // once ends `agent run --once` when the Document it saw has an outcome, or when
@@ -15,6 +17,8 @@ import (
 type once struct {
 	timeout time.Duration
 	over    chan struct{}
+
+	mu      sync.Mutex // guards what follows until over is closed
 	outcome schema.Outcome
 	reason  string
 	by      string // who holds it, unless paused
@@ -26,12 +30,10 @@ func newOnce(timeout time.Duration) *once {
 	return &once{timeout: timeout, over: make(chan struct{})}
 }
 
-// status looks for a final outcome; it is called on one goroutine.
+// status looks for a final outcome.
 func (o *once) status(s *apply.Status) {
-	if o.outcome == "" && s.Seen.Revision == "" && s.Source.LastError != "" {
-		o.outcome, o.reason = "unreadable", s.Source.LastError
-		close(o.over)
-	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	a := s.Attempted
 	if o.outcome != "" || a == nil || a.Outcome == schema.Pending || a.Revision != s.Seen.Revision {
 		return
@@ -46,6 +48,32 @@ func (o *once) status(s *apply.Status) {
 		}
 	}
 	close(o.over)
+}
+
+// A onceSink hears beside the Reconciler that the source cannot be read, once
+// that has lasted: a directory that is being replaced is gone for a moment.
+type onceSink struct {
+	watcher.Sink
+	once *once
+	seen bool
+}
+
+func (s *onceSink) Document(doc *schema.Document) {
+	s.seen = true
+	s.Sink.Document(doc)
+}
+
+func (s *onceSink) SourceError(err error) {
+	s.Sink.SourceError(err)
+	if s.seen {
+		return // what was seen may still come to its outcome
+	}
+	s.once.mu.Lock()
+	defer s.once.mu.Unlock()
+	if s.once.outcome == "" {
+		s.once.outcome, s.once.reason = "unreadable", err.Error()
+		close(s.once.over)
+	}
 }
 
 func (o *once) wait(ctx context.Context) error {

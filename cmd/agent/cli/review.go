@@ -37,17 +37,17 @@ func reviewText(cmd *cobra.Command, r *review) error {
 	for _, v := range r.verdicts {
 		again := 0
 		for _, violation := range v.Violations {
-			line := v.placed(violation, filepath.Join).String()
+			line := v.placed(violation, under).String()
 			if printed[line] {
 				again++
 				continue
 			}
 			printed[line] = true
-			if _, err := fmt.Fprintln(cmd.OutOrStdout(), line); err != nil {
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(line)); err != nil {
 				return err
 			}
 		}
-		if _, err := fmt.Fprintln(cmd.OutOrStdout(), v.summary(again)); err != nil {
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(v.summary(again))); err != nil {
 			return err
 		}
 	}
@@ -132,14 +132,14 @@ func annotations(verdicts []verdict, in func(...string) string) (all []*annotati
 // reviewGitHub writes workflow commands, which GitHub shows at the lines of a
 // pull request: an error a violation, a warning a file that no agent reads. A
 // runner takes commands from both streams, so what is not a command goes to
-// standard error and begins with a directory's name.
+// standard error, on lines that do not begin with a name.
 // https://docs.github.com/actions/reference/workflow-commands-for-github-actions
 func reviewGitHub(cmd *cobra.Command, r *review) error {
 	base, err := workspace()
 	if err != nil {
 		return err
 	}
-	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
+	in := func(parts ...string) string { return fromWorkspace(base, under(parts...)) }
 	for _, a := range annotations(r.verdicts, in) {
 		properties := []string{"file=" + commandProperty(a.File)}
 		if a.Line > 0 {
@@ -157,7 +157,7 @@ func reviewGitHub(cmd *cobra.Command, r *review) error {
 		}
 	}
 	for _, v := range r.verdicts {
-		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(v.summary(0))); err != nil {
+		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "validate: "+status.Plain(v.summary(0))); err != nil {
 			return err
 		}
 	}

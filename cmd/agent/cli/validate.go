@@ -207,13 +207,18 @@ func locate(arg string) (root, path string, err error) {
 	if err != nil && !gone {
 		return "", "", fault(err, "")
 	}
-	root = filepath.Clean(arg)
+	// What ".." means behind a link, the kernel says: it is not taken out.
+	root = tidy(arg)
 	if gone || !info.IsDir() {
 		root, path = filepath.Split(root)
-		root = filepath.Clean(root)
+		root = tidy(root)
 	}
 	if abs, err := filepath.Abs(root); err == nil && filepath.Base(abs) == templatesDir {
-		if above := filepath.Join(root, ".."); isConfiguration(above) {
+		above := filepath.Dir(root)
+		if filepath.Base(root) != templatesDir {
+			above = tidy(root + "/..") // it is the current directory, or so
+		}
+		if isConfiguration(above) {
 			root = above
 			if path != "" {
 				path = templatesDir + "/" + path
@@ -224,6 +229,30 @@ func locate(arg string) (root, path string, err error) {
 		return "", "", noSuchFile(arg, root, path)
 	}
 	return root, path, nil
+}
+
+// under is filepath.Join of a root and a path below it, and leaves ".." in the
+// root be.
+func under(parts ...string) string {
+	root, path := parts[0], filepath.Join(parts[1:]...)
+	if root == "." || path == "" {
+		return filepath.Join(parts...)
+	}
+	return strings.TrimRight(root, "/") + "/" + path
+}
+
+// tidy is filepath.Clean, unless that would name another directory: ".." behind
+// a link is not where the link stands.
+func tidy(path string) string {
+	clean := filepath.Clean(path)
+	if slices.Contains(strings.Split(path, "/"), "..") {
+		there, err := filepath.EvalSymlinks(path)
+		here, errHere := filepath.EvalSymlinks(clean)
+		if err == nil && (errHere != nil || here != there) {
+			return strings.TrimRight(path, "/")
+		}
+	}
+	return clean
 }
 
 func noSuchFile(arg, root, path string) error {
@@ -328,7 +357,11 @@ func (r *review) template(arg, root, path string, present []schema.Environment) 
 		return r.filtered(arg, root, users)
 	}
 	if _, err := os.Lstat(filepath.Join(root, filepath.FromSlash(path))); err != nil {
-		return noSuchFile(arg, root, path)
+		if _, near := schema.Suggest(path, filesOf(root)); near {
+			return noSuchFile(arg, root, path) // mistyped, rather than removed
+		}
+		r.notes = append(r.notes, note{File: arg, Message: "is gone, and no environment extends it: nothing to check"})
+		return nil
 	}
 	return r.lone(root, path)
 }
