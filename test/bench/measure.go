@@ -167,7 +167,7 @@ func (b *bed) stop() {
 }
 
 // follow reads the agent's log: it says "applied" once the status does, and
-// waiting for it takes no processor from the agent. Warnings are passed on.
+// waiting for it takes no processor from the agent. Errors are passed on.
 func (b *bed) follow(logs io.Reader) {
 	defer close(b.logs)
 	lines := bufio.NewScanner(logs)
@@ -175,7 +175,7 @@ func (b *bed) follow(logs io.Reader) {
 		at := time.Now()
 		var l struct{ Level, Msg string }
 		switch err := json.Unmarshal(lines.Bytes(), &l); {
-		case err != nil || l.Level == "WARN" || l.Level == "ERROR":
+		case err != nil || l.Level == "ERROR":
 			fmt.Fprintln(os.Stderr, lines.Text())
 		case l.Msg == "applied":
 			select {

@@ -107,6 +107,11 @@ func (b *bed) rolled(r *row, runs int, roll func() error) error {
 		case <-time.After(10 * time.Second):
 			return fmt.Errorf("the engine was not told within 10 s")
 		}
+		select {
+		case <-b.told: // or it is taken for that of the next change
+		case <-time.After(10 * time.Second):
+			return fmt.Errorf("the rollback was not applied within 10 s")
+		}
 	}
 	return nil
 }
