@@ -13,7 +13,7 @@ const (
 	hintGap = time.Second
 	// replacedEvery is how often Watch looks whether the socket file is still
 	// the one it is connected to: a new one must be served within a second.
-	replacedEvery = 700 * time.Millisecond
+	replacedEvery = 900 * time.Millisecond
 )
 
 // Watch holds one idle connection to the engine and tells when it breaks, or

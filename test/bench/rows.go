@@ -97,6 +97,7 @@ func (b *bed) rolled(r *row, runs int, roll func() error) error {
 		for len(b.took) > 0 {
 			<-b.took
 		}
+		time.Sleep(50 * time.Millisecond) // as who reads the status first, and then goes back
 		start := time.Now()
 		if err := roll(); err != nil {
 			return err
