@@ -30,11 +30,13 @@ type blank struct {
 // fansAtOnce is how many of the 256 directories of objects/ one Prepare makes.
 const fansAtOnce = 16
 
-// Prepare makes the files ahead that the next Commit and Confirm will write,
+// Prepare packs the history, beside, when there is enough to pack. It makes
+// the files ahead that the next Commit and Confirm will write,
 // and by and by the directories they go to, while nobody waits. What fails
 // shows there. What a crash leaves is empty: git does not mind the directories,
 // and the files are swept at open.
 func (s *Store) Prepare() {
+	s.compact()
 	for n := 0; n < fansAtOnce && s.repo.fans < 256; n++ {
 		if os.Mkdir(filepath.Join(s.repo.objects(), fmt.Sprintf("%02x", s.repo.fans)), 0o755) == nil {
 			s.objects.newDirs = true // the next sync sees to objects/

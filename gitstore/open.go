@@ -55,6 +55,11 @@ type Store struct {
 	// being written.
 	headTime, commitTime time.Time
 	noReserve            bool
+
+	// compaction is what packs beside, nil if nothing does; packAt is the index
+	// from which on it is worth looking.
+	compaction *compaction
+	packAt     int
 	// repairs are what Open found; once opened, what is found is logged.
 	repairs []Repair
 	opened  bool
@@ -181,6 +186,7 @@ func (s *Store) reopen(ctx context.Context) error {
 // Close gives the lock up. The Store must not be used afterwards. What is
 // committed and not confirmed stays pending, as after a kill.
 func (s *Store) Close() error {
+	s.settleCompaction()
 	s.repo.dropBlanks()
 	s.repo.closePacks()
 	return s.lock.release(len(s.objects.unsynced) == 0)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/objfile"
+	"github.com/go-git/go-git/v5/plumbing/object"
 
 	"dtesn-agent/schema"
 )
@@ -106,6 +107,32 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 		return nil, fmt.Errorf("%w: %s %s is torn: %w", errDamaged, want, h, err)
 	}
 	return content, checkObject(want, t, h, content)
+}
+
+// looseAny reads a loose object of whatever type, checked against its name.
+func (r *repo) looseAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
+	raw, err := readBounded(r.objectPath(h), 2*maxObject)
+	if err != nil {
+		return 0, nil, err
+	}
+	t, content, err := decodeObject(raw)
+	if err != nil {
+		return 0, nil, err
+	}
+	return t, content, checkObject(t, t, h, content)
+}
+
+// blobs are the two files of a record's tree; none if it is no such tree.
+func (r *repo) blobs(h plumbing.Hash) []plumbing.Hash {
+	content, err := r.object(plumbing.TreeObject, h)
+	if err != nil {
+		return nil
+	}
+	tree := new(object.Tree)
+	if tree.Decode(memoryObject(plumbing.TreeObject, content)) != nil || len(tree.Entries) != 2 {
+		return nil
+	}
+	return []plumbing.Hash{tree.Entries[0].Hash, tree.Entries[1].Hash}
 }
 
 // decodeObject reads the bytes of a loose object's file: zlib over

@@ -1,0 +1,367 @@
+package gitstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+)
+
+// Packing keeps the history small: a record is three or four loose files of a
+// disk block each, and in a pack about 700 bytes.
+//
+// It needs no lock against the writer, for it only ever adds a whole pack,
+// durably, and then removes what is in it. What a crash leaves in between is
+// an object that is there twice, or files below tmp/ that are swept at open.
+const (
+	// packEvery is after how many records loose objects are packed.
+	packEvery = 128
+	// looseWorth is how many loose objects are worth a pack.
+	looseWorth = 256
+	// packFan is how many packs of about one size become one of the next: a
+	// history of n packings has about packFan × log n packs.
+	packFan = 8
+	// chainLength bounds how many differences are read to have one object.
+	chainLength = 8
+)
+
+// A compaction runs beside the writer; over is closed when it is done.
+type compaction struct{ over chan struct{} }
+
+// compact packs beside the writer if there may be enough to pack.
+func (s *Store) compact() {
+	if s.compaction != nil {
+		select {
+		case <-s.compaction.over:
+			s.compaction = nil
+		default:
+			return
+		}
+	}
+	if s.head == nil || s.head.Index < s.packAt || len(s.objects.unsynced) > 0 {
+		return
+	}
+	s.packAt = s.head.Index + packEvery
+	c := &compaction{make(chan struct{})}
+	s.compaction = c
+	p := packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, head: plumbing.NewHash(s.head.Commit)}
+	go func() {
+		defer close(c.over)
+		p.run()
+	}()
+}
+
+// settleCompaction waits for a packing to end; it is a matter of milliseconds.
+func (s *Store) settleCompaction() {
+	if s.compaction != nil {
+		<-s.compaction.over
+		s.compaction = nil
+	}
+}
+
+// A packer packs one repository, once.
+type packer struct {
+	repo *repo
+	log  *slog.Logger
+	head plumbing.Hash
+}
+
+func (p *packer) run() {
+	defer p.repo.closePacks()
+	if err := p.packLoose(); err != nil {
+		p.log.Warn("the history could not be packed; it stays as it is, and larger", "error", err)
+		return
+	}
+	if err := p.merge(); err != nil {
+		p.log.Warn("packs of the history could not be joined; they stay as they are", "error", err)
+	}
+}
+
+func (p *packer) packDir() string { return filepath.Join(p.repo.objects(), "pack") }
+
+// packLoose puts all loose objects that are whole into a pack and removes them.
+func (p *packer) packLoose() error {
+	loose, err := p.looseObjects()
+	if err != nil || len(loose) < looseWorth {
+		return err
+	}
+	packed, err := p.repo.packedObjects()
+	if err != nil {
+		return err
+	}
+	inPack := make(map[plumbing.Hash]bool, len(packed))
+	for _, h := range packed {
+		inPack[h] = true
+	}
+	fresh := map[plumbing.Hash]bool{}
+	for _, h := range loose {
+		if !inPack[h] {
+			fresh[h] = true
+		}
+	}
+	if len(fresh) > 0 {
+		if err := p.write(fresh); err != nil {
+			return err
+		}
+	}
+	return p.removeLoose(loose)
+}
+
+// looseObjects lists the loose objects, of us or of anybody.
+func (p *packer) looseObjects() ([]plumbing.Hash, error) {
+	var all []plumbing.Hash
+	fans, err := os.ReadDir(p.repo.objects())
+	if err != nil {
+		return nil, err
+	}
+	for _, fan := range fans {
+		if len(fan.Name()) != 2 {
+			continue
+		}
+		files, err := os.ReadDir(filepath.Join(p.repo.objects(), fan.Name()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, f := range files {
+			if h, ok := parseHash(fan.Name() + f.Name()); ok {
+				all = append(all, h)
+			}
+		}
+	}
+	return all, nil
+}
+
+// write packs the objects in fresh: first the records in their order, each
+// snapshot.json as the difference to the one before, then what no record names.
+// One that is damaged stays where it is.
+func (p *packer) write(fresh map[plumbing.Hash]bool) error {
+	order, before := p.order(fresh)
+	type object struct {
+		t       plumbing.ObjectType
+		content []byte
+	}
+	whole := make(map[plumbing.Hash]object, len(order))
+	order = slices.DeleteFunc(order, func(h plumbing.Hash) bool {
+		t, content, err := p.repo.looseAny(h)
+		whole[h] = object{t, content}
+		return err != nil
+	})
+	if len(order) == 0 {
+		return nil
+	}
+	w, err := newPackWriter(p.repo.tmp(), len(order))
+	if err != nil {
+		return err
+	}
+	bases := map[plumbing.Hash]*packedBase{}
+	length := map[plumbing.Hash]int{}
+	for _, h := range order {
+		o := whole[h]
+		base, at := bases[before[h]], w.offset
+		if length[before[h]] >= chainLength {
+			base = nil
+		}
+		delta, err := w.add(o.t, h, o.content, base)
+		if err != nil {
+			w.abandon()
+			return err
+		}
+		bases[h] = &packedBase{at, o.content}
+		if delta {
+			length[h] = length[before[h]] + 1
+		}
+	}
+	_, err = w.finish(p.packDir(), p.repo.tmp())
+	return err
+}
+
+// order is the order in which objects are packed, and for each blob the one of
+// the same file in the record written before it.
+func (p *packer) order(fresh map[plumbing.Hash]bool) (order []plumbing.Hash, before map[plumbing.Hash]plumbing.Hash) {
+	before = map[plumbing.Hash]plumbing.Hash{}
+	taken := map[plumbing.Hash]bool{}
+	take := func(h plumbing.Hash) {
+		if fresh[h] && !taken[h] {
+			taken[h] = true
+			order = append(order, h)
+		}
+	}
+	var last [2]plumbing.Hash
+	for h := p.head; fresh[h]; { // newest first, as git does: it is read most
+		c, err := p.repo.commit(h)
+		if err != nil {
+			break
+		}
+		take(h)
+		take(c.TreeHash)
+		for i, blob := range p.repo.blobs(c.TreeHash) {
+			if fresh[blob] && !taken[blob] && !last[i].IsZero() {
+				before[blob] = last[i]
+			}
+			take(blob)
+			if fresh[blob] {
+				last[i] = blob
+			}
+		}
+		if len(c.ParentHashes) == 0 {
+			break
+		}
+		h = c.ParentHashes[0]
+	}
+	rest := []plumbing.Hash{}
+	for h := range fresh {
+		if !taken[h] {
+			rest = append(rest, h)
+		}
+	}
+	slices.SortFunc(rest, func(a, b plumbing.Hash) int { return strings.Compare(a.String(), b.String()) })
+	return append(order, rest...), before
+}
+
+// removeLoose removes loose files whose object reads back from a pack.
+//
+// Syscalls: for each, pread of the pack, unlinkat.
+func (p *packer) removeLoose(loose []plumbing.Hash) error {
+	for _, h := range loose {
+		if _, err := p.repo.packed(plumbing.AnyObject, h); err != nil {
+			if errors.Is(err, plumbing.ErrObjectNotFound) {
+				continue // damaged, or written since
+			}
+			return fmt.Errorf("read %s back from its pack: %w", h, err)
+		}
+		if err := os.Remove(p.repo.objectPath(h)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// merge joins packs of about one size, as long as there are enough of them.
+func (p *packer) merge() error {
+	for {
+		names, err := p.mergeable()
+		if err != nil || len(names) == 0 {
+			return err
+		}
+		if err := p.joinPacks(names); err != nil {
+			return err
+		}
+	}
+}
+
+// mergeable are packFan packs of the smallest size that has so many; none if
+// no size has. A pack that a person wants kept is left alone, and so is one
+// that shares an object with another.
+func (p *packer) mergeable() ([]string, error) {
+	p.repo.mu.Lock()
+	defer p.repo.mu.Unlock()
+	if err := p.repo.listPacks(); err != nil {
+		return nil, err
+	}
+	sizes := map[int][]string{}
+	for name, pk := range p.repo.packs {
+		n, err := pk.index.Count()
+		if err != nil {
+			return nil, err
+		}
+		if kept, err := exists(filepath.Join(p.packDir(), name+".keep")); kept || err != nil {
+			continue
+		}
+		tier := 0
+		for n > looseWorth*packFan {
+			n /= packFan
+			tier++
+		}
+		sizes[tier] = append(sizes[tier], name)
+	}
+	for tier := range 16 {
+		if names := sizes[tier]; len(names) >= packFan {
+			slices.Sort(names)
+			return p.disjoint(names)
+		}
+	}
+	return nil, nil
+}
+
+// disjoint drops packs that hold an object which one before them holds.
+func (p *packer) disjoint(names []string) ([]string, error) {
+	seen := map[plumbing.Hash]bool{}
+	var kept []string
+	for _, name := range names {
+		entries, err := p.repo.packs[name].index.Entries()
+		if err != nil {
+			return nil, err
+		}
+		var own []plumbing.Hash
+		twice := false
+		for e, err := entries.Next(); err == nil; e, err = entries.Next() {
+			twice = twice || seen[e.Hash]
+			own = append(own, e.Hash)
+		}
+		if twice {
+			continue
+		}
+		for _, h := range own {
+			seen[h] = true
+		}
+		kept = append(kept, name)
+	}
+	if len(kept) < 2 {
+		return nil, nil
+	}
+	return kept, nil
+}
+
+// joinPacks writes one pack of several and removes those.
+//
+// Syscalls: copies; those of packWriter.finish; then for each old pack unlinkat
+// of the index, of the pack and of what else bears its name.
+func (p *packer) joinPacks(names []string) error {
+	p.repo.mu.Lock()
+	defer p.repo.mu.Unlock()
+	count := 0
+	for _, name := range names {
+		n, err := p.repo.packs[name].index.Count()
+		if err != nil {
+			return err
+		}
+		count += int(n)
+	}
+	w, err := newPackWriter(p.repo.tmp(), count)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := w.join(p.repo.packs[name]); err != nil {
+			w.abandon()
+			return fmt.Errorf("join %s: %w", name, err)
+		}
+	}
+	joined, err := w.finish(p.packDir(), p.repo.tmp())
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == joined {
+			continue
+		}
+		others, err := filepath.Glob(filepath.Join(p.packDir(), name+".*"))
+		if err != nil {
+			return err
+		}
+		// the index first: without it nobody looks for the pack
+		slices.SortFunc(others, func(a, b string) int { return strings.Compare(filepath.Ext(a), filepath.Ext(b)) })
+		for _, path := range others {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
