@@ -87,7 +87,11 @@ func (p *packer) packDir() string { return filepath.Join(p.repo.objects(), "pack
 
 // packLoose puts all loose objects that are whole into a pack and removes them.
 func (p *packer) packLoose() error {
-	loose, err := p.looseObjects()
+	var loose []plumbing.Hash
+	err := p.repo.eachLoose(func(h plumbing.Hash, _ string) error {
+		loose = append(loose, h)
+		return nil
+	})
 	if err != nil || len(loose) < looseWorth {
 		return err
 	}
@@ -111,30 +115,6 @@ func (p *packer) packLoose() error {
 		}
 	}
 	return p.removeLoose(loose)
-}
-
-// looseObjects lists the loose objects, of us or of anybody.
-func (p *packer) looseObjects() ([]plumbing.Hash, error) {
-	var all []plumbing.Hash
-	fans, err := os.ReadDir(p.repo.objects())
-	if err != nil {
-		return nil, err
-	}
-	for _, fan := range fans {
-		if len(fan.Name()) != 2 {
-			continue
-		}
-		files, err := os.ReadDir(filepath.Join(p.repo.objects(), fan.Name()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		for _, f := range files {
-			if h, ok := parseHash(fan.Name() + f.Name()); ok {
-				all = append(all, h)
-			}
-		}
-	}
-	return all, nil
 }
 
 // write packs the objects in fresh: first the records in their order, each
