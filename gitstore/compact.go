@@ -19,11 +19,15 @@ import (
 // It needs no lock against the writer, for it only ever adds a whole pack,
 // durably, and then removes what is in it. What a crash leaves in between is
 // an object that is there twice, or files below tmp/ that are swept at open.
-const (
-	// packEvery is after how many records loose objects are packed.
+var (
+	// packEvery is after how many records loose objects are packed; tests pack
+	// more often.
 	packEvery = 128
 	// looseWorth is how many loose objects are worth a pack.
 	looseWorth = 256
+)
+
+const (
 	// packFan is how many packs of about one size become one of the next: a
 	// history of n packings has about packFan × log n packs.
 	packFan = 8
@@ -241,7 +245,7 @@ func (p *packer) merge() error {
 func (p *packer) mergeable() ([]string, error) {
 	p.repo.mu.Lock()
 	defer p.repo.mu.Unlock()
-	if err := p.repo.listPacks(); err != nil {
+	if _, err := p.repo.listPacks(); err != nil {
 		return nil, err
 	}
 	sizes := map[int][]string{}
@@ -254,7 +258,7 @@ func (p *packer) mergeable() ([]string, error) {
 			continue
 		}
 		tier := 0
-		for n > looseWorth*packFan {
+		for n > int64(looseWorth*packFan) {
 			n /= packFan
 			tier++
 		}

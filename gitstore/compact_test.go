@@ -1,11 +1,16 @@
 package gitstore
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // countFiles counts the files below dir and their bytes.
@@ -29,7 +34,7 @@ func countFiles(t testing.TB, dir string) (files int, bytes int64) {
 func TestPacking(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
-	const records = 3000
+	const records = 1500
 	var ids []string
 	for i := range records {
 		snap := commit(t, s, benchChange(i))
@@ -74,4 +79,77 @@ func TestPacking(t *testing.T) {
 			t.Fatal(i, rec.Commit)
 		}
 	}
+}
+
+// packAndWait is the child of TestPackingIsKilled: it commits without end, packs
+// often, and prints each record that it was told is durable.
+func packAndWait(dir string) {
+	packEvery, looseWorth = 4, 8
+	s, _, err := Open(context.Background(), Options{Dir: dir, Environment: "production", Instance: "web-1"})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	for i := s.Total(); ; i++ {
+		snap, err := s.Commit(context.Background(), benchChange(i))
+		if err == nil {
+			err = s.Confirm(context.Background())
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(snap.Commit)
+		s.Prepare()
+	}
+}
+
+// TestPackingIsKilled kills a process that packs all the time, at random
+// moments: each record that was called durable is there, and git finds nothing
+// amiss.
+func TestPackingIsKilled(t *testing.T) {
+	f := newFixture(t)
+	kills := 40
+	if testing.Short() {
+		kills = 8
+	}
+	var durable []string
+	for range kills {
+		var out bytes.Buffer
+		var complaints bytes.Buffer
+		child := exec.Command(os.Args[0])
+		child.Env = append(os.Environ(), "GITSTORE_PACK_IN="+f.dir)
+		child.Stdout, child.Stderr = &out, &complaints
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(time.Duration(20+rand.IntN(150)) * time.Millisecond)
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		if complaints.Len() > 0 {
+			t.Fatal(complaints.String())
+		}
+		lines := strings.Split(out.String(), "\n")
+		durable = append(durable, lines[:len(lines)-1]...)
+		s, _ := f.open()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f.fsck()
+		all := strings.Fields(f.git("log", "--format=%H", "production"))
+		have := map[string]bool{}
+		for _, h := range all {
+			have[h] = true
+		}
+		for _, h := range durable {
+			if !have[h] {
+				t.Fatalf("%s was durable and is gone", h)
+			}
+		}
+	}
+	packs, err := filepath.Glob(f.repo("objects", "pack", "*.pack"))
+	if err != nil || len(packs) == 0 || len(durable) < kills {
+		t.Fatalf("%d records, %d packs: nothing was tried", len(durable), len(packs))
+	}
+	t.Logf("%d kills, %d records, %d packs", kills, len(durable), len(packs))
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 )
 
-// A pack is one that a person's `git gc` made: this package writes none. Its
-// file stays open, so that it can be read after the next gc has removed it.
+// A pack is one of ours (see compact.go), or one that a person's `git gc` made.
+// Its file stays open, so that it can be read after it was joined with others.
 type pack struct {
 	index *idxfile.MemoryIndex
 	file  *os.File
@@ -30,13 +30,21 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	content, err := r.searchPacks(want, h)
-	if !errors.Is(err, plumbing.ErrObjectNotFound) {
-		return content, err
+	// A pack may be joined with others while the directory is read: then the one
+	// that has taken its place is found by reading it again.
+	for range 5 {
+		if !errors.Is(err, plumbing.ErrObjectNotFound) {
+			return content, err
+		}
+		vanished, listErr := r.listPacks()
+		if listErr != nil {
+			return nil, listErr
+		}
+		if content, err = r.searchPacks(want, h); !vanished {
+			break
+		}
 	}
-	if err := r.listPacks(); err != nil {
-		return nil, err
-	}
-	return r.searchPacks(want, h)
+	return content, err
 }
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
@@ -63,10 +71,12 @@ func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, e
 // are gone. A pack without an index, or with a torn one, is what a repack that
 // was cut short leaves; git does not use it either. One that may not be read is
 // an error, for it may hold the history.
-func (r *repo) listPacks() error {
+//
+// vanished says that one was listed and gone when it was opened.
+func (r *repo) listPacks() (vanished bool, err error) {
 	indexes, err := filepath.Glob(filepath.Join(r.objects(), "pack", "pack-*.idx"))
 	if err != nil {
-		return fmt.Errorf("list packs: %w", err)
+		return false, fmt.Errorf("list packs: %w", err)
 	}
 	here := make(map[string]bool, len(indexes))
 	for _, path := range indexes {
@@ -79,8 +89,10 @@ func (r *repo) listPacks() error {
 		switch {
 		case err == nil:
 			r.packs[name] = p
-		case fromDisk(err) && !errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("open %s: %w", name, err)
+		case errors.Is(err, fs.ErrNotExist):
+			vanished = true
+		case fromDisk(err):
+			return vanished, fmt.Errorf("open %s: %w", name, err)
 		}
 	}
 	for name, p := range r.packs {
@@ -89,14 +101,14 @@ func (r *repo) listPacks() error {
 			delete(r.packs, name)
 		}
 	}
-	return nil
+	return vanished, nil
 }
 
 // packedObjects lists the objects in all packs.
 func (r *repo) packedObjects() ([]plumbing.Hash, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.listPacks(); err != nil {
+	if _, err := r.listPacks(); err != nil {
 		return nil, err
 	}
 	var hashes []plumbing.Hash

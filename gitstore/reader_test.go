@@ -469,6 +469,9 @@ const holdLock = "GITSTORE_TEST_HOLD_LOCK"
 // TestMain is the other process of TestLock too: it opens the directory that
 // the environment names, says so, and holds it until it is killed.
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("GITSTORE_PACK_IN"); dir != "" {
+		packAndWait(dir)
+	}
 	dir := os.Getenv(holdLock)
 	if dir == "" {
 		os.Exit(m.Run())
