@@ -29,6 +29,13 @@
 // refs/dtesn/applied names is whole, and a head that is not whole is a
 // candidate that nobody was told of.
 //
+// # How it stays small
+//
+// After each packEvery records the loose objects are put into a pack, beside the
+// writer, and packs of one size are joined when there are packFan of them. A
+// pack and its index are durable under their names before anything that is in
+// them is removed. No git binary takes part.
+//
 // # Who may do what
 //
 // A Store is the one writer: it holds the lock, and its methods are called from
