@@ -1,0 +1,59 @@
+package remote
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+)
+
+// An Error is what keeps a remote repository from being read: one line, with
+// the way out. It never holds a secret.
+type Error struct {
+	What string // what was attempted and what came of it
+	Hint string // the way out
+	Err  error  // the cause, nil if there is none below
+}
+
+func (e *Error) Error() string {
+	text := e.What
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	if e.Hint != "" {
+		text += ": " + e.Hint
+	}
+	return text
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// A serverError is what the server itself said, in its words.
+type serverError struct{ text string }
+
+func (e *serverError) Error() string { return fmt.Sprintf("the server says %q", e.text) }
+
+// A notGitError says that what answers does not speak git's protocol.
+type notGitError struct{ why string }
+
+func (e *notGitError) Error() string { return "what answers does not speak git's protocol: " + e.why }
+
+// A tooLargeError says that a bound was met.
+type tooLargeError struct {
+	what  string
+	bytes int64
+}
+
+func (e *tooLargeError) Error() string {
+	return fmt.Sprintf("%s is larger than %d MiB", e.what, e.bytes>>20)
+}
+
+// line makes foreign bytes one line of at most 200 bytes.
+func line(b []byte) string {
+	text := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+			return ' '
+		}
+		return r
+	}, string(b[:min(len(b), 200)]))
+	return strings.TrimSpace(text)
+}

@@ -1,0 +1,303 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// httpTransport speaks git's smart HTTP: gitprotocol-http(5).
+type httpTransport struct {
+	at    address
+	files Files
+
+	client *http.Client
+	// trust is the digest of the files that client was made of.
+	trust [sha256.Size]byte
+}
+
+func (t *httpTransport) close() {
+	if t.client != nil {
+		t.client.CloseIdleConnections()
+	}
+}
+
+func (t *httpTransport) open(ctx context.Context, known bool) (exchange, error) {
+	if err := t.renew(); err != nil {
+		return nil, err
+	}
+	login, err := t.login()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ex := &httpExchange{t: t, ctx: ctx, cancel: cancel, login: login}
+	if known {
+		return ex, nil
+	}
+	resp, err := ex.do(http.MethodGet, "/info/refs?service=git-upload-pack", nil)
+	if err != nil {
+		ex.close()
+		return nil, err
+	}
+	if ct := resp.Header.Get("Content-Type"); ct != "application/x-git-upload-pack-advertisement" {
+		ex.close()
+		return nil, &notGitError{fmt.Sprintf("an answer of type %q; is this the address that `git clone` takes?", line([]byte(ct)))}
+	}
+	ex.first = ex.reader(resp, maxListing, "the list of refs")
+	return ex, nil
+}
+
+// renew makes a client where a file of TLS has changed since.
+func (t *httpTransport) renew() error {
+	var all []byte
+	pem := map[string][]byte{}
+	for _, path := range []string{t.files.CA, t.files.Cert, t.files.Key} {
+		if path == "" {
+			continue
+		}
+		data, err := readSecret(path)
+		if err != nil {
+			return err
+		}
+		pem[path] = data
+		all = append(append(all, data...), 0)
+	}
+	digest := sha256.Sum256(all)
+	if t.client != nil && digest == t.trust {
+		return nil
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.files.CA != "" {
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem[t.files.CA]) {
+			return &Error{What: t.files.CA + " holds no certificate", Hint: "--git-ca-file is PEM: -----BEGIN CERTIFICATE-----"}
+		}
+	}
+	if t.files.Cert != "" {
+		pair, err := tls.X509KeyPair(pem[t.files.Cert], pem[t.files.Key])
+		if err != nil {
+			return &Error{What: "use " + t.files.Cert + " and " + t.files.Key, Hint: "--git-cert-file and --git-key-file are PEM and belong together", Err: err}
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	t.close()
+	t.trust = digest
+	t.client = &http.Client{
+		CheckRedirect: t.redirect,
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, ForceAttemptHTTP2: true,
+			MaxIdleConns: 2, MaxIdleConnsPerHost: 2, IdleConnTimeout: 5 * time.Minute,
+			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: idleTimeout,
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+	}
+	return nil
+}
+
+// redirect follows only the first request, and only on the same host: a
+// credential must not go elsewhere, nor a configuration come from there.
+func (t *httpTransport) redirect(q *http.Request, via []*http.Request) error {
+	from := via[0].URL
+	to := q.URL
+	same := strings.EqualFold(to.Hostname(), from.Hostname()) &&
+		(to.Scheme == from.Scheme && to.Port() == from.Port() || from.Scheme == "http" && to.Scheme == "https")
+	if !same || via[0].Method != http.MethodGet || len(via) > 3 {
+		return &redirectError{(&url.URL{Scheme: to.Scheme, Host: to.Host, Path: strings.TrimSuffix(to.Path, "/info/refs")}).String()}
+	}
+	return nil
+}
+
+type redirectError struct{ to string }
+
+func (e *redirectError) Error() string { return "it redirects to " + line([]byte(e.to)) }
+
+// A login is what a request says of who asks.
+type login struct{ user, password string }
+
+func (t *httpTransport) login() (login, error) {
+	l := login{user: t.at.user}
+	var err error
+	read := func(path string) (s string) {
+		if path == "" || err != nil {
+			return ""
+		}
+		var b []byte
+		b, err = readSecret(path)
+		return strings.TrimRight(string(b), "\r\n")
+	}
+	if name := read(t.files.Username); name != "" {
+		l.user = name
+	}
+	l.password = read(t.files.Password)
+	if token := read(t.files.Token); token != "" {
+		l.password = token
+		if l.user == "" {
+			l.user = "x-access-token" // GitHub's word; where only the token counts any will do
+		}
+	}
+	return l, err
+}
+
+// readSecret reads a small file.
+func readSecret(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &Error{What: "read " + path, Hint: "the agent's user must be able to read it", Err: bare(err)}
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return nil, &Error{What: "read " + path, Err: bare(err)}
+	}
+	if len(bytes.TrimSpace(b)) == 0 {
+		return nil, &Error{What: path + " is empty", Hint: "write it whole, by a rename"}
+	}
+	return b, nil
+}
+
+func bare(err error) error {
+	if path := new(os.PathError); errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+type httpExchange struct {
+	t      *httpTransport
+	ctx    context.Context
+	cancel context.CancelFunc
+	login  login
+	first  *pktReader
+	bodies []io.ReadCloser
+}
+
+func (ex *httpExchange) advert() *pktReader { return ex.first }
+
+func (ex *httpExchange) request(m message) (*pktReader, error) {
+	resp, err := ex.do(http.MethodPost, "/git-upload-pack", m)
+	if err != nil {
+		return nil, err
+	}
+	return ex.reader(resp, maxListing+maxPack, "the answer"), nil
+}
+
+// reader reads an answer, bounded in bytes and in how long it may be silent.
+func (ex *httpExchange) reader(resp *http.Response, limit int64, what string) *pktReader {
+	return newPktReader(&bounded{r: &watched{r: resp.Body, cancel: ex.cancel, ctx: ex.ctx}, left: limit, what: what})
+}
+
+func (ex *httpExchange) do(method, path string, body []byte) (*http.Response, error) {
+	base := url.URL{Scheme: ex.t.at.scheme, Host: ex.t.at.host, Path: ex.t.at.path}
+	if ex.t.at.port != "" {
+		base.Host += ":" + ex.t.at.port
+	}
+	q, err := http.NewRequestWithContext(ex.ctx, method, base.String()+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	q.Header.Set("User-Agent", agent)
+	q.Header.Set("Git-Protocol", "version=2")
+	if method == http.MethodPost {
+		q.Header.Set("Content-Type", "application/x-git-upload-pack-request")
+		q.Header.Set("Accept", "application/x-git-upload-pack-result")
+	}
+	if ex.login.password != "" {
+		q.SetBasicAuth(ex.login.user, ex.login.password)
+	}
+	resp, err := ex.t.client.Do(q)
+	if err != nil {
+		var wrapped *url.Error // it repeats the address
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
+		return nil, err
+	}
+	ex.bodies = append(ex.bodies, resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		return nil, &statusError{resp.StatusCode, ex.login.password != ""}
+	}
+	return resp, nil
+}
+
+// close ends the exchange. A body that was read to its end leaves the
+// connection for the next poll.
+func (ex *httpExchange) close() {
+	for _, b := range ex.bodies {
+		_, _ = io.CopyN(io.Discard, b, 4096)
+		_ = b.Close()
+	}
+	ex.cancel()
+}
+
+type statusError struct {
+	code    int
+	loginIn bool
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("the server answers %d %s", e.code, http.StatusText(e.code))
+}
+
+func (t *httpTransport) explain(err error) error {
+	var status *statusError
+	var redirect *redirectError
+	var unknown x509.UnknownAuthorityError
+	var host x509.HostnameError
+	switch {
+	case errors.As(err, &redirect):
+		return &Error{What: redirect.Error(), Hint: "if that is where the repository is now, name it with --repo; it is not followed by itself"}
+	case errors.As(err, &unknown):
+		return &Error{What: "the server's certificate is signed by nobody this machine trusts", Hint: "name its authority with --git-ca-file"}
+	case errors.As(err, &host):
+		return &Error{What: "the server's certificate is of another host", Hint: "use the name that it bears in --repo"}
+	case !errors.As(err, &status):
+		return nil
+	}
+	hint := ""
+	switch {
+	case status.code == http.StatusUnauthorized && !status.loginIn:
+		hint = "it asks for a login: give --git-token-file, or --git-username-file and --git-password-file"
+	case status.code == http.StatusUnauthorized || status.code == http.StatusForbidden:
+		hint = "the login is wrong, expired, or may not read this repository; the files are read anew at the next try"
+	case status.code == http.StatusNotFound:
+		hint = "is the address right? hosts also say so to who may not read the repository"
+	case status.code >= 500:
+		hint = "the server has a fault; it is tried again"
+	}
+	return &Error{What: status.Error(), Hint: hint}
+}
+
+// watched cancels a reading that stays silent for idleTimeout.
+type watched struct {
+	r      io.Reader
+	ctx    context.Context
+	cancel context.CancelFunc
+	timer  *time.Timer
+}
+
+var errSilent = fmt.Errorf("the server was silent for %s", idleTimeout)
+
+func (w *watched) Read(b []byte) (int, error) {
+	if w.timer == nil {
+		w.timer = time.AfterFunc(idleTimeout, w.cancel)
+	} else {
+		w.timer.Reset(idleTimeout)
+	}
+	n, err := w.r.Read(b)
+	stopped := !w.timer.Stop()
+	if err != nil && stopped && !errors.Is(err, io.EOF) {
+		err = errSilent
+	}
+	return n, err
+}

@@ -1,0 +1,307 @@
+// Package remote reads a git repository over the network: what its refs name,
+// and the objects of one commit. It speaks git's wire protocol, version 2 where
+// the server does and else 0 or 1, over HTTP, SSH and git's own port.
+//
+// go-git's transports are not used: they speak only the old versions, which
+// list every ref at every poll, make a new connection each time, and bound
+// neither bytes nor time. What they encode in objects, packs and indexes is.
+//
+// Nothing that a server sends is trusted: an advertisement, a pack and each
+// step of time are bounded, a redirect may not leave the host, and foreign
+// text is one short line. Secrets are read from files at each use and stand in
+// no error.
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-git/go-billy/v5/osfs"
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	"github.com/go-git/go-git/v5/storage/filesystem"
+)
+
+const agent = "dtesn-agent"
+
+// The bounds. A listing of a host with 100,000 refs is about 8 MiB.
+const (
+	maxListing   = 64 << 20         // bytes of an advertisement
+	maxPack      = 128 << 20        // bytes of a pack
+	listTimeout  = 30 * time.Second // a whole listing
+	fetchTimeout = 5 * time.Minute  // a whole fetch
+	idleTimeout  = 30 * time.Second // without a byte
+)
+
+// Options say which repository, and how to be let in.
+type Options struct {
+	URL   string
+	Files Files
+	// Progress, if set, gets the server's words on how a fetch goes.
+	Progress io.Writer
+	Logger   *slog.Logger
+}
+
+// Files are the paths of secrets and of what is trusted. Each is read anew
+// when it is used, so that a rotation needs no restart; empty ones are not
+// used.
+type Files struct {
+	Username, Password, Token         string // HTTP
+	CA, Cert, Key                     string // TLS, PEM
+	SSHKey, SSHPassphrase, KnownHosts string // SSH
+}
+
+// A Remote is one repository. Its methods are called from one goroutine at a
+// time.
+type Remote struct {
+	opt       Options
+	at        address
+	transport transport
+	// known is what the server said of itself when it was last asked; over
+	// HTTP it need not be asked again.
+	known *advert
+}
+
+// A transport brings messages to a server.
+type transport interface {
+	// open begins an exchange. known says that the advertisement need not be
+	// sent again, where that can be.
+	open(ctx context.Context, known bool) (exchange, error)
+	// explain words what went wrong, and the way out.
+	explain(err error) error
+	close()
+}
+
+// An exchange is one advertisement and at most two requests with their answers.
+type exchange interface {
+	// advert is the advertisement, nil if it was not asked for.
+	advert() *pktReader
+	request(m message) (*pktReader, error)
+	close()
+}
+
+// New checks the address and what can be checked without the network.
+func New(opt Options) (*Remote, error) {
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	at, err := parse(opt.URL)
+	if err != nil {
+		return nil, err
+	}
+	r := &Remote{opt: opt, at: at}
+	switch at.scheme {
+	case "http", "https":
+		r.transport = &httpTransport{at: at, files: opt.Files}
+	case "ssh":
+		if opt.Files.KnownHosts == "" {
+			return nil, &Error{What: "host keys of " + at.host + " cannot be checked without --git-known-hosts-file", Hint: "ssh-keyscan " + at.hostname() + " prints them; compare them with what the host's administrator says"}
+		}
+		if opt.Files.SSHKey == "" {
+			return nil, &Error{What: "--git-ssh-key-file is needed for " + at.String(), Hint: "the private key that may read the repository"}
+		}
+		r.transport = &sshTransport{at: at, files: opt.Files}
+	case "git":
+		r.transport = &tcpTransport{at: at}
+	}
+	return r, nil
+}
+
+// Location is the address, without secrets.
+func (r *Remote) Location() string { return r.at.String() }
+
+// Unsafe says why what this address brings could be anybody's; empty if the
+// server proves who it is.
+func (r *Remote) Unsafe() string {
+	if s := r.at.scheme; s == "http" || s == "git" {
+		return s + ":// is neither encrypted nor authenticated: whoever is on the way can change the configuration; use https:// or ssh://, or signed commits"
+	}
+	return ""
+}
+
+// Close gives the connection back.
+func (r *Remote) Close() { r.transport.close() }
+
+// List asks what the refs in names are. Those that do not exist are not in the
+// answer.
+func (r *Remote) List(ctx context.Context, names []string) (Refs, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	found, err := r.list(ctx, names)
+	if err != nil && r.known != nil {
+		// what was known may be of another server by now
+		r.known = nil
+		found, err = r.list(ctx, names)
+	}
+	if err != nil {
+		return nil, r.fail("list the refs of", err)
+	}
+	return found, nil
+}
+
+// Refs are what refs name, by full name; the commit of an annotated tag stands
+// under the name with "^{}" behind.
+type Refs = refs
+
+func (r *Remote) list(ctx context.Context, names []string) (refs, error) {
+	ex, err := r.transport.open(ctx, r.known != nil)
+	if err != nil {
+		return nil, err
+	}
+	defer ex.close()
+	a, err := r.advertOf(ex, names)
+	if err != nil {
+		return nil, err
+	}
+	if a.version != 2 {
+		return a.refs, nil
+	}
+	p, err := ex.request(lsRefs(names))
+	if err != nil {
+		return nil, err
+	}
+	return readRefs(p, names)
+}
+
+// advertOf is what the server says of itself.
+func (r *Remote) advertOf(ex exchange, names []string) (*advert, error) {
+	p := ex.advert()
+	if p == nil {
+		return r.known, nil
+	}
+	a, err := readAdvert(p, names)
+	if err == nil {
+		err = a.checkFormat()
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.known = nil
+	if a.version == 2 {
+		r.known = a
+	}
+	return a, nil
+}
+
+// Objects are what one fetch brought, in a directory of their own.
+type Objects struct {
+	*filesystem.Storage
+	dir string
+	// Filtered says that the server left out what the filter names.
+	Filtered bool
+}
+
+// Remove gives the directory back.
+func (o *Objects) Remove() error {
+	return errors.Join(o.Storage.Close(), os.RemoveAll(o.dir))
+}
+
+// Fetch brings a commit, or a tag, with depth generations of its history into
+// a new directory below parent. filter, such as "blob:limit=1048577", leaves
+// objects out where the server can.
+func (r *Remote) Fetch(ctx context.Context, hash plumbing.Hash, depth int, filter, parent string) (*Objects, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	dir, err := os.MkdirTemp(parent, "fetch-")
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", hash, err)
+	}
+	o := &Objects{Storage: filesystem.NewStorage(osfs.New(dir), cache.NewObjectLRU(4<<20)), dir: dir}
+	if o.Filtered, err = r.fetch(ctx, want{hash, depth, filter}, o); err != nil {
+		r.known = nil
+		return nil, r.fail("fetch "+hash.String()[:12]+" from", errors.Join(err, o.Remove()))
+	}
+	return o, nil
+}
+
+func (r *Remote) fetch(ctx context.Context, w want, o *Objects) (filtered bool, err error) {
+	ex, err := r.transport.open(ctx, r.known != nil)
+	if err != nil {
+		return false, err
+	}
+	defer ex.close()
+	a, err := r.advertOf(ex, nil)
+	if err != nil {
+		return false, err
+	}
+	p, err := ex.request(a.fetchRequest(w, r.opt.Progress != nil))
+	if err != nil {
+		return false, err
+	}
+	if err := a.readToPack(p); err != nil {
+		return false, err
+	}
+	pack := &bounded{r: &packReader{p: p, progress: r.opt.Progress}, left: maxPack, what: "the pack"}
+	if err := packfile.UpdateObjectStorage(o.Storage, pack); err != nil {
+		if pack.err != nil {
+			err = pack.err
+		}
+		return false, err
+	}
+	if err := o.HasEncodedObject(w.hash); err != nil {
+		return false, &notGitError{"the pack does not hold what was asked for"}
+	}
+	return w.filter != "" && a.canFilter(), nil
+}
+
+// fail words an error once, at the top.
+func (r *Remote) fail(attempt string, err error) error {
+	what := attempt + " " + r.at.String()
+	var large *tooLargeError
+	var server *serverError
+	switch {
+	case errors.As(err, &large):
+		return &Error{what, "keep the configuration in a repository of its own", large}
+	case errors.As(err, &server):
+		return &Error{what, "look at --repo and --ref", server}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{what, "the server is too slow, or the repository too large", errors.New("it took too long")}
+	}
+	if e := r.transport.explain(err); e != nil {
+		err = e
+	}
+	var own *Error
+	if errors.As(err, &own) {
+		return &Error{what + ": " + own.What, own.Hint, own.Err}
+	}
+	return &Error{what, "", err}
+}
+
+// A bounded reader fails, rather than ends, where too much comes.
+type bounded struct {
+	r    io.Reader
+	left int64
+	what string
+	err  error
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 && b.err == nil {
+		b.err = &tooLargeError{b.what, maxPack}
+	}
+	if b.err != nil {
+		return 0, b.err
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.err = err
+	}
+	return n, err
+}
+
+// Sweep removes what fetches that were cut short left below parent.
+func Sweep(parent string) error {
+	left, err := filepath.Glob(filepath.Join(parent, "fetch-*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	return err
+}

@@ -1,0 +1,190 @@
+package remote
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// git runs the git program and returns what it prints.
+func git(t testing.TB, dir string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("git", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+os.DevNull, "GIT_CONFIG_SYSTEM="+os.DevNull,
+		"GIT_AUTHOR_NAME=Ada", "GIT_AUTHOR_EMAIL=ada@example.org", "GIT_COMMITTER_NAME=Ada", "GIT_COMMITTER_EMAIL=ada@example.org")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// newRepository makes a bare repository NAME.git below dir with n commits on
+// main and an annotated tag v1 on the newest, and returns its path.
+func newRepository(t testing.TB, dir string, n int) string {
+	t.Helper()
+	work := filepath.Join(dir, "work")
+	bare := filepath.Join(dir, "config.git")
+	git(t, dir, "init", "-q", "-b", "main", work)
+	for i := range n {
+		if err := os.WriteFile(filepath.Join(work, "base.yaml"), fmt.Appendf(nil, "n: %d\n", i), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		git(t, work, "add", "-A")
+		git(t, work, "commit", "-q", "-m", "change "+strconv.Itoa(i))
+	}
+	git(t, work, "tag", "-a", "v1", "-m", "one")
+	git(t, dir, "clone", "-q", "--bare", work, bare)
+	return bare
+}
+
+// serveHTTP serves the repositories below dir by git http-backend.
+func serveHTTP(t testing.TB, dir string, wrap func(http.Handler) http.Handler) *httptest.Server {
+	t.Helper()
+	core := strings.TrimSpace(git(t, dir, "--exec-path"))
+	var h http.Handler = &cgi.Handler{
+		Path: filepath.Join(core, "git-http-backend"), Root: "/", Dir: dir,
+		Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=" + os.DevNull},
+	}
+	h = protocolHeader(h)
+	if wrap != nil {
+		h = wrap(h)
+	}
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// protocolHeader is what a web server's configuration does for git: net/http/cgi
+// passes every header as HTTP_…, of which http-backend knows GIT_PROTOCOL.
+func protocolHeader(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if v := q.Header.Get("Git-Protocol"); v != "" {
+			c := *h.(*cgi.Handler)
+			c.Env = append(c.Env[:len(c.Env):len(c.Env)], "GIT_PROTOCOL="+v)
+			c.ServeHTTP(w, q)
+			return
+		}
+		h.ServeHTTP(w, q)
+	})
+}
+
+// serveDaemon serves dir by git daemon and returns its address.
+func serveDaemon(t testing.TB, dir string) string {
+	t.Helper()
+	port := freePort(t)
+	start(t, port, filepath.Join(git(t, dir, "--exec-path"), "git-daemon"), "--reuseaddr", "--base-path="+dir, "--export-all", "--listen=127.0.0.1", "--port="+port, dir)
+	return "git://127.0.0.1:" + port
+}
+
+// start runs a server until the test ends, and waits until it takes
+// connections.
+func start(t testing.TB, port, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+os.DevNull)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with its children
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() })
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		conn, err := net.DialTimeout("tcp", "127.0.0.1:"+port, time.Second)
+		if err == nil {
+			_ = conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not listen: %v", name, err)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// A sshHost is OpenSSH's sshd with one user, who may log in by one key.
+type sshHost struct{ url, key, knownHosts, dir, port string }
+
+// newKey writes a private key in OpenSSH's format and returns its public line.
+func newKey(t testing.TB, path, passphrase string) string {
+	t.Helper()
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var block *pem.Block
+	if passphrase == "" {
+		block, err = ssh.MarshalPrivateKey(priv, "test")
+	} else {
+		block, err = ssh.MarshalPrivateKeyWithPassphrase(priv, "test", []byte(passphrase))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+}
+
+func serveSSH(t testing.TB, repo, acceptEnv string) sshHost {
+	t.Helper()
+	sshd, err := exec.LookPath("sshd")
+	if err != nil {
+		if sshd = "/usr/sbin/sshd"; exec.Command("test", "-x", sshd).Run() != nil {
+			t.Skip("needs OpenSSH's sshd")
+		}
+	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	h := sshHost{key: filepath.Join(dir, "id"), knownHosts: filepath.Join(dir, "known_hosts"), dir: dir, port: freePort(t)}
+	hostKey := newKey(t, filepath.Join(dir, "host"), "")
+	authorized := newKey(t, h.key, "")
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("authorized", authorized+"\n")
+	write("known_hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.port, hostKey))
+	write("sshd_config", fmt.Sprintf("Port %s\nListenAddress 127.0.0.1\nHostKey %s\nAuthorizedKeysFile %s\nPasswordAuthentication no\nUsePAM no\nPidFile none\nStrictModes no\n%s\n",
+		h.port, filepath.Join(dir, "host"), filepath.Join(dir, "authorized"), acceptEnv))
+	_ = os.MkdirAll("/run/sshd", 0o755) // sshd wants it where it runs as root
+	start(t, h.port, sshd, "-D", "-e", "-q", "-f", filepath.Join(dir, "sshd_config"))
+	h.url = fmt.Sprintf("ssh://%s@127.0.0.1:%s%s", me.Username, h.port, repo)
+	return h
+}

@@ -1,0 +1,28 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+)
+
+// tcpTransport speaks to git's own port: gitprotocol-pack(5), "Git Transport".
+type tcpTransport struct{ at address }
+
+func (t *tcpTransport) close() {}
+
+func (t *tcpTransport) explain(error) error { return nil }
+
+func (t *tcpTransport) open(ctx context.Context, _ bool) (exchange, error) {
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp", t.at.hostPort("9418"))
+	if err != nil {
+		return nil, err
+	}
+	text := fmt.Sprintf("git-upload-pack %s\x00host=%s\x00\x00version=2\x00", t.at.path, t.at.host)
+	if _, err := fmt.Fprintf(conn, "%04x%s", len(text)+4, text); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return newStream(ctx, conn, conn, conn.Close), nil
+}
