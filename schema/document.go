@@ -39,6 +39,10 @@ type Source struct {
 	// Author ("Name <mail>") and Subject of the source commit, where known.
 	Author  string `json:"author,omitempty"`
 	Subject string `json:"subject,omitempty"`
+	// Signer and Key ("SHA256:…") are who signed the commit or tag, where
+	// signatures are asked for.
+	Signer string `json:"signer,omitempty"`
+	Key    string `json:"key,omitempty"`
 }
 
 // A Document is the bytes a source holds now for one environment: base.yaml,
@@ -48,9 +52,16 @@ type Source struct {
 type Document struct {
 	Environment Environment
 	Source      Source
+	// Refused says why the source cannot be trusted with this revision, with
+	// the way out; Files is empty then.
+	Refused *Refusal
 	// Files are sorted by Path.
 	Files []File
 }
+
+// A Refusal is why a source cannot be trusted: an unsigned commit, or a ref
+// that went back.
+type Refusal struct{ Reason, Hint string }
 
 // Revision is what names the Document.
 func (d *Document) Revision() string { return d.Source.Revision }

@@ -1,0 +1,374 @@
+package watcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"dtesn-agent/schema"
+	"dtesn-agent/watcher/remote"
+)
+
+// VerifyMode says what must be signed.
+type VerifyMode string
+
+// The modes; the empty one asks for no signature.
+const (
+	VerifyCommit VerifyMode = "commit"
+	VerifyTag    VerifyMode = "tag"
+	VerifyBoth   VerifyMode = "both"
+)
+
+// GitOptions are what a git repository as a source is made of.
+type GitOptions struct {
+	// Repo is a path of this machine or the address of a remote repository.
+	Repo string
+	// Ref is a branch, a tag, refs/… or a full commit; main if empty.
+	Ref string
+	// Dir is the configuration directory within the repository; its root if
+	// empty.
+	Dir         string
+	Environment schema.Environment
+	// Poll is how often a remote repository is asked, give or take a tenth, and
+	// a local one looked at without a hint; 30 s if 0.
+	Poll time.Duration
+	// Scratch is a directory for what is fetched, of this source alone. What is
+	// in it is removed at the start.
+	Scratch string
+	// Access are the files of secrets and of what is trusted.
+	Access remote.Files
+	// Verify and Signers (a path, read anew each time) say who must have signed.
+	Verify  VerifyMode
+	Signers string
+	// AllowRewind lets the ref move to what does not descend from what runs.
+	AllowRewind bool
+	// Running is the commit that what runs came from; empty if from none.
+	Running func() string
+	// Progress, if set, gets a fetch's progress, as the server words it.
+	Progress interface{ Write([]byte) (int, error) }
+	// OnRead, if set, is called after a look that found nothing new; it must
+	// return at once.
+	OnRead func()
+	Logger *slog.Logger
+}
+
+// maxBackoff bounds how long a source that fails is left alone.
+const maxBackoff = time.Minute
+
+// Git is a git repository as a source of Documents. Make it with NewGit, start
+// it with Run; the other methods are safe from any goroutine.
+type Git struct {
+	opt    GitOptions
+	ref    refSpec
+	origin origin
+	sync   chan struct{}
+
+	mu       sync.Mutex
+	mode     string
+	lastRead time.Time
+	lastErr  error
+	stamp    time.Time
+
+	// What follows belongs to the look that is under way.
+	last  sighting
+	sink  Sink
+	fails int
+	told  string
+}
+
+// A sighting is what was delivered, and what it depended on.
+type sighting struct {
+	target  string // the hash that the ref named
+	signers string // digest of the allowed signers
+	running string // what ran, if it was refused
+}
+
+// NewGit makes a source; it checks what can be checked without the network,
+// and touches nothing until Run.
+func NewGit(opt GitOptions) (*Git, error) {
+	if opt.Poll <= 0 {
+		opt.Poll = 30 * time.Second
+	}
+	if opt.Ref == "" {
+		opt.Ref = "main"
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.Running == nil {
+		opt.Running = func() string { return "" }
+	}
+	ref, err := parseRef(opt.Ref)
+	if err != nil {
+		return nil, err
+	}
+	if opt.Dir, err = cleanDir(opt.Dir); err != nil {
+		return nil, err
+	}
+	if opt.Verify != "" {
+		if _, _, err := readSigners(opt.Signers); err != nil {
+			return nil, err
+		}
+	}
+	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), mode: ModePoll, stamp: time.Now()}
+	if remote.IsLocal(opt.Repo) {
+		g.origin = &localOrigin{path: opt.Repo}
+	} else {
+		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, Progress: opt.Progress, Logger: opt.Logger})
+		if err != nil {
+			return nil, err
+		}
+		if why := r.Unsafe(); why != "" && opt.Verify == "" {
+			opt.Logger.Warn("the source cannot prove who it is", "repo", r.Location(), "why", why)
+		}
+		g.origin = &remoteOrigin{remote: r, scratch: opt.Scratch}
+	}
+	return g, nil
+}
+
+// Location is where the repository is, without secrets.
+func (g *Git) Location() string { return g.origin.location() }
+
+// Status says how the repository is watched, when it was last read well (zero:
+// never), and the error of the last try, nil if it went well.
+func (g *Git) Status() (mode string, lastRead time.Time, lastErr error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mode, g.lastRead, g.lastErr
+}
+
+// Stamp is when the loop last turned; it does so each second at least.
+func (g *Git) Stamp() time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.stamp
+}
+
+// Sync makes the loop look now, and returns at once.
+func (g *Git) Sync() {
+	select {
+	case g.sync <- struct{}{}:
+	default:
+	}
+}
+
+// Run looks at the repository until ctx ends, then returns nil. It is called
+// once.
+func (g *Git) Run(ctx context.Context, sink Sink) error {
+	g.sink = sink
+	if err := g.sweep(); err != nil {
+		return err
+	}
+	hints, stop := g.origin.hints(ctx, g.ref.names(), g.opt.Logger)
+	defer stop()
+	if hints != nil {
+		g.mu.Lock()
+		g.mode = ModeInotify
+		g.mu.Unlock()
+	}
+	turn := time.NewTicker(pollEvery)
+	defer turn.Stop()
+	due := time.NewTimer(0)
+	defer due.Stop()
+	over := make(chan time.Duration, 1)
+	looking, again := false, false
+	defer func() {
+		if looking {
+			<-over
+		}
+		g.origin.close()
+	}()
+	look := func() {
+		if again = looking; looking {
+			return
+		}
+		looking = true
+		due.Stop()
+		go func() { over <- g.look(ctx) }()
+	}
+	for {
+		g.mu.Lock()
+		g.stamp = time.Now()
+		g.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-turn.C:
+		case <-due.C:
+			look()
+		case <-g.sync:
+			look()
+		case <-hints:
+			look()
+		case wait := <-over:
+			looking = false
+			due.Reset(wait)
+			if again {
+				look()
+			}
+		}
+	}
+}
+
+// sweep removes what an earlier process left half fetched.
+func (g *Git) sweep() error {
+	if g.opt.Scratch == "" {
+		return nil
+	}
+	if err := os.MkdirAll(g.opt.Scratch, 0o700); err != nil {
+		return fmt.Errorf("make %s for what is fetched: %w", g.opt.Scratch, err)
+	}
+	return remote.Sweep(g.opt.Scratch)
+}
+
+// look looks once, tells the sink, and says when to look next.
+func (g *Git) look(ctx context.Context) time.Duration {
+	doc, err := g.read(ctx)
+	if ctx.Err() != nil {
+		return time.Hour
+	}
+	g.mu.Lock()
+	g.lastErr = err
+	if err == nil {
+		g.lastRead = time.Now()
+	}
+	g.mu.Unlock()
+	switch {
+	case err != nil:
+		g.fails++
+		g.last = sighting{}
+		if text := err.Error(); text != g.told {
+			g.told = text
+			g.sink.SourceError(err)
+		} else if g.opt.OnRead != nil {
+			g.opt.OnRead()
+		}
+	case doc != nil:
+		g.fails, g.told = 0, ""
+		g.sink.Document(doc)
+	default:
+		g.fails, g.told = 0, ""
+		if g.opt.OnRead != nil {
+			g.opt.OnRead()
+		}
+	}
+	return g.wait()
+}
+
+// wait is the time to the next look: Poll give or take a tenth, so that a fleet
+// does not ask at once; after failures from a second on, doubled each time.
+func (g *Git) wait() time.Duration {
+	d := g.opt.Poll
+	if g.fails > 0 {
+		d = min(time.Second<<min(g.fails-1, 10), max(maxBackoff, g.opt.Poll))
+	}
+	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+}
+
+// read is one look: nil and no error if nothing is new.
+func (g *Git) read(ctx context.Context) (*schema.Document, error) {
+	target, err := g.target(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := sighting{target: target.hash.String()}
+	var trust *allowed
+	if g.opt.Verify != "" {
+		if trust, now.signers, err = readSigners(g.opt.Signers); err != nil {
+			return nil, err
+		}
+	}
+	running := g.opt.Running()
+	if g.last.target == now.target && g.last.signers == now.signers && (g.last.running == "" || g.last.running == running) {
+		return nil, nil
+	}
+	if g.last.target == now.target && g.last.signers != now.signers {
+		g.opt.Logger.Info("the allowed signers changed; the revision is verified again", "revision", now.target)
+	}
+	tree, release, err := g.origin.open(ctx, target.hash)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	doc, err := g.document(ctx, tree, target, trust, running)
+	if err != nil {
+		return nil, err
+	}
+	if doc.Refused != nil {
+		now.running = running
+	}
+	g.last = now
+	return doc, nil
+}
+
+// document makes the Document of the commit that target leads to.
+func (g *Git) document(ctx context.Context, o objects, target target, trust *allowed, running string) (*schema.Document, error) {
+	c, err := readCommit(o, target.hash)
+	if err != nil {
+		return nil, err
+	}
+	doc := &schema.Document{Environment: g.opt.Environment, Source: schema.Source{
+		Kind: "git", Location: g.origin.location(), Revision: c.hash.String(), Author: c.author, Subject: c.subject,
+	}}
+	if trust != nil {
+		who, err := trust.judge(g.opt.Verify, c, target)
+		if err != nil {
+			doc.Refused = &schema.Refusal{
+				Reason: fmt.Sprintf("commit %s is not trusted: %s", c.hash.String()[:12], err),
+				Hint:   "sign it with a key in " + g.opt.Signers + ", or have the key put there",
+			}
+			return doc, nil
+		}
+		doc.Source.Signer, doc.Source.Key = who.Name, who.Key
+	}
+	if doc.Refused, err = g.rewound(ctx, o, c, running); err != nil || doc.Refused != nil {
+		return doc, err
+	}
+	doc.Files, err = treeFiles(o, c.tree, g.opt.Dir, g.opt.Environment)
+	return doc, err
+}
+
+// rewound says why the ref must not move to c while running is what runs.
+func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (*schema.Refusal, error) {
+	if running == "" || running == c.hash.String() || c.child(running) {
+		return nil, nil
+	}
+	err := g.origin.descends(ctx, o, c, running)
+	var not *notDescendant
+	switch {
+	case err == nil:
+		return nil, nil
+	case !errors.As(err, &not):
+		return nil, err
+	case g.opt.AllowRewind:
+		g.opt.Logger.Warn("the ref was moved to what does not descend from what runs, as --allow-rewind permits",
+			"ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "why", not.why)
+		return nil, nil
+	}
+	return &schema.Refusal{
+		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which runs", g.opt.Ref, c.hash.String()[:12], not.why, running[:min(12, len(running))]),
+		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
+	}, nil
+}
+
+// target is what the ref names.
+func (g *Git) target(ctx context.Context) (target, error) {
+	if !g.ref.commit.IsZero() {
+		return target{hash: g.ref.commit}, nil
+	}
+	found, err := g.origin.list(ctx, g.ref.names())
+	if err != nil {
+		return target{}, err
+	}
+	t, err := g.ref.choose(found)
+	if err != nil {
+		return target{}, fmt.Errorf("%s: %w", strings.TrimSuffix(g.origin.location(), "/"), err)
+	}
+	return t, nil
+}

@@ -1,0 +1,306 @@
+package watcher
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/filemode"
+	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"dtesn-agent/schema"
+	"dtesn-agent/watcher/remote"
+	"dtesn-agent/watcher/signature"
+)
+
+// objects is where objects are read from.
+type objects interface {
+	EncodedObject(plumbing.ObjectType, plumbing.Hash) (plumbing.EncodedObject, error)
+}
+
+// The most an object may hold.
+const (
+	maxCommit = 1 << 20
+	maxTree   = 16 << 20
+	maxTags   = 5 // tags of tags
+)
+
+var errOversize = errors.New("it is too large")
+
+// readObject reads one object and checks that it is what its name says: a
+// loose file of a local repository may be anything.
+func readObject(o objects, want plumbing.ObjectType, h plumbing.Hash, limit int64) (plumbing.ObjectType, []byte, error) {
+	obj, err := o.EncodedObject(want, h)
+	if err != nil {
+		return 0, nil, fmt.Errorf("read object %s: %w", h, err)
+	}
+	if obj.Size() > limit {
+		return 0, nil, fmt.Errorf("read object %s: %w: %d bytes, over %d", h, errOversize, obj.Size(), limit)
+	}
+	r, err := obj.Reader()
+	if err != nil {
+		return 0, nil, fmt.Errorf("read object %s: %w", h, err)
+	}
+	content, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err = errors.Join(err, r.Close()); err != nil {
+		return 0, nil, fmt.Errorf("read object %s: %w", h, err)
+	}
+	if plumbing.ComputeHash(obj.Type(), content) != h {
+		return 0, nil, fmt.Errorf("read object %s: it is damaged: git fsck", h)
+	}
+	return obj.Type(), content, nil
+}
+
+// A commit is what is needed of one.
+type commit struct {
+	hash    plumbing.Hash
+	tree    plumbing.Hash
+	parents []plumbing.Hash
+	author  string
+	subject string
+	raw     []byte
+	tag     []byte // the raw outermost tag, if the ref names one
+}
+
+func (c *commit) child(of string) bool {
+	return slices.ContainsFunc(c.parents, func(p plumbing.Hash) bool { return p.String() == of })
+}
+
+// readCommit follows tags to a commit.
+func readCommit(o objects, h plumbing.Hash) (*commit, error) {
+	c := &commit{}
+	for range maxTags {
+		kind, raw, err := readObject(o, plumbing.AnyObject, h, maxCommit)
+		if err != nil {
+			return nil, err
+		}
+		switch kind {
+		case plumbing.CommitObject:
+			return c.decode(h, raw)
+		case plumbing.TagObject:
+			if c.tag == nil {
+				c.tag = raw
+			}
+			hex, _, _ := strings.Cut(strings.TrimPrefix(string(raw), "object "), "\n")
+			if !plumbing.IsHash(hex) {
+				return nil, fmt.Errorf("tag %s names no object", h)
+			}
+			h = plumbing.NewHash(hex)
+		default:
+			return nil, fmt.Errorf("the ref names a %s, not a commit: name another with --ref", kind)
+		}
+	}
+	return nil, errors.New("the ref names a tag of a tag of a tag: name another with --ref")
+}
+
+func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
+	mem := &plumbing.MemoryObject{}
+	mem.SetType(plumbing.CommitObject)
+	if _, err := mem.Write(raw); err != nil {
+		return nil, err
+	}
+	decoded := &object.Commit{}
+	if err := decoded.Decode(mem); err != nil {
+		return nil, fmt.Errorf("read commit %s: %w", h, err)
+	}
+	c.hash, c.raw = h, raw
+	c.tree, c.parents = decoded.TreeHash, decoded.ParentHashes
+	c.author = fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email)
+	c.subject, _, _ = strings.Cut(strings.TrimLeft(decoded.Message, "\n"), "\n")
+	return c, nil
+}
+
+// allowed is who may sign.
+type allowed struct{ *signature.Signers }
+
+func (t *allowed) judge(mode VerifyMode, c *commit, at target) (who signature.Signer, err error) {
+	if mode == VerifyTag || mode == VerifyBoth {
+		if at.tag == "" || c.tag == nil {
+			return who, errors.New("the ref is no annotated tag, and --verify asks for a signed one")
+		}
+		if who, err = t.Tag(c.tag, at.tag, clock()); err != nil {
+			return who, fmt.Errorf("tag %s: %w", at.tag, err)
+		}
+	}
+	if mode == VerifyCommit || mode == VerifyBoth {
+		return t.Commit(c.raw, clock())
+	}
+	return who, nil
+}
+
+// treeFiles reads the files of a Document from a commit's tree.
+func treeFiles(o objects, root plumbing.Hash, dir string, env schema.Environment) ([]schema.File, error) {
+	t := &treeReader{o: o}
+	base, err := t.descend(root, dir)
+	if err != nil || base.IsZero() {
+		return nil, err // without the directory there are no files
+	}
+	var files []schema.File
+	add := func(name string) error {
+		f, ok, err := t.file(base, name)
+		if ok {
+			files = append(files, f)
+		}
+		return err
+	}
+	if err := add(env.File()); err != nil {
+		return nil, err
+	}
+	var extends []string
+	if len(files) == 1 && len(files[0].Bytes) <= schema.MaxFileBytes {
+		extends = schema.Extends(files[0].Bytes)
+	}
+	for _, name := range append([]string{schema.BaseFile}, extends...) {
+		if err := add(name); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
+	return slices.CompactFunc(files, func(a, b schema.File) bool { return a.Path == b.Path }), nil
+}
+
+type treeReader struct{ o objects }
+
+func (t *treeReader) tree(h plumbing.Hash) (*object.Tree, error) {
+	_, raw, err := readObject(t.o, plumbing.TreeObject, h, maxTree)
+	if err != nil {
+		return nil, err
+	}
+	mem := &plumbing.MemoryObject{}
+	mem.SetType(plumbing.TreeObject)
+	if _, err := mem.Write(raw); err != nil {
+		return nil, err
+	}
+	tree := &object.Tree{}
+	return tree, tree.Decode(mem)
+}
+
+// descend follows a path of directories; zero if there is none.
+func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error) {
+	for name := range strings.SplitSeq(dir, "/") {
+		if name == "" {
+			continue
+		}
+		tree, err := t.tree(h)
+		if err != nil {
+			return h, err
+		}
+		e := entry(tree, name)
+		switch {
+		case e == nil:
+			return plumbing.ZeroHash, nil
+		case e.Mode == filemode.Submodule:
+			return h, fmt.Errorf("--config: %s is a submodule, which is not followed: name the submodule's own repository with --repo", dir)
+		case e.Mode != filemode.Dir:
+			return h, fmt.Errorf("--config: %s is a %s in the repository, not a directory", dir, kindOf(e.Mode))
+		}
+		h = e.Hash
+	}
+	return h, nil
+}
+
+// file reads one file; ok is false if there is none.
+func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bool, err error) {
+	f.Path = name
+	dir, short := path.Split(name)
+	h, err := t.descend(base, strings.TrimSuffix(dir, "/"))
+	if err != nil {
+		f.Refused = "lies in what is no directory"
+		return f, true, nil
+	}
+	if h.IsZero() {
+		return f, false, nil
+	}
+	tree, err := t.tree(h)
+	if err != nil {
+		return f, false, err
+	}
+	e := entry(tree, short)
+	if e == nil {
+		return f, false, nil
+	}
+	if twin := clash(tree, short); twin != "" {
+		f.Refused = fmt.Sprintf("stands beside %q: names that differ only in case are one file elsewhere; rename one", twin)
+		return f, true, nil
+	}
+	if e.Mode != filemode.Regular && e.Mode != filemode.Executable && e.Mode != filemode.Deprecated {
+		f.Refused = "is a " + kindOf(e.Mode) + " in the repository; commit a regular file"
+		return f, true, nil
+	}
+	return t.blob(f, e.Hash)
+}
+
+func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, error) {
+	_, content, err := readObject(t.o, plumbing.BlobObject, h, schema.MaxFileBytes)
+	switch {
+	case errors.Is(err, errOversize), errors.Is(err, plumbing.ErrObjectNotFound) && isFiltered(t.o):
+		f.Refused = fmt.Sprintf("is larger than %d bytes", schema.MaxFileBytes)
+		return f, true, nil
+	case err != nil:
+		return f, false, err
+	case bytes.HasPrefix(content, []byte("version https://git-lfs.github.com/")):
+		f.Refused = "is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)"
+		return f, true, nil
+	}
+	f.Bytes = content
+	return f, true, nil
+}
+
+// isFiltered reports whether the server left large objects out.
+func isFiltered(o objects) bool {
+	fetched, ok := o.(*remote.Objects)
+	return ok && fetched.Filtered
+}
+
+func entry(t *object.Tree, name string) *object.TreeEntry {
+	for i := range t.Entries {
+		if t.Entries[i].Name == name {
+			return &t.Entries[i]
+		}
+	}
+	return nil
+}
+
+// clash is another entry whose name differs in case alone.
+func clash(t *object.Tree, name string) string {
+	n := 0
+	for _, e := range t.Entries {
+		if e.Name == name {
+			n++
+		} else if strings.EqualFold(e.Name, name) {
+			return e.Name
+		}
+	}
+	if n > 1 {
+		return name
+	}
+	return ""
+}
+
+func kindOf(m filemode.FileMode) string {
+	switch m {
+	case filemode.Symlink:
+		return "symbolic link"
+	case filemode.Submodule:
+		return "submodule"
+	case filemode.Dir:
+		return "directory"
+	}
+	return "regular file"
+}
+
+// printable is foreign text on one line.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,198 @@
+// Package local reads a git repository of this machine in place, without a git
+// binary: what a ref names now, and the objects behind it. It changes nothing
+// there. The commits are the truth; a work tree, if there is one, is not
+// looked at.
+package local
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-git/go-billy/v5"
+	"github.com/go-git/go-billy/v5/osfs"
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/storage/filesystem"
+	"github.com/go-git/go-git/v5/storage/filesystem/dotgit"
+)
+
+// A Repository is where a repository keeps its files: gitrepository-layout(5).
+type Repository struct {
+	// Dir is the git directory; Common is that of the repository it is a linked
+	// work tree of, the same as Dir where it is none.
+	Dir, Common string
+}
+
+// Find finds the repository at path: a work tree, a linked one, or a bare
+// repository.
+func Find(path string) (Repository, error) {
+	path = strings.TrimPrefix(path, "file://")
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return Repository{}, err
+	}
+	dir := filepath.Join(path, ".git")
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		dir = path
+	case err != nil:
+		return Repository{}, fmt.Errorf("open repository %s: %w", path, err)
+	case !info.IsDir():
+		text, err := small(dir)
+		to, ok := strings.CutPrefix(text, "gitdir: ")
+		if err != nil || !ok {
+			return Repository{}, fmt.Errorf("open repository %s: its file .git names no git directory", path)
+		}
+		dir = absolute(path, to)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "HEAD")); err != nil {
+		return Repository{}, fmt.Errorf("open repository %s: it is no git repository: --repo is a work tree or a bare repository: %w", path, bare(err))
+	}
+	r := Repository{dir, dir}
+	if to, err := small(filepath.Join(dir, "commondir")); err == nil {
+		r.Common = absolute(dir, to)
+	}
+	return r, r.readable()
+}
+
+// readable refuses the formats that go-git would misread.
+func (r Repository) readable() error {
+	conf, err := small(filepath.Join(r.Common, "config"))
+	if err != nil {
+		return fmt.Errorf("open repository %s: %w", r.Dir, err)
+	}
+	flat := strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(conf, " ", ""), "\t", ""))
+	for _, format := range []string{"objectformat=sha256", "refstorage=reftable"} {
+		if strings.Contains(flat, format) {
+			return fmt.Errorf("open repository %s: its %s is not read by this agent: use a clone in git's usual format (sha1, files)", r.Dir, format)
+		}
+	}
+	return nil
+}
+
+// Storage opens the objects. A repack takes packs away from under an open one,
+// so it is opened anew for each use.
+func (r Repository) Storage() *filesystem.Storage {
+	var common billy.Filesystem
+	if r.Common != r.Dir {
+		common = osfs.New(r.Common)
+	}
+	return filesystem.NewStorageWithOptions(dotgit.NewRepositoryFilesystem(osfs.New(r.Dir), common), cache.NewObjectLRU(4<<20),
+		filesystem.Options{AlternatesFS: osfs.New("/"), LargeObjectThreshold: 4 << 20})
+}
+
+// maxSymbolic is how many symbolic refs are followed.
+const maxSymbolic = 5
+
+// Resolve reads what the refs in names are now. Those that do not exist are
+// not in the answer; an annotated tag is not peeled.
+func (r Repository) Resolve(names []string) (map[string]plumbing.Hash, error) {
+	found := map[string]plumbing.Hash{}
+	for _, name := range names {
+		h, err := r.resolve(name, maxSymbolic)
+		if err != nil {
+			return nil, err
+		}
+		if !h.IsZero() {
+			found[name] = h
+		}
+	}
+	return found, nil
+}
+
+func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
+	dir := r.Common
+	if name == "HEAD" {
+		dir = r.Dir
+	}
+	text, err := small(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) || isDir(err) {
+		return r.packed(name)
+	}
+	if err != nil {
+		return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: %w", name, r.Dir, err)
+	}
+	if to, ok := strings.CutPrefix(text, "ref: "); ok {
+		if links == 0 || !strings.HasPrefix(to, "refs/") {
+			return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: it leads nowhere", name, r.Dir)
+		}
+		return r.resolve(to, links-1)
+	}
+	if !plumbing.IsHash(text) {
+		return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: it is torn: the repository needs mending (git fsck)", name, r.Dir)
+	}
+	return plumbing.NewHash(text), nil
+}
+
+func (r Repository) packed(name string) (plumbing.Hash, error) {
+	f, err := os.Open(filepath.Join(r.Common, "packed-refs"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return plumbing.ZeroHash, nil
+	}
+	if err != nil {
+		return plumbing.ZeroHash, fmt.Errorf("read the packed refs of %s: %w", r.Dir, bare(err))
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 64<<20))
+	if err != nil {
+		return plumbing.ZeroHash, fmt.Errorf("read the packed refs of %s: %w", r.Dir, bare(err))
+	}
+	end := []byte(" " + name + "\n")
+	at := bytes.Index(data, end)
+	if at < 40 {
+		return plumbing.ZeroHash, nil
+	}
+	return plumbing.NewHash(string(data[at-40 : at])), nil
+}
+
+// Watch are the directories whose entries change when a ref in names does.
+func (r Repository) Watch(names []string) []string {
+	dirs := []string{r.Dir}
+	if r.Common != r.Dir {
+		dirs = append(dirs, r.Common)
+	}
+	seen := map[string]bool{}
+	for _, name := range names {
+		for dir := filepath.Dir(name); dir != "." && !seen[dir]; dir = filepath.Dir(dir) {
+			seen[dir] = true
+			if info, err := os.Stat(filepath.Join(r.Common, dir)); err == nil && info.IsDir() {
+				dirs = append(dirs, filepath.Join(r.Common, dir))
+			}
+		}
+	}
+	return dirs
+}
+
+// small reads a small text file, without the line feed at its end.
+func small(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	return strings.TrimRight(string(b), "\r\n"), err
+}
+
+func isDir(err error) bool { return err != nil && strings.Contains(err.Error(), "is a directory") }
+
+func absolute(base, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(base, path)
+}
+
+func bare(err error) error {
+	if path := new(fs.PathError); errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
