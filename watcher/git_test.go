@@ -148,3 +148,122 @@ func TestGitFollows(t *testing.T) {
 		})
 	}
 }
+
+func keygen(t testing.TB, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("ssh-keygen", args...).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v\n%s", err, out)
+	}
+}
+
+// TestGitContent: what a repository can hold in place of a plain file.
+func TestGitContent(t *testing.T) {
+	const env = "production.yaml"
+	rows := map[string]struct {
+		change  func(s *gitSite)
+		file    string
+		refused string // in the file's refusal; empty: it is taken
+		missing bool
+	}{
+		"a symbolic link": {func(s *gitSite) { s.link("base.yaml", env) }, env, "symbolic link", false},
+		"an LFS pointer": {func(s *gitSite) {
+			s.commit("x", env, "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+		}, env, "Git LFS", false},
+		"a huge file":           {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", 3<<20)) }, env, "larger than", false},
+		"a file just too large": {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", schema.MaxFileBytes+1)) }, env, "larger than", false},
+		"the largest file":      {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", schema.MaxFileBytes)) }, env, "", false},
+		"a directory":           {func(s *gitSite) { s.git("rm", "-q", "config/"+env); s.commit("x", env+"/x", "y") }, env, "directory", false},
+		"a clash of case":       {func(s *gitSite) { s.commit("x", "Production.yaml", "y") }, env, `"Production.yaml"`, false},
+		"an executable file":    {func(s *gitSite) { s.git("update-index", "--chmod=+x", "config/"+env); s.commit("x") }, env, "", false},
+		"a submodule": {func(s *gitSite) {
+			s.git("rm", "-q", "config/"+env)
+			s.git("update-index", "--add", "--cacheinfo", "160000,"+s.git("rev-parse", "HEAD")+",config/"+env)
+			s.git("commit", "-q", "-m", "x")
+		}, env, "submodule", false},
+		"no file":          {func(s *gitSite) { s.git("rm", "-q", "config/"+env); s.commit("x") }, env, "", true},
+		"no directory":     {func(s *gitSite) { s.git("rm", "-q", "-r", "config"); s.commit("x") }, env, "", true},
+		"CRLF and BOM":     {func(s *gitSite) { s.commit("x", env, "\ufeffenvironment: production\r\n") }, env, "", false},
+		"odd names beside": {func(s *gitSite) { s.commit("x", "we\nird \xff\xfe.yaml", "y", "-rf", "z") }, env, "", false},
+		"a template":       {func(s *gitSite) { s.commit("x", env, "extends: [a]\n", "templates/a.yaml", "parameters: {}\n") }, "templates/a.yaml", "", false},
+	}
+	for name, row := range rows {
+		for _, way := range []string{"bare", "http"} {
+			t.Run(name+" by "+way, func(t *testing.T) {
+				t.Parallel()
+				s := newGitSite(t)
+				s.git("-C", s.bare, "config", "uploadpack.allowFilter", "true")
+				row.change(s)
+				s.push()
+				repo := s.bare
+				if way == "http" {
+					repo = s.serve()
+				}
+				_, sink := runGit(t, GitOptions{Repo: repo})
+				doc := sink.revision(t, s.git("rev-parse", "HEAD"))
+				for _, f := range doc.Files {
+					if f.Path != row.file {
+						continue
+					}
+					if row.missing || (row.refused == "") != (f.Refused == "") || !strings.Contains(f.Refused, row.refused) {
+						t.Errorf("%s: %d bytes, refused: %q", f.Path, len(f.Bytes), f.Refused)
+					}
+					return
+				}
+				if !row.missing {
+					t.Errorf("%s is not in %d files", row.file, len(doc.Files))
+				}
+			})
+		}
+	}
+}
+
+func (s *gitSite) link(to, name string) {
+	s.t.Helper()
+	path := filepath.Join(s.work, "config", name)
+	if err := os.Remove(path); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Symlink(to, path); err != nil {
+		s.t.Fatal(err)
+	}
+	s.commit("a link")
+}
+
+// TestGitOutages: what goes away comes back by itself, and is told once.
+func TestGitOutages(t *testing.T) {
+	s := newGitSite(t)
+	head := s.git("rev-parse", "HEAD")
+	g, sink := runGit(t, GitOptions{Repo: s.bare})
+	sink.revision(t, head)
+
+	s.git("-C", s.bare, "update-ref", "-d", "refs/heads/main")
+	g.Sync()
+	sink.failure(t, "main does not exist", "what runs stays")
+	s.push()
+	sink.revision(t, head) // read again, after an error
+
+	away := s.bare + ".away"
+	if err := os.Rename(s.bare, away); err != nil {
+		t.Fatal(err)
+	}
+	g.Sync()
+	sink.failure(t, "no git repository")
+	if err := os.Rename(away, s.bare); err != nil {
+		t.Fatal(err)
+	}
+	g.Sync()
+	sink.revision(t, head)
+
+	// a repack and a gc by a person
+	next := s.commit("next")
+	s.push()
+	sink.revision(t, next)
+	s.git("-C", s.bare, "gc", "-q", "--prune=now")
+	last := s.commit("last")
+	s.push()
+	sink.revision(t, last)
+	s.git("-C", s.bare, "pack-refs", "--all")
+	after := s.commit("after packing")
+	s.push()
+	sink.revision(t, after)
+}
