@@ -67,7 +67,7 @@ func parse(repo string) (address, error) {
 		if name == "" || path == "" || strings.HasPrefix(name, "-") || strings.HasPrefix(path, "-") {
 			return bad(fmt.Sprintf("%q names no host and path", repo))
 		}
-		if strings.Contains(user, ":") {
+		if !ok && strings.Contains(path, "@") { // user:password@host:path
 			return bad("a password stands in the address; give it in a file")
 		}
 		return address{scheme: "ssh", user: user, host: name, path: path}, nil

@@ -194,7 +194,7 @@ func (ex *httpExchange) request(m message) (*pktReader, error) {
 
 // reader reads an answer, bounded in bytes and in how long it may be silent.
 func (ex *httpExchange) reader(resp *http.Response, limit int64, what string) *pktReader {
-	return newPktReader(&bounded{r: &watched{r: resp.Body, cancel: ex.cancel, ctx: ex.ctx}, left: limit, what: what})
+	return newPktReader(bound(&watched{r: resp.Body, cancel: ex.cancel, ctx: ex.ctx}, limit, what))
 }
 
 func (ex *httpExchange) do(method, path string, body []byte) (*http.Response, error) {

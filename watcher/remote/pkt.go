@@ -57,7 +57,10 @@ func (p *pktReader) next() ([]byte, mark, error) {
 	}
 	p.buf = p.buf[:n]
 	if _, err := io.ReadFull(p.r, p.buf); err != nil {
-		return nil, data, fmt.Errorf("the answer was cut short: %w", io.ErrUnexpectedEOF)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("the answer was cut short: %w", io.ErrUnexpectedEOF)
+		}
+		return nil, data, err
 	}
 	if text, ok := strings.CutPrefix(string(p.buf[:min(n, 4)]), "ERR "); ok && text == "" {
 		return nil, data, &serverError{line(p.buf[4:])}

@@ -238,7 +238,7 @@ func (r *Remote) fetch(ctx context.Context, w want, o *Objects) (filtered bool, 
 	if err := a.readToPack(p); err != nil {
 		return false, err
 	}
-	pack := &bounded{r: &packReader{p: p, progress: r.opt.Progress}, left: maxPack, what: "the pack"}
+	pack := bound(&packReader{p: p, progress: r.opt.Progress}, maxPack, "the pack")
 	if err := packfile.UpdateObjectStorage(o.Storage, pack); err != nil {
 		if pack.err != nil {
 			err = pack.err
@@ -276,15 +276,19 @@ func (r *Remote) fail(attempt string, err error) error {
 
 // A bounded reader fails, rather than ends, where too much comes.
 type bounded struct {
-	r    io.Reader
-	left int64
-	what string
-	err  error
+	r           io.Reader
+	left, limit int64
+	what        string
+	err         error
+}
+
+func bound(r io.Reader, limit int64, what string) *bounded {
+	return &bounded{r: r, left: limit, limit: limit, what: what}
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left <= 0 && b.err == nil {
-		b.err = &tooLargeError{b.what, maxPack}
+		b.err = &tooLargeError{b.what, b.limit}
 	}
 	if b.err != nil {
 		return 0, b.err

@@ -20,7 +20,7 @@ func newStream(ctx context.Context, in io.Writer, out io.Reader, end func() erro
 	ctx, cancel := context.WithCancel(ctx)
 	s := &stream{in: in, cancel: cancel, end: end}
 	s.stop = context.AfterFunc(ctx, func() { _ = end() })
-	s.out = newPktReader(&bounded{r: &watched{r: out, ctx: ctx, cancel: cancel}, left: maxListing + maxPack, what: "the answer"})
+	s.out = newPktReader(bound(&watched{r: out, ctx: ctx, cancel: cancel}, maxListing+maxPack, "the answer"))
 	return s
 }
 
