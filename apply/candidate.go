@@ -168,6 +168,9 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 		_, ok := r.commit(ctx, rec)
 		return true, ok
 	}
+	if why := r.seen.refusal; why != nil && head.Kind == schema.KindChange && head.Source.Revision == r.seen.doc.Revision() {
+		return true, r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, nil)
+	}
 	if f.fresh {
 		return false, false
 	}

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"log/slog"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,6 +100,8 @@ type Reconciler struct {
 	requests chan *request
 	status   atomic.Pointer[Status]
 	stamp    atomic.Int64 // Unix nanoseconds of the last turn
+	// appliedCommit is what AppliedCommit says, a string.
+	appliedCommit atomic.Value
 
 	inbox struct {
 		sync.Mutex
@@ -143,8 +146,9 @@ type declared struct {
 	doc        *schema.Document
 	at         time.Time
 	since      time.Time             // when it could first be tried: seen, or no longer held
-	config     *schema.Configuration // nil while invalid
+	config     *schema.Configuration // nil while invalid or refused
 	violations *schema.Violations
+	refusal    *schema.Refusal // why the source cannot be trusted with it
 }
 
 // New makes a Reconciler; it does nothing until Run.
@@ -199,6 +203,26 @@ func (r *Reconciler) Sync() {
 	r.inbox.Unlock()
 	r.poke()
 }
+
+// AppliedCommit is the source's commit that the applied snapshot came from, ""
+// if it came from none. It is known from New on, and may be called from any
+// goroutine.
+func (r *Reconciler) AppliedCommit() string {
+	commit, _ := r.appliedCommit.Load().(string)
+	return commit
+}
+
+// noteApplied remembers where the applied snapshot came from.
+func (r *Reconciler) noteApplied() {
+	commit := ""
+	if s := r.opt.Store.Applied(); s != nil && gitCommit.MatchString(s.Source.Revision) {
+		commit = s.Source.Revision
+	}
+	r.appliedCommit.Store(commit)
+}
+
+// gitCommit tells a commit from the digest of files.
+var gitCommit = regexp.MustCompile(`^[0-9a-f]{40}$`)
 
 // Status is how things stand: never nil, immutable, read without a lock.
 func (r *Reconciler) Status() *Status { return r.status.Load() }
@@ -322,21 +346,39 @@ func (r *Reconciler) takeInbox() {
 	if doc == nil {
 		return
 	}
-	start := time.Now()
-	config, violations := schema.Load(doc, r.opt.Instance)
-	r.opt.Metrics.Phase("load", time.Since(start))
-	changed := r.seen.doc == nil || r.seen.doc.Revision() != doc.Revision()
-	r.seen = declared{doc: doc, at: at, since: at, config: config, violations: violations}
-	if config != nil {
-		r.noteValid(config.Parameters, true)
-	}
+	before := r.seen
+	r.seen = r.load(doc, at)
+	changed := before.doc == nil || before.doc.Revision() != doc.Revision()
 	if changed {
 		r.retryNow() // what waits for its time may have been cured by hand
 	}
-	if violations != nil && changed {
-		r.recordInvalid(doc, violations)
+	switch {
+	case r.seen.refusal != nil:
+		if changed || before.refusal == nil || *before.refusal != *r.seen.refusal {
+			r.recordRefused(doc)
+		}
+	case r.seen.violations != nil:
+		if changed || before.refusal != nil {
+			r.recordInvalid(doc, r.seen.violations)
+		}
 	}
 	r.publish()
+}
+
+// load makes Parameters, or violations, of a Document; of one that its source
+// cannot be trusted with, nothing.
+func (r *Reconciler) load(doc *schema.Document, at time.Time) declared {
+	seen := declared{doc: doc, at: at, since: at, refusal: doc.Refused}
+	if doc.Refused != nil {
+		return seen
+	}
+	start := time.Now()
+	seen.config, seen.violations = schema.Load(doc, r.opt.Instance)
+	r.opt.Metrics.Phase("load", time.Since(start))
+	if seen.config != nil {
+		r.noteValid(seen.config.Parameters, true)
+	}
+	return seen
 }
 
 // compare is the turn while nothing is open: it looks after the engine, then

@@ -98,6 +98,13 @@ func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
 		"violations", v.Total, "violation", v.List[0].String())
 }
 
+// recordRefused puts on record that the source cannot be trusted.
+func (r *Reconciler) recordRefused(doc *schema.Document) {
+	r.record(Attempt{Revision: doc.Revision(), Outcome: schema.Refused, Reason: doc.Refused.Reason})
+	r.log.Event(slog.LevelWarn, "the source is not trusted with this revision; the engine keeps what it has",
+		"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint)
+}
+
 // settledFor reports whether the attempt at revision has an outcome that a
 // second look at the same revision must not rewrite.
 func (r *Reconciler) settledFor(revision string) bool {
@@ -229,6 +236,7 @@ func (r *Reconciler) observe(ctx context.Context) (more bool) {
 
 // publish swaps in a new status.
 func (r *Reconciler) publish() {
+	r.noteApplied()
 	r.inbox.Lock()
 	hasNew := r.inbox.doc
 	r.inbox.Unlock()
@@ -398,6 +406,8 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	case s.Drift != nil:
 		reason, hint := r.driftText(s.Drift)
 		return StateDrifted, reason, hint
+	case r.seen.refusal != nil:
+		return StateRefused, r.seen.refusal.Reason, r.seen.refusal.Hint
 	case r.seen.violations != nil:
 		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate` shows every violation; the engine keeps what it has"
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
@@ -425,6 +435,8 @@ func waitingText(err error) (reason, hint string) {
 // observation is what an observing agent would do under hold.
 func (r *Reconciler) observation(hold *schema.Hold) string {
 	switch {
+	case r.seen.refusal != nil:
+		return "would not trust the source: " + r.seen.refusal.Reason
 	case r.seen.violations != nil:
 		return "would refuse the document: " + r.seen.violations.Error()
 	case !r.engine.reachable && r.engine.err != nil:

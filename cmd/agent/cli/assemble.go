@@ -16,7 +16,6 @@ import (
 	"dtesn-agent/dtesn/engine"
 	"dtesn-agent/gitstore"
 	"dtesn-agent/schema"
-	"dtesn-agent/watcher"
 )
 
 // An agent is the wired parts of one `agent run`.
@@ -24,7 +23,8 @@ type agent struct {
 	settings     *settings
 	log          *slog.Logger
 	store        *gitstore.Store
-	files        *watcher.Files
+	source       source
+	location     string // of the source, for people
 	client       *dtesn.Client
 	reconciler   *apply.Reconciler
 	web          *status.Server
@@ -59,16 +59,14 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	metrics := status.NewMetrics(version(), env)
-	a.files = watcher.NewFiles(watcher.FilesOptions{
-		Root: s.config, Environment: env, Settle: s.settle, Resync: s.resync, Logger: logger,
-		OnRead: func() { a.reconciler.SourceRead() },
-	})
+	from, stale, err := a.openSource(env)
+	if err != nil {
+		return a, err
+	}
 	opt := apply.Options{
 		Environment: env, Instance: s.instance, AgentVersion: version(),
 		Store: a.store, Engine: a.client, Metrics: metrics, Logger: logger,
-		Source:      apply.SourceStatus{Kind: "file", Location: s.config},
-		ReadSource:  a.files.Status,
-		SourceStale: 3 * s.resync, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
+		Source: from, ReadSource: a.source.Status, SourceStale: stale, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Observe: s.observe,
 	}
 	opt.OnStatus = a.notify.status
@@ -179,7 +177,7 @@ func (a *agent) sink() watcher.Sink {
 func (a *agent) stages(ctx context.Context) [][]part {
 	begun := a.reconciler.Stamp() // before anything runs
 	sources := []part{
-		{"files", func(ctx context.Context) error { return a.files.Run(ctx, a.sink()) }},
+		{"source", func(ctx context.Context) error { return a.source.Run(ctx, a.sink()) }},
 		{"engine watch", func(ctx context.Context) error {
 			return a.client.Watch(ctx, 200*time.Millisecond, func(bool) { a.reconciler.EngineHint() })
 		}},
@@ -208,11 +206,11 @@ func (a *agent) stages(ctx context.Context) [][]part {
 // sync reads the source and the engine now.
 func (a *agent) sync() {
 	a.log.Info("the source and the engine are read on request")
-	a.files.Sync()
+	a.source.Sync()
 	a.reconciler.Sync()
 }
 
 // loops are the loops that must turn for the agent to live.
 func (a *agent) loops() map[string]time.Time {
-	return map[string]time.Time{"transaction": a.reconciler.Stamp(), "files": a.files.Stamp()}
+	return map[string]time.Time{"transaction": a.reconciler.Stamp(), "source": a.source.Stamp()}
 }

@@ -181,6 +181,6 @@ func (a *agent) signals(ctx context.Context, begun time.Time) error {
 
 // sourceRead reports whether the source was read, well or not, after since.
 func (a *agent) sourceRead(since time.Time) bool {
-	_, read, err := a.files.Status()
-	return read.After(since) || err != nil && a.files.Stamp().After(since)
+	_, read, err := a.source.Status()
+	return read.After(since) || err != nil && a.source.Stamp().After(since)
 }

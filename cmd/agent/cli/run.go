@@ -23,6 +23,7 @@ import (
 // text of the flag is the documentation of the setting.
 type settings struct {
 	environment, config       string
+	git                       gitSettings
 	engine                    string
 	embedded                  bool
 	state, listen             string
@@ -41,7 +42,8 @@ type settings struct {
 func (s *settings) flags(f *pflag.FlagSet) {
 	host, _ := os.Hostname() // without a name the setting is asked for
 	f.StringVar(&s.environment, "environment", "", "the environment to run: development, testing, staging or production")
-	f.StringVar(&s.config, "config", "", "the `directory` with base.yaml and the environments' files")
+	f.StringVar(&s.config, "config", "", "the `directory` with base.yaml and the environments' files; with --repo, the one within the repository")
+	s.git.flags(f)
 	f.StringVar(&s.engine, "engine", "", "the Unix `socket` of the DTESN server, such as /run/dtesn/engine.sock")
 	f.BoolVar(&s.embedded, "embedded-engine", false, "run the reference engine in this process, on <state>/engine.sock")
 	f.StringVar(&s.state, "state", "", "the `directory` for the snapshots and the control socket; one agent each")
@@ -74,17 +76,18 @@ func settingNames() []string {
 func newRun() *cobra.Command {
 	s := &settings{}
 	cmd := &cobra.Command{
-		Use:   "run --environment NAME --config DIR (--engine SOCKET | --embedded-engine) --state DIR",
+		Use:   "run --environment NAME (--config DIR | --repo REPO) (--engine SOCKET | --embedded-engine) --state DIR",
 		Short: "Watch the configuration and keep the engine on it",
-		Long: `run watches a directory of YAML, checks every change, applies it to the engine
-over its Unix socket, and records each applied state in <state>/snapshots.git.
-It ends on SIGINT or SIGTERM, finishing the change in flight; the engine keeps
-what it has. SIGHUP reads the files now.
+		Long: `run watches a directory of YAML, or a git repository that holds one, checks every
+change, applies it to the engine over its Unix socket, and records each applied
+state in <state>/snapshots.git. It ends on SIGINT or SIGTERM, finishing the
+change in flight; the engine keeps what it has. SIGHUP reads the source now.
 
 Each flag is also an environment variable (--drift-interval is
 DTESN_AGENT_DRIFT_INTERVAL) and a key of the file given by --settings. A flag
 beats the environment, which beats the file.`,
 		Example: `  agent run --environment production --config ./config --engine /run/dtesn/engine.sock --state /var/lib/dtesn-agent
+  agent run --environment production --repo https://git.example.com/dtesn.git --ref main --config config --engine /run/dtesn/engine.sock --state /var/lib/dtesn-agent
   agent run --environment development --config examples/config --embedded-engine --state .run/state`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := settle(cmd.Flags(), settingNames()); err != nil {
@@ -124,7 +127,7 @@ func completeEnvironment(cmd *cobra.Command) {
 func (s *settings) check() error {
 	needs := []struct{ name, value, hint string }{
 		{"environment", s.environment, "one of development, testing, staging, production"},
-		{"config", s.config, "the directory with base.yaml, such as examples/config"},
+		{"config", s.config + s.git.repo, "the directory with base.yaml, such as examples/config; or a git repository, with --repo"},
 		{"state", s.state, "a directory that is this agent's alone, such as /var/lib/dtesn-agent"},
 		{"instance", s.instance, "a name for this instance; this machine has no host name to take"},
 	}
@@ -136,7 +139,10 @@ func (s *settings) check() error {
 	if _, err := schema.ParseEnvironment(s.environment); err != nil {
 		return usage("--environment: %w", err)
 	}
-	if inside(s.state, s.config) {
+	if err := s.git.check(); err != nil {
+		return err
+	}
+	if s.git.repo == "" && inside(s.state, s.config) {
 		return usage("--state: %s lies in the configuration directory %s, which is watched and belongs to a repository of its own; choose another", s.state, s.config)
 	}
 	switch {
@@ -243,9 +249,13 @@ func (a *agent) banner(w io.Writer) {
 	if s.embedded {
 		engine, end = "its embedded engine on "+a.socket, "the embedded engine ends with it"
 	}
-	what := fmt.Sprintf("keeps %s on what %s declares for %s", engine, s.config, s.environment)
+	what := fmt.Sprintf("keeps %s on what %s declares for %s", engine, a.location, s.environment)
 	if s.observe {
-		what = fmt.Sprintf("only observes: what %s declares for %s, beside %s", s.config, s.environment, engine)
+		what = fmt.Sprintf("only observes: what %s declares for %s, beside %s", a.location, s.environment, engine)
+	}
+	edit := filepath.Join(s.config, s.environment+".yaml")
+	if s.git.repo != "" {
+		edit = fmt.Sprintf("%s in %s, and push to %s", edit, a.location, s.git.ref)
 	}
 	back := fmt.Sprintf("  go back   %s rollback --reason TEXT --state %s\n", self, shellWord(s.state))
 	if s.observe {
@@ -258,7 +268,7 @@ func (a *agent) banner(w io.Writer) {
   history   %s --git-dir %s log -p %s
 %s  stop      Ctrl-C (%s)
 
-`, version(), os.Getpid(), what, filepath.Join(s.config, s.environment+".yaml"),
+`, version(), os.Getpid(), what, edit,
 		a.httpAddr, self, shellWord(s.state), git, shellWord(a.repository), s.environment, back, end)
 }
 
