@@ -259,7 +259,7 @@ func cleanse(rec schema.Snapshot) schema.Snapshot {
 	rec.AgentVersion, rec.SchemaDigest = line(rec.AgentVersion), line(rec.SchemaDigest)
 	rec.Errors = lines(rec.Errors)
 	src := &rec.Source
-	for _, field := range []*string{&src.Kind, &src.Location, &src.Revision, &src.Author, &src.Subject} {
+	for _, field := range []*string{&src.Kind, &src.Location, &src.Revision, &src.Author, &src.Subject, &src.Signer, &src.Key} {
 		*field = line(*field)
 	}
 	rec.Changes = append([]schema.Change{}, rec.Changes...)

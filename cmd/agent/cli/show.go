@@ -68,6 +68,10 @@ func recordText(w io.Writer, rec *schema.Record) error {
 	line("source", strings.TrimSpace(rec.Source.Kind+" "+rec.Source.Location))
 	line("revision", rec.Source.Revision)
 	line("author", rec.Source.Author)
+	line("subject", rec.Source.Subject)
+	if rec.Source.Signer != "" {
+		line("signed by", rec.Source.Signer+" ("+rec.Source.Key+")")
+	}
 	if h := rec.Held; h != nil {
 		line("hold", fmt.Sprintf("by %s: %s", h.By, h.Reason))
 	}
@@ -78,6 +82,9 @@ func recordText(w io.Writer, rec *schema.Record) error {
 			place = o.Layer
 			if o.Line > 0 {
 				place = fmt.Sprintf("%s:%d:%d", o.File, o.Line, o.Column)
+				if o.Commit != "" {
+					place += "@" + o.Commit[:min(12, len(o.Commit))]
+				}
 			}
 		}
 		fmt.Fprintf(&b, "  %-30s %-8v %s\n", name, rec.Config.Get(name), status.Plain(place))

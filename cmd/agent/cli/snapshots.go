@@ -106,7 +106,7 @@ func listText(w io.Writer, records []schema.Record) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SNAPSHOT\tWHEN\tKIND\tOUTCOME\tCHANGES\tDESCRIPTION")
+	fmt.Fprintln(t, "SNAPSHOT\tWHEN\tKIND\tOUTCOME\tCHANGES\tDESCRIPTION\tBY")
 	for i := range records {
 		rec := &records[i]
 		mark := ""
@@ -120,8 +120,22 @@ func listText(w io.Writer, records []schema.Record) error {
 		if len(changes) == 0 {
 			changes = []string{"-"}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
-			strings.Join(changes, ", "), cut(status.Plain(rec.Description), 80))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
+			strings.Join(changes, ", "), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
 	}
 	return t.Flush()
+}
+
+// doer is who brought a record about: the author of the source's commit, with
+// its subject; or the user who asked for it.
+func doer(rec *schema.Record) string {
+	s := rec.Source
+	switch {
+	case rec.RequestedBy != nil:
+		return fmt.Sprintf("uid %d", *rec.RequestedBy)
+	case rec.Kind == schema.KindChange && s.Author != "":
+		name, _, _ := strings.Cut(s.Author, " <")
+		return fmt.Sprintf("%s: %s (%s)", name, s.Subject, s.Revision[:min(12, len(s.Revision))])
+	}
+	return ""
 }
