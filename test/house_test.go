@@ -24,13 +24,13 @@ const module = "dtesn-agent"
 // mayImport says which of our packages each may import; what is not here may
 // import nothing of ours.
 var mayImport = map[string][]string{
-	"watcher":          {"schema"},
+	"watcher":          {"schema", "watcher/local", "watcher/remote", "watcher/signature"},
 	"gitstore":         {"schema"},
 	"dtesn":            {"schema"},
 	"apply":            {"schema"},
 	"dtesn/engine":     {"schema", "dtesn"},
 	"cmd/agent/status": {"schema", "apply"},
-	"cmd/agent/cli":    {"schema", "apply", "watcher", "gitstore", "dtesn", "dtesn/engine", "cmd/agent/status"},
+	"cmd/agent/cli":    {"schema", "apply", "watcher", "gitstore", "dtesn", "dtesn/engine", "cmd/agent/status", "watcher/remote"},
 	"cmd/agent":        {"cmd/agent/cli"},
 	"test/bench":       {"schema", "dtesn", "dtesn/engine"},
 }

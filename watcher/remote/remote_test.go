@@ -9,24 +9,26 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
+
+	"dtesn-agent/test/gitserver"
 )
 
 // TestServers lists and fetches from each kind of real server, in the versions
 // of the protocol that it speaks.
 func TestServers(t *testing.T) {
 	dir := t.TempDir()
-	repo := newRepository(t, dir, 5)
-	head := plumbing.NewHash(git(t, repo, "rev-parse", "main"))
-	tag := plumbing.NewHash(git(t, repo, "rev-parse", "v1"))
-	git(t, repo, "config", "uploadpack.allowFilter", "true")
-	v2 := serveSSH(t, repo, "AcceptEnv GIT_PROTOCOL")
-	v0 := serveSSH(t, repo, "")
-	web := serveHTTP(t, dir, nil)
+	repo := gitserver.NewRepository(t, dir, 5)
+	head := plumbing.NewHash(gitserver.Git(t, repo, "rev-parse", "main"))
+	tag := plumbing.NewHash(gitserver.Git(t, repo, "rev-parse", "v1"))
+	gitserver.Git(t, repo, "config", "uploadpack.allowFilter", "true")
+	v2 := gitserver.SSH(t, repo, "AcceptEnv GIT_PROTOCOL")
+	v0 := gitserver.SSH(t, repo, "")
+	web := gitserver.HTTP(t, dir, nil)
 	cases := map[string]Options{
 		"http":   {URL: web.URL + "/config.git"},
-		"daemon": {URL: serveDaemon(t, dir) + "/config.git"},
-		"ssh v2": {URL: v2.url, Files: Files{SSHKey: v2.key, KnownHosts: v2.knownHosts}},
-		"ssh v0": {URL: v0.url, Files: Files{SSHKey: v0.key, KnownHosts: v0.knownHosts}},
+		"daemon": {URL: gitserver.Daemon(t, dir) + "/config.git"},
+		"ssh v2": {URL: v2.URL, Files: Files{SSHKey: v2.Key, KnownHosts: v2.KnownHosts}},
+		"ssh v0": {URL: v0.URL, Files: Files{SSHKey: v0.Key, KnownHosts: v0.KnownHosts}},
 	}
 	for name, opt := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -87,8 +89,8 @@ func TestServers(t *testing.T) {
 // cpu-us is what this process spends, without the server.
 func BenchmarkPoll(b *testing.B) {
 	dir := b.TempDir()
-	repo := newRepository(b, dir, 1)
-	head := git(b, repo, "rev-parse", "main")
+	repo := gitserver.NewRepository(b, dir, 1)
+	head := gitserver.Git(b, repo, "rev-parse", "main")
 	packed := "# pack-refs with: peeled fully-peeled sorted \n"
 	for i := range 10000 {
 		packed += fmt.Sprintf("%s refs/heads/topic-%05d\n", head, i)
@@ -96,13 +98,13 @@ func BenchmarkPoll(b *testing.B) {
 	if err := os.WriteFile(filepath.Join(repo, "packed-refs"), []byte(packed), 0o644); err != nil {
 		b.Fatal(err)
 	}
-	git(b, repo, "update-ref", "refs/heads/main", head)
-	v2, v0 := serveSSH(b, repo, "AcceptEnv GIT_PROTOCOL"), serveSSH(b, repo, "")
+	gitserver.Git(b, repo, "update-ref", "refs/heads/main", head)
+	v2, v0 := gitserver.SSH(b, repo, "AcceptEnv GIT_PROTOCOL"), gitserver.SSH(b, repo, "")
 	cases := map[string]Options{
-		"http":   {URL: serveHTTP(b, dir, nil).URL + "/config.git"},
-		"daemon": {URL: serveDaemon(b, dir) + "/config.git"},
-		"ssh-v2": {URL: v2.url, Files: Files{SSHKey: v2.key, KnownHosts: v2.knownHosts}},
-		"ssh-v0": {URL: v0.url, Files: Files{SSHKey: v0.key, KnownHosts: v0.knownHosts}},
+		"http":   {URL: gitserver.HTTP(b, dir, nil).URL + "/config.git"},
+		"daemon": {URL: gitserver.Daemon(b, dir) + "/config.git"},
+		"ssh-v2": {URL: v2.URL, Files: Files{SSHKey: v2.Key, KnownHosts: v2.KnownHosts}},
+		"ssh-v0": {URL: v0.URL, Files: Files{SSHKey: v0.Key, KnownHosts: v0.KnownHosts}},
 	}
 	for name, opt := range cases {
 		b.Run(name, func(b *testing.B) {

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/test/gitserver"
 )
 
 const canary = "s3cr3t-canary"
@@ -72,8 +74,8 @@ func newRemote(t testing.TB, opt Options) *Remote {
 // without a restart.
 func TestLogin(t *testing.T) {
 	dir, secrets := t.TempDir(), t.TempDir()
-	newRepository(t, dir, 1)
-	server := serveHTTP(t, dir, func(h http.Handler) http.Handler {
+	gitserver.NewRepository(t, dir, 1)
+	server := gitserver.HTTP(t, dir, func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 			if user, password, _ := q.BasicAuth(); user != "ada" || password != canary {
 				w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
@@ -106,8 +108,8 @@ func TestLogin(t *testing.T) {
 // shown where it is asked for.
 func TestTLS(t *testing.T) {
 	dir, pki := t.TempDir(), t.TempDir()
-	newRepository(t, dir, 1)
-	plain := serveHTTP(t, dir, nil)
+	gitserver.NewRepository(t, dir, 1)
+	plain := gitserver.HTTP(t, dir, nil)
 	issue := func(name string) (cert tls.Certificate, certPEM, keyPEM string) {
 		pub, key, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
@@ -168,50 +170,50 @@ func must(b []byte, err error) []byte {
 // TestSSHTrouble: keys and host keys that are wrong, and right after.
 func TestSSHTrouble(t *testing.T) {
 	dir := t.TempDir()
-	h := serveSSH(t, newRepository(t, dir, 1), "")
-	good := Files{SSHKey: h.key, KnownHosts: h.knownHosts}
+	h := gitserver.SSH(t, gitserver.NewRepository(t, dir, 1), "")
+	good := Files{SSHKey: h.Key, KnownHosts: h.KnownHosts}
 	secrets := t.TempDir()
 	other := filepath.Join(secrets, "other")
-	otherPublic := newKey(t, other, "")
+	otherPublic := gitserver.NewKey(t, other, "")
 
 	for want, files := range map[string]Files{
-		"--git-known-hosts-file": {SSHKey: h.key},
-		"--git-ssh-key-file":     {KnownHosts: h.knownHosts},
+		"--git-known-hosts-file": {SSHKey: h.Key},
+		"--git-ssh-key-file":     {KnownHosts: h.KnownHosts},
 	} {
-		if _, err := New(Options{URL: h.url, Files: files}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := New(Options{URL: h.URL, Files: files}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %s", err, want)
 		}
 	}
-	success(t, newRemote(t, Options{URL: h.url, Files: good}))
-	failure(t, newRemote(t, Options{URL: h.url + "x", Files: good}), "does not appear to be a git repository")
+	success(t, newRemote(t, Options{URL: h.URL, Files: good}))
+	failure(t, newRemote(t, Options{URL: h.URL + "x", Files: good}), "does not appear to be a git repository")
 
 	key := filepath.Join(secrets, "key")
 	put(t, secrets, "key", string(must(os.ReadFile(other))))
-	r := newRemote(t, Options{URL: h.url, Files: Files{SSHKey: key, KnownHosts: h.knownHosts}})
+	r := newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: key, KnownHosts: h.KnownHosts}})
 	failure(t, r, "does not take the key")
-	put(t, secrets, "key", string(must(os.ReadFile(h.key))))
+	put(t, secrets, "key", string(must(os.ReadFile(h.Key))))
 	success(t, r)
 
 	hosts := put(t, secrets, "hosts", "")
-	r = newRemote(t, Options{URL: h.url, Files: Files{SSHKey: h.key, KnownHosts: hosts}})
+	r = newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: h.Key, KnownHosts: hosts}})
 	failure(t, r, "is empty")
 	put(t, secrets, "hosts", "example.org "+otherPublic+"\n")
 	failure(t, r, "has no key of 127.0.0.1", "ssh-keyscan")
-	put(t, secrets, "hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.port, otherPublic))
+	put(t, secrets, "hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.Port, otherPublic))
 	failure(t, r, "shows another key")
-	put(t, secrets, "hosts", string(must(os.ReadFile(h.knownHosts))))
+	put(t, secrets, "hosts", string(must(os.ReadFile(h.KnownHosts))))
 	success(t, r)
 }
 
 func TestSSHPassphrase(t *testing.T) {
 	dir := t.TempDir()
-	h := serveSSH(t, newRepository(t, dir, 1), "")
+	h := gitserver.SSH(t, gitserver.NewRepository(t, dir, 1), "")
 	locked := filepath.Join(t.TempDir(), "locked")
-	public := newKey(t, locked, canary)
-	put(t, h.dir, "authorized", public+"\n")
-	failure(t, newRemote(t, Options{URL: h.url, Files: Files{SSHKey: locked, KnownHosts: h.knownHosts}}), "locked by a passphrase", "--git-ssh-passphrase-file")
+	public := gitserver.NewKey(t, locked, canary)
+	put(t, h.Dir, "authorized", public+"\n")
+	failure(t, newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: locked, KnownHosts: h.KnownHosts}}), "locked by a passphrase", "--git-ssh-passphrase-file")
 	phrase := put(t, t.TempDir(), "phrase", "wrong\n")
-	r := newRemote(t, Options{URL: h.url, Files: Files{SSHKey: locked, SSHPassphrase: phrase, KnownHosts: h.knownHosts}})
+	r := newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: locked, SSHPassphrase: phrase, KnownHosts: h.KnownHosts}})
 	failure(t, r, "passphrase must fit")
 	if err := os.WriteFile(phrase, []byte(canary+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -223,9 +225,9 @@ func TestSSHPassphrase(t *testing.T) {
 // fault is said, and nothing is left behind.
 func TestMisbehaving(t *testing.T) {
 	dir := t.TempDir()
-	repo := newRepository(t, dir, 3)
-	head := plumbing.NewHash(git(t, repo, "rev-parse", "main"))
-	good := serveHTTP(t, dir, nil)
+	repo := gitserver.NewRepository(t, dir, 3)
+	head := plumbing.NewHash(gitserver.Git(t, repo, "rev-parse", "main"))
+	good := gitserver.HTTP(t, dir, nil)
 	elsewhere := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(elsewhere.Close)
 	rows := map[string]struct {

@@ -1,4 +1,7 @@
-package remote
+// Package gitserver runs real git servers for tests, on loopback: git
+// http-backend behind net/http, git daemon, and OpenSSH's sshd. Each ends with
+// its test.
+package gitserver
 
 import (
 	"crypto/ed25519"
@@ -22,8 +25,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// git runs the git program and returns what it prints.
-func git(t testing.TB, dir string, args ...string) string {
+// Git runs the git program in dir, as Ada, and returns what it prints.
+func Git(t testing.TB, dir string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("git", args...)
 	cmd.Dir = dir
@@ -36,29 +39,30 @@ func git(t testing.TB, dir string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// newRepository makes a bare repository NAME.git below dir with n commits on
+// NewRepository makes a bare repository NAME.git below dir with n commits on
 // main and an annotated tag v1 on the newest, and returns its path.
-func newRepository(t testing.TB, dir string, n int) string {
+func NewRepository(t testing.TB, dir string, n int) string {
 	t.Helper()
 	work := filepath.Join(dir, "work")
 	bare := filepath.Join(dir, "config.git")
-	git(t, dir, "init", "-q", "-b", "main", work)
+	Git(t, dir, "init", "-q", "-b", "main", work)
 	for i := range n {
 		if err := os.WriteFile(filepath.Join(work, "base.yaml"), fmt.Appendf(nil, "n: %d\n", i), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		git(t, work, "add", "-A")
-		git(t, work, "commit", "-q", "-m", "change "+strconv.Itoa(i))
+		Git(t, work, "add", "-A")
+		Git(t, work, "commit", "-q", "-m", "change "+strconv.Itoa(i))
 	}
-	git(t, work, "tag", "-a", "v1", "-m", "one")
-	git(t, dir, "clone", "-q", "--bare", work, bare)
+	Git(t, work, "tag", "-a", "v1", "-m", "one")
+	Git(t, dir, "clone", "-q", "--bare", work, bare)
 	return bare
 }
 
-// serveHTTP serves the repositories below dir by git http-backend.
-func serveHTTP(t testing.TB, dir string, wrap func(http.Handler) http.Handler) *httptest.Server {
+// HTTP serves the repositories below dir by git http-backend; wrap, if set, is
+// put around it.
+func HTTP(t testing.TB, dir string, wrap func(http.Handler) http.Handler) *httptest.Server {
 	t.Helper()
-	core := strings.TrimSpace(git(t, dir, "--exec-path"))
+	core := strings.TrimSpace(Git(t, dir, "--exec-path"))
 	var h http.Handler = &cgi.Handler{
 		Path: filepath.Join(core, "git-http-backend"), Root: "/", Dir: dir,
 		Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=" + os.DevNull},
@@ -86,11 +90,11 @@ func protocolHeader(h http.Handler) http.Handler {
 	})
 }
 
-// serveDaemon serves dir by git daemon and returns its address.
-func serveDaemon(t testing.TB, dir string) string {
+// Daemon serves dir by git daemon and returns its address.
+func Daemon(t testing.TB, dir string) string {
 	t.Helper()
 	port := freePort(t)
-	start(t, port, filepath.Join(git(t, dir, "--exec-path"), "git-daemon"), "--reuseaddr", "--base-path="+dir, "--export-all", "--listen=127.0.0.1", "--port="+port, dir)
+	start(t, port, filepath.Join(Git(t, dir, "--exec-path"), "git-daemon"), "--reuseaddr", "--base-path="+dir, "--export-all", "--listen=127.0.0.1", "--port="+port, dir)
 	return "git://127.0.0.1:" + port
 }
 
@@ -129,11 +133,13 @@ func freePort(t testing.TB) string {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
-// A sshHost is OpenSSH's sshd with one user, who may log in by one key.
-type sshHost struct{ url, key, knownHosts, dir, port string }
+// An SSHHost is OpenSSH's sshd with one user, who may log in by one key: the
+// repository's URL, the paths of the private key and of known_hosts, the
+// directory with sshd's files (authorized is its authorized_keys), the port.
+type SSHHost struct{ URL, Key, KnownHosts, Dir, Port string }
 
-// newKey writes a private key in OpenSSH's format and returns its public line.
-func newKey(t testing.TB, path, passphrase string) string {
+// NewKey writes a private key in OpenSSH's format and returns its public line.
+func NewKey(t testing.TB, path, passphrase string) string {
 	t.Helper()
 	pub, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -158,7 +164,9 @@ func newKey(t testing.TB, path, passphrase string) string {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
 }
 
-func serveSSH(t testing.TB, repo, acceptEnv string) sshHost {
+// SSH serves the repository at the path repo by sshd, whose configuration gets
+// extra.
+func SSH(t testing.TB, repo, extra string) SSHHost {
 	t.Helper()
 	sshd, err := exec.LookPath("sshd")
 	if err != nil {
@@ -171,20 +179,20 @@ func serveSSH(t testing.TB, repo, acceptEnv string) sshHost {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	h := sshHost{key: filepath.Join(dir, "id"), knownHosts: filepath.Join(dir, "known_hosts"), dir: dir, port: freePort(t)}
-	hostKey := newKey(t, filepath.Join(dir, "host"), "")
-	authorized := newKey(t, h.key, "")
+	h := SSHHost{Key: filepath.Join(dir, "id"), KnownHosts: filepath.Join(dir, "known_hosts"), Dir: dir, Port: freePort(t)}
+	hostKey := NewKey(t, filepath.Join(dir, "host"), "")
+	authorized := NewKey(t, h.Key, "")
 	write := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write("authorized", authorized+"\n")
-	write("known_hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.port, hostKey))
+	write("known_hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.Port, hostKey))
 	write("sshd_config", fmt.Sprintf("Port %s\nListenAddress 127.0.0.1\nHostKey %s\nAuthorizedKeysFile %s\nPasswordAuthentication no\nUsePAM no\nPidFile none\nStrictModes no\n%s\n",
-		h.port, filepath.Join(dir, "host"), filepath.Join(dir, "authorized"), acceptEnv))
+		h.Port, filepath.Join(dir, "host"), filepath.Join(dir, "authorized"), extra))
 	_ = os.MkdirAll("/run/sshd", 0o755) // sshd wants it where it runs as root
-	start(t, h.port, sshd, "-D", "-e", "-q", "-f", filepath.Join(dir, "sshd_config"))
-	h.url = fmt.Sprintf("ssh://%s@127.0.0.1:%s%s", me.Username, h.port, repo)
+	start(t, h.Port, sshd, "-D", "-e", "-q", "-f", filepath.Join(dir, "sshd_config"))
+	h.URL = fmt.Sprintf("ssh://%s@127.0.0.1:%s%s", me.Username, h.Port, repo)
 	return h
 }
