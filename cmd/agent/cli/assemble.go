@@ -16,6 +16,7 @@ import (
 	"dtesn-agent/dtesn/engine"
 	"dtesn-agent/gitstore"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher"
 )
 
 // An agent is the wired parts of one `agent run`.
