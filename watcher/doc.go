@@ -1,6 +1,6 @@
 // Package watcher holds the sources of Documents: whatever has a team's
-// configuration files, and says when they changed. Here it is a directory of
-// files; what every source offers its consumer is Sink.
+// configuration files, and says when they changed: Files, a directory, and Git,
+// the commits of a repository. What every source offers its consumer is Sink.
 //
 // # Reading
 //

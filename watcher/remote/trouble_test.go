@@ -235,17 +235,19 @@ func TestMisbehaving(t *testing.T) {
 		want  string
 		fetch bool // the listing works
 	}{
-		"500":             {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, "tried again", false},
-		"404":             {http.NotFound, "address right", false},
-		"a web page":      {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "git clone", false},
-		"garbage":         {advertised("PACK"), "does not speak git", false},
-		"nothing":         {advertised(""), "without a word", false},
-		"an error":        {advertised("000fERR go away"), `"go away"`, false},
-		"cut short":       {advertised("0200abc"), "cut short", false},
-		"sha256":          {advertised("000eversion 2\n0019object-format=sha256\n0000"), "sha256", false},
-		"a bad hash":      {advertised("001a" + "zz refs/heads/main\x00 ca"), "does not speak git", false},
-		"redirect away":   {func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, elsewhere.URL+q.URL.String(), 302) }, "redirects to " + elsewhere.URL, false},
-		"a redirect loop": {func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, q.URL.String(), 302) }, "redirects", false},
+		"500":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "tried again", false},
+		"404":        {http.NotFound, "address right", false},
+		"a web page": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "git clone", false},
+		"garbage":    {advertised("PACK"), "does not speak git", false},
+		"nothing":    {advertised(""), "without a word", false},
+		"an error":   {advertised("000fERR go away"), `"go away"`, false},
+		"cut short":  {advertised("0200abc"), "cut short", false},
+		"sha256":     {advertised("000eversion 2\n0019object-format=sha256\n0000"), "sha256", false},
+		"a bad hash": {advertised("001a" + "zz refs/heads/main\x00 ca"), "does not speak git", false},
+		"redirect away": {func(w http.ResponseWriter, q *http.Request) {
+			http.Redirect(w, q, elsewhere.URL+q.URL.String(), http.StatusFound)
+		}, "redirects to " + elsewhere.URL, false},
+		"a redirect loop": {func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, q.URL.String(), http.StatusFound) }, "redirects", false},
 		"half a pack":     {passOn(good, func(b []byte) []byte { return b[:len(b)/2] }), "cut short", true},
 		"a broken pack":   {passOn(good, func(b []byte) []byte { return bytes.Replace(b, []byte("PACK"), []byte("KCAP"), 1) }), "fetch", true},
 		"a flipped bit":   {passOn(good, func(b []byte) []byte { b[len(b)-60] ^= 1; return b }), "fetch", true},
