@@ -22,10 +22,10 @@ import (
 // A follower is an agent that follows a git repository, beside its embedded
 // engine, and the work tree that pushes there.
 type follower struct {
-	t                 *testing.T
-	dir, work, bare   string
-	state, log, label string
-	cmd               *exec.Cmd
+	t               *testing.T
+	dir, work, bare string
+	state, log      string
+	cmd             *exec.Cmd
 }
 
 func newFollower(t *testing.T) *follower {
