@@ -110,3 +110,37 @@ func TestWatchTellsWhenThePathIsTakenOver(t *testing.T) {
 		}
 	}
 }
+
+// The directory of the socket is a link that is swapped, or is renamed away,
+// while the old server still serves what it has open.
+func TestWatchTellsWhenTheDirectoryIsSwapped(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	current := filepath.Join(dir, "current")
+	point := func(to string) {
+		t.Helper()
+		if err := os.Symlink(to, current+".new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(current+".new", current); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var hints <-chan bool
+	for i, name := range []string{"blue", "green", "red"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		server := listen(t, filepath.Join(dir, name, "e.sock")).(*net.UnixListener)
+		_ = server.SetDeadline(time.Now().Add(10 * time.Second))
+		if point(name); i == 0 {
+			hints = watched(t, filepath.Join(current, "e.sock"))
+		}
+		conn, err := server.Accept()
+		if err != nil {
+			t.Fatalf("%s is not noticed: %v", name, err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		wantHint(t, hints, true)
+	}
+}

@@ -320,3 +320,36 @@ func replace(t *testing.T, dir, file, from, to string) {
 	}
 	must(t, os.WriteFile(path, []byte(strings.Replace(string(text), from, to, 1)), 0o644))
 }
+
+// TestForeignNames: a directory's name that holds a command of a runner, or of a
+// terminal, is nothing but a name.
+func TestForeignNames(t *testing.T) {
+	root := t.TempDir()
+	for _, name := range []string{"::error::pwned", "x\n::error::pwned", "x\x1b]0;pwned\x07"} {
+		dir := filepath.Join(root, name)
+		if err := os.CopyFS(dir, os.DirFS("../examples/config")); err != nil {
+			t.Fatal(err)
+		}
+		for _, wrong := range []bool{false, true} {
+			if wrong {
+				text := "environment: production\nparameters:\n  esn_reservoir_size: 1\n"
+				if err := os.WriteFile(filepath.Join(dir, "production.yaml"), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, format := range []string{"text", "github"} {
+				cmd := exec.Command("agent", "validate", name, "--format", format)
+				cmd.Dir = root
+				out, _ := cmd.CombinedOutput() // the verdict is not the point
+				for line := range strings.Lines(string(out)) {
+					if strings.ContainsAny(line, "\x1b\x07") || strings.HasPrefix(line, "::error::pwned") && format == "github" {
+						t.Errorf("%q, %s, wrong %v: %q", name, format, wrong, line)
+					}
+				}
+				if len(out) == 0 {
+					t.Errorf("%q, %s: no word", name, format)
+				}
+			}
+		}
+	}
+}

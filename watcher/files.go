@@ -3,7 +3,6 @@ package watcher
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"dtesn-agent/schema"
@@ -64,12 +63,7 @@ type Files struct {
 	// newWatch makes a watch; tests put one in its place that fails.
 	newWatch func(t trail, envFile string) (*watch, error)
 	sync     chan struct{}
-
-	mu       sync.Mutex
-	mode     string
-	lastRead time.Time
-	lastErr  error
-	stamp    time.Time
+	pulse
 }
 
 // NewFiles makes a source; it does nothing until Run.
@@ -83,22 +77,7 @@ func NewFiles(opt FilesOptions) *Files {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Files{opt: opt, newWatch: newWatch, sync: make(chan struct{}, 1), mode: ModePoll, stamp: time.Now()}
-}
-
-// Status says how the directory is watched, when it was last read well (zero:
-// never), and the error of the last try, nil if it went well.
-func (f *Files) Status() (mode string, lastRead time.Time, lastErr error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.mode, f.lastRead, f.lastErr
-}
-
-// Stamp is when the loop last turned; it does so each second at least.
-func (f *Files) Stamp() time.Time {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.stamp
+	return &Files{opt: opt, newWatch: newWatch, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}}
 }
 
 // Sync makes the loop read now, and returns at once. What it finds is

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"dtesn-agent/schema"
@@ -68,12 +67,7 @@ type Git struct {
 	ref    refSpec
 	origin origin
 	sync   chan struct{}
-
-	mu       sync.Mutex
-	mode     string
-	lastRead time.Time
-	lastErr  error
-	stamp    time.Time
+	pulse
 
 	// What follows belongs to the look that is under way.
 	last  sighting
@@ -116,7 +110,7 @@ func NewGit(opt GitOptions) (*Git, error) {
 			return nil, err
 		}
 	}
-	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), mode: ModePoll, stamp: time.Now()}
+	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}}
 	if remote.IsLocal(opt.Repo) {
 		g.origin = &localOrigin{path: opt.Repo}
 	} else {
@@ -134,21 +128,6 @@ func NewGit(opt GitOptions) (*Git, error) {
 
 // Location is where the repository is, without secrets.
 func (g *Git) Location() string { return g.origin.location() }
-
-// Status says how the repository is watched, when it was last read well (zero:
-// never), and the error of the last try, nil if it went well.
-func (g *Git) Status() (mode string, lastRead time.Time, lastErr error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.mode, g.lastRead, g.lastErr
-}
-
-// Stamp is when the loop last turned; it does so each second at least.
-func (g *Git) Stamp() time.Time {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.stamp
-}
 
 // Sync makes the loop look now, and returns at once.
 func (g *Git) Sync() {

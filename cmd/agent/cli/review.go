@@ -181,7 +181,8 @@ func (a *annotation) text() string {
 }
 
 func writeCommand(cmd *cobra.Command, name string, properties []string, text string) error {
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "::%s %s::%s\n", name, strings.Join(properties, ","), commandData.Replace(strings.TrimSpace(text)))
+	command := fmt.Sprintf("::%s %s::%s", name, strings.Join(properties, ","), commandData.Replace(strings.TrimSpace(text)))
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(command)) // who runs it by hand has a terminal
 	return err
 }
 

@@ -1,0 +1,30 @@
+package watcher
+
+import (
+	"sync"
+	"time"
+)
+
+// A pulse is what any goroutine may ask of a source while it runs.
+type pulse struct {
+	mu       sync.Mutex
+	mode     string
+	lastRead time.Time
+	lastErr  error
+	stamp    time.Time
+}
+
+// Status says how the source is watched, when it was last read well (zero:
+// never), and the error of the last try, nil if it went well.
+func (p *pulse) Status() (mode string, lastRead time.Time, lastErr error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mode, p.lastRead, p.lastErr
+}
+
+// Stamp is when the loop last turned; it does so each second at least.
+func (p *pulse) Stamp() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stamp
+}
