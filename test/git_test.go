@@ -48,7 +48,17 @@ func (f *follower) git(args ...string) string {
 func (f *follower) declare(n int) {
 	f.t.Helper()
 	f.commit(n)
+	f.push()
+}
+
+// push pushes main, and reports whether the repository is there.
+func (f *follower) push() bool {
+	f.t.Helper()
+	if _, err := os.Stat(f.bare); err != nil {
+		return false
+	}
 	f.git("push", "-q", "-f", f.bare, "main")
+	return true
 }
 
 func (f *follower) commit(n int) {
@@ -181,12 +191,15 @@ func TestGitServers(t *testing.T) {
 			if v.Current.CacheTTLSeconds != 6 || !v.Ready {
 				t.Errorf("during the outage the engine runs %+v, ready %v", v.Current, v.Ready)
 			}
+			pushed := f.push()
 			back()
-			f.git("push", "-q", f.bare, "main")
+			if !pushed {
+				f.push()
+				f.sync()
+			}
 			f.runs(7) // by itself: the first tries after a failure come soon
 
-			f.commit(8)
-			f.git("push", "-q", f.bare, "main")
+			f.declare(8)
 			kill(f.cmd)
 			f.start(repo, flags...)
 			f.runs(8)

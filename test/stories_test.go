@@ -21,6 +21,10 @@ import (
 // TestMain lets this binary be the agent, so that stories run the real program
 // as processes that can be killed, with the race detector if the test has it.
 func TestMain(m *testing.M) {
+	if os.Getenv("GORACE") == "" {
+		// else each agent that ends sleeps for a second, for races of its last moment
+		_ = os.Setenv("GORACE", "atexit_sleep_ms=20")
+	}
 	testscript.Main(m, map[string]func(){"agent": func() { os.Exit(cli.Main()) }})
 }
 
@@ -42,6 +46,7 @@ func TestStories(t *testing.T) {
 			env.Setenv("URL", "http://127.0.0.1:"+port)
 			env.Setenv("S", "http://127.0.0.1:"+port+"/v1/config/status")
 			env.Setenv("GIT_CONFIG_GLOBAL", os.DevNull)
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
