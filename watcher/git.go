@@ -209,6 +209,7 @@ func (g *Git) sweep() error {
 // look looks once, tells the sink, and says when to look next.
 func (g *Git) look(ctx context.Context) time.Duration {
 	doc, err := g.read(ctx)
+	g.origin.rest()
 	if ctx.Err() != nil {
 		return time.Hour
 	}

@@ -37,6 +37,8 @@ type origin interface {
 	descends(ctx context.Context, o objects, c *commit, ancestor string) error
 	// hints says when a ref may have moved; nil if that cannot be seen.
 	hints(ctx context.Context, names []string, log *slog.Logger) (<-chan struct{}, func())
+	// rest ends what a look left open.
+	rest()
 	close()
 }
 
@@ -71,6 +73,7 @@ func readSigners(path string) (*allowed, string, error) {
 type localOrigin struct{ path string }
 
 func (l *localOrigin) location() string { return strings.TrimPrefix(l.path, "file://") }
+func (l *localOrigin) rest()            {}
 func (l *localOrigin) close()           {}
 
 func (l *localOrigin) list(_ context.Context, names []string) (map[string]plumbing.Hash, error) {
@@ -212,6 +215,7 @@ type remoteOrigin struct {
 }
 
 func (r *remoteOrigin) location() string { return r.remote.Location() }
+func (r *remoteOrigin) rest()            { r.remote.Rest() }
 func (r *remoteOrigin) close()           { r.remote.Close() }
 
 func (r *remoteOrigin) list(ctx context.Context, names []string) (map[string]plumbing.Hash, error) {

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -32,7 +31,7 @@ func (t *httpTransport) close() {
 	}
 }
 
-func (t *httpTransport) open(ctx context.Context, known bool) (exchange, error) {
+func (t *httpTransport) open(b bounds, known bool) (exchange, error) {
 	if err := t.renew(); err != nil {
 		return nil, err
 	}
@@ -40,8 +39,7 @@ func (t *httpTransport) open(ctx context.Context, known bool) (exchange, error) 
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	ex := &httpExchange{t: t, ctx: ctx, cancel: cancel, login: login}
+	ex := &httpExchange{t: t, bounds: b, login: login}
 	if known {
 		return ex, nil
 	}
@@ -174,12 +172,11 @@ func bare(err error) error {
 }
 
 type httpExchange struct {
-	t      *httpTransport
-	ctx    context.Context
-	cancel context.CancelFunc
-	login  login
-	first  *pktReader
-	bodies []io.ReadCloser
+	bounds
+	t     *httpTransport
+	login login
+	first *pktReader
+	body  io.ReadCloser // of the last answer
 }
 
 func (ex *httpExchange) advert() *pktReader { return ex.first }
@@ -194,10 +191,11 @@ func (ex *httpExchange) request(m message) (*pktReader, error) {
 
 // reader reads an answer, bounded in bytes and in how long it may be silent.
 func (ex *httpExchange) reader(resp *http.Response, limit int64, what string) *pktReader {
-	return newPktReader(bound(&watched{r: resp.Body, cancel: ex.cancel, ctx: ex.ctx}, limit, what))
+	return newPktReader(bound(&watched{bounds: ex.bounds, r: resp.Body}, limit, what))
 }
 
 func (ex *httpExchange) do(method, path string, body []byte) (*http.Response, error) {
+	ex.close()
 	base := url.URL{Scheme: ex.t.at.scheme, Host: ex.t.at.host, Path: ex.t.at.path}
 	if ex.t.at.port != "" {
 		base.Host += ":" + ex.t.at.port
@@ -223,21 +221,21 @@ func (ex *httpExchange) do(method, path string, body []byte) (*http.Response, er
 		}
 		return nil, err
 	}
-	ex.bodies = append(ex.bodies, resp.Body)
+	ex.body = resp.Body
 	if resp.StatusCode != http.StatusOK {
 		return nil, &statusError{resp.StatusCode, ex.login.password != ""}
 	}
 	return resp, nil
 }
 
-// close ends the exchange. A body that was read to its end leaves the
-// connection for the next poll.
+// close ends the last answer. A body that was read to its end leaves the
+// connection for the next request.
 func (ex *httpExchange) close() {
-	for _, b := range ex.bodies {
-		_, _ = io.CopyN(io.Discard, b, 4096)
-		_ = b.Close()
+	if ex.body != nil {
+		_, _ = io.CopyN(io.Discard, ex.body, 4096)
+		_ = ex.body.Close()
+		ex.body = nil
 	}
-	ex.cancel()
 }
 
 type statusError struct {
@@ -276,28 +274,4 @@ func (t *httpTransport) explain(err error) error {
 		hint = "the server has a fault; it is tried again"
 	}
 	return &Error{What: status.Error(), Hint: hint}
-}
-
-// watched cancels a reading that stays silent for idleTimeout.
-type watched struct {
-	r      io.Reader
-	ctx    context.Context
-	cancel context.CancelFunc
-	timer  *time.Timer
-}
-
-var errSilent = fmt.Errorf("the server was silent for %s", idleTimeout)
-
-func (w *watched) Read(b []byte) (int, error) {
-	if w.timer == nil {
-		w.timer = time.AfterFunc(idleTimeout, w.cancel)
-	} else {
-		w.timer.Reset(idleTimeout)
-	}
-	n, err := w.r.Read(b)
-	stopped := !w.timer.Stop()
-	if err != nil && stopped && !errors.Is(err, io.EOF) {
-		err = errSilent
-	}
-	return n, err
 }

@@ -67,13 +67,15 @@ type Remote struct {
 	// known is what the server said of itself when it was last asked; over
 	// HTTP it need not be asked again.
 	known *advert
+	// session is what is open; nil at rest.
+	session *session
 }
 
 // A transport brings messages to a server.
 type transport interface {
-	// open begins an exchange. known says that the advertisement need not be
-	// sent again, where that can be.
-	open(ctx context.Context, known bool) (exchange, error)
+	// open begins an exchange, which b bounds. known says that the
+	// advertisement need not be sent again, where that can be.
+	open(b bounds, known bool) (exchange, error)
 	// explain words what went wrong, and the way out.
 	explain(err error) error
 	close()
@@ -127,18 +129,39 @@ func (r *Remote) Unsafe() string {
 }
 
 // Close gives the connection back.
-func (r *Remote) Close() { r.transport.close() }
+func (r *Remote) Close() {
+	r.Rest()
+	r.transport.close()
+}
+
+// Rest ends what List left open for a Fetch. The connection is kept.
+func (r *Remote) Rest() {
+	if r.session != nil {
+		r.session.end()
+		r.session = nil
+	}
+}
 
 // List asks what the refs in names are. Those that do not exist are not in the
 // answer.
-func (r *Remote) List(ctx context.Context, names []string) (Refs, error) {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	found, err := r.list(ctx, names)
-	if err != nil && r.known != nil {
+func (r *Remote) List(ctx context.Context, names []string) (found Refs, err error) {
+	list := func(s *session) (err error) {
+		if s.said.version != 2 {
+			found = s.said.refs
+			return nil
+		}
+		p, err := s.request(lsRefs(names))
+		if err == nil {
+			found, err = readRefs(p, names)
+		}
+		return err
+	}
+	r.Rest()
+	relied := r.known != nil
+	err = r.within(ctx, listTimeout, names, list)
+	if err != nil && relied {
 		// what was known may be of another server by now
-		r.known = nil
-		found, err = r.list(ctx, names)
+		err = r.within(ctx, listTimeout, names, list)
 	}
 	if err != nil {
 		return nil, r.fail("list the refs of", err)
@@ -149,46 +172,6 @@ func (r *Remote) List(ctx context.Context, names []string) (Refs, error) {
 // Refs are what refs name, by full name; the commit of an annotated tag stands
 // under the name with "^{}" behind.
 type Refs = refs
-
-func (r *Remote) list(ctx context.Context, names []string) (refs, error) {
-	ex, err := r.transport.open(ctx, r.known != nil)
-	if err != nil {
-		return nil, err
-	}
-	defer ex.close()
-	a, err := r.advertOf(ex, names)
-	if err != nil {
-		return nil, err
-	}
-	if a.version != 2 {
-		return a.refs, nil
-	}
-	p, err := ex.request(lsRefs(names))
-	if err != nil {
-		return nil, err
-	}
-	return readRefs(p, names)
-}
-
-// advertOf is what the server says of itself.
-func (r *Remote) advertOf(ex exchange, names []string) (*advert, error) {
-	p := ex.advert()
-	if p == nil {
-		return r.known, nil
-	}
-	a, err := readAdvert(p, names)
-	if err == nil {
-		err = a.checkFormat()
-	}
-	if err != nil {
-		return nil, err
-	}
-	r.known = nil
-	if a.version == 2 {
-		r.known = a
-	}
-	return a, nil
-}
 
 // Objects are what one fetch brought, in a directory of their own.
 type Objects struct {
@@ -207,48 +190,41 @@ func (o *Objects) Remove() error {
 // a new directory below parent. filter, such as "blob:limit=1048577", leaves
 // objects out where the server can.
 func (r *Remote) Fetch(ctx context.Context, hash plumbing.Hash, depth int, filter, parent string) (*Objects, error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
-	defer cancel()
 	dir, err := os.MkdirTemp(parent, "fetch-")
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", hash, err)
 	}
 	o := &Objects{Storage: filesystem.NewStorage(osfs.New(dir), cache.NewObjectLRU(4<<20)), dir: dir}
-	if o.Filtered, err = r.fetch(ctx, want{hash, depth, filter}, o); err != nil {
-		r.known = nil
+	err = r.within(ctx, fetchTimeout, nil, func(s *session) error {
+		return r.fetch(s, want{hash, depth, filter}, o)
+	})
+	if err != nil {
 		return nil, r.fail("fetch "+hash.String()[:12]+" from", errors.Join(err, o.Remove()))
 	}
 	return o, nil
 }
 
-func (r *Remote) fetch(ctx context.Context, w want, o *Objects) (filtered bool, err error) {
-	ex, err := r.transport.open(ctx, r.known != nil)
+func (r *Remote) fetch(s *session, w want, o *Objects) error {
+	p, err := s.request(s.said.fetchRequest(w, r.opt.Progress != nil))
 	if err != nil {
-		return false, err
+		return err
 	}
-	defer ex.close()
-	a, err := r.advertOf(ex, nil)
-	if err != nil {
-		return false, err
-	}
-	p, err := ex.request(a.fetchRequest(w, r.opt.Progress != nil))
-	if err != nil {
-		return false, err
-	}
-	if err := a.readToPack(p); err != nil {
-		return false, err
+	if err := s.said.readToPack(p); err != nil {
+		return err
 	}
 	pack := bound(&packReader{p: p, progress: r.opt.Progress}, maxPack, "the pack")
 	if err := packfile.UpdateObjectStorage(o.Storage, pack); err != nil {
 		if pack.err != nil {
 			err = pack.err
 		}
-		return false, err
+		return err
 	}
 	if err := o.HasEncodedObject(w.hash); err != nil {
-		return false, &notGitError{"the pack does not hold what was asked for"}
+		return &notGitError{"the pack does not hold what was asked for"}
 	}
-	return w.filter != "" && a.canFilter(), nil
+	o.Filtered = w.filter != "" && s.said.canFilter()
+	r.Rest() // in one process git upload-pack mixes up the depths of two fetches
+	return nil
 }
 
 // fail words an error once, at the top.
@@ -261,8 +237,8 @@ func (r *Remote) fail(attempt string, err error) error {
 		return &Error{what, "keep the configuration in a repository of its own", large}
 	case errors.As(err, &server):
 		return &Error{what, "look at --repo and --ref", server}
-	case errors.Is(err, context.DeadlineExceeded):
-		return &Error{what, "the server is too slow, or the repository too large", errors.New("it took too long")}
+	case errors.Is(err, errSlow), errors.Is(err, context.DeadlineExceeded):
+		return &Error{what, "the server is too slow, or the repository too large", errSlow}
 	}
 	if e := r.transport.explain(err); e != nil {
 		err = e

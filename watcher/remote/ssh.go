@@ -32,19 +32,19 @@ func (t *sshTransport) close() {
 	}
 }
 
-func (t *sshTransport) open(ctx context.Context, _ bool) (exchange, error) {
+func (t *sshTransport) open(b bounds, _ bool) (exchange, error) {
 	kept := t.client != nil
-	ex, err := t.session(ctx)
+	ex, err := t.session(b)
 	if err != nil && kept {
 		// the host may have closed the connection since
 		t.close()
-		ex, err = t.session(ctx)
+		ex, err = t.session(b)
 	}
 	return ex, err
 }
 
-func (t *sshTransport) session(ctx context.Context) (exchange, error) {
-	if err := t.connect(ctx); err != nil {
+func (t *sshTransport) session(b bounds) (exchange, error) {
+	if err := t.connect(b.ctx); err != nil {
 		return nil, err
 	}
 	s, err := t.client.NewSession()
@@ -63,7 +63,7 @@ func (t *sshTransport) session(ctx context.Context) (exchange, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return newStream(ctx, in, &explained{out, s, said}, s.Close), nil
+	return newStream(b, in, &explained{out, s, said}, s.Close), nil
 }
 
 // connect makes the connection, where there is none or a file has changed.

@@ -8,20 +8,19 @@ import (
 // A stream is an exchange over one connection in both directions, on which the
 // server begins.
 type stream struct {
-	in     io.Writer
-	out    *pktReader
-	cancel context.CancelFunc
-	end    func() error
-	stop   func() bool
+	in   io.Writer
+	out  *pktReader
+	end  func() error
+	stop func() bool
 }
 
-// newStream makes an exchange that ends when ctx does.
-func newStream(ctx context.Context, in io.Writer, out io.Reader, end func() error) *stream {
-	ctx, cancel := context.WithCancel(ctx)
-	s := &stream{in: in, cancel: cancel, end: end}
-	s.stop = context.AfterFunc(ctx, func() { _ = end() })
-	s.out = newPktReader(bound(&watched{r: out, ctx: ctx, cancel: cancel}, maxListing+maxPack, "the answer"))
-	return s
+// newStream makes an exchange that ends when b does.
+func newStream(b bounds, in io.Writer, out io.Reader, end func() error) *stream {
+	return &stream{
+		in: in, end: end,
+		stop: context.AfterFunc(b.ctx, func() { _ = end() }),
+		out:  newPktReader(bound(&watched{bounds: b, r: out}, maxListing+maxPack, "the answer")),
+	}
 }
 
 func (s *stream) advert() *pktReader { return s.out }
@@ -33,11 +32,11 @@ func (s *stream) request(m message) (*pktReader, error) {
 
 // close says goodbye, so that the server does not log a broken connection.
 func (s *stream) close() {
+	if !s.stop() {
+		return
+	}
 	var bye message
 	bye.mark(flush)
 	_, _ = s.in.Write(bye)
-	if s.stop() {
-		_ = s.end()
-	}
-	s.cancel()
+	_ = s.end()
 }

@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -15,8 +14,8 @@ func (t *tcpTransport) close() {}
 
 func (t *tcpTransport) explain(error) error { return nil }
 
-func (t *tcpTransport) open(ctx context.Context, _ bool) (exchange, error) {
-	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp", t.at.hostPort("9418"))
+func (t *tcpTransport) open(b bounds, _ bool) (exchange, error) {
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(b.ctx, "tcp", t.at.hostPort("9418"))
 	if err != nil {
 		return nil, err
 	}
@@ -24,5 +23,5 @@ func (t *tcpTransport) open(ctx context.Context, _ bool) (exchange, error) {
 	if _, err := fmt.Fprintf(conn, "%04x%s", len(text)+4, text); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return newStream(ctx, conn, conn, conn.Close), nil
+	return newStream(b, conn, conn, conn.Close), nil
 }
