@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,6 +29,8 @@ import (
 type bed struct {
 	dir, config, state, socket, url string
 	agent                           string
+	source                          []string // flags that say where the configuration is
+	pushed                          string   // the repository that is pushed to
 	cmd                             *exec.Cmd
 	took                            chan time.Time // a batch was taken
 	told                            chan time.Time // "applied" was logged
@@ -52,6 +55,7 @@ func measure(agent, dir string, runs, updates int) error {
 		dir: dir, config: filepath.Join(dir, "config"), state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "e.sock"),
 		agent: agent, took: make(chan time.Time, 16), web: &http.Client{Timeout: 10 * time.Second},
 	}
+	b.source = []string{"--config", b.config}
 	stopEngine, err := b.serveEngine(ctx)
 	if err != nil {
 		return err
@@ -65,6 +69,11 @@ func measure(agent, dir string, runs, updates int) error {
 	}
 	defer b.stop()
 	rows, err := b.rows(runs, updates)
+	if err == nil {
+		var more []row
+		more, err = b.gitRows(runs)
+		rows = append(rows, more...)
+	}
 	table(rows)
 	return err
 }
@@ -131,14 +140,16 @@ func (b *bed) document(n int) []byte {
 	return fmt.Appendf(nil, "environment: production\ndescription: state %d\nparameters:\n  cache_ttl_seconds: %d\n", n, 1+n%80000)
 }
 
-func (b *bed) start() error {
+func (b *bed) start(flags ...string) error {
 	port, err := freePort()
 	if err != nil {
 		return err
 	}
 	b.url = "http://127.0.0.1:" + port
-	b.cmd = exec.Command(b.agent, "run", "--environment", "production", "--config", b.config, "--engine", b.socket,
-		"--state", b.state, "--listen", "127.0.0.1:"+port, "--log-format", "json")
+	b.cmd = exec.Command(b.agent, slices.Concat([]string{
+		"run", "--environment", "production", "--engine", b.socket,
+		"--state", b.state, "--listen", "127.0.0.1:" + port, "--log-format", "json",
+	}, b.source, flags)...)
 	logs, err := b.cmd.StderrPipe()
 	if err != nil {
 		return err
@@ -200,15 +211,20 @@ func drain(resp *http.Response) {
 	_ = resp.Body.Close()
 }
 
-// change declares the next state by a rename and returns when it was renamed,
-// when the engine took it and when it was reported as applied.
-func (b *bed) change(inPlace bool) (renamed, taken, applied time.Time, err error) {
+// forget drops what was said of earlier states.
+func (b *bed) forget() {
 	for len(b.took) > 0 {
 		<-b.took
 	}
 	for len(b.told) > 0 {
 		<-b.told
 	}
+}
+
+// change declares the next state by a rename and returns when it was renamed,
+// when the engine took it and when it was reported as applied.
+func (b *bed) change(inPlace bool) (renamed, taken, applied time.Time, err error) {
+	b.forget()
 	b.n++
 	file, beside := filepath.Join(b.config, "production.yaml"), filepath.Join(b.config, ".new")
 	if inPlace {

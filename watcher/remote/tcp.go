@@ -3,8 +3,6 @@ package remote
 import (
 	"errors"
 	"fmt"
-	"net"
-	"time"
 )
 
 // tcpTransport speaks to git's own port: gitprotocol-pack(5), "Git Transport".
@@ -15,7 +13,7 @@ func (t *tcpTransport) close() {}
 func (t *tcpTransport) explain(error) error { return nil }
 
 func (t *tcpTransport) open(b bounds, _ bool) (exchange, error) {
-	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(b.ctx, "tcp", t.at.hostPort("9418"))
+	conn, err := dial(b.ctx, t.at.hostPort("9418"))
 	if err != nil {
 		return nil, err
 	}

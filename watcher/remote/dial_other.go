@@ -1,0 +1,7 @@
+//go:build !linux
+
+package remote
+
+import "net"
+
+func quickAck(*net.TCPConn) {}
