@@ -27,15 +27,17 @@ type flight struct {
 	lies  int
 	// marked: the retried ref names it, and this process set it.
 	marked bool
-	// verified: the engine was read to run it; only Confirm is missing.
-	verified bool
+	// verified: the engine was read to run it; only probation and Confirm are
+	// missing.
+	verified  bool
+	probation *probation // nil before it began
 	// verdict is set once it is rejected, until the revert is on record.
 	verdict *verdict
 }
 
 // A verdict is why a candidate is rejected.
 type verdict struct {
-	by     string // "engine"
+	by     string // "engine" or "probation"
 	reason string
 	errors []string
 }
@@ -112,7 +114,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 		return nil, false
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
-	r.clear("commit", "send", "assert") // the last of a settlement that this takes the place of
+	r.clear("commit", "send", "assert", "probation") // the last of a settlement that this takes the place of
 	r.settled = ""
 	if rec.OutcomeOf != nil {
 		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
@@ -352,7 +354,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 		return false
 	}
 	r.opt.Metrics.Phase("confirm", time.Since(start))
-	r.clear("confirm", "send", "assert")
+	r.clear("confirm", "send", "assert", "probation")
 	r.flight, r.drift, r.engine.returned = nil, nil, false
 	head := r.opt.Store.Head()
 	r.runsSince(head.Config, false)

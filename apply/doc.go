@@ -34,6 +34,13 @@
 // nothing, and a valid Document that nothing holds, or an operator's order, is
 // committed on top, saying that the settlement is superseded.
 //
+// # Probation
+//
+// With a probation a candidate that runs is confirmed only after the engine was
+// healthy on it for the whole window. What displaces a pending candidate ends
+// it; a restart of the agent begins it anew, for nothing of it is on record. A
+// rollback is on none: its target ran before.
+//
 // # Drift
 //
 // An engine that runs something else although its process is the same was

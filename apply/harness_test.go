@@ -174,6 +174,8 @@ type world struct {
 	engine *scripted
 	drift  apply.DriftMode
 	counts *counts
+	// probation of the processes to come.
+	probation time.Duration
 
 	store  faulty
 	r      *apply.Reconciler
@@ -210,7 +212,7 @@ func (w *world) start() {
 		Source:      apply.SourceStatus{Kind: "file"},
 		ReadSource:  func() (string, time.Time, error) { return "inotify", time.Now(), nil },
 		SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: 50,
-		Drift: w.drift, DriftInterval: 30 * time.Second,
+		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation,
 	})
 	ctx, cancel := context.WithCancel(w.t.Context())
 	w.stop, w.joined = cancel, make(chan struct{})

@@ -55,6 +55,9 @@ type Engine interface {
 	// the engine cannot be reached, it did not answer in time, or what answered
 	// is not a DTESN engine or is of another environment (*schema.ForeignError).
 	Read(ctx context.Context) (schema.Reading, error)
+	// Health asks on a fresh connection how the engine is. What answers without
+	// being well is no error; the errors are those of Read.
+	Health(ctx context.Context) (schema.Health, error)
 	// Prepare says that a Send follows soon, so that the way can be opened while
 	// the record is written. It returns at once and sends no Parameters.
 	Prepare()

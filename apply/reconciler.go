@@ -65,6 +65,9 @@ type Options struct {
 
 	Drift         DriftMode
 	DriftInterval time.Duration
+	// Probation is how long the engine must stay healthy on a change before
+	// that is confirmed; 0 for no probation.
+	Probation time.Duration
 	// OnStatus, if set, is called with each new status, on the Reconciler's
 	// goroutine; it must return at once.
 	OnStatus func(*Status)
@@ -300,7 +303,10 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 		r.wakeAt(r.started.Add(sourceWait))
 		return false
 	}
-	if r.flight != nil && r.flight.verified {
+	if f := r.flight; f != nil && f.verified {
+		if r.onProbation(f) {
+			return r.probate(ctx, f)
+		}
 		return r.confirm(ctx)
 	}
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()

@@ -136,6 +136,8 @@ func heldReason(hold *schema.Hold) string {
 		return "paused by the operator: " + hold.Reason
 	case hold.By == "engine":
 		return "the engine rejected it: " + hold.Reason
+	case hold.By == byProbation:
+		return "it did not pass its probation: " + hold.Reason
 	}
 	return "by the " + hold.By + ": " + hold.Reason
 }
@@ -401,6 +403,9 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 		return StateDegraded, severalReason, severalHint
 	case !r.recovered:
 		return StateStarting, "waiting for the source and the engine", ""
+	case head != nil && !settled && r.flight != nil && r.flight.probation != nil && r.flight.verified:
+		reason, hint := r.probationText(head)
+		return StateProbation, reason, hint
 	case head != nil && !settled:
 		return StateApplying, head.ID + " is on its way to the engine", ""
 	case s.Drift != nil:

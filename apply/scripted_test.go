@@ -41,6 +41,7 @@ type scripted struct {
 	peer  int32
 	down  bool
 	hung  bool   // readings get no answer
+	ill   string // why it is not healthy
 	label string // what somebody else labels it again and again
 	reads int
 	// What happens just before a reading, by its number.
@@ -82,6 +83,28 @@ func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
 }
 
 func (e *scripted) Prepare() {}
+
+// Health follows mishaps, a hung and a down engine as Read does.
+func (e *scripted) Health(ctx context.Context) (h schema.Health, err error) {
+	err = e.m.around("health", func() error {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		h.Peer = schema.Peer{PID: e.peer}
+		switch {
+		case e.hung:
+			e.mu.Unlock()
+			defer e.mu.Lock()
+			return hang(ctx)
+		case e.down:
+			return fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
+		case e.ill == "404":
+			return &schema.ForeignError{Reason: "HTTP 404"}
+		}
+		h.Healthy, h.Reason = e.ill == "", e.ill
+		return nil
+	})
+	return h, err
+}
 
 // hang is an operation that gets no answer within the engine timeout.
 func hang(ctx context.Context) error {

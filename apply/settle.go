@@ -30,10 +30,15 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 		start := time.Now()
 		if _, err := r.opt.Store.Commit(ctx, rec); err == nil {
 			r.opt.Metrics.Phase("commit", time.Since(start))
-			r.clear("revert", "send")
+			r.clear("revert", "send", "probation")
 			r.engine.due = true
-			r.log.Event(slog.LevelWarn, "rejected by the engine; going back to the last good state",
+			by := "by the engine"
+			if f.verdict.by == byProbation {
+				by = "on probation"
+			}
+			r.log.Event(slog.LevelWarn, "rejected "+by+"; going back to the last good state",
 				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes))
+			r.publish() // the engine may take its time
 			return true
 		} else if now := r.opt.Store.Head(); now.Commit != head.Commit {
 			r.engine.due = true
@@ -80,7 +85,7 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
 		return false
 	}
-	r.clear("revert", "send")
+	r.clear("revert", "send", "probation")
 	r.engine.due = true
 	r.tellSettled(ctx, r.opt.Store.Head()) // final, whatever the engine does
 	return true
@@ -203,7 +208,11 @@ func (r *Reconciler) tellSettled(ctx context.Context, head *schema.Snapshot) {
 	}
 	r.ensureAttempt(ctx, s.ID)
 	if r.finish(s.ID, s.Outcome, head.Description) && s.Outcome == schema.Rejected {
-		r.opt.Metrics.Rollback("engine")
+		cause := "engine"
+		if head.Held != nil && head.Held.By == byProbation {
+			cause = byProbation
+		}
+		r.opt.Metrics.Rollback(cause)
 	}
 }
 

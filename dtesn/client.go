@@ -23,6 +23,9 @@ type Options struct {
 	Environment schema.Environment
 	// Timeout bounds each operation as a whole; 0 means DefaultTimeout.
 	Timeout time.Duration
+	// UID, if set, is the user that must have opened the socket: nothing is
+	// asked of another's, and nothing sent.
+	UID *uint32
 	// ReadOnly: nothing is ever posted, the label neither.
 	ReadOnly bool
 }
@@ -70,7 +73,7 @@ func (c *Client) Read(ctx context.Context) (schema.Reading, error) {
 func (c *Client) read(ctx context.Context) (schema.Reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
 	defer cancel()
-	s, err := dial(ctx, c.options.Socket)
+	s, err := c.dial(ctx)
 	if err != nil {
 		return schema.Reading{}, err
 	}
@@ -244,7 +247,7 @@ func (c *Client) labelled(ctx context.Context) (*session, error) {
 
 // open dials and sets the label.
 func (c *Client) open(ctx context.Context) (*session, error) {
-	s, err := dial(ctx, c.options.Socket)
+	s, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -39,6 +39,7 @@ var errTooLarge = fmt.Errorf("the answer is larger than %d KiB: it is cut off", 
 // whether a byte of a batch reached the socket.
 type session struct {
 	socket string
+	uid    *uint32 // whose socket it must be
 	conn   *net.UnixConn
 	from   *bounded
 	reader *bufio.Reader
@@ -56,10 +57,10 @@ type exchangeError struct {
 func (e *exchangeError) Error() string { return e.err.Error() }
 func (e *exchangeError) Unwrap() error { return e.err }
 
-// dial connects to socket. Its error says in one line what is wrong with the
-// socket and what to do.
-func dial(ctx context.Context, socket string) (*session, error) {
-	s := &session{socket: socket}
+// dial connects to the engine. Its error says in one line what is wrong with
+// the socket and what to do.
+func (c *Client) dial(ctx context.Context) (*session, error) {
+	s := &session{socket: c.options.Socket, uid: c.options.UID}
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -82,6 +83,10 @@ func (s *session) connect(ctx context.Context) error {
 	if s.peer, err = peerOf(s.conn, s.socket); err != nil {
 		s.close()
 		return err
+	}
+	if s.uid != nil && s.peer.UID != *s.uid {
+		s.close()
+		return &schema.ForeignError{Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *s.uid)}
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func (c *Client) Watch(ctx context.Context, interval time.Duration, changed func
 func (c *Client) dialWithin(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
 	defer cancel()
-	return dial(ctx, c.options.Socket)
+	return c.dial(ctx)
 }
 
 // untilMoved blocks until the connection ends, by the engine or by ctx, or

@@ -21,6 +21,14 @@ type Peer struct {
 	Socket string
 }
 
+// A Health is what the engine says of how it is.
+type Health struct {
+	Healthy bool
+	// Reason says in one line why it is not healthy.
+	Reason string
+	Peer   Peer
+}
+
 // A Batch is one full parameter set on its way to the engine.
 type Batch struct {
 	Parameters  Parameters

@@ -68,7 +68,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		Environment: env, Instance: s.instance, AgentVersion: version(),
 		Store: a.store, Engine: a.client, Metrics: metrics, Logger: logger,
 		Source: from, ReadSource: a.source.Status, SourceStale: stale, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
-		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Observe: s.observe,
+		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
 	}
 	opt.OnStatus = a.notify.status
 	if s.once {
@@ -126,7 +126,12 @@ func (a *agent) openEngine(env schema.Environment) error {
 		a.embedded = e
 		a.closers = append(a.closers, a.engineListener.Close)
 	}
-	a.client = dtesn.New(dtesn.Options{Socket: a.socket, Environment: env, Timeout: s.engineTimeout, ReadOnly: s.observe})
+	opt := dtesn.Options{Socket: a.socket, Environment: env, Timeout: s.engineTimeout, ReadOnly: s.observe}
+	if s.engineUID >= 0 {
+		uid := uint32(s.engineUID)
+		opt.UID = &uid
+	}
+	a.client = dtesn.New(opt)
 	a.closers = append(a.closers, a.client.Close)
 	return nil
 }

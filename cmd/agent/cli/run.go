@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,6 +33,8 @@ type settings struct {
 	drift                     string
 	driftInterval             time.Duration
 	engineTimeout             time.Duration
+	engineUID                 int
+	probation                 time.Duration
 	maxSnapshots              int
 	once, observe             bool
 	onceTimeout               time.Duration
@@ -55,6 +58,8 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.drift, "drift", string(apply.DriftCorrect), "what to do when the engine was changed past the agent: correct or report")
 	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
 	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
+	f.IntVar(&s.engineUID, "engine-uid", -1, "the `uid` that must have opened the engine's socket; nothing is asked of another's; -1 for any")
+	f.DurationVar(&s.probation, "probation", 0, "how long the engine must stay healthy on a change before it counts as applied; else it is rejected")
 	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default; all are kept")
 	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
 	f.DurationVar(&s.onceTimeout, "once-timeout", time.Minute, "how long --once may take, waiting for an engine that is down included")
@@ -171,6 +176,15 @@ func (s *settings) check() error {
 		if d.value < d.least || d.value > 24*time.Hour {
 			return usage("--%s: %s is out of range: %s to 24h", d.name, d.value, d.least)
 		}
+	}
+	if s.probation < 0 || s.probation > 24*time.Hour {
+		return usage("--probation: %s is out of range: 0 (none) to 24h", s.probation)
+	}
+	if s.once && s.probation >= s.onceTimeout {
+		return usage("--once-timeout: %s leaves no time for --probation %s", s.onceTimeout, s.probation)
+	}
+	if int64(s.engineUID) > math.MaxUint32-1 || s.engineUID < -1 {
+		return usage("--engine-uid: %d is no uid; -1 is any", s.engineUID)
 	}
 	if s.maxSnapshots < 1 || s.maxSnapshots > 1000 {
 		return usage("--max-snapshots: %d is out of range: 1 to 1000", s.maxSnapshots)

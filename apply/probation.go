@@ -1,0 +1,152 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// byProbation is who rejects what did not pass it.
+const byProbation = "probation"
+
+const (
+	// healthEvery is how often the engine is asked for its health, at most a
+	// fifth of the window.
+	healthEvery = time.Second
+	// badReads is how many failed health reads in a row fail a probation.
+	badReads = 2
+)
+
+// A probation is the window in which the engine must stay healthy on a change
+// that it runs. A restart of the agent begins a new one.
+type probation struct {
+	since, until time.Time
+	next         time.Time // the next health read
+	peer         schema.Peer
+	bad          int    // failed health reads in a row
+	why          string // the last of them
+	passed       bool
+}
+
+// onProbation reports whether the candidate that runs has yet to prove itself.
+// An operator's rollback has not: its target ran before, and who goes back to it
+// because the engine is unwell must not be kept from it because of that.
+func (r *Reconciler) onProbation(f *flight) bool {
+	head := r.opt.Store.Head()
+	return r.opt.Probation > 0 && head.Kind == schema.KindChange && head.ID == f.id && (f.probation == nil || !f.probation.passed)
+}
+
+// probate watches the engine's health while the candidate runs. It rejects it,
+// or lets it pass, or looks again later; what displaces a candidate ends it.
+func (r *Reconciler) probate(ctx context.Context, f *flight) (more bool) {
+	head := r.opt.Store.Head()
+	if f.probation == nil {
+		r.beginProbation(f)
+		r.log.Event(slog.LevelInfo, "on probation", "snapshot", head.ID, "window", r.opt.Probation.String(), "changes", changesText(head.Changes))
+		r.publish()
+	}
+	if done, more := r.displace(ctx, head, f); done {
+		return more
+	}
+	p := f.probation
+	if time.Now().Before(p.next) && !r.engine.due {
+		r.wakeAt(p.next)
+		return false
+	}
+	p.next = time.Now().Add(min(healthEvery, r.opt.Probation/5))
+	r.wakeAt(p.next)
+	if why := r.examine(ctx, f); why != "" {
+		f.verified, f.verdict = false, &verdict{by: byProbation, reason: why}
+		return true
+	}
+	if p.bad > 0 || !f.verified || r.fault.stage == byProbation {
+		r.publish()
+		return !f.verified
+	}
+	p.passed = !time.Now().Before(p.until)
+	return p.passed
+}
+
+// beginProbation starts the window anew.
+func (r *Reconciler) beginProbation(f *flight) {
+	now := time.Now()
+	f.probation = &probation{since: now, until: now.Add(r.opt.Probation), peer: r.engine.reading.Peer}
+}
+
+// examine reads the engine's health, and what it runs when that may have
+// changed or decides. It returns why the candidate is rejected, "" if it is not.
+func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
+	p := f.probation
+	health, err := r.health(ctx)
+	var foreign *schema.ForeignError
+	switch {
+	case errors.As(err, &foreign) && health.Peer == p.peer:
+		// It runs the candidate, and cannot say how it is: no fault of the change.
+		r.block(byProbation, "the engine cannot be asked for its health, which --probation needs: "+err.Error(),
+			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed")
+		p.next = r.fault.retryAt
+		return ""
+	case gone(err):
+		return "the engine ended while the change was on probation"
+	case err == nil && health.Peer != p.peer:
+		return "the engine was restarted while the change was on probation"
+	case errors.Is(err, errOrder):
+		return "" // given up for an operator
+	case err != nil:
+		health.Reason = err.Error()
+	}
+	if r.fault.stage == byProbation {
+		r.clear(byProbation)
+		r.beginProbation(f) // a whole window
+		p = f.probation
+	}
+	if !health.Healthy {
+		p.bad, p.why = p.bad+1, health.Reason
+		r.log.Warn("probation", "a health read failed on probation", "snapshot", f.id, "reason", p.why)
+		if p.bad < badReads {
+			return ""
+		}
+		return fmt.Sprintf("the engine was not healthy on it, %d times in a row: %s", p.bad, p.why)
+	}
+	p.bad, p.why = 0, ""
+	r.log.Clear("probation")
+	if time.Now().Before(p.until) && !r.engine.due && r.engine.reachable {
+		return ""
+	}
+	reading, err := r.read(ctx)
+	switch {
+	case err != nil:
+		p.bad, p.why = 1, err.Error()
+	case reading.Peer != p.peer:
+		return "the engine was restarted while the change was on probation"
+	case reading.Parameters != r.opt.Store.Head().Config:
+		f.verified, f.acked, f.probation = false, false, nil // changed past the agent: from the start
+	}
+	return ""
+}
+
+// health asks the engine how it is.
+func (r *Reconciler) health(ctx context.Context) (schema.Health, error) {
+	r.stamp.Store(time.Now().UnixNano())
+	call, done := r.orders.interruptible(ctx)
+	defer done()
+	health, err := r.opt.Engine.Health(call)
+	if err != nil {
+		r.opt.Metrics.StageFailure("read")
+	}
+	return health, err
+}
+
+// probationText says how the probation of head goes.
+func (r *Reconciler) probationText(head *schema.Snapshot) (reason, hint string) {
+	p := r.flight.probation
+	reason = fmt.Sprintf("%s runs on probation until %s: %s of health", head.ID, p.until.UTC().Format("15:04:05Z"), r.opt.Probation)
+	if p.bad > 0 {
+		reason += "; the last health read failed: " + p.why
+	}
+	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; a newer valid document or `agent rollback` ends it at once"
+}

@@ -1,0 +1,153 @@
+package apply_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// onTrial is a world in which size(512) is applied and size(1024) has been on
+// probation, of ten seconds, for a tenth of one.
+func onTrial(t *testing.T) *world {
+	w := newWorld(t, t.TempDir())
+	w.declare(size(512), "")
+	w.probation = 10 * time.Second
+	w.restart()
+	w.declare(size(1024), "")
+	w.check("on probation", want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+	return w
+}
+
+func TestProbation(t *testing.T) {
+	back := want{runs: size(512), outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}}
+	passed := want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}
+	cases := map[string]struct {
+		during func(w *world)
+		wait   time.Duration
+		want   want
+		why    string // in the hold, for what is rejected
+	}{
+		"healthy for the whole window": {func(*world) {}, 10500 * time.Millisecond, passed, ""},
+		"not confirmed before its end": {func(*world) {}, 9 * time.Second, want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true}, ""},
+		"one failed health read": {func(w *world) {
+			w.m.plan("health", fails)
+		}, 11 * time.Second, passed, ""},
+		"a failed health read, a good one, a failed one": {func(w *world) {
+			w.m.plan("health", fails, fine, fails, fine)
+		}, 11 * time.Second, passed, ""},
+		"two failed health reads in a row": {func(w *world) {
+			w.m.plan("health", fails, fails)
+		}, 3 * time.Second, back, "not healthy on it, 2 times in a row: write: no space"},
+		"it says that it is not healthy": {func(w *world) {
+			w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		}, 3 * time.Second, back, "not healthy on it, 2 times in a row: memory"},
+		"it fails at the very end": {func(w *world) {
+			w.pass(9500 * time.Millisecond)
+			w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		}, 3 * time.Second, back, "memory"},
+		"it hangs": {func(w *world) {
+			w.engine.tell(func(e *scripted) { e.hung = true })
+			w.pass(25 * time.Second)
+			if s := w.r.Status(); s.State != apply.StateApplying {
+				w.t.Errorf("while it hangs on the way back: %s (%s)", s.State, s.Reason)
+			}
+			w.engine.tell(func(e *scripted) { e.hung = false })
+		}, 15 * time.Second, back, "not healthy on it"},
+		"it restarts with its defaults": {func(w *world) {
+			w.engine.tell((*scripted).restart)
+		}, 3 * time.Second, back, "restarted while the change was on probation"},
+		"it restarts with what it ran": {func(w *world) {
+			w.engine.tell(func(e *scripted) { e.peer++ })
+			w.r.EngineHint()
+		}, time.Second, back, "restarted while the change was on probation"},
+		"it ends": {func(w *world) {
+			w.engine.tell(func(e *scripted) { e.down = true })
+			w.pass(3 * time.Second)
+			w.engine.tell((*scripted).restart)
+		}, 3 * time.Second, back, "ended while the change was on probation"},
+		"somebody changes it": {func(w *world) {
+			w.engine.tell(func(e *scripted) { e.runs = size(256) })
+			w.r.EngineHint()
+		}, 25 * time.Second, passed, ""},
+		"a fix": {func(w *world) {
+			w.declare(size(2048), "")
+		}, 11 * time.Second, want{runs: size(2048), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		"the way back": {func(w *world) {
+			w.declare(size(512), "again")
+		}, time.Second, want{runs: size(512), outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		"an invalid document ends nothing": {func(w *world) {
+			w.declare(size(1), "")
+			w.declare(size(1024), "")
+		}, 11 * time.Second, want{runs: size(1024), outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		"a restart of the agent": {func(w *world) {
+			w.pass(8 * time.Second)
+			w.restart()
+			w.declare(size(1024), "")
+			w.pass(9 * time.Second) // a whole window again
+			w.check("after the restart", want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+		}, 2 * time.Second, passed, ""},
+		"a restart, and then it is not healthy": {func(w *world) {
+			w.restart()
+			w.engine.tell(func(e *scripted) { e.ill = "memory" })
+			w.declare(size(1024), "")
+		}, 3 * time.Second, back, "memory"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := onTrial(t)
+				defer w.end()
+				c.during(w)
+				w.pass(c.wait)
+				w.check(name, c.want)
+				if c.why == "" {
+					return
+				}
+				s := w.r.Status()
+				if s.Held == nil || s.Held.By != "probation" || !strings.Contains(s.Held.Reason, c.why) {
+					t.Errorf("held %+v, want by probation, because of %q", s.Held, c.why)
+				}
+				if got := w.counts.rolledBack(); !slices.Equal(got, []string{"probation"}) {
+					t.Errorf("rollbacks counted: %q", got)
+				}
+			})
+		})
+	}
+}
+
+// A rollback ends a probation, and is on none itself.
+func TestRollbackDuringProbation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "it burns"})
+		if err != nil || res.Outcome != schema.Applied {
+			t.Fatal(res, err)
+		}
+		w.pass(3 * time.Second)
+		w.check("rolled back", want{
+			runs: size(512), outcome: schema.Held, state: apply.StateHeld, ready: true,
+			held: []schema.Parameters{size(1024)},
+		})
+	})
+}
+
+// A server without the question is no reason to reject; the change waits.
+func TestProbationWithoutHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.engine.tell(func(e *scripted) { e.ill = "404" })
+		w.pass(time.Minute)
+		w.check("no such question", want{runs: size(1024), outcome: schema.Pending, state: apply.StateDegraded, ready: true, open: true})
+		w.engine.tell(func(e *scripted) { e.ill = "" })
+		w.pass(2 * time.Minute)
+		w.check("it came", want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}

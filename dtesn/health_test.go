@@ -1,0 +1,103 @@
+package dtesn
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dtesn-agent/schema"
+)
+
+// serve answers every request on a Unix socket with status and body.
+func serve(t *testing.T, status int, body string) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "e.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.Method != http.MethodGet || q.URL.Path != PathHealth {
+			t.Errorf("asked %s %s", q.Method, q.URL.Path)
+		}
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}))
+	_ = server.Listener.Close()
+	server.Listener = listener
+	server.Start()
+	t.Cleanup(server.Close)
+	return socket
+}
+
+func TestHealth(t *testing.T) {
+	cases := map[string]struct {
+		status  int
+		body    string
+		healthy bool
+		reason  string
+	}{
+		"well":                     {200, `{"success": true, "health": {"healthy": true, "checks": {"a": true}}, "status": {}}`, true, ""},
+		"well, without checks":     {200, `{"success": true, "health": {"healthy": true}}`, true, ""},
+		"a check that is optional": {200, `{"success": true, "health": {"healthy": true, "checks": {"a": false, "b": "n/a"}}}`, true, ""},
+		"not well":                 {200, `{"success": true, "health": {"healthy": false, "checks": {"b": false, "a": false, "c": true}}}`, false, "it says that it is not healthy: a, b"},
+		"not well, 503":            {503, `{"success": true, "health": {"healthy": false, "checks": {"memory": false}}}`, false, "it says that it is not healthy: memory"},
+		"well, 503":                {503, `{"success": true, "health": {"healthy": true}}`, false, "503"},
+		"no success":               {200, `{"success": false, "error": "boom", "health": {"healthy": true}}`, false, "boom"},
+		"FastAPI's failure":        {500, `{"detail": "boom"}`, false, "500 Internal Server Error: boom"},
+		"another shape":            {200, `{"status": "ok"}`, false, `{\"status\": \"ok\"}`},
+		"garbage":                  {200, "\x00\x1b[31m", false, "answered"},
+		"nothing":                  {200, "", false, "nothing"},
+		"healthy is no bool":       {200, `{"success": true, "health": {"healthy": "yes"}}`, false, "answered"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			client := New(Options{Socket: serve(t, c.status, c.body), Environment: "production"})
+			h, err := client.Health(t.Context())
+			if err != nil || h.Healthy != c.healthy || !strings.Contains(h.Reason, c.reason) || h.Healthy != (h.Reason == "") {
+				t.Errorf("%+v, %v; want healthy %v because of %q", h, err, c.healthy, c.reason)
+			}
+			if int(h.Peer.PID) != os.Getpid() || h.Peer.Socket == "" {
+				t.Errorf("the peer is %+v", h.Peer)
+			}
+		})
+	}
+	t.Run("no such question", func(t *testing.T) {
+		client := New(Options{Socket: serve(t, 404, `{"detail": "Not Found"}`), Environment: "production"})
+		h, err := client.Health(t.Context())
+		var foreign *schema.ForeignError
+		if !errors.As(err, &foreign) || int(h.Peer.PID) != os.Getpid() {
+			t.Errorf("%+v, %v; want a ForeignError of this process", h, err)
+		}
+	})
+}
+
+// TestUID: nothing is asked of a socket of another user, and nothing sent.
+func TestUID(t *testing.T) {
+	socket := serve(t, 500, "") // and fails the test where it is asked
+	other := uint32(os.Geteuid()) + 1
+	client := New(Options{Socket: socket, Environment: "production", UID: &other})
+	want := fmt.Sprintf("opened by uid %d, and --engine-uid is %d", os.Geteuid(), other)
+	_, readErr := client.Read(t.Context())
+	_, healthErr := client.Health(t.Context())
+	answer := client.Send(t.Context(), batch)
+	if answer.Verdict != schema.VerdictForeign {
+		t.Errorf("sent: %s", answer.Verdict)
+	}
+	for what, err := range map[string]error{"read": readErr, "health": healthErr, "send": answer.Err} {
+		var foreign *schema.ForeignError
+		if !errors.As(err, &foreign) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
+	}
+	own := uint32(os.Geteuid())
+	if h, err := New(Options{Socket: socket, Environment: "production", UID: &own}).Health(t.Context()); err != nil || h.Healthy {
+		t.Errorf("with our own uid: %+v, %v", h, err)
+	}
+}
