@@ -260,7 +260,7 @@ func (r *Reconciler) publish() {
 	}
 	if d := r.seen.doc; d != nil {
 		s.Seen = Seen{Revision: d.Revision(), At: schema.Unix(r.seen.at)}
-		s.Source.Revision = d.Revision()
+		s.Source.Revision, s.Source.Origin = d.Revision(), originOf(d.Source)
 	}
 	if hasNew != nil {
 		s.Seen = Seen{Revision: hasNew.Revision(), At: schema.Unix(time.Now())}
@@ -329,6 +329,7 @@ func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 	for _, s := range []*schema.Snapshot{applied, head} {
 		if s != nil && s.Config == runs {
 			run.SnapshotID, run.Revision, run.SourceRevision = s.ID, s.Commit, s.Source.Revision
+			run.Origin = originOf(s.Source)
 			run.Since, run.Confirmed = s.Timestamp, s == applied
 			if r.since.at == 0 { // it ran when this process came; the record says since when
 				r.since.config, r.since.at = runs, s.Timestamp

@@ -98,12 +98,27 @@ type Running struct {
 	// when the engine runs what no applied record says.
 	SnapshotID string `json:"snapshot_id"`
 	// RollbackSnapshot is where `agent rollback` without an id goes.
-	RollbackSnapshot string  `json:"rollback_snapshot"`
-	Revision         string  `json:"revision"`
-	SourceRevision   string  `json:"source_revision"`
-	Since            float64 `json:"since"`
+	RollbackSnapshot string `json:"rollback_snapshot"`
+	Revision         string `json:"revision"`
+	SourceRevision   string `json:"source_revision"`
+	Origin
+	Since float64 `json:"since"`
 	// Confirmed: it is durably on record as applied.
 	Confirmed bool `json:"confirmed"`
+}
+
+// An Origin is who stands behind a source commit: its author and subject,
+// and, where signatures are asked for, who signed it with which key. All are
+// empty for files.
+type Origin struct {
+	Author  string `json:"author,omitempty"`
+	Subject string `json:"subject,omitempty"`
+	Signer  string `json:"signer,omitempty"`
+	Key     string `json:"key,omitempty"`
+}
+
+func originOf(s schema.Source) Origin {
+	return Origin{Author: s.Author, Subject: s.Subject, Signer: s.Signer, Key: s.Key}
 }
 
 // Drift says that the engine runs something else than the applied snapshot.
@@ -115,9 +130,10 @@ type Drift struct {
 
 // SourceStatus is how the source of Documents is.
 type SourceStatus struct {
-	Kind      string  `json:"kind"`
-	Location  string  `json:"location"`
-	Revision  string  `json:"revision"`
+	Kind     string `json:"kind"`
+	Location string `json:"location"`
+	Revision string `json:"revision"`
+	Origin
 	Mode      string  `json:"mode"` // "inotify" or "poll"
 	LastRead  float64 `json:"last_read"`
 	LastError string  `json:"last_error"`

@@ -57,6 +57,18 @@ func (p *page) more(value string) { fmt.Fprintf(&p.b, "%-10s %s\n", "", Plain(va
 // short is enough of a revision to tell it from others.
 func short(revision string) string { return revision[:min(12, len(revision))] }
 
+// who is a revision and who stands behind it.
+func who(revision string, by apply.Origin) string {
+	text := short(revision)
+	if by.Author != "" {
+		text += fmt.Sprintf(", %s: %s", by.Author, by.Subject)
+	}
+	if by.Signer != "" {
+		text += fmt.Sprintf(", signed by %s (%s)", by.Signer, by.Key)
+	}
+	return text
+}
+
 // when is a time as a date and as an age.
 func (p *page) when(unix float64) string {
 	if unix == 0 {
@@ -98,7 +110,7 @@ func (p *page) running(s *apply.Status) {
 		p.more(fmt.Sprintf("%-30s %v", name, s.Current.Get(name)))
 	}
 	if r.SourceRevision != "" {
-		p.more("declared by " + short(r.SourceRevision))
+		p.more("declared by " + who(r.SourceRevision, r.Origin))
 	}
 	if r.RollbackSnapshot != "" {
 		p.more("`agent rollback` goes back to " + r.RollbackSnapshot)
@@ -109,6 +121,9 @@ func (p *page) running(s *apply.Status) {
 func (p *page) declared(s *apply.Status) {
 	if s.Seen.Revision != "" {
 		p.line("seen", short(s.Seen.Revision)+", "+p.when(s.Seen.At))
+		if s.Seen.Revision == s.Source.Revision && s.Seen.Revision != s.Running.SourceRevision {
+			p.more("declared by " + who(s.Seen.Revision, s.Source.Origin))
+		}
 	}
 	a := s.Attempted
 	if a == nil {
