@@ -94,8 +94,8 @@ func (b *bed) gitRows(runs int) (rows []row, err error) {
 		g.source = append([]string{"--repo", way.repo, "--config", "config"}, way.flags...)
 		g.pushed = bare
 		ssh := fmt.Sprintf("GIT_SSH_COMMAND=ssh -i %s -o UserKnownHostsFile=%s", host.Key, host.KnownHosts)
-		poll, push, err := g.followed(s, way.name, way.repo, ssh, runs)
-		rows = append(rows, poll, push)
+		measured, err := g.followed(s, way.name, way.repo, ssh, runs)
+		rows = append(rows, measured...)
 		if err != nil {
 			return rows, fmt.Errorf("%s: %w", way.name, err)
 		}
@@ -103,18 +103,18 @@ func (b *bed) gitRows(runs int) (rows []row, err error) {
 	return rows, nil
 }
 
-func (b *bed) followed(s *scaffold, name, repo, env string, runs int) (poll, push row, err error) {
-	poll = row{name: fmt.Sprintf("poll over %s, %d refs, CPU", name, manyRefs), budget: "3 ms; floor: git ls-remote"}
-	push = row{name: "pushed to engine over " + name + ", after SIGHUP", budget: "p50 50"}
+func (b *bed) followed(s *scaffold, name, repo, env string, runs int) ([]row, error) {
+	poll := row{name: fmt.Sprintf("poll over %s, %d refs, CPU", name, manyRefs), budget: "3 ms; floor: git ls-remote"}
+	push := row{name: "pushed to engine over " + name + ", after SIGHUP", budget: "p50 50"}
 	if err := b.start("--poll", "1h"); err != nil {
-		return poll, push, err
+		return nil, err
 	}
 	<-b.told
 	for range min(runs, 30) {
 		took, err := b.push(s)
 		if err != nil {
 			b.stop()
-			return poll, push, err
+			return nil, err
 		}
 		push.ours = append(push.ours, took)
 	}
@@ -122,10 +122,10 @@ func (b *bed) followed(s *scaffold, name, repo, env string, runs int) (poll, pus
 	b.stop()
 	const every = 100 * time.Millisecond
 	if err := b.start("--poll", every.String()); err != nil {
-		return poll, push, err
+		return nil, err
 	}
 	defer b.stop()
-	b.cpu(time.Second)
+	b.cpu(45 * time.Second) // of some 450 looks
 	for range 5 {
 		if name != "path" { // a path is watched
 			poll.ours = append(poll.ours, max(0, b.cpu(time.Second)-idle/5)/time.Duration(time.Second/every))
@@ -133,7 +133,7 @@ func (b *bed) followed(s *scaffold, name, repo, env string, runs int) (poll, pus
 		cmd := exec.Command("git", "ls-remote", repo, "refs/heads/main")
 		cmd.Env = append(os.Environ(), env)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return poll, push, fmt.Errorf("%w: %s", err, out)
+			return nil, fmt.Errorf("%w: %s", err, out)
 		}
 		poll.floor = append(poll.floor, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
 	}
@@ -141,7 +141,9 @@ func (b *bed) followed(s *scaffold, name, repo, env string, runs int) (poll, pus
 		poll.ours = append(poll.ours, idle/5)
 		poll.name, poll.budget = fmt.Sprintf("a watched path, %d refs, CPU a second", manyRefs), "with all else"
 	}
-	return poll, push, nil
+	held, err := b.rss()
+	memory := row{name: "memory after 500 looks", note: held, budget: memoryBudget}
+	return []row{poll, push, memory}, err
 }
 
 // push declares the next state in a commit, and returns how long it takes from
