@@ -144,13 +144,8 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 	if err := g.sweep(); err != nil {
 		return err
 	}
-	hints, stop := g.origin.hints(ctx, g.ref.names(), g.opt.Logger)
+	hints, stop := g.origin.hints(ctx, g.ref.names(), g.setMode, g.opt.Logger)
 	defer stop()
-	if hints != nil {
-		g.mu.Lock()
-		g.mode = ModeInotify
-		g.mu.Unlock()
-	}
 	turn := time.NewTicker(pollEvery)
 	defer turn.Stop()
 	due := time.NewTimer(0)
@@ -310,7 +305,7 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 	if doc.Refused, err = g.rewound(ctx, o, c, running); err != nil || doc.Refused != nil {
 		return doc, err
 	}
-	doc.Files, err = treeFiles(o, c.tree, g.opt.Dir, g.opt.Environment)
+	doc.Files, err = treeFiles(o, c, g.opt.Dir, g.opt.Environment)
 	return doc, err
 }
 

@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
@@ -35,8 +33,9 @@ type origin interface {
 	// descends is nil if c descends from ancestor, *notDescendant if that can be
 	// ruled out or not be shown.
 	descends(ctx context.Context, o objects, c *commit, ancestor string) error
-	// hints says when a ref may have moved; nil if that cannot be seen.
-	hints(ctx context.Context, names []string, log *slog.Logger) (<-chan struct{}, func())
+	// hints says when a ref may have moved, nil if that cannot be seen, and by
+	// mode how it is seen; until the function that it returns.
+	hints(ctx context.Context, names []string, mode func(string), log *slog.Logger) (<-chan struct{}, func())
 	// rest ends what a look left open.
 	rest()
 	close()
@@ -146,66 +145,15 @@ func walk(ctx context.Context, o objects, c *commit, ancestor string, limit int)
 	return false, complete, nil
 }
 
-func (l *localOrigin) hints(ctx context.Context, names []string, log *slog.Logger) (<-chan struct{}, func()) {
-	r, err := local.Find(l.path)
-	if err != nil || len(names) == 0 {
+func (l *localOrigin) hints(ctx context.Context, names []string, mode func(string), log *slog.Logger) (<-chan struct{}, func()) {
+	if len(names) == 0 {
 		return nil, func() {}
 	}
-	events, err := fsnotify.NewWatcher()
-	if err != nil {
-		log.Warn("the repository cannot be watched and is looked at by time", "repo", l.path, "error", err)
-		return nil, func() {}
-	}
-	for _, dir := range r.Watch(names) {
-		if err := events.Add(dir); err != nil {
-			log.Warn("a directory of refs cannot be watched", "dir", dir, "error", err)
-		}
-	}
-	hints := make(chan struct{}, 1)
+	w := &refWatch{path: l.path, names: names, mode: mode, log: log, hints: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case ev, ok := <-events.Events:
-				if !ok {
-					return
-				}
-				if moves(r, ev.Name) {
-					poke(hints)
-				}
-				if ev.Has(fsnotify.Create) { // a directory of refs may be new
-					for _, dir := range r.Watch(names) {
-						_ = events.Add(dir)
-					}
-				}
-			case _, ok := <-events.Errors:
-				if !ok {
-					return
-				}
-				poke(hints)
-			}
-		}
-	}()
-	return hints, func() { _ = events.Close(); <-done }
-}
-
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-// moves reports whether a change at path can be one of a ref.
-func moves(r local.Repository, path string) bool {
-	if strings.HasSuffix(path, ".lock") {
-		return false
-	}
-	name := filepath.Base(path)
-	return name == "HEAD" || name == "packed-refs" || strings.HasPrefix(path, filepath.Join(r.Common, "refs")+"/")
+	go func() { defer close(done); w.run(ctx) }()
+	return w.hints, func() { cancel(); <-done }
 }
 
 // remoteOrigin is a repository over the network.
@@ -256,6 +204,6 @@ func (r *remoteOrigin) descends(ctx context.Context, _ objects, c *commit, ances
 	return notShown
 }
 
-func (r *remoteOrigin) hints(context.Context, []string, *slog.Logger) (<-chan struct{}, func()) {
+func (r *remoteOrigin) hints(context.Context, []string, func(string), *slog.Logger) (<-chan struct{}, func()) {
 	return nil, func() {}
 }

@@ -22,6 +22,12 @@ func (p *pulse) Status() (mode string, lastRead time.Time, lastErr error) {
 	return p.mode, p.lastRead, p.lastErr
 }
 
+func (p *pulse) setMode(mode string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mode = mode
+}
+
 // Stamp is when the loop last turned; it does so each second at least.
 func (p *pulse) Stamp() time.Time {
 	p.mu.Lock()

@@ -108,11 +108,7 @@ func (r Repository) Resolve(names []string) (map[string]plumbing.Hash, error) {
 }
 
 func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
-	dir := r.Common
-	if name == "HEAD" {
-		dir = r.Dir
-	}
-	text, err := small(filepath.Join(dir, name))
+	text, err := small(r.file(name))
 	if errors.Is(err, fs.ErrNotExist) || isDir(err) {
 		return r.packed(name)
 	}
@@ -120,7 +116,7 @@ func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
 		return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: %w", name, r.Dir, err)
 	}
 	if to, ok := strings.CutPrefix(text, "ref: "); ok {
-		if links == 0 || !strings.HasPrefix(to, "refs/") {
+		if links == 0 || !strings.HasPrefix(to, "refs/") || !filepath.IsLocal(to) {
 			return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: it leads nowhere", name, r.Dir)
 		}
 		return r.resolve(to, links-1)
@@ -152,7 +148,8 @@ func (r Repository) packed(name string) (plumbing.Hash, error) {
 	return plumbing.NewHash(string(data[at-40 : at])), nil
 }
 
-// Watch are the directories whose entries change when a ref in names does.
+// Watch are the directories whose entries change when a ref in names does, or
+// the one that it leads to.
 func (r Repository) Watch(names []string) []string {
 	dirs := []string{r.Dir}
 	if r.Common != r.Dir {
@@ -160,14 +157,39 @@ func (r Repository) Watch(names []string) []string {
 	}
 	seen := map[string]bool{}
 	for _, name := range names {
-		for dir := filepath.Dir(name); dir != "." && !seen[dir]; dir = filepath.Dir(dir) {
-			seen[dir] = true
-			if info, err := os.Stat(filepath.Join(r.Common, dir)); err == nil && info.IsDir() {
-				dirs = append(dirs, filepath.Join(r.Common, dir))
+		for _, name := range r.links(name) {
+			for dir := filepath.Dir(name); dir != "." && !seen[dir]; dir = filepath.Dir(dir) {
+				seen[dir] = true
+				if info, err := os.Stat(filepath.Join(r.Common, dir)); err == nil && info.IsDir() {
+					dirs = append(dirs, filepath.Join(r.Common, dir))
+				}
 			}
 		}
 	}
 	return dirs
+}
+
+// links are name and the refs that it leads to, one through the other.
+func (r Repository) links(name string) []string {
+	names := []string{name}
+	for range maxSymbolic {
+		text, err := small(r.file(name))
+		to, ok := strings.CutPrefix(text, "ref: ")
+		if err != nil || !ok || !filepath.IsLocal(to) {
+			break
+		}
+		name = to
+		names = append(names, name)
+	}
+	return names
+}
+
+// file is where a ref is kept, unless it is packed.
+func (r Repository) file(name string) string {
+	if name == "HEAD" {
+		return filepath.Join(r.Dir, name)
+	}
+	return filepath.Join(r.Common, name)
 }
 
 // small reads a small text file, without the line feed at its end.
