@@ -20,7 +20,9 @@ type File struct {
 	Path  string
 	Bytes []byte
 	// Refused says why the bytes were not taken, as a Violation would ("is a
-	// link that leaves the configuration directory"); Bytes is nil then.
+	// link that leaves the configuration directory"); Bytes is nil then. What
+	// stands behind a "; " is the way out, where that is none of replacing it by a
+	// regular file.
 	Refused string
 }
 

@@ -131,11 +131,15 @@ func (l *loader) file(path, layerName string, known []string, from *entry) *conf
 	f := &l.doc.Files[i]
 	if f.Refused != "" {
 		l.incomplete = true
+		why, hint, own := strings.Cut(f.Refused, "; ")
+		if !own {
+			hint = "replace it by a regular file"
+		}
 		v := Violation{
 			Position: Position{File: path},
 			Rule:     "a readable file inside the configuration directory",
-			Message:  "the file " + oneLine(f.Refused),
-			Hint:     "replace it by a regular file",
+			Message:  "the file " + escape(why, "", maxRefusal),
+			Hint:     escape(hint, "", maxRefusal),
 		}
 		if from != nil {
 			v.Related = []Position{from.at}

@@ -10,6 +10,9 @@ import (
 // maxForeign is the most of a foreign text that a message repeats, in bytes.
 const maxForeign = 80
 
+// maxRefusal bounds what a source says of a file that it refuses, in bytes.
+const maxRefusal = 200
+
 // A report collects violations, however many there are, in little memory.
 type report struct {
 	list  []Violation

@@ -181,7 +181,7 @@ func TestGitContent(t *testing.T) {
 			s.git("commit", "-q", "-m", "x")
 		}, env, "submodule", false},
 		"no file":          {func(s *gitSite) { s.git("rm", "-q", "config/"+env); s.commit("x") }, env, "", true},
-		"no directory":     {func(s *gitSite) { s.git("rm", "-q", "-r", "config"); s.commit("x") }, env, "", true},
+		"no directory":     {func(s *gitSite) { s.git("rm", "-q", "-r", "config"); s.commit("x") }, env, "config does not exist", false},
 		"CRLF and BOM":     {func(s *gitSite) { s.commit("x", env, "\ufeffenvironment: production\r\n") }, env, "", false},
 		"odd names beside": {func(s *gitSite) { s.commit("x", "we\nird \xff\xfe.yaml", "y", "-rf", "z") }, env, "", false},
 		"a template":       {func(s *gitSite) { s.commit("x", env, "extends: [a]\n", "templates/a.yaml", "parameters: {}\n") }, "templates/a.yaml", "", false},

@@ -133,12 +133,15 @@ func (t *allowed) judge(mode VerifyMode, c *commit, at target) (who signature.Si
 	return who, nil
 }
 
-// treeFiles reads the files of a Document from a commit's tree.
-func treeFiles(o objects, root plumbing.Hash, dir string, env schema.Environment) ([]schema.File, error) {
+// treeFiles reads the files of a Document from the tree of c.
+func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]schema.File, error) {
 	t := &treeReader{o: o}
-	base, err := t.descend(root, dir)
-	if err != nil || base.IsZero() {
-		return nil, err // without the directory there are no files
+	base, err := t.descend(c.tree, dir)
+	if place := new(placeError); errors.As(err, &place) {
+		return place.files(c, env), nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	var files []schema.File
 	add := func(name string) error {
@@ -180,8 +183,25 @@ func (t *treeReader) tree(h plumbing.Hash) (*object.Tree, error) {
 	return tree, tree.Decode(mem)
 }
 
-// descend follows a path of directories; zero if there is none.
+const missing = "does not exist"
+
+// A placeError says that a path leads to no directory.
+type placeError struct {
+	path, what string
+	way        string // out of it
+}
+
+func (e *placeError) Error() string { return e.path + " " + e.what }
+
+// files are those that cannot be there, with the reason.
+func (e *placeError) files(c *commit, env schema.Environment) []schema.File {
+	why := fmt.Sprintf("is not to be had: in commit %s %s %s; %s", c.hash.String()[:12], e.path, e.what, e.way)
+	return []schema.File{{Path: schema.BaseFile, Refused: why}, {Path: env.File(), Refused: why}}
+}
+
+// descend follows a path of directories; *placeError if it leads to none.
 func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error) {
+	at := ""
 	for name := range strings.SplitSeq(dir, "/") {
 		if name == "" {
 			continue
@@ -191,13 +211,14 @@ func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error)
 			return h, err
 		}
 		e := entry(tree, name)
+		at = path.Join(at, name)
 		switch {
 		case e == nil:
-			return plumbing.ZeroHash, nil
+			return h, &placeError{at, missing, "put it back, or name another directory with --config"}
 		case e.Mode == filemode.Submodule:
-			return h, fmt.Errorf("--config: %s is a submodule, which is not followed: name the submodule's own repository with --repo", dir)
+			return h, &placeError{at, "is a submodule, which is not followed", "name the submodule's own repository with --repo"}
 		case e.Mode != filemode.Dir:
-			return h, fmt.Errorf("--config: %s is a %s in the repository, not a directory", dir, kindOf(e.Mode))
+			return h, &placeError{at, "is a " + kindOf(e.Mode) + ", not a directory", "commit a directory, or name another with --config"}
 		}
 		h = e.Hash
 	}
@@ -209,12 +230,14 @@ func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bo
 	f.Path = name
 	dir, short := path.Split(name)
 	h, err := t.descend(base, strings.TrimSuffix(dir, "/"))
-	if err != nil {
-		f.Refused = "lies in what is no directory"
-		return f, true, nil
+	if place := new(placeError); errors.As(err, &place) {
+		if place.what != missing {
+			f.Refused = fmt.Sprintf("is not to be had: %s; commit a directory of regular files", place)
+		}
+		return f, f.Refused != "", nil
 	}
-	if h.IsZero() {
-		return f, false, nil
+	if err != nil {
+		return f, false, err
 	}
 	tree, err := t.tree(h)
 	if err != nil {
