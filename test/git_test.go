@@ -203,33 +203,8 @@ func TestGitServers(t *testing.T) {
 			kill(f.cmd)
 			f.start(repo, flags...)
 			f.runs(8)
-			f.noTrace(token)
+			f.noTrace(map[string]string{"token": token})
 		})
-	}
-}
-
-// noTrace holds that a secret is in no log, answer or record.
-func (f *follower) noTrace(secret string) {
-	f.t.Helper()
-	v, err := viewOf(f.state)
-	ok(f.t, err)
-	evidence := map[string]string{"status": fmt.Sprintf("%+v", v)}
-	log, err := os.ReadFile(f.log)
-	ok(f.t, err)
-	evidence["log"] = string(log)
-	evidence["history"] = gitserver.Git(f.t, f.dir, "--git-dir", filepath.Join(f.state, "snapshots.git"), "log", "-p", "--all")
-	ok(f.t, filepath.WalkDir(f.state, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			body, err := os.ReadFile(path)
-			evidence[path] = string(body)
-			return err
-		}
-		return err
-	}))
-	for where, text := range evidence {
-		if strings.Contains(text, secret) {
-			f.t.Errorf("the secret is in %s", where)
-		}
 	}
 }
 

@@ -62,6 +62,13 @@ func NewRepository(t testing.TB, dir string, n int) string {
 // put around it.
 func HTTP(t testing.TB, dir string, wrap func(http.Handler) http.Handler) *httptest.Server {
 	t.Helper()
+	s := httptest.NewServer(handler(t, dir, wrap))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func handler(t testing.TB, dir string, wrap func(http.Handler) http.Handler) http.Handler {
+	t.Helper()
 	core := strings.TrimSpace(Git(t, dir, "--exec-path"))
 	var h http.Handler = &cgi.Handler{
 		Path: filepath.Join(core, "git-http-backend"), Root: "/", Dir: dir,
@@ -71,9 +78,7 @@ func HTTP(t testing.TB, dir string, wrap func(http.Handler) http.Handler) *httpt
 	if wrap != nil {
 		h = wrap(h)
 	}
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	return s
+	return h
 }
 
 // protocolHeader is what a web server's configuration does for git: net/http/cgi
