@@ -95,7 +95,7 @@ func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
 		Violations: v.List, ViolationsTotal: v.Total,
 	})
 	r.log.Event(slog.LevelWarn, "the configuration is not valid; the engine keeps what it has",
-		"violations", v.Total, "violation", v.List[0].String())
+		"revision", doc.Revision(), "violations", v.Total, "violation", v.List[0].String())
 }
 
 // recordRefused puts on record that the source cannot be trusted.
@@ -115,6 +115,8 @@ func (r *Reconciler) settledFor(revision string) bool {
 	switch a.Outcome {
 	case schema.Held, schema.Pending, schema.Superseded:
 		return false
+	case schema.Refused:
+		return r.seen.refusal != nil // it may be trusted later, as it is
 	}
 	return true
 }
@@ -420,7 +422,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:
 		if s.Source.LastError != "" {
-			return StateInSync, "the engine runs what the source last declared; now it cannot be read: " + s.Source.LastError, "check --config"
+			return StateInSync, "the engine runs what the source last declared; now it cannot be read: " + s.Source.LastError, "the agent goes on by itself, once it can be read"
 		}
 		return StateInSync, "the engine runs what the source declares", ""
 	case r.seen.doc == nil:

@@ -44,7 +44,8 @@ func (f *follower) git(args ...string) string {
 	return gitserver.Git(f.t, f.work, args...)
 }
 
-// declare commits and pushes a state that nothing else has: n seconds of cache.
+// declare commits and pushes a state that nothing else has, in each of three
+// environments: n seconds of cache.
 func (f *follower) declare(n int) {
 	f.t.Helper()
 	f.commit(n)
@@ -63,10 +64,17 @@ func (f *follower) push() bool {
 
 func (f *follower) commit(n int) {
 	f.t.Helper()
-	text := fmt.Sprintf("environment: testing\nextends: [low-memory]\nparameters:\n  cache_ttl_seconds: %d\n", n)
-	ok(f.t, os.WriteFile(filepath.Join(f.work, "config", "testing.yaml"), []byte(text), 0o644))
+	f.write(n)
 	f.git("add", "-A")
 	f.git("commit", "-q", "-m", fmt.Sprintf("state %d", n))
+}
+
+func (f *follower) write(n int) {
+	f.t.Helper()
+	for _, env := range []string{"testing", "staging", "production"} {
+		text := fmt.Sprintf("environment: %s\nextends: [low-memory]\nparameters:\n  cache_ttl_seconds: %d\n", env, n)
+		ok(f.t, os.WriteFile(filepath.Join(f.work, "config", env+".yaml"), []byte(text), 0o644))
+	}
 }
 
 // start starts the agent on repo; its log goes on where it was.
