@@ -35,6 +35,10 @@ func newFollower(t *testing.T) *follower {
 	ok(t, os.CopyFS(filepath.Join(f.work, "config"), os.DirFS("../examples/config")))
 	f.git("init", "-q", "-b", "main")
 	f.git("init", "-q", "--bare", "-b", "main", f.bare)
+	for _, dir := range []string{f.work, f.bare} { // nothing of git's own goes on beside the test
+		f.git("-C", dir, "config", "maintenance.auto", "false")
+		f.git("-C", dir, "config", "receive.autogc", "false")
+	}
 	f.declare(1)
 	return f
 }
