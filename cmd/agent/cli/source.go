@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -118,7 +120,8 @@ func (a *agent) openSource(env schema.Environment) (from apply.SourceStatus, sta
 	return apply.SourceStatus{Kind: "git", Location: git.Location()}, 3 * s.git.poll, nil
 }
 
-// A patient writer says nothing of what is over within a second.
+// A patient writer says nothing of what is over within a second, and nothing
+// that a terminal would obey: the words are a server's.
 type patient struct {
 	w     io.Writer
 	mu    sync.Mutex
@@ -136,5 +139,11 @@ func (p *patient) Write(b []byte) (int, error) {
 	if p.last = now; now.Sub(p.begun) < time.Second {
 		return len(b), nil
 	}
-	return p.w.Write(b)
+	_, err := p.w.Write(bytes.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\r' || r == '\n' {
+			return r
+		}
+		return ' '
+	}, b))
+	return len(b), err
 }
