@@ -1,7 +1,10 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"unicode"
 )
@@ -17,12 +20,27 @@ type Error struct {
 func (e *Error) Error() string {
 	text := e.What
 	if e.Err != nil {
-		text += ": " + e.Err.Error()
+		text += ": " + cause(e.Err)
 	}
 	if e.Hint != "" {
 		text += ": " + e.Hint
 	}
 	return text
+}
+
+// cause words what the network says for people, and so that the same fault has
+// the same words: a connection of ours has another port each time.
+func cause(err error) string {
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op):
+		plain := *op
+		plain.Source = nil
+		return plain.Error()
+	case err == io.EOF:
+		return "the server closed the connection without an answer"
+	}
+	return err.Error()
 }
 
 func (e *Error) Unwrap() error { return e.Err }
