@@ -43,6 +43,7 @@ func (f *follower) submodule(path string) {
 // out; the engine keeps what it has. Where the server can, what is too large is
 // not even fetched.
 func TestGitContent(t *testing.T) {
+	t.Parallel()
 	needs(t, "git")
 	const head = "environment: testing\nextends: [low-memory]\n"
 	const good = head + "parameters:\n  cache_ttl_seconds: 2\n"
@@ -151,6 +152,7 @@ func TestGitContent(t *testing.T) {
 // TestGitHostileHeader: whatever stands in a commit's header and message, the
 // history stays sound, a listing one line a record, and a terminal unharmed.
 func TestGitHostileHeader(t *testing.T) {
+	t.Parallel()
 	needs(t, "git")
 	f := newFollower(t)
 	f.start(f.bare)

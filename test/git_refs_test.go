@@ -4,28 +4,25 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/test/gitserver"
 )
 
-// once runs `agent run --once` on a state of its own beside its embedded
-// engine, and returns the exit code, what it said, and its records.
+// once does `agent run --once` on a state of its own beside its embedded
+// engine, in this process, for it is done often; it returns the exit code, what
+// it said, and its records.
 func (f *follower) once(repo string, flags ...string) (code int, said string, records []schema.Record) {
 	f.t.Helper()
 	state, err := os.MkdirTemp(f.dir, "once")
 	ok(f.t, err)
-	cmd := exec.Command("agent", append([]string{
+	code, said = agent(append([]string{
 		"run", "--once", "--environment", "testing", "--repo", repo, "--embedded-engine", "--state", state, "--listen", "127.0.0.1:0",
 	}, flags...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, _ := cmd.CombinedOutput()
-	return cmd.ProcessState.ExitCode(), string(out), recordsOf(f.t, state)
+	return code, said, recordsOf(f.t, state)
 }
 
 // recordsOf are the records below state, newest first.
@@ -43,6 +40,7 @@ func recordsOf(t testing.TB, state string) []schema.Record {
 // kind of repository, leads to the state that it names; what names none is
 // answered with the way out.
 func TestGitRefs(t *testing.T) {
+	t.Parallel()
 	needs(t, "git")
 	f := newFollower(t)
 	hash := map[int]string{}
@@ -81,35 +79,28 @@ func TestGitRefs(t *testing.T) {
 		{f.bare, "nested", "config", 4, ""},
 		{f.bare, hash[3], "config", 3, ""},
 		{f.bare, "refs/heads/both", "config", 6, ""},
-		{f.bare, "refs/tags/both", "config", 6, ""},
 		{f.bare, "refs/dtesn/staged", "config", 5, ""},
 		{f.bare, "HEAD", "./config", 7, ""},
 		{f.bare, "flat", "", 6, ""},
-		{f.bare, "flat", ".", 6, ""},
 		{f.work, "main", "config", 7, ""},
 		{linked, "HEAD", "config", 2, ""},
 		{linked, "main", "config", 7, ""},
 		{shared, "v4", "config", 4, ""},
 		{http, "v4", "config", 4, ""},
-		{http, "light", "config", 3, ""},
 		{http, hash[2], "config", 2, ""},
-		{http, "refs/dtesn/staged", "config", 5, ""},
 		{http, "HEAD", "config", 7, ""},
 
 		{f.bare, "both", "config", 0, "both is both a branch and a tag there: say refs/heads/both or refs/tags/both"},
-		{http, "both", "config", 0, "both is both a branch and a tag there"},
 		{f.bare, "none", "config", 0, "the ref none does not exist there"},
 		{http, "refs/heads/none", "config", 0, "the ref refs/heads/none does not exist there"},
 		{f.bare, "blob", "config", 0, "the ref names a blob, not a commit"},
 		{f.bare, strings.Repeat("a", 40), "config", 0, "object not found"},
 		{http, strings.Repeat("a", 40), "config", 0, "not our ref"},
 		{f.bare, "main~1", "config", 0, `"main~1" is no name of a ref: use a branch, a tag, refs/… or a full commit`},
-		{f.bare, "-d", "config", 0, "is no name of a ref"},
 		{f.bare, "main", "../config", 0, "must be a path within the repository"},
 		{f.bare, "main", "nowhere", 0, "nowhere"},
 		{f.bare, "main", "config/base.yaml", 0, "config/base.yaml is a regular file, not a directory"},
 		{f.dir, "main", "config", 0, "it is no git repository"},
-		{filepath.Join(f.dir, "gone"), "main", "config", 0, "it is no git repository"},
 	}
 	for _, row := range rows {
 		name := strings.NewReplacer(f.dir, "", http, "http").Replace(fmt.Sprintf("%s %s %s", row.repo, row.ref, row.dir))
@@ -136,6 +127,7 @@ func TestGitRefs(t *testing.T) {
 // without ever polling it, whatever writes the ref, and after its directories
 // or the repository itself were replaced.
 func TestGitLocalWatch(t *testing.T) {
+	t.Parallel()
 	needs(t, "git")
 	for _, ref := range []string{"main", "HEAD"} { // HEAD leads to main
 		t.Run(ref, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -105,6 +106,7 @@ func secretLine(pem string) string {
 // TestGitSecretsHTTPS: one agent that is never restarted meets each secret
 // wrong, right, and rotated on the server; none of them leaves a trace.
 func TestGitSecretsHTTPS(t *testing.T) {
+	t.Parallel()
 	needs(t, "git")
 	f := newFollower(t)
 	const old, fresh = "canary-old-7d1b", "canary-new-90ac"
@@ -179,6 +181,7 @@ func TestGitSecretsHTTPS(t *testing.T) {
 
 // TestGitSecretsSSH is the same for SSH: host keys, a key, its passphrase.
 func TestGitSecretsSSH(t *testing.T) {
+	t.Parallel()
 	needs(t, "git", "ssh-keygen")
 	f := newFollower(t)
 	host := gitserver.SSH(t, f.bare, "AcceptEnv GIT_PROTOCOL")
@@ -187,8 +190,7 @@ func TestGitSecretsSSH(t *testing.T) {
 	ok(t, os.Mkdir(dir, 0o700))
 	file := func(name string) string { return filepath.Join(dir, name) }
 	keyText := func(name string) string { b, err := os.ReadFile(file(name)); ok(t, err); return string(b) }
-	public := gitserver.NewKey(t, file("first"), phrase)
-	public2 := gitserver.NewKey(t, file("second"), phrase2)
+	public, public2 := lockedKey(t, file("first"), phrase), lockedKey(t, file("second"), phrase2)
 	stranger := gitserver.NewKey(t, file("stranger"), "")
 	rotate(t, filepath.Join(host.Dir, "authorized"), public+"\n")
 	hosts, err := os.ReadFile(host.KnownHosts)
@@ -228,4 +230,15 @@ func TestGitSecretsSSH(t *testing.T) {
 	f.noTrace(map[string]string{
 		"passphrase": phrase, "new passphrase": phrase2, "key": secretLine(keyText("first")), "new key": secretLine(keyText("second")),
 	})
+}
+
+// lockedKey makes a key that is quick to unlock, and returns its public line.
+func lockedKey(t *testing.T, path, phrase string) string {
+	t.Helper()
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-a", "1", "-N", phrase, "-f", path).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v\n%s", err, out)
+	}
+	public, err := os.ReadFile(path + ".pub")
+	ok(t, err)
+	return strings.TrimSpace(string(public))
 }

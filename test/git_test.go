@@ -25,6 +25,8 @@ type follower struct {
 	t               *testing.T
 	dir, work, bare string
 	state, log      string
+	wrap            []string // a command that runs the agent, if it is not to be run itself
+	env             []string // besides the test's
 	cmd             *exec.Cmd
 }
 
@@ -87,10 +89,12 @@ func (f *follower) start(repo string, flags ...string) {
 	out, err := os.OpenFile(f.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ok(f.t, err)
 	defer out.Close()
-	f.cmd = exec.Command("agent", append([]string{
-		"run", "--environment", "testing", "--repo", repo, "--config", "config",
+	args := slices.Concat(f.wrap, []string{
+		"agent", "run", "--environment", "testing", "--repo", repo, "--config", "config",
 		"--embedded-engine", "--state", f.state, "--listen", "127.0.0.1:0",
-	}, flags...)...)
+	}, flags)
+	f.cmd = exec.Command(args[0], args[1:]...)
+	f.cmd.Env = append(os.Environ(), f.env...)
 	f.cmd.Stdout, f.cmd.Stderr = out, out
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ok(f.t, f.cmd.Start())
@@ -175,6 +179,7 @@ func TestGitServers(t *testing.T) {
 		},
 		"a path": func(t *testing.T, f *follower) (string, []string, func(), func()) {
 			away := f.bare + ".away"
+			f.env = []string{"PATH=" + f.dir} // it needs no git
 			return f.bare, nil, func() { ok(t, os.Rename(f.bare, away)) }, func() { ok(t, os.Rename(away, f.bare)) }
 		},
 	}

@@ -74,6 +74,7 @@ func (f *follower) refuses(n int, words ...string) view {
 // TestGitSigners: two agents on one repository, each with its own allowed
 // signers; keys come and go while they run.
 func TestGitSigners(t *testing.T) {
+	t.Parallel()
 	needs(t, "git", "ssh-keygen")
 	staging := newFollower(t)
 	production := staging.beside("production")
@@ -150,6 +151,7 @@ func TestGitSigners(t *testing.T) {
 
 // TestGitSignedTags: commit, tag or both are asked for, and are there or not.
 func TestGitSignedTags(t *testing.T) {
+	t.Parallel()
 	needs(t, "git", "ssh-keygen")
 	f := newFollower(t)
 	ada, eve := f.signer("ada"), f.signer("eve")
@@ -198,6 +200,7 @@ func TestGitSignedTags(t *testing.T) {
 // TestGitNoWayBack: over a repository that others push to with force, the
 // agent goes only forward, however far, and after a restart too.
 func TestGitNoWayBack(t *testing.T) {
+	t.Parallel()
 	needs(t, "git")
 	f := newFollower(t)
 	url := gitserver.HTTP(t, f.dir, nil).URL + "/config.git"

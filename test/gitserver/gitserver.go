@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -72,7 +73,8 @@ func handler(t testing.TB, dir string, wrap func(http.Handler) http.Handler) htt
 	core := strings.TrimSpace(Git(t, dir, "--exec-path"))
 	var h http.Handler = &cgi.Handler{
 		Path: filepath.Join(core, "git-http-backend"), Root: "/", Dir: dir,
-		Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=" + os.DevNull},
+		Env:    []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=" + os.DevNull},
+		Stderr: io.Discard, // what it says of repositories that a test takes away
 	}
 	h = protocolHeader(h)
 	if wrap != nil {
