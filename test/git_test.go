@@ -113,7 +113,7 @@ func (f *follower) sync() {
 // await waits until the agent's status is as holds says.
 func (f *follower) await(what string, holds func(v view) bool) (v view) {
 	f.t.Helper()
-	deadline, again := time.After(20*time.Second), time.NewTicker(2*time.Millisecond)
+	deadline, again := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
 	defer again.Stop()
 	for {
 		var err error

@@ -46,4 +46,18 @@
 // trusted (network file systems, FUSE, a file that is a mount of its own), the
 // files are read once a second instead: mode "poll". inotify is tried again
 // each time, so that its mode comes back by itself.
+//
+// # A git repository
+//
+// Git delivers the tree of the commit that a ref names: no work tree, no
+// settling. A remote repository is asked each Poll. Of one on this machine
+// fsnotify watches the directories of the ref, and of the one that it leads to
+// (HEAD); once a second the way there is walked again, so that a repository
+// that comes later, or whose directories are replaced, is watched from then
+// on. While it cannot be watched it is looked at once a second: mode "poll".
+//
+// What keeps a commit from being taken is said in one of three ways. An error,
+// and no Document: the repository cannot be read now; it is tried again, after a
+// second at first, then ever more rarely. Document.Refused: the commit cannot be
+// trusted. File.Refused: the commit has something else in place of a file.
 package watcher
