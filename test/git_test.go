@@ -113,7 +113,7 @@ func (f *follower) sync() {
 // await waits until the agent's status is as holds says.
 func (f *follower) await(what string, holds func(v view) bool) (v view) {
 	f.t.Helper()
-	deadline, again := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
+	deadline, again := time.After(time.Minute), time.NewTicker(5*time.Millisecond)
 	defer again.Stop()
 	for {
 		var err error
@@ -124,7 +124,7 @@ func (f *follower) await(what string, holds func(v view) bool) (v view) {
 		case <-again.C:
 		case <-deadline:
 			log, _ := os.ReadFile(f.log)
-			f.t.Fatalf("not within 20 s: %s\n%s\n%v\n%s", what, v.Text, err, log)
+			f.t.Fatalf("not within a minute: %s\n%s\n%v\n%s", what, v.Text, err, log)
 		}
 	}
 }
