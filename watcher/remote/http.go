@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ type httpTransport struct {
 	files Files
 
 	client *http.Client
+	sent   login
 	// trust is the digest of the files that client was made of.
 	trust [sha256.Size]byte
 }
@@ -39,6 +41,7 @@ func (t *httpTransport) open(b bounds, known bool) (exchange, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.sent = login
 	ex := &httpExchange{t: t, bounds: b, login: login}
 	if known {
 		return ex, nil
@@ -96,7 +99,7 @@ func (t *httpTransport) renew() error {
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, ForceAttemptHTTP2: true,
 			MaxIdleConns: 2, MaxIdleConnsPerHost: 2, IdleConnTimeout: 5 * time.Minute,
-			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: idleTimeout,
+			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: patient.silence,
 			MaxResponseHeaderBytes: 64 << 10,
 		},
 	}
@@ -119,6 +122,14 @@ func (t *httpTransport) redirect(q *http.Request, via []*http.Request) error {
 type redirectError struct{ to string }
 
 func (e *redirectError) Error() string { return "it redirects to " + line([]byte(e.to)) }
+
+func (t *httpTransport) secrets() []string {
+	if t.sent.password == "" {
+		return nil
+	}
+	basic := base64.StdEncoding.EncodeToString([]byte(t.sent.user + ":" + t.sent.password))
+	return []string{t.sent.password, basic}
+}
 
 // A login is what a request says of who asks.
 type login struct{ user, password string }

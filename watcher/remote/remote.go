@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/go-git/go-billy/v5/osfs"
@@ -33,12 +34,17 @@ const agent = "dtesn-agent"
 
 // The bounds. A listing of a host with 100,000 refs is about 8 MiB.
 const (
-	maxListing   = 64 << 20         // bytes of an advertisement
-	maxPack      = 128 << 20        // bytes of a pack
-	listTimeout  = 30 * time.Second // a whole listing
-	fetchTimeout = 5 * time.Minute  // a whole fetch
-	idleTimeout  = 30 * time.Second // without a byte
+	maxListing = 64 << 20  // bytes of an advertisement
+	maxPack    = 128 << 20 // bytes of a pack
 )
+
+// patience is how long things may take.
+type patience struct {
+	list, fetch time.Duration // the whole of it
+	silence     time.Duration // without a byte
+}
+
+var patient = patience{list: 30 * time.Second, fetch: 5 * time.Minute, silence: 30 * time.Second}
 
 // Options say which repository, and how to be let in.
 type Options struct {
@@ -64,6 +70,7 @@ type Remote struct {
 	opt       Options
 	at        address
 	transport transport
+	patience  patience
 	// known is what the server said of itself when it was last asked; over
 	// HTTP it need not be asked again.
 	known *advert
@@ -78,6 +85,8 @@ type transport interface {
 	open(b bounds, known bool) (exchange, error)
 	// explain words what went wrong, and the way out.
 	explain(err error) error
+	// secrets are what was last sent to be let in.
+	secrets() []string
 	close()
 }
 
@@ -98,7 +107,7 @@ func New(opt Options) (*Remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Remote{opt: opt, at: at}
+	r := &Remote{opt: opt, at: at, patience: patient}
 	switch at.scheme {
 	case "http", "https":
 		r.transport = &httpTransport{at: at, files: opt.Files}
@@ -158,10 +167,10 @@ func (r *Remote) List(ctx context.Context, names []string) (found Refs, err erro
 	}
 	r.Rest()
 	relied := r.known != nil
-	err = r.within(ctx, listTimeout, names, list)
+	err = r.within(ctx, r.patience.list, names, list)
 	if err != nil && relied {
 		// what was known may be of another server by now
-		err = r.within(ctx, listTimeout, names, list)
+		err = r.within(ctx, r.patience.list, names, list)
 	}
 	if err != nil {
 		return nil, r.fail("list the refs of", err)
@@ -195,7 +204,7 @@ func (r *Remote) Fetch(ctx context.Context, hash plumbing.Hash, depth int, filte
 		return nil, fmt.Errorf("fetch %s: %w", hash, err)
 	}
 	o := &Objects{Storage: filesystem.NewStorage(osfs.New(dir), cache.NewObjectLRU(4<<20)), dir: dir}
-	err = r.within(ctx, fetchTimeout, nil, func(s *session) error {
+	err = r.within(ctx, r.patience.fetch, nil, func(s *session) error {
 		return r.fetch(s, want{hash, depth, filter}, o)
 	})
 	if err != nil {
@@ -215,9 +224,9 @@ func (r *Remote) fetch(s *session, w want, o *Objects) error {
 	pack := bound(&packReader{p: p, progress: r.opt.Progress}, maxPack, "the pack")
 	if err := packfile.UpdateObjectStorage(o.Storage, pack); err != nil {
 		if pack.err != nil {
-			err = pack.err
+			return pack.err
 		}
-		return err
+		return &Error{What: "the pack that came is damaged", Hint: "it is fetched anew; if that goes on, see whether the repository is sound: git fsck", Err: err}
 	}
 	if err := o.HasEncodedObject(w.hash); err != nil {
 		return &notGitError{"the pack does not hold what was asked for"}
@@ -227,8 +236,20 @@ func (r *Remote) fetch(s *session, w want, o *Objects) error {
 	return nil
 }
 
-// fail words an error once, at the top.
+// fail words an error once, at the top. A server may have repeated what it was
+// sent.
 func (r *Remote) fail(attempt string, err error) error {
+	err = r.word(attempt, err)
+	text := err.Error()
+	for _, s := range r.transport.secrets() {
+		if s != "" && strings.Contains(text, s) {
+			return &Error{What: attempt + " " + r.at.String(), Err: errors.New("the server repeats the login that it was sent")}
+		}
+	}
+	return err
+}
+
+func (r *Remote) word(attempt string, err error) error {
 	what := attempt + " " + r.at.String()
 	var large *tooLargeError
 	var server *serverError

@@ -8,15 +8,13 @@ import (
 	"time"
 )
 
-var (
-	errSlow   = errors.New("it took too long")
-	errSilent = fmt.Errorf("the server was silent for %s", idleTimeout)
-)
+var errSlow = errors.New("it took too long")
 
 // bounds are when an exchange ends at the latest.
 type bounds struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	silence time.Duration // without a byte
 }
 
 // A session is an exchange that lasts from a listing to the fetch that comes of
@@ -39,7 +37,7 @@ func (s *session) end() {
 func (r *Remote) within(ctx context.Context, limit time.Duration, names []string, do func(*session) error) error {
 	s := r.session
 	if s == nil {
-		s = &session{}
+		s = &session{bounds: bounds{silence: r.patience.silence}}
 		s.ctx, s.cancel = context.WithCancelCause(ctx)
 		r.session = s
 	}
@@ -87,7 +85,7 @@ func (r *Remote) begin(s *session, names []string) (err error) {
 	return nil
 }
 
-// watched ends an exchange whose answer stays silent for idleTimeout.
+// watched ends an exchange whose answer stays silent for too long.
 type watched struct {
 	bounds
 	r     io.Reader
@@ -96,9 +94,9 @@ type watched struct {
 
 func (w *watched) Read(b []byte) (int, error) {
 	if w.timer == nil {
-		w.timer = time.AfterFunc(idleTimeout, func() { w.cancel(errSilent) })
+		w.timer = time.AfterFunc(w.silence, func() { w.cancel(fmt.Errorf("the server was silent for %s", w.silence)) })
 	} else {
-		w.timer.Reset(idleTimeout)
+		w.timer.Reset(w.silence)
 	}
 	defer w.timer.Stop()
 	return w.r.Read(b)

@@ -134,6 +134,8 @@ func (t *sshTransport) config(key, phrase []byte) (*ssh.ClientConfig, error) {
 	}, nil
 }
 
+func (t *sshTransport) secrets() []string { return nil }
+
 func (t *sshTransport) explain(err error) error {
 	switch {
 	case knownhosts.IsHostKeyChanged(err):

@@ -10,6 +10,8 @@ type tcpTransport struct{ at address }
 
 func (t *tcpTransport) close() {}
 
+func (t *tcpTransport) secrets() []string { return nil }
+
 func (t *tcpTransport) explain(error) error { return nil }
 
 func (t *tcpTransport) open(b bounds, _ bool) (exchange, error) {

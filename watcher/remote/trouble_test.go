@@ -249,8 +249,8 @@ func TestMisbehaving(t *testing.T) {
 		}, "redirects to " + elsewhere.URL, false},
 		"a redirect loop": {func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, q.URL.String(), http.StatusFound) }, "redirects", false},
 		"half a pack":     {passOn(good, func(b []byte) []byte { return b[:len(b)/2] }), "cut short", true},
-		"a broken pack":   {passOn(good, func(b []byte) []byte { return bytes.Replace(b, []byte("PACK"), []byte("KCAP"), 1) }), "fetch", true},
-		"a flipped bit":   {passOn(good, func(b []byte) []byte { b[len(b)-60] ^= 1; return b }), "fetch", true},
+		"a broken pack":   {passOn(good, func(b []byte) []byte { return bytes.Replace(b, []byte("PACK"), []byte("KCAP"), 1) }), "the pack that came is damaged", true},
+		"a flipped bit":   {passOn(good, func(b []byte) []byte { b[len(b)-60] ^= 1; return b }), "the pack that came is damaged", true},
 	}
 	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {
@@ -313,6 +313,49 @@ func TestBounds(t *testing.T) {
 	}))
 	t.Cleanup(s.Close)
 	failure(t, newRemote(t, Options{URL: s.URL + "/x.git"}), "larger than 64 MiB", "repository of its own")
+}
+
+// TestSlow: a server that goes on and on, byte by byte, is given up in the end;
+// one that says nothing sooner.
+func TestSlow(t *testing.T) {
+	trickle := func(every time.Duration) *Remote {
+		stop := make(chan struct{})
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			w.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+			line := fmt.Appendf(nil, "%04x%040x refs/heads/x\n", 4+41+13, 1)
+			for i := 0; ; i++ {
+				_, _ = w.Write(line[i%len(line):][:1])
+				w.(http.Flusher).Flush()
+				select {
+				case <-time.After(every):
+				case <-q.Context().Done():
+					return
+				case <-stop:
+					return
+				}
+			}
+		}))
+		t.Cleanup(s.Close)
+		t.Cleanup(func() { close(stop) })
+		r := newRemote(t, Options{URL: s.URL + "/x.git"})
+		r.patience = patience{list: time.Second, fetch: time.Second, silence: 300 * time.Millisecond}
+		return r
+	}
+	failure(t, trickle(time.Millisecond), "it took too long", "too slow")
+	failure(t, trickle(time.Hour), "was silent for 300ms")
+}
+
+// TestEchoedLogin: a server that repeats what it was sent gets no word of it
+// into an error.
+func TestEchoedLogin(t *testing.T) {
+	dir := t.TempDir()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		_, password, _ := q.BasicAuth()
+		said := "ERR no " + password + " " + q.Header.Get("Authorization")
+		advertised(fmt.Sprintf("%04x%s", len(said)+4, said))(w, q)
+	}))
+	t.Cleanup(s.Close)
+	failure(t, newRemote(t, Options{URL: s.URL + "/x.git", Files: Files{Token: put(t, dir, "token", canary)}}), "repeats the login")
 }
 
 // TestAddresses: what is taken for an address, and what is refused without a
