@@ -9,7 +9,7 @@ IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test check fmt bench fuzz schema clean FORCE
+.PHONY: help run build image test check fmt bench fuzz crash schema clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ fuzz: ## Fuzz the loader and the trailers, FUZZTIME (60s) each
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzParseCanonical$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./gitstore -run '^$$' -fuzz '^Fuzz' -fuzztime $(FUZZTIME)
+
+crash: build ## Kill the agent before and after each system call that writes, 2000 times at least
+	$(GO) run ./test/crash -agent $(AGENT) -points 2000 -all
 
 schema: build ## Write the JSON Schema that editors use beside the examples
 	$(AGENT) schema --format jsonschema > examples/config/dtesn.schema.json

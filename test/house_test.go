@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"cmd/agent/cli":    {"schema", "apply", "watcher", "gitstore", "dtesn", "dtesn/engine", "cmd/agent/status", "watcher/remote"},
 	"cmd/agent":        {"cmd/agent/cli"},
 	"test/bench":       {"schema", "dtesn", "dtesn/engine", "test/gitserver"},
+	"test/crash":       {"schema", "apply", "gitstore"},
 }
 
 // topLevel are the folders there may be at the top.

@@ -93,7 +93,7 @@ func run(o *options) (err error) {
 	if err := prepare(prepared); err != nil {
 		return err
 	}
-	c := &campaign{options: o, tmp: tmp, table: newTable(o.seed), begun: time.Now(), stories: []*story{
+	c := &campaign{options: o, tmp: tmp, table: newTable(o.seed, o.points, o.all), begun: time.Now(), stories: []*story{
 		filesStory(), packingStory(prepared), gitStory("http", "http: ", newServed), gitStory("local", "", newWorktree),
 	}}
 	if o.plan != "" {
@@ -160,7 +160,7 @@ func (c *campaign) choose() (*story, string) {
 			best, most = s, left
 		}
 	}
-	if c.table.enough(c.points, c.all) && c.rounds >= len(c.stories) {
+	if c.table.enough() {
 		return nil, ""
 	}
 	c.rounds++

@@ -29,6 +29,8 @@ type planner interface {
 	learn(phase string, calls map[string]int)
 	// hit takes a kill.
 	hit(phase string, at point)
+	// enough reports whether nothing more is to be killed.
+	enough() bool
 }
 
 // A replay cuts where a recorded round did.
@@ -45,6 +47,7 @@ func (r replay) next(step, try int, _ string) *point {
 
 func (replay) learn(string, map[string]int) {}
 func (replay) hit(string, point)            {}
+func (replay) enough() bool                 { return false }
 
 // A table knows the calls that the phases make when nobody kills them, and how
 // often each was killed at. It is safe for concurrent use.
@@ -53,13 +56,15 @@ type table struct {
 	random *rand.Rand
 	phases map[string]map[point]*tally
 	kills  int
+	wanted int  // kills
+	all    bool // and no point left
 }
 
 // A tally counts how often a point was armed, and how often it was reached.
 type tally struct{ tries, hits int }
 
-func newTable(seed uint64) *table {
-	return &table{random: rand.New(rand.NewPCG(seed, 0)), phases: map[string]map[point]*tally{}}
+func newTable(seed uint64, wanted int, all bool) *table {
+	return &table{random: rand.New(rand.NewPCG(seed, 0)), phases: map[string]map[point]*tally{}, wanted: wanted, all: all}
 }
 
 // every and ends bound what is tried of calls that a phase makes many times,
@@ -173,14 +178,14 @@ func (t *table) left(s *story) (n int) {
 
 // enough reports whether there were so many kills and, if all are asked for,
 // no point is left.
-func (t *table) enough(kills int, all bool) bool {
+func (t *table) enough() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.kills < kills {
+	if t.kills < t.wanted {
 		return false
 	}
 	for _, points := range t.phases {
-		if all && open(points) > 0 {
+		if t.all && open(points) > 0 {
 			return false
 		}
 	}

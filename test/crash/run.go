@@ -18,6 +18,9 @@ func (w *world) tell(s *story, plan planner) error {
 		return err
 	}
 	for i, step := range s.steps {
+		if plan.enough() {
+			return nil
+		}
 		if err := w.step(s, i, plan); err != nil {
 			return fmt.Errorf("story %s, step %d (%s): %w", s.name, i, step.name, err)
 		}
@@ -66,7 +69,7 @@ func (w *world) step(s *story, i int, plan planner) error {
 	}
 	calls, _ := w.agent.calls()
 	plan.learn(phase, calls)
-	if err := w.check(v); err != nil {
+	if err := w.checkAtRest(v); err != nil {
 		return err
 	}
 	if !st.want.met(v) {
@@ -95,9 +98,22 @@ func (w *world) onceMore(st *step, v *apply.Status) (*apply.Status, error) {
 		err = errors.New("the agent ended by itself")
 	}
 	if err == nil {
-		err = w.check(v)
+		err = w.checkAtRest(v)
 	}
 	return v, err
+}
+
+// checkAtRest checks, again if the agent turned out not to be at rest: git, for
+// one, does not bear that a history is packed under its hands.
+func (w *world) checkAtRest(v *apply.Status) error {
+	for deadline := time.Now().Add(patience); ; {
+		begun := time.Now()
+		err := w.check(v)
+		if _, quiet := w.agent.calls(); err == nil || quiet > time.Since(begun)+settled || time.Now().After(deadline) {
+			return err
+		}
+		<-time.After(10 * settled)
+	}
 }
 
 // cutTwice reports whether the agent gave a candidate up because two kills left
@@ -122,6 +138,9 @@ func (w *world) died(st *step, plan planner, phase string, at *point) (done bool
 		calls, _ := w.agent.calls()
 		plan.learn(phase, calls)
 		return true, w.readLog()
+	}
+	if !hit && w.agent.status.ExitStatus() == launchFailed {
+		return false, errNoTrace
 	}
 	if !hit {
 		return false, fmt.Errorf("the agent ended by itself, status %#x", w.agent.status)
@@ -157,6 +176,10 @@ func (w *world) rest(st *step) (*apply.Status, error) {
 			continue
 		}
 		if engine, err := w.runs(); err == nil && v.Current != nil && engine == *v.Current && v.TotalSnapshots > 0 {
+			if w.agent.disarm() {
+				<-w.agent.done
+				return nil, nil
+			}
 			return v, nil
 		}
 	}

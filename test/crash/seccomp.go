@@ -17,12 +17,15 @@ import (
 // becomes the program to trace. All other calls run at full speed.
 const launch = "launch-traced"
 
+// launchFailed is the launcher's exit code when it could not.
+const launchFailed = 126
+
 func init() {
 	if len(os.Args) > 2 && os.Args[1] == launch {
 		runtime.LockOSThread() // the filter is this thread's, and execve keeps it
 		err := become(os.Args[2:])
 		fmt.Fprintln(os.Stderr, "crash: launch:", err)
-		os.Exit(126)
+		os.Exit(launchFailed)
 	}
 }
 

@@ -46,11 +46,12 @@ type process struct {
 	done   chan struct{} // closed once it is reaped; status is valid then
 	status syscall.WaitStatus
 
-	mu    sync.Mutex
-	at    *point
-	seen  map[string]int // calls since it was armed
-	hit   bool           // killed at the point
-	quiet time.Time      // of the last call that was no answer to us
+	mu     sync.Mutex
+	at     *point
+	inside *point         // the point whose call a thread is in
+	seen   map[string]int // calls since it was armed
+	hit    bool           // killed at the point
+	quiet  time.Time      // of the last call that was no answer to us
 }
 
 var errNoTrace = errors.New("this machine does not let a process be traced")
@@ -138,8 +139,13 @@ func (p *process) stopped(tid int, ws syscall.WaitStatus) {
 		request = p.entered(tid)
 	case ws.TrapCause() == unix.PTRACE_EVENT_EXEC:
 		p.mem, _ = os.Open(fmt.Sprintf("/proc/%d/mem", p.pid)) // of the program now
-	case ws.StopSignal() == syscall.SIGTRAP|0x80: // left the call of an After
-		p.kill()
+	case ws.StopSignal() == syscall.SIGTRAP|0x80: // left the call that an After named
+		p.mu.Lock()
+		if p.at != nil && p.at == p.inside {
+			p.hit = true
+			_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+		p.mu.Unlock()
 	case ws.StopSignal() == syscall.SIGTRAP, ws.StopSignal() == syscall.SIGSTOP && !p.known[tid]:
 	default:
 		signal = int(ws.StopSignal())
@@ -149,26 +155,18 @@ func (p *process) stopped(tid int, ws syscall.WaitStatus) {
 	_, _, _ = syscall.RawSyscall6(syscall.SYS_PTRACE, uintptr(request), uintptr(tid), 0, uintptr(signal), 0, 0)
 }
 
-// kill kills the process at its point.
-func (p *process) kill() {
-	p.mu.Lock()
-	p.hit = true
-	p.mu.Unlock()
-	_ = syscall.Kill(p.pid, syscall.SIGKILL)
-}
-
 // entered counts a call that a thread is about to make. If it is the point's,
 // the process is killed now: the kernel skips a call whose thread is to die; or
 // the thread is stopped again when the call is done.
 func (p *process) entered(tid int) (request int) {
 	var info struct {
-		op       uint8
-		_        [3]byte
-		arch     uint32
-		ip, sp   uint64
-		nr       uint64
-		args     [6]uint64
-		ret_data uint32 //nolint // the kernel's name
+		op     uint8
+		_      [3]byte
+		arch   uint32
+		ip, sp uint64
+		nr     uint64
+		args   [6]uint64
+		data   uint32 // of the filter's answer
 	}
 	const getSyscallInfo = 0x420e // PTRACE_GET_SYSCALL_INFO
 	_, _, errno := syscall.RawSyscall6(syscall.SYS_PTRACE, getSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
@@ -180,18 +178,18 @@ func (p *process) entered(tid int) (request int) {
 		return syscall.PTRACE_CONT
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.seen[name]++
 	if !strings.HasSuffix(name, " "+answerPlace) {
 		p.quiet = time.Now()
 	}
-	here := p.at != nil && !p.hit && p.at.Call == name && p.at.N == p.seen[name]
-	after := here && p.at.After
-	p.mu.Unlock()
-	switch {
-	case after:
+	switch here := p.at != nil && !p.hit && p.at.Call == name && p.at.N == p.seen[name]; {
+	case here && p.at.After:
+		p.inside = p.at
 		return syscall.PTRACE_SYSCALL
 	case here:
-		p.kill()
+		p.hit = true
+		_ = syscall.Kill(p.pid, syscall.SIGKILL)
 	}
 	return syscall.PTRACE_CONT
 }
@@ -201,6 +199,14 @@ func (p *process) arm(at *point) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.at, p.seen = at, map[string]int{}
+}
+
+// disarm lets it live from now on, and reports whether that is too late.
+func (p *process) disarm() (hit bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at = nil
+	return p.hit
 }
 
 // calls are those since it was armed, and for how long there was none.
