@@ -313,7 +313,11 @@ func (s *Store) salvage(ctx context.Context, head, applied named) error {
 	if err := s.repo.writeRef(head.ref, plumbing.NewHash(best.Commit)); err != nil {
 		return err
 	}
-	s.repaired(found, "the newest whole record, "+best.ID+", is the head", "")
+	// A first Commit that was killed leaves its record before its ref: that is
+	// a candidate like any other, and nothing is amiss.
+	if first := why == nil && best.Index == 1; !first {
+		s.repaired(found, "the newest whole record, "+best.ID+", is the head", "")
+	}
 	return s.rebuildApplied(ctx, best, applied)
 }
 

@@ -450,3 +450,21 @@ func TestChangedByHand(t *testing.T) {
 		f.fsck()
 	}
 }
+
+// TestFirstCommitCutBeforeItsRef holds that a kill in the first Commit of all is
+// nothing to repair: the record is there, its ref is not, and it is a candidate.
+func TestFirstCommitCutBeforeItsRef(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	rec, err := s.Commit(context.Background(), schema.Snapshot{Kind: schema.KindChange, Config: params})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(f.repo("refs", "heads", "production")); err != nil {
+		t.Fatal(err)
+	}
+	s, repairs := f.reopen(s)
+	if s.Head() == nil || s.Head().ID != rec.ID || s.Applied() != nil || len(repairs) > 0 {
+		t.Errorf("head %v, applied %v, repairs %v", s.Head(), s.Applied(), repairs)
+	}
+}
