@@ -26,14 +26,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -84,6 +87,10 @@ func run(o *options) (err error) {
 	if _, err := exec.LookPath("git"); err != nil {
 		return err
 	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, o.most)
+	defer cancel()
 	tmp, err := os.MkdirTemp("", "crash-")
 	if err != nil {
 		return err
@@ -93,7 +100,7 @@ func run(o *options) (err error) {
 	if err := prepare(prepared); err != nil {
 		return err
 	}
-	c := &campaign{options: o, tmp: tmp, table: newTable(o.seed, o.points, o.all), begun: time.Now(), stories: []*story{
+	c := &campaign{options: o, tmp: tmp, table: newTable(ctx, o.seed, o.points, o.all), begun: time.Now(), stories: []*story{
 		filesStory(), packingStory(prepared), gitStory("http", "http: ", newServed), gitStory("local", "", newWorktree),
 	}}
 	if o.plan != "" {
@@ -150,7 +157,7 @@ func (c *campaign) work() {
 func (c *campaign) choose() (*story, string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.failures) >= tolerated || time.Since(c.begun) > c.most {
+	if len(c.failures) >= tolerated {
 		return nil, ""
 	}
 	best, most := c.stories[c.rounds%len(c.stories)], 0

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -56,6 +57,7 @@ type table struct {
 	random *rand.Rand
 	phases map[string]map[point]*tally
 	kills  int
+	ctx    context.Context
 	wanted int  // kills
 	all    bool // and no point left
 }
@@ -63,8 +65,8 @@ type table struct {
 // A tally counts how often a point was armed, and how often it was reached.
 type tally struct{ tries, hits int }
 
-func newTable(seed uint64, wanted int, all bool) *table {
-	return &table{random: rand.New(rand.NewPCG(seed, 0)), phases: map[string]map[point]*tally{}, wanted: wanted, all: all}
+func newTable(ctx context.Context, seed uint64, wanted int, all bool) *table {
+	return &table{ctx: ctx, random: rand.New(rand.NewPCG(seed, 0)), phases: map[string]map[point]*tally{}, wanted: wanted, all: all}
 }
 
 // every and ends bound what is tried of calls that a phase makes many times,
@@ -177,11 +179,14 @@ func (t *table) left(s *story) (n int) {
 }
 
 // enough reports whether there were so many kills and, if all are asked for,
-// no point is left.
+// no point is left; or whether time is up.
 func (t *table) enough() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.kills < t.wanted {
+	switch {
+	case t.ctx.Err() != nil:
+		return true
+	case t.kills < t.wanted:
 		return false
 	}
 	for _, points := range t.phases {

@@ -31,7 +31,8 @@ func (w *world) tell(s *story, plan planner) error {
 // step does one step, kills it, starts the agent again, kills that too as
 // often as the step says, and checks what came of it all.
 func (w *world) step(s *story, i int, plan planner) error {
-	st := &s.steps[i]
+	own := s.steps[i]
+	st := &own
 	phase := s.prefix + st.phase
 	at := plan.next(i, 0, phase)
 	w.ordered, w.tries = false, 0
@@ -58,6 +59,12 @@ func (w *world) step(s *story, i int, plan planner) error {
 		if at = nil; try <= st.again {
 			phase = s.prefix + "start after " + st.after()
 			at = plan.next(i, try, phase)
+		}
+		if try == 1 && st.down != nil {
+			if err := st.down(w); err != nil {
+				return err
+			}
+			st.want, st.fresh = st.downWant, false
 		}
 		if err := w.start(at); err != nil {
 			return err

@@ -34,6 +34,10 @@ type step struct {
 	again int    // how often the starts after a kill may be killed as well
 	do    func(*world) error
 	want  want
+	// down happens while the agent is dead after the first kill, and leads
+	// elsewhere than want; nil for nothing.
+	down     func(*world) error
+	downWant want
 	// fresh: it is over only when the agent saw another revision than before.
 	fresh bool
 	// or is where an order leads that was killed before it was on record; it is
@@ -62,6 +66,18 @@ func declaring(n int, further ...string) func(*world) error {
 
 func change(n int, further ...string) step {
 	return step{name: fmt.Sprintf("change to %d", n), phase: "change", again: 1, do: declaring(n, further...), want: inSync(n)}
+}
+
+// overtaken is a change after whose kill something else is declared before the
+// agent starts again.
+func overtaken(n int, further ...string) step {
+	s := change(n, further...)
+	s.name, s.phase = fmt.Sprintf("change to %d, or %d", n, n+1), "overtaken change"
+	s.down, s.downWant = declaring(n+1), inSync(n+1)
+	if len(further) > 0 {
+		s.want, s.fresh = held(n-1), true
+	}
+	return s
 }
 
 // rejection declares what the engine refuses, while it runs another state.
@@ -132,7 +148,7 @@ func anotherEngine(w *world) error {
 	return w.startEngine()
 }
 
-// filesStory begins on an empty state directory and has twenty changes.
+// filesStory begins on an empty state directory and has more than twenty changes.
 func filesStory() *story {
 	return &story{name: "files", origin: newFiles, first: 1, steps: []step{
 		starting("first start", 2, inSync(1)),
@@ -163,12 +179,15 @@ func filesStory() *story {
 		{name: "a fix supersedes a rejection", phase: "two changes", again: 1, want: inSync(17), do: func(w *world) error {
 			return errors.Join(w.declare(16, refusedLine), w.declare(17))
 		}},
+		overtaken(30),
+		change(40),
+		overtaken(41, refusedLine),
+		change(50),
 		stopping(),
-		starting("start", 1, inSync(17)),
+		starting("start", 1, inSync(50)),
 		stopping(),
-		{name: "start with a change", phase: "start with a change", start: true, again: 2, do: declaring(18), want: inSync(18)},
-		change(19),
-		change(20),
+		{name: "start with a change", phase: "start with a change", start: true, again: 2, do: declaring(51), want: inSync(51)},
+		change(52),
 	}}
 }
 

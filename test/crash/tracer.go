@@ -89,7 +89,7 @@ func (p *process) start(out *os.File, argv []string) error {
 	defer null.Close()
 	p.pid, err = syscall.ForkExec(self, append([]string{self, launch}, argv...), &syscall.ProcAttr{
 		Env: os.Environ(), Files: []uintptr{null.Fd(), out.Fd(), out.Fd()},
-		Sys: &syscall.SysProcAttr{Ptrace: true},
+		Sys: &syscall.SysProcAttr{Ptrace: true, Setpgid: true},
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoTrace, err)
@@ -114,8 +114,8 @@ func (p *process) start(out *os.File, argv []string) error {
 func (p *process) follow() {
 	for {
 		var ws syscall.WaitStatus
-		// __WNOTHREAD: the children of other goroutines are theirs to reap.
-		tid, err := syscall.Wait4(-1, &ws, syscall.WALL|syscall.WNOTHREAD, nil)
+		// Its process group and no other: all else is for others to reap.
+		tid, err := syscall.Wait4(-p.pid, &ws, syscall.WALL, nil)
 		switch {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:

@@ -97,7 +97,7 @@ func (w *world) end() {
 // startEngine starts an engine that holds little, and waits until it answers.
 func (w *world) startEngine() error {
 	w.engine = exec.Command(w.program, "engine", "--socket", w.socket, "--memory-limit", "4MiB")
-	w.engine.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	w.engine.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	w.engine.Stdout, w.engine.Stderr = nil, nil
 	if err := w.engine.Start(); err != nil {
 		return err
