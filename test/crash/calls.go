@@ -64,7 +64,7 @@ func familyOf(call string) string {
 	name, place, _ := strings.Cut(call, " ")
 	for _, w := range writers {
 		if w.name == name {
-			if w.family == "write" && (place == "engine" || place == "source" || place == answerPlace) {
+			if place == "socket" || w.family == "write" && (place == "engine" || place == "source" || place == answerPlace) {
 				return "socket" // Go writes to sockets by write(2)
 			}
 			return w.family
@@ -94,6 +94,9 @@ func (p *process) call(tid int, nr uint64, args [6]uint64) string {
 		}
 	default:
 		place = p.descriptor(tid, args[w.dir])
+	}
+	if place == answerPlace && w.family != "write" {
+		place = "socket" // that is not bound yet
 	}
 	if strings.HasPrefix(place, "anon_inode:") || place == os.DevNull {
 		return "" // Go's event loop waking itself
@@ -154,7 +157,7 @@ var variable = []struct {
 	{regexp.MustCompile(`objects/[0-9a-f]{2}(/|$)`), "objects/xx$1"},
 	{regexp.MustCompile(`[0-9a-f]{38,40}`), "H"},
 	{regexp.MustCompile(`tmp-[0-9]+-[0-9]+`), "tmp-N"},
-	{regexp.MustCompile(`(fetch|new)-[0-9A-Za-z]+`), "$1-N"},
+	{regexp.MustCompile(`(fetch-|new-|tmp_[a-z]+_)[0-9A-Za-z]+`), "${1}N"},
 }
 
 // place is a path with what differs from run to run taken out.

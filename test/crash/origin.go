@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -120,7 +122,8 @@ func newServed(w *world) (origin, error) {
 	env := append(gitEnv(), "GIT_PROJECT_ROOT="+w.dir, "GIT_HTTP_EXPORT_ALL=1")
 	s := &served{worktree: tree.(worktree), world: w, url: "http://" + listener.Addr().String() + "/config/.git"}
 	s.server = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
-		h := cgi.Handler{Path: backend, Root: "/", Dir: w.dir, Env: append(env[:len(env):len(env)], "GIT_PROTOCOL="+q.Header.Get("Git-Protocol"))}
+		// An agent that is killed while it fetches is nothing to log.
+		h := cgi.Handler{Logger: log.New(io.Discard, "", 0), Path: backend, Root: "/", Dir: w.dir, Env: append(env[:len(env):len(env)], "GIT_PROTOCOL="+q.Header.Get("Git-Protocol"))}
 		h.ServeHTTP(rw, q)
 	})}
 	go func() { _ = s.server.Serve(listener) }()

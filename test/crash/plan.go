@@ -10,8 +10,14 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 )
+
+// startAfter begins the names of the phases that are starts after a kill. They
+// differ with what the kill cut short: they are killed too, at what any of them
+// was seen to do, as often as they come; none has to be complete.
+const startAfter = "start after "
 
 // A cut is a point that a step, or one of the starts after its kills, was armed
 // with.
@@ -69,7 +75,7 @@ func newTable(ctx context.Context, seed uint64, wanted int, all bool) *table {
 	return &table{ctx: ctx, random: rand.New(rand.NewPCG(seed, 0)), phases: map[string]map[point]*tally{}, wanted: wanted, all: all}
 }
 
-// every and ends bound what is tried of calls that a phase makes many times,
+// every bounds what is tried of calls that a phase makes many times,
 // such as the removal of each object that was packed: the first ones, then
 // each power of two, then the last.
 const every = 8
@@ -83,7 +89,7 @@ func (t *table) learn(phase string, calls map[string]int) {
 		t.phases[phase] = points
 	}
 	for call, count := range calls {
-		if familyOf(call) == "socket" && len(call) > 6 && call[len(call)-6:] == answerPlace {
+		if strings.HasSuffix(call, " "+answerPlace) {
 			count = min(count, 2) // as many as we happened to ask
 		}
 		for n := 1; n <= count; n++ {
@@ -168,11 +174,9 @@ func (t *table) left(s *story) (n int) {
 	defer t.mu.Unlock()
 	counted := map[string]bool{}
 	for _, st := range s.steps {
-		for _, phase := range []string{s.prefix + st.phase, s.prefix + "start after " + st.after()} {
-			if !counted[phase] {
-				n += open(t.phases[phase])
-				counted[phase] = true
-			}
+		if phase := s.prefix + st.phase; !counted[phase] {
+			n += open(t.phases[phase])
+			counted[phase] = true
 		}
 	}
 	return n
@@ -189,8 +193,8 @@ func (t *table) enough() bool {
 	case t.kills < t.wanted:
 		return false
 	}
-	for _, points := range t.phases {
-		if t.all && open(points) > 0 {
+	for phase, points := range t.phases {
+		if t.all && !strings.Contains(phase, startAfter) && open(points) > 0 {
 			return false
 		}
 	}

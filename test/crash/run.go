@@ -57,7 +57,7 @@ func (w *world) step(s *story, i int, plan planner) error {
 			return err
 		}
 		if at = nil; try <= st.again {
-			phase = s.prefix + "start after " + st.after()
+			phase = s.prefix + startAfter + st.after()
 			at = plan.next(i, try, phase)
 		}
 		if try == 1 && st.down != nil {

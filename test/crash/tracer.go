@@ -119,7 +119,8 @@ func (p *process) follow() {
 		switch {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:
-			return // nobody is left
+			p.status = ^syscall.WaitStatus(0) // somebody else reaped it
+			return
 		case !ws.Stopped():
 			if tid == p.pid {
 				p.status = ws
