@@ -37,7 +37,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Logf("seed %d; again with -args -crash.seed %d", seed, seed)
-	cmd := exec.Command(crash, "-agent", agent, "-points", strconv.Itoa(points), "-seed", strconv.FormatUint(seed, 10), "-most", "3m")
+	cmd := exec.Command(crash, "-agent", agent, "-points", strconv.Itoa(points), "-seed", strconv.FormatUint(seed, 10), "-most", "4m")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

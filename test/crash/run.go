@@ -95,7 +95,7 @@ func (w *world) onceMore(st *step, v *apply.Status) (*apply.Status, error) {
 	w.agent.arm(nil)
 	again := st.do
 	if cutTwice(v) && st.or == nil {
-		again = func(w *world) error { return w.order("resume") }
+		again = func(w *world) error { return w.order(false, "resume") }
 	}
 	if err := again(w); err != nil {
 		return nil, err

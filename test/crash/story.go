@@ -88,7 +88,7 @@ func rejection(n, runs int) step {
 func order(phase string, x want, or want, args ...string) step {
 	return step{
 		name: strings.Join(args, " "), phase: phase, again: 1, want: x, or: &or,
-		do: func(w *world) error { return w.order(args...) },
+		do: func(w *world) error { return w.order(false, args...) },
 	}
 }
 
@@ -102,9 +102,13 @@ func stopping() step {
 	}}
 }
 
-// rollbackTo goes back to the newest applied record with that state.
-func rollbackTo(n int, x, or want, flags ...string) step {
-	s := order("rollback", x, or, "rollback", fmt.Sprintf("(to %d)", n))
+// rollbackTo goes back to the newest applied record with that state. Without an
+// or, the engine is to reject it.
+func rollbackTo(n int, x want, or *want, flags ...string) step {
+	s := step{name: fmt.Sprintf("rollback to %d", n), phase: "rollback", again: 1, want: x, or: or}
+	if or == nil {
+		s.phase, s.again = "rejected rollback", 2
+	}
 	s.do = func(w *world) error {
 		out, err := exec.Command(w.program, "snapshots", "--state", w.state, "--limit", "1000", "--json").Output()
 		if err != nil {
@@ -123,7 +127,7 @@ func rollbackTo(n int, x, or want, flags ...string) step {
 		}
 		for _, r := range list.Snapshots {
 			if r.Outcome == schema.Applied && r.Kind.Candidate() && r.Config.CacheTTLSeconds == n {
-				return w.order(append([]string{"rollback", r.ID, "--reason", "back to what was"}, flags...)...)
+				return w.order(s.or == nil, append([]string{"rollback", r.ID, "--reason", "back to what was"}, flags...)...)
 			}
 		}
 		return fmt.Errorf("no applied record has state %d", n)
@@ -139,17 +143,20 @@ func byHand(w *world) error {
 	if err := ask(client, http.MethodPost, "/v1/config/update", `{"parameter": "bseries_max_order", "value": 3}`, &a); err != nil || !a.Success {
 		return fmt.Errorf("change the engine by hand: %w (%v)", err, a.Success)
 	}
-	return w.order("sync")
+	return w.order(false, "sync")
 }
 
 // anotherEngine replaces the engine by a new one, which has forgotten all.
-func anotherEngine(w *world) error {
-	w.stopEngine()
-	return w.startEngine()
+func anotherEngine(limit string, runs int) step {
+	return step{name: "another engine", phase: "another engine", again: 1, want: inSync(runs), do: func(w *world) error {
+		w.stopEngine()
+		return w.startEngine(limit)
+	}}
 }
 
 // filesStory begins on an empty state directory and has more than twenty changes.
 func filesStory() *story {
+	whileHeld := held(11)
 	return &story{name: "files", origin: newFiles, first: 1, steps: []step{
 		starting("first start", 2, inSync(1)),
 		change(2),
@@ -168,12 +175,14 @@ func filesStory() *story {
 		}},
 		rejection(12, 11),
 		{name: "the rejected one with a comment", phase: "held change", again: 1, do: declaring(12, refusedLine, "# again"), want: held(11), fresh: true},
-		rollbackTo(9, paused(9), held(11), "--pause"),
+		rollbackTo(9, paused(9), &whileHeld, "--pause"),
 		order("resume into a rejection", held(9), paused(9), "resume"),
 		change(13),
 		{name: "drift", phase: "drift", again: 1, do: byHand, want: inSync(13)},
 		change(14),
-		{name: "another engine", phase: "another engine", again: 1, do: anotherEngine, want: inSync(14)},
+		anotherEngine(narrow, 14),
+		rollbackTo(3, inSync(14), nil), // which no longer fits
+		anotherEngine(roomy, 14),
 		rejection(15, 14),
 		change(13), // its objects are there already
 		{name: "a fix supersedes a rejection", phase: "two changes", again: 1, want: inSync(17), do: func(w *world) error {

@@ -69,7 +69,7 @@ func newWorld(dir, program string, s *story) (*world, error) {
 			return nil, err
 		}
 	}
-	return w, w.startEngine()
+	return w, w.startEngine(roomy)
 }
 
 // over is a client that keeps one connection to a Unix socket.
@@ -94,9 +94,12 @@ func (w *world) end() {
 	_ = w.out.Close()
 }
 
-// startEngine starts an engine that holds little, and waits until it answers.
-func (w *world) startEngine() error {
-	w.engine = exec.Command(w.program, "engine", "--socket", w.socket, "--memory-limit", "4MiB")
+// What an engine holds: states of 512 and of 600 units, or only the former.
+const roomy, narrow = "4MiB", "3200KiB"
+
+// startEngine starts an engine, and waits until it answers.
+func (w *world) startEngine(limit string) error {
+	w.engine = exec.Command(w.program, "engine", "--socket", w.socket, "--memory-limit", limit)
 	w.engine.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	w.engine.Stdout, w.engine.Stderr = nil, nil
 	if err := w.engine.Start(); err != nil {
@@ -171,14 +174,18 @@ func (w *world) view() (*apply.Status, error) {
 }
 
 // order gives an operator's order by the program's own commands. That it fails
-// is no error: the agent may have been killed under it.
-func (w *world) order(args ...string) error {
+// is no error if the agent was killed under it, or if it may be rejected.
+func (w *world) order(mayFail bool, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, w.program, append(args, "--state", w.state)...)
 	out, err := cmd.CombinedOutput()
 	fmt.Fprintf(w.out, "crash: %q: %v: %s", args, err, out)
 	w.ordered = err == nil
+	const rejected = 4 // the exit code
+	if mayFail && cmd.ProcessState.ExitCode() == rejected {
+		return nil
+	}
 	if ended, _ := w.agent.dead(); err != nil && !ended {
 		// the kill may be on its way
 		if until("the agent that gave no answer is dead", func() bool { ended, _ := w.agent.dead(); return ended }) != nil {
