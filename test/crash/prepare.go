@@ -13,9 +13,8 @@ import (
 // What the prepared history holds: packs, one less than are joined into one,
 // and so many records besides that they are worth another.
 const (
-	preparedPacks   = 7
-	recordsOfAPack  = 70
-	preparedRecords = (preparedPacks + 1) * recordsOfAPack
+	preparedPacks  = 7
+	recordsOfAPack = 70
 )
 
 // prepare writes the history that packingStory begins with. Each Open packs
