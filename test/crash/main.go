@@ -97,12 +97,12 @@ func run(o *options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	prepared := filepath.Join(tmp, "prepared")
-	if err := prepare(prepared); err != nil {
-		return err
-	}
+	prepared := sync.OnceValues(func() (string, error) { // while others go on
+		dir := filepath.Join(tmp, "prepared")
+		return dir, prepare(dir)
+	})
 	c := &campaign{options: o, tmp: tmp, table: newTable(ctx, o.seed, o.points, o.all), begun: time.Now(), stories: []*story{
-		filesStory(), packingStory(prepared), gitStory("http", "http: ", newServed), gitStory("local", "", newWorktree),
+		filesStory(), gitStory("http", "http: ", newServed), packingStory(prepared), gitStory("local", "", newWorktree),
 	}}
 	if o.plan != "" {
 		return c.again()
@@ -161,9 +161,13 @@ func (c *campaign) choose() (*story, string) {
 	if len(c.failures) >= tolerated {
 		return nil, ""
 	}
-	best, most := c.stories[c.rounds%len(c.stories)], 0
+	turn := c.rounds
+	if all := len(c.stories); turn >= all { // by then each was told once
+		turn /= 2
+	}
+	best, most := c.stories[turn%len(c.stories)], 0
 	for _, s := range c.stories {
-		// every other round goes to whom the most is left of; all come once first
+		// and every other round goes to whom the most is left of
 		if left := c.table.left(s); left > most && c.rounds >= len(c.stories) && c.rounds%2 == 0 {
 			best, most = s, left
 		}

@@ -20,8 +20,8 @@ type story struct {
 	name     string
 	prefix   string // of its phases; stories of one prefix share what they know
 	origin   func(*world) (origin, error)
-	prepared string // a state directory to begin with; "" for none
-	first    int    // the state that is declared before the first step
+	prepared func() (dir string, err error) // a state directory to begin with; nil for none
+	first    int                            // the state that is declared before the first step
 	steps    []step
 }
 
@@ -224,7 +224,7 @@ func gitStory(name, prefix string, from func(*world) (origin, error)) *story {
 
 // packingStory begins with a history that is about to be packed, by which there
 // are enough packs to be joined.
-func packingStory(prepared string) *story {
+func packingStory(prepared func() (string, error)) *story {
 	return &story{name: "packing", origin: newFiles, first: 1, prepared: prepared, steps: []step{
 		starting("packing", 6, inSync(1)),
 		change(2),

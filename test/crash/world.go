@@ -64,8 +64,12 @@ func newWorld(dir, program string, s *story) (*world, error) {
 	if w.origin, err = s.origin(w); err != nil {
 		return nil, err
 	}
-	if s.prepared != "" {
-		if err := os.CopyFS(w.state, os.DirFS(s.prepared)); err != nil {
+	if s.prepared != nil {
+		dir, err := s.prepared()
+		if err == nil {
+			err = os.CopyFS(w.state, os.DirFS(dir))
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
