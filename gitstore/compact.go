@@ -304,8 +304,8 @@ func (p *packer) disjoint(names []string) ([]string, error) {
 
 // joinPacks writes one pack of several and removes those.
 //
-// Syscalls: copies; those of packWriter.finish; then for each old pack unlinkat
-// of the index, of the pack and of what else bears its name.
+// Syscalls: copies; those of packWriter.finish; then for each old pack those of
+// dropPack.
 func (p *packer) joinPacks(names []string) error {
 	p.repo.mu.Lock()
 	defer p.repo.mu.Unlock()
@@ -335,16 +335,8 @@ func (p *packer) joinPacks(names []string) error {
 		if name == joined {
 			continue
 		}
-		others, err := filepath.Glob(filepath.Join(p.packDir(), name+".*"))
-		if err != nil {
+		if err := p.repo.dropPack(name); err != nil {
 			return err
-		}
-		// the index first: without it nobody looks for the pack
-		slices.SortFunc(others, func(a, b string) int { return strings.Compare(filepath.Ext(a), filepath.Ext(b)) })
-		for _, path := range others {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
 		}
 	}
 	return nil

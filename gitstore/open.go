@@ -50,6 +50,7 @@ type Store struct {
 	objects objectWriter
 
 	head, applied *schema.Snapshot
+	first         int // index of the oldest record
 	retried       plumbing.Hash
 	// headTime is the committer time of the head, commitTime that of the commit
 	// being written.
@@ -135,6 +136,11 @@ func (o *Options) check() error {
 // open goes from a locked directory to a history that can be trusted. Nothing
 // is changed before it is clear that the directory is ours.
 func (s *Store) open(ctx context.Context) error {
+	for _, name := range []string{formatFile, identityFile, reserveFile, walkedFile} {
+		if err := s.clearPlace(filepath.Join(s.opts.Dir, name), false); err != nil {
+			return stateError("clear", s.opts.Dir, err)
+		}
+	}
 	if err := s.checkFormat(); err != nil {
 		return err
 	}
@@ -147,22 +153,16 @@ func (s *Store) open(ctx context.Context) error {
 			return err
 		}
 	}
-	there, err := exists(s.repo.dir)
+	there, err := s.findRepository(id != nil)
 	if err != nil {
-		return stateError("read", s.opts.Dir, err)
-	}
-	marked, err := exists(filepath.Join(s.opts.Dir, formatFile))
-	if err != nil {
-		return stateError("read", s.opts.Dir, err)
-	}
-	if !there && (id != nil || marked) { // the marks are written last
-		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
+		return err
 	}
 	if !there {
 		if err := s.create(); err != nil {
 			return stateError("make the snapshot repository in", s.opts.Dir, err)
 		}
-	} else if err := s.repair(ctx); err != nil {
+		s.first = 1
+	} else if err := s.withReserve(true, func() error { return s.repair(ctx) }); err != nil {
 		return err
 	}
 	if err := s.writeMarks(id); err != nil {
@@ -170,6 +170,38 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	s.noReserve = makeReserve(s.opts.Dir) != nil
 	return nil
+}
+
+// findRepository reports whether there is a repository. A link that leads
+// nowhere is an error: the history is on a disk that is not mounted, and a new
+// one must not be begun in its stead.
+func (s *Store) findRepository(marked bool) (bool, error) {
+	path := s.repo.dir
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.IsDir():
+		return true, nil
+	case err == nil:
+		kept, err := s.setAside(path, repoDir+"-is-a-file-"+s.stamp())
+		if err != nil {
+			return false, stateError("clear", s.opts.Dir, err)
+		}
+		s.repaired("a file where the snapshot repository belongs", "set aside; the history starts anew", kept)
+		return false, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return false, stateError("read", s.opts.Dir, err)
+	}
+	if target, err := os.Readlink(path); err == nil {
+		return false, fmt.Errorf("open the snapshot repository: %s is a link to %s, which is not there: mount or restore it, or remove the link to begin a new history", path, target)
+	}
+	format, err := exists(filepath.Join(s.opts.Dir, formatFile))
+	if err != nil {
+		return false, stateError("read", s.opts.Dir, err)
+	}
+	if marked || format { // the marks are written last
+		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
+	}
+	return false, nil
 }
 
 // reopen forgets all that is known of the repository and reads it anew.
@@ -198,17 +230,15 @@ func (s *Store) Head() *schema.Snapshot { return s.head }
 // Applied is the record that the applied ref names, nil if none.
 func (s *Store) Applied() *schema.Snapshot { return s.applied }
 
-// Total is the number of records.
-func (s *Store) Total() int {
-	if s.head == nil {
-		return 0
-	}
-	return s.head.Index
-}
+// Total is the number of records that are there: all that were ever made, but
+// for those that were pruned or lost.
+func (s *Store) Total() int { return s.view().total() }
+
+func (s *Store) view() view { return view{s.head, s.applied, max(s.first, 1)} }
 
 // Lookup is Reader.Lookup on what the Store stands at.
 func (s *Store) Lookup(ctx context.Context, id string) (schema.Record, error) {
-	return s.repo.lookup(ctx, view{s.head, s.applied}, id)
+	return s.repo.lookup(ctx, s.view(), id)
 }
 
 // List is Reader.List on what the Store stands at; limit 0 or less stands for
@@ -217,7 +247,7 @@ func (s *Store) List(ctx context.Context, before string, limit int) ([]schema.Re
 	if limit <= 0 {
 		limit = s.opts.MaxSnapshots
 	}
-	return s.repo.list(ctx, view{s.head, s.applied}, before, limit)
+	return s.repo.list(ctx, s.view(), before, limit)
 }
 
 // checkFormat refuses what a newer agent wrote.
@@ -261,9 +291,15 @@ func (s *Store) writeMarks(id *identity) error {
 		if err := writeDurable(path, format, 0o600); err != nil {
 			return err
 		}
+		if err == nil {
+			s.repaired(fmt.Sprintf("the file %s says %q", formatFile, cut(string(old), 80)), "written anew", "")
+		}
 	}
 	if id != nil {
 		return nil
+	}
+	if torn, err := exists(filepath.Join(s.opts.Dir, identityFile)); err == nil && torn {
+		s.repaired("the file "+identityFile+" is torn", "written anew, as the records and the settings say", "")
 	}
 	data, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
 	if err != nil {

@@ -1,7 +1,8 @@
 package gitstore
 
 import (
-	"bufio"
+	"bytes"
+	"crypto/sha1" // git's object format
 	"errors"
 	"fmt"
 	"io"
@@ -135,13 +136,16 @@ func (r *repo) closePacks() {
 }
 
 func openPack(base string) (*pack, error) {
-	idx, err := os.Open(base + ".idx")
+	data, err := readBounded(base+".idx", maxPackBytes)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = idx.Close() }()
+	sum := sha1.Sum(data[:max(0, len(data)-sha1.Size)])
+	if !bytes.HasSuffix(data, sum[:]) {
+		return nil, errors.New("the checksum of the index is wrong")
+	}
 	p := &pack{index: idxfile.NewMemoryIndex()}
-	if err := idxfile.NewDecoder(bufio.NewReader(idx)).Decode(p.index); err != nil {
+	if err := idxfile.NewDecoder(bytes.NewReader(data)).Decode(p.index); err != nil {
 		return nil, err
 	}
 	if p.file, err = os.Open(base + ".pack"); err != nil {

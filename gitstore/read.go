@@ -14,8 +14,20 @@ import (
 	"dtesn-agent/schema"
 )
 
-// A view is the repository at one moment: what its two refs named.
-type view struct{ head, applied *schema.Snapshot }
+// A view is the repository at one moment: what its two refs named, and the
+// index of the oldest record of the head's history.
+type view struct {
+	head, applied *schema.Snapshot
+	first         int
+}
+
+// total is the number of records that are there.
+func (v view) total() int {
+	if v.head == nil {
+		return 0
+	}
+	return v.head.Index - v.first + 1
+}
 
 // An unknownError says that nothing, or not one thing alone, has the id that
 // was asked for. It is
@@ -28,7 +40,8 @@ func (e *unknownError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // list is the page of at most limit records, newest first, behind before.
 // A damaged record is shown as such; where the history cannot be followed any
-// further, the records up to there come with the error.
+// further, the records up to there come with the error. It ends without one
+// where it was cut.
 func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]schema.Record, error) {
 	if v.head == nil {
 		if before != "" {
@@ -47,8 +60,8 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]sc
 		}
 		start = index - 1
 	}
-	records := make([]schema.Record, 0, max(0, min(limit, start)))
-	for index := start; index >= 1 && len(records) < limit; index-- {
+	records := make([]schema.Record, 0, max(0, min(limit, start-v.first+1)))
+	for index := start; index >= v.first && len(records) < limit; index-- {
 		if err := ctx.Err(); err != nil {
 			return records, err
 		}
@@ -64,7 +77,7 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]sc
 // record is the record with the given index, with its outcome. One whose
 // commit is whole and whose content is not is returned as what is known of it.
 func (r *repo) record(v view, index int) (schema.Record, error) {
-	h, err := r.chain.at(r, v.head, index)
+	h, err := r.chain.at(r, v, index)
 	if err != nil {
 		return schema.Record{}, err
 	}
@@ -88,7 +101,7 @@ func (r *repo) judge(v view, snap *schema.Snapshot) (schema.Record, error) {
 	if snap.Index >= v.head.Index {
 		return rec, nil
 	}
-	h, err := r.chain.at(r, v.head, snap.Index+1)
+	h, err := r.chain.at(r, v, snap.Index+1)
 	if err != nil {
 		return rec, err
 	}
@@ -157,7 +170,7 @@ var commitPrefix = regexp.MustCompile(`^[0-9a-f]{4,40}$`)
 func (r *repo) find(ctx context.Context, v view, id string) (plumbing.Hash, int, error) {
 	index, ok := indexOf(id)
 	if ok {
-		h, err := r.chain.at(r, v.head, index)
+		h, err := r.chain.at(r, v, index)
 		if err == nil && r.bears(h, id) {
 			return h, index, nil
 		}
@@ -167,7 +180,7 @@ func (r *repo) find(ctx context.Context, v view, id string) (plumbing.Hash, int,
 		return h, 0, r.unknown(v, id)
 	}
 	if index, err := strconv.Atoi(id); err == nil && id == strconv.Itoa(index) {
-		h, err := r.chain.at(r, v.head, index)
+		h, err := r.chain.at(r, v, index)
 		if err == nil || !errors.Is(err, errNoSuchIndex) {
 			return h, index, err
 		}
@@ -194,11 +207,11 @@ func (r *repo) bears(h plumbing.Hash, id string) bool {
 func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (plumbing.Hash, int, error) {
 	var found plumbing.Hash
 	index := 0
-	for i := v.head.Index; i >= 1; i-- {
+	for i := v.head.Index; i >= v.first; i-- {
 		if err := ctx.Err(); err != nil {
 			return found, 0, err
 		}
-		h, err := r.chain.at(r, v.head, i)
+		h, err := r.chain.at(r, v, i)
 		if err != nil {
 			return found, 0, fmt.Errorf("find commit %s: %w", prefix, err)
 		}
@@ -224,13 +237,22 @@ func (r *repo) unknown(v view, id string) error {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "no snapshot %q", cut(oneLine(id, maxLine), 80))
-	if index, ok := indexOf(id); ok && index < v.head.Index {
+	index, ok := indexOf(id)
+	if !ok {
+		if n, err := strconv.Atoi(id); err == nil {
+			index, ok = n, true
+		}
+	}
+	switch {
+	case ok && index >= 1 && index < v.first:
+		fmt.Fprintf(&b, "; the history begins at record %d, what was before is not kept (pruned, or lost to damage)", v.first)
+	case ok && index >= 1 && index < v.head.Index:
 		if rec, err := r.record(v, index); err == nil {
 			fmt.Fprintf(&b, "; record %d is %s", index, rec.ID)
 		}
 	}
 	b.WriteString("; the newest are ")
-	for i := v.head.Index; i >= 1 && i > v.head.Index-3; i-- {
+	for i := v.head.Index; i >= v.first && i > v.head.Index-3; i-- {
 		rec, err := r.record(v, i)
 		if err != nil {
 			break

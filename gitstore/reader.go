@@ -90,14 +90,15 @@ func (r *Reader) view() (view, error) {
 	}
 	switch {
 	case herr == nil && head == nil && applied != nil, herr != nil && aerr == nil && applied != nil:
-		return view{applied, applied}, nil
+		head = applied
 	case herr != nil || aerr != nil:
 		return view{}, fmt.Errorf("read the history in %s: %w; the next start of the agent repairs it", r.repo.state, errors.Join(herr, aerr))
 	}
 	if head != nil && applied != nil && applied.Index > head.Index {
 		head = applied
 	}
-	return view{head, applied}, nil
+	first, err := r.repo.first(head)
+	return view{head, applied, first}, err
 }
 
 // named reads the record that a ref names; nil if there is no such ref.
@@ -121,13 +122,17 @@ func (r *Reader) Applied() (*schema.Snapshot, error) {
 	return v.applied, err
 }
 
-// Total is the number of records.
+// Total is the number of records that are there.
 func (r *Reader) Total() (int, error) {
 	v, err := r.view()
-	if v.head == nil {
-		return 0, err
-	}
-	return v.head.Index, err
+	return v.total(), err
+}
+
+// First is the index of the oldest record that is there: 1, unless the history
+// was pruned, or what was before is lost.
+func (r *Reader) First() (int, error) {
+	v, err := r.view()
+	return v.first, err
 }
 
 // ActiveCount is how many of the newest limit records are applied states; limit
@@ -156,7 +161,18 @@ func (r *Reader) List(ctx context.Context, before string, limit int) ([]schema.R
 	if limit <= 0 {
 		limit = DefaultMaxSnapshots
 	}
-	return r.repo.list(ctx, v, before, limit)
+	for {
+		records, err := r.repo.list(ctx, v, before, limit)
+		if err == nil {
+			return records, nil
+		}
+		// What could not be read may have been pruned a moment ago.
+		again, verr := r.view()
+		if verr != nil || again.first <= v.first {
+			return records, err
+		}
+		v = again
+	}
 }
 
 // Lookup finds a record by snapshot id, a unique prefix of at least four hex

@@ -175,7 +175,7 @@ func TestReaderLookup(t *testing.T) {
 	if len(byDigit) == 20 {
 		t.Fatal("there are 16 hex digits")
 	}
-	if _, _, err := s.repo.findPrefix(t.Context(), view{s.head, s.applied}, ""); err == nil || !strings.Contains(err.Error(), "is not unique") || !strings.Contains(err.Error(), "give more digits") {
+	if _, _, err := s.repo.findPrefix(t.Context(), s.view(), ""); err == nil || !strings.Contains(err.Error(), "is not unique") || !strings.Contains(err.Error(), "give more digits") {
 		t.Errorf("a prefix of all: %v", err)
 	}
 	for id, want := range map[string]string{

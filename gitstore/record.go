@@ -198,14 +198,16 @@ type chain struct {
 var errNoSuchIndex = errors.New("no record has this index")
 
 // at returns the commit of the record with the given index in the history of
-// head. It walks only where it has not been yet, and reads commits alone.
-func (c *chain) at(r *repo, head *schema.Snapshot, index int) (plumbing.Hash, error) {
-	if head == nil || index < 1 || index > head.Index {
+// the view's head. It walks only where it has not been yet, and reads commits
+// alone.
+func (c *chain) at(r *repo, v view, index int) (plumbing.Hash, error) {
+	head := v.head
+	if head == nil || index < v.first || index > head.Index {
 		return plumbing.ZeroHash, errNoSuchIndex
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.reach(r, plumbing.NewHash(head.Commit), head.Index); err != nil {
+	if err := c.reach(r, plumbing.NewHash(head.Commit), head.Index, v.first); err != nil {
 		return plumbing.ZeroHash, err
 	}
 	for c.low > index {
@@ -220,8 +222,8 @@ func (c *chain) at(r *repo, head *schema.Snapshot, index int) (plumbing.Hash, er
 }
 
 // reach makes the chain end in head: it walks down from head until it meets
-// what it knows, or the end of it.
-func (c *chain) reach(r *repo, head plumbing.Hash, index int) error {
+// what it knows, or the end of it, or the first record.
+func (c *chain) reach(r *repo, head plumbing.Hash, index, first int) error {
 	var fresh []plumbing.Hash // from index downwards
 	h := head
 	for i := index; ; i-- {
@@ -229,7 +231,7 @@ func (c *chain) reach(r *repo, head plumbing.Hash, index int) error {
 			break // met
 		}
 		fresh = append(fresh, h)
-		if i <= c.low || i == 1 || c.top == 0 {
+		if i <= c.low || i <= first || c.top == 0 {
 			c.low = i // another history, or none was known
 			break
 		}

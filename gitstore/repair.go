@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -80,21 +79,14 @@ func curable(err error) bool {
 //	not whole       not whole       the newest whole record becomes the head; if there
 //	                                is none, the repository is set aside and a new one made
 func (s *Store) repair(ctx context.Context) error {
-	head, applied, err := s.whose()
+	if err := s.clearPlaces(); err != nil {
+		return stateError("clear", s.opts.Dir, err)
+	}
+	head, applied, err := s.mended()
 	if err != nil {
 		return err
 	}
-	if head.snap != nil && applied.snap != nil {
-		if _, err = s.between(head.snap, applied.snap); curable(err) {
-			head.snap, head.bad, err = nil, err, nil
-		}
-	}
-	if err == nil {
-		err = s.clearRefs()
-	}
-	if err == nil {
-		err = s.tidy()
-	}
+	err = s.tidy()
 	// Objects that were being written when the power went may be torn, though
 	// no ref names them: git fsck would find them.
 	if damaged := head.bad != nil || applied.bad != nil; err == nil && (damaged || s.lock.cut) {
@@ -103,14 +95,10 @@ func (s *Store) repair(ctx context.Context) error {
 	if err == nil {
 		err = s.settleRefs(ctx, head, applied)
 	}
-	if err == nil {
-		err = s.settleRetried(ctx)
-	}
-	if err == nil {
-		err = s.sweepRefs()
-	}
-	if err == nil {
-		err = s.inherit()
+	for _, step := range []func(context.Context) error{s.settleAncestry, s.settleRetried, s.sweepRefs, s.inherit} {
+		if err == nil {
+			err = step(ctx)
+		}
 	}
 	switch {
 	case fromDisk(err):
@@ -121,15 +109,37 @@ func (s *Store) repair(ctx context.Context) error {
 	return nil
 }
 
+// mended reads the two refs, once damaged packs are mended as far as they can
+// be.
+func (s *Store) mended() (head, applied named, err error) {
+	for _, thorough := range []bool{false, true} {
+		more, err := s.mendPacks(thorough)
+		if err != nil {
+			return head, applied, stateError("mend the packs in", s.opts.Dir, err)
+		}
+		if thorough && !more {
+			break
+		}
+		if head, applied, err = s.whose(); err != nil {
+			return head, applied, err
+		}
+		if head.snap != nil && applied.snap != nil {
+			if _, err = s.between(head.snap, applied.snap); curable(err) {
+				head.snap, head.bad = nil, err
+			} else if err != nil {
+				return head, applied, stateError("read the history in", s.opts.Dir, err)
+			}
+		}
+		if head.bad == nil && applied.bad == nil {
+			break
+		}
+	}
+	return head, applied, nil
+}
+
 // whose reads the two refs and refuses a repository of another environment or
 // instance, before anything is changed.
 func (s *Store) whose() (head, applied named, err error) {
-	if info, err := os.Stat(s.repo.dir); err != nil || !info.IsDir() {
-		if err == nil {
-			err = fmt.Errorf("%s is a file", s.repo.dir)
-		}
-		return head, applied, fmt.Errorf("open the snapshot repository: %w; move it away, or choose another --state", err)
-	}
 	if head, err = s.look(headRef(s.opts.Environment)); err == nil {
 		applied, err = s.look(appliedRef(s.opts.Environment))
 	}
@@ -346,7 +356,7 @@ func (s *Store) settleRetried(ctx context.Context) error {
 
 // inherit takes over what an earlier process committed and did not sync: all
 // records above the applied one.
-func (s *Store) inherit() error {
+func (s *Store) inherit(context.Context) error {
 	if s.head == nil {
 		return nil
 	}

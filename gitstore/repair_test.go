@@ -135,6 +135,15 @@ func (f *fixture) halve(path string) {
 	f.write(path, string(data[:len(data)/2]))
 }
 
+// old makes a file two hours old.
+func (f *fixture) old(path string) {
+	f.t.Helper()
+	then := f.now.Add(-2 * time.Hour)
+	if err := os.Chtimes(path, then, then); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 func (f *fixture) ref(name string) string { return f.repo("refs", filepath.FromSlash(name)) }
 
 // eachFile calls do for every regular file below a directory of the repository.
@@ -186,6 +195,8 @@ const (
 	setAside  = "a torn object"
 	neither   = "neither head nor applied ref"
 	tornRef   = "is torn"
+	thePack   = "the pack pack-"
+	isLost    = " of the history is lost"
 )
 
 // A repairRow is one kind of damage. head and applied are the letters of the
@@ -206,52 +217,52 @@ func repairRows() []repairRow {
 	empty := func(expr string) func(*story) { return func(st *story) { st.write(st.file(expr), "") } }
 	half := func(expr string) func(*story) { return func(st *story) { st.halve(st.file(expr)) } }
 	rows := []repairRow{
-		{"nothing", func(*story) {}, "d", "b", nil, false},
-		{"head ref empty", ref("heads/production", ""), "b", "b", []string{tornHead}, false},
-		{"head ref a directory", func(st *story) { toDir(st.t, st.ref("heads/production")) }, "b", "b", []string{"a directory where refs/heads/production belongs", tornHead}, false},
-		{"head ref of NULs", ref("heads/production", zeros+zeros), "b", "b", []string{tornHead}, false},
-		{"head ref cut short", ref("heads/production", "0123456789abcdef"), "b", "b", []string{tornHead}, false},
+		{"nothing amiss", func(*story) {}, "d", "b", nil, false},
+		{"head ref torn: empty", ref("heads/production", ""), "b", "b", []string{tornHead}, false},
+		{"file or directory in a wrong place: head ref", func(st *story) { toDir(st.t, st.ref("heads/production")) }, "b", "b", []string{"a directory where refs/heads/production belongs", "the head ref is missing"}, false},
+		{"head ref torn: NULs", ref("heads/production", zeros+zeros), "b", "b", []string{tornHead}, false},
+		{"head ref torn: cut short", ref("heads/production", "0123456789abcdef"), "b", "b", []string{tornHead}, false},
 		{"head ref missing", func(st *story) { st.remove(st.ref("heads/production")) }, "b", "b", []string{"the head ref is missing"}, false},
-		{"head names no object", ref("heads/production", strings.Repeat("5", 40)+"\n"), "b", "b", []string{lostHead}, false},
-		{"parent torn", half("production~1"), "b", "b", []string{setAside, lostHead}, false},
-		{"parent missing", rm("production~1"), "b", "b", []string{lostHead}, false},
-		{"parent's tree missing", rm("production~1^{tree}"), "b", "b", []string{lostHead}, false},
-		{"parent's content torn", empty("production~1:snapshot.json"), "b", "b", []string{setAside, lostHead}, false},
-		{"both candidates lost", func(st *story) {
+		{"head ref names nothing", ref("heads/production", strings.Repeat("5", 40)+"\n"), "b", "b", []string{lostHead}, false},
+		{"record above the applied one damaged: torn", half("production~1"), "b", "b", []string{setAside, lostHead}, false},
+		{"record above the applied one damaged: missing", rm("production~1"), "b", "b", []string{lostHead}, false},
+		{"record above the applied one damaged: tree missing", rm("production~1^{tree}"), "b", "b", []string{lostHead}, false},
+		{"record above the applied one damaged: content torn", empty("production~1:snapshot.json"), "b", "b", []string{setAside, lostHead}, false},
+		{"record above the applied one damaged: two", func(st *story) {
 			head := st.file("production")
 			st.remove(st.file("production~1:parameters.yaml"))
 			st.write(head, zeros)
 		}, "b", "b", []string{setAside, lostHead}, false},
-		{"an old record's content missing", rm("production~3:snapshot.json"), "d", "b", nil, true},
-		{"applied ref empty", ref("dtesn/applied/production", ""), "d", "b", []string{noTrust}, false},
-		{"applied ref of NULs", ref("dtesn/applied/production", zeros), "d", "b", []string{noTrust}, false},
+		{"content of an old record damaged: snapshot.json missing", rm("production~3:snapshot.json"), "d", "b", nil, true},
+		{"applied ref torn: empty", ref("dtesn/applied/production", ""), "d", "b", []string{noTrust}, false},
+		{"applied ref torn: NULs", ref("dtesn/applied/production", zeros), "d", "b", []string{noTrust}, false},
 		{"applied ref missing", func(st *story) { st.remove(st.ref("dtesn/applied/production")) }, "d", "b", []string{noApplied}, false},
-		{"applied ref names no object", ref("dtesn/applied/production", strings.Repeat("5", 40)+"\n"), "d", "b", []string{noTrust}, false},
-		{"both refs empty", func(st *story) {
+		{"applied ref names nothing", ref("dtesn/applied/production", strings.Repeat("5", 40)+"\n"), "d", "b", []string{noTrust}, false},
+		{"both refs lost: empty", func(st *story) {
 			st.write(st.ref("heads/production"), "")
 			st.write(st.ref("dtesn/applied/production"), "")
 		}, "d", "b", []string{neither, noTrust}, false},
-		{"no refs at all", func(st *story) { st.remove(st.repo("refs")) }, "d", "b", []string{"refs of the repository", neither, noApplied}, false},
-		{"both refs gone, the newest record torn", func(st *story) {
+		{"both refs lost: no refs at all", func(st *story) { st.remove(st.repo("refs")) }, "d", "b", []string{"refs of the repository", neither, noApplied}, false},
+		{"both refs lost: the newest record torn", func(st *story) {
 			st.halve(st.file("production:snapshot.json"))
 			st.write(st.ref("heads/production"), "")
 			st.remove(st.ref("dtesn/applied/production"))
 		}, "c", "b", []string{setAside, neither, noApplied}, false},
-		{"head ref and applied record damaged", func(st *story) {
+		{"both refs lost: applied record damaged", func(st *story) {
 			st.remove(st.file("production~2:snapshot.json"))
 			st.write(st.ref("heads/production"), "")
 		}, "d", "a", []string{neither, noTrust}, true},
-		{"retried ref empty", ref("dtesn/retried/production", ""), "d", "b", []string{"the retried ref is torn"}, false},
-		{"a person's ref empty", ref("tags/mine", ""), "d", "b", []string{"the ref refs/tags/mine " + tornRef}, false},
+		{"retried ref torn", ref("dtesn/retried/production", ""), "d", "b", []string{"the retried ref is torn"}, false},
+		{"other ref torn", ref("tags/mine", ""), "d", "b", []string{"the ref refs/tags/mine " + tornRef}, false},
 	}
 	for _, object := range []struct{ name, expr string }{
 		{"commit", "production"}, {"tree", "production^{tree}"}, {"snapshot.json", "production:snapshot.json"}, {"parameters.yaml", "production:parameters.yaml"},
 	} {
 		rows = append(rows,
-			repairRow{"head's " + object.name + " missing", rm(object.expr), "b", "b", []string{lostHead}, false},
-			repairRow{"head's " + object.name + " empty", empty(object.expr), "b", "b", []string{setAside, lostHead}, false},
-			repairRow{"head's " + object.name + " torn", half(object.expr), "b", "b", []string{setAside, lostHead}, false},
-			repairRow{"head's " + object.name + " another object", func(st *story) {
+			repairRow{"object of the head missing: " + object.name, rm(object.expr), "b", "b", []string{lostHead}, false},
+			repairRow{"object of the head torn: " + object.name + " empty", empty(object.expr), "b", "b", []string{setAside, lostHead}, false},
+			repairRow{"object of the head torn: " + object.name + " cut short", half(object.expr), "b", "b", []string{setAside, lostHead}, false},
+			repairRow{"object of the head torn: " + object.name + " another", func(st *story) {
 				data, err := os.ReadFile(st.file("production~3:snapshot.json"))
 				if err != nil {
 					st.t.Fatal(err)
@@ -268,62 +279,56 @@ func fileRows() []repairRow {
 	file := func(name, content string) func(*story) {
 		return func(st *story) { st.write(st.repo(name), content) }
 	}
-	old := func(st *story, path string) {
-		st.write(path, "")
-		then := st.now.Add(-time.Hour)
-		if err := os.Chtimes(path, then, then); err != nil {
-			st.t.Fatal(err)
-		}
-	}
 	return []repairRow{
-		{"HEAD empty", file("HEAD", ""), "d", "b", []string{`HEAD of the repository says ""`}, false},
-		{"HEAD missing", func(st *story) { st.remove(st.repo("HEAD")) }, "d", "b", []string{"HEAD of the repository is missing"}, false},
-		{"HEAD names another branch", file("HEAD", "ref: refs/heads/master\n"), "d", "b", []string{"HEAD of the repository says"}, false},
-		{"config empty", file("config", ""), "d", "b", []string{`config of the repository says ""`}, false},
-		{"config of NULs", file("config", zeros), "d", "b", []string{"config of the repository says"}, false},
-		{"config missing", func(st *story) { st.remove(st.repo("config")) }, "d", "b", []string{"config of the repository is missing"}, false},
-		{"config a person's", file("config", configText+"[user]\n\tname = P\n"), "d", "b", nil, false},
-		{"stale locks", func(st *story) {
+		{"HEAD torn: empty", file("HEAD", ""), "d", "b", []string{`HEAD of the repository says ""`}, false},
+		{"HEAD torn: missing", func(st *story) { st.remove(st.repo("HEAD")) }, "d", "b", []string{"HEAD of the repository is missing"}, false},
+		{"HEAD torn: another branch", file("HEAD", "ref: refs/heads/master\n"), "d", "b", []string{"HEAD of the repository says"}, false},
+		{"config torn: empty", file("config", ""), "d", "b", []string{`config of the repository says ""`}, false},
+		{"config torn: NULs", file("config", zeros), "d", "b", []string{"config of the repository says"}, false},
+		{"config torn: missing", func(st *story) { st.remove(st.repo("config")) }, "d", "b", []string{"config of the repository is missing"}, false},
+		{"nothing amiss: config a person's", file("config", configText+"[user]\n\tname = P\n"), "d", "b", nil, false},
+		{"stale lock", func(st *story) {
 			for _, path := range []string{st.repo("HEAD.lock"), st.repo("packed-refs.lock"), st.ref("heads/production.lock"), st.repo("objects", "info", "commit-graph.lock")} {
-				old(st, path)
+				st.write(path, "")
+				st.old(path)
 			}
 		}, "d", "b", []string{"a stale lock, HEAD.lock", "a stale lock, packed-refs.lock", "a stale lock, objects/info/commit-graph.lock", "a stale lock, refs/heads/production.lock"}, false},
-		{"files on their way", func(st *story) {
+		{"leftover of a kill: files on their way", func(st *story) {
 			st.write(st.repo("tmp", "tmp-1-1"), "x")
 			st.write(filepath.Join(st.dir, "tmp-1-2"), "x")
 			st.write(filepath.Join(st.dir, repoDir+".new-1", "HEAD"), "x")
 			st.write(st.repo("objects", "aa", "tmp_obj_x"), "x")
 		}, "d", "b", nil, false},
-		{"format and identity empty", func(st *story) {
+		{"format or identity torn", func(st *story) {
 			st.write(filepath.Join(st.dir, formatFile), "")
 			st.write(filepath.Join(st.dir, identityFile), "")
-		}, "d", "b", nil, false},
-		{"torn objects that nothing names, after a power cut", func(st *story) {
+		}, "d", "b", []string{`the file format says "": written anew`, "the file identity is torn: written anew"}, false},
+		{"torn object that nothing names: after a power cut", func(st *story) {
 			st.write(st.repo("objects", "12", strings.Repeat("3", 38)), "")
 			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")
 		}, "d", "b", []string{setAside}, false},
-		{"half a commit that nothing names, after a power cut", func(st *story) {
+		{"torn object that nothing names: half a commit", func(st *story) {
 			st.write(st.ref("heads/production"), st.c.Commit+"\n")
 			st.remove(st.file(st.d.Commit + ":snapshot.json"))
 			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")
 		}, "c", "b", nil, false},
-		{"every object empty", func(st *story) {
+		{"no record readable: every object empty", func(st *story) {
 			st.eachFile("objects", func(path string) { st.write(path, "") })
 		}, "", "", nil, false},
-		{"every object gone", func(st *story) { st.remove(st.repo("objects")) }, "", "", nil, false},
-		{"every object empty, refs gone", func(st *story) {
+		{"no record readable: every object gone", func(st *story) { st.remove(st.repo("objects")) }, "", "", nil, false},
+		{"no record readable: refs gone too", func(st *story) {
 			st.eachFile("objects", func(path string) { st.write(path, "") })
 			st.remove(st.repo("refs"))
 		}, "", "", nil, false},
-		{"objects and refs gone", func(st *story) {
+		{"no record readable: objects and refs gone", func(st *story) {
 			st.remove(st.repo("objects"))
 			st.remove(st.repo("refs"))
 		}, "", "", []string{"objects of the repository", "refs of the repository"}, false},
-		{"repository gone", func(st *story) { st.remove(st.repo()) }, "", "", []string{"the snapshot repository is gone from the state directory: the history starts anew"}, false},
-		{"repository and identity gone", func(st *story) {
+		{"repository missing", func(st *story) { st.remove(st.repo()) }, "", "", []string{"the snapshot repository is gone from the state directory: the history starts anew"}, false},
+		{"repository missing: identity torn", func(st *story) {
 			st.remove(st.repo())
 			st.write(filepath.Join(st.dir, identityFile), "")
-		}, "", "", []string{"the snapshot repository is gone from the state directory: the history starts anew"}, false},
+		}, "", "", []string{"the snapshot repository is gone from the state directory: the history starts anew", "the file identity is torn"}, false},
 	}
 }
 
@@ -331,36 +336,36 @@ func fileRows() []repairRow {
 func personRows() []repairRow {
 	const foreign = "the branch production names "
 	return []repairRow{
-		{"foreign commit", func(st *story) { st.foreign("P", map[string][]byte{"note": []byte("x")}) }, "d", "b", []string{foreign}, false},
-		{"foreign commits with large files", func(st *story) {
+		{"foreign commit on the branch", func(st *story) { st.foreign("P", map[string][]byte{"note": []byte("x")}) }, "d", "b", []string{foreign}, false},
+		{"foreign commit on the branch: large files", func(st *story) {
 			st.foreign("P", map[string][]byte{"zeros": make([]byte, maxObject+1), "noise": noise(2*maxObject + 999)})
 		}, "d", "b", []string{foreign}, false},
-		{"foreign commit in the agent's name", func(st *story) { st.foreign(agentName, map[string][]byte{snapshotFile: []byte("{}\n")}) }, "d", "b", []string{foreign}, false},
-		{"large foreign commit in the agent's name", func(st *story) {
+		{"foreign commit on the branch: in the agent's name", func(st *story) { st.foreign(agentName, map[string][]byte{snapshotFile: []byte("{}\n")}) }, "d", "b", []string{foreign}, false},
+		{"foreign commit on the branch: large, in the agent's name", func(st *story) {
 			st.foreign(agentName, map[string][]byte{snapshotFile: noise(2*maxObject + 999), parametersFile: make([]byte, maxObject+1)})
 		}, "d", "b", []string{foreign}, false},
-		{"large foreign commit in the agent's name, gc", func(st *story) {
+		{"foreign commit on the branch: large, packed", func(st *story) {
 			st.foreign(agentName, map[string][]byte{snapshotFile: noise(2*maxObject + 999)})
 			st.git("gc", "-q")
 		}, "d", "b", []string{foreign}, false},
-		{"branch rewound behind applied", func(st *story) { st.git("update-ref", "refs/heads/production", st.a.Commit) }, "b", "b", []string{foreign}, false},
-		{"branch rewound to applied", func(st *story) { st.git("update-ref", "refs/heads/production", st.b.Commit) }, "b", "b", nil, false},
-		{"branch is another history", func(st *story) {
+		{"head ref behind applied", func(st *story) { st.git("update-ref", "refs/heads/production", st.a.Commit) }, "b", "b", []string{foreign}, false},
+		{"nothing amiss: branch rewound to applied", func(st *story) { st.git("update-ref", "refs/heads/production", st.b.Commit) }, "b", "b", nil, false},
+		{"head ref unrelated to applied", func(st *story) {
 			st.git("update-ref", "refs/heads/production", st.commitTree("production^{tree}"))
 		}, "b", "b", []string{foreign}, false},
-		{"applied ref moved to a foreign commit", func(st *story) {
+		{"applied ref unrelated to head", func(st *story) {
 			st.git("update-ref", "refs/dtesn/applied/production", st.commitTree("production^{tree}"))
 		}, "d", "b", []string{noTrust}, false},
 		{"refs packed", func(st *story) { st.git("pack-refs", "--all") }, "d", "b", nil, false},
-		{"packed head, its loose file empty", func(st *story) {
+		{"head ref torn: packed before", func(st *story) {
 			st.git("pack-refs", "--all")
 			st.write(st.ref("heads/production"), "")
 		}, "b", "b", []string{tornHead}, false},
-		{"packed refs torn", func(st *story) {
+		{"packed-refs torn", func(st *story) {
 			st.git("pack-refs", "--all")
 			st.write(st.repo(packedRefs), "")
 		}, "d", "b", []string{neither, noApplied}, false},
-		{"refs packed, the retried one old", func(st *story) {
+		{"refs packed: an old retried one", func(st *story) {
 			st.git("update-ref", "refs/dtesn/retried/production", st.c.Commit)
 			st.git("pack-refs", "--all")
 		}, "d", "b", nil, false},
@@ -391,15 +396,15 @@ func packRows() []repairRow {
 		st.write(path, string(data[:8])+strings.Repeat("\xfe", len(data)-8))
 	}
 	return []repairRow{
-		{"gc", gc(func(*story) {}), "d", "b", nil, false},
-		{"gc, refs gone", gc(func(st *story) { st.remove(st.repo(packedRefs)) }), "d", "b", []string{neither, noApplied}, false},
-		{"gc, a pack without an index beside", gc(func(st *story) { st.write(st.repo("objects", "pack", "tmp_pack_x"), "x") }), "d", "b", nil, false},
-		{"gc, head ref names no object", gc(func(st *story) { st.write(st.ref("heads/production"), strings.Repeat("5", 40)+"\n") }), "b", "b", []string{lostHead}, false},
-		{"gc, pack torn", gc(func(st *story) { st.halve(glob(st, "*.pack")) }), "", "", nil, false},
-		{"gc, pack is garbage", gc(func(st *story) { garbage(st, "*.pack") }), "", "", nil, false},
-		{"gc, index torn", gc(func(st *story) { st.halve(glob(st, "*.idx")) }), "", "", nil, false},
-		{"gc, index is garbage", gc(func(st *story) { garbage(st, "*.idx") }), "", "", nil, false},
-		{"gc, index missing", gc(func(st *story) { st.remove(glob(st, "*.idx")) }), "", "", nil, false},
+		{"gc by a person", gc(func(*story) {}), "d", "b", nil, false},
+		{"both refs lost: packed", gc(func(st *story) { st.remove(st.repo(packedRefs)) }), "d", "b", []string{neither, noApplied}, false},
+		{"leftover of a kill: tmp_pack, fresh", gc(func(st *story) { st.write(st.repo("objects", "pack", "tmp_pack_x"), "x") }), "d", "b", nil, false},
+		{"head ref names nothing: packed", gc(func(st *story) { st.write(st.ref("heads/production"), strings.Repeat("5", 40)+"\n") }), "b", "b", []string{lostHead}, false},
+		{"pack torn: halved", gc(func(st *story) { st.halve(glob(st, "*.pack")) }), "", "", nil, false},
+		{"pack torn: garbage", gc(func(st *story) { garbage(st, "*.pack") }), "", "", nil, false},
+		{"index torn: halved", gc(func(st *story) { st.halve(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},
+		{"index torn: garbage", gc(func(st *story) { garbage(st, "*.idx") }), "d", "b", []string{thePack}, false},
+		{"pack without index", gc(func(st *story) { st.old(glob(st, "*.pack")); st.remove(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},
 	}
 }
 
@@ -431,13 +436,17 @@ func TestRepair(t *testing.T) {
 			}
 			checkRefs(t, st.fixture, s)
 			total := s.Total()
+			next := 1
+			if s.Head() != nil {
+				next = s.Head().Index + 1
+			}
 			further := applied(t, s, 4096) // what was lost is written again
 			s, repairs = st.reopen(s)
 			noRepairs(t, repairs)
 			expect(t, s, further, further)
 			list, err := s.List(t.Context(), "", 0)
-			if err != nil || s.Total() != total+1 || len(list) != total+1 {
-				t.Errorf("%d records, %d listed, want %d and one: %v", s.Total(), len(list), total, err)
+			if err != nil || s.Total() != total+1 || len(list) != total+1 || further.Index != next {
+				t.Errorf("%d records, %d listed, want %d and one, number %d: %v", s.Total(), len(list), total, next, err)
 			}
 		})
 	}
@@ -528,9 +537,11 @@ func TestDamagedRecordIsListed(t *testing.T) {
 	}
 	st.remove(st.file("production~3"))
 	s, repairs = st.reopen(s)
-	noRepairs(t, repairs)
-	if list, err = s.List(t.Context(), "", 0); err == nil || len(list) != 3 || !strings.Contains(err.Error(), "from record 1 on") {
-		t.Errorf("a cut history lists %d, %v", len(list), err)
+	if len(repairs) != 1 || !strings.HasPrefix(repairs[0].String(), "record 1"+isLost) {
+		t.Errorf("repairs of a history without its first record: %v", repairs)
+	}
+	if list, err = s.List(t.Context(), "", 0); err != nil || len(list) != 3 || s.Total() != 3 {
+		t.Errorf("a cut history lists %d of %d, %v", len(list), s.Total(), err)
 	}
 }
 
@@ -606,32 +617,26 @@ func TestRefused(t *testing.T) {
 		options func(o *Options)
 		says    []string
 	}{
-		"another environment": {options: func(o *Options) { o.Environment = "staging" }, says: []string{`belongs to environment "production"`, "choose another --state"}},
-		"another instance":    {options: func(o *Options) { o.Instance = "web 2" }, says: []string{`instance "web 2"`, "--environment production --instance web-1"}},
-		"another environment, identity torn": {
+		"another environment or instance: environment": {options: func(o *Options) { o.Environment = "staging" }, says: []string{`belongs to environment "production"`, "choose another --state"}},
+		"another environment or instance: instance":    {options: func(o *Options) { o.Instance = "web 2" }, says: []string{`instance "web 2"`, "--environment production --instance web-1"}},
+		"another environment or instance: environment, identity torn": {
 			damage:  func(st *story) { st.write(filepath.Join(st.dir, identityFile), zeros) },
 			options: func(o *Options) { o.Environment = "staging" }, says: []string{`belongs to environment "production"`},
 		},
-		"another instance, identity torn": {
+		"another environment or instance: instance, identity torn": {
 			damage:  func(st *story) { st.write(filepath.Join(st.dir, identityFile), "") },
 			options: func(o *Options) { o.Instance = "web-2" }, says: []string{`instance "web-1"`},
 		},
-		"newer format": {
+		"format newer": {
 			damage: func(st *story) { st.write(filepath.Join(st.dir, formatFile), "2\n") },
 			says:   []string{"written by a newer agent (format 2, this agent knows 1)", "upgrade the agent"},
 		},
-		"no directory":          {options: func(o *Options) { o.Dir = "" }, says: []string{"--state DIR"}},
-		"no environment":        {options: func(o *Options) { o.Environment = "../x" }, says: []string{`"../x" is no environment`}},
-		"no instance":           {options: func(o *Options) { o.Instance = "a\nb" }, says: []string{"no instance name"}},
-		"state is a file":       {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile) }, says: []string{"not a directory", "a file stands where a directory must be"}},
-		"state below a file":    {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile, "x") }, says: []string{"not a directory", "choose another --state"}},
-		"the repository a file": {damage: func(st *story) { st.remove(st.repo()); st.write(st.repo(), "x") }, says: []string{"is a file", "move it away"}},
-		"the format a directory": {damage: func(st *story) {
-			st.write(filepath.Join(st.dir, formatFile), "1")
-			toDir(st.t, filepath.Join(st.dir, formatFile))
-		}, says: []string{"is a directory"}},
-		"a context that is over":  {options: nil, says: []string{"context canceled"}},
-		"an object not to be had": {damage: func(st *story) { toDir(st.t, st.file("production")) }, says: []string{"is a directory", st0}},
+		"no directory":                     {options: func(o *Options) { o.Dir = "" }, says: []string{"--state DIR"}},
+		"no environment":                   {options: func(o *Options) { o.Environment = "../x" }, says: []string{`"../x" is no environment`}},
+		"no instance":                      {options: func(o *Options) { o.Instance = "a\nb" }, says: []string{"no instance name"}},
+		"state directory a file":           {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile) }, says: []string{"not a directory", "a file stands where a directory must be"}},
+		"state directory a file: a parent": {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile, "x") }, says: []string{"not a directory", "choose another --state"}},
+		"a context that is over":           {options: nil, says: []string{"context canceled"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := newStory(t)
@@ -673,9 +678,6 @@ func TestRefused(t *testing.T) {
 		})
 	}
 }
-
-// st0 is in every message about the state directory.
-const st0 = "state directory"
 
 func toDir(t testing.TB, path string) {
 	t.Helper()

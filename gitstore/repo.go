@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/objfile"
@@ -99,6 +100,8 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 		t, content, err = decodeObject(raw)
 	}
 	switch {
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
 	case errors.Is(err, errTooLarge):
 		return nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
 	case raw == nil && err != nil:
@@ -179,6 +182,8 @@ func (r *repo) verify(h plumbing.Hash) (t plumbing.ObjectType, err error) {
 		err = errors.Join(err, zr.Close())
 	}
 	switch {
+	case errors.Is(err, syscall.EISDIR):
+		return t, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
 	case fromDisk(err):
 		return t, fmt.Errorf("read object %s: %w", h, err)
 	case err != nil:

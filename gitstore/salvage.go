@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -82,21 +83,47 @@ func (s *Store) setRefAside(ref, why string) error {
 	return err
 }
 
-// clearRefs moves away what is a directory where one of our refs belongs.
-func (s *Store) clearRefs() error {
+// clearPlaces moves away what is a file where a directory belongs, and the
+// other way round.
+func (s *Store) clearPlaces() error {
 	env := s.opts.Environment
-	for _, ref := range []string{headRef(env), appliedRef(env), retriedRef(env)} {
-		path := filepath.Join(s.repo.dir, ref)
-		if info, err := os.Lstat(path); err != nil || !info.IsDir() {
-			continue
-		}
-		kept, err := s.setAside(path, "directory-"+strings.ReplaceAll(ref, "/", "-"))
-		if err != nil {
+	for _, sub := range skeletonDirs() {
+		if err := s.clearPlace(filepath.Join(s.repo.dir, sub), true); err != nil {
 			return err
 		}
-		s.repaired("a directory where "+ref+" belongs", "set aside", kept)
+	}
+	for _, name := range []string{"HEAD", "config", packedRefs, shallowFile, headRef(env), appliedRef(env), retriedRef(env)} {
+		if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// clearPlace sets aside what is at path if it is of the wrong kind. A link
+// counts as what it leads to.
+func (s *Store) clearPlace(path string, wantDir bool) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err != nil || info.IsDir() == wantDir {
+		return err
+	}
+	is := "a file"
+	if info.IsDir() {
+		is = "a directory"
+	}
+	name, err := filepath.Rel(s.opts.Dir, path)
+	if err != nil {
+		return err
+	}
+	name = strings.TrimPrefix(name, repoDir+"/")
+	kept, err := s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-"+strings.ReplaceAll(is, " ", "-"))
+	if err == nil {
+		s.repaired(is+" where "+name+" belongs", "set aside", kept)
+	}
+	return err
 }
 
 // tidy makes the skeleton whole and removes what was on its way to another
@@ -225,7 +252,7 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 		if err != nil {
 			return err
 		}
-		if info.Size() > 0 && info.ModTime().Before(since) {
+		if info.Size() > 0 && info.ModTime().Before(since) && !info.IsDir() {
 			return nil
 		}
 		if _, err = s.repo.verify(h); errors.Is(err, errDamaged) {
@@ -235,24 +262,74 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 	})
 }
 
-// sweepRefs sets aside every loose ref that names nothing: one such breaks
-// commands of people's git.
-func (s *Store) sweepRefs() error {
+// sweepRefs sets aside every ref that names nothing, or an object that is not
+// there: one such breaks commands of people's git.
+func (s *Store) sweepRefs(ctx context.Context) error {
 	root := filepath.Join(s.repo.dir, "refs")
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || strings.HasSuffix(path, ".lock") {
 			return err
 		}
 		data, err := readBounded(path, maxRef)
-		if err != nil || !torn(data) {
+		if err != nil {
 			return err
 		}
 		ref, err := filepath.Rel(s.repo.dir, path)
 		if err != nil {
 			return err
 		}
-		return s.setRefAside(ref, "torn")
+		if torn(data) {
+			return s.setRefAside(ref, "torn")
+		}
+		if h, ok := parseHash(strings.TrimSpace(string(data))); ok {
+			if there, err := s.repo.has(h); err != nil || there {
+				return err
+			}
+			return s.setRefAside(ref, "lost")
+		}
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return s.sweepPackedRefs(ctx)
+}
+
+// sweepPackedRefs does what sweepRefs does, for the refs in packed-refs. Those
+// that a loose file stands before are looked at too: git fsck does.
+func (s *Store) sweepPackedRefs(ctx context.Context) error {
+	data, err := readBounded(filepath.Join(s.repo.dir, packedRefs), maxPacked)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(data)) {
+		hex, ref, _ := strings.Cut(strings.TrimSpace(line), " ")
+		h, ok := parseHash(hex)
+		if !ok || ref == "" {
+			continue
+		}
+		if there, err := s.repo.has(h); err != nil {
+			return err
+		} else if there {
+			continue
+		}
+		if err := s.repo.unpackRef(ctx, ref); err != nil {
+			return err
+		}
+		s.repaired("the packed ref "+ref+" names "+hex+", which is lost", "removed", "")
+	}
+	return nil
+}
+
+// has reports whether there is an object of this name, whatever it holds.
+func (r *repo) has(h plumbing.Hash) (bool, error) {
+	if there, err := exists(r.objectPath(h)); there || err != nil {
+		return there, err
+	}
+	return r.inPacks(h, nil)
 }
 
 // objectsOf lists the objects of a record: commit, tree, blobs.
@@ -281,7 +358,7 @@ func (r *repo) objectsOf(h plumbing.Hash) ([]plumbing.Hash, error) {
 // refs and without traces is one in which nothing was ever committed; any other
 // is set aside, and a new one made.
 func (s *Store) salvage(ctx context.Context, head, applied named) error {
-	best, err := s.newestRecord(ctx)
+	best, err := s.newestRecord(ctx, func(*schema.Snapshot) bool { return true })
 	if err != nil {
 		return err
 	}
@@ -341,8 +418,9 @@ func (r *repo) traces() (bool, error) {
 }
 
 // newestRecord is the whole record of the highest index among all commits that
-// are there, loose or packed; of several the one made last. nil if none is.
-func (s *Store) newestRecord(ctx context.Context) (*schema.Snapshot, error) {
+// are there, loose or packed, and wanted; of several the one made last. nil if
+// none is.
+func (s *Store) newestRecord(ctx context.Context, wanted func(*schema.Snapshot) bool) (*schema.Snapshot, error) {
 	var best *schema.Snapshot
 	consider := func(h plumbing.Hash) error {
 		if err := ctx.Err(); err != nil {
@@ -361,7 +439,7 @@ func (s *Store) newestRecord(ctx context.Context) (*schema.Snapshot, error) {
 		if curable(err) {
 			return nil
 		}
-		if err == nil && (best == nil || snap.Index > best.Index || snap.Index == best.Index && snap.Timestamp > best.Timestamp) {
+		if err == nil && wanted(snap) && (best == nil || snap.Index > best.Index || snap.Index == best.Index && snap.Timestamp > best.Timestamp) {
 			best = snap
 		}
 		return err

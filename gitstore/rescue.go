@@ -1,0 +1,407 @@
+package gitstore
+
+import (
+	"bytes"
+	"cmp"
+	"compress/zlib"
+	"crypto/sha1" // git's object format
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+)
+
+// dropPrefix begins the name, below tmp/, of the index of a pack that is on its
+// way out.
+const dropPrefix = "drop-"
+
+// dropPack removes a pack whose objects are elsewhere, or are wanted no more.
+// The index leaves first, whole, so that no reader finds half of the pair; under
+// its other name it says, after a crash, that the pack must go too.
+//
+// Syscalls: renameat of the index, unlinkat of the pack and of what else bears
+// its name, unlinkat of the index.
+func (r *repo) dropPack(name string) error {
+	drop := filepath.Join(r.tmp(), dropPrefix+name)
+	err := os.Rename(filepath.Join(r.objects(), "pack", name+".idx"), drop)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return r.finishDrop(drop)
+}
+
+func (r *repo) finishDrop(drop string) error {
+	name := strings.TrimPrefix(filepath.Base(drop), dropPrefix)
+	parts, err := filepath.Glob(filepath.Join(r.objects(), "pack", name+".*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(parts, drop) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// mendPacks brings packs and indexes that are damaged, or that lack the other
+// half, into order: an index is made anew from a whole pack; from a torn pack
+// every object that can be read, and is nowhere else, is taken out into a new
+// one. A quick look compares only the ends of the files, a thorough one all
+// bytes. It reports whether objects may be found now that were not before.
+func (s *Store) mendPacks(thorough bool) (mended bool, err error) {
+	drops, err := filepath.Glob(filepath.Join(s.repo.tmp(), dropPrefix+"*"))
+	for _, drop := range drops {
+		err = errors.Join(err, s.repo.finishDrop(drop))
+	}
+	if err != nil {
+		return false, err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.repo.objects(), "pack"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	have := map[string]bool{}
+	for _, e := range entries {
+		have[e.Name()] = true
+	}
+	for _, e := range entries {
+		base, ext := strings.TrimSuffix(e.Name(), filepath.Ext(e.Name())), filepath.Ext(e.Name())
+		more := false
+		switch {
+		case !strings.HasPrefix(base, "pack-"):
+			err = s.sweepLeftover(e)
+		case ext == ".idx" && !have[base+".pack"]:
+			more, err = s.mendLoneIndex(base)
+		case ext == ".pack":
+			more, err = s.mendPack(base, have[base+".idx"], thorough)
+		}
+		if err != nil {
+			return mended, fmt.Errorf("mend %s: %w", e.Name(), err)
+		}
+		mended = mended || more
+	}
+	if mended {
+		s.repo.closePacks()
+	}
+	return mended, nil
+}
+
+// leftoverAge is how old a temporary file of git's must be to be nobody's.
+const leftoverAge = time.Hour
+
+// sweepLeftover removes what a killed git left in objects/pack.
+func (s *Store) sweepLeftover(e fs.DirEntry) error {
+	info, err := e.Info()
+	if err != nil || !strings.HasPrefix(e.Name(), "tmp_") || s.opts.Now().Sub(info.ModTime()) < leftoverAge {
+		return nil // gone by itself, in use, or not git's
+	}
+	if err := os.Remove(filepath.Join(s.repo.objects(), "pack", e.Name())); err != nil {
+		return err
+	}
+	s.repaired("a leftover of git, objects/pack/"+e.Name(), "removed", "")
+	return nil
+}
+
+// mendLoneIndex sets an index without its pack aside: it holds names alone.
+func (s *Store) mendLoneIndex(base string) (bool, error) {
+	kept, err := s.setAside(filepath.Join(s.repo.objects(), "pack", base+".idx"), base+".idx-without-pack")
+	if err == nil {
+		s.repaired("the pack of the index "+base+".idx is missing", "the index was set aside", kept)
+	}
+	return false, err
+}
+
+// mendPack looks at one pack, and mends it if it must.
+func (s *Store) mendPack(base string, indexed, thorough bool) (bool, error) {
+	path := filepath.Join(s.repo.objects(), "pack", base)
+	var p *pack
+	var err error
+	if indexed {
+		if p, err = openPack(path); fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	} else if info, err := os.Lstat(path + ".pack"); err != nil || !thorough && s.opts.Now().Sub(info.ModTime()) < staleLock {
+		return false, nil // git renames the pack first, then the index
+	}
+	if p != nil {
+		defer func() { _ = p.file.Close() }()
+		if ok, err := p.whole(thorough); ok || err != nil {
+			return false, err
+		}
+	}
+	data, err := readBounded(path+".pack", maxPackBytes)
+	if errors.Is(err, errTooLarge) {
+		return false, nil // no memory for it; it is read as far as it can be
+	}
+	if err != nil {
+		return false, err
+	}
+	return s.rescue(base, newPackScan(data, p))
+}
+
+// whole reports whether the pack's checksum is the one that the index has; a
+// quick look takes the one that the file ends with for it.
+func (p *pack) whole(thorough bool) (bool, error) {
+	if p.size < packHead+sha1.Size {
+		return false, nil
+	}
+	var end [sha1.Size]byte
+	if _, err := p.file.ReadAt(end[:], p.size-sha1.Size); err != nil {
+		return false, err
+	}
+	if end != p.index.PackfileChecksum || !thorough {
+		return end == p.index.PackfileChecksum, nil
+	}
+	sum := sha1.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(p.file, 0, p.size-sha1.Size)); err != nil {
+		return false, err
+	}
+	return bytes.Equal(sum.Sum(nil), end[:]), nil
+}
+
+// rescue saves what is in a pack that cannot be used as it is.
+func (s *Store) rescue(base string, scan *packScan) (bool, error) {
+	path := filepath.Join(s.repo.objects(), "pack", base)
+	lost, err := s.nowhereElse(base, scan)
+	if err != nil {
+		return false, err
+	}
+	index, err := exists(path + ".idx")
+	if err != nil {
+		return false, err
+	}
+	if scan.whole && !index && len(lost) == 0 {
+		// What a kill leaves between the two renames of packWriter.finish.
+		return false, s.repo.dropPack(base)
+	}
+	why := "is torn"
+	if scan.whole {
+		why = "has no index"
+	}
+	kept := ""
+	if index {
+		if kept, err = s.setAside(path+".idx", base+".idx-torn"); err != nil {
+			return false, err
+		}
+		if scan.whole {
+			why = "has a torn index"
+		}
+	}
+	if scan.whole {
+		if err := writeDurable(path+".idx", scan.index(), objectPerm); err != nil {
+			return false, err
+		}
+		s.repaired("the pack "+base+" "+why, "its index was made anew", kept)
+		return true, nil
+	}
+	if len(lost) > 0 {
+		if err := s.repackLost(scan, lost); err != nil {
+			return false, err
+		}
+	}
+	if kept, err = s.setAside(path+".pack", base+".pack-torn"); err != nil {
+		return false, err
+	}
+	s.repaired("the pack "+base+" "+why, fmt.Sprintf("set aside; %d objects were read, and %d of them taken out of it that are nowhere else", len(scan.entries), len(lost)), kept)
+	return true, nil
+}
+
+// nowhereElse lists the objects of a pack that neither a loose file nor another
+// pack has.
+func (s *Store) nowhereElse(base string, scan *packScan) ([]packEntry, error) {
+	var lost []packEntry
+	for _, e := range scan.entries {
+		_, err := s.repo.verify(e.hash)
+		if err != nil && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged)) {
+			var there bool
+			if there, err = s.repo.inPacks(e.hash, map[string]bool{base: true}); err == nil && !there {
+				lost = append(lost, e)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return lost, nil
+}
+
+// inPacks reports whether a pack has the object, but for those named.
+func (r *repo) inPacks(h plumbing.Hash, but map[string]bool) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.packs) == 0 {
+		if _, err := r.listPacks(); err != nil {
+			return false, err
+		}
+	}
+	for name, p := range r.packs {
+		if ok, err := p.index.Contains(h); err != nil || ok && !but[name] {
+			return ok, err
+		}
+	}
+	return false, nil
+}
+
+// repackLost writes the objects into a pack of their own.
+func (s *Store) repackLost(scan *packScan, lost []packEntry) error {
+	w, err := newPackWriter(s.repo.tmp(), len(lost))
+	if err != nil {
+		return err
+	}
+	for _, e := range lost {
+		t, content, err := scan.object(e.offset, 0)
+		if err == nil {
+			_, err = w.add(t, e.hash, content, nil)
+		}
+		if err != nil {
+			w.abandon()
+			return err
+		}
+	}
+	_, err = w.finish(filepath.Join(s.repo.objects(), "pack"), s.repo.tmp())
+	return err
+}
+
+// A packScan is what can be read of a pack's bytes: gitformat-pack(5).
+type packScan struct {
+	data    []byte
+	whole   bool // the checksum at the end is right, and each object was read
+	entries []packEntry
+	offsets map[plumbing.Hash]int64
+}
+
+// newPackScan reads every object of a pack: those that its index names, or,
+// without one, one after another up to the first that is damaged.
+func newPackScan(data []byte, p *pack) *packScan {
+	s := &packScan{data: data, offsets: map[plumbing.Hash]int64{}}
+	if p != nil {
+		for _, e := range p.entries() {
+			s.offsets[e.hash] = e.offset
+			s.take(e.offset)
+		}
+	} else {
+		for at := int64(packHead); at < int64(len(data))-sha1.Size; {
+			end, ok := s.take(at)
+			if !ok {
+				break
+			}
+			at = end
+		}
+	}
+	if n := len(data) - sha1.Size; n > packHead {
+		sum := sha1.Sum(data[:n])
+		count := int(data[8])<<24 | int(data[9])<<16 | int(data[10])<<8 | int(data[11])
+		s.whole = bytes.Equal(sum[:], data[n:]) && len(s.entries) == count
+	}
+	return s
+}
+
+// entries are the objects that the index names, by their place.
+func (p *pack) entries() []packEntry {
+	var list []packEntry
+	all, err := p.index.Entries()
+	if err != nil {
+		return nil
+	}
+	for e, err := all.Next(); err == nil; e, err = all.Next() {
+		list = append(list, packEntry{e.Hash, int64(e.Offset), e.CRC32})
+	}
+	slices.SortFunc(list, func(a, b packEntry) int { return cmp.Compare(a.offset, b.offset) })
+	return list
+}
+
+// take reads the object at an offset, and returns where the next one begins.
+func (s *packScan) take(at int64) (end int64, ok bool) {
+	t, content, err := s.object(at, 0)
+	if err != nil {
+		return 0, false
+	}
+	_, _, _, end, err = s.raw(at)
+	h := plumbing.ComputeHash(t, content)
+	s.offsets[h] = at
+	s.entries = append(s.entries, packEntry{h, at, crc32.ChecksumIEEE(s.data[at:end])})
+	return end, err == nil
+}
+
+// maxRescued bounds the object that is read out of a damaged pack, in bytes.
+const maxRescued = 64 << 20
+
+var errPackTorn = errors.New("the pack is torn here")
+
+// raw reads the object at an offset as it is stored: its type, where its base
+// lies (0 if it is none), its data, and where it ends.
+func (s *packScan) raw(at int64) (t plumbing.ObjectType, base int64, data []byte, end int64, err error) {
+	limit := int64(len(s.data)) - sha1.Size
+	if at < packHead || at >= limit {
+		return 0, 0, nil, 0, errPackTorn
+	}
+	rd := bytes.NewReader(s.data[at:])
+	b, _ := rd.ReadByte()
+	t, size := plumbing.ObjectType(b>>4&7), int64(b&15)
+	for shift := 4; b&128 != 0 && shift < 40; shift += 7 {
+		b, _ = rd.ReadByte()
+		size |= int64(b&127) << shift
+	}
+	switch t {
+	case plumbing.OFSDeltaObject:
+		b, _ = rd.ReadByte()
+		back := int64(b & 127)
+		for b&128 != 0 && back < maxPackBytes {
+			b, _ = rd.ReadByte()
+			back = (back+1)<<7 | int64(b&127)
+		}
+		base = at - back
+	case plumbing.REFDeltaObject:
+		var h plumbing.Hash
+		_, _ = io.ReadFull(rd, h[:])
+		base = s.offsets[h]
+	case plumbing.CommitObject, plumbing.TreeObject, plumbing.BlobObject, plumbing.TagObject:
+	default:
+		return 0, 0, nil, 0, errPackTorn
+	}
+	if t.IsDelta() && (base < packHead || base == at) || size > maxRescued {
+		return 0, 0, nil, 0, errPackTorn
+	}
+	zr, err := zlib.NewReader(rd)
+	if err != nil {
+		return 0, 0, nil, 0, err
+	}
+	data, err = io.ReadAll(io.LimitReader(zr, size+1))
+	if err == nil && int64(len(data)) != size {
+		err = errPackTorn
+	}
+	return t, base, data, int64(len(s.data)) - int64(rd.Len()), err
+}
+
+// object reads the object at an offset, through its bases.
+func (s *packScan) object(at int64, depth int) (plumbing.ObjectType, []byte, error) {
+	t, base, data, _, err := s.raw(at)
+	if err != nil || base == 0 {
+		return t, data, err
+	}
+	if depth > 4096 { // git's own bound on a chain
+		return 0, nil, errPackTorn
+	}
+	t, content, err := s.object(base, depth+1)
+	if err != nil {
+		return 0, nil, err
+	}
+	content, err = packfile.PatchDelta(content, data)
+	return t, content, err
+}
+
+// index is the index of a whole pack.
+func (s *packScan) index() []byte {
+	w := &packWriter{entries: s.entries}
+	return w.index(s.data[len(s.data)-sha1.Size:])
+}
