@@ -182,7 +182,7 @@ func (s *Store) cutAt(ctx context.Context, g *gap, c cuts) error {
 			return err
 		}
 	}
-	if err := s.repo.writeCuts(c); err != nil {
+	if err := errors.Join(s.repo.dropGraph(), s.repo.writeCuts(c)); err != nil {
 		return err
 	}
 	did := fmt.Sprintf("the history begins at record %d", above)

@@ -9,6 +9,7 @@
 //	<state>/lock             flock of the one writer; holds its pid
 //	<state>/reserve          1 MiB, given up for reverts on a full disk
 //	<state>/set-aside/       what was found damaged, under names that say why
+//	<state>/walked           down to where the history needs no second walk
 //	<state>/snapshots.git/
 //	    refs/heads/<env>                 the head: the newest record
 //	    refs/dtesn/applied/<env>         the newest record known to run, durably
@@ -28,6 +29,60 @@
 // for them is renamed into place, then its directory is synced. So whatever
 // refs/dtesn/applied names is whole, and a head that is not whole is a
 // candidate that nobody was told of.
+//
+// # What is found at open, and what is done
+//
+// Open looks before it trusts. Each line below has a test of its name (TestFound
+// compares the two), and what was done is in the log and in `agent status`.
+// "Kept" is below <state>/set-aside, or a ref refs/dtesn/set-aside/….
+//
+//	nothing amiss                            nothing
+//	head ref missing                         the head is the applied record
+//	head ref torn                            the same
+//	head ref names nothing                   the same
+//	head ref behind applied                  the same; what it named is kept
+//	head ref unrelated to applied            the same; what it named is kept
+//	object of the head missing               the same: a candidate lost to a power cut; its commit is kept
+//	object of the head torn                  the same; the torn file is kept
+//	record above the applied one damaged     the same
+//	foreign commit on the branch             kept; the head is the newest record below it
+//	foreign branch or tag                    left alone
+//	applied ref missing                      it names the newest record that another followed and did not gainsay
+//	applied ref torn                         the same
+//	applied ref names nothing                the same
+//	applied ref unrelated to head            the same
+//	both refs lost                           the newest whole record is the head; applied as above
+//	no record readable                       the repository is kept, the history starts anew, with what the engine runs
+//	content of an old record damaged         listed as damaged; no rollback goes to it
+//	gap in the history                       the history begins above it, by git's file shallow; what is whole below is kept
+//	shallow torn                             kept; made anew from a walk
+//	retried ref torn                         removed; one that does not name the head too
+//	other ref torn                           kept
+//	other ref names nothing                  kept
+//	refs packed                              read from packed-refs
+//	packed-refs torn                         as for the refs that stood there
+//	HEAD torn                                written anew; also a missing one, or one that names another branch
+//	config torn                              written anew; a person's is left alone
+//	stale lock                               removed, if a minute old: git holds one for milliseconds
+//	leftover of a kill                       removed: tmp-*, snapshots.git.new-*, half a pack; tmp_* of git's, if an hour old
+//	torn object that nothing names           kept apart, after a power cut
+//	gc by a person                           nothing
+//	index torn                               kept; made anew from the pack
+//	pack without index                       the index is made anew
+//	index without pack                       kept
+//	pack torn                                kept; what can be read of it is packed anew
+//	file or directory in a wrong place       kept; made anew
+//	repository missing                       the history starts anew
+//	repository a file                        kept; the history starts anew
+//	repository a link to nothing             refused: the disk with the history is not mounted
+//	format or identity torn                  written anew
+//	format newer                             refused: upgrade the agent
+//	another environment or instance          refused: choose another --state
+//	state directory a file                   refused
+//	not readable or writable                 refused: chown it
+//	read-only file system                    refused: mount it writable
+//	disk full                                opened; a repair may use the reserve
+//	reserve missing                          made again, once there is space
 //
 // # How it stays small
 //

@@ -90,7 +90,7 @@ func (s *Store) repair(ctx context.Context) error {
 	// Objects that were being written when the power went may be torn, though
 	// no ref names them: git fsck would find them.
 	if damaged := head.bad != nil || applied.bad != nil; err == nil && (damaged || s.lock.cut) {
-		err = s.sweepObjects(applied.snap)
+		err = errors.Join(s.sweepObjects(applied.snap), s.repo.dropGraph())
 	}
 	if err == nil {
 		err = s.settleRefs(ctx, head, applied)
@@ -112,13 +112,15 @@ func (s *Store) repair(ctx context.Context) error {
 // mended reads the two refs, once damaged packs are mended as far as they can
 // be.
 func (s *Store) mended() (head, applied named, err error) {
-	for _, thorough := range []bool{false, true} {
+	known, err := s.repo.walked()
+	if err != nil {
+		return head, applied, stateError("read", s.opts.Dir, err)
+	}
+	// Packs that are not those of the last start are read from end to end.
+	for _, thorough := range []bool{known.IsZero(), true} {
 		more, err := s.mendPacks(thorough)
 		if err != nil {
 			return head, applied, stateError("mend the packs in", s.opts.Dir, err)
-		}
-		if thorough && !more {
-			break
 		}
 		if head, applied, err = s.whose(); err != nil {
 			return head, applied, err
@@ -130,7 +132,7 @@ func (s *Store) mended() (head, applied named, err error) {
 				return head, applied, stateError("read the history in", s.opts.Dir, err)
 			}
 		}
-		if head.bad == nil && applied.bad == nil {
+		if head.bad == nil && applied.bad == nil || thorough && !more {
 			break
 		}
 	}

@@ -28,15 +28,29 @@ const dropPrefix = "drop-"
 // The index leaves first, whole, so that no reader finds half of the pair; under
 // its other name it says, after a crash, that the pack must go too.
 //
-// Syscalls: renameat of the index, unlinkat of the pack and of what else bears
+// Syscalls: unlinkat of multi-pack-index (ENOENT as a rule), renameat of the
+// index, unlinkat of the pack and of what else bears
 // its name, unlinkat of the index.
 func (r *repo) dropPack(name string) error {
+	if err := os.Remove(filepath.Join(r.objects(), "pack", "multi-pack-index")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // a person's; git makes it anew
+	}
 	drop := filepath.Join(r.tmp(), dropPrefix+name)
 	err := os.Rename(filepath.Join(r.objects(), "pack", name+".idx"), drop)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return r.finishDrop(drop)
+}
+
+// dropGraph removes what git remembers of the commits, for speed alone, when
+// some of them are gone: git fsck would ask for them.
+func (r *repo) dropGraph() error {
+	err := os.Remove(filepath.Join(r.objects(), "info", "commit-graph"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(filepath.Join(r.objects(), "info", "commit-graphs")))
 }
 
 func (r *repo) finishDrop(drop string) error {
@@ -210,6 +224,9 @@ func (s *Store) rescue(base string, scan *packScan) (bool, error) {
 		}
 	}
 	if kept, err = s.setAside(path+".pack", base+".pack-torn"); err != nil {
+		return false, err
+	}
+	if err := s.repo.dropGraph(); err != nil {
 		return false, err
 	}
 	s.repaired("the pack "+base+" "+why, fmt.Sprintf("set aside; %d objects were read, and %d of them taken out of it that are nowhere else", len(scan.entries), len(lost)), kept)

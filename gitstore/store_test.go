@@ -78,6 +78,28 @@ func (f *fixture) git(args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// gitFrom runs git with the content of a file as its input.
+func (f *fixture) gitFrom(path string, args ...string) {
+	f.t.Helper()
+	in, err := os.Open(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer in.Close()
+	cmd := exec.Command("git", append([]string{"--git-dir", f.repo()}, args...)...)
+	cmd.Stdin = in
+	if out, err := cmd.CombinedOutput(); err != nil {
+		f.t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// gitMay is git where a failure is an answer.
+func (f *fixture) gitMay(args ...string) string {
+	f.t.Helper()
+	out, _ := exec.Command("git", append([]string{"--git-dir", f.repo()}, args...)...).CombinedOutput()
+	return string(out)
+}
+
 // fsck is the judgement of git: no word of complaint but of what is dangling.
 func (f *fixture) fsck() {
 	f.t.Helper()
