@@ -36,14 +36,18 @@ const (
 )
 
 // A compaction runs beside the writer; over is closed when it is done.
-type compaction struct{ over chan struct{} }
+type compaction struct {
+	over chan struct{}
+	*packer
+}
 
-// compact packs beside the writer if there may be enough to pack.
+// compact packs beside the writer if there may be enough to pack, and does what
+// is the writer's part of a pruning that was prepared so.
 func (s *Store) compact() {
 	if s.compaction != nil {
 		select {
 		case <-s.compaction.over:
-			s.compaction = nil
+			s.settleCompaction()
 		default:
 			return
 		}
@@ -52,51 +56,78 @@ func (s *Store) compact() {
 		return
 	}
 	s.packAt = s.head.Index + packEvery
-	c := &compaction{make(chan struct{})}
-	s.compaction = c
-	p := packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, head: plumbing.NewHash(s.head.Commit)}
+	p := &packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, view: s.view(), keep: s.opts.KeepSnapshots}
+	s.compaction = &compaction{make(chan struct{}), p}
 	go func() {
-		defer close(c.over)
+		defer close(s.compaction.over)
 		p.run()
 	}()
 }
 
 // settleCompaction waits for a packing to end; it is a matter of milliseconds.
 func (s *Store) settleCompaction() {
-	if s.compaction != nil {
-		<-s.compaction.over
-		s.compaction = nil
+	if s.compaction == nil {
+		return
+	}
+	<-s.compaction.over
+	plan := s.compaction.plan
+	s.compaction = nil
+	if plan == nil {
+		return
+	}
+	if err := s.prune(plan); err != nil {
+		s.log.Warn("the history could not be pruned; it stays as it is, and is tried again later", "error", err)
 	}
 }
 
-// A packer packs one repository, once.
+// A packer packs one repository, once. What it packs is at or below the view's
+// head.
 type packer struct {
 	repo *repo
 	log  *slog.Logger
-	head plumbing.Hash
+	view view
+	keep int // records to keep at least; 0 keeps all
+
+	sound bool // no loose object was found damaged
+	plan  *pruning
 }
 
 func (p *packer) run() {
 	defer p.repo.closePacks()
-	if err := p.packLoose(); err != nil {
+	first := p.boundary()
+	worth := looseWorth
+	if first > 0 {
+		worth = 1 // what is pruned must be packed
+	}
+	if err := p.packLoose(worth); err != nil {
 		p.log.Warn("the history could not be packed; it stays as it is, and larger", "error", err)
 		return
 	}
 	if err := p.merge(); err != nil {
 		p.log.Warn("packs of the history could not be joined; they stay as they are", "error", err)
 	}
+	if p.sound {
+		p.repo.noteWalked(plumbing.NewHash(p.view.head.Commit))
+	}
+	if first == 0 {
+		return
+	}
+	var err error
+	if p.plan, err = p.planPruning(first); err != nil {
+		p.log.Warn("the history could not be pruned; it stays as it is, and is tried again later", "error", err)
+	}
 }
 
 func (p *packer) packDir() string { return filepath.Join(p.repo.objects(), "pack") }
 
 // packLoose puts all loose objects that are whole into a pack and removes them.
-func (p *packer) packLoose() error {
+func (p *packer) packLoose(worth int) error {
 	var loose []plumbing.Hash
 	err := p.repo.eachLoose(func(h plumbing.Hash, _ string) error {
 		loose = append(loose, h)
 		return nil
 	})
-	if err != nil || len(loose) < looseWorth {
+	if err != nil || len(loose) < worth {
 		return err
 	}
 	packed, err := p.repo.packedObjects()
@@ -113,61 +144,81 @@ func (p *packer) packLoose() error {
 			fresh[h] = true
 		}
 	}
+	damaged := 0
 	if len(fresh) > 0 {
-		if err := p.write(fresh); err != nil {
+		if _, damaged, err = p.write(fresh, fresh); err != nil {
 			return err
 		}
 	}
+	p.sound = damaged == 0
 	return p.removeLoose(loose)
 }
 
-// write packs the objects in fresh: first the records in their order, each
-// snapshot.json as the difference to the one before, then what no record names.
-// One that is damaged stays where it is.
-func (p *packer) write(fresh map[plumbing.Hash]bool) error {
-	order, before := p.order(fresh)
-	type object struct {
-		t       plumbing.ObjectType
-		content []byte
+// write packs the objects in fresh: first the records in their order, from the
+// head down as far as they are within, each snapshot.json as the difference to
+// the one before; then what no such record names. One that is damaged stays
+// where it is, and is counted.
+func (p *packer) write(fresh, within map[plumbing.Hash]bool) (name string, damaged int, err error) {
+	order, before := p.order(fresh, within)
+	readable := order[:0]
+	for _, h := range order {
+		if _, _, err := p.repo.objectAny(h); err == nil {
+			readable = append(readable, h)
+		}
 	}
-	whole := make(map[plumbing.Hash]object, len(order))
-	order = slices.DeleteFunc(order, func(h plumbing.Hash) bool {
-		t, content, err := p.repo.looseAny(h)
-		whole[h] = object{t, content}
-		return err != nil
-	})
-	if len(order) == 0 {
-		return nil
+	damaged = len(order) - len(readable)
+	if len(readable) == 0 {
+		return "", damaged, nil
 	}
-	w, err := newPackWriter(p.repo.tmp(), len(order))
+	w, err := newPackWriter(p.repo.tmp(), len(readable))
 	if err != nil {
-		return err
+		return "", damaged, err
+	}
+	if err := p.fill(w, readable, before); err != nil {
+		w.abandon()
+		return "", damaged, err
+	}
+	name, err = w.finish(p.packDir(), p.repo.tmp())
+	return name, damaged, err
+}
+
+// fill writes the objects in their order, each as the difference to the one
+// before it where that is shorter. Only what something later differs from is
+// kept in memory, until then.
+func (p *packer) fill(w *packWriter, order []plumbing.Hash, before map[plumbing.Hash]plumbing.Hash) error {
+	wanted := make(map[plumbing.Hash]bool, len(before))
+	for _, base := range before {
+		wanted[base] = true
 	}
 	bases := map[plumbing.Hash]*packedBase{}
 	length := map[plumbing.Hash]int{}
 	for _, h := range order {
-		o := whole[h]
+		t, content, err := p.repo.objectAny(h)
+		if err != nil {
+			return err
+		}
 		base, at := bases[before[h]], w.offset
 		if length[before[h]] >= chainLength {
 			base = nil
 		}
-		delta, err := w.add(o.t, h, o.content, base)
+		delta, err := w.add(t, h, content, base)
 		if err != nil {
-			w.abandon()
 			return err
 		}
-		bases[h] = &packedBase{at, o.content}
 		if delta {
 			length[h] = length[before[h]] + 1
 		}
+		delete(bases, before[h])
+		if wanted[h] {
+			bases[h] = &packedBase{at, content}
+		}
 	}
-	_, err = w.finish(p.packDir(), p.repo.tmp())
-	return err
+	return nil
 }
 
 // order is the order in which objects are packed, and for each blob the one of
 // the same file in the record written before it.
-func (p *packer) order(fresh map[plumbing.Hash]bool) (order []plumbing.Hash, before map[plumbing.Hash]plumbing.Hash) {
+func (p *packer) order(fresh, within map[plumbing.Hash]bool) (order []plumbing.Hash, before map[plumbing.Hash]plumbing.Hash) {
 	before = map[plumbing.Hash]plumbing.Hash{}
 	taken := map[plumbing.Hash]bool{}
 	take := func(h plumbing.Hash) {
@@ -177,7 +228,7 @@ func (p *packer) order(fresh map[plumbing.Hash]bool) (order []plumbing.Hash, bef
 		}
 	}
 	var last [2]plumbing.Hash
-	for h := p.head; fresh[h]; { // newest first, as git does: it is read most
+	for h := plumbing.NewHash(p.view.head.Commit); within[h]; { // newest first, as git does: it is read most
 		c, err := p.repo.commit(h)
 		if err != nil {
 			break

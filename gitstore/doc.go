@@ -91,6 +91,16 @@
 // pack and its index are durable under their names before anything that is in
 // them is removed. No git binary takes part.
 //
+// # How it is pruned
+//
+// With Options.KeepSnapshots the oldest records go, at packing time: never one
+// of the newest so many, never the applied one, nor the one that a rollback
+// without an id goes to. The oldest that is left stands in git's own file
+// shallow, so that `git log` ends there, and `git fsck` and `git clone` are
+// content. That file is durable before anything is removed. Numbers go on, for
+// the sequence never restarts; the total counts what is there. A record that
+// another ref names stays, by itself.
+//
 // # Who may do what
 //
 // A Store is the one writer: it holds the lock, and its methods are called from

@@ -30,6 +30,9 @@ type Options struct {
 	// MaxSnapshots bounds the default page of List; 0 stands for
 	// DefaultMaxSnapshots.
 	MaxSnapshots int
+	// KeepSnapshots, if not 0, lets records go that are older than so many, by
+	// and by; see pruning in the package doc. 0 keeps all.
+	KeepSnapshots int
 	// AgentVersion goes into records that do not say one.
 	AgentVersion string
 	// Now is the clock; nil stands for time.Now.
@@ -206,6 +209,10 @@ func (s *Store) findRepository(marked bool) (bool, error) {
 
 // reopen forgets all that is known of the repository and reads it anew.
 func (s *Store) reopen(ctx context.Context) error {
+	if s.compaction != nil {
+		<-s.compaction.over
+		s.compaction = nil // what it planned was for another history
+	}
 	s.repo.dropBlanks()
 	s.repo.closePacks()
 	s.repo = newRepo(s.opts.Dir, s.opts.Environment)

@@ -472,6 +472,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("GITSTORE_PACK_IN"); dir != "" {
 		packAndWait(dir)
 	}
+	if dir := os.Getenv("GITSTORE_PRUNE_IN"); dir != "" {
+		pruneOnce(dir)
+		os.Exit(0)
+	}
 	dir := os.Getenv(holdLock)
 	if dir == "" {
 		os.Exit(m.Run())

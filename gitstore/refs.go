@@ -199,3 +199,34 @@ func (r *repo) unpackRef(ctx context.Context, name string) error {
 	}
 	return errors.Join(lock.Close(), syncPath(r.dir))
 }
+
+// refs lists all refs with what they name, loose ones before packed ones; torn
+// ones are left out.
+func (r *repo) refs() (map[string]plumbing.Hash, error) {
+	refs := map[string]plumbing.Hash{}
+	data, err := readBounded(filepath.Join(r.dir, packedRefs), maxPacked)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read packed refs: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		hex, ref, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if h, ok := parseHash(hex); ok && ref != "" {
+			refs[ref] = h
+		}
+	}
+	err = filepath.WalkDir(filepath.Join(r.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		data, err := readBounded(path, maxRef)
+		if err != nil {
+			return err
+		}
+		ref, err := filepath.Rel(r.dir, path)
+		if h, ok := parseHash(strings.TrimSpace(string(data))); ok {
+			refs[ref] = h
+		}
+		return err
+	})
+	return refs, err
+}

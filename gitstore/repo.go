@@ -125,6 +125,24 @@ func (r *repo) looseAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
 	return t, content, checkObject(t, t, h, content)
 }
 
+// objectAny reads an object of whatever type, loose or packed.
+func (r *repo) objectAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
+	t, content, err := r.looseAny(h)
+	if err == nil {
+		return t, content, nil
+	}
+	content, perr := r.packed(plumbing.AnyObject, h)
+	if perr != nil {
+		return 0, nil, perr
+	}
+	for _, t := range []plumbing.ObjectType{plumbing.BlobObject, plumbing.TreeObject, plumbing.CommitObject, plumbing.TagObject} {
+		if plumbing.ComputeHash(t, content) == h {
+			return t, content, nil
+		}
+	}
+	return 0, nil, err
+}
+
 // blobs are the two files of a record's tree; none if it is no such tree.
 func (r *repo) blobs(h plumbing.Hash) []plumbing.Hash {
 	content, err := r.object(plumbing.TreeObject, h)

@@ -99,7 +99,7 @@ func (s *Store) mendPacks(thorough bool) (mended bool, err error) {
 		case ext == ".pack":
 			more, err = s.mendPack(base, have[base+".idx"], thorough)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // gone meanwhile: git is at work
 			return mended, fmt.Errorf("mend %s: %w", e.Name(), err)
 		}
 		mended = mended || more
@@ -138,18 +138,24 @@ func (s *Store) mendLoneIndex(base string) (bool, error) {
 // mendPack looks at one pack, and mends it if it must.
 func (s *Store) mendPack(base string, indexed, thorough bool) (bool, error) {
 	path := filepath.Join(s.repo.objects(), "pack", base)
-	var p *pack
-	var err error
-	if indexed {
-		if p, err = openPack(path); fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Lstat(path + ".pack")
+	if err != nil || !indexed && !thorough && s.opts.Now().Sub(info.ModTime()) < staleLock {
+		return false, err // git renames the pack first, then the index
+	}
+	if indexed && !thorough {
+		if ok, err := sameEnd(path); ok || err != nil {
 			return false, err
 		}
-	} else if info, err := os.Lstat(path + ".pack"); err != nil || !thorough && s.opts.Now().Sub(info.ModTime()) < staleLock {
-		return false, nil // git renames the pack first, then the index
+	}
+	var p *pack
+	if indexed {
+		if p, err = openPack(path); fromDisk(err) {
+			return false, err
+		}
 	}
 	if p != nil {
 		defer func() { _ = p.file.Close() }()
-		if ok, err := p.whole(thorough); ok || err != nil {
+		if ok, err := p.whole(); ok || err != nil {
 			return false, err
 		}
 	}
@@ -163,24 +169,42 @@ func (s *Store) mendPack(base string, indexed, thorough bool) (bool, error) {
 	return s.rescue(base, newPackScan(data, p))
 }
 
-// whole reports whether the pack's checksum is the one that the index has; a
-// quick look takes the one that the file ends with for it.
-func (p *pack) whole(thorough bool) (bool, error) {
+// sameEnd reports whether a pack ends with the checksum that its index names:
+// neither is cut short.
+func sameEnd(path string) (bool, error) {
+	pack, err := tail(path+".pack", sha1.Size)
+	if err != nil {
+		return false, err
+	}
+	index, err := tail(path+".idx", 2*sha1.Size)
+	return err == nil && len(pack) == sha1.Size && bytes.HasPrefix(index, pack), err
+}
+
+// tail reads the last n bytes of a file; nothing of a file that is shorter.
+func tail(path string, n int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil || info.Size() < n {
+		return nil, err
+	}
+	end := make([]byte, n)
+	_, err = f.ReadAt(end, info.Size()-n)
+	return end, err
+}
+
+// whole reports whether all bytes of the pack are those that the index was made
+// for.
+func (p *pack) whole() (bool, error) {
 	if p.size < packHead+sha1.Size {
 		return false, nil
 	}
-	var end [sha1.Size]byte
-	if _, err := p.file.ReadAt(end[:], p.size-sha1.Size); err != nil {
-		return false, err
-	}
-	if end != p.index.PackfileChecksum || !thorough {
-		return end == p.index.PackfileChecksum, nil
-	}
 	sum := sha1.New()
-	if _, err := io.Copy(sum, io.NewSectionReader(p.file, 0, p.size-sha1.Size)); err != nil {
-		return false, err
-	}
-	return bytes.Equal(sum.Sum(nil), end[:]), nil
+	_, err := io.Copy(sum, io.NewSectionReader(p.file, 0, p.size-sha1.Size))
+	return bytes.Equal(sum.Sum(nil), p.index.PackfileChecksum[:]), err
 }
 
 // rescue saves what is in a pack that cannot be used as it is.
