@@ -5,14 +5,16 @@ GOFUMPT   = $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 AGENT     = bin/agent
 FUZZTIME  ?= 60s
+N         ?= 20000
+KEEP      ?= 0
 IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test check fmt bench fuzz crash schema clean FORCE
+.PHONY: help run build image test check fmt bench bench-long fuzz crash schema clean FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(AGENT) ## Build the agent, static and stripped, as bin/agent
 
@@ -46,6 +48,9 @@ fmt: ## Format the code
 
 bench: build ## Measure the agent beside the floor of the same run
 	$(GO) run ./test/bench -agent $(AGENT)
+
+bench-long: build ## Write a history of N (20000) records: the curve of time, bytes, files and memory
+	$(GO) run ./test/bench -agent $(AGENT) -long $(N) -prune-history $(KEEP)
 
 fuzz: ## Fuzz the loader and the trailers, FUZZTIME (60s) each
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime $(FUZZTIME)

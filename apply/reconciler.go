@@ -41,7 +41,7 @@ type Metrics interface {
 	Success(loop string)
 }
 
-// Options are what a Reconciler is made of; all fields but OnStatus and Observe are needed.
+// Options are what a Reconciler is made of; all fields but Repairs, OnStatus and Observe are needed.
 type Options struct {
 	Environment  schema.Environment
 	Instance     string
@@ -68,6 +68,9 @@ type Options struct {
 	// Probation is how long the engine must stay healthy on a change before
 	// that is confirmed; 0 for no probation.
 	Probation time.Duration
+	// Repairs, if set, says what was found amiss in the history and put right,
+	// oldest first; it is called on the Reconciler's goroutine.
+	Repairs func() []Repair
 	// OnStatus, if set, is called with each new status, on the Reconciler's
 	// goroutine; it must return at once.
 	OnStatus func(*Status)

@@ -256,6 +256,12 @@ func (r *Reconciler) publish() {
 	if r.attempts == nil {
 		s.Attempts = []Attempt{}
 	}
+	if r.opt.Repairs != nil {
+		s.Repairs = r.opt.Repairs()
+	}
+	if s.Repairs == nil {
+		s.Repairs = []Repair{}
+	}
 	if a := r.last(); a != nil {
 		copied := *a
 		s.Attempted = &copied

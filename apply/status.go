@@ -55,6 +55,7 @@ type Status struct {
 	Source      SourceStatus        `json:"source"`
 	Engine      EngineStatus        `json:"engine"`
 	Experiments []schema.Membership `json:"experiments"`
+	Repairs     []Repair            `json:"repairs"` // since the agent started, oldest first
 
 	// Ready answers /readyz: the engine answers and runs the applied, valid set
 	// (or drift is being reported). Unready says why not, one line.
@@ -126,6 +127,14 @@ type Drift struct {
 	Since       float64         `json:"since"`
 	Corrected   bool            `json:"corrected"`
 	Differences []schema.Change `json:"differences"`
+}
+
+// A Repair is one thing that was found amiss in the history and put right.
+type Repair struct {
+	At    float64 `json:"at"`
+	Found string  `json:"found"`
+	Did   string  `json:"did"`
+	Kept  string  `json:"kept"` // the path or the ref under which it was set aside, or ""
 }
 
 // SourceStatus is how the source of Documents is.

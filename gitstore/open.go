@@ -64,7 +64,7 @@ type Store struct {
 	// from which on it is worth looking.
 	compaction *compaction
 	packAt     int
-	// repairs are what Open found; once opened, what is found is logged.
+	// repairs are what was found; once opened, they are logged too.
 	repairs []Repair
 	opened  bool
 }
@@ -110,7 +110,7 @@ func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 		return nil, nil, errors.Join(err, lock.release(false))
 	}
 	s.opened = true
-	return s, s.repairs, nil
+	return s, s.Repairs(), nil
 }
 
 func (o *Options) check() error {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
 
@@ -14,6 +16,7 @@ import (
 
 // A Repair is one thing that Open found amiss and put right.
 type Repair struct {
+	At    time.Time
 	Found string // what was found, one line
 	Did   string // what was done about it, one line
 	Kept  string // the path or the ref under which it was set aside; "" if nothing was
@@ -30,10 +33,19 @@ func (r Repair) String() string {
 func (s *Store) repaired(found, did, kept string) {
 	if s.opened {
 		s.log.Warn("repaired the snapshot repository", "found", found, "did", did, "kept", kept)
-		return
 	}
-	s.repairs = append(s.repairs, Repair{found, did, kept})
+	s.repairs = append(s.repairs, Repair{s.opts.Now(), found, did, kept})
+	if len(s.repairs) > maxRepairs { // the log has them all
+		s.repairs = slices.Delete(s.repairs, 0, len(s.repairs)-maxRepairs)
+	}
 }
+
+// maxRepairs is how many repairs are remembered.
+const maxRepairs = 50
+
+// Repairs are what Open found and put right, and what was found since, oldest
+// first, at most 50.
+func (s *Store) Repairs() []Repair { return slices.Clone(s.repairs) }
 
 // A named is a ref and what it was found to name.
 type named struct {

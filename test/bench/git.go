@@ -141,7 +141,7 @@ func (b *bed) followed(s *scaffold, name, repo, env string, runs int) ([]row, er
 		poll.ours = append(poll.ours, idle/5)
 		poll.name, poll.budget = fmt.Sprintf("a watched path, %d refs, CPU a second", manyRefs), "with all else"
 	}
-	held, err := b.rss()
+	held, err := b.held()
 	memory := row{name: "memory after 500 looks", note: held, budget: memoryBudget}
 	return []row{poll, push, memory}, err
 }

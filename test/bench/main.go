@@ -17,9 +17,11 @@ func main() {
 	agent := flag.String("agent", "bin/agent", "the built agent")
 	runs := flag.Int("runs", 300, "runs of each quick row")
 	updates := flag.Int("updates", 10000, "updates before the memory is read")
+	long := flag.Int("long", 0, "instead of all else, write a history of so many records and print the curve")
+	keep := flag.Int("prune-history", 0, "with -long, prune the history to so many records")
 	dir := flag.String("dir", "", "where to work; a temporary directory if not given")
 	flag.Parse()
-	if err := measure(*agent, *dir, *runs, *updates); err != nil {
+	if err := measure(*agent, *dir, *runs, *updates, *long, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

@@ -39,7 +39,7 @@ type bed struct {
 	n                               int
 }
 
-func measure(agent, dir string, runs, updates int) error {
+func measure(agent, dir string, runs, updates, long, keep int) error {
 	agent, err := filepath.Abs(agent)
 	if err != nil {
 		return err
@@ -63,6 +63,9 @@ func measure(agent, dir string, runs, updates int) error {
 	defer stopEngine()
 	if err := b.prepare(); err != nil {
 		return err
+	}
+	if long > 0 {
+		return b.long(long, keep, min(runs, 10))
 	}
 	if err := b.start(); err != nil {
 		return err

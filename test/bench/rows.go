@@ -196,29 +196,58 @@ func (b *bed) ready(runs int) (row, error) {
 	return r, nil
 }
 
-var rss = regexp.MustCompile(`(?m)^(VmRSS|RssAnon):\s+(\d+) kB`)
+var (
+	rss        = regexp.MustCompile(`(?m)^(VmRSS|RssAnon):\s+(\d+) kB`)
+	goroutines = regexp.MustCompile(`(?m)^go_goroutines (\d+)$`)
+)
 
-// memory is read after many updates, each waited for.
+// memory is read ten times in the course of many updates, each waited for, and
+// with it what else must not grow.
 func (b *bed) memory(updates int) ([]row, error) {
+	out := []row{}
 	start := time.Now()
-	for range updates {
-		if _, _, _, err := b.change(false); err != nil {
+	for tenth := 1; tenth <= 10 && updates > 0; tenth++ {
+		for range max(updates/10, 1) {
+			if _, _, _, err := b.change(false); err != nil {
+				return nil, err
+			}
+		}
+		note, err := b.held()
+		if err != nil {
 			return nil, err
 		}
+		done := tenth * max(updates/10, 1)
+		per := ms(time.Since(start) / time.Duration(done))
+		out = append(out, row{name: fmt.Sprintf("after %d updates (%s ms each)", done, per), note: note, budget: memoryBudget + ", all flat"})
 	}
-	per := time.Since(start) / time.Duration(max(updates, 1))
-	held, err := b.rss()
-	return []row{{name: fmt.Sprintf("memory after %d updates (%s ms each)", updates, ms(per)), note: held, budget: memoryBudget}}, err
+	return out, nil
 }
 
 const memoryBudget = "32 MB, anonymous 15 MB"
 
-// rss is the memory that the agent holds now.
-func (b *bed) rss() (string, error) {
+// held is what the agent holds of memory, goroutines and descriptors.
+func (b *bed) held() (string, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.cmd.Process.Pid))
+	if err != nil {
+		return "", err
+	}
 	var parts []string
 	for _, m := range rss.FindAllStringSubmatch(string(text), -1) {
 		parts = append(parts, m[1]+" "+m[2]+" kB")
+	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.cmd.Process.Pid))
+	if err != nil {
+		return "", err
+	}
+	parts = append(parts, fmt.Sprintf("%d descriptors", len(files)))
+	resp, err := b.web.Get(b.url + "/metrics")
+	if err != nil {
+		return "", err
+	}
+	metrics, err := io.ReadAll(resp.Body)
+	drain(resp)
+	if m := goroutines.FindSubmatch(metrics); m != nil {
+		parts = append(parts, string(m[1])+" goroutines")
 	}
 	return strings.Join(parts, ", "), err
 }

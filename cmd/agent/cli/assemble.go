@@ -70,6 +70,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		Source: from, ReadSource: a.source.Status, SourceStale: stale, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
 	}
+	opt.Repairs = a.repairs
 	opt.OnStatus = a.notify.status
 	if s.once {
 		a.once = newOnce(s.onceTimeout)
@@ -91,7 +92,7 @@ func (a *agent) openStore(ctx context.Context, env schema.Environment) error {
 	s := a.settings
 	store, repairs, err := gitstore.Open(ctx, gitstore.Options{
 		Dir: s.state, Environment: env, Instance: s.instance, MaxSnapshots: s.maxSnapshots,
-		Logger: a.log, AgentVersion: version(),
+		KeepSnapshots: s.keep, Logger: a.log, AgentVersion: version(),
 	})
 	if err != nil {
 		return fault(err, "")
@@ -99,7 +100,7 @@ func (a *agent) openStore(ctx context.Context, env schema.Environment) error {
 	a.store = store
 	a.closers = append(a.closers, store.Close)
 	for _, r := range repairs {
-		a.log.Warn("repaired the snapshot repository", "what", r.String())
+		a.log.Warn("repaired the snapshot repository", "found", r.Found, "did", r.Did, "kept", r.Kept)
 	}
 	a.repository = filepath.Join(s.state, "snapshots.git")
 	if info, err := os.Stat(a.repository); err == nil {
@@ -108,6 +109,15 @@ func (a *agent) openStore(ctx context.Context, env schema.Environment) error {
 		}
 	}
 	return nil
+}
+
+// repairs are what the store found amiss and put right, for the status.
+func (a *agent) repairs() []apply.Repair {
+	var list []apply.Repair
+	for _, r := range a.store.Repairs() {
+		list = append(list, apply.Repair{At: schema.Unix(r.At), Found: r.Found, Did: r.Did, Kept: r.Kept})
+	}
+	return list
 }
 
 func (a *agent) openEngine(env schema.Environment) error {

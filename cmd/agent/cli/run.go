@@ -35,7 +35,7 @@ type settings struct {
 	engineTimeout             time.Duration
 	engineUID                 int
 	probation                 time.Duration
-	maxSnapshots              int
+	maxSnapshots, keep        int
 	once, observe             bool
 	onceTimeout               time.Duration
 	logFormat, logLevel, file string
@@ -60,7 +60,8 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
 	f.IntVar(&s.engineUID, "engine-uid", -1, "the `uid` that must have opened the engine's socket; nothing is asked of another's; -1 for any")
 	f.DurationVar(&s.probation, "probation", 0, "how long the engine must stay healthy on a change before it counts as applied; else it is rejected")
-	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default; all are kept")
+	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default")
+	f.IntVar(&s.keep, "prune-history", 0, "keep the newest so many `records`, what is applied and where a rollback goes, and let older ones go by and by; 0 keeps all")
 	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
 	f.DurationVar(&s.onceTimeout, "once-timeout", time.Minute, "how long --once may take, waiting for an engine that is down included")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
@@ -188,6 +189,9 @@ func (s *settings) check() error {
 	}
 	if s.maxSnapshots < 1 || s.maxSnapshots > 1000 {
 		return usage("--max-snapshots: %d is out of range: 1 to 1000", s.maxSnapshots)
+	}
+	if s.keep != 0 && s.keep < s.maxSnapshots {
+		return usage("--prune-history: %d would leave less than a listing shows: 0 (keep all), or at least --max-snapshots, %d", s.keep, s.maxSnapshots)
 	}
 	if d := apply.DriftMode(s.drift); d != apply.DriftCorrect && d != apply.DriftReport {
 		return usage("--drift: %q is neither correct nor report", s.drift)

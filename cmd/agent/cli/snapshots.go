@@ -65,6 +65,7 @@ came of it, and what changed. It needs no running agent.`,
 			if listErr != nil && len(records) == 0 {
 				return fault(listErr, "")
 			}
+			note := beginning(r, records)
 			if asJSON {
 				list := make([]json.RawMessage, len(records))
 				for i := range records {
@@ -72,10 +73,14 @@ came of it, and what changed. It needs no running agent.`,
 						return err
 					}
 				}
-				if err := printJSON(cmd, map[string]any{"success": listErr == nil, "snapshots": list}); err != nil {
+				answer := map[string]any{"success": listErr == nil, "snapshots": list}
+				if note != "" {
+					answer["note"] = note
+				}
+				if err := printJSON(cmd, answer); err != nil {
 					return err
 				}
-			} else if err := listText(cmd.OutOrStdout(), records); err != nil {
+			} else if err := listText(cmd.OutOrStdout(), records, note); err != nil {
 				return err
 			}
 			if listErr != nil { // what could be read is shown all the same
@@ -100,7 +105,17 @@ func cut(s string, n int) string {
 	return s
 }
 
-func listText(w io.Writer, records []schema.Record) error {
+// beginning says, below a page that ends with the oldest record, that there were
+// older ones; "" if there were none, or they are on the next page.
+func beginning(r *gitstore.Reader, records []schema.Record) string {
+	first, err := r.First()
+	if err != nil || first == 1 || len(records) == 0 || records[len(records)-1].Index != first {
+		return ""
+	}
+	return fmt.Sprintf("the history begins here: records 1 to %d are not kept (pruned, or lost to damage)", first-1)
+}
+
+func listText(w io.Writer, records []schema.Record, note string) error {
 	if len(records) == 0 {
 		_, err := fmt.Fprintln(w, "nothing was recorded yet")
 		return err
@@ -123,7 +138,11 @@ func listText(w io.Writer, records []schema.Record) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
 			strings.Join(changes, ", "), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || note == "" {
+		return err
+	}
+	_, err := fmt.Fprintln(w, note)
+	return err
 }
 
 // doer is who brought a record about: the author of the source's commit, with

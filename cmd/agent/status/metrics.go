@@ -2,6 +2,7 @@ package status
 
 import (
 	"net/http"
+	"runtime"
 	"slices"
 	"time"
 
@@ -77,6 +78,9 @@ func NewMetrics(version string, env schema.Environment) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "environment": string(env)},
 	})
 	info.Set(1)
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "go_goroutines", Help: "Goroutines that exist.",
+	}, func() float64 { return float64(runtime.NumGoroutine()) }))
 	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info)
 	return m
 }

@@ -187,6 +187,12 @@ func (p *page) surroundings(s *apply.Status) {
 	}
 	p.line("agent", fmt.Sprintf("environment %s, instance %s", s.Environment, s.Instance))
 	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
+	for _, r := range s.Repairs {
+		p.line("repaired", r.Found+": "+r.Did)
+		if r.Kept != "" {
+			p.more("kept as " + r.Kept)
+		}
+	}
 	for _, e := range s.Experiments {
 		member := "not in it"
 		if e.Member {
