@@ -27,8 +27,9 @@ import (
 // The point of no return is the rename of the head ref. A crash before it
 // leaves objects that nothing names; after it, the record stands.
 //
-// Syscalls: those of objectWriter.put for two blobs, a tree and a commit; then
-// openat, write, close of the ref's temporary file and renameat. For a revert
+// Syscalls: those of stillOurs; those of objectWriter.put for two blobs, a tree
+// and a commit; then openat (or fstat of a file made ahead), write, close of the
+// ref's temporary file and renameat, which os.Rename begins with newfstatat. For a revert
 // the objects, their directories and the temporary file are synced before the
 // rename, and the ref's directory after it.
 func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error) {
@@ -273,8 +274,8 @@ func (s *Store) putEncoded(o interface {
 //
 // Syscalls: openat, write, close (the applied ref's temporary file); in
 // parallel, openat, fsync, close of that file, of every object not yet synced,
-// of the directories of those, of the head ref and of its directory; renameat
-// (the applied ref), fsync (its directory).
+// of the directories of those, of the head ref and of its directory; newfstatat,
+// renameat (the applied ref), fsync (its directory).
 func (s *Store) Confirm(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("confirm: %w", err)

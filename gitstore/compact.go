@@ -21,8 +21,9 @@ import (
 // an object that is there twice, or files below tmp/ that are swept at open.
 var (
 	// packEvery is after how many records loose objects are packed; tests pack
-	// more often.
-	packEvery = 128
+	// more often. A record is four files, and while one packing goes on as many
+	// come again at most: together they stay below 1,000.
+	packEvery = 96
 	// looseWorth is how many loose objects are worth a pack.
 	looseWorth = 256
 )
@@ -42,15 +43,18 @@ type compaction struct {
 }
 
 // compact packs beside the writer if there may be enough to pack, and does what
-// is the writer's part of a pruning that was prepared so.
+// is the writer's part of a pruning that was prepared so. Where records come
+// quicker than they can be packed, it waits.
 func (s *Store) compact() {
 	if s.compaction != nil {
 		select {
 		case <-s.compaction.over:
-			s.settleCompaction()
 		default:
-			return
+			if s.head.Index < s.packAt {
+				return
+			}
 		}
+		s.settleCompaction()
 	}
 	if s.head == nil || s.head.Index < s.packAt || len(s.objects.unsynced) > 0 {
 		return
@@ -130,17 +134,13 @@ func (p *packer) packLoose(worth int) error {
 	if err != nil || len(loose) < worth {
 		return err
 	}
-	packed, err := p.repo.packedObjects()
-	if err != nil {
-		return err
-	}
-	inPack := make(map[plumbing.Hash]bool, len(packed))
-	for _, h := range packed {
-		inPack[h] = true
-	}
 	fresh := map[plumbing.Hash]bool{}
 	for _, h := range loose {
-		if !inPack[h] {
+		there, err := p.repo.inPacks(h, nil)
+		if err != nil {
+			return err
+		}
+		if !there {
 			fresh[h] = true
 		}
 	}

@@ -1,8 +1,7 @@
 package gitstore
 
 import (
-	"bytes"
-	"crypto/sha1" // git's object format
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -136,16 +135,13 @@ func (r *repo) closePacks() {
 }
 
 func openPack(base string) (*pack, error) {
-	data, err := readBounded(base+".idx", maxPackBytes)
+	idx, err := os.Open(base + ".idx")
 	if err != nil {
 		return nil, err
 	}
-	sum := sha1.Sum(data[:max(0, len(data)-sha1.Size)])
-	if !bytes.HasSuffix(data, sum[:]) {
-		return nil, errors.New("the checksum of the index is wrong")
-	}
+	defer func() { _ = idx.Close() }()
 	p := &pack{index: idxfile.NewMemoryIndex()}
-	if err := idxfile.NewDecoder(bytes.NewReader(data)).Decode(p.index); err != nil {
+	if err := idxfile.NewDecoder(bufio.NewReader(idx)).Decode(p.index); err != nil {
 		return nil, err
 	}
 	if p.file, err = os.Open(base + ".pack"); err != nil {

@@ -472,6 +472,13 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("GITSTORE_PACK_IN"); dir != "" {
 		packAndWait(dir)
 	}
+	if dir := os.Getenv("GITSTORE_TRACE_IN"); dir != "" {
+		if err := tracedStore(dir); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv("GITSTORE_PRUNE_IN"); dir != "" {
 		pruneOnce(dir)
 		os.Exit(0)

@@ -148,10 +148,12 @@ func (s *Store) mendPack(base string, indexed, thorough bool) (bool, error) {
 		}
 	}
 	var p *pack
-	if indexed {
+	if sound, err := sumRight(path + ".idx"); sound {
 		if p, err = openPack(path); fromDisk(err) {
 			return false, err
 		}
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
 	}
 	if p != nil {
 		defer func() { _ = p.file.Close() }()
@@ -194,6 +196,13 @@ func tail(path string, n int64) ([]byte, error) {
 	end := make([]byte, n)
 	_, err = f.ReadAt(end, info.Size()-n)
 	return end, err
+}
+
+// sumRight reports whether an index ends with the checksum of what is before.
+func sumRight(path string) (bool, error) {
+	data, err := readBounded(path, maxPackBytes)
+	sum := sha1.Sum(data[:max(0, len(data)-sha1.Size)])
+	return err == nil && bytes.HasSuffix(data, sum[:]), err
 }
 
 // whole reports whether all bytes of the pack are those that the index was made

@@ -32,7 +32,7 @@ var mayImport = map[string][]string{
 	"cmd/agent/status": {"schema", "apply"},
 	"cmd/agent/cli":    {"schema", "apply", "watcher", "gitstore", "dtesn", "dtesn/engine", "cmd/agent/status", "watcher/remote"},
 	"cmd/agent":        {"cmd/agent/cli"},
-	"test/bench":       {"schema", "dtesn", "dtesn/engine", "test/gitserver"},
+	"test/bench":       {"schema", "dtesn", "dtesn/engine", "gitstore", "test/gitserver"},
 	"test/crash":       {"schema", "apply", "gitstore"},
 }
 
