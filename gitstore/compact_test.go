@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -14,10 +16,14 @@ import (
 	"time"
 )
 
-// countFiles counts the files below dir and their bytes.
+// countFiles counts the files below dir and their bytes; one that goes away
+// meanwhile does not count.
 func countFiles(t testing.TB, dir string) (files int, bytes int64) {
 	t.Helper()
 	err := filepath.Walk(dir, func(_ string, info os.FileInfo, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err == nil && info.Mode().IsRegular() {
 			files++
 			bytes += info.Size()
@@ -33,22 +39,27 @@ func countFiles(t testing.TB, dir string) (files int, bytes int64) {
 // TestPacking writes a long history: it stays small, sound, and whole to plain
 // git and to a Reader.
 func TestPacking(t *testing.T) {
-	f := newFixture(t)
+	f := newMemory(t)
 	s, _ := f.open()
-	const records = 1500
+	const records = 2000
+	repo := filepath.Join(f.dir, repoDir)
 	var ids []string
+	most := 0
 	for i := range records {
 		snap := commit(t, s, benchChange(i))
 		ids = append(ids, snap.Commit)
 		confirm(t, s)
 		s.Prepare()
+		if i%50 == 0 { // also while it is packed
+			files, _ := countFiles(t, repo)
+			most = max(most, files)
+		}
 	}
 	s.settleCompaction()
-	repo := filepath.Join(f.dir, repoDir)
 	files, bytes := countFiles(t, repo)
-	t.Logf("%d records: %d files, %d bytes a record", records, files, bytes/records)
-	if files > 1000 {
-		t.Errorf("%d files", files)
+	t.Logf("%d records: %d files, at most %d, %d bytes a record", records, files, most, bytes/records)
+	if files > 1000 || most > 1000 || bytes/records > 1024 {
+		t.Error("over 1,000 files, or over 1 KB a record")
 	}
 	if out, err := exec.Command("git", "--git-dir", repo, "-c", "safe.directory=*", "fsck", "--strict", "--full").CombinedOutput(); err != nil || strings.Contains(string(out), "error") {
 		t.Errorf("git fsck: %v\n%s", err, out)
@@ -109,8 +120,8 @@ func packAndWait(dir string) {
 // moments: each record that was called durable is there, and git finds nothing
 // amiss.
 func TestPackingIsKilled(t *testing.T) {
-	f := newFixture(t)
-	kills := 40
+	f := newMemory(t)
+	kills := 20
 	if testing.Short() {
 		kills = 8
 	}
@@ -127,17 +138,17 @@ func TestPackingIsKilled(t *testing.T) {
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(10*time.Second, func() { _ = child.Process.Kill() })
-		// From the first record on, a moment that nobody chose. What was not
-		// printed whole was not said.
+		time.AfterFunc(30*time.Second, func() { _ = child.Process.Kill() })
+		// A moment that nobody chose, after so many records that some runs have
+		// packed. What was not printed whole was not said.
 		lines := bufio.NewReader(out)
-		for {
+		for left := 1 + rand.IntN(20); ; left-- {
 			line, err := lines.ReadString('\n')
 			if err != nil {
 				break
 			}
-			if durable = append(durable, strings.TrimSpace(line)); len(durable)%2 == 1 {
-				time.AfterFunc(time.Duration(rand.IntN(100))*time.Millisecond, func() { _ = child.Process.Kill() })
+			if durable = append(durable, strings.TrimSpace(line)); left == 0 {
+				time.AfterFunc(time.Duration(rand.IntN(20))*time.Millisecond, func() { _ = child.Process.Kill() })
 			}
 		}
 		_ = child.Wait()

@@ -119,7 +119,7 @@ func TestGap(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFixture(t)
+			f := newMemory(t)
 			r := f.long(n)
 			row.damage(f, r)
 			s, repairs := f.open()
@@ -157,7 +157,7 @@ func (f *fixture) explode() {
 		f.t.Fatal(packs, err)
 	}
 	for _, path := range packs {
-		away := filepath.Join(f.t.TempDir(), "pack")
+		away := filepath.Join(filepath.Dir(f.dir), "pack")
 		if err := os.Rename(path, away); err != nil {
 			f.t.Fatal(err)
 		}
@@ -207,7 +207,7 @@ func (f *fixture) beginsAt(s *Store, head *schema.Snapshot, first int) {
 // TestTornPack damages a pack that holds most of a history, at many places:
 // what can be read of it is saved, and the history is sound to git afterwards.
 func TestTornPack(t *testing.T) {
-	f := newFixture(t)
+	f := newMemory(t)
 	r := f.long(40)
 	f.git("gc", "-q")
 	files, err := readAll(f.dir)
@@ -219,7 +219,7 @@ func TestTornPack(t *testing.T) {
 		for _, indexed := range []bool{true, false} {
 			for _, cut := range []bool{true, false} {
 				t.Run(fmt.Sprintf("at %d %%, index %v, cut %v", percent, indexed, cut), func(t *testing.T) {
-					f := newFixture(t)
+					f := newMemory(t)
 					if err := os.CopyFS(f.dir, files); err != nil {
 						t.Fatal(err)
 					}

@@ -37,6 +37,21 @@ func newFixture(t testing.TB) *fixture {
 	return &fixture{t: t, dir: filepath.Join(t.TempDir(), "state"), now: time.Now()}
 }
 
+// newMemory is a fixture in memory, where there is such a place: for long
+// histories, of which the disk's syncs would be most of the time.
+func newMemory(t testing.TB) *fixture {
+	const memory = "/dev/shm"
+	if info, err := os.Stat(memory); err != nil || !info.IsDir() {
+		return newFixture(t)
+	}
+	dir, err := os.MkdirTemp(memory, "gitstore-")
+	if err != nil {
+		return newFixture(t)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return &fixture{t: t, dir: filepath.Join(dir, "state"), now: time.Now()}
+}
+
 func (f *fixture) options() Options {
 	return Options{Dir: f.dir, Environment: "production", Instance: "web-1", AgentVersion: "test", Now: func() time.Time {
 		f.now = f.now.Add(1001 * time.Millisecond)
