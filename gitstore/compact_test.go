@@ -41,7 +41,7 @@ func countFiles(t testing.TB, dir string) (files int, bytes int64) {
 func TestPacking(t *testing.T) {
 	f := newMemory(t)
 	s, _ := f.open()
-	const records = 2000
+	const records = 1200
 	repo := filepath.Join(f.dir, repoDir)
 	var ids []string
 	most := 0
