@@ -249,8 +249,11 @@ func (s *Store) prune(plan *pruning) error {
 		if err == nil && !loose {
 			loose, err = s.repo.inPacks(h, plan.victims)
 		}
-		if err != nil || !loose {
-			return fmt.Errorf("object %s was written meanwhile and is in an old pack alone (%w)", h, err)
+		if err != nil {
+			return err
+		}
+		if !loose {
+			return fmt.Errorf("object %s was written meanwhile, and is in an old pack alone", h)
 		}
 	}
 	before := s.first
