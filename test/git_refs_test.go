@@ -96,6 +96,7 @@ func TestGitRefs(t *testing.T) {
 		{f.bare, "main~1", "config", 0, `"main~1" is no name of a ref: use a branch, a tag, refs/… or a full commit`},
 		{f.bare, "main", "../config", 0, "must be a path within the repository"},
 		{f.bare, "main", "nowhere", 0, "nowhere"},
+		{f.bare, "main", "", 0, "the directory at the root has none"},
 		{f.bare, "main", "config/base.yaml", 0, "config/base.yaml is a regular file, not a directory"},
 		{f.dir, "main", "config", 0, "it is no git repository"},
 	}

@@ -206,14 +206,14 @@ func TestGitSecretsSSH(t *testing.T) {
 	rotate(t, known, "example.org "+stranger+"\n")
 	f.start(host.URL, "--poll", "24h", "--git-ssh-key-file", key, "--git-ssh-passphrase-file", pass, "--git-known-hosts-file", known)
 	f.await("the agent runs", func(view) bool { return true })
-	f.says("has no key of 127.0.0.1:"+host.Port, "ssh-keyscan")
+	f.says("has no key of 127.0.0.1:"+host.Port, "ssh-keyscan -p "+host.Port)
 	rotate(t, known, fmt.Sprintf("[127.0.0.1]:%s %s\n", host.Port, stranger))
 	f.says("the host shows another key", "somebody may be in between")
 	ok(t, os.Remove(known))
 	f.says(known, "no such file")
 	rotate(t, pass, phrase2)
 	rotate(t, known, string(hosts))
-	f.says("passphrase must fit")
+	f.says("does not open "+key)
 	rotate(t, pass, phrase)
 	f.sync() // after so many failures it would come by itself within a minute
 	f.runs(1)
@@ -222,9 +222,9 @@ func TestGitSecretsSSH(t *testing.T) {
 	rotate(t, known, string(hosts)+"# read again\n") // so that the connection is a new one
 	f.commit(2)
 	f.push()
-	f.says("the host does not take the key in " + key)
+	f.says("with the key in " + key)
 	rotate(t, key, keyText("second"))
-	f.says("passphrase must fit")
+	f.says("does not open "+key)
 	rotate(t, pass, phrase2+"\n")
 	f.runs(2)
 	f.noTrace(map[string]string{

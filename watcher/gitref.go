@@ -21,8 +21,11 @@ type target struct {
 	tag  string // the short name of the tag, if it is one
 }
 
+// IsCommit reports whether ref names a commit by itself, which never moves.
+func IsCommit(ref string) bool { return plumbing.IsHash(ref) }
+
 func parseRef(text string) (refSpec, error) {
-	if plumbing.IsHash(text) {
+	if IsCommit(text) {
 		return refSpec{text: text, commit: plumbing.NewHash(text)}, nil
 	}
 	r := refSpec{text: text, full: text == "HEAD" || strings.HasPrefix(text, "refs/")}
@@ -63,7 +66,11 @@ func (r refSpec) choose(found map[string]plumbing.Hash) (target, error) {
 	}
 	switch n {
 	case 0:
-		return chosen, fmt.Errorf("the ref %s does not exist there (any more): push it, or name another with --ref; what runs stays", r.text)
+		hint := "push it, or name another with --ref"
+		if strings.Trim(r.text, "0123456789abcdef") == "" && len(r.text) >= 7 {
+			hint = "a commit is named by all of its 40 digits"
+		}
+		return chosen, fmt.Errorf("the ref %s does not exist there: %s", r.text, hint)
 	case 1:
 		return chosen, nil
 	}

@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -165,6 +166,10 @@ func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]sche
 	if err != nil {
 		return nil, err
 	}
+	if elsewhere := t.elsewhere(base); elsewhere != "" {
+		place := &placeError{"the directory " + cmp.Or(dir, "at the root"), "has none", "did you mean --config " + path.Join(dir, elsewhere) + "?"}
+		return place.files(c, env), nil
+	}
 	var files []schema.File
 	add := func(name string) error {
 		f, ok, err := t.file(base, name)
@@ -206,6 +211,24 @@ func (t *treeReader) tree(h plumbing.Hash) (*object.Tree, error) {
 }
 
 const missing = "does not exist"
+
+// elsewhere is a directory below that has the base.yaml which is not here; "" if
+// it is here, or nowhere.
+func (t *treeReader) elsewhere(base plumbing.Hash) string {
+	tree, err := t.tree(base)
+	if err != nil || entry(tree, schema.BaseFile) != nil {
+		return ""
+	}
+	for _, e := range tree.Entries[:min(len(tree.Entries), 100)] {
+		if e.Mode != filemode.Dir {
+			continue
+		}
+		if below, err := t.tree(e.Hash); err == nil && entry(below, schema.BaseFile) != nil {
+			return e.Name
+		}
+	}
+	return ""
+}
 
 // A placeError says that a path leads to no directory.
 type placeError struct {

@@ -28,6 +28,14 @@ type address struct {
 
 func (a address) hostname() string { return strings.Trim(a.host, "[]") }
 
+// keyscan is the command that prints the keys of an SSH host.
+func (a address) keyscan() string {
+	if a.port != "" && a.port != "22" {
+		return "ssh-keyscan -p " + a.port + " " + a.hostname()
+	}
+	return "ssh-keyscan " + a.hostname()
+}
+
 func (a address) hostPort(port string) string {
 	if a.port != "" {
 		port = a.port

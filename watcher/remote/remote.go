@@ -113,7 +113,7 @@ func New(opt Options) (*Remote, error) {
 		r.transport = &httpTransport{at: at, files: opt.Files}
 	case "ssh":
 		if opt.Files.KnownHosts == "" {
-			return nil, &Error{What: "host keys of " + at.host + " cannot be checked without --git-known-hosts-file", Hint: "ssh-keyscan " + at.hostname() + " prints them; compare them with what the host's administrator says"}
+			return nil, &Error{What: "host keys of " + at.host + " cannot be checked without --git-known-hosts-file", Hint: "`" + at.keyscan() + "` prints them; compare them with what the host's administrator says"}
 		}
 		if opt.Files.SSHKey == "" {
 			return nil, &Error{What: "--git-ssh-key-file is needed for " + at.String(), Hint: "the private key that may read the repository"}

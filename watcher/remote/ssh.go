@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -115,23 +116,30 @@ func (t *sshTransport) config(key, phrase []byte) (*ssh.ClientConfig, error) {
 		}
 		signer, err = ssh.ParsePrivateKeyWithPassphrase(key, phrase)
 	}
-	if err != nil {
-		return nil, &Error{What: "use the SSH key in " + t.files.SSHKey, Hint: "it is a private key in OpenSSH's or PEM format; the passphrase must fit", Err: err}
+	switch {
+	case errors.Is(err, x509.IncorrectPasswordError):
+		return nil, &Error{What: "the passphrase in " + t.files.SSHPassphrase + " does not open " + t.files.SSHKey, Hint: "both files are read anew at the next try"}
+	case err != nil:
+		return nil, &Error{What: "use the SSH key in " + t.files.SSHKey, Hint: "it must be the private half, in OpenSSH's or PEM format", Err: err}
 	}
 	db, err := knownhosts.NewDB(t.files.KnownHosts)
 	if err != nil {
 		return nil, &Error{What: "read host keys from " + t.files.KnownHosts, Hint: "its lines are those of ssh-keyscan", Err: err}
 	}
-	user := t.at.user
-	if user == "" {
-		user = "git"
-	}
 	addr := t.at.hostPort("22")
 	return &ssh.ClientConfig{
-		User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
+		User: t.user(), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
 		HostKeyCallback: db.HostKeyCallback(), HostKeyAlgorithms: db.HostKeyAlgorithms(addr),
 		ClientVersion: "SSH-2.0-" + agent,
 	}, nil
+}
+
+// user is who logs in; git, as the hosts have it, where the address says nothing.
+func (t *sshTransport) user() string {
+	if t.at.user != "" {
+		return t.at.user
+	}
+	return "git"
 }
 
 func (t *sshTransport) secrets() []string { return nil }
@@ -141,9 +149,9 @@ func (t *sshTransport) explain(err error) error {
 	case knownhosts.IsHostKeyChanged(err):
 		return &Error{What: "the host shows another key than " + t.files.KnownHosts + " has", Hint: "somebody may be in between; if the host really has a new key, put that into the file"}
 	case knownhosts.IsHostUnknown(err):
-		return &Error{What: t.files.KnownHosts + " has no key of " + t.at.hostPort("22"), Hint: "ssh-keyscan prints it; compare it with what the host's administrator says"}
+		return &Error{What: t.files.KnownHosts + " has no key of " + t.at.hostPort("22"), Hint: "`" + t.at.keyscan() + "` prints it; compare it with what the host's administrator says"}
 	case err != nil && strings.Contains(err.Error(), "unable to authenticate"):
-		return &Error{What: "the host does not take the key in " + t.files.SSHKey, Hint: "is its public half allowed to read this repository? the file is read anew at the next try"}
+		return &Error{What: fmt.Sprintf("the host does not let the user %s in with the key in %s", t.user(), t.files.SSHKey), Hint: "is that the user, and is its public half allowed to read this repository? the file is read anew at the next try"}
 	}
 	return nil
 }

@@ -190,7 +190,7 @@ func TestSSHTrouble(t *testing.T) {
 	key := filepath.Join(secrets, "key")
 	put(t, secrets, "key", string(must(os.ReadFile(other))))
 	r := newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: key, KnownHosts: h.KnownHosts}})
-	failure(t, r, "does not take the key")
+	failure(t, r, "does not let the user", "in with the key")
 	put(t, secrets, "key", string(must(os.ReadFile(h.Key))))
 	success(t, r)
 
@@ -214,7 +214,7 @@ func TestSSHPassphrase(t *testing.T) {
 	failure(t, newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: locked, KnownHosts: h.KnownHosts}}), "locked by a passphrase", "--git-ssh-passphrase-file")
 	phrase := put(t, t.TempDir(), "phrase", "wrong\n")
 	r := newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: locked, SSHPassphrase: phrase, KnownHosts: h.KnownHosts}})
-	failure(t, r, "passphrase must fit")
+	failure(t, r, "does not open")
 	if err := os.WriteFile(phrase, []byte(canary+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

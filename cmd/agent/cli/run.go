@@ -17,6 +17,7 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher"
 )
 
 // Settings are what `agent run` can be told. Each field's flag, environment
@@ -82,7 +83,7 @@ func settingNames() []string {
 func newRun() *cobra.Command {
 	s := &settings{}
 	cmd := &cobra.Command{
-		Use:   "run --environment NAME (--config DIR | --repo REPO) (--engine SOCKET | --embedded-engine) --state DIR",
+		Use:   "run --environment NAME (--config DIR | --repo REPO [--config SUBDIR]) (--engine SOCKET | --embedded-engine) --state DIR",
 		Short: "Watch the configuration and keep the engine on it",
 		Long: `run watches a directory of YAML, or a git repository that holds one, checks every
 change, applies it to the engine over its Unix socket, and records each applied
@@ -272,22 +273,25 @@ func (a *agent) banner(w io.Writer) {
 		what = fmt.Sprintf("only observes: what %s declares for %s, beside %s", a.location, s.environment, engine)
 	}
 	edit := filepath.Join(s.config, s.environment+".yaml")
-	if s.git.repo != "" {
-		edit = fmt.Sprintf("%s in %s, and push to %s", edit, a.location, s.git.ref)
+	switch {
+	case s.git.repo != "" && watcher.IsCommit(s.git.ref):
+		edit = fmt.Sprintf("nothing: --ref pins commit %s of %s", s.git.ref, a.location)
+	case s.git.repo != "":
+		edit = fmt.Sprintf("%s in a clone of %s; what the ref %s names counts", edit, a.location, s.git.ref)
 	}
-	back := fmt.Sprintf("  go back   %s rollback --reason TEXT --state %s\n", self, shellWord(s.state))
+	records := fmt.Sprintf("  history   %s --git-dir %s log -p %s\n  go back   %s rollback --reason TEXT --state %s\n",
+		git, shellWord(a.repository), s.environment, self, shellWord(s.state))
 	if s.observe {
-		back = ""
+		records = ""
 	}
 	fmt.Fprintf(w, `agent %s (pid %d) %s.
 
   edit      %s
   status    http://%s/    or: %s status --state %s
-  history   %s --git-dir %s log -p %s
 %s  stop      Ctrl-C (%s)
 
 `, version(), os.Getpid(), what, edit,
-		a.httpAddr, self, shellWord(s.state), git, shellWord(a.repository), s.environment, back, end)
+		a.httpAddr, self, shellWord(s.state), records, end)
 }
 
 // shellWord quotes s for a shell if it needs it.

@@ -37,10 +37,15 @@ type gitSettings struct {
 	allowRewind bool
 }
 
+const (
+	defaultRef  = "main"
+	defaultPoll = 30 * time.Second
+)
+
 func (g *gitSettings) flags(f *pflag.FlagSet) {
 	f.StringVar(&g.repo, "repo", "", "take the configuration from the commits of this git `repository`: a path, https://, ssh://, user@host:path, http:// or git://")
-	f.StringVar(&g.ref, "ref", "main", "the branch, tag, refs/… or full commit to follow")
-	f.DurationVar(&g.poll, "poll", 30*time.Second, "how often a remote repository is asked, give or take a tenth; a local one is watched")
+	f.StringVar(&g.ref, "ref", defaultRef, "the branch, tag, refs/… or full commit to follow")
+	f.DurationVar(&g.poll, "poll", defaultPoll, "how often a remote repository is asked, give or take a tenth; a local one is watched")
 	f.StringVar(&g.access.Username, "git-username-file", "", "a `file` with the user's name, for HTTP")
 	f.StringVar(&g.access.Password, "git-password-file", "", "a `file` with the password, for HTTP")
 	f.StringVar(&g.access.Token, "git-token-file", "", "a `file` with an access token, for HTTP")
@@ -66,6 +71,8 @@ func (g *gitSettings) check() error {
 			{"allowed-signers", g.signers != ""},
 			{"allow-rewind", g.allowRewind},
 			{"git-…-file", g.access != remote.Files{}},
+			{"ref", g.ref != defaultRef},
+			{"poll", g.poll != defaultPoll},
 		} {
 			if needless.set {
 				return usage("--%s is for a git repository: name it with --repo", needless.name)
