@@ -213,7 +213,7 @@ func TestGitSecretsSSH(t *testing.T) {
 	f.says(known, "no such file")
 	rotate(t, pass, phrase2)
 	rotate(t, known, string(hosts))
-	f.says("does not open "+key)
+	f.says("does not open " + key)
 	rotate(t, pass, phrase)
 	f.sync() // after so many failures it would come by itself within a minute
 	f.runs(1)
@@ -224,7 +224,7 @@ func TestGitSecretsSSH(t *testing.T) {
 	f.push()
 	f.says("with the key in " + key)
 	rotate(t, key, keyText("second"))
-	f.says("does not open "+key)
+	f.says("does not open " + key)
 	rotate(t, pass, phrase2+"\n")
 	f.runs(2)
 	f.noTrace(map[string]string{

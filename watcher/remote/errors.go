@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"unicode"
 )
@@ -15,6 +16,23 @@ type Error struct {
 	What string // what was attempted and what came of it
 	Hint string // the way out
 	Err  error  // the cause, nil if there is none below
+	// Passing: it is a fault of the network or the server, which may be over at
+	// the next try without anybody's doing.
+	Passing bool
+}
+
+func passes(err error) bool {
+	var status *statusError
+	var op *net.OpError
+	var name *net.DNSError
+	switch {
+	case errors.As(err, &status):
+		return status.code >= 500 || status.code == http.StatusTooManyRequests || status.code == http.StatusRequestTimeout
+	case errors.As(err, &op):
+		return op.Op != "remote error" // an alert of TLS: it does not want us
+	}
+	return errors.As(err, &name) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, errSlow) || errors.Is(err, errSilent)
 }
 
 func (e *Error) Error() string {

@@ -238,8 +238,9 @@ func (r *Remote) fetch(s *session, w want, o *Objects) error {
 
 // fail words an error once, at the top. A server may have repeated what it was
 // sent.
-func (r *Remote) fail(attempt string, err error) error {
-	err = r.word(attempt, err)
+func (r *Remote) fail(attempt string, cause error) error {
+	err := r.word(attempt, cause)
+	err.Passing = passes(cause)
 	text := err.Error()
 	for _, s := range r.transport.secrets() {
 		if s != "" && strings.Contains(text, s) {
@@ -249,26 +250,26 @@ func (r *Remote) fail(attempt string, err error) error {
 	return err
 }
 
-func (r *Remote) word(attempt string, err error) error {
+func (r *Remote) word(attempt string, err error) *Error {
 	what := attempt + " " + r.at.String()
 	var large *tooLargeError
 	var server *serverError
 	switch {
 	case errors.As(err, &large):
-		return &Error{what, "keep the configuration in a repository of its own", large}
+		return &Error{What: what, Hint: "keep the configuration in a repository of its own", Err: large}
 	case errors.As(err, &server):
-		return &Error{what, "look at --repo and --ref", server}
+		return &Error{What: what, Hint: "look at --repo and --ref", Err: server}
 	case errors.Is(err, errSlow), errors.Is(err, context.DeadlineExceeded):
-		return &Error{what, "the server is too slow, or the repository too large", errSlow}
+		return &Error{What: what, Hint: "the server is too slow, or the repository too large", Err: errSlow}
 	}
 	if e := r.transport.explain(err); e != nil {
 		err = e
 	}
 	var own *Error
 	if errors.As(err, &own) {
-		return &Error{what + ": " + own.What, own.Hint, own.Err}
+		return &Error{What: what + ": " + own.What, Hint: own.Hint, Err: own.Err}
 	}
-	return &Error{what, "", err}
+	return &Error{What: what, Err: err}
 }
 
 // A bounded reader fails, rather than ends, where too much comes.

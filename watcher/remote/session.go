@@ -8,7 +8,10 @@ import (
 	"time"
 )
 
-var errSlow = errors.New("it took too long")
+var (
+	errSlow   = errors.New("it took too long")
+	errSilent = errors.New("the server was silent for")
+)
 
 // bounds are when an exchange ends at the latest.
 type bounds struct {
@@ -94,7 +97,7 @@ type watched struct {
 
 func (w *watched) Read(b []byte) (int, error) {
 	if w.timer == nil {
-		w.timer = time.AfterFunc(w.silence, func() { w.cancel(fmt.Errorf("the server was silent for %s", w.silence)) })
+		w.timer = time.AfterFunc(w.silence, func() { w.cancel(fmt.Errorf("%w %s", errSilent, w.silence)) })
 	} else {
 		w.timer.Reset(w.silence)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -343,6 +344,11 @@ func TestSlow(t *testing.T) {
 	}
 	failure(t, trickle(time.Millisecond), "it took too long", "too slow")
 	failure(t, trickle(time.Hour), "was silent for 300ms")
+	_, err := trickle(time.Hour).List(t.Context(), []string{"refs/heads/main"})
+	var e *Error
+	if !errors.As(err, &e) || !e.Passing {
+		t.Errorf("%v is passing", err)
+	}
 }
 
 // TestEchoedLogin: a server that repeats what it was sent gets no word of it

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/schema"
 	"dtesn-agent/watcher"
+	"dtesn-agent/watcher/remote"
 )
 
 // once ends `agent run --once` when the Document it saw has an outcome, or when
@@ -65,8 +67,9 @@ func (s *onceSink) Document(doc *schema.Document) {
 
 func (s *onceSink) SourceError(err error) {
 	s.Sink.SourceError(err)
-	if s.seen {
-		return // what was seen may still come to its outcome
+	var remote *remote.Error
+	if s.seen || (errors.As(err, &remote) && remote.Passing) {
+		return // what was seen may still come to its outcome, or something be seen
 	}
 	s.once.mu.Lock()
 	defer s.once.mu.Unlock()

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	"dtesn-agent/apply"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/remote"
 )
 
 // deaf takes what a source says.
@@ -44,6 +46,19 @@ func TestOnceWaitsOutAGap(t *testing.T) {
 		}
 		if !seen && o.result(gap) == nil {
 			t.Error("the run ended well")
+		}
+	}
+}
+
+// TestOnceWaitsForTheNetwork: a fault that passes by itself has until
+// --once-timeout; one that needs somebody has not.
+func TestOnceWaitsForTheNetwork(t *testing.T) {
+	for _, passing := range []bool{true, false} {
+		o := newOnce(time.Minute)
+		sink := &onceSink{Sink: deaf{}, once: o}
+		sink.SourceError(fmt.Errorf("look: %w", &remote.Error{What: "list the refs", Passing: passing}))
+		if ended(o) == passing {
+			t.Errorf("passing: %v, the run ended: %v", passing, ended(o))
 		}
 	}
 }
