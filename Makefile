@@ -7,11 +7,12 @@ AGENT     = bin/agent
 FUZZTIME  ?= 60s
 N         ?= 20000
 KEEP      ?= 0
+CUTS      ?= 240
 IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test check fmt bench bench-long fuzz crash schema clean FORCE
+.PHONY: help run build image test check fmt bench bench-long fuzz crash powercut schema clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,9 @@ fuzz: ## Fuzz the loader and the trailers, FUZZTIME (60s) each
 
 crash: build ## Kill the agent before and after each system call that writes, 2000 times at least
 	$(GO) run ./test/crash -agent $(AGENT) -points 2000 -all
+
+powercut: ## Cut the power of real disks CUTS (240) times under the agent; needs root and loop devices
+	$(GO) test ./test/powercut -count=1 -v -timeout 60m -args -cuts $(CUTS) -canary $(if $(SEED),-seed $(SEED))
 
 schema: build ## Write the JSON Schema that editors use beside the examples
 	$(AGENT) schema --format jsonschema > examples/config/dtesn.schema.json
