@@ -163,7 +163,8 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 	applied := r.opt.Store.Applied()
 	if c := r.seen.config; c != nil && c.Parameters != head.Config && !head.Held.Holds(c.Parameters.Digest()) {
 		if applied != nil && c.Parameters == applied.Config {
-			return true, r.withdraw(ctx, head, "the source went back to what is applied", nil)
+			recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", nil)
+			return true, recorded
 		}
 		rec := r.changeRecord(applied)
 		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
@@ -171,13 +172,15 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 		return true, ok
 	}
 	if why := r.seen.refusal; why != nil && head.Kind == schema.KindChange && head.Source.Revision == r.seen.doc.Revision() {
-		return true, r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, nil)
+		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, nil)
+		return true, recorded
 	}
 	if f.fresh {
 		return false, false
 	}
 	if broken := schema.CheckParameters(head.Config); len(broken) > 0 {
-		return true, r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
+		recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
+		return true, recorded
 	}
 	return false, false
 }

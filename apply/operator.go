@@ -252,18 +252,24 @@ func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *sche
 
 // hold puts a new hold, or the end of one, on record.
 func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema.Snapshot, hold *schema.Hold, why, text string) {
+	record := r.commitNote
 	if head.Kind.Candidate() && head.Commit != applied.Commit {
-		if !r.withdraw(ctx, head, why, hold) {
-			q.answer(Result{}, fmt.Errorf("%s: %s", q.Verb, r.fault.reason))
-			return
+		record = func(ctx context.Context, hold *schema.Hold, why string) (bool, error) {
+			return r.withdraw(ctx, head, why, hold)
 		}
-	} else if err := r.commitNote(ctx, hold, why); err != nil {
-		q.answer(Result{}, fmt.Errorf("%s: it cannot be recorded: %w", q.Verb, err))
+	}
+	recorded, err := record(ctx, hold, why)
+	if !recorded {
+		q.answer(Result{}, fmt.Errorf("%s: %s", q.Verb, r.fault.reason))
 		return
 	}
 	r.seen.since = time.Now()
 	r.publish() // who asks for the status after the answer must see it
-	q.answer(Result{Outcome: schema.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}, nil)
+	res := Result{Outcome: schema.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}
+	if err != nil {
+		res.Outcome, res.Text = schema.Pending, "it is in force, but a power cut may undo it until the disk takes it: "+errorText(err)
+	}
+	q.answer(res, nil)
 }
 
 // resolve answers the callers that wait for the record id.

@@ -23,7 +23,7 @@ type Store interface {
 	// Commit appends rec to the head. It gives rec its Format, Index, ID,
 	// Timestamp, Commit and Parent and returns the whole. A kill of the
 	// process after Commit returned cannot lose the record. A record of kind
-	// revert is durable as well: a power cut cannot lose it. Reverts and
+	// revert or note is durable as well: a power cut cannot lose it. Reverts and
 	// rollbacks may use the disk space kept in reserve.
 	Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error)
 	// Confirm syncs all objects up to the head and then moves the applied ref

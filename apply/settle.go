@@ -74,21 +74,22 @@ func (r *Reconciler) holdBefore(ctx context.Context, head *schema.Snapshot) *sch
 }
 
 // withdraw ends the open candidate without a verdict: a revert that says
-// superseded, with the hold given (nil for none).
-func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason string, hold *schema.Hold) (more bool) {
+// superseded, with the hold given (nil for none). recorded with an error: it is
+// the head, but a power cut may undo it until it is confirmed.
+func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason string, hold *schema.Hold) (recorded bool, err error) {
 	if !r.ready("revert") {
-		return false
+		return false, nil
 	}
 	rec := r.revertRecord(head, r.opt.Store.Applied(), reason, hold)
 	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
-	if _, err := r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
+	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
 		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
-		return false
+		return false, err
 	}
 	r.clear("revert", "send", "probation")
 	r.engine.due = true
 	r.tellSettled(ctx, r.opt.Store.Head()) // final, whatever the engine does
-	return true
+	return true, err
 }
 
 // revertRecord repeats the last applied state over the candidate head. Before
@@ -116,10 +117,12 @@ func (r *Reconciler) note(ctx context.Context, hold *schema.Hold, why string) (m
 	if !r.ready("commit") {
 		return false
 	}
-	return r.commitNote(ctx, hold, why) == nil
+	recorded, _ := r.commitNote(ctx, hold, why)
+	return recorded
 }
 
-func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why string) error {
+// commitNote commits a note; its results are those of withdraw.
+func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why string) (recorded bool, err error) {
 	head := r.opt.Store.Head()
 	rec := schema.Snapshot{
 		Kind: schema.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
@@ -132,9 +135,9 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 		// It takes the place of a settlement that the engine never ran.
 		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
 	}
-	if _, err := r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
+	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
 		r.diskFailed("commit", err, "the hold cannot be recorded")
-		return err
+		return false, err
 	}
 	if open {
 		r.tellSettled(ctx, head)
@@ -142,7 +145,7 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 	r.clear("commit")
 	r.engine.due = true
 	r.log.Event(slog.LevelInfo, why)
-	return nil
+	return true, err
 }
 
 // settle finishes a head that is a revert or a note: the engine is asserted to

@@ -22,16 +22,16 @@ import (
 // Timestamp, Commit and Parent, makes foreign text one bounded line, and
 // returns the whole, which is shared and must not be changed. A kill of the
 // process after Commit returned cannot lose the record; a power cut cannot lose
-// a revert. After an error Head says what truly stands.
+// a revert or a note. After an error Head says what truly stands.
 //
 // The point of no return is the rename of the head ref. A crash before it
 // leaves objects that nothing names; after it, the record stands.
 //
 // Syscalls: those of stillOurs; those of objectWriter.put for two blobs, a tree
 // and a commit; then openat (or fstat of a file made ahead), write, close of the
-// ref's temporary file and renameat, which os.Rename begins with newfstatat. For a revert
-// the objects, their directories and the temporary file are synced before the
-// rename, and the ref's directory after it.
+// ref's temporary file and renameat, which os.Rename begins with newfstatat. For
+// a revert or a note the objects, their directories and the temporary file are
+// synced before the rename, and the ref's directory after it.
 func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
@@ -44,8 +44,8 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	mark := len(s.objects.unsynced)
-	durable := snap.Kind == schema.KindRevert
-	mayUseReserve := durable || snap.Kind == schema.KindRollback
+	durable := !snap.Kind.Candidate()
+	mayUseReserve := snap.Kind == schema.KindRevert || snap.Kind == schema.KindRollback
 	var dirs []string
 	err = s.withReserve(mayUseReserve, func() error {
 		s.objects.forget(mark)
@@ -62,7 +62,7 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	if !durable {
 		return snap, nil
 	}
-	if err := s.withReserve(true, func() error { return syncPaths(dirs, nil) }); err != nil {
+	if err := s.withReserve(mayUseReserve, func() error { return syncPaths(dirs, nil) }); err != nil {
 		s.objects.suspect = true // Confirm writes the ref again
 		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 	}
