@@ -3,6 +3,7 @@ package powercut
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -10,9 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -177,6 +176,28 @@ func (s *site) order(args ...string) (int, string) {
 	return cmd.ProcessState.ExitCode(), out.String()
 }
 
+// ask gives the agent an order without a process of its own, so that the cut can
+// come at once behind the answer.
+func (s *site) ask(verb string) (done bool, id string, err error) {
+	client := http.Client{Timeout: 35 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(s.state(), "agent.sock"))
+		},
+	}}
+	resp, err := client.Post("http://agent/"+verb, "application/json", strings.NewReader(`{"reason": "a try", "timeout_seconds": 30}`))
+	if err != nil {
+		return false, "", err
+	}
+	defer resp.Body.Close()
+	var a struct {
+		Outcome    schema.Outcome
+		SnapshotID string `json:"snapshot_id"`
+	}
+	err = json.NewDecoder(resp.Body).Decode(&a)
+	return a.Outcome == schema.Applied, a.SnapshotID, err
+}
+
 // A record is what a listing says of one snapshot.
 type record struct {
 	ID, Kind, Outcome, Description string
@@ -213,98 +234,4 @@ func (s *site) records() map[string]record {
 			return all
 		}
 	}
-}
-
-// A witness keeps what the agent said to be so, by whatever way. It is safe
-// for concurrent use.
-type witness struct {
-	mu      sync.Mutex
-	applied map[string]string  // snapshot id: the cache_ttl_seconds that it set, "" if not said
-	by      map[[2]string]bool // way, snapshot id
-	repairs []string
-	last    []string // the last lines of the log
-	// onApplied, if set, is called when a way says for the first time that a state
-	// is applied.
-	onApplied func(by string)
-}
-
-func (w *witness) note(by, id, ttl string) {
-	w.mu.Lock()
-	if w.applied == nil {
-		w.applied, w.by = map[string]string{}, map[[2]string]bool{}
-	}
-	if w.applied[id] == "" {
-		w.applied[id] = ttl
-	}
-	known, tell := w.by[[2]string{by, id}], w.onApplied
-	w.by[[2]string{by, id}] = true
-	w.mu.Unlock()
-	if !known && tell != nil {
-		tell(by)
-	}
-}
-
-func (w *witness) line(text []byte) {
-	var l struct{ Msg, Snapshot, Description, What, Revert string }
-	err := json.Unmarshal(text, &l)
-	w.mu.Lock()
-	w.last = append(w.last[max(0, len(w.last)-60):], string(text))
-	if err == nil && strings.HasPrefix(l.Msg, "repaired the snapshot repository") {
-		w.repairs = append(w.repairs, string(text))
-	}
-	w.mu.Unlock()
-	switch {
-	case err != nil:
-	case l.Msg == "applied":
-		ttl, _ := strings.CutPrefix(l.Description, "state ")
-		if _, err := strconv.Atoi(ttl); err != nil {
-			ttl = ""
-		}
-		w.note("log", l.Snapshot, ttl)
-	case l.Revert != "":
-		w.note("log", l.Revert, "")
-	}
-}
-
-func (w *witness) status(st *apply.Status) {
-	for _, a := range st.Attempts {
-		if a.Outcome == schema.Applied {
-			w.note("status", a.SnapshotID, "")
-		}
-	}
-	if r := st.Running; r.Confirmed && st.Current != nil {
-		w.note("status", r.SnapshotID, strconv.Itoa(st.Current.CacheTTLSeconds))
-	}
-}
-
-// take returns what was said to be repaired since it was last asked.
-func (w *witness) take() []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	repairs := w.repairs
-	w.repairs = nil
-	return repairs
-}
-
-func (w *witness) tail() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return strings.Join(w.last, "\n")
-}
-
-// told copies what was said to be applied.
-func (w *witness) told() map[string]string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	all := make(map[string]string, len(w.applied))
-	for id, ttl := range w.applied {
-		all[id] = ttl
-	}
-	return all
-}
-
-func (w *witness) when(f func(by string)) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.onApplied = f
 }

@@ -1,0 +1,294 @@
+package powercut
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore"
+	"dtesn-agent/schema"
+)
+
+// A power is a site whose disk is cut off again and again.
+type power struct {
+	*site
+	random *rand.Rand
+	tally  tally
+	n      int // the state declared last
+	tooBig bool
+	told   string // what an order was told to have done just before the cut
+	// candidate was pending at the cut, by its id.
+	candidate string
+	// packed are prepared histories: what was applied in them.
+	packed map[string]map[string]string
+	before struct{ told, records int } // counted so far, on this history
+}
+
+// What a cut comes behind; see work.
+var modes = []string{"log", "anywhere", "pending", "status", "rollback", "packing", "revert", "pause", "anywhere", "exit code", "joining"}
+
+func (p *power) series(cuts int) {
+	p.t.Helper()
+	p.begin()
+	first := p.random.IntN(len(modes))
+	for i := range cuts {
+		mode := modes[(first+i)%len(modes)]
+		if mode == "joining" && cuts < len(modes) {
+			mode = "packing" // a thousand records take their time
+		}
+		p.once(mode)
+	}
+}
+
+// begin starts the agent, with a state to go back to.
+func (p *power) begin() {
+	p.t.Helper()
+	p.next(false)
+	p.start()
+	p.synced()
+	p.next(false)
+	p.synced()
+}
+
+func (p *power) next(tooBig bool) {
+	p.n++
+	p.tooBig = tooBig
+	p.declare(p.n, tooBig)
+}
+
+// synced waits until the agent runs what is declared.
+func (p *power) synced() {
+	p.t.Helper()
+	p.await(fmt.Sprintf("state %d runs", p.n), func(st *apply.Status) bool {
+		return st.InSync && st.Current.CacheTTLSeconds == p.n
+	})
+}
+
+// once cuts once, and looks at what is left.
+func (p *power) once(mode string) {
+	p.t.Helper()
+	kind, word := logLost, "log lost"
+	if mode == "pending" || p.random.IntN(3) == 0 {
+		kind, word = logFlushed, "log flushed"
+	}
+	count(&p.tally.cuts, mode, 1)
+	count(&p.tally.kinds, word, 1)
+	p.told = ""
+	p.work(mode, kind)
+	p.turnOff()
+	if p.random.IntN(2) == 0 {
+		p.startEngine() // it hung on the same mains
+	}
+	st := p.turnOn()
+	p.look(&st, mode)
+	if st.Held != nil && st.Held.Paused {
+		if code, out := p.order("resume"); code != 0 {
+			p.t.Fatalf("resume: exit %d %s", code, out)
+		}
+	}
+	p.next(false)
+	p.synced()
+}
+
+// turnOff is what is left of the agent and its disk after the cut: nothing.
+func (p *power) turnOff() {
+	p.t.Helper()
+	p.kill()
+	p.disk.unmount()
+}
+
+// turnOn starts the agent again and waits until it has settled by itself.
+func (p *power) turnOn() apply.Status {
+	p.t.Helper()
+	p.disk.mount()
+	p.start()
+	return p.await("settled", func(st *apply.Status) bool {
+		if st.InSync {
+			return st.Current.CacheTTLSeconds == p.n && !p.tooBig
+		}
+		return st.State == apply.StateHeld && st.Running.Confirmed
+	})
+}
+
+// work changes things until the power is cut.
+func (p *power) work(mode string, kind cutKind) {
+	p.t.Helper()
+	switch mode {
+	case "rollback", "pause", "exit code":
+		p.cutBehindAnswer(mode, kind)
+	case "pending":
+		p.cutWhilePending(kind)
+	case "anywhere":
+		p.cutAnywhere(kind, 30*time.Millisecond)
+	case "packing", "joining":
+		p.prepared(mode)
+		p.start()
+		p.next(false)
+		p.synced()
+		p.cutAnywhere(kind, 80*time.Millisecond)
+	default:
+		p.cutBehindWord(mode, kind)
+	}
+}
+
+// cutBehindAnswer cuts when an operator was told that the order was carried
+// out.
+func (p *power) cutBehindAnswer(mode string, kind cutKind) {
+	p.t.Helper()
+	p.next(p.random.IntN(3) == 0) // it may still be on its way
+	var done bool
+	var id string
+	var err error
+	if mode == "exit code" {
+		code, out := p.order("rollback", "--reason", "a try")
+		done = code == 0
+		if _, after, found := strings.Cut(out, "applied as "); found {
+			id, _, _ = strings.Cut(after, ":")
+		}
+	} else {
+		done, id, err = p.ask(mode)
+	}
+	ok(p.t, p.disk.cut(kind))
+	ok(p.t, err)
+	if done {
+		p.told = mode
+		p.said.note(mode, id, "")
+	}
+}
+
+// cutWhilePending cuts while a candidate is on record that the engine does not
+// answer for.
+func (p *power) cutWhilePending(kind cutKind) {
+	p.t.Helper()
+	pid := p.engine.Process.Pid
+	ok(p.t, syscall.Kill(pid, syscall.SIGSTOP))
+	p.next(false)
+	st := p.await("pending", func(st *apply.Status) bool {
+		return st.Attempted != nil && st.Attempted.Outcome == schema.Pending
+	})
+	p.candidate = st.Attempted.SnapshotID
+	ok(p.t, p.disk.cut(kind))
+	ok(p.t, syscall.Kill(pid, syscall.SIGCONT))
+}
+
+// cutAnywhere cuts within a time while changes, good and bad, follow another.
+func (p *power) cutAnywhere(kind cutKind, within time.Duration) {
+	p.t.Helper()
+	moment := time.NewTimer(time.Duration(p.random.Int64N(int64(within))))
+	again := time.NewTicker(time.Duration(2+p.random.IntN(10)) * time.Millisecond)
+	defer again.Stop()
+	for {
+		p.next(p.random.IntN(3) == 0)
+		select {
+		case <-moment.C:
+			ok(p.t, p.disk.cut(kind))
+			return
+		case <-again.C:
+		}
+	}
+}
+
+// cutBehindWord cuts when the log ("log", "revert") or the status ("status")
+// says that something is applied, on the goroutine that heard it.
+func (p *power) cutBehindWord(by string, kind cutKind) {
+	p.t.Helper()
+	over := make(chan error, 1)
+	words := 1 + p.random.IntN(3)
+	p.said.when(func(way string) {
+		if way != by {
+			return
+		}
+		if words--; words == 0 {
+			over <- p.disk.cut(kind)
+		}
+	})
+	defer p.said.when(nil)
+	deadline, again := time.After(40*time.Second), time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	declared := time.Time{}
+	for {
+		// a rejected state makes no word of its own; the next comes by the clock
+		if p.toldOf(p.n) || time.Since(declared) > 50*time.Millisecond {
+			p.next(by == "revert" && !p.tooBig)
+			declared = time.Now()
+		}
+		if by == "status" {
+			_, _ = p.status() // it fails for a moment, while the agent starts
+		}
+		select {
+		case err := <-over:
+			ok(p.t, err)
+			return
+		case <-deadline:
+			p.t.Fatalf("no word within 40 s\n%s", p.said.tail())
+		case <-again.C:
+		}
+	}
+}
+
+// toldOf reports whether state n was called applied.
+func (p *power) toldOf(n int) bool {
+	for _, ttl := range p.said.told() {
+		if ttl == strconv.Itoa(n) {
+			return true
+		}
+	}
+	return false
+}
+
+// prepared puts a history onto the disk that the next start will pack: 120
+// records that were never packed; for "joining" seven packs and as many records
+// again, so that the eighth pack makes one of all.
+func (p *power) prepared(mode string) {
+	p.t.Helper()
+	p.kill()
+	kept := filepath.Join(p.dir, mode)
+	if p.packed == nil {
+		p.packed = map[string]map[string]string{}
+	}
+	if p.packed[mode] == nil {
+		records, packs := 120, 0
+		if mode == "joining" {
+			records, packs = 1020, 7
+		}
+		p.packed[mode] = history(p.t, kept, records, packs)
+	}
+	ok(p.t, os.RemoveAll(p.state()))
+	ok(p.t, os.CopyFS(p.state(), os.DirFS(kept)))
+	ok(p.t, unix.Syncfs(int(p.disk.root.Fd())))
+	p.said.forget(maps.Clone(p.packed[mode]))
+	p.before.told, p.before.records = len(p.packed[mode]), len(p.packed[mode])
+}
+
+// history makes a state directory of so many applied records, and lets them be
+// packed until there are so many packs.
+func history(t testing.TB, dir string, records, packs int) map[string]string {
+	t.Helper()
+	ok(t, os.Mkdir(dir, 0o700))
+	store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: dir, Environment: "production", Instance: "i"})
+	ok(t, err)
+	applied := map[string]string{}
+	for n := range records {
+		config := schema.Defaults()
+		config.CacheTTLSeconds = 10_000 + n
+		snap, err := store.Commit(t.Context(), schema.Snapshot{Kind: schema.KindChange, Config: config, RollbackPoint: true, Description: fmt.Sprintf("state %d", 10_000+n)})
+		ok(t, err)
+		ok(t, store.Confirm(t.Context()))
+		applied[snap.ID] = strconv.Itoa(10_000 + n)
+		if there, _ := filepath.Glob(filepath.Join(dir, "snapshots.git/objects/pack/*.pack")); len(there) < packs {
+			store.Prepare()
+		}
+	}
+	ok(t, store.Close())
+	return applied
+}

@@ -1,0 +1,95 @@
+package powercut
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// look holds what the start found against what was said before the cut.
+func (p *power) look(st *apply.Status, mode string) {
+	p.t.Helper()
+	repo := filepath.Join(p.state(), "snapshots.git")
+	gaveUp := p.repairs()
+	for _, lost := range p.lost() {
+		p.t.Error(lost)
+	}
+	if p.told != "" && (st.Held == nil || p.told == "pause" && !st.Held.Paused) {
+		p.t.Errorf("%s was answered to be done, and after the cut the agent holds %+v", p.told, st.Held)
+	}
+	// The journal has the head's new name, so that either all of it is there, or
+	// a torn head was found and said.
+	if _, there := p.records()[p.candidate]; mode == "pending" && !gaveUp && !there {
+		p.t.Errorf("the candidate %s is gone, and nothing was said of it", p.candidate)
+	}
+	if st.Current.ESNReservoirSize == 16384 {
+		p.t.Error("a rejected state runs")
+	}
+	if out, err := exec.Command("git", "--git-dir", repo, "fsck", "--strict", "--full").CombinedOutput(); err != nil {
+		p.t.Errorf("git fsck: %v\n%s", err, out)
+	}
+	refs := map[string]string{}
+	for _, ref := range []string{"refs/heads/production", "refs/dtesn/applied/production"} {
+		out, err := exec.Command("git", "--git-dir", repo, "rev-parse", ref).CombinedOutput()
+		if err != nil {
+			p.t.Errorf("git rev-parse %s: %v %s", ref, err, out)
+		}
+		refs[string(out)] = ref
+	}
+	if len(refs) != 1 {
+		p.t.Errorf("settled as %s, and head and applied are apart: %v", st.State, refs)
+	}
+	packs, _ := filepath.Glob(filepath.Join(repo, "objects", "pack", "*.pack"))
+	count(&p.tally.packs, strconv.Itoa(len(packs)), 1)
+	if p.t.Failed() {
+		p.t.Fatalf("behind %s, cuts so far %s, seed %d\n%s", mode, counts(p.tally.cuts), *seed, p.said.tail())
+	}
+}
+
+// lost holds the history against what was called applied, and says what is not
+// there.
+func (p *power) lost() (lost []string) {
+	p.t.Helper()
+	all, told := p.records(), p.said.told()
+	for id, ttl := range told {
+		r, there := all[id]
+		switch {
+		case !there || r.Outcome != string(schema.Applied):
+			lost = append(lost, fmt.Sprintf("%s was called applied, and after the cut it is %+v", id, r))
+		case ttl != "" && strconv.Itoa(r.Config.CacheTTLSeconds) != ttl:
+			lost = append(lost, fmt.Sprintf("%s was called applied with %s s, and after the cut it is %+v", id, ttl, r))
+		}
+	}
+	p.tally.reported += len(told) - p.before.told
+	p.tally.records += len(all) - p.before.records
+	p.before.told, p.before.records = len(told), len(all)
+	return lost
+}
+
+// repairs counts what the start repaired, and reports whether it gave a head
+// up.
+func (p *power) repairs() (gaveUp bool) {
+	p.t.Helper()
+	for _, r := range p.said.take() {
+		word := r
+		for _, w := range []string{"head ref is torn", "head was lost to a power cut", "torn object", "retried ref is torn", "stale lock"} {
+			if strings.Contains(r, w) {
+				word = w
+			}
+		}
+		if strings.HasPrefix(word, "head ") {
+			gaveUp = true
+			p.tally.torn++
+		}
+		if word == r {
+			p.t.Errorf("nothing that a power cut should leave: %s", r)
+		}
+		count(&p.tally.found, word, 1)
+	}
+	return gaveUp
+}
