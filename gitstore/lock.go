@@ -24,6 +24,8 @@ const (
 // emptied by a clean release.
 type writerLock struct {
 	file *os.File
+	// killed: the last holder did not release the lock.
+	killed bool
 	// cut: the last holder neither released the lock nor ran in this boot, so
 	// that what it had not synced may be torn.
 	cut bool
@@ -74,7 +76,7 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	}
 	now, _ := os.ReadFile(bootIDFile)
 	thisBoot := strings.TrimSpace(string(now))
-	l := &writerLock{file: f, cut: pid != "" && boot != thisBoot}
+	l := &writerLock{file: f, killed: pid != "", cut: pid != "" && boot != thisBoot}
 	// The content is a help, not the lock: a full disk must not keep the agent
 	// from starting.
 	if err := f.Truncate(0); err == nil {

@@ -33,8 +33,12 @@ type objectWriter struct {
 	// newDirs: directories were made under objects/ since the last sync, or it
 	// is not known.
 	newDirs bool
-	// suspect: a sync failed; what is unsynced must be written again first.
+	// suspect: a sync failed, or may have; what is unsynced must be written again
+	// first.
 	suspect bool
+	// doubtful are files that were given up after a failed sync: they read well,
+	// and nothing says that the disk has them.
+	doubtful map[plumbing.Hash]bool
 	// setAside keeps a damaged file and tells of it.
 	setAside func(path, name string) error
 
@@ -84,6 +88,7 @@ func (w *objectWriter) put(t plumbing.ObjectType, content []byte) (plumbing.Hash
 		// As git does: a young object is not pruned by a gc that runs beside us.
 		now := time.Now()
 		_ = os.Chtimes(path, now, now)
+		w.suspect = w.suspect || w.doubtful[file.hash]
 		w.unsynced = append(w.unsynced, file)
 		return file.hash, nil
 	case errors.Is(err, errDamaged):
@@ -106,7 +111,12 @@ func (w *objectWriter) place(file looseFile, path string) error {
 	if err != nil {
 		return err
 	}
-	err = os.Rename(tmp, path)
+	return w.move(tmp, path)
+}
+
+// move renames tmp to the path of an object.
+func (w *objectWriter) move(tmp, path string) error {
+	err := os.Rename(tmp, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		w.newDirs = true
 		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
@@ -155,12 +165,17 @@ func (w *objectWriter) sync(further ...string) error {
 	return nil
 }
 
-// rewrite writes the unsynced objects again after a sync failed.
+// rewrite writes the unsynced objects again after a sync failed. The new file is
+// synced before it takes the place of the old one, which an applied record may
+// name as well.
+//
+// Syscalls, for each: openat, read, close where the bytes are not in memory;
+// openat(O_CREAT|O_EXCL), write, close, openat, fsync, close; renameat.
 func (w *objectWriter) rewrite() error {
 	for i, file := range w.unsynced {
 		path := w.repo.objectPath(file.hash)
 		if file.data == nil {
-			data, err := readBounded(path, 2*maxObject)
+			data, err := w.readAgain(file.hash)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // packed by now; sync looks after it
 			}
@@ -169,12 +184,35 @@ func (w *objectWriter) rewrite() error {
 			}
 			w.unsynced[i].data, file.data = data, data
 		}
-		if err := w.place(file, path); err != nil {
+		tmp, err := w.repo.temp(file.data, objectPerm)
+		if err == nil {
+			if err = syncPath(tmp); err != nil {
+				_ = os.Remove(tmp)
+			} else {
+				err = w.move(tmp, path)
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("write object %s again: %w", file.hash, err)
 		}
+		delete(w.doubtful, file.hash)
 	}
 	w.newDirs, w.suspect = true, false
 	return nil
+}
+
+// readAgain reads the file of an object. It must be the object still: what a
+// failed sync left may be forgotten by the kernel and read anew from the disk.
+func (w *objectWriter) readAgain(h plumbing.Hash) ([]byte, error) {
+	data, err := readBounded(w.repo.objectPath(h), 2*maxObject)
+	if err != nil {
+		return nil, err
+	}
+	t, content, err := decodeObject(data)
+	if err != nil {
+		return nil, fmt.Errorf("%w: it is torn: %w", errDamaged, err)
+	}
+	return data, checkObject(t, t, h, content)
 }
 
 // syncPacked is for objects whose loose files went away since they were
@@ -203,4 +241,15 @@ func (w *objectWriter) syncPacked() error {
 
 // forget drops what was written since mark, for a commit that failed. The
 // files stay: they are whole, and nothing names them.
-func (w *objectWriter) forget(mark int) { w.unsynced = w.unsynced[:min(mark, len(w.unsynced))] }
+func (w *objectWriter) forget(mark int) {
+	mark = min(mark, len(w.unsynced))
+	for _, file := range w.unsynced[mark:] {
+		if w.suspect {
+			if w.doubtful == nil {
+				w.doubtful = map[plumbing.Hash]bool{}
+			}
+			w.doubtful[file.hash] = true
+		}
+	}
+	w.unsynced = w.unsynced[:mark]
+}

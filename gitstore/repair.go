@@ -107,7 +107,7 @@ func (s *Store) repair(ctx context.Context) error {
 	if err == nil {
 		err = s.settleRefs(ctx, head, applied)
 	}
-	for _, step := range []func(context.Context) error{s.settleAncestry, s.settleRetried, s.sweepRefs, s.inherit} {
+	for _, step := range []func(context.Context) error{s.settleAncestry, s.settleRetried, s.sweepRefs, s.inherit, s.syncApplied} {
 		if err == nil {
 			err = step(ctx)
 		}
@@ -368,8 +368,26 @@ func (s *Store) settleRetried(ctx context.Context) error {
 	return s.repo.removeRef(ctx, name)
 }
 
+// syncApplied syncs the move of the applied ref. A process that was killed
+// between the two leaves a ref that is read here and may not be on the disk; what
+// it vouches for is.
+//
+// Syscalls: openat, fsync, close of the ref and of the directories above it.
+func (s *Store) syncApplied(context.Context) error {
+	if !s.lock.killed || s.applied == nil {
+		return nil
+	}
+	path := filepath.Join(s.repo.dir, appliedRef(s.opts.Environment))
+	paths := []string{path, filepath.Join(s.repo.dir, packedRefs)}
+	for dir := filepath.Dir(path); len(dir) >= len(s.repo.dir); dir = filepath.Dir(dir) {
+		paths = append(paths, dir)
+	}
+	return syncPaths(paths, func(string) {}) // it is in one of the files, or in both
+}
+
 // inherit takes over what an earlier process committed and did not sync: all
-// records above the applied one.
+// records above the applied one. That process may have tried to sync them, and
+// failed; so they are written again first.
 func (s *Store) inherit(context.Context) error {
 	if s.head == nil {
 		return nil
@@ -391,7 +409,7 @@ func (s *Store) inherit(context.Context) error {
 		for _, h := range hashes {
 			s.objects.unsynced = append(s.objects.unsynced, looseFile{hash: h})
 		}
-		s.objects.newDirs = true
+		s.objects.newDirs, s.objects.suspect = true, true
 	}
 	return nil
 }
