@@ -221,6 +221,10 @@ func (r *Reconciler) probe() {
 	}
 	r.probed = time.Now()
 	err := r.opt.Store.Probe()
+	if err == nil && !r.writable {
+		r.retryNow() // what the disk refused may go through now
+		r.wake = time.Now()
+	}
 	r.writable = err == nil
 	if err != nil {
 		r.log.Warn("probe", "the state directory cannot be written", "directory", r.opt.StateDir, "error", err)
