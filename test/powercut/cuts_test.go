@@ -29,13 +29,12 @@ type power struct {
 	told   string // what an order was told to have done just before the cut
 	// candidate was pending at the cut, by its id.
 	candidate string
-	// packed are prepared histories: what was applied in them.
-	packed map[string]map[string]string
-	before struct{ told, records int } // counted so far, on this history
+	old       *histories
+	before    struct{ told, records int } // counted so far, on this history
 }
 
 // What a cut comes behind; see work.
-var modes = []string{"log", "anywhere", "pending", "status", "rollback", "packing", "revert", "pause", "anywhere", "exit code", "joining"}
+var modes = []string{"log", "anywhere", "pending", "killed", "status", "rollback", "packing", "revert", "pause", "anywhere", "exit code", "joining"}
 
 func (p *power) series(cuts int) {
 	p.t.Helper()
@@ -130,6 +129,8 @@ func (p *power) work(mode string, kind cutKind) {
 		p.cutWhilePending(kind)
 	case "anywhere":
 		p.cutAnywhere(kind, 30*time.Millisecond)
+	case "killed":
+		p.cutAfterKill(kind)
 	case "packing", "joining":
 		p.prepared(mode)
 		p.start()
@@ -179,6 +180,30 @@ func (p *power) cutWhilePending(kind cutKind) {
 	p.candidate = st.Attempted.SnapshotID
 	ok(p.t, p.disk.cut(kind))
 	ok(p.t, syscall.Kill(pid, syscall.SIGCONT))
+}
+
+// cutAfterKill kills the agent when the applied ref has moved and that is not
+// synced, and cuts when the next agent, which finds it in memory, has said what
+// is applied.
+func (p *power) cutAfterKill(kind cutKind) {
+	p.t.Helper()
+	p.kill()
+	p.under = []string{
+		"strace", "-f", "-qq", "-o", os.DevNull, "-P", filepath.Join(p.state(), "snapshots.git/refs/dtesn/applied"),
+		"-e", "trace=fsync", "-e", "inject=fsync:signal=KILL",
+	}
+	p.start()
+	p.under = nil
+	p.next(false)
+	select {
+	case <-p.read: // the end of its log
+	case <-time.After(40 * time.Second):
+		p.t.Fatalf("not killed within 40 s\n%s", p.said.tail())
+	}
+	p.kill()
+	p.start()
+	p.await("applied", func(st *apply.Status) bool { return st.Running.Confirmed })
+	ok(p.t, p.disk.cut(kind))
 }
 
 // cutAnywhere cuts within a time while changes, good and bad, follow another.
@@ -246,28 +271,38 @@ func (p *power) toldOf(n int) bool {
 	return false
 }
 
-// prepared puts a history onto the disk that the next start will pack: 120
-// records that were never packed; for "joining" seven packs and as many records
-// again, so that the eighth pack makes one of all.
+// prepared puts a history onto the disk that the next start will pack.
 func (p *power) prepared(mode string) {
 	p.t.Helper()
 	p.kill()
-	kept := filepath.Join(p.dir, mode)
-	if p.packed == nil {
-		p.packed = map[string]map[string]string{}
-	}
-	if p.packed[mode] == nil {
+	kept, applied := p.old.get(p.t, mode)
+	ok(p.t, os.RemoveAll(p.state()))
+	ok(p.t, os.CopyFS(p.state(), os.DirFS(kept)))
+	ok(p.t, unix.Syncfs(int(p.disk.root.Fd())))
+	p.said.forget(maps.Clone(applied))
+	p.before.told, p.before.records = len(applied), len(applied)
+}
+
+// Histories are state directories that were made once, for all disks.
+type histories struct {
+	dir     string
+	applied map[string]map[string]string // what is applied in each
+}
+
+// get makes the history that mode needs: 120 records that were never packed; for
+// "joining" seven packs and as many records again, so that the eighth pack makes
+// one of all.
+func (h *histories) get(t testing.TB, mode string) (dir string, applied map[string]string) {
+	t.Helper()
+	dir = filepath.Join(h.dir, mode)
+	if h.applied[mode] == nil {
 		records, packs := 120, 0
 		if mode == "joining" {
 			records, packs = 1020, 7
 		}
-		p.packed[mode] = history(p.t, kept, records, packs)
+		h.applied[mode] = history(t, dir, records, packs)
 	}
-	ok(p.t, os.RemoveAll(p.state()))
-	ok(p.t, os.CopyFS(p.state(), os.DirFS(kept)))
-	ok(p.t, unix.Syncfs(int(p.disk.root.Fd())))
-	p.said.forget(maps.Clone(p.packed[mode]))
-	p.before.told, p.before.records = len(p.packed[mode]), len(p.packed[mode])
+	return dir, h.applied[mode]
 }
 
 // history makes a state directory of so many applied records, and lets them be

@@ -17,8 +17,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,8 +34,20 @@ var (
 	seed = flag.Uint64("seed", uint64(time.Now().UnixNano()), "of the moments and the changes")
 )
 
-// TestMain lets this binary be the agent.
+// TestMain lets this binary be the agent. The tests run as a process in a mount
+// namespace of its own, or else whoever makes one at the same moment takes a
+// copy of our mounts along and keeps the disks from being unmounted.
 func TestMain(m *testing.M) {
+	if os.Getuid() == 0 && strings.HasSuffix(os.Args[0], ".test") && os.Getenv("POWERCUT_ALONE") == "" {
+		cmd := exec.Command(os.Args[0], os.Args[1:]...)
+		cmd.Env = append(os.Environ(), "POWERCUT_ALONE=1")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Start(); err == nil { // else it may not; the disks will say so
+			_ = cmd.Wait()
+			os.Exit(cmd.ProcessState.ExitCode())
+		}
+	}
 	if os.Getenv("GORACE") == "" {
 		// else each agent that ends sleeps for a second, for races of its last moment
 		_ = os.Setenv("GORACE", "atexit_sleep_ms=20")
@@ -61,6 +75,7 @@ var series = []struct {
 func TestPowerCut(t *testing.T) {
 	t.Logf("seed %d", *seed)
 	var all tally
+	old := &histories{t.TempDir(), map[string]map[string]string{}}
 	for i, row := range series {
 		n := *cuts / len(series)
 		if i < *cuts%len(series) {
@@ -71,6 +86,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		t.Run(row.name, func(t *testing.T) {
 			p := newPower(newSite(t, newDisk(t, row.kind, row.options), row.git), uint64(i))
+			p.old = old
 			p.series(n)
 			t.Log(p.tally.String())
 			all.add(&p.tally)
