@@ -30,8 +30,9 @@ import (
 )
 
 var (
-	cuts = flag.Int("cuts", 4, "how often the power is cut, over all disks")
-	seed = flag.Uint64("seed", uint64(time.Now().UnixNano()), "of the moments and the changes")
+	cuts  = flag.Int("cuts", 4, "how often the power is cut, over all disks")
+	fills = flag.Int("fills", 4, "how many points of a disk that fills up are tried")
+	seed  = flag.Uint64("seed", uint64(time.Now().UnixNano()), "of the moments and the changes")
 )
 
 // TestMain lets this binary be the agent. The tests run as a process in a mount
