@@ -42,14 +42,19 @@ const (
 // test where that cannot be done.
 func newDisk(t testing.TB, kind, options string) *disk {
 	t.Helper()
+	return newDiskIn(t, t.TempDir(), kind, options)
+}
+
+// newDiskIn is newDisk with its image in dir, made with further flags of mkfs.
+func newDiskIn(t testing.TB, dir, kind, options string, flags ...string) *disk {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to mount a file system")
 	}
 	for _, program := range []string{"mkfs." + kind, "losetup", "mount", "umount"} {
 		needs(t, program)
 	}
-	dir := t.TempDir()
-	d := &disk{t: t, image: filepath.Join(dir, kind+".img"), dir: filepath.Join(dir, "mnt"), options: options}
+	d := &disk{t: t, image: filepath.Join(dir, kind+".img"), dir: filepath.Join(t.TempDir(), "mnt"), options: options}
 	size, args := int64(48<<20), []string{"-q", "-F", d.image}
 	if kind == "xfs" {
 		size, args = 320<<20, []string{"-q", "-f", d.image} // it makes none below 300 MiB
@@ -57,7 +62,7 @@ func newDisk(t testing.TB, kind, options string) *disk {
 	ok(t, os.Mkdir(d.dir, 0o755))
 	ok(t, os.WriteFile(d.image, nil, 0o600))
 	ok(t, os.Truncate(d.image, size))
-	if out, err := exec.Command("mkfs."+kind, args...).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs."+kind, append(flags, args...)...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.%s: %v\n%s", kind, err, out)
 	}
 	// A container may have no loop devices, or not let them be used.
