@@ -57,17 +57,42 @@ func TestDiskSlow(t *testing.T) {
 	end := p.inject("fsync:delay_enter=300000")
 	defer end()
 	p.next(false)
-	runs := dtesn.New(dtesn.Options{Socket: p.socket, Environment: "production", Timeout: 5 * time.Second, ReadOnly: true})
-	defer runs.Close()
 	p.until("the engine runs it", func() bool {
-		reading, err := runs.Read(t.Context())
-		return err == nil && reading.Parameters.CacheTTLSeconds == p.n
+		reading, err := p.runs()
+		return err == nil && reading.CacheTTLSeconds == p.n
 	})
 	if st, err := p.status(); err != nil || st.Attempted.Outcome != schema.Pending {
 		t.Errorf("before anything was synced the outcome is %+v %v", st.Attempted, err)
 	}
 	p.alive()
 	p.synced()
+}
+
+// TestDiskNoDescriptors takes the agent's right to open files: the engine keeps
+// what it has, and the agent goes on once it may again.
+func TestDiskNoDescriptors(t *testing.T) {
+	p := newPower(newSite(t, newMemoryDisk(t, "size=16m"), false), 600)
+	p.begin()
+	good, pid := p.n, p.agent.Process.Pid
+	var before unix.Rlimit
+	ok(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &before))
+	ok(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	p.next(false)
+	p.until("the log says why", func() bool { return strings.Contains(p.said.tail(), "too many open files") })
+	if reading, err := p.runs(); err != nil || reading.CacheTTLSeconds != good {
+		t.Errorf("state %d was good, and the engine runs %+v %v", good, reading, err)
+	}
+	ok(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil))
+	p.synced() // by itself
+	p.look(ptr(p.status()), "no descriptors")
+}
+
+// runs asks the engine what it runs, past the agent.
+func (s *site) runs() (schema.Parameters, error) {
+	client := dtesn.New(dtesn.Options{Socket: s.socket, Environment: "production", Timeout: 5 * time.Second, ReadOnly: true})
+	defer client.Close()
+	reading, err := client.Read(s.t.Context())
+	return reading.Parameters, err
 }
 
 // inject attaches to the agent and tampers with its system calls until end is

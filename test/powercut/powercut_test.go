@@ -2,9 +2,10 @@
 // for real: the state directory lies on ext4 or xfs in an image behind a loop
 // device, and FS_IOC_SHUTDOWN drops what was not synced. After each cut
 // everything that the agent's log, status, answer or exit code called applied
-// must be there.
+// must be there. Disks that are full, fail, are slow, turn read-only or forget
+// what they refused are here too.
 //
-//	make powercut                            240 cuts
+//	make powercut                            240 cuts, 96 points of a full disk
 //	go test ./test/powercut                  four cuts
 //	go test ./test/powercut -args -cuts 50 -seed 7
 //
