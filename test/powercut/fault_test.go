@@ -22,6 +22,7 @@ import (
 // TestDiskFaults lets every sync, or every rename, of a running agent fail for a
 // while, as a bad disk, a quota or a read-only mount does.
 func TestDiskFaults(t *testing.T) {
+	t.Parallel()
 	needs(t, "strace")
 	p := newPower(newSite(t, newDisk(t, "ext4", ""), false), 200)
 	p.begin()
@@ -51,6 +52,7 @@ func TestDiskFaults(t *testing.T) {
 // TestDiskSlow makes each sync take a third of a second: the engine need not
 // wait for it, and the agent lives.
 func TestDiskSlow(t *testing.T) {
+	t.Parallel()
 	needs(t, "strace")
 	p := newPower(newSite(t, newDisk(t, "ext4", ""), false), 300)
 	p.begin()
@@ -71,6 +73,7 @@ func TestDiskSlow(t *testing.T) {
 // TestDiskNoDescriptors takes the agent's right to open files: the engine keeps
 // what it has, and the agent goes on once it may again.
 func TestDiskNoDescriptors(t *testing.T) {
+	t.Parallel()
 	p := newPower(newSite(t, newMemoryDisk(t, "size=16m"), false), 600)
 	p.begin()
 	good, pid := p.n, p.agent.Process.Pid
@@ -140,6 +143,7 @@ func (s *site) until(what string, holds func() bool) {
 // then for good, as the kernel does when it finds the file system broken; and
 // third, gone altogether.
 func TestDiskReadOnly(t *testing.T) {
+	t.Parallel()
 	p := newPower(newSite(t, newDisk(t, "ext4", "errors=remount-ro"), false), 400)
 	p.begin()
 

@@ -101,6 +101,7 @@ func TestPowerCut(t *testing.T) {
 // agent whose syncs do nothing, and say that they did, loses what it called
 // applied.
 func TestPowerCutCanFail(t *testing.T) {
+	t.Parallel()
 	needs(t, "strace")
 	p := newPower(newSite(t, newDisk(t, "ext4", "commit=600"), false), 0)
 	p.under = []string{

@@ -14,6 +14,7 @@ import (
 // a second fsync of the same file succeeds without its bytes. An agent that only
 // synced again would call applied what the next cut takes.
 func TestDiskForgets(t *testing.T) {
+	t.Parallel()
 	below := newMemoryDisk(t, "size=64m")
 	d := newDiskIn(t, below.dir, "ext4", "commit=600", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-J", "size=4")
 	d.thin()
