@@ -24,10 +24,10 @@
 //
 // Once Commit returned, a kill of the process cannot lose the record: its four
 // objects and the ref are written, each by a rename, but not synced. Once
-// Confirm, or the Commit of a revert or a note (of what an operator is answered
-// at once), returned, a power cut cannot lose it:
-// objects and their directories are synced first, then the ref that vouches
-// for them is renamed into place, then its directory is synced. So whatever
+// Confirm, or the Commit of a revert or a note (which an operator is answered at
+// once), returned, a power cut cannot lose it: objects and their directories are
+// synced first, then the ref that vouches for them is renamed into place, then
+// its directory is synced. So whatever
 // refs/dtesn/applied names is whole, and a head that is not whole is a
 // candidate that nobody was told of.
 //
