@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,9 @@ const (
 // emptied by a clean release.
 type writerLock struct {
 	file *os.File
+	// marking is the sync of the content: a power cut that took it would look
+	// like a clean release.
+	marking sync.WaitGroup
 	// killed: the last holder did not release the lock.
 	killed bool
 	// cut: the last holder neither released the lock nor ran in this boot, so
@@ -81,6 +85,7 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	// from starting.
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+" "+thisBoot+"\n"), 0)
+		l.marking.Go(func() { _ = f.Sync() }) // beside the rest of the start; Open waits for it
 	}
 	return l, nil
 }
@@ -88,6 +93,7 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 // release empties the file and gives the lock up. clean false leaves the
 // content, so that the next writer looks more closely.
 func (l *writerLock) release(clean bool) error {
+	l.marking.Wait()
 	if clean {
 		_ = l.file.Truncate(0)
 	}

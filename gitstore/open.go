@@ -109,6 +109,7 @@ func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 		s.repo.closePacks()
 		return nil, nil, errors.Join(err, lock.release(false))
 	}
+	lock.marking.Wait()
 	s.opened = true
 	return s, s.Repairs(), nil
 }
