@@ -110,6 +110,7 @@ func (p *power) turnOff() {
 func (p *power) turnOn() apply.Status {
 	p.t.Helper()
 	p.disk.mount()
+	p.reboot()
 	p.start()
 	return p.await("settled", func(st *apply.Status) bool {
 		if st.InSync {
@@ -117,6 +118,18 @@ func (p *power) turnOn() apply.Status {
 		}
 		return st.State == apply.StateHeld && st.Running.Confirmed
 	})
+}
+
+// reboot is what a power cut is besides: the machine that the last agent ran on,
+// if the disk still knows that one ran, was started again since.
+func (p *power) reboot() {
+	p.t.Helper()
+	path := filepath.Join(p.state(), "lock")
+	held, err := os.ReadFile(path)
+	ok(p.t, err)
+	if pid, _, found := strings.Cut(string(held), " "); found {
+		ok(p.t, os.WriteFile(path, []byte(pid+" an-earlier-boot\n"), 0o600))
+	}
 }
 
 // work changes things until the power is cut.

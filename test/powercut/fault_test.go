@@ -149,7 +149,9 @@ func TestDiskReadOnly(t *testing.T) {
 
 	good := p.n
 	ok(t, unix.Mount(p.state(), p.state(), "", unix.MS_BIND, ""))
-	ok(t, unix.Mount("", p.state(), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	p.until("nobody is writing at this moment", func() bool {
+		return unix.Mount("", p.state(), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "") == nil
+	})
 	p.refused("read-only", good)
 	ok(t, unix.Unmount(p.state(), unix.MNT_DETACH))
 	p.synced() // by itself

@@ -37,7 +37,7 @@ func (p *power) look(st *apply.Status, mode string) {
 	p.until("git fsck is clean, or packing has left it alone", func() bool {
 		faults, fsck = exec.Command("git", "--git-dir", repo, "fsck", "--strict", "--full").CombinedOutput()
 		// a fsck that runs beside a packing misses the loose files that it listed
-		return fsck == nil || !bytes.Contains(faults, []byte("unable to mmap"))
+		return fsck == nil || !bytes.Contains(faults, []byte("No such file"))
 	})
 	if fsck != nil {
 		p.t.Errorf("git fsck: %v\n%s", fsck, faults)
