@@ -58,6 +58,9 @@ fuzz: ## Fuzz the loader and the trailers, FUZZTIME (60s) each
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzParseCanonical$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./gitstore -run '^$$' -fuzz '^Fuzz' -fuzztime $(FUZZTIME)
 
+crash: build ## Kill the agent before and after each system call that writes, 2000 times at least
+	$(GO) run ./test/crash -agent $(AGENT) -points 2000 -all
+
 powercut: ## Cut the power of real disks CUTS (240) times, fill and break them; needs root (SEED repeats a run)
 	$(GO) test ./test/powercut -count=1 -v -timeout 60m -args -cuts $(CUTS) -fills 96 $(if $(SEED),-seed $(SEED))
 
