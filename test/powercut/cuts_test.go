@@ -125,8 +125,7 @@ func (p *power) turnOn() apply.Status {
 func (p *power) reboot() {
 	p.t.Helper()
 	path := filepath.Join(p.state(), "lock")
-	held, err := os.ReadFile(path)
-	ok(p.t, err)
+	held, _ := os.ReadFile(path) // there is none left of an agent that syncs nothing
 	if pid, _, found := strings.Cut(string(held), " "); found {
 		ok(p.t, os.WriteFile(path, []byte(pid+" an-earlier-boot\n"), 0o600))
 	}
