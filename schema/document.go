@@ -57,6 +57,9 @@ type Document struct {
 	// Refused says why the source cannot be trusted with this revision, with
 	// the way out; Files is empty then.
 	Refused *Refusal
+	// Follows is the commit that ran when a git source judged this revision, ""
+	// for none: it must still run when the Document is taken up.
+	Follows string
 	// Files are sorted by Path.
 	Files []File
 }

@@ -24,7 +24,9 @@ const module = "dtesn-agent"
 // mayImport says which of our packages each may import; what is not here may
 // import nothing of ours.
 var mayImport = map[string][]string{
-	"watcher":          {"schema", "watcher/local", "watcher/remote", "watcher/signature"},
+	"watcher":          {"schema", "watcher/local", "watcher/remote", "watcher/signature", "watcher/smallfile"},
+	"watcher/local":    {"watcher/smallfile"},
+	"watcher/remote":   {"watcher/smallfile"},
 	"gitstore":         {"schema"},
 	"dtesn":            {"schema"},
 	"apply":            {"schema"},

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"dtesn-agent/schema"
@@ -67,20 +68,37 @@ type Git struct {
 	ref    refSpec
 	origin origin
 	sync   chan struct{}
+	asked  atomic.Bool
 	pulse
 
 	// What follows belongs to the look that is under way.
 	last  sighting
+	begun atomic.Int64 // when, in Unix nanoseconds; 0 between two
 	sink  Sink
 	fails int
 	told  string
 }
 
+// maxLook is longer than the bounds of all that a look may do.
+const maxLook = 30 * time.Minute
+
 // A sighting is what was delivered, and what it depended on.
 type sighting struct {
 	target  string // the hash that the ref named
+	commit  string // what it led to
 	signers string // digest of the allowed signers
-	running string // what ran, if it was refused
+	running string // what ran
+	// again is when to judge anew all the same, zero for never: what was short
+	// of proof may be proven by what the server has later. wait doubles.
+	again time.Time
+	wait  time.Duration
+}
+
+// holds reports whether a look that sees now would find what s did. A revision
+// that became what runs is judged already.
+func (s sighting) holds(now sighting) bool {
+	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.commit == now.running) &&
+		(s.again.IsZero() || time.Now().Before(s.again))
 }
 
 // NewGit makes a source; it checks what can be checked without the network,
@@ -131,6 +149,7 @@ func (g *Git) Location() string { return g.origin.location() }
 
 // Sync makes the loop look now, and returns at once.
 func (g *Git) Sync() {
+	g.asked.Store(true)
 	select {
 	case g.sync <- struct{}{}:
 	default:
@@ -164,12 +183,15 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 		}
 		looking = true
 		due.Stop()
+		g.begun.Store(time.Now().UnixNano())
 		go func() { over <- g.look(ctx) }()
 	}
 	for {
-		g.mu.Lock()
-		g.stamp = time.Now()
-		g.mu.Unlock()
+		if !looking || time.Since(time.Unix(0, g.begun.Load())) < maxLook {
+			g.mu.Lock()
+			g.stamp = time.Now()
+			g.mu.Unlock()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -252,15 +274,17 @@ func (g *Git) read(ctx context.Context) (*schema.Document, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := sighting{target: target.hash.String()}
+	now := sighting{target: target.hash.String(), running: g.opt.Running()}
+	if g.asked.Swap(false) && !g.last.again.IsZero() {
+		g.last.again = time.Unix(1, 0)
+	}
 	var trust *allowed
 	if g.opt.Verify != "" {
 		if trust, now.signers, err = readSigners(g.opt.Signers); err != nil {
 			return nil, err
 		}
 	}
-	running := g.opt.Running()
-	if g.last.target == now.target && g.last.signers == now.signers && (g.last.running == "" || g.last.running == running) {
+	if g.last.holds(now) {
 		return nil, nil
 	}
 	if g.last.target == now.target && g.last.signers != now.signers {
@@ -271,24 +295,27 @@ func (g *Git) read(ctx context.Context) (*schema.Document, error) {
 		return nil, err
 	}
 	defer release()
-	doc, err := g.document(ctx, tree, target, trust, running)
+	doc, proven, err := g.document(ctx, tree, target, trust, now.running)
 	if err != nil {
 		return nil, err
 	}
-	if doc.Refused != nil {
-		now.running = running
+	now.commit, doc.Follows = doc.Source.Revision, now.running
+	if !proven {
+		now.wait = min(max(2*g.last.wait, g.opt.Poll, time.Second), time.Hour)
+		now.again = time.Now().Add(now.wait)
 	}
 	g.last = now
 	return doc, nil
 }
 
-// document makes the Document of the commit that target leads to.
-func (g *Git) document(ctx context.Context, o objects, target target, trust *allowed, running string) (*schema.Document, error) {
+// document makes the Document of the commit that target leads to. It is not
+// proven if it is refused for what could not be found out.
+func (g *Git) document(ctx context.Context, o objects, target target, trust *allowed, running string) (doc *schema.Document, proven bool, err error) {
 	c, err := readCommit(o, target.hash)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	doc := &schema.Document{Environment: g.opt.Environment, Source: schema.Source{
+	doc = &schema.Document{Environment: g.opt.Environment, Source: schema.Source{
 		Kind: "git", Location: g.origin.location(), Revision: c.hash.String(), Author: c.author, Subject: c.subject,
 	}}
 	if trust != nil {
@@ -298,38 +325,42 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 				Reason: fmt.Sprintf("commit %s is not trusted: %s", c.hash.String()[:12], err),
 				Hint:   "sign it with a key in " + g.opt.Signers + ", or have the key put there",
 			}
-			return doc, nil
+			return doc, true, nil
 		}
 		doc.Source.Signer, doc.Source.Key = who.Name, who.Key
 	}
-	if doc.Refused, err = g.rewound(ctx, o, c, running); err != nil || doc.Refused != nil {
-		return doc, err
+	if doc.Refused, proven, err = g.rewound(ctx, o, c, running); err != nil || doc.Refused != nil {
+		return doc, proven, err
 	}
 	doc.Files, err = treeFiles(o, c, g.opt.Dir, g.opt.Environment)
-	return doc, err
+	return doc, true, err
 }
 
 // rewound says why the ref must not move to c while running is what runs.
-func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (*schema.Refusal, error) {
+func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (why *schema.Refusal, proven bool, err error) {
 	if running == "" || running == c.hash.String() || c.child(running) {
-		return nil, nil
+		return nil, true, nil
 	}
-	err := g.origin.descends(ctx, o, c, running)
+	err = g.origin.descends(ctx, o, c, running)
 	var not *notDescendant
 	switch {
 	case err == nil:
-		return nil, nil
+		return nil, true, nil
 	case !errors.As(err, &not):
-		return nil, err
+		return nil, false, err
 	case g.opt.AllowRewind:
 		g.opt.Logger.Warn("the ref was moved to what does not descend from what runs, as --allow-rewind permits",
 			"ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "why", not.why)
-		return nil, nil
+		return nil, true, nil
 	}
-	return &schema.Refusal{
+	why = &schema.Refusal{
 		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which runs", g.opt.Ref, c.hash.String()[:12], not.why, running[:min(12, len(running))]),
 		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
-	}, nil
+	}
+	if not == notShown {
+		why.Hint = "is the server's copy shallow, or the way between very long? it is looked at again by itself; to take it unproven, run the agent with --allow-rewind until it is applied"
+	}
+	return why, not != notShown, nil
 }
 
 // target is what the ref names.

@@ -7,17 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/object"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/watcher/local"
 	"dtesn-agent/watcher/remote"
 	"dtesn-agent/watcher/signature"
+	"dtesn-agent/watcher/smallfile"
 )
 
 // clock is the time by which keys are valid; tests turn it.
@@ -56,9 +55,9 @@ func readSigners(path string) (*allowed, string, error) {
 	if path == "" {
 		return nil, "", errors.New("--verify needs --allowed-signers FILE: who may sign, as in ssh-keygen(1), ALLOWED SIGNERS")
 	}
-	text, err := os.ReadFile(path)
+	text, err := smallfile.Read(path, 1<<20)
 	if err != nil {
-		return nil, "", fmt.Errorf("read the allowed signers in %s: %w", path, bare(err))
+		return nil, "", fmt.Errorf("read the allowed signers in %s: %w", path, err)
 	}
 	s, err := signature.ParseSigners(text)
 	if err != nil {
@@ -128,19 +127,19 @@ func walk(ctx context.Context, o objects, c *commit, ancestor string, limit int)
 		if seen[h] = true; len(seen) > limit {
 			return false, false, nil
 		}
-		obj, err := o.EncodedObject(plumbing.CommitObject, h)
+		_, raw, err := readObject(o, plumbing.CommitObject, h, maxCommit)
 		if errors.Is(err, plumbing.ErrObjectNotFound) {
 			complete = false // the history is cut off here
 			continue
 		}
 		if err != nil {
-			return false, false, fmt.Errorf("read commit %s: %w", h, err)
+			return false, false, err
 		}
-		decoded := &object.Commit{}
-		if err := decoded.Decode(obj); err != nil {
-			return false, false, fmt.Errorf("read commit %s: %w", h, err)
+		behind, err := (&commit{}).decode(h, raw)
+		if err != nil {
+			return false, false, err
 		}
-		next = append(next, decoded.ParentHashes...)
+		next = append(next, behind.parents...)
 	}
 	return false, complete, nil
 }

@@ -24,6 +24,7 @@ import (
 // objects is where objects are read from.
 type objects interface {
 	EncodedObject(plumbing.ObjectType, plumbing.Hash) (plumbing.EncodedObject, error)
+	EncodedObjectSize(plumbing.Hash) (int64, error)
 }
 
 // The most an object may hold.
@@ -38,12 +39,12 @@ var errOversize = errors.New("it is too large")
 // readObject reads one object and checks that it is what its name says: a
 // loose file of a local repository may be anything.
 func readObject(o objects, want plumbing.ObjectType, h plumbing.Hash, limit int64) (plumbing.ObjectType, []byte, error) {
+	if size, err := o.EncodedObjectSize(h); err == nil && size > limit { // before it is inflated
+		return 0, nil, fmt.Errorf("read object %s: %w: %d bytes, over %d", h, errOversize, size, limit)
+	}
 	obj, err := o.EncodedObject(want, h)
 	if err != nil {
 		return 0, nil, fmt.Errorf("read object %s: %w", h, err)
-	}
-	if obj.Size() > limit {
-		return 0, nil, fmt.Errorf("read object %s: %w: %d bytes, over %d", h, errOversize, obj.Size(), limit)
 	}
 	r, err := obj.Reader()
 	if err != nil {

@@ -8,11 +8,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/go-git/go-billy/v5"
 	"github.com/go-git/go-billy/v5/osfs"
@@ -20,6 +21,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 	"github.com/go-git/go-git/v5/storage/filesystem/dotgit"
+
+	"dtesn-agent/watcher/smallfile"
 )
 
 // A Repository is where a repository keeps its files: gitrepository-layout(5).
@@ -74,6 +77,36 @@ func (r Repository) readable() error {
 			return fmt.Errorf("open repository %s: its %s is not read by this agent: use a clone in git's usual format (sha1, files)", r.Dir, format)
 		}
 	}
+	return r.lent(filepath.Join(r.Common, "objects"), nil)
+}
+
+// maxLent is how many repositories may lend objects, one through the other.
+const maxLent = 5
+
+// lent refuses object directories that borrow from each other in a circle,
+// which go-git would follow without end: gitrepository-layout(5), alternates.
+func (r Repository) lent(objects string, before []string) error {
+	text, err := small(filepath.Join(objects, "info", "alternates"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open repository %s: read where it borrows objects: %w", r.Dir, err)
+	}
+	real, err := filepath.EvalSymlinks(objects)
+	if err != nil {
+		return fmt.Errorf("open repository %s: %w", r.Dir, bare(err))
+	}
+	if before = append(before, real); slices.Contains(before[:len(before)-1], real) || len(before) > maxLent {
+		return fmt.Errorf("open repository %s: it borrows objects in a circle, or through more than %d others: mend objects/info/alternates", r.Dir, maxLent)
+	}
+	for path := range strings.Lines(text) {
+		if path = strings.TrimSpace(path); path != "" && !strings.HasPrefix(path, "#") {
+			if err := r.lent(absolute(objects, path), before); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -109,7 +142,7 @@ func (r Repository) Resolve(names []string) (map[string]plumbing.Hash, error) {
 
 func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
 	text, err := small(r.file(name))
-	if errors.Is(err, fs.ErrNotExist) || isDir(err) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
 		return r.packed(name)
 	}
 	if err != nil {
@@ -128,17 +161,12 @@ func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
 }
 
 func (r Repository) packed(name string) (plumbing.Hash, error) {
-	f, err := os.Open(filepath.Join(r.Common, "packed-refs"))
+	data, err := smallfile.Read(filepath.Join(r.Common, "packed-refs"), maxPacked)
 	if errors.Is(err, fs.ErrNotExist) {
 		return plumbing.ZeroHash, nil
 	}
 	if err != nil {
-		return plumbing.ZeroHash, fmt.Errorf("read the packed refs of %s: %w", r.Dir, bare(err))
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 64<<20))
-	if err != nil {
-		return plumbing.ZeroHash, fmt.Errorf("read the packed refs of %s: %w", r.Dir, bare(err))
+		return plumbing.ZeroHash, fmt.Errorf("read the packed refs of %s: %w", r.Dir, err)
 	}
 	end := []byte(" " + name + "\n")
 	at := bytes.Index(data, end)
@@ -192,18 +220,17 @@ func (r Repository) file(name string) string {
 	return filepath.Join(r.Common, name)
 }
 
+// The most that files of a repository may hold, in bytes.
+const (
+	maxSmall  = 1 << 20
+	maxPacked = 64 << 20
+)
+
 // small reads a small text file, without the line feed at its end.
 func small(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	b, err := smallfile.Read(path, maxSmall)
 	return strings.TrimRight(string(b), "\r\n"), err
 }
-
-func isDir(err error) bool { return err != nil && strings.Contains(err.Error(), "is a directory") }
 
 func absolute(base, path string) string {
 	if filepath.IsAbs(path) {

@@ -43,10 +43,11 @@ func (a address) hostPort(port string) string {
 	return a.host + ":" + port
 }
 
-// String is the address as it was given, without anything secret.
+// String is the address as it was given, without anything secret: hosts of HTTP
+// take a token for a user too.
 func (a address) String() string {
 	host := a.host
-	if a.user != "" {
+	if a.user != "" && a.scheme == "ssh" {
 		host = a.user + "@" + host
 	}
 	if !strings.HasPrefix(a.path, "/") {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -38,7 +40,7 @@ func passes(err error) bool {
 func (e *Error) Error() string {
 	text := e.What
 	if e.Err != nil {
-		text += ": " + cause(e.Err)
+		text += ": " + oneLine([]byte(cause(e.Err)), 1000)
 	}
 	if e.Hint != "" {
 		text += ": " + e.Hint
@@ -84,12 +86,33 @@ func (e *tooLargeError) Error() string {
 }
 
 // line makes foreign bytes one line of at most 200 bytes.
-func line(b []byte) string {
+func line(b []byte) string { return oneLine(b, 200) }
+
+func oneLine(b []byte, limit int) string {
 	text := strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == unicode.ReplacementChar {
 			return ' '
 		}
 		return r
-	}, string(b[:min(len(b), 200)]))
+	}, string(b[:min(len(b), limit)]))
 	return strings.TrimSpace(text)
+}
+
+// leaks reports whether text repeats one of secrets, or 16 bytes of it in a row,
+// as it is or as quoting or an address would write it.
+func leaks(text string, secrets []string) bool {
+	forms := []string{text, strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(text)}
+	if plain, err := url.PathUnescape(text); err == nil {
+		forms = append(forms, plain)
+	}
+	const enough = 16
+	for _, secret := range secrets {
+		for at := range max(1, len(secret)-enough+1) {
+			part := secret[at:min(len(secret), at+enough)]
+			if part != "" && slices.ContainsFunc(forms, func(form string) bool { return strings.Contains(form, part) }) {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -11,9 +11,10 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
+
+	"dtesn-agent/watcher/smallfile"
 )
 
 // httpTransport speaks git's smart HTTP: gitprotocol-http(5).
@@ -160,26 +161,14 @@ func (t *httpTransport) login() (login, error) {
 
 // readSecret reads a small file.
 func readSecret(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	b, err := smallfile.Read(path, 1<<20)
 	if err != nil {
-		return nil, &Error{What: "read " + path, Hint: "the agent's user must be able to read it", Err: bare(err)}
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil {
-		return nil, &Error{What: "read " + path, Err: bare(err)}
+		return nil, &Error{What: "read " + path, Hint: "it must be a file that the agent's user can read", Err: err}
 	}
 	if len(bytes.TrimSpace(b)) == 0 {
 		return nil, &Error{What: path + " is empty", Hint: "write it whole, by a rename"}
 	}
 	return b, nil
-}
-
-func bare(err error) error {
-	if path := new(os.PathError); errors.As(err, &path) {
-		return path.Err
-	}
-	return err
 }
 
 type httpExchange struct {
@@ -243,6 +232,8 @@ func (ex *httpExchange) do(method, path string, body []byte) (*http.Response, er
 // connection for the next request.
 func (ex *httpExchange) close() {
 	if ex.body != nil {
+		timer := time.AfterFunc(goodbye, func() { ex.cancel(errSlow) })
+		defer timer.Stop()
 		_, _ = io.CopyN(io.Discard, ex.body, 4096)
 		_ = ex.body.Close()
 		ex.body = nil

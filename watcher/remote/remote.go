@@ -26,7 +26,6 @@ import (
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 )
 
@@ -34,8 +33,10 @@ const agent = "dtesn-agent"
 
 // The bounds. A listing of a host with 100,000 refs is about 8 MiB.
 const (
-	maxListing = 64 << 20  // bytes of an advertisement
-	maxPack    = 128 << 20 // bytes of a pack
+	maxListing  = 64 << 20  // bytes of an advertisement
+	maxPack     = 128 << 20 // bytes of a pack
+	maxObject   = 32 << 20  // bytes of one object in it
+	maxInflated = 256 << 20 // bytes of all objects in it
 )
 
 // patience is how long things may take.
@@ -182,24 +183,11 @@ func (r *Remote) List(ctx context.Context, names []string) (found Refs, err erro
 // under the name with "^{}" behind.
 type Refs = refs
 
-// Objects are what one fetch brought, in a directory of their own.
-type Objects struct {
-	*filesystem.Storage
-	dir string
-	// Filtered says that the server left out what the filter names.
-	Filtered bool
-}
-
-// Remove gives the directory back.
-func (o *Objects) Remove() error {
-	return errors.Join(o.Storage.Close(), os.RemoveAll(o.dir))
-}
-
 // Fetch brings a commit, or a tag, with depth generations of its history into
 // a new directory below parent. filter, such as "blob:limit=1048577", leaves
 // objects out where the server can.
 func (r *Remote) Fetch(ctx context.Context, hash plumbing.Hash, depth int, filter, parent string) (*Objects, error) {
-	dir, err := os.MkdirTemp(parent, "fetch-")
+	dir, err := os.MkdirTemp(parent, fetchPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", hash, err)
 	}
@@ -221,12 +209,8 @@ func (r *Remote) fetch(s *session, w want, o *Objects) error {
 	if err := s.said.readToPack(p); err != nil {
 		return err
 	}
-	pack := bound(&packReader{p: p, progress: r.opt.Progress}, maxPack, "the pack")
-	if err := packfile.UpdateObjectStorage(o.Storage, pack); err != nil {
-		if pack.err != nil {
-			return pack.err
-		}
-		return &Error{What: "the pack that came is damaged", Hint: "it is fetched anew; if that goes on, see whether the repository is sound: git fsck", Err: err}
+	if err := o.take(&packReader{p: p, progress: r.progress()}); err != nil {
+		return err
 	}
 	if err := o.HasEncodedObject(w.hash); err != nil {
 		return &notGitError{"the pack does not hold what was asked for"}
@@ -241,11 +225,8 @@ func (r *Remote) fetch(s *session, w want, o *Objects) error {
 func (r *Remote) fail(attempt string, cause error) error {
 	err := r.word(attempt, cause)
 	err.Passing = passes(cause)
-	text := err.Error()
-	for _, s := range r.transport.secrets() {
-		if s != "" && strings.Contains(text, s) {
-			return &Error{What: attempt + " " + r.at.String(), Err: errors.New("the server repeats the login that it was sent")}
-		}
+	if leaks(err.Error(), r.transport.secrets()) {
+		return &Error{What: attempt + " " + r.at.String(), Err: errors.New("the server repeats the login that it was sent")}
 	}
 	return err
 }
@@ -301,9 +282,33 @@ func (b *bounded) Read(p []byte) (int, error) {
 
 // Sweep removes what fetches that were cut short left below parent.
 func Sweep(parent string) error {
-	left, err := filepath.Glob(filepath.Join(parent, "fetch-*"))
+	left, err := os.ReadDir(parent)
 	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+		if strings.HasPrefix(dir.Name(), fetchPrefix) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(parent, dir.Name())))
+		}
 	}
 	return err
+}
+
+const fetchPrefix = "fetch-"
+
+// progress is where a server's words on a fetch go, unless they repeat the login.
+func (r *Remote) progress() io.Writer {
+	if r.opt.Progress == nil {
+		return nil
+	}
+	return discreet{r.opt.Progress, r.transport.secrets()}
+}
+
+type discreet struct {
+	w       io.Writer
+	secrets []string
+}
+
+func (d discreet) Write(b []byte) (int, error) {
+	if leaks(string(b), d.secrets) {
+		return len(b), nil
+	}
+	return d.w.Write(b)
 }

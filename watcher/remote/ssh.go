@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -21,14 +22,15 @@ type sshTransport struct {
 	files Files
 
 	client *ssh.Client
+	conn   net.Conn // what it runs over
 	// trust is the digest of the files that the connection was made with.
 	trust [sha256.Size]byte
 }
 
 func (t *sshTransport) close() {
 	if t.client != nil {
-		_ = t.client.Close()
-		t.client = nil
+		_ = t.conn.Close()
+		t.client, t.conn = nil, nil
 	}
 }
 
@@ -43,10 +45,20 @@ func (t *sshTransport) open(b bounds, _ bool) (exchange, error) {
 	return ex, err
 }
 
-func (t *sshTransport) session(b bounds) (exchange, error) {
+// session begins a session. Whatever the host does or leaves undone, the end of
+// b ends it: nothing but closing the connection does that for sure.
+func (t *sshTransport) session(b bounds) (ex exchange, err error) {
 	if err := t.connect(b.ctx); err != nil {
 		return nil, err
 	}
+	conn := t.conn
+	abort := func() { _ = conn.Close() }
+	stop := context.AfterFunc(b.ctx, abort)
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
 	s, err := t.client.NewSession()
 	if err != nil {
 		return nil, err
@@ -63,7 +75,7 @@ func (t *sshTransport) session(b bounds) (exchange, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return newStream(b, in, &explained{out, s, said}, s.Close), nil
+	return newStream(b, in, &explained{out, s, said}, s.Close, abort, stop), nil
 }
 
 // connect makes the connection, where there is none or a file has changed.
@@ -98,12 +110,14 @@ func (t *sshTransport) connect(ctx context.Context) error {
 		return err
 	}
 	_ = conn.SetDeadline(time.Now().Add(20 * time.Second)) // for the handshake
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
 	c, chans, reqs, err := ssh.NewClientConn(conn, addr, conf)
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	_ = conn.SetDeadline(time.Time{})
-	t.client, t.trust = ssh.NewClient(c, chans, reqs), digest
+	t.client, t.conn, t.trust = ssh.NewClient(c, chans, reqs), conn, digest
 	return nil
 }
 

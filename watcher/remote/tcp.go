@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -19,9 +20,12 @@ func (t *tcpTransport) open(b bounds, _ bool) (exchange, error) {
 	if err != nil {
 		return nil, err
 	}
+	abort := func() { _ = conn.Close() }
+	stop := context.AfterFunc(b.ctx, abort)
 	text := fmt.Sprintf("git-upload-pack %s\x00host=%s\x00\x00version=2\x00", t.at.path, t.at.host)
 	if _, err := fmt.Fprintf(conn, "%04x%s", len(text)+4, text); err != nil {
+		stop()
 		return nil, errors.Join(err, conn.Close())
 	}
-	return newStream(b, conn, conn, conn.Close), nil
+	return newStream(b, conn, conn, conn.Close, abort, stop), nil
 }

@@ -374,7 +374,7 @@ func TestAddresses(t *testing.T) {
 	}
 	for repo, want := range map[string]string{
 		"https://example.org/a/b.git":      "https://example.org/a/b.git",
-		"https://ada@example.org:8443/a/":  "https://ada@example.org:8443/a",
+		"https://ada@example.org:8443/a/":  "https://example.org:8443/a",
 		"ssh://git@example.org:2222/a.git": "ssh://git@example.org:2222/a.git",
 		"git@example.org:a/b.git":          "git@example.org:a/b.git",
 		"http://[::1]:80/a":                "http://[::1]:80/a",

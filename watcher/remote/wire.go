@@ -58,13 +58,21 @@ func readAdvert(p *pktReader, names []string) (*advert, error) {
 			a.version = 2
 		case a.version == 2:
 			key, value, _ := strings.Cut(text, "=")
-			a.caps[key] = value
+			a.note(key, value)
 		default:
 			if err := a.takeRef(text, first, wanted); err != nil {
 				return nil, err
 			}
 		}
 		first = false
+	}
+}
+
+// note keeps a capability that matters; a server may have any number.
+func (a *advert) note(key, value string) {
+	switch key {
+	case "fetch", "filter", "object-format":
+		a.caps[key] = value
 	}
 }
 
@@ -76,7 +84,7 @@ func (a *advert) takeRef(text string, first bool, wanted map[string]bool) error 
 		text, caps, _ = strings.Cut(text, "\x00")
 		for field := range strings.FieldsSeq(caps) {
 			key, value, _ := strings.Cut(field, "=")
-			a.caps[key] = value
+			a.note(key, value)
 		}
 	}
 	hex, name, ok := strings.Cut(text, " ")
