@@ -12,7 +12,7 @@ IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test check fmt bench bench-long fuzz crash powercut schema clean FORCE
+.PHONY: help run build image test faults check fmt bench bench-long fuzz crash powercut schema clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ run: build ## Run the agent with its embedded engine on examples/config
 test: ## Run every test, with the race detector; as root it installs what they need
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
 	$(GO) test -race -timeout 10m ./... && $(GO) test ./dtesn/engine # its strict figures need the race detector off
+
+faults: ## Play the whole fault table of the transaction, of which test plays a part
+	DTESN_TEST_FAULTS=all $(GO) test -timeout 30m ./apply -run '^TestFaultTable$$'
 
 check: ## What must be clean before a commit: format, vet, staticcheck, imports, README
 	@test -z "$$($(GOFUMPT) -l . | tee /dev/stderr)" || { echo 'not formatted: run make fmt'; exit 1; }

@@ -47,10 +47,6 @@ type verdict struct {
 func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
 	if r.flight == nil || r.flight.id != head.ID {
 		r.flight = &flight{id: head.ID, started: time.Now()}
-		r.clear("commit")
-		if s := head.OutcomeOf; s != nil { // its commit failed and happened all the same
-			r.finish(s.ID, s.Outcome, "a newer one took its place: "+head.ID)
-		}
 		r.recordPending(head)
 		r.log.Event(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", head.ID)
 	}
@@ -107,11 +103,13 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	if r.engine.reachable {
 		r.opt.Engine.Prepare()
 	}
-	start := time.Now()
+	start, before := time.Now(), r.opt.Store.Head()
 	snap, err := r.opt.Store.Commit(ctx, rec)
 	if err != nil {
-		r.diskFailed("commit", err, "the change cannot be recorded, so it was not sent")
-		return nil, false
+		if snap = r.opt.Store.Head(); snap == before || (before != nil && snap.Commit == before.Commit) {
+			r.diskFailed("commit", err, "the change cannot be recorded, so it was not sent")
+			return nil, false
+		} // else it failed and happened all the same
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
 	r.clear("commit", "send", "assert", "probation") // the last of a settlement that this takes the place of

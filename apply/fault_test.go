@@ -1,7 +1,6 @@
 package apply_test
 
 import (
-	"fmt"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -17,79 +16,6 @@ var (
 	stateB = size(2048) // the change under test
 	stateC = size(4096) // the next, different Document
 )
-
-// TestFaultTable breaks every step of the transaction in every way, with the
-// engine taking or refusing the change, and goes on with the same Document or
-// another. In the end, whatever happened, the engine runs what was declared if
-// it can, or the last good state; the refs say so; nothing is open.
-func TestFaultTable(t *testing.T) {
-	for _, engine := range []manner{accept, refuse, dropBefore, die, lie} {
-		for _, step := range []string{"commit", "send", "read", "confirm", "revert", "mark"} {
-			for _, what := range []mishap{fails, happens, crashBefore, crashAfter} {
-				for _, other := range []bool{false, true} {
-					name := fmt.Sprintf("engine %s/%s %s/other=%v", engine, step, what, other)
-					t.Run(name, func(t *testing.T) { faultCase(t, engine, step, what, other) })
-				}
-			}
-		}
-	}
-}
-
-func faultCase(t *testing.T, engine manner, step string, what mishap, other bool) {
-	dir := t.TempDir() // not the bubble's, which is gone when git looks
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, dir)
-		w.declare(stateA, "")
-		w.check("before", want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
-
-		good := true
-		switch engine {
-		case refuse, die, lie:
-			w.engine.will(stateB, engine) // each time
-			good = false
-		case dropBefore:
-			w.engine.tell(func(e *scripted) { e.queue = []manner{engine} }) // once
-		}
-		w.m.plan(step, what)
-		w.declare(stateB, "")
-		w.pass(20 * time.Second)
-		if w.crashed() {
-			w.restart()
-			w.declare(stateB, "")
-		}
-		final := stateB
-		if other {
-			final, good = stateC, true
-			w.declare(stateC, "")
-		}
-		w.pass(10 * time.Minute)
-		if w.crashed() { // the planned step came only now
-			w.restart()
-			w.declare(final, "")
-			w.pass(10 * time.Minute)
-		}
-		s := w.r.Status()
-		if good && s.State != apply.StateHeld {
-			if o := s.Attempted.Outcome; o != schema.Applied && o != schema.Unchanged {
-				t.Errorf("outcome %s", o)
-			}
-			w.check("good", want{runs: final, outcome: s.Attempted.Outcome, state: apply.StateInSync, inSync: true, ready: true})
-		} else {
-			if good && !(engine == dropBefore && what >= crashBefore) {
-				t.Errorf("a good change is held: %s", s.Reason)
-			}
-			if o := s.Attempted.Outcome; o != schema.Rejected && o != schema.Held {
-				t.Errorf("outcome %s", o)
-			}
-			w.check("bad", want{runs: stateA, outcome: s.Attempted.Outcome, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
-		}
-		if n := w.engine.sent(stateB); n > 3 {
-			t.Errorf("the change was sent %d times", n)
-		}
-		w.end()
-	})
-	fsck(t, dir)
-}
 
 func fsck(t *testing.T, dir string) {
 	t.Helper()

@@ -2,11 +2,14 @@ package apply_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -56,10 +59,21 @@ const (
 	happens            // an error, and it happened all the same
 	crashBefore        // the process dies before it happened
 	crashAfter         // the process dies after it happened
+	stalls             // it hangs; a disk then does it, an engine has done it
+	stallsFails        // it hangs, and then fails
 )
 
 func (m mishap) String() string {
-	return [...]string{"fine", "fails", "fails but happened", "crash before", "crash after"}[m]
+	return [...]string{"fine", "fails", "fails but happened", "crash before", "crash after", "hangs and happens", "hangs and fails"}[m]
+}
+
+// stallTime is how long a disk that hangs does so.
+const stallTime = 90 * time.Second
+
+// kindOf are calls that are planned by a more general name as well.
+var kindOf = map[string]string{
+	"rollback": "commit", "note": "commit", "withdraw": "revert", "settle": "confirm",
+	"assert send": "send", "assert read": "read", "unmark": "mark",
 }
 
 // mishaps are planned by the name of the call, one for each call to come.
@@ -67,6 +81,7 @@ type mishaps struct {
 	mu      sync.Mutex
 	planned map[string][]mishap
 	hit     int
+	stalled atomic.Bool // a disk call hangs now
 }
 
 func (m *mishaps) plan(call string, what ...mishap) {
@@ -78,6 +93,9 @@ func (m *mishaps) plan(call string, what ...mishap) {
 func (m *mishaps) next(call string) mishap {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.planned[call]) == 0 {
+		call = kindOf[call]
+	}
 	q := m.planned[call]
 	if len(q) == 0 {
 		return fine
@@ -89,11 +107,24 @@ func (m *mishaps) next(call string) mishap {
 	return q[0]
 }
 
+// hits is how many mishaps took place.
+func (m *mishaps) hits() int { m.mu.Lock(); defer m.mu.Unlock(); return m.hit }
+
 var errDisk = fmt.Errorf("write: %w", syscall.ENOSPC)
 
-// around does work with the mishap planned for call. A crash ends the
+// onDisk does work with the mishap planned for call. A crash ends the
 // goroutine, which is the Reconciler's: nothing it knew survives.
-func (m *mishaps) around(call string, work func() error) error {
+func (m *mishaps) onDisk(call string, work func() error) error {
+	return m.around(call, work, func() error {
+		m.stalled.Store(true)
+		time.Sleep(stallTime) // the bubble's: what hangs without a bound is Sleep's only use here
+		m.stalled.Store(false)
+		return nil
+	})
+}
+
+// around does work with the mishap planned for call; stall hangs.
+func (m *mishaps) around(call string, work, stall func() error) error {
 	switch m.next(call) {
 	case fails:
 		return errDisk
@@ -109,61 +140,94 @@ func (m *mishaps) around(call string, work func() error) error {
 			return err
 		}
 		runtime.Goexit()
+	case stalls:
+		if err := stall(); err != nil {
+			return errors.Join(work(), err) // an engine's own time was over
+		}
+	case stallsFails:
+		if err := stall(); err != nil {
+			return err
+		}
+		return errDisk
 	}
 	return work()
 }
 
 // faulty is a store that fails as planned. Its lock lets the test look at the
-// store that is the Reconciler's.
+// store that is the Reconciler's, also while that hangs.
 type faulty struct {
 	*gitstore.Store
 	m  *mishaps
 	mu *sync.Mutex
 }
 
-func (f faulty) Head() *schema.Snapshot { f.mu.Lock(); defer f.mu.Unlock(); return f.Store.Head() }
+func (f faulty) locked(work func()) { f.mu.Lock(); defer f.mu.Unlock(); work() }
 
-func (f faulty) Applied() *schema.Snapshot {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.Store.Applied()
-}
+func (f faulty) Head() (s *schema.Snapshot)    { f.locked(func() { s = f.Store.Head() }); return s }
+func (f faulty) Applied() (s *schema.Snapshot) { f.locked(func() { s = f.Store.Applied() }); return s }
 
-func (f faulty) Total() int { f.mu.Lock(); defer f.mu.Unlock(); return f.Store.Total() }
+func (f faulty) Total() (n int) { f.locked(func() { n = f.Store.Total() }); return n }
+
+func (f faulty) Retried() (yes bool) { f.locked(func() { yes = f.Store.Retried() }); return yes }
 
 // Prepare is left away: hundreds of worlds would make 256 directories each.
 func (f faulty) Prepare() {}
 
-func (f faulty) List(ctx context.Context, before string, limit int) ([]schema.Record, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.Store.List(ctx, before, limit)
+func (f faulty) Probe() (err error) {
+	return f.m.onDisk("probe", func() error { f.locked(func() { err = f.Store.Probe() }); return err })
+}
+
+func (f faulty) List(ctx context.Context, before string, limit int) (page []schema.Record, err error) {
+	err = f.m.onDisk("list", func() error { page, err = f.list(ctx, before, limit); return err })
+	return page, err
+}
+
+// list is List for the test, without mishaps.
+func (f faulty) list(ctx context.Context, before string, limit int) (page []schema.Record, err error) {
+	f.locked(func() { page, err = f.Store.List(ctx, before, limit) })
+	return page, err
+}
+
+func (f faulty) Lookup(ctx context.Context, id string) (rec schema.Record, err error) {
+	err = f.m.onDisk("lookup", func() error {
+		f.locked(func() { rec, err = f.Store.Lookup(ctx, id) })
+		return err
+	})
+	return rec, err
 }
 
 func (f faulty) Commit(ctx context.Context, rec schema.Snapshot) (snap *schema.Snapshot, err error) {
 	call := "commit"
-	if rec.Kind == schema.KindRevert {
-		call = "revert"
+	switch {
+	case rec.Kind == schema.KindRevert && rec.OutcomeOf.Outcome == schema.Superseded:
+		call = "withdraw"
+	case rec.Kind != schema.KindChange:
+		call = string(rec.Kind)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	err = f.m.around(call, func() (err error) { snap, err = f.Store.Commit(ctx, rec); return err })
+	err = f.m.onDisk(call, func() error {
+		f.locked(func() { snap, err = f.Store.Commit(ctx, rec) })
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	return snap, nil
 }
 
-func (f faulty) Confirm(ctx context.Context) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.m.around("confirm", func() error { return f.Store.Confirm(ctx) })
+func (f faulty) Confirm(ctx context.Context) (err error) {
+	call := "confirm"
+	if head := f.Head(); head != nil && !head.Kind.Candidate() {
+		call = "settle"
+	}
+	return f.m.onDisk(call, func() error { f.locked(func() { err = f.Store.Confirm(ctx) }); return err })
 }
 
-func (f faulty) SetRetried(ctx context.Context, on bool) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.m.around("mark", func() error { return f.Store.SetRetried(ctx, on) })
+func (f faulty) SetRetried(ctx context.Context, on bool) (err error) {
+	call := "mark"
+	if !on {
+		call = "unmark"
+	}
+	return f.m.onDisk(call, func() error { f.locked(func() { err = f.Store.SetRetried(ctx, on) }); return err })
 }
 
 // world is one test's world.
@@ -206,6 +270,7 @@ func (w *world) start() {
 	}
 	w.store = faulty{store, w.m, &sync.Mutex{}}
 	w.engine.tell(func(e *scripted) { e.store = w.store })
+	w.counts.begin()
 	w.r = apply.New(apply.Options{
 		Environment: production, Instance: "one", AgentVersion: "test",
 		Store: w.store, Engine: w.engine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
@@ -328,6 +393,25 @@ type counts struct {
 	rollbacks []string
 	drifts    int
 	stages    []string
+	base      *counts // when the process that runs now began
+}
+
+// begin says that a new process counts from zero.
+func (c *counts) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.base = &counts{outcomes: maps.Clone(c.outcomes), rollbacks: slices.Clone(c.rollbacks)}
+}
+
+// sinceStart is what the process that runs now has counted.
+func (c *counts) sinceStart() *counts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := &counts{outcomes: maps.Clone(c.outcomes), rollbacks: c.rollbacks[len(c.base.rollbacks):]}
+	for o, before := range c.base.outcomes {
+		n.outcomes[o] -= before
+	}
+	return n
 }
 
 func (c *counts) Outcome(o schema.Outcome) { c.mu.Lock(); defer c.mu.Unlock(); c.outcomes[o]++ }

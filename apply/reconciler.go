@@ -393,9 +393,12 @@ func (r *Reconciler) load(doc *schema.Document, at time.Time) declared {
 // compare is the turn while nothing is open: it looks after the engine, then
 // holds what is declared against what is applied.
 func (r *Reconciler) compare(ctx context.Context) (more bool) {
-	applied := r.opt.Store.Applied()
+	applied, hold := r.opt.Store.Applied(), r.opt.Store.Head().Hold()
 	differs := r.seen.config != nil && (applied == nil || r.seen.config.Parameters != applied.Config)
-	tryable := differs && !r.opt.Store.Head().Hold().Holds(r.seen.config.Parameters.Digest())
+	tryable := differs && !hold.Holds(r.seen.config.Parameters.Digest())
+	if ends := r.seen.config != nil && !differs && hold != nil; !tryable && !ends && r.writable {
+		r.clear("commit", "revert") // what could not be recorded is not wanted any more
+	}
 	// At start a Document that is about to be sent spares the engine the
 	// applied snapshot; afterwards an engine is never left on what is not ours.
 	known := r.upkeep(ctx, applied, !r.recovered && tryable)
@@ -406,7 +409,6 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	if r.seen.config == nil {
 		return false
 	}
-	hold := r.opt.Store.Head().Hold()
 	digest := r.seen.config.Parameters.Digest()
 	switch {
 	case hold.Holds(digest):

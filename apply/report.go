@@ -50,8 +50,13 @@ func (r *Reconciler) account(ctx context.Context) {
 	r.publish()
 }
 
+// declares reports whether revision is what the source declares now.
+func (r *Reconciler) declares(revision string) bool {
+	return r.seen.doc != nil && r.seen.doc.Revision() == revision
+}
+
 // record puts a new attempt on top and makes it the attempted one if it is
-// about what the source declares.
+// about what the source declares, or the one shown is not.
 func (r *Reconciler) record(a Attempt) {
 	if a.At == 0 {
 		a.At = schema.Unix(time.Now())
@@ -59,9 +64,11 @@ func (r *Reconciler) record(a Attempt) {
 	if a.Violations == nil {
 		a.Violations = []schema.Violation{}
 	}
+	shown := r.last()
+	current := shown == nil || r.declares(a.Revision) || (a.Revision != "" && !r.declares(shown.Revision))
 	keep := r.attempts[:min(len(r.attempts), defaultAttempts-1)]
 	r.attempts = append([]Attempt{a}, keep...)
-	if a.Revision != "" || r.attempted < 0 {
+	if current {
 		r.attempted = 0
 	} else {
 		r.attempted++

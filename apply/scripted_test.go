@@ -19,6 +19,7 @@ type manner string
 const (
 	accept     manner = "accept"
 	refuse     manner = "refuse"
+	callback   manner = "refuse it and run it all the same"
 	lie        manner = "accept and do nothing"
 	hangBefore manner = "hang, and do nothing"
 	hangAfter  manner = "hang after taking it"
@@ -40,10 +41,13 @@ type scripted struct {
 	runs  schema.Parameters
 	peer  int32
 	down  bool
-	hung  bool   // readings get no answer
-	ill   string // why it is not healthy
-	label string // what somebody else labels it again and again
+	hung  bool              // readings get no answer
+	ill   string            // why it is not healthy
+	illOn schema.Parameters // it is not healthy on these
+	label string            // what somebody else labels it again and again
 	reads int
+	// asserting: an assert was accepted, and the read-back is owed.
+	asserting bool
 	// What happens just before a reading, by its number.
 	later     map[int]schema.Parameters
 	restartAt int
@@ -55,7 +59,13 @@ type scripted struct {
 }
 
 func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
-	err = e.m.around("read", func() error {
+	call := "read"
+	e.tell(func(e *scripted) {
+		if e.asserting { // what the last batch did is asked
+			call, e.asserting = "assert read", false
+		}
+	})
+	err = e.m.around(call, func() error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		if e.hung {
@@ -78,7 +88,7 @@ func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
 		}
 		r = schema.Reading{Parameters: e.runs, Environment: string(production), Relabelled: e.label, Peer: schema.Peer{PID: e.peer}}
 		return nil
-	})
+	}, func() error { return hang(ctx) })
 	return r, err
 }
 
@@ -101,8 +111,11 @@ func (e *scripted) Health(ctx context.Context) (h schema.Health, err error) {
 			return &schema.ForeignError{Reason: "HTTP 404"}
 		}
 		h.Healthy, h.Reason = e.ill == "", e.ill
+		if e.runs == e.illOn {
+			h = schema.Health{Reason: "memory", Peer: h.Peer}
+		}
 		return nil
-	})
+	}, func() error { return hang(ctx) })
 	return h, err
 }
 
@@ -115,7 +128,13 @@ func hang(ctx context.Context) error {
 }
 
 func (e *scripted) Send(ctx context.Context, b schema.Batch) (a schema.Answer) {
-	err := e.m.around("send", func() error { a = e.take(b); return nil })
+	call := "send"
+	head, applied := e.store.Head(), e.store.Applied()
+	if head.Commit != b.Revision || !head.Kind.Candidate() || (applied != nil && applied.Commit == head.Commit) {
+		call = "assert send"
+	}
+	err := e.m.around(call, func() error { a = e.take(b); return nil }, func() error { return hang(ctx) })
+	e.tell(func(e *scripted) { e.asserting = call == "assert send" && a.Verdict == schema.VerdictAccepted })
 	if err != nil {
 		a = schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Peer: schema.Peer{PID: e.peer}}
 	}
@@ -131,7 +150,8 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 	if e.down {
 		return schema.Answer{Verdict: schema.VerdictNotSent, Err: fmt.Errorf("dial: %w", syscall.ECONNREFUSED)}
 	}
-	if head := e.store.Head(); b.Revision == "" || (head.Commit != b.Revision && e.store.Applied().Commit != b.Revision) {
+	head, applied := e.store.Head(), e.store.Applied()
+	if head.Commit != b.Revision && (applied == nil || applied.Commit != b.Revision) {
 		e.t.Errorf("a batch was sent that no record names: %+v", b)
 	}
 	if e.banned[b.Parameters] {
@@ -155,6 +175,9 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 		e.runs = b.Parameters
 	case refuse:
 		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{"it does not fit"}, Peer: peer}
+	case callback:
+		e.runs = b.Parameters
+		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{"a callback failed"}, Peer: peer}
 	case hangBefore:
 		return unknown(context.DeadlineExceeded, false)
 	case hangAfter:
@@ -198,6 +221,15 @@ func (e *scripted) running() (p schema.Parameters) {
 
 func (e *scripted) sent(p schema.Parameters) (n int) {
 	e.tell(func(e *scripted) { n = e.sends[p] })
+	return n
+}
+
+func (e *scripted) allSends() (n int) {
+	e.tell(func(e *scripted) {
+		for _, sent := range e.sends {
+			n += sent
+		}
+	})
 	return n
 }
 

@@ -52,6 +52,7 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 	}
 	if reading, err := r.read(ctx); err == nil && reading.Parameters != rec.Config && r.ready("assert") {
 		back := rec
+		back.ID, back.Commit = head.ID, head.Commit // whose `before` it is
 		if applied != nil {
 			back.ID, back.Commit = applied.ID, applied.Commit
 		}
@@ -87,7 +88,7 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 		return false, err
 	}
 	r.clear("revert", "send", "probation")
-	r.engine.due = true
+	r.flight, r.engine.due = nil, true     // it may run: on probation it did
 	r.tellSettled(ctx, r.opt.Store.Head()) // final, whatever the engine does
 	return true, err
 }

@@ -1,0 +1,182 @@
+package apply_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// audit holds everything that can be seen of a world at rest against
+// everything else, and against what was declared last (nil: something invalid).
+func (w *world) audit(c *faultCase, declared *schema.Parameters) {
+	w.t.Helper()
+	if w.crashed() {
+		w.t.Fatal("it crashed a second time")
+	}
+	s, head, applied := w.r.Status(), w.store.Head(), w.store.Applied()
+	if c.fresh && declared == nil && head == nil {
+		return // the change was forgotten before it was on record
+	}
+	if applied == nil || head.Commit != applied.Commit {
+		w.t.Fatalf("something is open: head %+v, applied %+v; %s: %s", head, applied, s.State, s.Reason)
+	}
+	w.auditRefs(head)
+	if runs := w.engine.running(); runs != applied.Config || s.Current == nil || *s.Current != runs || s.Running.SnapshotID != applied.ID || !s.Running.Confirmed {
+		w.t.Errorf("the engine runs %d units, applied are %d in %s; status: %+v", runs.ESNReservoirSize, applied.Config.ESNReservoirSize, applied.ID, s.Running)
+	}
+	records := must(w.store.list(w.t.Context(), "", 100))
+	w.auditRecords(c, records, s)
+	w.auditCounts(s)
+	w.auditStatus(c, s, head, applied, declared)
+	most := 8
+	if c.name == "deadly" {
+		most = 2
+		if c.step == "send" && (c.what == happens || c.what == stalls) {
+			most = 3 // that death was not seen: a timeout counts for none
+		}
+	}
+	if n := w.engine.sent(stateB); n > most {
+		w.t.Errorf("the change was sent %d times", n)
+	}
+}
+
+// auditRefs looks at the files themselves.
+func (w *world) auditRefs(head *schema.Snapshot) {
+	w.t.Helper()
+	for _, ref := range []string{"refs/heads/production", "refs/dtesn/applied/production"} {
+		text, err := os.ReadFile(filepath.Join(w.dir, "snapshots.git", ref))
+		if err != nil || strings.TrimSpace(string(text)) != head.Commit {
+			w.t.Errorf("%s is %q (%v), the head %s", ref, text, err, head.Commit)
+		}
+	}
+	text, _ := os.ReadFile(filepath.Join(w.dir, "snapshots.git/refs/dtesn/retried/production"))
+	if names := strings.TrimSpace(string(text)) == head.Commit; names != w.store.Retried() || (names && !head.Kind.Candidate()) {
+		w.t.Errorf("the retried ref is %q, the head %s", text, head.Commit)
+	}
+}
+
+// auditRecords holds the outcome of each record against its kind, its
+// successor, and what the status tells of it.
+func (w *world) auditRecords(c *faultCase, records []schema.Record, s *apply.Status) {
+	w.t.Helper()
+	told := map[string]schema.Outcome{}
+	for _, a := range s.Attempts {
+		if a.SnapshotID != "" && a.Outcome != schema.Unchanged {
+			told[a.SnapshotID] = a.Outcome
+		}
+	}
+	ran := false
+	for _, rec := range records {
+		switch {
+		case !rec.Kind.Candidate() && rec.Outcome != schema.Applied:
+			w.t.Errorf("%s %s is %s", rec.Kind, rec.ID, rec.Outcome)
+		case rec.Kind.Candidate() && rec.Outcome != schema.Applied && rec.Outcome != schema.Rejected && rec.Outcome != schema.Superseded:
+			w.t.Errorf("%s %s is %s at rest", rec.Kind, rec.ID, rec.Outcome)
+		case rec.Outcome == schema.Rejected && !c.bad && !c.mayCut():
+			w.t.Errorf("%s %s was rejected: %s", rec.Kind, rec.ID, records[0].Description)
+		}
+		if o, ok := told[rec.ID]; ok && o != rec.Outcome {
+			w.t.Errorf("%s is %s by the history, %s by the status", rec.ID, rec.Outcome, o)
+		}
+		ran = ran || (rec.Config == stateB && rec.Outcome == schema.Applied)
+	}
+	if ran && c.bad {
+		w.t.Error("what cannot run is called applied")
+	}
+}
+
+// mayCut reports whether the agent may have been killed while it was sending
+// for the second time, which counts against the change.
+func (c *faultCase) mayCut() bool { return c.cut && (c.what == crashBefore || c.what == crashAfter) }
+
+// auditCounts holds the counters of this process against what it tells: each
+// attempt's outcome is counted, once.
+func (w *world) auditCounts(s *apply.Status) {
+	w.t.Helper()
+	outcomes, rollbacks := map[schema.Outcome]int{}, 0
+	for _, a := range s.Attempts {
+		outcomes[a.Outcome]++
+		if rec, err := w.store.Store.Lookup(w.t.Context(), a.SnapshotID); a.Outcome == schema.Rejected ||
+			(err == nil && rec.Kind == schema.KindRollback && a.Outcome == schema.Applied) {
+			rollbacks++
+		}
+	}
+	counted := w.counts.sinceStart()
+	for _, o := range []schema.Outcome{schema.Applied, schema.Unchanged, schema.Invalid, schema.Rejected, schema.Held, schema.Superseded} {
+		if counted.outcomes[o] != outcomes[o] {
+			w.t.Errorf("%s was told %d times and counted %d times", o, outcomes[o], counted.outcomes[o])
+		}
+	}
+	if outcomes[schema.Pending] != 0 {
+		w.t.Errorf("something is pending: %+v", s.Attempts)
+	}
+	if len(counted.rollbacks) != rollbacks {
+		w.t.Errorf("%d ways back were told, counted were %q", rollbacks, counted.rollbacks)
+	}
+	if w.counts.drifted() != 0 {
+		w.t.Error("drift was counted, and nobody changed the engine past the agent")
+	}
+}
+
+// auditStatus holds the words of the status against the facts.
+func (w *world) auditStatus(c *faultCase, s *apply.Status, head, applied *schema.Snapshot, declared *schema.Parameters) {
+	w.t.Helper()
+	x := want{runs: applied.Config, ready: true}
+	if h := head.Held; h != nil {
+		for _, d := range h.Digests {
+			for _, p := range []schema.Parameters{stateA, stateB, stateC, size(3000)} {
+				if p.Digest() == d {
+					x.held = append(x.held, p)
+				}
+			}
+		}
+	}
+	switch {
+	case declared == nil:
+		x.outcome, x.state = schema.Invalid, apply.StateInvalid
+		if recorded := w.recorded(stateB); recorded && !c.bad && !c.held && !c.mayCut() && c.declares == (schema.Parameters{}) && applied.Config != stateB {
+			w.t.Error("a good change is on record, nothing took its place, and it does not run")
+		}
+	case head.Held.Holds(declared.Digest()):
+		x.outcome, x.state = s.Attempted.Outcome, apply.StateHeld
+		if *declared != stateB || !(c.bad || c.held || c.mayCut()) || (x.outcome != schema.Held && x.outcome != schema.Rejected && x.outcome != schema.Applied) {
+			w.t.Errorf("held: %+v, attempted %+v", head.Held, s.Attempted)
+		}
+	default:
+		x.outcome, x.state, x.inSync, x.runs = s.Attempted.Outcome, apply.StateInSync, true, *declared
+		if x.outcome != schema.Applied && x.outcome != schema.Unchanged {
+			w.t.Errorf("attempted %+v", s.Attempted)
+		}
+	}
+	w.check("at the end", x)
+}
+
+// recorded reports whether any record is of p.
+func (w *world) recorded(p schema.Parameters) bool {
+	for _, rec := range must(w.store.list(w.t.Context(), "", 100)) {
+		if rec.Config == p {
+			return true
+		}
+	}
+	return false
+}
+
+// rests holds that for a while nothing is committed, sent, counted or said.
+func (w *world) rests(d time.Duration) {
+	w.t.Helper()
+	total, sends, before := w.store.Total(), w.engine.allSends(), w.r.Status()
+	w.pass(d)
+	if n := w.store.Total() - total; n != 0 {
+		w.t.Errorf("%d records more at rest", n)
+	}
+	if n := w.engine.allSends() - sends; n != 0 {
+		w.t.Errorf("%d batches more at rest", n)
+	}
+	if s := w.r.Status(); s.State != before.State || len(s.Attempts) != len(before.Attempts) {
+		w.t.Errorf("%s (%s) after a rest, %s before", s.State, s.Reason, before.State)
+	}
+}
