@@ -34,6 +34,7 @@ type rig struct {
 	port                             string
 	out                              *os.File // the newest agent's log
 	servers                          int
+	running                          *exec.Cmd // the newest agent
 }
 
 func newRig(t *testing.T) *rig {
@@ -41,6 +42,12 @@ func newRig(t *testing.T) *rig {
 	if exec.Command("/usr/bin/python3", "-c", "import fastapi, uvicorn").Run() != nil {
 		lacking(t, "needs python3-fastapi and python3-uvicorn: run test/packages, which installs them")
 	}
+	return newBareRig(t)
+}
+
+// newBareRig is a rig for a server of another kind.
+func newBareRig(t *testing.T) *rig {
+	t.Helper()
 	dir := t.TempDir()
 	r := &rig{t: t, dir: dir, config: filepath.Join(dir, "config"), state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "e.sock"), logs: filepath.Join(dir, "requests.log")}
 	if err := os.Mkdir(r.config, 0o755); err != nil {
@@ -135,7 +142,8 @@ func (r *rig) agentOn(state string, flags ...string) *exec.Cmd {
 	r.out = out
 	cmd := exec.Command("agent", append(r.args(state, "127.0.0.1:"+port), flags...)...)
 	cmd.Stdout, cmd.Stderr = out, out
-	return r.process(cmd)
+	r.running = r.process(cmd)
+	return cmd
 }
 
 func (r *rig) args(state, listen string) []string {
