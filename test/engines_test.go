@@ -1,10 +1,15 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -380,5 +385,57 @@ func (m *matrix) onceMore() {
 	}
 	if kinds := m.snapshots(); !slices.ContainsFunc(kinds, func(s snap) bool { return s.Kind == "revert" && s.Outcome == "applied" }) || len(kinds) != m.records {
 		m.t.Errorf("%d records, want %d: %+v", len(kinds), m.records, kinds)
+	}
+}
+
+// TestEngineUID holds that a socket which another user opened is neither asked
+// nor told anything, and that the right one is taken without help.
+func TestEngineUID(t *testing.T) {
+	t.Parallel()
+	needsRoot(t)
+	const uid = 65534
+	r := newBareRig(t)
+	e := newImpostor(t, r.socket) // root's
+	r.declare(1024)
+	r.agent("--engine-uid", fmt.Sprint(uid))
+	v := r.await("refused", func(v view) bool {
+		return v.State == apply.StateWaiting && strings.Contains(v.Reason, "opened by uid 0, and --engine-uid is 65534")
+	})
+	if v.Ready || v.Hint == "" || e.sent() != 0 || len(r.snapshots()) != 0 {
+		t.Errorf("ready %v, hint %q, %d batches", v.Ready, v.Hint, e.sent())
+	}
+	e.change(func() {
+		if e.asked != 0 || e.label != "development" {
+			t.Errorf("it was asked %d times and is labelled %q", e.asked, e.label)
+		}
+	})
+	r.engineOf(uid)
+	r.await("applied", func(v view) bool { return v.InSync && v.Current.ESNReservoirSize == 1024 })
+	if e.sent() != 0 {
+		t.Error("root's server was told something")
+	}
+}
+
+// engineOf runs the reference engine as another user, on the rig's socket.
+func (r *rig) engineOf(uid uint32) {
+	r.t.Helper()
+	self, err := os.Open("/proc/self/exe") // its directory is not that user's to enter
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer self.Close()
+	theirs := filepath.Join(r.dir, "theirs")
+	if err := errors.Join(os.Chmod(filepath.Dir(r.dir), 0o755), os.Mkdir(theirs, 0o755), os.Chown(theirs, int(uid), int(uid)), os.Remove(r.socket)); err != nil {
+		r.t.Fatal(err)
+	}
+	socket := filepath.Join(theirs, "e.sock")
+	cmd := exec.Command("/proc/self/fd/3", "engine", "--socket", socket)
+	cmd.Args[0], cmd.ExtraFiles = "agent", []*os.File{self}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
+	cmd.Env, cmd.Dir = append(os.Environ(), "HOME=/"), "/"
+	r.process(cmd)
+	r.until("their engine listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	if err := os.Symlink(socket, r.socket); err != nil {
+		r.t.Fatal(err)
 	}
 }

@@ -260,13 +260,18 @@ func viewOf(state string) (v view, err error) {
 // until waits for something, 30 s at most.
 func (r *rig) until(what string, ok func() bool) {
 	r.t.Helper()
-	again, deadline := time.NewTicker(10*time.Millisecond), time.After(30*time.Second)
+	r.untilWithin(30*time.Second, what, ok)
+}
+
+func (r *rig) untilWithin(d time.Duration, what string, ok func() bool) {
+	r.t.Helper()
+	again, deadline := time.NewTicker(10*time.Millisecond), time.After(d)
 	defer again.Stop()
 	for !ok() {
 		select {
 		case <-again.C:
 		case <-deadline:
-			r.t.Fatalf("not within 30 s: %s\n%s", what, r.evidence())
+			r.t.Fatalf("not within %s: %s\n%s", d, what, r.evidence())
 		}
 	}
 }

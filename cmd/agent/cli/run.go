@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -231,6 +232,10 @@ func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
 	return nil, usage("--log-format: %q is neither text nor json", s.logFormat)
 }
 
+// stopTime, besides --engine-timeout, is how long an agent takes to stop at the
+// most: less than the managers of the examples wait before they kill it.
+const stopTime = 20 * time.Second
+
 // run is the life of an agent.
 func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	logger, err := s.logger(stderr)
@@ -241,11 +246,14 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer a.close()
 	if s.logFormat == "text" && !s.once {
 		a.banner(stdout)
 	}
-	err = runParts(ctx, a.stages(ctx)...)
+	err = runParts(ctx, stopTime+s.engineTimeout, a.stages(ctx)...)
+	if stuck := (*stuckError)(nil); errors.As(err, &stuck) {
+		return fault(err, "see whether the disk or the network file system under "+s.state+" hangs; what is on record is finished at the next start")
+	}
+	defer a.close()
 	if s.once && err == nil {
 		return a.once.result(a.reconciler.Status())
 	}

@@ -1,0 +1,91 @@
+package test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// stall makes each sync of a process hang, from now on until end is called.
+func (r *rig) stall(cmd *exec.Cmd) (end func()) {
+	r.t.Helper()
+	pid := cmd.Process.Pid
+	const sync = "fsync,fdatasync,sync_file_range"
+	s := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-p", fmt.Sprint(pid),
+		"-e", "trace="+sync, "-e", "inject="+sync+":delay_enter=600s")
+	r.process(s)
+	r.until("strace is attached", func() bool { return traced(pid) })
+	return func() {
+		_ = s.Process.Kill() // which lets go of the agent
+		_ = s.Wait()
+	}
+}
+
+// TestADiskThatHangs lets each sync hang, as on a network file system whose
+// server is gone: liveness says so, what runs is still told, the agent goes on
+// by itself when the disk answers again, and it does not hang at its end.
+func TestADiskThatHangs(t *testing.T) {
+	t.Parallel()
+	needs(t, "strace")
+	r := newBareRig(t)
+	e := newImpostor(t, r.socket)
+	r.declare(1024)
+	flags := []string{"--engine-timeout", "1s"}
+	cmd := r.agent(flags...)
+	r.awaitApplied(1024)
+
+	end := r.stall(cmd)
+	r.declare(1100)
+	r.until("the engine runs it", func() bool { return e.running().ESNReservoirSize == 1100 })
+	live := func() int { code, _ := r.httpSays("/livez", nil); return code }
+	r.until("liveness says so", func() bool { return live() == http.StatusServiceUnavailable })
+	v, err := r.view()
+	if err != nil || v.Attempted.Outcome != schema.Pending || v.InSync {
+		t.Errorf("while the disk hangs: %+v %v", v.Status, err)
+	}
+	if code, out := agent("status", "--live", "--state", r.state); code != 1 || !strings.Contains(out, "transaction loop has not turned") {
+		t.Errorf("agent status --live: exit %d %s", code, out)
+	}
+	end()
+	r.awaitApplied(1100)
+	r.until("it lives", func() bool { return live() == http.StatusOK })
+
+	end = r.stall(cmd)
+	r.declare(1101)
+	r.until("the engine runs it", func() bool { return e.running().ESNReservoirSize == 1101 })
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	begun := time.Now()
+	r.untilWithin(time.Minute, "it ends", func() bool {
+		return strings.Contains(r.evidence(), "still busy 21s after it was told to stop: transaction")
+	})
+	t.Logf("ended %s after SIGTERM", time.Since(begun).Round(time.Second))
+	end() // a dead thread is the tracer's until then
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("%s\n%s", cmd.ProcessState, r.evidence())
+	}
+	r.agent(flags...)
+	r.await("the next one finishes it", func(v view) bool {
+		return v.State == apply.StateInSync && v.InSync && v.Current.ESNReservoirSize == 1101
+	})
+}
+
+// traced reports whether all threads of a process are traced.
+func traced(pid int) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, task := range tasks {
+		text, err := os.ReadFile(task)
+		if err == nil && strings.Contains(string(text), "TracerPid:\t0\n") {
+			return false
+		}
+	}
+	return len(tasks) > 0
+}
