@@ -72,10 +72,30 @@ func TestADiskThatHangs(t *testing.T) {
 	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("%s\n%s", cmd.ProcessState, r.evidence())
 	}
-	r.agent(flags...)
+	cmd = r.agent(flags...)
 	r.await("the next one finishes it", func(v view) bool {
 		return v.State == apply.StateInSync && v.InSync && v.Current.ESNReservoirSize == 1101
 	})
+
+	end = r.stall(cmd)
+	r.declare(1102)
+	r.until("the engine runs it", func() bool { return e.running().ESNReservoirSize == 1102 })
+	r.until("a second signal kills", func() bool {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // two that come at once are one
+		return dying(cmd.Process.Pid)
+	})
+	end()
+	if _ = cmd.Wait(); cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+		t.Errorf("%s\n%s", cmd.ProcessState, r.evidence())
+	}
+}
+
+// dying reports whether a process has begun to end: its first thread is gone,
+// or a zombie that waits for others.
+func dying(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
 }
 
 // traced reports whether all threads of a process are traced.
