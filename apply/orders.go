@@ -14,7 +14,7 @@ import (
 const orderPatience = 2 * time.Second
 
 // errOrder is why a call was given up.
-var errOrder = errors.New("an operator's order would not wait longer")
+var errOrder = errors.New("an operator's order, or a newer document, would not wait longer")
 
 // orders lets who waits with an order cut short a call to an engine that
 // hangs. To give up a reading costs nothing. To give up a batch makes the
@@ -23,6 +23,7 @@ type orders struct {
 	mu      sync.Mutex
 	waiting int
 	giveUp  context.CancelCauseFunc // of the call in flight, nil while there is none
+	yields  bool                    // that call may be given up for a newer Document
 	timer   *time.Timer
 }
 
@@ -52,9 +53,26 @@ func (o *orders) interruptible(ctx context.Context) (call context.Context, done 
 	return call, func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.giveUp = nil
+		o.giveUp, o.yields = nil, false
 		o.arm()
 		cancel(nil)
+	}
+}
+
+// mayYield says that nothing is lost when the call in flight is given up: a fix
+// need not wait for it.
+func (o *orders) mayYield() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.yields = true
+}
+
+// newer gives up a call that may yield: there is a newer Document.
+func (o *orders) newer() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.yields {
+		o.giveUp(errOrder)
 	}
 }
 

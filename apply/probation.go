@@ -53,7 +53,7 @@ func (r *Reconciler) probate(ctx context.Context, f *flight) (more bool) {
 		return more
 	}
 	p := f.probation
-	if time.Now().Before(p.next) && !r.engine.due {
+	if time.Now().Before(p.next) && (!r.engine.due || p.bad > 0) { // two hints do not make two failures of one
 		r.wakeAt(p.next)
 		return false
 	}
@@ -67,7 +67,6 @@ func (r *Reconciler) probate(ctx context.Context, f *flight) (more bool) {
 		r.publish()
 		return !f.verified
 	}
-	p.passed = !time.Now().Before(p.until)
 	return p.passed
 }
 
@@ -78,7 +77,8 @@ func (r *Reconciler) beginProbation(f *flight) {
 }
 
 // examine reads the engine's health, and what it runs when that may have
-// changed or decides. It returns why the candidate is rejected, "" if it is not.
+// changed or decides: only both at the end of the window pass. It returns why
+// the candidate is rejected, "" if it is not.
 func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	p := f.probation
 	health, err := r.health(ctx)
@@ -95,7 +95,7 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	case err == nil && health.Peer != p.peer:
 		return "the engine was restarted while the change was on probation"
 	case errors.Is(err, errOrder):
-		return "" // given up for an operator
+		return "" // given up for an operator, or for a newer Document
 	case err != nil:
 		health.Reason = err.Error()
 	}
@@ -125,6 +125,8 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 		return "the engine was restarted while the change was on probation"
 	case reading.Parameters != r.opt.Store.Head().Config:
 		f.verified, f.acked, f.probation = false, false, nil // changed past the agent: from the start
+	default:
+		p.passed = !time.Now().Before(p.until)
 	}
 	return ""
 }
@@ -134,6 +136,7 @@ func (r *Reconciler) health(ctx context.Context) (schema.Health, error) {
 	r.stamp.Store(time.Now().UnixNano())
 	call, done := r.orders.interruptible(ctx)
 	defer done()
+	r.orders.mayYield()
 	health, err := r.opt.Engine.Health(call)
 	if err != nil {
 		r.opt.Metrics.StageFailure("read")

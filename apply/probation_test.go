@@ -37,6 +37,14 @@ func TestProbation(t *testing.T) {
 		"one failed health read": {func(w *world) {
 			w.m.plan("health", fails)
 		}, 11 * time.Second, passed, ""},
+		"hints while a health read fails": {func(w *world) {
+			w.engine.tell(func(e *scripted) { e.ill = "for a moment" })
+			for range 5 {
+				w.r.EngineHint()
+				w.pass(20 * time.Millisecond)
+			}
+			w.engine.tell(func(e *scripted) { e.ill = "" })
+		}, 11 * time.Second, passed, ""},
 		"a failed health read, a good one, a failed one": {func(w *world) {
 			w.m.plan("health", fails, fine, fails, fine)
 		}, 11 * time.Second, passed, ""},
@@ -150,4 +158,64 @@ func TestProbationWithoutHealth(t *testing.T) {
 		w.pass(2 * time.Minute)
 		w.check("it came", want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
+}
+
+// A health read that is given up for an order proves nothing.
+func TestAnOrderDoesNotPassAProbation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.pass(9500 * time.Millisecond)
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.pass(time.Second) // the window is over, and the last health read hangs
+		if _, err := w.do(apply.Command{Verb: "resume"}); err == nil {
+			t.Error("nothing is held, and it was resumed")
+		}
+		if applied := w.store.Applied(); applied.Config != size(512) {
+			t.Errorf("it was applied: %s", w.r.Status().Reason)
+		}
+		w.pass(25 * time.Second)
+		w.engine.tell(func(e *scripted) { e.hung = false })
+		w.pass(15 * time.Second)
+		w.check("rejected", want{runs: size(512), outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
+	})
+}
+
+// A fix does not wait for a health read that hangs.
+func TestAFixDoesNotWaitForAHealthRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.m.plan("health", stallsFails)
+		w.pass(2 * time.Second)
+		w.declare(size(2048), "")
+		w.check("at once", want{runs: size(2048), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+		if got := w.counts.outcome(schema.Superseded); got != 1 {
+			t.Errorf("%d superseded", got)
+		}
+	})
+}
+
+// What is withdrawn while it runs is not drift, and is brought back also where
+// drift is only reported.
+func TestWithdrawnOnProbationIsNoDrift(t *testing.T) {
+	for _, verb := range []string{"", "pause"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, t.TempDir())
+			defer func() { w.end() }()
+			w.declare(size(512), "")
+			w.probation, w.drift = 10*time.Second, apply.DriftReport
+			w.restart()
+			w.declare(size(1024), "")
+			if verb == "" {
+				w.declare(size(512), "again")
+			} else if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+				t.Fatal(err)
+			}
+			w.pass(time.Second)
+			if s := w.r.Status(); w.engine.running() != size(512) || s.Drift != nil || w.counts.drifted() != 0 || !s.Ready {
+				t.Errorf("%q: runs %+v, drift %+v, %d counted", verb, w.engine.running(), s.Drift, w.counts.drifted())
+			}
+		})
+	}
 }

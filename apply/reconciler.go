@@ -176,6 +176,7 @@ func (r *Reconciler) Document(doc *schema.Document) {
 	r.inbox.Lock()
 	r.inbox.doc, r.inbox.docAt, r.inbox.answered = doc, time.Now(), true
 	r.inbox.Unlock()
+	r.orders.newer()
 	r.poke()
 }
 
