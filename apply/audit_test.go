@@ -3,6 +3,7 @@ package apply_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +31,13 @@ func (w *world) audit(c *faultCase, declared *schema.Parameters) {
 	}
 	records := must(w.store.list(w.t.Context(), "", 100))
 	w.auditRecords(c, records, s)
+	select {
+	case err := <-w.refused:
+		if slices.ContainsFunc(records, func(rec schema.Record) bool { return rec.Kind == schema.KindRollback }) {
+			w.t.Errorf("an order was answered %q, and it is on record", err)
+		}
+	default:
+	}
 	w.auditCounts(s)
 	w.auditStatus(c, s, head, applied, declared)
 	most := 8

@@ -240,6 +240,8 @@ type world struct {
 	counts *counts
 	// probation of the processes to come.
 	probation time.Duration
+	// refused gets what the last order was answered with, if that is an error.
+	refused chan error
 
 	store  faulty
 	r      *apply.Reconciler
