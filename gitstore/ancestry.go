@@ -24,7 +24,7 @@ const walkedFile = "walked"
 
 // packsNow names the files that hold the packed history, as they are now.
 func (r *repo) packsNow() (string, error) {
-	paths, err := filepath.Glob(filepath.Join(r.objects(), "pack", "pack-*"))
+	paths, err := glob(filepath.Join(r.objects(), "pack"), "pack-*")
 	if err != nil {
 		return "", err
 	}

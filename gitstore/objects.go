@@ -232,7 +232,7 @@ func (w *objectWriter) syncPacked() error {
 		}
 	}
 	dir := filepath.Join(w.repo.objects(), "pack")
-	packs, err := filepath.Glob(filepath.Join(dir, "pack-*"))
+	packs, err := glob(dir, "pack-*")
 	if err != nil {
 		return err
 	}

@@ -334,7 +334,7 @@ func headText(env schema.Environment) string { return "ref: " + headRef(env) + "
 // Syscalls: mkdirat and file writes below snapshots.git.new-…, fsync of each
 // file and directory, renameat, fsync (the state directory).
 func (s *Store) create() error {
-	leftovers, err := filepath.Glob(filepath.Join(s.opts.Dir, newRepoGlob))
+	leftovers, err := glob(s.opts.Dir, newRepoGlob)
 	if err != nil {
 		return err
 	}

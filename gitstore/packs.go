@@ -74,7 +74,7 @@ func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, e
 //
 // vanished says that one was listed and gone when it was opened.
 func (r *repo) listPacks() (vanished bool, err error) {
-	indexes, err := filepath.Glob(filepath.Join(r.objects(), "pack", "pack-*.idx"))
+	indexes, err := glob(filepath.Join(r.objects(), "pack"), "pack-*.idx")
 	if err != nil {
 		return false, fmt.Errorf("list packs: %w", err)
 	}

@@ -55,7 +55,7 @@ func (r *repo) dropGraph() error {
 
 func (r *repo) finishDrop(drop string) error {
 	name := strings.TrimPrefix(filepath.Base(drop), dropPrefix)
-	parts, err := filepath.Glob(filepath.Join(r.objects(), "pack", name+".*"))
+	parts, err := glob(filepath.Join(r.objects(), "pack"), name+".*")
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (r *repo) finishDrop(drop string) error {
 // one. A quick look compares only the ends of the files, a thorough one all
 // bytes. It reports whether objects may be found now that were not before.
 func (s *Store) mendPacks(thorough bool) (mended bool, err error) {
-	drops, err := filepath.Glob(filepath.Join(s.repo.tmp(), dropPrefix+"*"))
+	drops, err := glob(s.repo.tmp(), dropPrefix+"*")
 	for _, drop := range drops {
 		err = errors.Join(err, s.repo.finishDrop(drop))
 	}

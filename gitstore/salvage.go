@@ -146,8 +146,8 @@ func (s *Store) tidy() error {
 	if err := s.rewrite("config", configText, func(text string) bool { return !torn([]byte(text)) }); err != nil {
 		return err
 	}
-	for _, pattern := range []string{filepath.Join(s.repo.tmp(), "*"), filepath.Join(s.opts.Dir, "tmp-*"), filepath.Join(s.opts.Dir, newRepoGlob)} {
-		paths, err := filepath.Glob(pattern)
+	for _, left := range []struct{ dir, pattern string }{{s.repo.tmp(), "*"}, {s.opts.Dir, "tmp-*"}, {s.opts.Dir, newRepoGlob}} {
+		paths, err := glob(left.dir, left.pattern)
 		if err != nil {
 			return err
 		}
@@ -187,7 +187,7 @@ func (s *Store) rewrite(name, text string, sound func(string) bool) error {
 func (s *Store) removeStaleLocks() error {
 	var locks []string
 	for _, dir := range []string{".", "objects", "objects/info"} {
-		found, err := filepath.Glob(filepath.Join(s.repo.dir, dir, "*.lock"))
+		found, err := glob(filepath.Join(s.repo.dir, dir), "*.lock")
 		if err != nil {
 			return err
 		}
@@ -217,7 +217,7 @@ func (s *Store) removeStaleLocks() error {
 
 // eachLoose calls do for every loose object's file.
 func (r *repo) eachLoose(do func(h plumbing.Hash, path string) error) error {
-	dirs, err := filepath.Glob(filepath.Join(r.objects(), "[0-9a-f][0-9a-f]"))
+	dirs, err := glob(r.objects(), "[0-9a-f][0-9a-f]")
 	if err != nil {
 		return err
 	}
@@ -402,7 +402,7 @@ func (s *Store) salvage(ctx context.Context, head, applied named) error {
 // up: a commit, a pack, or a torn object. A first Commit that was killed leaves
 // whole blobs and a tree at most, or its record.
 func (r *repo) traces() (bool, error) {
-	packs, err := filepath.Glob(filepath.Join(r.objects(), "pack", "*.pack"))
+	packs, err := glob(filepath.Join(r.objects(), "pack"), "*.pack")
 	if err != nil || len(packs) > 0 {
 		return true, err
 	}

@@ -505,3 +505,33 @@ func TestFirstCommitCutBeforeItsRef(t *testing.T) {
 		t.Errorf("head %v, applied %v, repairs %v", s.Head(), s.Applied(), repairs)
 	}
 }
+
+// TestDirectoryIsNoPattern: a state directory with characters of a pattern in
+// its name works, and nothing of a neighbour that fits it is touched.
+func TestDirectoryIsNoPattern(t *testing.T) {
+	for _, name := range []string{"z*", "td[", "a?b"} {
+		above := t.TempDir()
+		neighbour := filepath.Join(above, "zother-a-b", "tmp-precious")
+		if err := os.MkdirAll(neighbour, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		f := &fixture{t: t, dir: filepath.Join(above, name), now: time.Now()}
+		s, _ := f.open()
+		if _, err := s.Commit(context.Background(), schema.Snapshot{Kind: schema.KindChange, Config: params}); err != nil {
+			t.Fatal(err)
+		}
+		left := filepath.Join(f.dir, "tmp-left")
+		if err := os.WriteFile(left, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, _ = f.reopen(s); s.Head() == nil {
+			t.Errorf("%s: the head is gone", name)
+		}
+		if _, err := os.Stat(left); err == nil {
+			t.Errorf("%s: what was left is not swept", name)
+		}
+		if _, err := os.Stat(neighbour); err != nil {
+			t.Error(err)
+		}
+	}
+}
