@@ -85,7 +85,7 @@ const maxLook = 30 * time.Minute
 // A sighting is what was delivered, and what it depended on.
 type sighting struct {
 	target  string // the hash that the ref named
-	commit  string // what it led to
+	taken   string // the commit it led to, if that was not refused
 	signers string // digest of the allowed signers
 	running string // what ran
 	// again is when to judge anew all the same, zero for never: what was short
@@ -97,7 +97,7 @@ type sighting struct {
 // holds reports whether a look that sees now would find what s did. A revision
 // that became what runs is judged already.
 func (s sighting) holds(now sighting) bool {
-	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.commit == now.running) &&
+	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.taken == now.running) &&
 		(s.again.IsZero() || time.Now().Before(s.again))
 }
 
@@ -299,7 +299,10 @@ func (g *Git) read(ctx context.Context) (*schema.Document, error) {
 	if err != nil {
 		return nil, err
 	}
-	now.commit, doc.Follows = doc.Source.Revision, now.running
+	doc.Follows = now.running
+	if doc.Refused == nil {
+		now.taken = doc.Source.Revision
+	}
 	if !proven {
 		now.wait = min(max(2*g.last.wait, g.opt.Poll, time.Second), time.Hour)
 		now.again = time.Now().Add(now.wait)

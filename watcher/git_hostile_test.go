@@ -1,0 +1,151 @@
+package watcher
+
+import (
+	"bytes"
+	"compress/zlib"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"dtesn-agent/schema"
+)
+
+// TestGitForgedObject: a loose object that is not what its name says proves no
+// descent.
+func TestGitForgedObject(t *testing.T) {
+	s := newGitSite(t)
+	first := s.git("rev-parse", "HEAD")
+	g, sink := runGit(t, GitOptions{Repo: s.bare, Running: func() string { return first }})
+	sink.revision(t, first)
+
+	forged := strings.Repeat("ab", 20) // claims to descend from what runs
+	tree := s.git("rev-parse", "HEAD^{tree}")
+	who := "Eve <eve@example.org> 1700000000 +0000"
+	body := fmt.Sprintf("tree %s\nparent %s\nauthor %s\ncommitter %s\n\nforged\n", tree, first, who, who)
+	var z bytes.Buffer
+	w := zlib.NewWriter(&z)
+	fmt.Fprintf(w, "commit %d\x00%s", len(body), body)
+	_ = w.Close()
+	path := filepath.Join(s.bare, "objects", forged[:2], forged[2:])
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, z.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	child := filepath.Join(s.work, "child")
+	if err := os.WriteFile(child, fmt.Appendf(nil, "tree %s\nparent %s\nauthor %s\ncommitter %s\n\nchild\n", tree, forged, who, who), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hash := s.git("--git-dir", s.bare, "hash-object", "-t", "commit", "-w", "--literally", child)
+	ref := filepath.Join(s.bare, "refs", "heads", "main")
+	if err := os.WriteFile(ref+".lock", []byte(hash+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(ref+".lock", ref); err != nil {
+		t.Fatal(err)
+	}
+	g.Sync()
+	sink.failure(t, forged, "damaged")
+}
+
+// TestGitBorrowedInACircle: object directories that lend to each other in a
+// circle are refused, and do not keep the source busy for ever.
+func TestGitBorrowedInACircle(t *testing.T) {
+	s := newGitSite(t)
+	objects := filepath.Join(s.bare, "objects")
+	alternates := filepath.Join(objects, "info", "alternates")
+	if err := os.WriteFile(alternates, []byte(objects+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g, sink := runGit(t, GitOptions{Repo: s.bare})
+	sink.failure(t, "borrows objects in a circle", "alternates")
+	if err := os.Remove(alternates); err != nil {
+		t.Fatal(err)
+	}
+	g.Sync()
+	sink.revision(t, s.git("rev-parse", "HEAD"))
+}
+
+// TestGitPipeForARef: a named pipe in the place of a ref is an error, not a
+// reader that waits.
+func TestGitPipeForARef(t *testing.T) {
+	s := newGitSite(t)
+	ref := filepath.Join(s.bare, "refs", "heads", "main")
+	if err := os.Rename(ref, ref+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(ref, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g, sink := runGit(t, GitOptions{Repo: s.bare})
+	sink.failure(t, "no regular file")
+	if err := os.Rename(ref+".away", ref); err != nil {
+		t.Fatal(err)
+	}
+	g.Sync()
+	sink.revision(t, s.git("rev-parse", "HEAD"))
+}
+
+// TestGitUnproven: what could not be shown to descend, because the server had a
+// shallow copy, is looked at again, and taken once it is shown.
+func TestGitUnproven(t *testing.T) {
+	s := newGitSite(t)
+	first := s.git("rev-parse", "HEAD")
+	url := s.serve()
+	g, sink := runGit(t, GitOptions{Repo: url, Running: func() string { return first }})
+	sink.revision(t, first)
+	s.commit("second")
+	third := s.commit("third")
+	s.push()
+	away := s.bare + ".away"
+	if err := os.Rename(s.bare, away); err != nil {
+		t.Fatal(err)
+	}
+	s.git("clone", "-q", "--bare", "--depth", "1", "file://"+away, s.bare)
+	g.Sync()
+	sink.refused(t, third, "could not be shown to descend", "looked at again")
+	if err := os.RemoveAll(s.bare); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(away, s.bare); err != nil {
+		t.Fatal(err)
+	}
+	g.Sync()
+	if doc := sink.revision(t, third); doc.Refused != nil {
+		t.Error(doc.Refused)
+	}
+}
+
+// TestGitJudgedAgain: a revision says what ran when it was judged, and is judged
+// again when something else came to run.
+func TestGitJudgedAgain(t *testing.T) {
+	s := newGitSite(t)
+	first := s.git("rev-parse", "HEAD")
+	var running atomic.Value
+	running.Store(first)
+	g, sink := runGit(t, GitOptions{Repo: s.bare, Running: func() string { return running.Load().(string) }})
+	sink.revision(t, first)
+	s.git("checkout", "-q", "-b", "side")
+	side := s.commit("side")
+	s.git("checkout", "-q", "main")
+	second := s.commit("second")
+	s.push()
+	var doc *schema.Document
+	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != first {
+		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+	}
+	running.Store(side)
+	s.git("push", "-q", s.bare, "side")
+	g.Sync()
+	sink.refused(t, second, "does not descend from")
+	running.Store(second)
+	g.Sync() // it runs by now
+	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != second {
+		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+	}
+}
