@@ -112,7 +112,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 		} // else it failed and happened all the same
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
-	r.clear("commit", "send", "assert", "probation") // the last of a settlement that this takes the place of
+	r.clear("commit", "send", "assert", "probation", "vouch") // the last of a settlement that this takes the place of
 	r.settled = ""
 	if rec.OutcomeOf != nil {
 		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
@@ -172,6 +172,9 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 	if why := r.seen.refusal; why != nil && head.Kind == schema.KindChange && head.Source.Revision == r.seen.doc.Revision() {
 		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, nil)
 		return true, recorded
+	}
+	if done, more := r.distrusted(ctx, head, f); done {
+		return done, more
 	}
 	if f.fresh {
 		return false, false

@@ -247,6 +247,8 @@ type world struct {
 	r      *apply.Reconciler
 	stop   context.CancelFunc
 	joined chan struct{}
+	// signers is the judge of git sources; nil for none.
+	signers apply.Judge
 }
 
 // newWorld starts an agent over an engine with its defaults. It must be called
@@ -279,7 +281,7 @@ func (w *world) start() {
 		Source:      apply.SourceStatus{Kind: "file"},
 		ReadSource:  func() (string, time.Time, error) { return "inotify", time.Now(), nil },
 		SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: 50,
-		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation,
+		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation, Judge: w.signers,
 	})
 	ctx, cancel := context.WithCancel(w.t.Context())
 	w.stop, w.joined = cancel, make(chan struct{})

@@ -59,6 +59,8 @@ type Options struct {
 	Source      SourceStatus
 	ReadSource  func() (mode string, lastGood time.Time, err error)
 	SourceStale time.Duration
+	// Judge, if set, is asked whether what came from the source is trusted.
+	Judge Judge
 	// Socket and StateDir are shown in status.
 	Socket, StateDir string
 	MaxSnapshots     int
@@ -124,8 +126,9 @@ type Reconciler struct {
 	started   time.Time
 	recovered bool // the first turn with an engine, or without need of one, is over
 	seen      declared
-	attempts  []Attempt // newest first
-	attempted int       // index into attempts of what `attempted` shows; -1 for none
+	rejudged  *schema.Document // the last one that the source was asked to judge again
+	attempts  []Attempt        // newest first
+	attempted int              // index into attempts of what `attempted` shows; -1 for none
 	engine    engineView
 	flight    *flight
 	settled   string // the settlement at the head that the engine was read to run, until it is confirmed
@@ -415,6 +418,8 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	case hold.Holds(digest):
 		r.recordHeld(hold)
 		return false
+	case differs && !r.judged():
+		return false // it is being looked at
 	case differs:
 		return r.begin(ctx, applied)
 	case hold != nil:

@@ -30,7 +30,7 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 		start := time.Now()
 		if _, err := r.opt.Store.Commit(ctx, rec); err == nil {
 			r.opt.Metrics.Phase("commit", time.Since(start))
-			r.clear("revert", "send", "probation")
+			r.clear("revert", "send", "probation", "vouch")
 			r.engine.due = true
 			by := "by the engine"
 			if f.verdict.by == byProbation {
@@ -87,7 +87,7 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
 		return false, err
 	}
-	r.clear("revert", "send", "probation")
+	r.clear("revert", "send", "probation", "vouch")
 	r.flight, r.engine.due = nil, true     // it may run: on probation it did
 	r.tellSettled(ctx, r.opt.Store.Head()) // final, whatever the engine does
 	return true, err

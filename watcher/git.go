@@ -147,6 +147,23 @@ func NewGit(opt GitOptions) (*Git, error) {
 // Location is where the repository is, without secrets.
 func (g *Git) Location() string { return g.origin.location() }
 
+// Vouch says whether a revision that was taken from a git source earlier, as its
+// record tells, would be trusted with now; nil if so. An error says that the
+// signers cannot be read.
+func (g *Git) Vouch(s schema.Source) (*schema.Refusal, error) {
+	if g.opt.Verify == "" {
+		return nil, nil
+	}
+	trust, _, err := readSigners(g.opt.Signers)
+	if err != nil {
+		return nil, err
+	}
+	if err := trust.Allows(s.Key, clock()); err != nil {
+		return &schema.Refusal{Reason: err.Error(), Hint: "sign it with a key in " + g.opt.Signers + ", or have the key put there"}, nil
+	}
+	return nil, nil
+}
+
 // Sync makes the loop look now, and returns at once.
 func (g *Git) Sync() {
 	g.asked.Store(true)

@@ -26,7 +26,7 @@ const (
 	instance     = "crash"
 	engineSocket = "engine.sock"
 	patience     = 60 * time.Second // for whatever must happen at last
-	tooBig       = 16384            // units that the engine refuses
+	tooBig       = 16000            // units that the engine refuses
 )
 
 // A world is one agent's surroundings: an engine that survives it, a source,

@@ -132,12 +132,21 @@ func weak(key ssh.PublicKey) error {
 	return fmt.Errorf("keys of type %.40q are not accepted", key.Type())
 }
 
+// Allows is nil if the key with this fingerprint ("SHA256:…") may sign for git
+// at now. It is for what was verified before; "" is what bore no signature.
+func (s *Signers) Allows(fingerprint string, now time.Time) error {
+	if fingerprint == "" {
+		return fmt.Errorf("it was taken without a signature")
+	}
+	_, err := s.find(fingerprint, now)
+	return err
+}
+
 // find is the name of whose key it is, if it may sign for git at now.
-func (s *Signers) find(key ssh.PublicKey, now time.Time) (string, error) {
-	id := ssh.FingerprintSHA256(key)
+func (s *Signers) find(id string, now time.Time) (string, error) {
 	err := fmt.Errorf("the key %s belongs to no allowed signer", id)
 	for _, e := range s.lines {
-		if e.key.Type() != key.Type() || string(e.key.Marshal()) != string(key.Marshal()) {
+		if ssh.FingerprintSHA256(e.key) != id {
 			continue
 		}
 		switch {

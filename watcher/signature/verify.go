@@ -66,7 +66,7 @@ func (s *Signers) verify(payload, armored []byte, now time.Time) (Signer, error)
 	if err := weak(sig.PublicKey); err != nil {
 		return Signer{}, err
 	}
-	name, err := s.find(sig.PublicKey, now)
+	name, err := s.find(ssh.FingerprintSHA256(sig.PublicKey), now)
 	if err != nil {
 		return Signer{}, err
 	}

@@ -25,7 +25,8 @@ type agent struct {
 	log          *slog.Logger
 	store        *gitstore.Store
 	source       source
-	location     string // of the source, for people
+	judge        apply.Judge // of git sources; nil for files
+	location     string      // of the source, for people
 	client       *dtesn.Client
 	reconciler   *apply.Reconciler
 	web          *status.Server
@@ -67,7 +68,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	opt := apply.Options{
 		Environment: env, Instance: s.instance, AgentVersion: version(),
 		Store: a.store, Engine: a.client, Metrics: metrics, Logger: logger,
-		Source: from, ReadSource: a.source.Status, SourceStale: stale, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
+		Source: from, ReadSource: a.source.Status, SourceStale: stale, Judge: a.judge, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
 	}
 	opt.Repairs = a.repairs

@@ -123,7 +123,7 @@ func (a *agent) openSource(env schema.Environment) (from apply.SourceStatus, sta
 	if err != nil {
 		return from, 0, usage("%w", err)
 	}
-	a.source, a.location = git, git.Location()
+	a.source, a.judge, a.location = git, git, git.Location()
 	return apply.SourceStatus{Kind: "git", Location: git.Location()}, 3 * s.git.poll, nil
 }
 
