@@ -349,11 +349,12 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 		if s.retried.IsZero() {
 			return nil
 		}
-		if err := s.repo.removeRef(ctx, name); err != nil {
-			return err
+		err := s.repo.removeRef(ctx, name)
+		found, readErr := s.repo.readRef(name)
+		if err == nil || readErr == nil {
+			s.retried = found // gone, even if that may not be on the disk yet
 		}
-		s.retried = plumbing.ZeroHash
-		return nil
+		return err
 	}
 	if s.head == nil {
 		return fmt.Errorf("set retried: the history is empty")
