@@ -83,9 +83,13 @@ func (r *Reconciler) changeRecord(applied *schema.Snapshot) schema.Snapshot {
 func (r *Reconciler) fill(rec *schema.Snapshot, applied *schema.Snapshot) {
 	rec.Environment, rec.Instance = r.opt.Environment, r.opt.Instance
 	rec.AgentVersion, rec.SchemaDigest = r.opt.AgentVersion, schema.SchemaDigest()
-	if r.engine.known {
+	head := r.opt.Store.Head()
+	switch {
+	case r.engine.known:
 		before := r.engine.reading.Parameters
 		rec.Before = &before
+	case applied == nil && head != nil:
+		rec.Before = head.Before // its rejection goes back there
 	}
 	switch {
 	case applied != nil:
@@ -266,9 +270,8 @@ func (r *Reconciler) mark(ctx context.Context, f *flight) (ok, more bool) {
 // cannot be taken back it stays, which is safe.
 func (r *Reconciler) unmark(ctx context.Context, f *flight) {
 	if f.marked && f.deaths == 0 && !f.broken {
-		if err := r.opt.Store.SetRetried(ctx, false); err == nil {
-			f.marked = false
-		}
+		_ = r.opt.Store.SetRetried(ctx, false) // it may have failed and happened all the same
+		f.marked = r.opt.Store.Retried()
 	}
 }
 
@@ -368,6 +371,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.opt.Metrics.Phase("total", time.Since(f.started))
 	r.opt.Metrics.Success("transaction")
 	r.finish(head.ID, schema.Applied, appliedText(head))
+	r.finishRest(ctx)
 	r.publish() // who reads it in the log finds it in the status
 	r.log.Event(slog.LevelInfo, "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
 		"description", head.Description, "took", time.Since(f.started).Round(10*time.Microsecond).String())

@@ -83,7 +83,7 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 // serve carries out one request on the Reconciler's goroutine.
 func (r *Reconciler) serve(ctx context.Context, q *request) {
 	r.retryNow()
-	if r.flight != nil && r.flight.verified && !r.onProbation(r.flight) {
+	if f := r.flight; f != nil && f.verified && f.id == r.opt.Store.Head().ID && !r.onProbation(f) {
 		r.confirm(ctx) // first what the engine runs already
 	}
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()

@@ -97,7 +97,7 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	case errors.Is(err, errOrder):
 		return "" // given up for an operator, or for a newer Document
 	case err != nil:
-		health.Reason = err.Error()
+		health = schema.Health{Reason: err.Error()}
 	}
 	if r.fault.stage == byProbation {
 		r.clear(byProbation)

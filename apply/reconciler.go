@@ -254,19 +254,31 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		select {
-		case <-ctx.Done():
+		var order *request
+		select { // an order goes before what only waits for its time
+		case order = <-r.requests:
+		default:
+			select {
+			case order = <-r.requests:
+			case <-ctx.Done():
+			case <-r.kick:
+			case <-timer.C:
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
 			if r.flight != nil && !r.flight.acked {
 				r.unmark(work, r.flight) // a restart of ours is no cut
 			}
+			if order != nil {
+				order.answer(Result{}, errStopping)
+			}
 			r.abandonWaiters()
 			return nil
-		case <-r.kick:
-		case req := <-r.requests:
+		case order != nil:
 			r.turnOnce(work)
 			r.orders.wait(-1) // from here on its own calls have their time
-			r.serve(work, req)
-		case <-timer.C:
+			r.serve(work, order)
 		}
 		r.turn(work, ctx.Done())
 		timer.Reset(max(0, time.Until(r.wake)))
@@ -310,13 +322,13 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 		r.wakeAt(r.started.Add(sourceWait))
 		return false
 	}
-	if f := r.flight; f != nil && f.verified {
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	if f := r.flight; f != nil && f.verified && f.id == head.ID {
 		if r.onProbation(f) {
 			return r.probate(ctx, f)
 		}
 		return r.confirm(ctx)
 	}
-	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	switch {
 	case head != nil && r.settled == head.ID:
 		return r.settle(ctx, head)
@@ -399,8 +411,9 @@ func (r *Reconciler) load(doc *schema.Document, at time.Time) declared {
 func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	applied, hold := r.opt.Store.Applied(), r.opt.Store.Head().Hold()
 	differs := r.seen.config != nil && (applied == nil || r.seen.config.Parameters != applied.Config)
-	tryable := differs && !hold.Holds(r.seen.config.Parameters.Digest())
-	if ends := r.seen.config != nil && !differs && hold != nil; !tryable && !ends && r.writable {
+	held := r.seen.config != nil && hold.Holds(r.seen.config.Parameters.Digest())
+	tryable := differs && !held
+	if ends := r.seen.config != nil && !differs && !held && hold != nil; !tryable && !ends && r.writable {
 		r.clear("commit", "revert") // what could not be recorded is not wanted any more
 	}
 	// At start a Document that is about to be sent spares the engine the
@@ -410,12 +423,11 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 		return false
 	}
 	r.recovered = true
-	if r.seen.config == nil {
+	if r.flight != nil && !r.confirmAgain(ctx) || r.seen.config == nil {
 		return false
 	}
-	digest := r.seen.config.Parameters.Digest()
 	switch {
-	case hold.Holds(digest):
+	case held:
 		r.recordHeld(hold)
 		return false
 	case differs && !r.judged():
@@ -428,4 +440,20 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 		return r.recordUnchanged(ctx)
 	}
 	return false
+}
+
+// confirmAgain repeats a confirmation that failed and happened all the same, so
+// that it is durable before it is told.
+func (r *Reconciler) confirmAgain(ctx context.Context) bool {
+	if !r.ready("confirm") {
+		return false
+	}
+	if err := r.opt.Store.Confirm(ctx); err != nil {
+		r.diskFailed("confirm", err, "the engine runs the change, but it cannot be put on record durably")
+		return false
+	}
+	r.clear("confirm")
+	r.flight = nil
+	r.finishRest(ctx)
+	return true
 }

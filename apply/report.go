@@ -220,6 +220,19 @@ func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) (n
 	return news
 }
 
+// finishRest finishes what was confirmed together with the head: a record whose
+// own confirmation failed and happened all the same.
+func (r *Reconciler) finishRest(ctx context.Context) {
+	for _, a := range r.attempts {
+		if a.Outcome != schema.Pending {
+			continue
+		}
+		if rec, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && rec.Outcome != schema.Pending {
+			r.finish(rec.ID, rec.Outcome, "on record as "+string(rec.Outcome))
+		}
+	}
+}
+
 // probe finds out whether the state directory can be written, when the last
 // write is old or failed.
 func (r *Reconciler) probe() {

@@ -191,6 +191,7 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 		r.log.Event(slog.LevelInfo, "the engine is back on the last good state", "rejected", s.ID, "revert", head.ID)
 	}
 	r.tellSettled(ctx, head)
+	r.finishRest(ctx)
 	return true
 }
 

@@ -1,0 +1,125 @@
+package apply_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// The stories here are scripts that the model found, as short as it left them.
+
+func TestWithdrawnOnProbationIsBroughtBackAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		w.declare(size(512), "back")
+		if w.engine.running() != size(512) || w.counts.drifted() != 0 {
+			t.Errorf("runs %d, %d drifts; want 512 and none", w.engine.running().ESNReservoirSize, w.counts.drifted())
+		}
+		w.end()
+	})
+}
+
+func TestAFaultThatNothingWaitsForIsOver(t *testing.T) {
+	for name, story := range map[string]func(w *world){
+		"an order that could not be written": func(w *world) {
+			if res, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err == nil {
+				w.t.Errorf("paused on a full disk: %+v", res)
+			}
+		},
+		"a document that was taken back": func(w *world) {
+			w.declare(stateB, "")
+			w.declare(stateA, "again")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.m.plan("commit", fails)
+				story(w)
+				w.pass(time.Minute)
+				if s := w.r.Status(); s.State != apply.StateInSync || !s.InSync {
+					t.Errorf("%s (%s), in sync %v", s.State, s.Reason, s.InSync)
+				}
+			})
+		})
+	}
+}
+
+func TestAResumeThatCouldNotBeWrittenIsOver(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			t.Error(err)
+		}
+		w.m.plan("commit", fails)
+		if res, err := w.do(apply.Command{Verb: "resume"}); err == nil {
+			t.Errorf("resumed on a full disk: %+v", res)
+		}
+		w.pass(time.Minute)
+		if s := w.r.Status(); s.State != apply.StateHeld || s.Held == nil || !s.Held.Paused {
+			t.Errorf("%s (%s), held %+v; want it paused, and no fault", s.State, s.Reason, s.Held)
+		}
+	})
+}
+
+func TestARollbackThatFailedAndHappenedIsCarriedOut(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.m.plan("commit", happens)
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateA {
+			t.Errorf("%+v, %v; runs %d", res, err, w.engine.running().ESNReservoirSize)
+		}
+	})
+}
+
+func TestTheSourceIsTrustedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		doc := document(stateA, "signed")
+		refused := &schema.Document{Environment: production, Source: doc.Source, Refused: &schema.Refusal{Reason: "the key was revoked"}}
+		for _, d := range []*schema.Document{doc, refused, doc} {
+			w.r.Document(d)
+			w.pass(time.Second)
+		}
+		w.check("trusted again", want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+func TestARecordThatIsFoundDoesNotSpeakForAnInvalidDocument(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, hangAfter)
+		w.engine.tell(func(e *scripted) { e.down = true })
+		w.declare(stateB, "")
+		w.engine.tell((*scripted).restart)
+		w.restart()
+		bad := stateC
+		bad.ESNReservoirSize = 1
+		w.declare(bad, "")
+		w.pass(time.Minute)
+		if s := w.r.Status(); s.Attempted == nil || s.Attempted.Outcome != schema.Invalid || s.State != apply.StateInvalid {
+			t.Errorf("%s, attempted %+v", s.State, s.Attempted)
+		}
+	})
+}
+
+func TestTheFirstDocumentIsReplacedBeforeTheEngineIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.engine.will(stateA, busy)
+		w.engine.will(stateB, refuse)
+		w.declare(stateA, "never answered")
+		w.engine.tell(func(e *scripted) { e.down = true })
+		w.restart()
+		w.declare(stateB, "refused")
+		w.engine.tell((*scripted).restart)
+		w.pass(time.Minute)
+		if head := w.store.Head(); head.Kind != schema.KindRevert || head.Config != schema.Defaults() || w.engine.running() != head.Config {
+			t.Errorf("%s goes back to %d, the engine runs %d; want what ran before", head.Kind, head.Config.ESNReservoirSize, w.engine.running().ESNReservoirSize)
+		}
+		if n := w.engine.sent(stateB); n != 1 {
+			t.Errorf("what is rejected was sent %d times", n)
+		}
+		w.end()
+	})
+}
