@@ -8,11 +8,12 @@ FUZZTIME  ?= 60s
 N         ?= 20000
 KEEP      ?= 0
 CUTS      ?= 240
+STEPS     ?= 20000
 IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test faults check fmt bench bench-long fuzz crash powercut schema clean FORCE
+.PHONY: help run build image test faults check fmt bench bench-long fuzz crash powercut soak schema clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ crash: build ## Kill the agent before and after each system call that writes, 20
 
 powercut: ## Cut the power of real disks CUTS (240) times, fill and break them; needs root (SEED repeats a run)
 	$(GO) test ./test/powercut -count=1 -v -timeout 60m -args -cuts $(CUTS) -fills 96 $(if $(SEED),-seed $(SEED))
+
+soak: ## Play STEPS (20000) random steps of everything that can go wrong against the model of the transaction
+	$(GO) test ./apply -run '^TestModel$$' -count=1 -v -timeout 6h -args -model.steps=$(STEPS) -rapid.shrinktime=3m
 
 schema: build ## Write the JSON Schema that editors use beside the examples
 	$(AGENT) schema --format jsonschema > examples/config/dtesn.schema.json

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"testing"
 	"testing/synctest"
 	"time"
 
@@ -230,9 +229,19 @@ func (f faulty) SetRetried(ctx context.Context, on bool) (err error) {
 	return f.m.onDisk(call, func() error { f.locked(func() { err = f.Store.SetRetried(ctx, on) }); return err })
 }
 
+// A tester is a test, or one sequence of a property.
+type tester interface {
+	Helper()
+	Context() context.Context
+	Error(...any)
+	Errorf(string, ...any)
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
 // world is one test's world.
 type world struct {
-	t      *testing.T
+	t      tester
 	dir    string
 	m      *mishaps
 	engine *scripted
@@ -242,6 +251,8 @@ type world struct {
 	probation time.Duration
 	// refused gets what the last order was answered with, if that is an error.
 	refused chan error
+	judge   *model // sees what passes between the agent, its store and its engine; nil for none
+	packs   bool   // the history is packed as in a real agent; for a judged world
 
 	store  faulty
 	r      *apply.Reconciler
@@ -253,14 +264,20 @@ type world struct {
 
 // newWorld starts an agent over an engine with its defaults. It must be called
 // inside a bubble.
-func newWorld(t *testing.T, dir string) *world {
+func newWorld(t tester, dir string) *world {
+	w := emptyWorld(t, dir)
+	w.start()
+	return w
+}
+
+// emptyWorld is a world without an agent.
+func emptyWorld(t tester, dir string) *world {
 	m := &mishaps{planned: map[string][]mishap{}}
 	w := &world{t: t, dir: dir, m: m, drift: apply.DriftCorrect, counts: &counts{outcomes: map[schema.Outcome]int{}}}
 	w.engine = &scripted{
 		t: t, m: m, runs: schema.Defaults(), peer: 1,
 		always: map[schema.Parameters]manner{}, sends: map[schema.Parameters]int{}, banned: map[schema.Parameters]bool{},
 	}
-	w.start()
 	return w
 }
 
@@ -275,9 +292,10 @@ func (w *world) start() {
 	w.store = faulty{store, w.m, &sync.Mutex{}}
 	w.engine.tell(func(e *scripted) { e.store = w.store })
 	w.counts.begin()
+	seenStore, seenEngine := w.judged()
 	w.r = apply.New(apply.Options{
 		Environment: production, Instance: "one", AgentVersion: "test",
-		Store: w.store, Engine: w.engine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
+		Store: seenStore, Engine: seenEngine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
 		Source:      apply.SourceStatus{Kind: "file"},
 		ReadSource:  func() (string, time.Time, error) { return "inotify", time.Now(), nil },
 		SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: 50,
@@ -295,6 +313,7 @@ func (w *world) start() {
 
 // end stops the process, or cleans up after one that crashed.
 func (w *world) end() {
+	w.judge.fence()
 	w.stop()
 	<-w.joined
 	if err := w.store.Close(); err != nil {
@@ -316,6 +335,7 @@ func (w *world) crashed() bool {
 
 // pass lets time pass until everything that waits has had its turn.
 func (w *world) pass(d time.Duration) {
+	w.judge.fence()
 	select {
 	case <-time.After(d):
 	case <-w.joined:
@@ -332,6 +352,7 @@ func (w *world) declare(p schema.Parameters, comment string) {
 func (w *world) do(c apply.Command) (apply.Result, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
+	w.judge.fence()
 	res, err := w.r.Do(ctx, c)
 	w.pass(100 * time.Millisecond)
 	return res, err

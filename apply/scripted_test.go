@@ -7,7 +7,6 @@ import (
 	"io"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"dtesn-agent/schema"
@@ -21,6 +20,7 @@ const (
 	refuse     manner = "refuse"
 	callback   manner = "refuse it and run it all the same"
 	lie        manner = "accept and do nothing"
+	partly     manner = "accept and take a part"
 	hangBefore manner = "hang, and do nothing"
 	hangAfter  manner = "hang after taking it"
 	dropBefore manner = "drop the connection"
@@ -34,7 +34,7 @@ const (
 // scripted is an engine that treats batches as told: first the queue, then by
 // Parameters, then it accepts. It fails the test on a batch that must not be.
 type scripted struct {
-	t     *testing.T
+	t     tester
 	m     *mishaps
 	store faulty // of the process that runs now
 	mu    sync.Mutex
@@ -173,6 +173,9 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 	switch how {
 	case accept:
 		e.runs = b.Parameters
+	case partly:
+		e.runs.ESNReservoirSize = b.Parameters.ESNReservoirSize
+		e.runs.CacheTTLSeconds = 86400
 	case refuse:
 		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{"it does not fit"}, Peer: peer}
 	case callback:

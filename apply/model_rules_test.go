@@ -1,0 +1,403 @@
+package apply_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// A model is the transaction as the design describes it, without any of the
+// how: what was offered, what is on record, and what the engine answered. It
+// is told of everything that passes between the agent, its store and its
+// engine, knows which records, sends and confirmations are due or allowed at
+// each moment, and what must be true once nothing is left to do.
+type model struct {
+	probation time.Duration
+	drift     apply.DriftMode
+
+	offered []declared      // by the source since the agent was last idle; the last one counts
+	orders  []apply.Command // that may be carried out now
+	records []entry         // records[i] has the index i+1
+	applied int             // the index of the applied record, 0 for none
+	life    life            // what the process that runs now was answered
+	commits int             // since the last step began
+	starts  int             // since the last step began
+	calls   int             // that go on now
+	// obeyed: a record was made that an order may have made; carriedOut: that
+	// nothing but an order can have made.
+	obeyed, carriedOut bool
+	broken             []string   // rules that were broken
+	turns              sync.Mutex // see fence
+}
+
+// declared is one state of the source: Parameters, or neither valid nor
+// trusted ones.
+type declared struct {
+	revision string
+	config   schema.Parameters
+	bad      schema.Outcome // invalid, refused, or "" for valid
+}
+
+// An entry is one record, as the model says it must be.
+type entry struct {
+	kind    schema.Kind
+	config  schema.Parameters
+	hold    *hold // in force while it is the head
+	settles schema.Outcome
+	outcome schema.Outcome
+	// of the store
+	id, commit, revision string
+	before               schema.Parameters // what the engine ran when it was made
+	point                bool              // a state to go back to
+	ordered, needed      bool              // an order allows it, and nothing else does
+}
+
+// A hold is what must not be tried.
+type hold struct {
+	digests []schema.Digest
+	paused  bool
+}
+
+func (h *hold) holds(p schema.Parameters) bool {
+	return h != nil && (h.paused || slices.Contains(h.digests, p.Digest()))
+}
+
+func holding(paused bool, digests ...schema.Digest) *hold {
+	slices.Sort(digests)
+	if digests = slices.Compact(digests); len(digests) == 0 && !paused {
+		return nil
+	}
+	return &hold{digests, paused}
+}
+
+func (h *hold) list() []schema.Digest {
+	if h == nil {
+		return nil
+	}
+	return slices.Clone(h.digests)
+}
+
+func (h *hold) String() string {
+	if h == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%.6s, paused %v", h.digests, h.paused)
+}
+
+// life is what one process was answered about the candidate at the head. All
+// but the engine's reading begins anew with each candidate and each process.
+type life struct {
+	reading schema.Reading
+	known   bool // it read the engine at least once
+	reached bool // the last call reached it
+	fresh   bool // read since the last send
+
+	// own: a start of either side, or a send of ours, may be why it runs
+	// something else than what is applied.
+	own  bool
+	late time.Time // until then a lost request of ours may still land
+	// wayBackRefused: the engine's last word on a state it was to be brought back to.
+	wayBackRefused bool
+
+	found   bool // the candidate was committed by an earlier process
+	cut     bool // and was marked as sent twice
+	overdue bool // and was then read not to run
+	sends   int
+	refused bool
+	acked   bool
+	lies    int
+	deaths  int
+	broken  bool
+	sentTo  schema.Peer
+	trial   time.Time // when its probation began
+	ill     int       // health reads that failed in a row
+	gone    bool      // the engine ended or restarted on probation
+	unwell  bool      // it was ill twice in a row: that stands, whatever comes
+}
+
+func (m *model) failf(format string, args ...any) {
+	m.broken = append(m.broken, fmt.Sprintf(format, args...))
+}
+
+func (m *model) head() *entry {
+	if len(m.records) == 0 {
+		return nil
+	}
+	return &m.records[len(m.records)-1]
+}
+
+func (m *model) state() *entry {
+	if m.applied == 0 {
+		return nil
+	}
+	return &m.records[m.applied-1]
+}
+
+func (m *model) open() bool { return m.applied != len(m.records) }
+
+// candidate is the record that is open, if it asks for new Parameters.
+func (m *model) candidate() *entry {
+	if h := m.head(); m.open() && h.kind.Candidate() {
+		return h
+	}
+	return nil
+}
+
+func (m *model) holdNow() *hold {
+	if h := m.head(); h != nil {
+		return h.hold
+	}
+	return nil
+}
+
+// condemned: the candidate must not be sent again, nor be confirmed.
+func (m *model) condemned() bool {
+	l := &m.life
+	return l.refused || l.deaths >= 2 || (l.found && l.deaths >= 1) || l.unwell || l.gone
+}
+
+// rejectable: there is evidence that allows a rejection.
+func (m *model) rejectable() bool {
+	l := &m.life
+	return m.condemned() || l.lies >= 2 || l.overdue
+}
+
+// allowed lists every record that may follow the head now.
+func (m *model) allowed() (may []entry) {
+	for _, d := range m.offered {
+		may = append(may, m.after(d)...)
+	}
+	if c := m.candidate(); c != nil && m.rejectable() {
+		h := m.holdBefore()
+		if c.kind == schema.KindChange {
+			h = holding(false, c.config.Digest())
+		}
+		may = append(may, m.back(schema.Rejected, h))
+	}
+	if m.state() == nil {
+		return may // no order can be carried out
+	}
+	now := m.holdNow()
+	for _, order := range m.orders {
+		var e []entry
+		switch {
+		case order.Verb == "rollback":
+			e = m.rollbacks(order)
+		case order.Verb == "pause" && (now == nil || !now.paused):
+			e = []entry{m.noteOrBack(holding(true, now.list()...))}
+		case order.Verb == "resume" && now != nil:
+			e = []entry{m.noteOrBack(nil)}
+		}
+		for i := range e {
+			e[i].ordered = true
+		}
+		may = append(may, e...)
+	}
+	return may
+}
+
+// after is what may be recorded because the source declares d.
+func (m *model) after(d declared) []entry {
+	head, state, now, c := m.head(), m.state(), m.holdNow(), m.candidate()
+	change := entry{kind: schema.KindChange, config: d.config, point: true}
+	if m.open() {
+		change.settles = schema.Superseded
+	}
+	switch {
+	case d.bad == schema.Refused && c != nil && c.kind == schema.KindChange && c.revision == d.revision:
+		return []entry{m.back(schema.Superseded, nil)} // not trusted any more
+	case d.bad != "" || now.holds(d.config):
+	case c != nil && state != nil && d.config == state.config:
+		return []entry{m.back(schema.Superseded, nil)} // the source went back
+	case !m.open() && state != nil && d.config == state.config:
+		if now != nil { // the hold ended
+			return []entry{{kind: schema.KindNote, config: head.config, point: head.point}}
+		}
+	case m.open() && d.config == head.config:
+	case m.open() && c == nil && !m.life.wayBackRefused: // first the way back
+	default:
+		return []entry{change}
+	}
+	return nil
+}
+
+// back is the revert of the candidate.
+func (m *model) back(o schema.Outcome, h *hold) entry {
+	e := entry{kind: schema.KindRevert, config: m.head().before, hold: h, settles: o}
+	if state := m.state(); state != nil {
+		e.config, e.point = state.config, state.point
+	}
+	return e
+}
+
+func (m *model) noteOrBack(h *hold) entry {
+	if m.candidate() != nil {
+		return m.back(schema.Superseded, h)
+	}
+	e := entry{kind: schema.KindNote, config: m.head().config, hold: h, point: m.head().point}
+	if m.open() {
+		e.settles = schema.Superseded
+	}
+	return e
+}
+
+// holdBefore is the hold that a rejected rollback leaves as it was.
+func (m *model) holdBefore() *hold {
+	if len(m.records) < 2 || m.head().kind != schema.KindRollback {
+		return nil
+	}
+	return m.records[len(m.records)-2].hold
+}
+
+// rollbacks are the records an order to go back may make: it holds what runs,
+// what is declared and what was held before, but not its target.
+func (m *model) rollbacks(order apply.Command) (may []entry) {
+	target := m.target(order.ID)
+	if target == nil {
+		return nil
+	}
+	declares := []*declared{nil}
+	for i := range m.offered {
+		declares = append(declares, &m.offered[i])
+	}
+	for _, d := range declares {
+		digests := append(m.holdNow().list(), m.head().config.Digest(), m.state().config.Digest())
+		if m.life.known {
+			digests = append(digests, m.life.reading.Parameters.Digest())
+		}
+		if d != nil && d.bad == "" {
+			digests = append(digests, d.config.Digest())
+		}
+		digests = slices.DeleteFunc(digests, func(d schema.Digest) bool { return d == target.config.Digest() })
+		now := m.holdNow()
+		e := entry{kind: schema.KindRollback, config: target.config, point: true, hold: holding(order.Pause || (now != nil && now.paused), digests...)}
+		if m.open() {
+			e.settles = schema.Superseded
+		}
+		may = append(may, e)
+	}
+	return may
+}
+
+// target is the state to go back to: the one named, or the newest that was
+// applied, differs from the head and is not held.
+func (m *model) target(id string) *entry {
+	head := m.head()
+	for i := len(m.records) - 1; i >= 0; i-- {
+		e := &m.records[i]
+		switch {
+		case e.outcome != schema.Applied || !e.point:
+		case id != "" && e.id == id:
+			return e
+		case id == "" && e.kind.Candidate() && e.config != head.config && !slices.Contains(head.hold.list(), e.config.Digest()):
+			return e
+		}
+	}
+	return nil
+}
+
+// mayCommit judges a record that is about to be written, and returns what the
+// model says of it.
+func (m *model) mayCommit(rec schema.Snapshot) entry {
+	got := entry{kind: rec.Kind, config: rec.Config, point: rec.RollbackPoint}
+	if rec.Held != nil {
+		got.hold = holding(rec.Held.Paused, slices.Clone(rec.Held.Digests)...)
+	}
+	if rec.OutcomeOf != nil {
+		got.settles = rec.OutcomeOf.Outcome
+	}
+	may := m.allowed()
+	fits := slices.DeleteFunc(slices.Clone(may), func(e entry) bool {
+		return e.kind != got.kind || e.config != got.config || e.point != got.point || e.settles != got.settles || e.hold.String() != got.hold.String()
+	})
+	ordered := func(e entry) bool { return e.ordered }
+	if len(fits) > 0 {
+		got.ordered = slices.ContainsFunc(fits, ordered)
+		got.needed = got.ordered && !slices.ContainsFunc(fits, func(e entry) bool { return !e.ordered })
+		return got
+	}
+	var texts []string
+	for _, e := range may {
+		texts = append(texts, e.String())
+	}
+	m.failf("committed %s upon %s; allowed: [%s]; answers so far: %s", &got, m.head(), strings.Join(texts, " | "), m.life)
+	return got
+}
+
+func (l life) String() string {
+	return fmt.Sprintf("known %v runs %d, found %v, cut %v, sends %d, refused %v, lies %d, deaths %d, unwell %v, gone %v", l.known,
+		l.reading.Parameters.ESNReservoirSize, l.found, l.cut, l.sends, l.refused, l.lies, l.deaths, l.unwell, l.gone)
+}
+
+func (e *entry) String() string {
+	if e == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%s %d (settles %q, holds %s)", e.kind, e.config.ESNReservoirSize, e.settles, e.hold)
+}
+
+// committed notes a record that stands.
+func (m *model) committed(e entry, snap *schema.Snapshot) {
+	if snap.Index != len(m.records)+1 {
+		m.failf("record %d follows record %d", snap.Index, len(m.records))
+	}
+	if h := m.head(); h != nil {
+		if snap.Parent != h.commit {
+			m.failf("%s does not stand on %s", snap.ID, h.id)
+		}
+		if e.settles != "" {
+			h.outcome = e.settles
+		}
+	}
+	if h := m.head(); m.life.known {
+		e.before = m.life.reading.Parameters
+	} else if h != nil {
+		e.before = h.before
+	}
+	e.id, e.commit, e.revision, e.outcome = snap.ID, snap.Commit, snap.Source.Revision, schema.Pending
+	m.records = append(m.records, e)
+	m.commits++
+	m.obeyed = m.obeyed || e.ordered
+	m.carriedOut = m.carriedOut || e.needed
+	l := m.life
+	m.life = life{reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused}
+}
+
+// mayConfirm judges that the head is about to be called applied: the engine was
+// read to run it after the last send, nothing speaks against it, and its
+// probation is over.
+func (m *model) mayConfirm() {
+	head, l := m.head(), &m.life
+	runs := l.known && l.fresh && l.reading.Parameters == head.config
+	switch {
+	case !m.open():
+	case m.candidate() == nil:
+		if !runs && (head.kind != schema.KindNote || m.drift != apply.DriftReport) {
+			m.failf("confirmed %s, which the engine was not read to run", head)
+		}
+	case !runs:
+		m.failf("confirmed %s, which the engine was not read to run: %s", head, l)
+	case m.condemned():
+		m.failf("confirmed %s, which is rejected: %s", head, l)
+	case m.probation > 0 && head.kind == schema.KindChange && (l.trial.IsZero() || time.Since(l.trial) < m.probation || l.ill > 0):
+		m.failf("confirmed %s %s into its probation, %d bad health reads", head, time.Since(l.trial), l.ill)
+	}
+}
+
+// confirmed notes that the applied ref names the head.
+func (m *model) confirmed() {
+	m.applied = len(m.records)
+	if h := m.head(); h.outcome == schema.Pending {
+		h.outcome = schema.Applied
+	}
+	for i := range m.records { // what stands behind it and was never settled
+		if m.records[i].outcome == schema.Pending {
+			m.records[i].outcome = schema.Applied
+		}
+	}
+}
