@@ -373,12 +373,22 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.finish(head.ID, schema.Applied, appliedText(head))
 	r.finishRest(ctx)
 	r.publish() // who reads it in the log finds it in the status
-	r.log.Event(slog.LevelInfo, "applied", "snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes),
-		"description", head.Description, "took", time.Since(f.started).Round(10*time.Microsecond).String())
+	r.log.Event(slog.LevelInfo, "applied", append([]any{
+		"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
+		"took", time.Since(f.started).Round(10 * time.Microsecond).String(),
+	}, commitOf(head)...)...)
 	if head.Held != nil {
 		r.log.Event(slog.LevelInfo, heldText(head.Held))
 	}
 	return true
+}
+
+// commitOf says for a log which commit declared s; nothing for files.
+func commitOf(s *schema.Snapshot) []any {
+	if s.Source.Kind != "git" {
+		return nil
+	}
+	return []any{"revision", s.Source.Revision, "subject", s.Source.Subject}
 }
 
 // appliedText says what an applied candidate changed, and what it holds.

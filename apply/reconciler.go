@@ -145,8 +145,9 @@ type Reconciler struct {
 	}
 	validity map[schema.Parameters]bool
 	probed   time.Time
-	// sourceGood is the source's last good read that was counted.
-	sourceGood time.Time
+	// sourceGood is the source's last good read that was counted; sourceLost is
+	// since when it cannot be read, zero while it can.
+	sourceGood, sourceLost time.Time
 }
 
 // declared is what the source declares: the newest Document and what became

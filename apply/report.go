@@ -181,7 +181,7 @@ func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
 
 // recordPending notes a candidate that is committed.
 func (r *Reconciler) recordPending(s *schema.Snapshot) {
-	a := Attempt{Outcome: schema.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "committed, not yet applied"}
+	a := Attempt{Outcome: schema.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "on record, not yet applied"}
 	if s.Kind == schema.KindChange {
 		a.Revision = s.Source.Revision
 	}
@@ -310,6 +310,7 @@ func (r *Reconciler) publish() {
 	s.InSync = r.inSync(s, settled, applied)
 	s.Ready, s.Unready = r.readiness(settled, applied)
 	s.State, s.Reason, s.Hint = r.word(s, settled, head)
+	r.addSource(s)
 	ours := r.engine.reading.Environment == string(r.opt.Environment)
 	s.checks = Checks{ // who only observes makes no snapshot and sets no label
 		ConfigManagerInitialized: r.recovered,
@@ -333,11 +334,28 @@ func (r *Reconciler) sourceStatus() (s SourceStatus, lastGood time.Time) {
 	if !lastGood.IsZero() {
 		s.LastRead = schema.Unix(lastGood)
 	}
+	r.noteSource(lastGood, err)
+	if !r.sourceLost.IsZero() {
+		s.FailingSince = schema.Unix(r.sourceLost)
+	}
+	return s, lastGood
+}
+
+// noteSource keeps since when the source cannot be read, and says when it can
+// again.
+func (r *Reconciler) noteSource(lastGood time.Time, err error) {
+	switch {
+	case err != nil && r.sourceLost.IsZero():
+		r.sourceLost = time.Now()
+	case err == nil && !r.sourceLost.IsZero() && !lastGood.IsZero():
+		r.log.Event(slog.LevelInfo, "the configuration can be read again", "after", time.Since(r.sourceLost).Round(time.Millisecond).String())
+		r.log.Clear("source") // the same fault is news again
+		r.sourceLost = time.Time{}
+	}
 	if err == nil && lastGood.After(r.sourceGood) {
 		r.sourceGood = lastGood
 		r.opt.Metrics.Success("source")
 	}
-	return s, lastGood
 }
 
 func (r *Reconciler) engineStatus() EngineStatus {
@@ -394,6 +412,10 @@ func (r *Reconciler) noteValid(p schema.Parameters, ok bool) {
 }
 
 func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) bool {
+	if r.opt.Observe { // nothing is attempted, and what runs is all that counts
+		return r.engine.reachable && r.seen.config != nil && s.Seen.Revision == r.seen.doc.Revision() && s.Held == nil &&
+			r.engine.reading.Parameters == r.seen.config.Parameters
+	}
 	a := s.Attempted
 	return settled && r.engine.reachable && !r.engine.several && r.engine.reading.Parameters == applied.Config &&
 		s.Held == nil && s.Drift == nil && r.seen.doc != nil &&
@@ -451,14 +473,24 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
 		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:
-		if s.Source.LastError != "" {
-			return StateInSync, "the engine runs what the source last declared; now it cannot be read: " + s.Source.LastError, "the agent goes on by itself, once it can be read"
-		}
 		return StateInSync, "the engine runs what the source declares", ""
 	case r.seen.doc == nil:
-		return StateStarting, "the source showed no document yet: " + cmpOr(s.Source.LastError, "not read"), "check --config and --environment"
+		return StateStarting, "the source showed no document yet", "check --config and --environment"
 	}
 	return StateApplying, "a newer document is being looked at", ""
+}
+
+// addSource adds to what is at rest, or waits for the source, that the source
+// cannot be read: what was last seen of it may not be what it has now.
+func (r *Reconciler) addSource(s *Status) {
+	if s.Source.LastError == "" {
+		return
+	}
+	switch s.State {
+	case StateStarting, StateInSync, StateRefused, StateInvalid, StateHeld, StateObserving:
+		s.Reason += "; now the source cannot be read: " + s.Source.LastError
+		s.Hint = "what the last words say; it is tried again by itself, and at once by `agent sync`"
+	}
 }
 
 // waitingText says why the engine cannot be asked, and what to do.

@@ -36,8 +36,9 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 			if f.verdict.by == byProbation {
 				by = "on probation"
 			}
-			r.log.Event(slog.LevelWarn, "rejected "+by+"; going back to the last good state",
-				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes))
+			r.log.Event(slog.LevelWarn, "rejected "+by+"; going back to the last good state", append([]any{
+				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes),
+			}, commitOf(head)...)...)
 			r.publish() // the engine may take its time
 			return true
 		} else if now := r.opt.Store.Head(); now.Commit != head.Commit {

@@ -146,6 +146,9 @@ type SourceStatus struct {
 	Mode      string  `json:"mode"` // "inotify" or "poll"
 	LastRead  float64 `json:"last_read"`
 	LastError string  `json:"last_error"`
+	// FailingSince is when the first of the tries was that have failed since
+	// LastRead; 0 while the last went well.
+	FailingSince float64 `json:"failing_since"`
 }
 
 // EngineStatus is how the engine is.

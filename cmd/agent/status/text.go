@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +24,11 @@ func Text(s *apply.Status, now time.Time) string {
 	p := &page{now: now}
 	p.line("state", string(s.State))
 	if s.State == apply.StateInvalid {
-		p.line("why", "the document is not valid, see attempted")
+		why := "the document is not valid, see attempted"
+		if s.Source.LastError != "" {
+			why += "; now the source cannot be read"
+		}
+		p.line("why", why)
 	} else {
 		p.line("why", s.Reason)
 	}
@@ -121,7 +126,7 @@ func (p *page) running(s *apply.Status) {
 func (p *page) declared(s *apply.Status) {
 	if s.Seen.Revision != "" {
 		p.line("seen", short(s.Seen.Revision)+", "+p.when(s.Seen.At))
-		if s.Seen.Revision == s.Source.Revision && s.Seen.Revision != s.Running.SourceRevision {
+		if s.Seen.Revision == s.Source.Revision && s.Seen.Revision != s.Running.SourceRevision && s.Source.Author != "" {
 			p.more("declared by " + who(s.Seen.Revision, s.Source.Origin))
 		}
 	}
@@ -183,9 +188,9 @@ func (p *page) surroundings(s *apply.Status) {
 	}
 	p.line("source", fmt.Sprintf("%s %s by %s, last read %s", s.Source.Kind, s.Source.Location, s.Source.Mode, p.when(s.Source.LastRead)))
 	if s.Source.LastError != "" {
-		p.more(s.Source.LastError)
+		p.more("cannot be read since " + p.when(s.Source.FailingSince) + ": " + s.Source.LastError)
 	}
-	p.line("agent", fmt.Sprintf("environment %s, instance %s", s.Environment, s.Instance))
+	p.line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
 	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
 	for _, r := range s.Repairs {
 		p.line("repaired", r.Found+": "+r.Did)
