@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"runtime"
 	"syscall"
 
 	"dtesn-agent/apply"
@@ -33,6 +34,10 @@ func (w *world) judged() (apply.Store, apply.Engine) {
 	return tappedStore{w.store, w.judge, w.packs}, tappedEngine{w.engine, w.store, w.judge}
 }
 
+// loops is more records than ever come of one step: an agent that makes so many
+// without a pause would never let the test have its turn, so it is ended.
+const loops = 50
+
 // tappedStore tells the model what is written, before and after: after a crash
 // or an error too, what truly stands.
 type tappedStore struct {
@@ -52,6 +57,10 @@ func (s tappedStore) Prepare() {
 
 func (s tappedStore) Commit(ctx context.Context, rec schema.Snapshot) (snap *schema.Snapshot, err error) {
 	s.m.fence()
+	if s.m.commits > loops {
+		s.m.failf("it commits again and again")
+		runtime.Goexit()
+	}
 	before, e := s.Total(), s.m.mayCommit(rec)
 	defer func() {
 		if s.Total() > before {
