@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -65,6 +66,7 @@ func (s *Store) compact() {
 	go func() {
 		defer close(s.compaction.over)
 		p.run()
+		debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
 	}()
 }
 
