@@ -1,0 +1,193 @@
+package apply
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// declares reports whether revision is what the source declares now.
+func (r *Reconciler) declares(revision string) bool {
+	return r.seen.doc != nil && r.seen.doc.Revision() == revision
+}
+
+// record puts a new attempt on top and makes it the attempted one if it is
+// about what the source declares, or the one shown is not.
+func (r *Reconciler) record(a Attempt) {
+	if a.At == 0 {
+		a.At = schema.Unix(time.Now())
+	}
+	if a.Violations == nil {
+		a.Violations = []schema.Violation{}
+	}
+	shown := r.last()
+	current := shown == nil || r.declares(a.Revision) || (a.Revision != "" && !r.declares(shown.Revision))
+	keep := r.attempts[:min(len(r.attempts), defaultAttempts-1)]
+	r.attempts = append([]Attempt{a}, keep...)
+	if current {
+		r.attempted = 0
+	} else {
+		r.attempted++
+	}
+	if r.attempted >= len(r.attempts) {
+		r.attempted = -1
+	}
+	if a.Outcome != schema.Pending {
+		r.opt.Metrics.Outcome(a.Outcome)
+	}
+}
+
+// last is the attempt that `attempted` shows, nil if there is none.
+func (r *Reconciler) last() *Attempt {
+	if r.attempted < 0 {
+		return nil
+	}
+	return &r.attempts[r.attempted]
+}
+
+func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
+	var parameters []string
+	for _, violation := range v.List {
+		if !slices.Contains(parameters, violation.Parameter) {
+			parameters = append(parameters, violation.Parameter)
+		}
+	}
+	r.opt.Metrics.ValidationFailures(parameters)
+	r.record(Attempt{
+		Revision: doc.Revision(), Outcome: schema.Invalid, Reason: v.Error(),
+		Violations: v.List, ViolationsTotal: v.Total,
+	})
+	r.log.Event(slog.LevelWarn, "the configuration is not valid; the engine keeps what it has",
+		"revision", doc.Revision(), "violations", v.Total, "violation", v.List[0].String())
+}
+
+// recordRefused puts on record that the source cannot be trusted.
+func (r *Reconciler) recordRefused(doc *schema.Document) {
+	r.record(Attempt{Revision: doc.Revision(), Outcome: schema.Refused, Reason: doc.Refused.Reason})
+	r.log.Event(slog.LevelWarn, "the source is not trusted with this revision; the engine keeps what it has",
+		"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint)
+}
+
+// settledFor reports whether the attempt at revision has an outcome that a
+// second look at the same revision must not rewrite.
+func (r *Reconciler) settledFor(revision string) bool {
+	a := r.last()
+	if a == nil || a.Revision != revision {
+		return false
+	}
+	switch a.Outcome {
+	case schema.Held, schema.Pending, schema.Superseded:
+		return false
+	case schema.Refused:
+		return r.seen.refusal != nil // it may be trusted later, as it is
+	}
+	return true
+}
+
+func (r *Reconciler) recordHeld(hold *schema.Hold) {
+	revision := r.seen.doc.Revision()
+	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == schema.Held) {
+		return
+	}
+	reason := heldReason(hold)
+	r.record(Attempt{Revision: revision, Outcome: schema.Held, Reason: reason})
+	r.log.Event(slog.LevelWarn, "not tried: "+reason, "revision", revision, "hint", heldHint(hold))
+}
+
+// heldReason says why something is held, to follow the word "held".
+func heldReason(hold *schema.Hold) string {
+	switch {
+	case hold.Paused:
+		return "paused by the operator: " + hold.Reason
+	case hold.By == "engine":
+		return "the engine rejected it: " + hold.Reason
+	case hold.By == byProbation:
+		return "it did not pass its probation: " + hold.Reason
+	}
+	return "by the " + hold.By + ": " + hold.Reason
+}
+
+func heldHint(hold *schema.Hold) string {
+	if hold.Paused {
+		return "agent resume"
+	}
+	return "declare other parameters, or try these again with: agent resume"
+}
+
+// recordUnchanged notes that what the source declares is what is applied and,
+// by a fresh reading, runs.
+func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
+	revision := r.seen.doc.Revision()
+	if r.settledFor(revision) {
+		return false
+	}
+	applied := r.opt.Store.Applied()
+	if r.engine.at.Before(r.seen.at) {
+		r.engine.due = true
+		return true
+	}
+	if r.engine.reading.Parameters != applied.Config {
+		return false
+	}
+	r.record(Attempt{Revision: revision, Outcome: schema.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
+	r.log.Event(slog.LevelInfo, "unchanged: the engine already runs what is declared", "snapshot", applied.ID)
+	r.opt.Metrics.Success("transaction")
+	return false
+}
+
+// recordPending notes a candidate that is committed.
+func (r *Reconciler) recordPending(s *schema.Snapshot) {
+	a := Attempt{Outcome: schema.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "on record, not yet applied"}
+	if s.Kind == schema.KindChange {
+		a.Revision = s.Source.Revision
+	}
+	r.record(a)
+}
+
+// ensureAttempt makes an attempt for the record id if this process has none:
+// it was settled after a restart.
+func (r *Reconciler) ensureAttempt(ctx context.Context, id string) {
+	if slices.ContainsFunc(r.attempts, func(a Attempt) bool { return a.SnapshotID == id }) {
+		return
+	}
+	if rec, err := r.opt.Store.Lookup(ctx, id); err == nil && rec.Kind.Candidate() {
+		r.recordPending(&rec.Snapshot)
+	}
+}
+
+// finish gives the attempt of record id its outcome, and answers who waits. It
+// reports whether the outcome is new.
+func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) (news bool) {
+	attempts := slices.Clone(r.attempts) // a published status shares the old one
+	for i := range attempts {
+		a := &attempts[i]
+		if a.SnapshotID == id && a.Outcome == schema.Pending {
+			a.Outcome, a.Reason, a.At = outcome, reason, schema.Unix(time.Now())
+			r.opt.Metrics.Outcome(outcome)
+			news = true
+			if outcome == schema.Superseded {
+				r.log.Event(slog.LevelInfo, "superseded", "snapshot", id, "reason", reason)
+			}
+		}
+	}
+	r.attempts = attempts
+	r.publish()
+	r.resolve(id, outcome, reason)
+	return news
+}
+
+// finishRest finishes what was confirmed together with the head: a record whose
+// own confirmation failed and happened all the same.
+func (r *Reconciler) finishRest(ctx context.Context) {
+	for _, a := range r.attempts {
+		if a.Outcome != schema.Pending {
+			continue
+		}
+		if rec, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && rec.Outcome != schema.Pending {
+			r.finish(rec.ID, rec.Outcome, "on record as "+string(rec.Outcome))
+		}
+	}
+}
