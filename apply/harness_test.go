@@ -172,8 +172,8 @@ func (f faulty) Retried() (yes bool) { f.locked(func() { yes = f.Store.Retried()
 // Prepare is left away: hundreds of worlds would make 256 directories each.
 func (f faulty) Prepare() {}
 
-func (f faulty) Probe() (err error) {
-	return f.m.onDisk("probe", func() error { f.locked(func() { err = f.Store.Probe() }); return err })
+func (f faulty) Probe(ctx context.Context) (err error) {
+	return f.m.onDisk("probe", func() error { f.locked(func() { err = f.Store.Probe(ctx) }); return err })
 }
 
 func (f faulty) List(ctx context.Context, before string, limit int) (page []schema.Record, err error) {

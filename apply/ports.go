@@ -44,8 +44,9 @@ type Store interface {
 	// record named before ("" for the head).
 	List(ctx context.Context, before string, limit int) ([]schema.Record, error)
 
-	// Probe tries to write into the state directory.
-	Probe() error
+	// Probe tries to write into the state directory. One that was away, or was
+	// replaced, is read anew; then Head and Applied may be others.
+	Probe(ctx context.Context) error
 }
 
 // An Engine is the live server. Its methods are safe to call from one

@@ -304,7 +304,7 @@ func (r *Reconciler) turn(ctx context.Context, stop <-chan struct{}) {
 			break
 		}
 	}
-	r.probe()
+	r.probe(ctx)
 	r.publish()
 	r.account(ctx)
 }

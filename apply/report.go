@@ -51,13 +51,14 @@ func (r *Reconciler) account(ctx context.Context) {
 
 // probe finds out whether the state directory can be written, when the last
 // write is old or failed.
-func (r *Reconciler) probe() {
+func (r *Reconciler) probe(ctx context.Context) {
 	if time.Since(r.probed) < probeEvery {
 		return
 	}
 	r.probed = time.Now()
-	err := r.opt.Store.Probe()
-	if err == nil && !r.writable {
+	head := r.opt.Store.Head()
+	err := r.opt.Store.Probe(ctx)
+	if err == nil && (!r.writable || r.opt.Store.Head() != head) {
 		r.retryNow() // what the disk refused may go through now
 		r.wake = time.Now()
 	}

@@ -6,36 +6,32 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
-// The files that a Commit and its Confirm write, by permissions: a blob twice,
-// a tree and a commit; two refs.
-var blanksOf = map[fs.FileMode]int{objectPerm: 4, refPerm: 2}
-
 const (
-	objectPerm fs.FileMode = 0o444
+	objectPerm fs.FileMode = 0o444 // as git has it
 	refPerm    fs.FileMode = 0o644
 )
 
-// A blank is an empty file below tmp/, made ahead and open for writing. To
-// make a file is the dearest part of writing a small one: a file system looks
-// for a free inode, which takes ext4 half a millisecond where many were deleted
-// lately.
-type blank struct {
-	file *os.File
-	path string
-}
+// blanksWanted is how many files a Commit and its Confirm write: two blobs, a
+// tree and a commit; two refs.
+const blanksWanted = 6
 
 // fansAtOnce is how many of the 256 directories of objects/ one Prepare makes.
 const fansAtOnce = 16
 
 // Prepare packs the history, beside, when there is enough to pack. It makes
 // the files ahead that the next Commit and Confirm will write,
-// and by and by the directories they go to, while nobody waits. What fails
-// shows there. What a crash leaves is empty: git does not mind the directories,
-// and the files are swept at open.
+// and by and by the directories they go to, while nobody waits: to make a file
+// is the dearest part of writing a small one, for a file system looks for a free
+// inode, which takes ext4 half a millisecond where many were deleted lately. The
+// files are not kept open: an agent at rest does not keep its disk from being
+// remounted read-only. What fails shows at the Commit. What a crash leaves is
+// empty: git does not mind the directories, and the files are swept at open.
 func (s *Store) Prepare() {
+	if !s.Holding() {
+		return
+	}
 	s.compact()
 	for n := 0; n < fansAtOnce && s.repo.fans < 256; n++ {
 		if os.Mkdir(filepath.Join(s.repo.objects(), fmt.Sprintf("%02x", s.repo.fans)), 0o755) == nil {
@@ -43,39 +39,42 @@ func (s *Store) Prepare() {
 		}
 		s.repo.fans++
 	}
-	for perm, want := range blanksOf {
-		for len(s.repo.blanks[perm]) < want {
-			f, err := createTemp(s.repo.tmp(), perm)
-			if err != nil {
-				return
-			}
-			s.repo.blanks[perm] = append(s.repo.blanks[perm], blank{f, f.Name()})
+	for len(s.repo.blanks) < blanksWanted {
+		f, err := createTemp(s.repo.tmp(), refPerm)
+		if err != nil || f.Close() != nil {
+			return
 		}
+		s.repo.blanks = append(s.repo.blanks, f.Name())
 	}
 }
 
-// temp is writeTemp below tmp/, into a blank if there is one.
+// temp is writeTemp below tmp/, into a file made ahead if there is one.
 func (r *repo) temp(data []byte, perm fs.FileMode) (string, error) {
-	for len(r.blanks[perm]) > 0 {
-		last := len(r.blanks[perm]) - 1
-		b := r.blanks[perm][last]
-		r.blanks[perm] = r.blanks[perm][:last]
-		info, err := b.file.Stat()
-		if err != nil || info.Sys().(*syscall.Stat_t).Nlink == 0 {
-			_ = b.file.Close() // somebody has tidied up
-			continue
+	for len(r.blanks) > 0 {
+		last := len(r.blanks) - 1
+		path := r.blanks[last]
+		r.blanks = r.blanks[:last]
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // somebody has tidied up
 		}
-		return fillTemp(b.file, data)
+		if err != nil {
+			return "", err
+		}
+		if perm != refPerm {
+			if err := f.Chmod(perm); err != nil {
+				return "", errors.Join(err, f.Close(), os.Remove(path))
+			}
+		}
+		return fillTemp(f, data)
 	}
 	return writeTemp(r.tmp(), data, perm)
 }
 
 // dropBlanks removes what Prepare made and nobody used.
 func (r *repo) dropBlanks() {
-	for perm, list := range r.blanks {
-		for _, b := range list {
-			_ = errors.Join(b.file.Close(), os.Remove(b.path))
-		}
-		delete(r.blanks, perm)
+	for _, path := range r.blanks {
+		_ = os.Remove(path)
 	}
+	r.blanks = nil
 }

@@ -28,7 +28,7 @@ import (
 // leaves objects that nothing names; after it, the record stands.
 //
 // Syscalls: those of stillOurs; those of objectWriter.put for two blobs, a tree
-// and a commit; then openat (or fstat of a file made ahead), write, close of the
+// and a commit; then openat, write, close of the
 // ref's temporary file and renameat, which os.Rename begins with newfstatat. For
 // a revert or a note the objects, their directories and the temporary file are
 // synced before the rename, and the ref's directory after it.
@@ -74,9 +74,12 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 // place: then what lies there is read and repaired as at Open, so that no record
 // stands on a parent that is not there, and the error says to look again.
 //
-// Syscalls: openat, read, close of the head ref; of packed-refs too where the
-// ref is not loose.
+// Syscalls: those of hold; openat, read, close of the head ref; of packed-refs
+// too where the ref is not loose.
 func (s *Store) stillOurs(ctx context.Context) error {
+	if err := s.stillHeld(ctx); err != nil {
+		return err
+	}
 	known := plumbing.ZeroHash
 	if s.head != nil {
 		known = plumbing.NewHash(s.head.Commit)
@@ -272,7 +275,7 @@ func (s *Store) putEncoded(o interface {
 // leaves the head pending, after it applied. What it vouches for is on the
 // disk by then.
 //
-// Syscalls: openat, write, close (the applied ref's temporary file); in
+// Syscalls: those of hold; openat, write, close (the applied ref's temporary file); in
 // parallel, openat, fsync, close of that file, of every object not yet synced,
 // of the directories of those, of the head ref and of its directory; newfstatat,
 // renameat (the applied ref), fsync (its directory).
@@ -285,6 +288,9 @@ func (s *Store) Confirm(ctx context.Context) error {
 	}
 	if s.applied != nil && s.applied.Commit == s.head.Commit && len(s.objects.unsynced) == 0 {
 		return nil
+	}
+	if err := s.stillHeld(ctx); err != nil {
+		return fmt.Errorf("confirm: %w", err)
 	}
 	mayUseReserve := s.head.Kind == schema.KindRevert || s.head.Kind == schema.KindRollback
 	if err := s.withReserve(mayUseReserve, s.confirm); err != nil {
@@ -342,6 +348,9 @@ func (s *Store) Retried() bool {
 // Syscalls: those of Confirm, for another ref; or those of removeRef.
 func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("set retried: %w", err)
+	}
+	if err := s.stillHeld(ctx); err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
 	name := retriedRef(s.opts.Environment)

@@ -70,6 +70,15 @@ func (s *Store) compact() {
 	}()
 }
 
+// abandonCompaction waits for a packing to end, whose plan is for a history that
+// is another now.
+func (s *Store) abandonCompaction() {
+	if s.compaction != nil {
+		<-s.compaction.over
+		s.compaction = nil
+	}
+}
+
 // settleCompaction waits for a packing to end; it is a matter of milliseconds.
 func (s *Store) settleCompaction() {
 	if s.compaction == nil {

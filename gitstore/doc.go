@@ -85,6 +85,15 @@
 //	disk full                                opened; a repair may use the reserve
 //	reserve missing                          made again, once there is space
 //
+// # When the directory goes away
+//
+// Before anything is written a Store looks whether the path still leads to the
+// lock it holds. If not (the disk was unmounted, to be repaired; the directory was
+// moved or replaced), it closes all that it has there, so that the disk is free,
+// and writes nothing until a history lies there again; that is locked, repaired
+// and read as at Open. A repository that was replaced in its place is read anew
+// too.
+//
 // # How it stays small
 //
 // After each packEvery records the loose objects are put into a pack, beside the

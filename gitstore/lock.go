@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,7 +25,8 @@ const (
 // people and for the next writer: the pid, and the boot in which it ran; it is
 // emptied by a clean release.
 type writerLock struct {
-	file *os.File
+	file *os.File // open for reading only: else the disk could not be remounted read-only
+	path string
 	// marking is the sync of the content: a power cut that took it would look
 	// like a clean release.
 	marking sync.WaitGroup
@@ -54,48 +56,81 @@ func flock(ctx context.Context, f *os.File) error {
 	}
 }
 
+// openLocked opens the file at path, makes it if need be, and takes its lock.
+func openLocked(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = flock(ctx, f)
+	if errors.Is(err, unix.EBADF) { // NFS locks only what may be written
+		_ = f.Close()
+		if f, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+			return nil, err
+		}
+		err = flock(ctx, f)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // acquireLock takes the lock of the state directory, or says who holds it.
 func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	path := filepath.Join(dir, lockFile)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, stateError("open the lock of", dir, err)
-	}
-	err = flock(ctx, f)
+	f, err := openLocked(ctx, path)
 	held, _ := os.ReadFile(path)
 	pid, boot, _ := strings.Cut(strings.TrimSpace(string(held)), " ")
+	var atPath *fs.PathError
 	switch {
 	case errors.Is(err, unix.EWOULDBLOCK):
-		_ = f.Close()
 		if pid == "" {
 			pid = "unknown"
 		}
 		return nil, fmt.Errorf("state directory %s is in use by another agent (pid %s): stop that one, or choose another --state", dir, pid)
 	case ctx.Err() != nil:
-		_ = f.Close()
 		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, err)
+	case errors.As(err, &atPath):
+		return nil, stateError("open the lock of", dir, err)
 	case err != nil:
-		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w; choose a --state on a file system that knows flock", path, err)
 	}
 	now, _ := os.ReadFile(bootIDFile)
 	thisBoot := strings.TrimSpace(string(now))
-	l := &writerLock{file: f, killed: pid != "", cut: pid != "" && boot != thisBoot}
+	l := &writerLock{file: f, path: path, killed: pid != "", cut: pid != "" && boot != thisBoot}
+	mark, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		_ = f.Close()
+		return nil, stateError("write the lock of", dir, err)
+	}
 	// The content is a help, not the lock: a full disk must not keep the agent
 	// from starting.
-	if err := f.Truncate(0); err == nil {
-		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+" "+thisBoot+"\n"), 0)
-		l.marking.Go(func() { _ = f.Sync() }) // beside the rest of the start; Open waits for it
-	}
+	_, _ = mark.WriteString(strconv.Itoa(os.Getpid()) + " " + thisBoot + "\n")
+	l.marking.Go(func() { _ = errors.Join(mark.Sync(), mark.Close()) }) // beside the rest of the start; Open waits for it
 	return l, nil
+}
+
+// stands reports whether the path still leads to the file that is locked: not,
+// if the disk was unmounted, or the directory moved, removed or replaced.
+//
+// Syscalls: newfstatat of the path, fstat of the file.
+func (l *writerLock) stands() bool {
+	there, err := os.Stat(l.path)
+	if err != nil {
+		return false
+	}
+	ours, err := l.file.Stat()
+	return err == nil && os.SameFile(there, ours)
 }
 
 // release empties the file and gives the lock up. clean false leaves the
 // content, so that the next writer looks more closely.
 func (l *writerLock) release(clean bool) error {
 	l.marking.Wait()
-	if clean {
-		_ = l.file.Truncate(0)
+	if clean && l.stands() {
+		_ = os.Truncate(l.path, 0)
 	}
 	return l.file.Close()
 }

@@ -72,8 +72,8 @@ func (w *objectWriter) encode(t plumbing.ObjectType, content []byte) (looseFile,
 // put writes an object, unsynced. A file that is there under its name is used
 // only if it reads back as the object; a torn one is set aside first.
 //
-// Syscalls: openat of the object (ENOENT as a rule), openat(O_CREAT|O_EXCL) in
-// tmp/ or, for a file made ahead, fstat; write, close, newfstatat, renameat; where
+// Syscalls: openat of the object (ENOENT as a rule); in tmp/ openat(O_CREAT|O_EXCL)
+// or, for a file made ahead, openat and fchmod; write, close, newfstatat, renameat; where
 // the object's directory is new, mkdirat and renameat again. For an object that
 // is there: read, utimensat.
 func (w *objectWriter) put(t plumbing.ObjectType, content []byte) (plumbing.Hash, error) {

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -48,7 +49,8 @@ type Options struct {
 type Store struct {
 	opts    Options
 	log     *slog.Logger
-	lock    *writerLock
+	lock    *writerLock // nil while the directory is away, see hold
+	holding atomic.Bool // lock is not nil
 	repo    *repo
 	objects objectWriter
 
@@ -99,17 +101,12 @@ func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 	if err := os.Mkdir(opts.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, nil, stateError("make", opts.Dir, err)
 	}
-	lock, err := acquireLock(ctx, opts.Dir)
-	if err != nil {
+	s := &Store{opts: opts, log: opts.Logger}
+	s.forget()
+	if err := s.take(ctx); err != nil {
 		return nil, nil, err
 	}
-	s := &Store{opts: opts, log: opts.Logger, lock: lock, repo: newRepo(opts.Dir, opts.Environment)}
-	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
-	if err := s.open(ctx); err != nil {
-		s.repo.closePacks()
-		return nil, nil, errors.Join(err, lock.release(false))
-	}
-	lock.marking.Wait()
+	s.lock.marking.Wait()
 	s.opened = true
 	return s, s.Repairs(), nil
 }
@@ -206,30 +203,6 @@ func (s *Store) findRepository(marked bool) (bool, error) {
 		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
 	}
 	return false, nil
-}
-
-// reopen forgets all that is known of the repository and reads it anew.
-func (s *Store) reopen(ctx context.Context) error {
-	if s.compaction != nil {
-		<-s.compaction.over
-		s.compaction = nil // what it planned was for another history
-	}
-	s.repo.dropBlanks()
-	s.repo.closePacks()
-	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
-	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
-	s.head, s.applied, s.retried = nil, nil, plumbing.ZeroHash
-	s.headTime, s.commitTime = time.Time{}, time.Time{}
-	return s.open(ctx)
-}
-
-// Close gives the lock up. The Store must not be used afterwards. What is
-// committed and not confirmed stays pending, as after a kill.
-func (s *Store) Close() error {
-	s.settleCompaction()
-	s.repo.dropBlanks()
-	s.repo.closePacks()
-	return s.lock.release(len(s.objects.unsynced) == 0)
 }
 
 // Head is the newest record, nil while there is none.

@@ -397,7 +397,7 @@ func TestFullDisk(t *testing.T) {
 	_, err := s.Commit(t.Context(), change(2048))
 	refused(err)
 	expect(t, s, b, a)
-	if err := s.Probe(); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the disk is full: free some space there") {
+	if err := s.Probe(t.Context()); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the disk is full: free some space there") {
 		t.Errorf("probe of a full disk: %v", err)
 	}
 	if info, err := os.Stat(reserve); err != nil || info.Size() != reserveSize {
@@ -420,7 +420,7 @@ func TestFullDisk(t *testing.T) {
 	expect(t, s, c, c)
 	free()
 	free2()
-	if err := s.Probe(); err != nil {
+	if err := s.Probe(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if info, err := os.Stat(reserve); err != nil || info.Size() != reserveSize {

@@ -44,15 +44,15 @@ type repo struct {
 	cache recordCache
 	chain chain
 
-	blanks map[fs.FileMode][]blank // the writer's, see Store.Prepare
-	fans   int                     // directories of objects/ that Prepare has seen to
+	blanks []string // empty files made ahead: the writer's, see Store.Prepare
+	fans   int      // directories of objects/ that Prepare has seen to
 
 	mu    sync.Mutex // guards packs
 	packs map[string]*pack
 }
 
 func newRepo(state string, env schema.Environment) *repo {
-	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*pack{}, blanks: map[fs.FileMode][]blank{}}
+	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*pack{}}
 }
 
 func (r *repo) tmp() string { return filepath.Join(r.dir, "tmp") }

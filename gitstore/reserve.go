@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -82,8 +83,12 @@ func (s *Store) renewReserve() {
 }
 
 // Probe tries to write into the state directory: it writes and removes a small
-// file. On the way it renews the reserve.
-func (s *Store) Probe() error {
+// file. On the way it renews the reserve. A directory that was away, or was
+// replaced, is read anew; then Head and Applied may be others.
+func (s *Store) Probe(ctx context.Context) error {
+	if _, err := s.hold(ctx); err != nil {
+		return err
+	}
 	tmp, err := writeTemp(s.opts.Dir, []byte("probe\n"), 0o600)
 	if err != nil {
 		return stateError("write into", s.opts.Dir, err)

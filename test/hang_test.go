@@ -55,6 +55,9 @@ func TestADiskThatHangs(t *testing.T) {
 	if code, out := agent("status", "--live", "--state", r.state); code != 1 || !strings.Contains(out, "transaction loop has not turned") {
 		t.Errorf("agent status --live: exit %d %s", code, out)
 	}
+	if _, out := agent("status", "--state", r.state); !strings.HasPrefix(out, "stuck      the transaction loop has not turned for ") {
+		t.Errorf("agent status: %s", out)
+	}
 	end()
 	r.awaitApplied(1100)
 	r.until("it lives", func() bool { return live() == http.StatusOK })

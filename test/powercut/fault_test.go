@@ -2,6 +2,7 @@ package powercut
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -139,35 +140,71 @@ func (s *site) until(what string, holds func() bool) {
 	}
 }
 
-// TestDiskReadOnly makes the disk read-only under the agent: first for a while,
-// then for good, as the kernel does when it finds the file system broken; and
-// third, gone altogether.
+// TestDiskReadOnly makes the disk read-only under the agent, and writable again:
+// by an operator's remount of the mount, and of the file system itself. Then as
+// the kernel does when it finds the file system broken, and gone altogether:
+// there the operator unmounts it, repairs it and mounts it again. The agent is
+// not touched in all this, and goes on by itself.
 func TestDiskReadOnly(t *testing.T) {
 	t.Parallel()
+	needs(t, "losetup")
 	p := newPower(newSite(t, newDisk(t, "ext4", "errors=remount-ro"), false), 400)
 	p.begin()
+	remount := func(what, dir string, flags uintptr) {
+		p.until("nobody is writing at this moment", func() bool {
+			return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, "") == nil
+		})
+		good := p.n
+		p.refused("read-only", good)
+		ok(t, unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""))
+		p.synced()
+		p.look(ptr(p.status()), what)
+	}
+	remount("a file system remounted", p.disk.dir, 0)
+	ok(t, unix.Mount(p.state(), p.state(), "", unix.MS_BIND, ""))
+	remount("a mount remounted", p.state(), unix.MS_BIND)
+	ok(t, unix.Unmount(p.state(), unix.MNT_DETACH))
+	p.synced()
 
 	good := p.n
-	ok(t, unix.Mount(p.state(), p.state(), "", unix.MS_BIND, ""))
-	p.until("nobody is writing at this moment", func() bool {
-		return unix.Mount("", p.state(), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "") == nil
-	})
+	ok(t, os.WriteFile(filepath.Join("/sys/fs/ext4", filepath.Base(p.disk.loop()), "trigger_fs_error"), []byte("1"), 0))
 	p.refused("read-only", good)
-	ok(t, unix.Unmount(p.state(), unix.MNT_DETACH))
-	p.synced() // by itself
-
-	good = p.n
-	loop := p.disk.loop()
-	ok(t, os.WriteFile(filepath.Join("/sys/fs/ext4", loop, "trigger_fs_error"), []byte("1"), 0))
-	p.refused("read-only", good)
-	st := p.again()
-	p.look(&st, "an error of the file system")
+	p.mended("an error of the file system")
 
 	good = p.n
 	ok(t, p.disk.cut(logLost))
 	p.refused("input/output error", good)
-	st = p.again()
-	p.look(&st, "a disk that is gone")
+	p.mended("a disk that is gone")
+}
+
+// mended is an operator who unmounts the disk, repairs it and mounts it again,
+// beside the agent: the disk is free once the agent has let it go.
+func (p *power) mended(what string) {
+	p.t.Helper()
+	_ = p.disk.root.Close()
+	ok(p.t, unix.Unmount(p.disk.dir, unix.MNT_DETACH))
+	p.until("the disk is let go", func() bool { return p.disk.loop() == "" })
+	if st, err := p.status(); err != nil || st.State != apply.StateDegraded || !strings.Contains(st.Reason, "mount its disk or put it back") {
+		p.t.Errorf("%s, unmounted: %+v %v", what, st, err)
+	}
+	if left, err := os.ReadDir(p.disk.dir); err != nil || len(left) > 0 {
+		p.t.Errorf("below the mount point lies %v %v", left, err)
+	}
+	if out, err := exec.Command("e2fsck", "-fp", p.disk.image).CombinedOutput(); err != nil && exitCode(err) > 1 { // 1: corrected
+		p.t.Fatalf("e2fsck: %v\n%s", err, out)
+	}
+	p.disk.mount()
+	p.synced()
+	p.until("the agent takes orders again", func() bool { code, _ := p.order("status"); return code == 0 })
+	p.look(ptr(p.status()), what)
+}
+
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	return -1
 }
 
 // refused declares a state, and holds that the engine stays on the good one and
@@ -182,17 +219,10 @@ func (p *power) refused(why string, good int) {
 	p.alive()
 }
 
-// again is an operator who mends the disk and starts the agent again.
-func (p *power) again() apply.Status {
-	p.t.Helper()
-	p.turnOff()
-	return p.turnOn()
-}
-
-// loop is the name of the loop device that the disk is mounted from.
+// loop is the loop device that the disk is mounted from, "" if there is none.
 func (d *disk) loop() string {
 	d.t.Helper()
 	out, err := exec.Command("losetup", "-n", "-O", "NAME", "-j", d.image).Output()
 	ok(d.t, err)
-	return filepath.Base(strings.TrimSpace(string(out)))
+	return strings.TrimSpace(string(out))
 }

@@ -32,7 +32,8 @@ func TestDiskForgets(t *testing.T) {
 	free()
 	p.synced() // by itself
 	ok(t, d.cut(logLost))
-	st = p.again()
+	p.turnOff()
+	st = p.turnOn()
 	p.look(&st, "bytes that the disk refused")
 }
 

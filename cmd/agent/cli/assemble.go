@@ -24,6 +24,7 @@ type agent struct {
 	settings     *settings
 	log          *slog.Logger
 	store        *gitstore.Store
+	reader       *gitstore.Reader // of what the web shows
 	source       source
 	judge        apply.Judge // of git sources; nil for files
 	location     string      // of the source, for people
@@ -78,12 +79,11 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		opt.OnStatus = func(s *apply.Status) { a.once.status(s); a.notify.status(s) }
 	}
 	a.reconciler = apply.New(opt)
-	reader, err := gitstore.OpenReader(s.state)
-	if err != nil {
+	if a.reader, err = gitstore.OpenReader(s.state); err != nil {
 		return a, err
 	}
 	a.web = status.New(status.Options{
-		Source: a.reconciler, History: reader, Metrics: metrics, Loops: a.loops,
+		Source: a.reconciler, History: a.reader, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger,
 	})
 	return a, a.listen()
@@ -154,7 +154,7 @@ func (a *agent) listen() (err error) {
 	if a.control, err = newControl(filepath.Join(s.state, "agent.sock"), a); err != nil {
 		return err
 	}
-	a.closers = append(a.closers, a.control.listener.Close)
+	a.closers = append(a.closers, a.control.close)
 	if a.listener, err = status.Listen(s.listen, true); err != nil {
 		return err
 	}

@@ -1,16 +1,13 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -29,8 +26,13 @@ const maxSocketPath = 107
 // directory may command and nobody else.
 type control struct {
 	agent    *agent
-	listener net.Listener
+	path     string
+	listener *net.UnixListener
+	socket   os.FileInfo // of the socket that listener made
 }
+
+// socketLook is how often a control looks whether its socket is still there.
+const socketLook = 2 * time.Second
 
 // An order is the body of a command; its answer is an orderResult, or an
 // orderError with status 409.
@@ -48,18 +50,24 @@ type orderResult struct {
 	Error      string         `json:"error,omitempty"`
 }
 
-// newControl listens on path. A socket that is there is left over from a
-// killed agent: the lock on the state directory is held by this process.
+// newControl listens on path.
 func newControl(path string, a *agent) (*control, error) {
 	if err := checkSocketPath(path); err != nil {
 		return nil, err
 	}
-	if info, err := os.Lstat(path); err == nil {
+	c := &control{agent: a, path: path}
+	return c, c.listen()
+}
+
+// listen makes the socket. One that is there is left over from a killed agent:
+// the lock on the state directory is held by this process.
+func (c *control) listen() error {
+	if info, err := os.Lstat(c.path); err == nil {
 		if info.Mode()&os.ModeSocket == 0 {
-			return nil, fault(fmt.Errorf("%s is in the way: it is not a socket", path), "move it away, or choose another --state")
+			return fault(fmt.Errorf("%s is in the way: it is not a socket", c.path), "move it away, or choose another --state")
 		}
-		if err := os.Remove(path); err != nil {
-			return nil, fault(fmt.Errorf("remove the control socket of an earlier agent: %w", err), "")
+		if err := os.Remove(c.path); err != nil {
+			return fault(fmt.Errorf("remove the control socket of an earlier agent: %w", err), "")
 		}
 	}
 	// The mode is set before the bind, so that the socket is never open to
@@ -69,11 +77,28 @@ func newControl(path string, a *agent) (*control, error) {
 		err := raw.Control(func(fd uintptr) { modeErr = unix.Fchmod(int(fd), 0o600) })
 		return errors.Join(err, modeErr)
 	}}
-	listener, err := config.Listen(context.Background(), "unix", path)
+	listener, err := config.Listen(context.Background(), "unix", c.path)
 	if err != nil {
-		return nil, fault(fmt.Errorf("listen on the control socket: %w", err), "")
+		return fault(fmt.Errorf("listen on the control socket: %w", err), "")
 	}
-	return &control{agent: a, listener: listener}, nil
+	c.listener = listener.(*net.UnixListener)
+	c.listener.SetUnlinkOnClose(false) // what lies there then may be another's
+	c.socket, err = os.Lstat(c.path)
+	return err
+}
+
+// stands reports whether the path leads to the socket that this control made.
+func (c *control) stands() bool {
+	info, err := os.Lstat(c.path)
+	return err == nil && os.SameFile(info, c.socket)
+}
+
+// close ends the listening and removes the socket, if it is there.
+func (c *control) close() error {
+	if c.stands() {
+		_ = os.Remove(c.path)
+	}
+	return c.listener.Close()
 }
 
 func checkSocketPath(path string) error {
@@ -103,23 +128,82 @@ func (c *control) serve(ctx context.Context) error {
 			return context.WithValue(ctx, uidKey{}, peerUID(conn))
 		},
 	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(c.listener) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		err := server.Shutdown(timeout)
-		if serveErr := <-done; !errors.Is(serveErr, http.ErrServerClosed) {
-			err = errors.Join(err, serveErr)
+	for {
+		done := make(chan error, 1)
+		go func() { done <- server.Serve(c.listener) }()
+		if err := c.displaced(ctx, done); err != nil {
+			return err
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = server.Close() // somebody holds a connection open; they had two seconds
+		if ctx.Err() != nil {
+			return shutdown(ctx, server, done)
 		}
-		return err
+		_ = c.close() // it pins the disk that it was made on
+		<-done
+		if !c.again(ctx) {
+			return nil
+		}
 	}
+}
+
+// displaced waits until the socket is gone from its path, or ctx ends; an error
+// is that of the server.
+func (c *control) displaced(ctx context.Context, done <-chan error) error {
+	look := time.NewTicker(socketLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-done:
+			return err
+		case <-look.C:
+			if !c.stands() {
+				return nil
+			}
+		}
+	}
+}
+
+// again listens again once the state directory is there and this agent's; false
+// if ctx ends before.
+func (c *control) again(ctx context.Context) bool {
+	look := time.NewTicker(socketLook)
+	defer look.Stop()
+	said := false
+	for {
+		if c.agent.store.Holding() {
+			err := c.listen()
+			if err == nil {
+				c.agent.log.Info("the control socket was gone, and is there again", "socket", c.path)
+				return true
+			}
+			if !said {
+				c.agent.log.Warn("the control socket is gone; orders cannot be given", "socket", c.path, "error", err)
+				said = true
+			}
+		} else {
+			_ = c.agent.reader.Close() // it opens again what it needs
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-look.C:
+		}
+	}
+}
+
+// shutdown ends a server whose ctx ended, giving the calls in flight two seconds.
+func shutdown(ctx context.Context, server *http.Server, done <-chan error) error {
+	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	err := server.Shutdown(timeout)
+	if serveErr := <-done; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = server.Close() // somebody holds a connection open; they had two seconds
+	}
+	return err
 }
 
 // peerUID is the user behind a control connection, -1 if not known.
@@ -180,62 +264,4 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	_ = enc.Encode(v) // the caller is gone if this fails
-}
-
-// ask speaks to the agent that runs on the state directory.
-func ask(ctx context.Context, state, method, path string, body, answer any, patience time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
-	defer cancel()
-	socket := filepath.Join(state, "agent.sock")
-	if err := checkSocketPath(socket); err != nil {
-		return err
-	}
-	var payload io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		payload = bytes.NewReader(text)
-	}
-	q, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, payload)
-	if err != nil {
-		return err
-	}
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
-		},
-	}}
-	resp, err := client.Do(q)
-	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
-		return fault(fmt.Errorf("the agent on %s did not answer within %s", state, patience), "see whether it hangs or is stopped: its log, and the pid in "+filepath.Join(state, "lock"))
-	}
-	if err != nil {
-		return notRunning(state, err)
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
-		return fault(fmt.Errorf("read the agent's answer: %w", err), "")
-	}
-	return nil
-}
-
-var errNoAnswer = errors.New("no answer")
-
-// notRunning explains why no agent answered.
-func notRunning(state string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-		if _, statErr := os.Stat(state); statErr != nil {
-			return fault(fmt.Errorf("there is no state directory %s", state), "check --state; it is the one `agent run` was given")
-		}
-		return fault(fmt.Errorf("no agent runs on %s", state), "start one with `agent run`; what it recorded: agent snapshots --state "+shellWord(state))
-	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-		return fault(fmt.Errorf("the agent on %s went away before it answered", state), "what it had recorded goes on at its next start: agent snapshots --state "+shellWord(state))
-	case errors.Is(err, unix.EACCES):
-		return fault(fmt.Errorf("the agent on %s is not yours to command", state), "run this as the user that runs the agent, or with sudo")
-	}
-	return fault(fmt.Errorf("ask the agent on %s: %w", state, err), "")
 }

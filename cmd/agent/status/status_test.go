@@ -50,13 +50,13 @@ type probing struct {
 	b *bench
 }
 
-func (p probing) Probe() error {
+func (p probing) Probe(ctx context.Context) error {
 	p.b.mu.Lock()
 	defer p.b.mu.Unlock()
 	if p.b.broken != nil {
 		return p.b.broken
 	}
-	return p.Store.Probe()
+	return p.Store.Probe(ctx)
 }
 
 func newBench(t *testing.T) *bench {

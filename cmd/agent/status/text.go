@@ -15,8 +15,15 @@ import (
 // shownViolations is how many violations the page shows; --json has them all.
 const shownViolations = 10
 
-// Text is the page of `agent status`, as things stand now.
-func (s *Server) Text() string { return Text(s.opt.Source.Status(), time.Now()) }
+// Text is the page of `agent status`, as things stand now. A loop that does not
+// turn is said first, for the rest is from before.
+func (s *Server) Text() string {
+	page := Text(s.opt.Source.Status(), time.Now())
+	if stuck := s.Stuck(); stuck != "" {
+		page = fmt.Sprintf("%-10s %s; what follows is from before\n%-10s see whether the disk of --state hangs (the kernel's log), and end the agent if it stays so: the engine keeps what it runs\n\n", "stuck", stuck, "do") + page
+	}
+	return page
+}
 
 // Text is for an operator at night: the one word first, with why and what to
 // do, then what runs, what was seen, what was tried, and what is in the way.

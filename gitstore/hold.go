@@ -1,0 +1,110 @@
+package gitstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+)
+
+// Holding reports whether the state directory is there and this Store's. It may
+// be called from any goroutine.
+func (s *Store) Holding() bool { return s.holding.Load() }
+
+// take takes the lock of the state directory and reads what lies there.
+func (s *Store) take(ctx context.Context) error {
+	lock, err := acquireLock(ctx, s.opts.Dir)
+	if err != nil {
+		return err
+	}
+	s.lock = lock
+	s.holding.Store(true)
+	if err := s.open(ctx); err != nil {
+		return errors.Join(err, s.letGo(false))
+	}
+	return nil
+}
+
+// letGo gives back everything that is open below the state directory, the lock
+// last. What is known of the history stays known.
+func (s *Store) letGo(clean bool) error {
+	s.abandonCompaction()
+	s.repo.closePacks()
+	lock := s.lock
+	s.lock = nil
+	s.holding.Store(false)
+	return lock.release(clean)
+}
+
+// hold makes sure that the state directory is still the one that was locked. A
+// disk may have been unmounted, to be repaired; the directory may have been
+// removed, moved, or restored from elsewhere. Then what was there is let go, so
+// that the disk is free for whoever repairs it, and what is there now is taken
+// as at Open and read anew. A directory without a history is not: it is what
+// lies below a mount point, or somebody is not done yet.
+//
+// Syscalls: newfstatat of the lock's path, fstat.
+func (s *Store) hold(ctx context.Context) (anew bool, err error) {
+	if s.lock != nil && s.lock.stands() {
+		return false, nil
+	}
+	if s.lock != nil {
+		s.log.Warn("the state directory is not the one that was opened: its disk was unmounted, or it was moved or replaced", "directory", s.opts.Dir)
+		_ = s.letGo(false)
+	}
+	if _, err := os.Stat(s.repo.dir); errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("there is no history in %s any more: mount its disk or put it back, and the agent goes on with it; to begin a new one, restart the agent", s.opts.Dir)
+	} else if err != nil {
+		return false, stateError("read", s.opts.Dir, err)
+	}
+	head, applied := s.head, s.applied
+	s.forget()
+	if err := s.take(ctx); err != nil {
+		s.head, s.applied = head, applied
+		return false, err
+	}
+	s.log.Info("the state directory is there again, and was read anew", "directory", s.opts.Dir, "head", idOf(s.head))
+	return true, nil
+}
+
+// stillHeld is hold for who wants to write: what it stands on is another if the
+// directory was read anew.
+func (s *Store) stillHeld(ctx context.Context) error {
+	anew, err := s.hold(ctx)
+	if err == nil && anew {
+		err = fmt.Errorf("the state directory %s was replaced while the agent ran; it was read anew, from %s on", s.opts.Dir, idOf(s.head))
+	}
+	return err
+}
+
+// reopen reads the repository anew, which somebody else changed.
+func (s *Store) reopen(ctx context.Context) error {
+	s.abandonCompaction()
+	s.repo.dropBlanks()
+	s.repo.closePacks()
+	s.forget()
+	return s.open(ctx)
+}
+
+// forget forgets all that is known of the repository.
+func (s *Store) forget() {
+	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
+	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
+	s.head, s.applied, s.retried = nil, nil, plumbing.ZeroHash
+	s.headTime, s.commitTime = time.Time{}, time.Time{}
+}
+
+// Close gives the lock up. The Store must not be used afterwards. What is
+// committed and not confirmed stays pending, as after a kill.
+func (s *Store) Close() error {
+	if s.lock == nil {
+		return nil
+	}
+	s.settleCompaction()
+	s.repo.dropBlanks()
+	return s.letGo(len(s.objects.unsynced) == 0)
+}

@@ -1,0 +1,105 @@
+package gitstore
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestDirectoryThatMoves takes the state directory away from a Store, and puts
+// it, or another, back: nothing is written elsewhere, no other's directory is
+// taken, and the Store goes on by itself with what is there.
+func TestDirectoryThatMoves(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	applied(t, s, 1024)
+	away := f.dir + "-away"
+	gone := func(want string) {
+		t.Helper()
+		for what, err := range map[string]error{"probe": s.Probe(t.Context()), "confirm": s.Confirm(t.Context())} {
+			if err == nil && what == "confirm" { // what is confirmed is confirmed
+				continue
+			}
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s says %v, not %q", what, err, want)
+			}
+		}
+		if _, err := s.Commit(t.Context(), change(2048)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("commit says %v, not %q", err, want)
+		}
+		if s.Holding() || s.Head() == nil || s.Applied() == nil {
+			t.Errorf("holding %v, head %v, applied %v", s.Holding(), s.Head(), s.Applied())
+		}
+		s.Prepare()
+	}
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	move(f.dir, away)
+	gone("there is no history in " + f.dir + " any more: mount its disk or put it back")
+	if err := os.Mkdir(f.dir, 0o700); err != nil { // as below a mount point
+		t.Fatal(err)
+	}
+	gone("there is no history in")
+	if left, err := os.ReadDir(f.dir); err != nil || len(left) > 0 {
+		t.Errorf("in the place of the directory lies %v %v", left, err)
+	}
+	if err := os.Remove(f.dir); err != nil {
+		t.Fatal(err)
+	}
+	other := &fixture{t: t, dir: away, now: f.now} // the lock was given up
+	o, _ := other.open()
+	held := applied(t, o, 4096)
+	move(away, f.dir)
+	gone("in use by another agent")
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Probe(t.Context()); err != nil || !s.Holding() || s.Applied().ID != held.ID {
+		t.Errorf("the directory is back: %v, applied %s, want %s", err, idOf(s.Applied()), held.ID)
+	}
+	next := applied(t, s, 512)
+	f.fsck()
+
+	if err := os.Remove(filepath.Join(f.dir, lockFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context(), change(256)); err == nil || !strings.Contains(err.Error(), "read anew, from change "+next.ID) {
+		t.Errorf("the lock was removed, and commit says %v", err)
+	}
+	if _, _, err := Open(t.Context(), f.options()); err == nil || !strings.Contains(err.Error(), "in use by another agent") {
+		t.Errorf("another may open it: %v", err)
+	}
+	applied(t, s, 256)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("closed twice: %v", err)
+	}
+}
+
+// TestLeftByAnother: a Store that lost its directory leaves the lock that
+// another took there alone when it ends.
+func TestLeftByAnother(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	applied(t, s, 1024)
+	if err := os.RemoveAll(f.dir); err != nil {
+		t.Fatal(err)
+	}
+	o, _ := f.open()
+	applied(t, o, 2048)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(f.dir, lockFile)); err != nil || len(data) == 0 {
+		t.Errorf("the other's lock says %q %v", data, err)
+	}
+	applied(t, o, 4096)
+}
