@@ -102,7 +102,7 @@ func run(o *options) (err error) {
 		return dir, prepare(dir)
 	})
 	c := &campaign{options: o, tmp: tmp, table: newTable(ctx, o.seed, o.points, o.all), begun: time.Now(), stories: []*story{
-		filesStory(), gitStory("http", "http: ", newServed), packingStory(prepared), gitStory("local", "", newWorktree),
+		filesStory(), gitStory("http", "http: ", newServed), packingStory(prepared), gitStory("local", "", newWorktree), probationStory(),
 	}}
 	if o.plan != "" {
 		return c.again()

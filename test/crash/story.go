@@ -18,7 +18,8 @@ import (
 // A story is what happens to one agent, step after step.
 type story struct {
 	name     string
-	prefix   string // of its phases; stories of one prefix share what they know
+	prefix   string   // of its phases; stories of one prefix share what they know
+	flags    []string // of the agent, besides those of all
 	origin   func(*world) (origin, error)
 	prepared func() (dir string, err error) // a state directory to begin with; nil for none
 	first    int                            // the state that is declared before the first step
@@ -230,5 +231,28 @@ func packingStory(prepared func() (string, error)) *story {
 		change(2),
 		order("rollback", held(1), inSync(2), "rollback", "--reason", "the way back"),
 		change(3),
+	}}
+}
+
+// probationStory has each change watched for a while before it is confirmed.
+func probationStory() *story {
+	return &story{name: "probation", prefix: "probation: ", flags: []string{"--probation", "200ms"}, origin: newFiles, first: 1, steps: []step{
+		starting("first start", 2, inSync(1)),
+		change(2),
+		rejection(3, 2),
+		change(4),
+		{name: "a change overtakes one on probation", phase: "two changes", again: 1, want: inSync(6), do: func(w *world) error {
+			err := w.declare(5)
+			return errors.Join(err, until("state 5 is on probation", func() bool {
+				runs, err := w.runs()
+				ended, _ := w.agent.dead()
+				return err == nil && runs.CacheTTLSeconds == 5 || ended
+			}), w.declare(6))
+		}},
+		order("rollback", held(4), inSync(6), "rollback", "--reason", "the way back"),
+		overtaken(7),
+		overtaken(9, refusedLine),
+		stopping(),
+		{name: "start with a change", phase: "start with a change", start: true, again: 2, do: declaring(11), want: inSync(11)},
 	}}
 }

@@ -39,6 +39,7 @@ type world struct {
 	engine             *exec.Cmd
 	agent              *process
 	origin             origin
+	flags              []string
 	control            *http.Client
 
 	seen     string          // the source revision that the last step ended with
@@ -50,7 +51,7 @@ type world struct {
 
 func newWorld(dir, program string, s *story) (*world, error) {
 	w := &world{
-		program: program, dir: dir, config: filepath.Join(dir, "config"), state: filepath.Join(dir, "state"),
+		program: program, dir: dir, flags: s.flags, config: filepath.Join(dir, "config"), state: filepath.Join(dir, "state"),
 		socket: filepath.Join(dir, engineSocket), logFile: filepath.Join(dir, "agent.log"), reported: map[string]bool{},
 	}
 	var err error
@@ -160,7 +161,7 @@ func (w *world) start(at *point) (err error) {
 	args := append([]string{
 		w.program, "run", "--environment", environment, "--instance", instance, "--engine", w.socket,
 		"--state", w.state, "--listen", "127.0.0.1:0",
-	}, w.origin.flags()...)
+	}, append(w.origin.flags(), w.flags...)...)
 	w.agent, err = trace(w.dir, w.out, at, args...)
 	return err
 }

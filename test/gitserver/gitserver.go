@@ -178,6 +178,9 @@ func SSH(t testing.TB, repo, extra string) SSHHost {
 	sshd, err := exec.LookPath("sshd")
 	if err != nil {
 		if sshd = "/usr/sbin/sshd"; exec.Command("test", "-x", sshd).Run() != nil {
+			if os.Getenv("DTESN_TEST_REQUIRE") == "1" {
+				t.Fatal("needs OpenSSH's sshd: run test/packages, which installs it")
+			}
 			t.Skip("needs OpenSSH's sshd")
 		}
 	}
