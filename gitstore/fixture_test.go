@@ -1,0 +1,201 @@
+package gitstore
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+var params = schema.Parameters{
+	BSeriesMaxOrder: 8, CacheTTLSeconds: 300, EnableCaching: true,
+	EnablePerformanceMonitoring: true, ESNReservoirSize: 1024, MaxMembraneDepth: 4,
+}
+
+func sized(n int) schema.Parameters {
+	p := params
+	p.ESNReservoirSize = n
+	return p
+}
+
+// fixture is a state directory that tests open again and again.
+type fixture struct {
+	t   testing.TB
+	dir string
+	now time.Time
+}
+
+func newFixture(t testing.TB) *fixture {
+	return &fixture{t: t, dir: filepath.Join(t.TempDir(), "state"), now: time.Now()}
+}
+
+// newMemory is a fixture in memory, where there is such a place: for long
+// histories, of which the disk's syncs would be most of the time.
+func newMemory(t testing.TB) *fixture {
+	const memory = "/dev/shm"
+	if info, err := os.Stat(memory); err != nil || !info.IsDir() {
+		return newFixture(t)
+	}
+	dir, err := os.MkdirTemp(memory, "gitstore-")
+	if err != nil {
+		return newFixture(t)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return &fixture{t: t, dir: filepath.Join(dir, "state"), now: time.Now()}
+}
+
+func (f *fixture) options() Options {
+	return Options{Dir: f.dir, Environment: "production", Instance: "web-1", AgentVersion: "test", Now: func() time.Time {
+		f.now = f.now.Add(1001 * time.Millisecond)
+		return f.now
+	}}
+}
+
+// open opens the store; it is closed when the test ends at the latest.
+func (f *fixture) open() (*Store, []Repair) {
+	f.t.Helper()
+	s, repairs, err := Open(context.Background(), f.options())
+	if err != nil {
+		f.t.Fatalf("open: %v", err)
+	}
+	f.t.Cleanup(func() { _ = s.Close() })
+	return s, repairs
+}
+
+// reopen does what a kill and a new start do.
+func (f *fixture) reopen(s *Store) (*Store, []Repair) {
+	f.t.Helper()
+	if err := s.Close(); err != nil {
+		f.t.Fatal(err)
+	}
+	return f.open()
+}
+
+func (f *fixture) repo(elem ...string) string {
+	return filepath.Join(append([]string{f.dir, repoDir}, elem...)...)
+}
+
+// git runs the real git on the repository.
+func (f *fixture) git(args ...string) string {
+	f.t.Helper()
+	out, err := exec.Command("git", append([]string{"--git-dir", f.repo()}, args...)...).CombinedOutput()
+	if err != nil {
+		f.t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// gitFrom runs git with the content of a file as its input.
+func (f *fixture) gitFrom(path string, args ...string) {
+	f.t.Helper()
+	in, err := os.Open(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer in.Close()
+	cmd := exec.Command("git", append([]string{"--git-dir", f.repo()}, args...)...)
+	cmd.Stdin = in
+	if out, err := cmd.CombinedOutput(); err != nil {
+		f.t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// gitMay is git where a failure is an answer.
+func (f *fixture) gitMay(args ...string) string {
+	f.t.Helper()
+	out, _ := exec.Command("git", append([]string{"--git-dir", f.repo()}, args...)...).CombinedOutput()
+	return string(out)
+}
+
+// fsck is the judgement of git: no word of complaint but of what is dangling.
+func (f *fixture) fsck() {
+	f.t.Helper()
+	for line := range strings.Lines(f.git("fsck", "--strict")) {
+		if !strings.HasPrefix(line, "dangling ") && !strings.HasPrefix(line, "notice: ") {
+			f.t.Errorf("git fsck: %s", line)
+		}
+	}
+}
+
+func (f *fixture) write(path, content string) {
+	f.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	_ = os.Remove(path) // objects are read-only
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func change(n int) schema.Snapshot {
+	return schema.Snapshot{Kind: schema.KindChange, Config: sized(n), RollbackPoint: true}
+}
+
+func commit(t testing.TB, s *Store, rec schema.Snapshot) *schema.Snapshot {
+	t.Helper()
+	snap, err := s.Commit(context.Background(), rec)
+	if err != nil {
+		t.Fatalf("commit: %v", err)
+	}
+	if s.Head() != snap {
+		t.Fatalf("the head is %+v after a commit of %+v", s.Head(), snap)
+	}
+	return snap
+}
+
+func confirm(t testing.TB, s *Store) {
+	t.Helper()
+	if err := s.Confirm(context.Background()); err != nil {
+		t.Fatalf("confirm: %v", err)
+	}
+	if s.Applied() == nil || s.Applied().Commit != s.Head().Commit {
+		t.Fatalf("applied is %+v after confirm", s.Applied())
+	}
+}
+
+// applied commits and confirms a change.
+func applied(t testing.TB, s *Store, n int) *schema.Snapshot {
+	t.Helper()
+	snap := commit(t, s, change(n))
+	confirm(t, s)
+	return snap
+}
+
+// revert settles the head as rejected, back to the parameters of to.
+func revert(head, to *schema.Snapshot, why ...string) schema.Snapshot {
+	return schema.Snapshot{
+		Kind: schema.KindRevert, Description: "the engine refused it", Config: to.Config, Errors: why, RollbackPoint: true,
+		OutcomeOf: &schema.Settlement{ID: head.ID, Outcome: schema.Rejected},
+		Held:      &schema.Hold{Digests: []schema.Digest{head.Digest()}, Reason: "refused", By: "engine", Since: 1},
+	}
+}
+
+func commitOf(s *schema.Snapshot) string {
+	if s == nil {
+		return ""
+	}
+	return s.Commit
+}
+
+func expect(t testing.TB, s *Store, head, applied *schema.Snapshot) {
+	t.Helper()
+	if commitOf(s.Head()) != commitOf(head) {
+		t.Errorf("head is %s, want %s", idOf(s.Head()), idOf(head))
+	}
+	if commitOf(s.Applied()) != commitOf(applied) {
+		t.Errorf("applied is %s, want %s", idOf(s.Applied()), idOf(applied))
+	}
+}
+
+func noRepairs(t testing.TB, repairs []Repair) {
+	t.Helper()
+	if len(repairs) != 0 {
+		t.Errorf("repairs where nothing was amiss: %v", repairs)
+	}
+}

@@ -1,0 +1,192 @@
+package gitstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// story is the history that the rows of TestRepair damage: a and b are applied,
+// c and d are candidates, c superseded by d.
+type story struct {
+	*fixture
+	a, b, c, d *schema.Snapshot
+}
+
+// newStory copies the one story that is told, for telling it takes a while.
+func newStory(t *testing.T) *story {
+	t.Helper()
+	told := tell()
+	if told.err != nil {
+		t.Fatal(told.err)
+	}
+	st := told.story
+	st.fixture = newFixture(t)
+	st.now = told.now
+	if err := os.CopyFS(st.dir, told.files); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(st.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return &st
+}
+
+// A template is the story, and the files it left.
+type template struct {
+	story
+	files fstest.MapFS
+	err   error
+}
+
+var tell = sync.OnceValue(func() (told template) {
+	var dir string
+	if dir, told.err = os.MkdirTemp("", "gitstore-story-"); told.err != nil {
+		return told
+	}
+	defer func() { told.err = errors.Join(told.err, os.RemoveAll(dir)) }()
+	told.fixture = &fixture{dir: dir, now: time.Now()}
+	var s *Store
+	if s, _, told.err = Open(context.Background(), told.options()); told.err != nil {
+		return told
+	}
+	record := func(rec schema.Snapshot, confirm bool) *schema.Snapshot {
+		snap, err := s.Commit(context.Background(), rec)
+		if err == nil && confirm {
+			err = s.Confirm(context.Background())
+		}
+		told.err = errors.Join(told.err, err)
+		return snap
+	}
+	told.a, told.b, told.c = record(change(512), true), record(change(1024), true), record(change(2048), false)
+	if told.err == nil {
+		rec := change(4096)
+		rec.OutcomeOf = &schema.Settlement{ID: told.c.ID, Outcome: schema.Superseded}
+		told.d = record(rec, false)
+	}
+	if told.err = errors.Join(told.err, s.Close(), os.Remove(filepath.Join(dir, reserveFile))); told.err == nil {
+		told.files, told.err = readAll(dir)
+	}
+	return told
+})
+
+// readAll reads a directory into memory.
+func readAll(dir string) (fstest.MapFS, error) {
+	files := fstest.MapFS{}
+	root := os.DirFS(dir)
+	err := fs.WalkDir(root, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == "." {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		file := &fstest.MapFile{Mode: info.Mode(), ModTime: info.ModTime()}
+		if !d.IsDir() {
+			file.Data, err = fs.ReadFile(root, path)
+		}
+		files[path] = file
+		return err
+	})
+	return files, err
+}
+
+// file is the loose file of what a git expression names.
+func (f *fixture) file(expr string) string {
+	f.t.Helper()
+	hex := f.git("rev-parse", "--verify", expr)
+	return f.repo("objects", hex[:2], hex[2:])
+}
+
+func (f *fixture) remove(path string) {
+	f.t.Helper()
+	if _, err := os.Lstat(path); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// halve leaves the first half of a file.
+func (f *fixture) halve(path string) {
+	f.t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.write(path, string(data[:len(data)/2]))
+}
+
+// old makes a file two hours old.
+func (f *fixture) old(path string) {
+	f.t.Helper()
+	then := f.now.Add(-2 * time.Hour)
+	if err := os.Chtimes(path, then, then); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) ref(name string) string { return f.repo("refs", filepath.FromSlash(name)) }
+
+// eachFile calls do for every regular file below a directory of the repository.
+func (f *fixture) eachFile(sub string, do func(path string)) {
+	f.t.Helper()
+	err := filepath.WalkDir(f.repo(sub), func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			do(path)
+		}
+		return err
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// foreign puts a commit with the files on the branch, as a person's clone does.
+func (f *fixture) foreign(committer string, files map[string][]byte) {
+	f.t.Helper()
+	work := filepath.Join(f.t.TempDir(), "work")
+	f.git("clone", "-q", f.repo(), work)
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(work, name), data, 0o600); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"add", "."}, {"-c", "user.name=P", "-c", "user.email=p@example.org", "commit", "-qm", "by hand"}, {"push", "-q"}} {
+		cmd := exec.Command("git", append([]string{"-C", work}, args...)...)
+		cmd.Env = append(os.Environ(), "GIT_COMMITTER_NAME="+committer)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			f.t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// commitTree makes a commit of what lies in a tree of the repository.
+func (f *fixture) commitTree(tree string) string {
+	f.t.Helper()
+	return f.git("-c", "user.name=P", "-c", "user.email=p@example.org", "commit-tree", "-m", "by hand", tree)
+}
+
+// noise is n bytes that do not compress.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	x := uint64(88172645463325252)
+	for i := range b {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		b[i] = byte(x)
+	}
+	return b
+}
