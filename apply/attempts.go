@@ -25,19 +25,48 @@ func (r *Reconciler) record(a Attempt) {
 	}
 	shown := r.last()
 	current := shown == nil || r.declares(a.Revision) || (a.Revision != "" && !r.declares(shown.Revision))
-	keep := r.attempts[:min(len(r.attempts), defaultAttempts-1)]
-	r.attempts = append([]Attempt{a}, keep...)
+	attempts := append([]Attempt{a}, r.attempts...)
 	if current {
 		r.attempted = 0
 	} else {
 		r.attempted++
 	}
-	if r.attempted >= len(r.attempts) {
-		r.attempted = -1
+	for i := len(attempts) - 1; i > 0 && len(attempts) > defaultAttempts; i-- {
+		if attempts[i].Outcome == schema.Pending {
+			continue // its outcome is yet to come
+		}
+		attempts = slices.Delete(attempts, i, i+1)
+		switch {
+		case r.attempted == i:
+			r.attempted = -1
+		case r.attempted > i:
+			r.attempted--
+		}
 	}
+	r.attempts = attempts
 	if a.Outcome != schema.Pending {
 		r.opt.Metrics.Outcome(a.Outcome)
 	}
+}
+
+// showPending makes the attempt at revision the attempted one if it is pending:
+// the source is back at it.
+func (r *Reconciler) showPending(revision string) {
+	i := slices.IndexFunc(r.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == schema.Pending })
+	if i >= 0 {
+		r.attempted = i
+	}
+}
+
+// explain says why the attempt at record id is still pending.
+func (r *Reconciler) explain(id, reason string) {
+	attempts := slices.Clone(r.attempts) // a published status shares the old one
+	for i := range attempts {
+		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == schema.Pending {
+			a.Reason = reason
+		}
+	}
+	r.attempts = attempts
 }
 
 // last is the attempt that `attempted` shows, nil if there is none.

@@ -14,6 +14,7 @@ import (
 type flight struct {
 	id      string
 	fresh   bool      // committed by this process
+	asked   bool      // the engine was read since it was found
 	started time.Time // when its Document was seen
 	sends   int       // batches that reached the engine
 	deaths  int       // sends the engine died on
@@ -25,6 +26,8 @@ type flight struct {
 	// read-backs that showed something else.
 	acked bool
 	lies  int
+	// undone counts how often it went back to something else on probation.
+	undone int
 	// marked: the retried ref names it, and this process set it.
 	marked bool
 	// verified: the engine was read to run it; only probation and Confirm are
@@ -110,10 +113,10 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	start, before := time.Now(), r.opt.Store.Head()
 	snap, err := r.opt.Store.Commit(ctx, rec)
 	if err != nil {
-		if snap = r.opt.Store.Head(); snap == before || (before != nil && snap.Commit == before.Commit) {
+		if snap = r.happened(before); snap == nil {
 			r.diskFailed("commit", err, "the change cannot be recorded, so it was not sent")
 			return nil, false
-		} // else it failed and happened all the same
+		}
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
 	r.clear("commit", "send", "assert", "probation", "vouch") // the last of a settlement that this takes the place of
@@ -133,6 +136,19 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	return snap, true
 }
 
+// happened is the record that a Commit over before made although it failed; nil
+// if it made none. A head that does not follow before is somebody else's.
+func (r *Reconciler) happened(before *schema.Snapshot) *schema.Snapshot {
+	head, parent := r.opt.Store.Head(), ""
+	if before != nil {
+		parent = before.Commit
+	}
+	if head == nil || head.Parent != parent || head.Commit == parent {
+		return nil
+	}
+	return head
+}
+
 // drive brings the open candidate one step further.
 func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more bool) {
 	f := r.flightOf(head)
@@ -140,6 +156,9 @@ func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more boo
 		return r.reject(ctx, head, f)
 	}
 	if done, more := r.displace(ctx, head, f); done {
+		if !more {
+			r.lookAfter(ctx, head)
+		}
 		return more
 	}
 	r.recovered = true
@@ -159,20 +178,11 @@ func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more boo
 	return r.deliver(ctx, head, f)
 }
 
-// displace ends the candidate when something else is to run: a newer valid
-// Document that nothing holds, or rules that changed since it was committed.
+// displace ends the candidate when something else is to run: rules that changed
+// since it was committed, or a newer valid Document that nothing holds. For the
+// latter one that was found at start is first held against what the engine runs,
+// for it may be what was applied.
 func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *flight) (done, more bool) {
-	applied := r.opt.Store.Applied()
-	if c := r.seen.config; c != nil && c.Parameters != head.Config && !head.Held.Holds(c.Parameters.Digest()) {
-		if applied != nil && c.Parameters == applied.Config {
-			recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", nil)
-			return true, recorded
-		}
-		rec := r.changeRecord(applied)
-		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
-		_, ok := r.commit(ctx, rec)
-		return true, ok
-	}
 	if why := r.seen.refusal; why != nil && head.Kind == schema.KindChange && head.Source.Revision == r.seen.doc.Revision() {
 		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, nil)
 		return true, recorded
@@ -180,22 +190,58 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 	if done, more := r.distrusted(ctx, head, f); done {
 		return done, more
 	}
-	if f.fresh {
+	if !f.fresh {
+		if broken := schema.CheckParameters(head.Config); len(broken) > 0 {
+			recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
+			return true, recorded
+		}
+	}
+	c, applied := r.seen.config, r.opt.Store.Applied()
+	if c == nil || c.Parameters == head.Config || head.Held.Holds(c.Parameters.Digest()) {
 		return false, false
 	}
-	if broken := schema.CheckParameters(head.Config); len(broken) > 0 {
-		recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
+	if !f.fresh && !f.asked {
+		return false, false
+	}
+	if applied != nil && c.Parameters == applied.Config {
+		recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", nil)
 		return true, recorded
 	}
-	return false, false
+	rec := r.changeRecord(applied)
+	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	_, ok := r.commit(ctx, rec)
+	return true, ok
+}
+
+// lookAfter does not let the engine be forgotten while something stands in the
+// way of the record: it is read when that is due, and brought back to the applied
+// snapshot if it runs neither that nor the candidate.
+func (r *Reconciler) lookAfter(ctx context.Context, head *schema.Snapshot) {
+	if !r.readDue() && !r.retryDue("assert") {
+		return
+	}
+	reading, err := r.read(ctx)
+	applied := r.opt.Store.Applied()
+	switch {
+	case err != nil || applied == nil:
+	case reading.Parameters == applied.Config || reading.Parameters == head.Config:
+		r.engine.returned = false
+		r.clear("assert")
+	case !r.ownDoing() && r.opt.Drift == DriftReport:
+		r.noteDrift(reading, applied)
+	case r.ready("assert") && r.assert(ctx, applied):
+		r.engine.returned = false
+	}
 }
 
 // ask settles what is not known of the candidate by reading the engine. It
 // reports whether the candidate is still to be sent.
 func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) (toSend, more bool) {
-	if !r.readDue() && !r.retryDue("assert") {
-		// Nothing new is known; a send may be due all the same.
-		return r.engine.reachable && !f.acked && !f.broken, false
+	if (f.fresh || f.asked) && !r.readDue() && !r.retryDue("assert") {
+		// Nothing new is known; a send may be due all the same, unless the state
+		// that is known to be good goes first.
+		first := r.engine.returned && f.sends > 0 && r.blocked("assert") && !r.refused()
+		return r.engine.reachable && !f.acked && !f.broken && !first, false
 	}
 	reading, err := r.read(ctx)
 	if err != nil {
@@ -204,6 +250,8 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 		}
 		return false, f.verdict != nil
 	}
+	news := !f.asked
+	f.asked = true
 	if f.broken && reading.Peer != f.sentTo {
 		r.died(f)
 	}
@@ -222,11 +270,14 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 	applied := r.opt.Store.Applied()
 	if r.engine.returned && f.sends > 0 && applied != nil && reading.Parameters != applied.Config {
 		// An engine that refuses that state may well take the candidate.
-		if (!r.ready("assert") || !r.assert(ctx, applied)) && !r.fault.refused {
+		if (!r.ready("assert") || !r.assert(ctx, applied)) && !r.refused() {
 			return false, false
 		}
 	}
 	r.engine.returned = false
+	if news && !f.fresh {
+		return false, true // what is declared may displace it now
+	}
 	return true, false
 }
 
@@ -258,7 +309,7 @@ func (r *Reconciler) mark(ctx context.Context, f *flight) (ok, more bool) {
 	f.marked = true // even if the next line fails: it may have happened
 	if err := r.opt.Store.SetRetried(ctx, true); err != nil {
 		r.diskFailed("commit", err, "the second try cannot be recorded, so it was not made")
-		r.block("send", r.fault.reason, r.fault.hint)
+		r.block("send", "the second try cannot be recorded, so it was not made: "+errorText(err), "see what is said of the disk")
 		f.marked = r.opt.Store.Retried()
 		return f.marked, false
 	}
@@ -277,7 +328,7 @@ func (r *Reconciler) unmark(ctx context.Context, f *flight) {
 
 // deliver sends the candidate and follows up on the answer.
 func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flight) (more bool) {
-	start := time.Now()
+	start, answered := time.Now(), r.engine.reachable
 	answer := r.send(ctx, head)
 	if answer.Verdict != schema.VerdictNotSent && answer.Verdict != schema.VerdictForeign {
 		f.sends++
@@ -285,6 +336,7 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 	switch answer.Verdict {
 	case schema.VerdictAccepted:
 		f.acked = true
+		r.unmark(ctx, f)
 		reading, err := r.read(ctx)
 		if err != nil {
 			return false // still owed; ask settles it
@@ -293,6 +345,7 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 			return r.lied(ctx, head, f, reading)
 		}
 		r.opt.Metrics.Phase("engine", time.Since(start))
+		r.clear("send", "assert")
 		f.verified = true
 		return true
 	case schema.VerdictRejected:
@@ -300,6 +353,9 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 		return true
 	case schema.VerdictNotSent:
 		r.unmark(ctx, f)
+		if answered && !gone(answer.Err) { // it can be read, and does not take anything
+			r.block("send", "the change was not sent: "+answer.Err.Error(), "look at the engine's log; the agent tries again by itself")
+		}
 		return false
 	case schema.VerdictForeign:
 		r.unmark(ctx, f)
@@ -349,7 +405,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 		// The disk does not take it yet; the engine must not be forgotten.
 		if head := r.opt.Store.Head(); r.readDue() {
 			if reading, err := r.read(ctx); err == nil && reading.Parameters != head.Config {
-				f.verified = false
+				f.verified, f.acked = false, false // it ran it: whatever this is, it is no lie
 				return true
 			}
 		}
@@ -370,7 +426,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	}
 	r.opt.Metrics.Phase("total", time.Since(f.started))
 	r.opt.Metrics.Success("transaction")
-	r.finish(head.ID, schema.Applied, appliedText(head))
+	r.finish(head.ID, schema.Applied, r.appliedText(head))
 	r.finishRest(ctx)
 	r.publish() // who reads it in the log finds it in the status
 	r.log.Event(slog.LevelInfo, "applied", append([]any{
@@ -378,7 +434,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 		"took", time.Since(f.started).Round(10 * time.Microsecond).String(),
 	}, commitOf(head)...)...)
 	if head.Held != nil {
-		r.log.Event(slog.LevelInfo, heldText(head.Held))
+		r.log.Event(slog.LevelInfo, r.heldText(head.Held))
 	}
 	return true
 }
@@ -392,21 +448,24 @@ func commitOf(s *schema.Snapshot) []any {
 }
 
 // appliedText says what an applied candidate changed, and what it holds.
-func appliedText(s *schema.Snapshot) string {
+func (r *Reconciler) appliedText(s *schema.Snapshot) string {
 	text := changesText(s.Changes)
 	if text == "" {
 		text = "nothing changed"
 	}
 	if s.Held != nil {
-		text += "; " + heldText(s.Held)
+		text += "; " + r.heldText(s.Held)
 	}
 	return text
 }
 
 // heldText says what a hold means for what comes.
-func heldText(h *schema.Hold) string {
-	if h.Paused {
+func (r *Reconciler) heldText(h *schema.Hold) string {
+	switch {
+	case h.Paused:
 		return "paused: nothing is tried until agent resume"
+	case r.seen.config == nil:
+		return "what ran is held until the source declares something else, or until agent resume; what the source shows now is not held, for it is not known what it would declare"
 	}
 	return "what the source declares is held until it changes, or until agent resume"
 }

@@ -148,11 +148,16 @@ func earlier(a, b time.Time) time.Time {
 
 // readAgain reads the engine a few times more, each on a fresh connection. One
 // engine may have been changed in between, once; a state that comes back after
-// another one was read is another engine's. The last reading is returned.
+// another one was read is another engine's. The last reading is returned. Who
+// waits with an order, or to stop, does not wait for all of them.
 func (r *Reconciler) readAgain(ctx context.Context, first schema.Reading) (last schema.Reading, err error) {
 	last = first
 	var before []schema.Parameters // states that were read before the last one
 	for range moreReadings {
+		if r.orders.any() || r.stopping.Load() {
+			r.engine.due = true
+			return last, errOrder
+		}
 		next, err := r.read(ctx)
 		if err != nil {
 			return last, err

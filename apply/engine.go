@@ -145,14 +145,22 @@ func (r *Reconciler) runsSince(p schema.Parameters, again bool) {
 	}
 }
 
+// patient is how many times in a row the engine may fail to take the state that
+// it is brought back to, before that counts as a refusal: waiting does not help.
+const patient = 2
+
 // assert makes the engine run the snapshot s: send, read back, no commit. When
 // it fails, what stands in the way is noted and a later try planned.
 func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
+	answered := r.engine.reachable
 	answer := r.send(ctx, s)
-	reason, hint := "", "the engine's log says more; the agent tries again by itself"
+	reason, hint := "", "the engine's log says more; the agent tries again by itself; a valid document that is declared takes its place"
 	switch answer.Verdict {
 	case schema.VerdictNotSent:
-		return false // engineFailed has planned the next try
+		if answered && !gone(answer.Err) { // it can be read, and does not take anything
+			r.block("assert", s.ID+" was not sent to the engine, which runs something else: "+answer.Err.Error(), hint)
+		}
+		return false // else engineFailed has planned the next try
 	case schema.VerdictRejected:
 		reason = "the engine refuses " + s.ID + ": " + strings.Join(answer.Errors, "; ")
 		hint = "declare a configuration that this engine can hold, or give it what it had when this one was applied"
@@ -164,8 +172,10 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 			reading, err = r.readAgain(ctx, reading)
 		}
 		switch {
-		case err != nil:
+		case errors.Is(err, errOrder):
 			return false
+		case err != nil:
+			reason = "the engine was sent " + s.ID + " and does not answer since: " + err.Error()
 		case reading.Parameters == s.Config:
 			r.clear("assert")
 			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
@@ -173,15 +183,16 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 		case r.engine.several:
 			r.block("assert", severalReason, severalHint)
 			return false
-		}
-		reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(reading.Parameters.Diff(s.Config))
-		if answer.Err != nil {
-			reason += "; " + answer.Err.Error()
+		default:
+			reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(reading.Parameters.Diff(s.Config))
+			if answer.Err != nil {
+				reason += "; " + answer.Err.Error()
+			}
 		}
 	}
 	r.opt.Metrics.StageFailure("assert")
-	r.block("assert", reason, hint)
-	r.fault.refused = answer.Verdict == schema.VerdictRejected
+	f := r.block("assert", reason, hint)
+	f.refused = answer.Verdict == schema.VerdictRejected || answer.Verdict != schema.VerdictForeign && f.tries >= patient
 	return false
 }
 

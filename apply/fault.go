@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -11,11 +12,14 @@ import (
 // A fault is what stands in the way of a stage now, and when that stage is
 // tried again.
 type fault struct {
-	stage, reason, hint string
-	tries               int
-	retryAt             time.Time
-	refused             bool // by the engine: waiting alone does not cure it
+	reason, hint string
+	tries        int
+	retryAt      time.Time
+	refused      bool // by the engine: waiting alone does not cure it
 }
+
+// stages are all that may be blocked, the gravest first.
+var stages = []string{"assert", "revert", "commit", "confirm", byProbation, "vouch", "send"}
 
 // backoff is the wait after the given number of earlier tries.
 func backoff(tries int) time.Duration {
@@ -26,43 +30,68 @@ func backoff(tries int) time.Duration {
 }
 
 // block notes that stage failed and plans its next try.
-func (r *Reconciler) block(stage, reason, hint string) {
-	tries := 0
-	if r.fault.stage == stage {
-		tries = r.fault.tries + 1
+func (r *Reconciler) block(stage, reason, hint string) *fault {
+	f := &fault{reason: reason, hint: hint}
+	if before := r.faults[stage]; before != nil {
+		f.tries = before.tries + 1
 	}
-	r.fault = fault{stage: stage, reason: reason, hint: hint, tries: tries, retryAt: time.Now().Add(backoff(tries))}
-	r.wakeAt(r.fault.retryAt)
-	r.log.Error("fault", reason, "stage", stage, "hint", hint)
+	f.retryAt = time.Now().Add(backoff(f.tries))
+	r.faults[stage] = f
+	r.wakeAt(f.retryAt)
+	r.log.Error("fault "+stage, reason, "stage", stage, "hint", hint)
+	return f
 }
 
 // ready reports whether stage may be tried now, and plans the next turn if not.
 func (r *Reconciler) ready(stage string) bool {
-	if r.fault.stage != stage || !time.Now().Before(r.fault.retryAt) {
+	f := r.faults[stage]
+	if f == nil || !time.Now().Before(f.retryAt) {
 		return true
 	}
-	r.wakeAt(r.fault.retryAt)
+	r.wakeAt(f.retryAt)
 	return false
 }
 
+// blocked reports whether stage failed and was not done since.
+func (r *Reconciler) blocked(stage string) bool { return r.faults[stage] != nil }
+
 // retryDue reports whether stage failed before and its time has come.
-func (r *Reconciler) retryDue(stage string) bool {
-	return r.fault.stage == stage && r.ready(stage)
-}
+func (r *Reconciler) retryDue(stage string) bool { return r.blocked(stage) && r.ready(stage) }
 
-// retryNow lets a failed stage be tried again at once, once.
+// refused reports whether the engine does not take the state that it is to be
+// brought back to, so that waiting alone cures nothing.
+func (r *Reconciler) refused() bool { return r.blocked("assert") && r.faults["assert"].refused }
+
+// retryNow lets each failed stage be tried again at once, once.
 func (r *Reconciler) retryNow() {
-	if r.fault.stage != "" {
-		r.fault.retryAt = time.Now()
+	for _, f := range r.faults {
+		f.retryAt = time.Now()
 	}
 }
 
-// clear forgets the fault of any of the stages.
+// clear forgets the faults of the stages.
 func (r *Reconciler) clear(stages ...string) {
-	if slices.Contains(stages, r.fault.stage) {
-		r.fault = fault{}
-		r.log.Clear("fault")
+	for _, stage := range stages {
+		if r.blocked(stage) {
+			delete(r.faults, stage)
+			r.log.Clear("fault " + stage)
+		}
 	}
+}
+
+// obstacles says for the status what stands in the way now, the gravest first;
+// "" if nothing does.
+func (r *Reconciler) obstacles() (reason, hint string) {
+	var reasons, hints []string
+	for _, stage := range stages {
+		if f := r.faults[stage]; f != nil && !slices.Contains(reasons, f.reason) {
+			reasons = append(reasons, f.reason)
+			if !slices.Contains(hints, f.hint) {
+				hints = append(hints, f.hint)
+			}
+		}
+	}
+	return strings.Join(reasons, "; "), strings.Join(hints, "; ")
 }
 
 // diskFailed notes that the store refused a write.

@@ -276,7 +276,7 @@ func emptyWorld(t tester, dir string) *world {
 	w := &world{t: t, dir: dir, m: m, drift: apply.DriftCorrect, counts: &counts{outcomes: map[schema.Outcome]int{}}}
 	w.engine = &scripted{
 		t: t, m: m, runs: schema.Defaults(), peer: 1,
-		always: map[schema.Parameters]manner{}, sends: map[schema.Parameters]int{}, banned: map[schema.Parameters]bool{},
+		always: map[schema.Parameters]manner{}, sends: map[schema.Parameters]int{}, tries: map[schema.Parameters]int{}, banned: map[schema.Parameters]bool{},
 	}
 	return w
 }

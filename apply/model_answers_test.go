@@ -49,6 +49,9 @@ func (m *model) maySend(b schema.Batch, marked bool) {
 func (m *model) answered(b schema.Batch, a schema.Answer) {
 	l := &m.life
 	l.reached = a.Verdict != schema.VerdictNotSent
+	if !m.asks(b) {
+		l.waysBack++
+	}
 	if a.Verdict == schema.VerdictNotSent || a.Verdict == schema.VerdictForeign {
 		return
 	}
@@ -57,7 +60,7 @@ func (m *model) answered(b schema.Batch, a schema.Answer) {
 		l.late = time.Now().Add(time.Minute)
 	}
 	if !m.asks(b) {
-		l.wayBackRefused = a.Verdict == schema.VerdictRejected
+		l.wayBackRefused = a.Verdict == schema.VerdictRejected || l.waysBack >= 3
 		return
 	}
 	l.sends++
@@ -87,6 +90,9 @@ func (m *model) read(r schema.Reading, err error) {
 	l.gone = l.gone || (!l.trial.IsZero() && r.Peer != l.reading.Peer)
 	l.own = (l.own || r.Peer != l.reading.Peer) && (m.state() == nil || m.open() || r.Parameters != m.state().config)
 	l.broken, l.reading, l.known, l.fresh = false, r, true, true
+	if h := m.head(); h != nil && c == nil && r.Parameters == h.config {
+		l.waysBack = 0
+	}
 	if c == nil {
 		return
 	}

@@ -102,7 +102,9 @@ type life struct {
 	own  bool
 	late time.Time // until then a lost request of ours may still land
 	// wayBackRefused: the engine's last word on a state it was to be brought back to.
+	// waysBack is how often in a row it was sent that and did not run it since.
 	wayBackRefused bool
+	waysBack       int
 
 	found   bool // the candidate was committed by an earlier process
 	cut     bool // and was marked as sent twice
@@ -212,6 +214,7 @@ func (m *model) after(d declared) []entry {
 	case d.bad == schema.Refused && c != nil && c.kind == schema.KindChange && c.revision == d.revision:
 		return []entry{m.back(schema.Superseded, nil)} // not trusted any more
 	case d.bad != "" || now.holds(d.config):
+	case c != nil && m.life.found && !m.life.known: // first it is asked whether the engine runs it
 	case c != nil && state != nil && d.config == state.config:
 		return []entry{m.back(schema.Superseded, nil)} // the source went back
 	case !m.open() && state != nil && d.config == state.config:
@@ -246,12 +249,18 @@ func (m *model) noteOrBack(h *hold) entry {
 	return e
 }
 
-// holdBefore is the hold that a rejected rollback leaves as it was.
+// holdBefore is the hold that a rejected rollback leaves as it was; those whose
+// place it took held nothing either.
 func (m *model) holdBefore() *hold {
-	if len(m.records) < 2 || m.head().kind != schema.KindRollback {
+	if m.head().kind != schema.KindRollback {
 		return nil
 	}
-	return m.records[len(m.records)-2].hold
+	for i := len(m.records) - 2; i >= 0; i-- {
+		if e := &m.records[i]; e.kind != schema.KindRollback || e.outcome == schema.Applied {
+			return e.hold
+		}
+	}
+	return nil
 }
 
 // rollbacks are the records an order to go back may make: it holds what runs,
@@ -365,7 +374,7 @@ func (m *model) committed(e entry, snap *schema.Snapshot) {
 	m.obeyed = m.obeyed || e.ordered
 	m.carriedOut = m.carriedOut || e.needed
 	l := m.life
-	m.life = life{reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused}
+	m.life = life{reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused, waysBack: l.waysBack}
 }
 
 // mayConfirm judges that the head is about to be called applied: the engine was

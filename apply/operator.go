@@ -41,6 +41,7 @@ type request struct {
 	Command
 	reply chan reply // capacity 1
 	id    string     // the rollback's record, once committed
+	found string     // the rollback that was under way when it was taken up, \"\" for none
 	// recorded is id, for the caller that gives up waiting.
 	recorded atomic.Pointer[string]
 }
@@ -93,6 +94,10 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 	}
 	switch q.Verb {
 	case "rollback":
+		if q.ID == "" && q.found != "" && !q.Pause {
+			r.join(ctx, q)
+			return
+		}
 		r.rollback(ctx, q, head, applied)
 	case "pause":
 		r.pause(ctx, q, head, applied)
@@ -108,6 +113,26 @@ func cmpOr(a, b string) string {
 		return a
 	}
 	return b
+}
+
+// openRollback is the rollback that is on record and not settled, "" if none is.
+func (r *Reconciler) openRollback() string {
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	if head == nil || applied == nil || head.Kind != schema.KindRollback || head.Commit == applied.Commit {
+		return ""
+	}
+	return head.ID
+}
+
+// join lets an order for a rollback to the state before wait for the one that
+// was under way when it came: who asks again means the same one.
+func (r *Reconciler) join(ctx context.Context, q *request) {
+	q.id = q.found
+	q.recorded.Store(&q.id)
+	r.waiters = append(r.waiters, q)
+	if rec, err := r.opt.Store.Lookup(ctx, q.id); err == nil && rec.Outcome != schema.Pending {
+		r.resolve(q.id, rec.Outcome, "it was under way when this order came")
+	}
 }
 
 // rollback commits a candidate of kind rollback; the same road as a change
@@ -136,7 +161,7 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *sc
 	r.clear("commit")
 	snap, ok := r.commit(ctx, rec)
 	if !ok {
-		q.answer(Result{}, fmt.Errorf("rollback: %s", r.fault.reason))
+		q.answer(Result{}, r.notRecorded(q, "commit"))
 		return
 	}
 	if open && !head.Kind.Candidate() {
@@ -258,9 +283,10 @@ func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema
 			return r.withdraw(ctx, head, why, hold)
 		}
 	}
+	r.clear("commit", "revert")
 	recorded, err := record(ctx, hold, why)
 	if !recorded {
-		q.answer(Result{}, fmt.Errorf("%s: %s", q.Verb, r.fault.reason))
+		q.answer(Result{}, r.notRecorded(q, "commit", "revert"))
 		return
 	}
 	r.seen.since = time.Now()
@@ -270,6 +296,19 @@ func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema
 		res.Outcome, res.Text = schema.Pending, "it is in force, but a power cut may undo it until the disk takes it: "+errorText(err)
 	}
 	q.answer(res, nil)
+}
+
+// notRecorded is the answer to an order that the disk did not take: it is not
+// tried again by itself, so that nothing lasting is made of it.
+func (r *Reconciler) notRecorded(q *request, stages ...string) error {
+	reason := "the disk does not take it"
+	for _, stage := range stages {
+		if f := r.faults[stage]; f != nil {
+			reason = f.reason
+		}
+	}
+	r.clear(stages...)
+	return fmt.Errorf("%s: %s; nothing was changed: repeat the command once that is mended", q.Verb, reason)
 }
 
 // resolve answers the callers that wait for the record id.

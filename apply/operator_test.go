@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,24 +48,55 @@ func TestTheEngineRefusesTheWayBack(t *testing.T) {
 	})
 }
 
+// While it is not known what becomes of the way back nothing is committed. Once
+// the engine has failed to take it three times, a fix need not wait for more: an
+// engine that dies on the good state, or answers 500 to it, would bar it for good.
 func TestNothingIsCommittedWhileTheWayBackIsUnknown(t *testing.T) {
+	for _, how := range []manner{busy, die, dieAWhile, dropBefore} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.engine.will(stateB, refuse)
+			w.engine.will(stateA, how)
+			w.engine.tell(func(e *scripted) { e.runs = stateC }) // something else runs by then
+			w.declare(stateB, "")
+			w.pass(100 * time.Millisecond)
+			total := w.store.Total()
+			w.declare(size(3000), "no further commits, yet")
+			w.pass(100 * time.Millisecond)
+			if w.store.Total() != total {
+				t.Errorf("%s: a commit was made while the engine could not be brought back", how)
+			}
+			if s := w.r.Status(); s.State != apply.StateDegraded || s.Ready {
+				t.Errorf("%s: %s, ready %v", how, s.State, s.Ready)
+			}
+			w.pass(time.Minute)
+			w.check("at last", want{runs: size(3000), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+			if n := w.engine.sent(stateA); n > 6 {
+				t.Errorf("%s: the state it does not take was sent %d times", how, n)
+			}
+		})
+	}
+}
+
+// TestAnEngineThatDiesOnWhatIsApplied is brought back ever more rarely, and the
+// status says who kills whom; a fix that it takes ends it.
+func TestAnEngineThatDiesOnWhatIsApplied(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		w.engine.will(stateB, refuse)
-		w.engine.will(stateA, busy)
-		w.engine.tell(func(e *scripted) { e.runs = stateC }) // something else runs by then
-		w.declare(stateB, "")
-		w.pass(time.Minute)
-		total := w.store.Total()
-		if s := w.r.Status(); s.State != apply.StateDegraded || s.Ready {
-			t.Errorf("%s, ready %v", s.State, s.Ready)
+		w.engine.will(stateA, dieAWhile)
+		w.engine.tell((*scripted).restart)
+		w.r.EngineHint()
+		for range 3000 { // as who watches the socket does
+			w.pass(200 * time.Millisecond)
+			w.r.EngineHint()
 		}
-		w.declare(size(3000), "no further commits")
-		if w.store.Total() != total {
-			t.Error("a commit was made while the engine could not be brought back")
+		if n := w.engine.sent(stateA); n > 14 {
+			t.Errorf("it was killed %d times in ten minutes", n)
 		}
-		w.engine.will(stateA, accept)
-		w.pass(6 * time.Minute)
-		w.check("at last", want{runs: size(3000), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if s := w.r.Status(); s.State != apply.StateDegraded || !strings.Contains(s.Reason, w.store.Applied().ID) {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		w.declare(stateB, "a fix")
+		w.pass(2 * time.Second) // it may die once more
+		w.check("a fix", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 

@@ -19,6 +19,11 @@ const (
 	healthEvery = time.Second
 	// badReads is how many failed health reads in a row fail a probation.
 	badReads = 2
+	// undoings is how often the engine may go back to something else by itself.
+	undoings = 2
+	// lateness is how late a health read may be: an agent that was stopped so long
+	// has not watched.
+	lateness = 3 * time.Second
 )
 
 // A probation is the window in which the engine must stay healthy on a change
@@ -53,17 +58,28 @@ func (r *Reconciler) probate(ctx context.Context, f *flight) (more bool) {
 		return more
 	}
 	p := f.probation
+	if late := time.Since(p.next); !p.next.IsZero() && late > lateness && !r.blocked(byProbation) {
+		r.log.Event(slog.LevelInfo, "the probation begins anew: the engine was not watched", "snapshot", head.ID, "late", late.Round(time.Millisecond).String())
+		bad, why := p.bad, p.why
+		r.beginProbation(f)
+		p = f.probation
+		p.bad, p.why = bad, why
+	}
 	if time.Now().Before(p.next) && (!r.engine.due || p.bad > 0) { // two hints do not make two failures of one
 		r.wakeAt(p.next)
 		return false
 	}
 	p.next = time.Now().Add(min(healthEvery, r.opt.Probation/5))
 	r.wakeAt(p.next)
-	if why := r.examine(ctx, f); why != "" {
+	why := r.examine(ctx, f)
+	if now := time.Now(); now.After(p.next) {
+		p.next = now // a reading that takes its time is no lack of watching
+	}
+	if why != "" {
 		f.verified, f.verdict = false, &verdict{by: byProbation, reason: why}
 		return true
 	}
-	if p.bad > 0 || !f.verified || r.fault.stage == byProbation {
+	if p.bad > 0 || !f.verified || r.blocked(byProbation) {
 		r.publish()
 		return !f.verified
 	}
@@ -76,20 +92,23 @@ func (r *Reconciler) beginProbation(f *flight) {
 	f.probation = &probation{since: now, until: now.Add(r.opt.Probation), peer: r.engine.reading.Peer}
 }
 
-// examine reads the engine's health, and what it runs when that may have
+// examine reads the engine's health, and what it runs when that is due, may have
 // changed or decides: only both at the end of the window pass. It returns why
 // the candidate is rejected, "" if it is not.
 func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
-	p := f.probation
 	health, err := r.health(ctx)
+	p := f.probation
 	var foreign *schema.ForeignError
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
 		// It runs the candidate, and cannot say how it is: no fault of the change.
-		r.block(byProbation, "the engine cannot be asked for its health, which --probation needs: "+err.Error(),
+		fault := r.block(byProbation, "the engine cannot be asked for its health, which --probation needs: "+err.Error(),
 			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed")
-		p.next = r.fault.retryAt
-		return ""
+		if r.readDue() { // the engine is not forgotten meanwhile
+			verdict = r.stillRuns(ctx, f)
+		}
+		p.next = earlier(fault.retryAt, r.engine.next)
+		return verdict
 	case gone(err):
 		return "the engine ended while the change was on probation"
 	case err == nil && health.Peer != p.peer:
@@ -99,7 +118,7 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	case err != nil:
 		health = schema.Health{Reason: err.Error()}
 	}
-	if r.fault.stage == byProbation {
+	if r.blocked(byProbation) {
 		r.clear(byProbation)
 		r.beginProbation(f) // a whole window
 		p = f.probation
@@ -114,19 +133,33 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	}
 	p.bad, p.why = 0, ""
 	r.log.Clear("probation")
-	if time.Now().Before(p.until) && !r.engine.due && r.engine.reachable {
+	if time.Now().Before(p.until) && !r.readDue() && r.engine.reachable {
 		return ""
 	}
+	if verdict = r.stillRuns(ctx, f); verdict == "" && f.verified && p.bad == 0 {
+		p.passed = !time.Now().Before(p.until)
+	}
+	return verdict
+}
+
+// stillRuns reads whether the engine runs the candidate on probation. One that
+// went back to something else by itself is sent it once more, for a whole window.
+func (r *Reconciler) stillRuns(ctx context.Context, f *flight) (verdict string) {
+	p := f.probation
 	reading, err := r.read(ctx)
 	switch {
+	case errors.Is(err, errOrder):
 	case err != nil:
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:
 		return "the engine was restarted while the change was on probation"
 	case reading.Parameters != r.opt.Store.Head().Config:
-		f.verified, f.acked, f.probation = false, false, nil // changed past the agent: from the start
-	default:
-		p.passed = !time.Now().Before(p.until)
+		changes := changesText(reading.Parameters.Diff(r.opt.Store.Head().Config))
+		if f.undone++; f.undone >= undoings {
+			return "the engine did not keep it through the probation, twice: " + changes
+		}
+		r.log.Event(slog.LevelWarn, "the engine runs something else while the change is on probation; it is sent once more", "snapshot", f.id, "changes", changes)
+		f.verified, f.acked, f.probation = false, false, nil
 	}
 	return ""
 }

@@ -91,7 +91,7 @@ func TestProbation(t *testing.T) {
 		"an invalid document ends nothing": {func(w *world) {
 			w.declare(size(1), "")
 			w.declare(size(1024), "")
-		}, 11 * time.Second, want{runs: size(1024), outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		}, 11 * time.Second, want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}, ""},
 		"a restart of the agent": {func(w *world) {
 			w.pass(8 * time.Second)
 			w.restart()

@@ -119,7 +119,8 @@ type Reconciler struct {
 		hint     bool // the engine may have moved
 		asked    bool // an operator wants a look now
 	}
-	orders orders
+	orders   orders
+	stopping atomic.Bool // Run is to end
 
 	// All below belongs to the goroutine of Run.
 
@@ -131,8 +132,8 @@ type Reconciler struct {
 	attempted int              // index into attempts of what `attempted` shows; -1 for none
 	engine    engineView
 	flight    *flight
-	settled   string // the settlement at the head that the engine was read to run, until it is confirmed
-	fault     fault  // what stands in the way now, if anything
+	settled   string            // the settlement at the head that the engine was read to run, until it is confirmed
+	faults    map[string]*fault // what stands in the way now, by stage
 	drift     *Drift
 	contest   contest
 	ledger    ledger
@@ -166,7 +167,7 @@ func New(opt Options) *Reconciler {
 	r := &Reconciler{
 		opt: opt, log: newRepeater(opt.Logger),
 		kick: make(chan struct{}, 1), requests: make(chan *request),
-		attempted: -1, writable: true, validity: map[schema.Parameters]bool{},
+		attempted: -1, writable: true, faults: map[string]*fault{}, validity: map[schema.Parameters]bool{},
 	}
 	r.started = time.Now()
 	r.stamp.Store(r.started.UnixNano())
@@ -252,6 +253,7 @@ func (r *Reconciler) poke() {
 // its own time limits, so that an engine is not left half asked.
 func (r *Reconciler) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
+	defer context.AfterFunc(ctx, func() { r.stopping.Store(true) })()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -277,6 +279,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			r.abandonWaiters()
 			return nil
 		case order != nil:
+			order.found = r.openRollback()
 			r.turnOnce(work)
 			r.orders.wait(-1) // from here on its own calls have their time
 			r.serve(work, order)
@@ -377,6 +380,7 @@ func (r *Reconciler) takeInbox() {
 	changed := before.doc == nil || before.doc.Revision() != doc.Revision()
 	if changed {
 		r.retryNow() // what waits for its time may have been cured by hand
+		r.showPending(doc.Revision())
 	}
 	switch {
 	case r.seen.refusal != nil:

@@ -258,16 +258,18 @@ func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bo
 	case r.drift != nil && r.opt.Drift == DriftReport:
 		return true, ""
 	}
-	return false, cmpOr(r.fault.reason, "the engine does not run the applied snapshot")
+	reason, _ := r.obstacles()
+	return false, cmpOr(reason, "the engine does not run the applied snapshot")
 }
 
 // word finds the one word for how things stand, with its reason and hint.
 func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State, string, string) {
+	obstacles, hint := r.obstacles()
 	switch {
 	case r.opt.Observe:
 		return StateObserving, r.observation(head.Hold()), r.observationHint()
-	case r.fault.stage != "":
-		return StateDegraded, r.fault.reason, r.fault.hint
+	case obstacles != "":
+		return StateDegraded, obstacles, hint
 	case !r.engine.reachable && r.engine.err != nil:
 		reason, hint := waitingText(r.engine.err)
 		return StateWaiting, reason, hint

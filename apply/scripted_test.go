@@ -26,9 +26,11 @@ const (
 	dropBefore manner = "drop the connection"
 	dropAfter  manner = "take it and drop the reply"
 	die        manner = "die"
+	dieAWhile  manner = "die, and be up again after a while"
 	busy       manner = "answer 500"
 	foreign    manner = "be another program"
 	wrongLabel manner = "refuse our environment"
+	notSent    manner = "answer 503 to our environment"
 )
 
 // scripted is an engine that treats batches as told: first the queue, then by
@@ -55,6 +57,7 @@ type scripted struct {
 	workers   []schema.Parameters // what each of several engines runs, in turn
 	always    map[schema.Parameters]manner
 	sends     map[schema.Parameters]int
+	tries     map[schema.Parameters]int // what did not get there included
 	banned    map[schema.Parameters]bool
 }
 
@@ -167,7 +170,8 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 	unknown := func(err error, broken bool) schema.Answer {
 		return schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Broken: broken, Peer: peer}
 	}
-	if how != foreign && how != wrongLabel {
+	e.tries[b.Parameters]++
+	if how != foreign && how != wrongLabel && how != notSent {
 		e.sends[b.Parameters]++
 	}
 	switch how {
@@ -191,13 +195,19 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 	case dropAfter:
 		e.runs = b.Parameters
 		return unknown(io.ErrUnexpectedEOF, true)
-	case die:
+	case die, dieAWhile:
 		e.restart()
+		if how == dieAWhile {
+			e.down = true
+			time.AfterFunc(300*time.Millisecond, func() { e.tell(func(e *scripted) { e.down = false }) })
+		}
 		return unknown(io.ErrUnexpectedEOF, true)
 	case busy:
 		return unknown(errors.New("HTTP 500"), false)
 	case wrongLabel:
 		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404", Environment: true}}
+	case notSent:
+		return schema.Answer{Verdict: schema.VerdictNotSent, Err: errors.New("HTTP 503")}
 	case foreign:
 		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404"}}
 	}
@@ -224,6 +234,11 @@ func (e *scripted) running() (p schema.Parameters) {
 
 func (e *scripted) sent(p schema.Parameters) (n int) {
 	e.tell(func(e *scripted) { n = e.sends[p] })
+	return n
+}
+
+func (e *scripted) tried(p schema.Parameters) (n int) {
+	e.tell(func(e *scripted) { n = e.tries[p] })
 	return n
 }
 

@@ -39,9 +39,10 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 			r.log.Event(slog.LevelWarn, "rejected "+by+"; going back to the last good state", append([]any{
 				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes),
 			}, commitOf(head)...)...)
+			r.explain(head.ID, "rejected, and the engine is being brought back: "+f.verdict.reason)
 			r.publish() // the engine may take its time
 			return true
-		} else if now := r.opt.Store.Head(); now.Commit != head.Commit {
+		} else if r.happened(head) != nil {
 			r.engine.due = true
 			return true // it failed and happened all the same
 		} else {
@@ -63,16 +64,22 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 }
 
 // holdBefore is the hold that was in force before the candidate head, which a
-// rejected or withdrawn rollback leaves as it was. A change had ended it.
+// rejected or withdrawn rollback leaves as it was; rollbacks that it took the
+// place of held nothing either. A change had ended it.
 func (r *Reconciler) holdBefore(ctx context.Context, head *schema.Snapshot) *schema.Hold {
 	if head.Kind != schema.KindRollback {
 		return nil
 	}
-	before, err := r.opt.Store.List(ctx, head.ID, 1)
-	if err != nil || len(before) == 0 {
-		return r.opt.Store.Applied().Hold()
+	for id := head.ID; ; {
+		before, err := r.opt.Store.List(ctx, id, 1)
+		switch {
+		case err != nil || len(before) == 0:
+			return r.opt.Store.Applied().Hold()
+		case before[0].Kind != schema.KindRollback || before[0].Outcome == schema.Applied:
+			return before[0].Held
+		}
+		id = before[0].ID
 	}
-	return before[0].Held
 }
 
 // withdraw ends the open candidate without a verdict: a revert that says
@@ -84,7 +91,7 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 	}
 	rec := r.revertRecord(head, r.opt.Store.Applied(), reason, hold)
 	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
-	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
+	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.happened(head) == nil {
 		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
 		return false, err
 	}
@@ -137,7 +144,7 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 		// It takes the place of a settlement that the engine never ran.
 		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
 	}
-	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.opt.Store.Head().Commit == head.Commit {
+	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.happened(head) == nil {
 		r.diskFailed("commit", err, "the hold cannot be recorded")
 		return false, err
 	}
@@ -156,22 +163,12 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 // nothing else is committed, but for what the engine itself makes necessary: see
 // replaceRefused.
 func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bool) {
+	if r.settled == head.ID && r.blocked("confirm") && r.readDue() {
+		r.settled = "" // the disk does not take it yet; the engine must not be forgotten
+	}
 	if r.settled != head.ID {
-		if done, more := r.replaceRefused(ctx, head); done {
+		if done, more := r.bringBack(ctx, head); !done {
 			return more
-		}
-		if !r.readDue() && !r.retryDue("assert") {
-			return false
-		}
-		reading, err := r.read(ctx)
-		if err != nil {
-			return false
-		}
-		if reading.Parameters != head.Config && !r.reportedDrift(reading, head) && (!r.ready("assert") || !r.assert(ctx, head)) {
-			if r.fault.refused {
-				r.tellSettled(ctx, head) // waiting changes nothing about the verdict
-			}
-			return r.fault.refused
 		}
 		r.settled = head.ID
 	}
@@ -196,14 +193,53 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 	return true
 }
 
+// bringBack makes the engine run the settlement head, or leaves reported drift
+// alone; done if the engine was read to be as it should.
+func (r *Reconciler) bringBack(ctx context.Context, head *schema.Snapshot) (done, more bool) {
+	if done, more := r.replaceRefused(ctx, head); done {
+		return false, more
+	}
+	if !r.readDue() && !r.retryDue("assert") {
+		return false, false
+	}
+	reading, err := r.read(ctx)
+	if err != nil {
+		return false, false
+	}
+	if reading.Parameters == head.Config || r.reportedDrift(ctx, reading, head) || (r.ready("assert") && r.assert(ctx, head)) {
+		return true, false
+	}
+	if r.refused() {
+		r.tellSettled(ctx, head) // waiting changes nothing about the verdict
+	}
+	return false, r.refused() && r.replaceable(head)
+}
+
 // reportedDrift reports whether the reading is drift that is only to be
-// reported: a pause is no reason to end it.
-func (r *Reconciler) reportedDrift(reading schema.Reading, head *schema.Snapshot) bool {
-	if head.Kind != schema.KindNote || r.ownDoing() {
+// reported: a pause is no reason to end it. What a candidate left on the engine,
+// which the pause found not yet brought back, is none.
+func (r *Reconciler) reportedDrift(ctx context.Context, reading schema.Reading, head *schema.Snapshot) bool {
+	if head.Kind != schema.KindNote || r.ownDoing() || r.candidateBelow(ctx) {
 		return false
 	}
 	r.noteDrift(reading, head)
 	return r.opt.Drift == DriftReport
+}
+
+// candidateBelow reports whether a candidate stands between the applied snapshot
+// and the head.
+func (r *Reconciler) candidateBelow(ctx context.Context) bool {
+	applied := r.opt.Store.Applied()
+	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
+	for i := range page {
+		if applied != nil && page[i].ID == applied.ID {
+			return false
+		}
+		if page[i].Kind.Candidate() {
+			return true
+		}
+	}
+	return err != nil || applied == nil
 }
 
 // tellSettled gives the candidate that head settles its outcome, once.
@@ -215,19 +251,18 @@ func (r *Reconciler) tellSettled(ctx context.Context, head *schema.Snapshot) {
 	r.ensureAttempt(ctx, s.ID)
 	if r.finish(s.ID, s.Outcome, head.Description) && s.Outcome == schema.Rejected {
 		cause := "engine"
-		if head.Held != nil && head.Held.By == byProbation {
-			cause = byProbation
+		if rec, err := r.opt.Store.Lookup(ctx, s.ID); err == nil && rec.Kind == schema.KindChange && head.Held != nil && head.Held.By == byProbation {
+			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
 		}
 		r.opt.Metrics.Rollback(cause)
 	}
 }
 
-// replaceRefused lets a fix through when the engine refuses the very state it
-// is to be brought back to: it came back smaller, say. Waiting would cure
+// replaceRefused lets a fix through when the engine does not take the very state
+// it is to be brought back to: it came back smaller, say. Waiting would cure
 // nothing; a valid Document that nothing holds takes the settlement's place.
 func (r *Reconciler) replaceRefused(ctx context.Context, head *schema.Snapshot) (done, more bool) {
-	c := r.seen.config
-	if !r.fault.refused || c == nil || c.Parameters == head.Config || head.Held.Holds(c.Parameters.Digest()) {
+	if !r.refused() || !r.replaceable(head) {
 		return false, false
 	}
 	rec := r.changeRecord(r.opt.Store.Applied())
@@ -236,5 +271,12 @@ func (r *Reconciler) replaceRefused(ctx context.Context, head *schema.Snapshot) 
 	if ok {
 		r.tellSettled(ctx, head)
 	}
-	return true, ok
+	return ok, ok
+}
+
+// replaceable reports whether the source declares something that may take the
+// place of the settlement head.
+func (r *Reconciler) replaceable(head *schema.Snapshot) bool {
+	c := r.seen.config
+	return c != nil && c.Parameters != head.Config && !head.Held.Holds(c.Parameters.Digest())
 }

@@ -1,0 +1,376 @@
+package apply_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/schema"
+)
+
+// The stories here began as ways to make the agent forget the engine while
+// something else stood in its way, to have it lose count, or to make it take
+// somebody else's record for its own.
+
+// longTime is more failures than a test waits for.
+var longTime = slices.Repeat([]mishap{fails}, 200)
+
+// TestTheEngineIsWatchedWhileTheDiskFails lets the disk refuse what ends a
+// transaction, for long: the engine is read all the same, brought back when it
+// restarts, and not called ready when it is gone.
+func TestTheEngineIsWatchedWhileTheDiskFails(t *testing.T) {
+	for name, c := range map[string]struct {
+		call string
+		do   func(w *world)
+	}{
+		"a rejection that cannot be confirmed": {"settle", func(w *world) {
+			w.engine.will(stateB, refuse)
+			w.declare(stateB, "")
+		}},
+		"a pause that cannot be confirmed": {"settle", func(w *world) {
+			_, _ = w.do(apply.Command{Verb: "pause", Reason: "night"})
+		}},
+		"a rejection that cannot be recorded": {"revert", func(w *world) {
+			w.engine.will(stateB, refuse)
+			w.declare(stateB, "")
+		}},
+		"a candidate that cannot be withdrawn": {"withdraw", func(w *world) {
+			w.engine.will(stateB, busy)
+			w.declare(stateB, "")
+			w.declare(stateA, "back")
+		}},
+		"a candidate that cannot be replaced": {"commit", func(w *world) {
+			w.engine.will(stateB, busy)
+			w.m.plan("commit", fine)
+			w.declare(stateB, "")
+			w.m.plan("commit", longTime...)
+			w.declare(stateC, "")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				if c.call != "commit" {
+					w.m.plan(c.call, longTime...)
+				}
+				c.do(w)
+				w.pass(10 * time.Second)
+				w.engine.tell((*scripted).restart)
+				w.r.EngineHint()
+				w.pass(5 * time.Second)
+				if s := w.r.Status(); w.engine.running() != stateA || s.State != apply.StateDegraded {
+					t.Errorf("after a restart the engine runs %d units, %s: %s", w.engine.running().ESNReservoirSize, s.State, s.Reason)
+				}
+				w.engine.tell(func(e *scripted) { e.runs = stateC }) // a late request, or a person
+				w.pass(31 * time.Second)
+				if w.engine.running() != stateA {
+					t.Errorf("half a minute later it still runs %d units", w.engine.running().ESNReservoirSize)
+				}
+				w.engine.tell(func(e *scripted) { e.down = true })
+				w.r.EngineHint()
+				w.pass(time.Second)
+				if s := w.r.Status(); s.Ready || s.Engine.Reachable {
+					t.Errorf("it is down: ready %v, reachable %v", s.Ready, s.Engine.Reachable)
+				}
+			})
+		})
+	}
+}
+
+// TestBackoffsDoNotTakeEachOthersPlace: an engine that dies on the candidate and
+// is not up to take the good state at first must not be sent the candidate ever
+// and again without a wait.
+func TestBackoffsDoNotTakeEachOthersPlace(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, busy)
+		w.engine.tell(func(e *scripted) { e.queue = slices.Repeat([]manner{busy, accept}, 100) })
+		w.declare(stateB, "")
+		for range 90 {
+			w.engine.tell(func(e *scripted) { // it exits after each try, without breaking the connection
+				if e.runs != stateA {
+					return
+				}
+				e.restart()
+			})
+			w.r.EngineHint()
+			w.pass(time.Second)
+		}
+		if n := w.engine.sent(stateB); n > 8 {
+			t.Errorf("the candidate was sent %d times in 90 s", n)
+		}
+	})
+}
+
+// TestAMarkEndsWithTheAnswer: who was accepted came to no harm, and restarts of
+// the pod later do not make it "cut twice".
+func TestAMarkEndsWithTheAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.probation = 10 * time.Second
+		w.restart()
+		w.engine.tell(func(e *scripted) { e.queue = []manner{accept, busy, accept} }) // first what is applied
+		w.engine.tell((*scripted).restart)
+		w.r.EngineHint()
+		w.pass(time.Second)
+		w.declare(stateB, "")
+		for range 4 { // each in the middle of its probation
+			w.pass(4 * time.Second)
+			w.end()
+			w.engine.tell((*scripted).restart)
+			w.start()
+			w.declare(stateB, "")
+		}
+		w.pass(15 * time.Second)
+		w.check("at last", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+// TestARestartBeforeConfirmIsNoLie: the disk does not confirm, and the engine
+// restarts meanwhile, twice.
+func TestARestartBeforeConfirmIsNoLie(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.m.plan("confirm", slices.Repeat([]mishap{fails}, 5)...)
+		w.declare(stateB, "")
+		for range 3 {
+			w.engine.tell((*scripted).restart)
+			w.r.EngineHint()
+			w.pass(2 * time.Second)
+		}
+		w.pass(2 * time.Minute)
+		w.check("the disk is well", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+// TestAnEngineThatUndoes goes back by itself during each probation: the change is
+// sent once more, and then rejected.
+func TestAnEngineThatUndoes(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.probation = 4 * time.Second
+		w.restart()
+		w.declare(stateA, "")
+		w.declare(stateB, "")
+		for range 30 {
+			w.pass(1500 * time.Millisecond)
+			w.engine.tell(func(e *scripted) { e.runs = stateA })
+		}
+		if n := w.engine.sent(stateB); n != 2 {
+			t.Errorf("it was sent %d times", n)
+		}
+		w.check("undone twice", want{runs: stateA, outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+	})
+}
+
+// TestProbationNeedsWatching: an agent that did not turn for most of the window,
+// as one that was stopped, has not seen the engine well.
+func TestProbationNeedsWatching(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.probation = 10 * time.Second
+		w.restart()
+		w.declare(stateA, "")
+		w.m.plan("list", stalls)
+		w.declare(stateB, "")
+		w.pass(stallTime + 2*time.Second)
+		if s := w.r.Status(); s.State != apply.StateProbation {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		w.pass(10 * time.Second)
+		w.check("watched", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+// TestAForeignHealthDoesNotHideTheEngine: it cannot say how it is, and runs
+// something else by now.
+func TestAForeignHealthDoesNotHideTheEngine(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.probation = 4 * time.Second
+		w.restart()
+		w.declare(stateA, "")
+		w.engine.tell(func(e *scripted) { e.ill = "404" })
+		w.declare(stateB, "")
+		w.pass(2 * time.Second)
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		w.pass(45 * time.Second)
+		if w.engine.running() != stateB {
+			t.Errorf("the engine runs %d units, and nobody looked", w.engine.running().ESNReservoirSize)
+		}
+	})
+}
+
+// TestALabelThatIsRefusedForAWhile: the engine can be read and takes nothing; it
+// is not asked each second for ever.
+func TestALabelThatIsRefusedForAWhile(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, notSent)
+		w.declare(stateB, "")
+		w.pass(10 * time.Minute)
+		if n := w.engine.tried(stateB); n > 14 {
+			t.Errorf("tried %d times in ten minutes", n)
+		}
+		if s := w.r.Status(); s.State != apply.StateDegraded || !strings.Contains(s.Reason, "was not sent: HTTP 503") {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+	})
+}
+
+// TestARejectedRollbackHoldsNothing, nor does one whose place it took.
+func TestARejectedRollbackHoldsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.declare(stateC, "")
+		all := must(w.store.List(t.Context(), "", 50))
+		first, second := all[2].ID, all[1].ID
+		w.engine.will(all[2].Config, busy)
+		w.engine.will(all[1].Config, refuse)
+		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", ID: first, Reason: "night"}) }()
+		w.pass(500 * time.Millisecond)
+		res, err := w.do(apply.Command{Verb: "rollback", ID: second, Reason: "another"})
+		if err != nil || res.Outcome != schema.Rejected {
+			t.Fatalf("%+v %v", res, err)
+		}
+		w.pass(time.Minute)
+		w.check("as before", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if by := w.counts.rolledBack(); slices.Contains(by, "probation") {
+			t.Errorf("rollbacks by %q", by)
+		}
+	})
+}
+
+// TestAskedTwiceIsOnce: who repeats a rollback that is under way means the same.
+func TestAskedTwiceIsOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.declare(stateC, "")
+		w.engine.will(stateB, busy)
+		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"}) }()
+		w.pass(500 * time.Millisecond)
+		w.engine.will(stateB, accept)
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night, I say"})
+		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateB {
+			t.Errorf("%+v %v, runs %v", res, err, w.engine.running())
+		}
+		if res, err = w.do(apply.Command{Verb: "rollback", Reason: "further"}); err != nil || w.engine.running() != stateA {
+			t.Errorf("%+v %v, runs %v", res, err, w.engine.running())
+		}
+	})
+}
+
+// TestAnOrderThatTheDiskRefusesLeavesNothing: it is not tried again, so that
+// nothing is degraded by it, and what is pending is none of its business.
+func TestAnOrderThatTheDiskRefusesLeavesNothing(t *testing.T) {
+	for _, c := range []apply.Command{{Verb: "pause", Reason: "night"}, {Verb: "rollback", Reason: "night"}} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.declare(stateB, "")
+			w.m.plan("note", fails)
+			w.m.plan("rollback", fails)
+			if _, err := w.do(c); err == nil || !strings.Contains(err.Error(), "repeat the command") {
+				t.Errorf("%s: %v", c.Verb, err)
+			}
+			w.check(c.Verb, want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+			if _, err := w.do(c); err != nil {
+				t.Errorf("%s again: %v", c.Verb, err)
+			}
+		})
+	}
+}
+
+// TestFiftyInvalidDocuments do not push out what is pending.
+func TestFiftyInvalidDocuments(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, busy)
+		w.declare(stateB, "")
+		for i := range 60 {
+			w.r.Document(document(size(i-60), ""))
+			w.pass(10 * time.Millisecond)
+		}
+		applied := w.counts.outcome(schema.Applied)
+		w.engine.will(stateB, accept)
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		w.check("back", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if n := w.counts.outcome(schema.Applied) - applied; n != 1 {
+			t.Errorf("counted as applied %d times", n)
+		}
+		if n := len(w.r.Status().Attempts); n != 50 {
+			t.Errorf("%d attempts are kept", n)
+		}
+	})
+}
+
+// TestFoundToRun: a candidate found at start that the engine runs was applied,
+// whatever is declared meanwhile: it is confirmed, and then the newer one comes.
+func TestFoundToRun(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.m.plan("confirm", crashBefore)
+		w.declare(stateB, "")
+		if !w.crashed() {
+			t.Fatal("it lives")
+		}
+		found := w.store.Head().ID
+		w.restart()
+		w.declare(stateC, "")
+		w.check("the newer one", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if rec := must(w.store.Lookup(t.Context(), found)); rec.Outcome != schema.Applied {
+			t.Errorf("what was found to run is %s", rec.Outcome)
+		}
+	})
+}
+
+// TestTheHistoryIsReplaced by an older one, or by nothing, under the agent: no
+// record of it is taken for what the agent just tried, and an order is not
+// answered as if it had been carried out.
+func TestTheHistoryIsReplaced(t *testing.T) {
+	acts := map[string]func(w *world) error{
+		"a change": func(w *world) error { w.declare(size(3000), ""); return errors.New("not an order") },
+		"a pause":  func(w *world) error { _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); return err },
+		"a rollback": func(w *world) error {
+			_, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+			return err
+		},
+		"a rejection": func(w *world) error {
+			w.engine.will(size(3000), refuse)
+			w.declare(size(3000), "")
+			return errors.New("not an order")
+		},
+	}
+	for name, act := range acts {
+		for _, older := range []bool{true, false} {
+			bubble(t, func(t *testing.T, w *world) {
+				repo, backup := filepath.Join(w.dir, "snapshots.git"), t.TempDir()
+				w.declare(stateB, "")
+				was := w.store.Head().ID
+				if err := os.CopyFS(backup, os.DirFS(repo)); err != nil {
+					t.Fatal(err)
+				}
+				w.declare(stateC, "")
+				if err := os.RemoveAll(repo); err != nil {
+					t.Fatal(err)
+				}
+				if older {
+					if err := os.CopyFS(repo, os.DirFS(backup)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := act(w); err == nil {
+					t.Errorf("%s, older %v: answered as if it was done", name, older)
+				}
+				w.pass(5 * time.Minute)
+				if w.crashed() {
+					t.Fatalf("%s, older %v: it died", name, older)
+				}
+				if older {
+					if rec := must(w.store.Lookup(t.Context(), was)); rec.Outcome != schema.Applied {
+						t.Errorf("%s: %s, which was applied, is %s", name, was, rec.Outcome)
+					}
+				}
+				synctest.Wait()
+				if s := w.r.Status(); s.Held == nil && !s.InSync {
+					t.Errorf("%s, older %v: %s: %s", name, older, s.State, s.Reason)
+				}
+			})
+		}
+	}
+}
