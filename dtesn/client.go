@@ -278,7 +278,7 @@ func (c *Client) request(batch schema.Batch) BatchUpdate {
 // things under the same names.
 func decodeCurrent(status int, body []byte) (schema.Reading, error) {
 	if status >= 300 && !foreign(status) {
-		return schema.Reading{}, fmt.Errorf("the engine answered %s to GET %s%s", statusText(status), PathCurrent, because(reasons(body)))
+		return schema.Reading{}, &schema.AnswerError{Reason: fmt.Sprintf("the engine answered %s to GET %s%s", statusText(status), PathCurrent, because(reasons(body)))}
 	}
 	if status != http.StatusOK {
 		return schema.Reading{}, notAnEngine("GET %s answered %s", PathCurrent, statusText(status))
@@ -294,7 +294,7 @@ func decodeCurrent(status int, body []byte) (schema.Reading, error) {
 	switch string(answer.Success) {
 	case "true":
 	case "false":
-		return schema.Reading{}, fmt.Errorf("the engine cannot say what it runs%s", because(reasons(body)))
+		return schema.Reading{}, &schema.AnswerError{Reason: "the engine cannot say what it runs" + because(reasons(body))}
 	default:
 		return schema.Reading{}, notAnEngine("GET %s answered %s, without success", PathCurrent, quote(body))
 	}

@@ -11,9 +11,12 @@ import (
 	"dtesn-agent/schema"
 )
 
+// healthShape is what an engine answers that says how it is.
+const healthShape = `{"success": true, "health": {"healthy": true or false, "checks": {…}}}`
+
 // Health asks on a fresh connection how the engine is. An engine that answers
-// with a fault, or with what cannot be understood, is not healthy; the error is
-// a *schema.ForeignError when what answers has no such question, else the engine
+// with a fault is not healthy; the error is a *schema.ForeignError when what
+// answers has no such question, or answers it without a verdict; else the engine
 // could not be reached or did not answer in time.
 func (c *Client) Health(ctx context.Context) (schema.Health, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
@@ -36,44 +39,48 @@ func (c *Client) health(ctx context.Context) (schema.Health, error) {
 	case err != nil:
 		return schema.Health{Peer: s.peer}, err
 	case foreign(status):
-		return schema.Health{Peer: s.peer}, notAnEngine("GET %s answered %s", PathHealth, statusText(status))
+		return schema.Health{Peer: s.peer}, &schema.ForeignError{Reason: fmt.Sprintf("GET %s answered %s", PathHealth, statusText(status))}
 	}
-	h := judgeHealth(status, body)
+	h, said := judgeHealth(status, body)
 	h.Peer = s.peer
+	if !said {
+		return h, &schema.ForeignError{Reason: fmt.Sprintf("GET %s answered %s, want %s", PathHealth, quote(body), healthShape)}
+	}
 	return h, nil
 }
 
-// judgeHealth is healthy for a 200 that says so in every place where it could
-// say otherwise.
-func judgeHealth(status int, body []byte) schema.Health {
+// judgeHealth is healthy for a good status that says so in every place where it
+// could say otherwise. said is false where it does not say how the engine is.
+func judgeHealth(status int, body []byte) (h schema.Health, said bool) {
 	var answer struct {
-		Success *bool `json:"success"`
-		Health  *struct {
-			Healthy *bool          `json:"healthy"`
-			Checks  map[string]any `json:"checks"`
+		Success json.RawMessage `json:"success"`
+		Health  struct {
+			Healthy json.RawMessage `json:"healthy"`
+			Checks  any             `json:"checks"`
 		} `json:"health"`
 	}
-	err := json.Unmarshal(body, &answer)
-	if err == nil && answer.Health != nil {
-		var failed []string
-		for name, ok := range answer.Health.Checks {
-			if ok == false {
-				failed = append(failed, name)
-			}
-		}
-		slices.Sort(failed)
-		said := answer.Success != nil && *answer.Success && answer.Health.Healthy != nil && *answer.Health.Healthy
-		switch {
-		case len(failed) > 0 && !said:
-			return schema.Health{Reason: line("it says that it is not healthy: " + strings.Join(failed, ", "))}
-		case status == http.StatusOK && said:
-			return schema.Health{Healthy: true}
-		case status == http.StatusOK:
-			return schema.Health{Reason: "it says that it is not healthy" + because(reasons(body))}
+	_ = json.Unmarshal(body, &answer) // what is missing, or of another type, is not said
+	healthy := string(answer.Health.Healthy)
+	if string(answer.Success) == "false" {
+		healthy = "false"
+	}
+	var failed []string
+	checks, _ := answer.Health.Checks.(map[string]any)
+	for name, ok := range checks {
+		if ok == false {
+			failed = append(failed, name)
 		}
 	}
-	if status == http.StatusOK {
-		return schema.Health{Reason: fmt.Sprintf("GET %s answered %s", PathHealth, quote(body))}
+	slices.Sort(failed)
+	switch good := status < 300; {
+	case good && healthy == "true":
+		return schema.Health{Healthy: true}, true
+	case good && healthy != "false":
+		return schema.Health{}, false
+	case healthy != "true" && len(failed) > 0:
+		return schema.Health{Reason: line("it says that it is not healthy: " + strings.Join(failed, ", "))}, true
+	case good:
+		return schema.Health{Reason: "it says that it is not healthy" + because(reasons(body))}, true
 	}
-	return schema.Health{Reason: fmt.Sprintf("GET %s answered %s%s", PathHealth, statusText(status), because(reasons(body)))}
+	return schema.Health{Reason: fmt.Sprintf("GET %s answered %s%s", PathHealth, statusText(status), because(reasons(body)))}, true
 }

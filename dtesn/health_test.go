@@ -50,11 +50,9 @@ func TestHealth(t *testing.T) {
 		"not well, 503":            {503, `{"success": true, "health": {"healthy": false, "checks": {"memory": false}}}`, false, "it says that it is not healthy: memory"},
 		"well, 503":                {503, `{"success": true, "health": {"healthy": true}}`, false, "503"},
 		"no success":               {200, `{"success": false, "error": "boom", "health": {"healthy": true}}`, false, "boom"},
+		"no success is no failure": {200, `{"health": {"healthy": true, "checks": ["a"]}}`, true, ""},
+		"a failure, 200":           {200, `{"success": false, "error": "boom"}`, false, "boom"},
 		"FastAPI's failure":        {500, `{"detail": "boom"}`, false, "500 Internal Server Error: boom"},
-		"another shape":            {200, `{"status": "ok"}`, false, `{\"status\": \"ok\"}`},
-		"garbage":                  {200, "\x00\x1b[31m", false, "answered"},
-		"nothing":                  {200, "", false, "nothing"},
-		"healthy is no bool":       {200, `{"success": true, "health": {"healthy": "yes"}}`, false, "answered"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -68,14 +66,28 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no such question", func(t *testing.T) {
-		client := New(Options{Socket: serve(t, 404, `{"detail": "Not Found"}`), Environment: "production"})
-		h, err := client.Health(t.Context())
-		var foreign *schema.ForeignError
-		if !errors.As(err, &foreign) || int(h.Peer.PID) != os.Getpid() {
-			t.Errorf("%+v, %v; want a ForeignError of this process", h, err)
-		}
-	})
+	// An engine that is not asked so, or does not say how it is.
+	for name, c := range map[string]struct {
+		status       int
+		body, reason string
+	}{
+		"no such question":    {404, `{"detail": "Not Found"}`, "answered 404 Not Found"},
+		"another shape":       {200, `{"status": "healthy"}`, `answered "{\"status\": \"healthy\"}", want {"success": true, "health": {"healthy": true or false, `},
+		"garbage":             {200, "\x00\x1b[31m", `answered "\x00\x1b[31m", want {`},
+		"nothing":             {204, "", "answered nothing, want {"},
+		"healthy is no bool":  {200, `{"success": true, "health": {"healthy": "yes"}}`, "want {"},
+		"healthy is null":     {200, `{"success": true, "health": {"healthy": null}}`, "want {"},
+		"health is no object": {200, `{"success": true, "health": true}`, "want {"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := New(Options{Socket: serve(t, c.status, c.body), Environment: "production"})
+			h, err := client.Health(t.Context())
+			var foreign *schema.ForeignError
+			if !errors.As(err, &foreign) || !strings.Contains(foreign.Reason, c.reason) || h.Healthy || int(h.Peer.PID) != os.Getpid() {
+				t.Errorf("%+v, %v; want a ForeignError of this process because of %q", h, err, c.reason)
+			}
+		})
+	}
 }
 
 // TestUID: nothing is asked of a socket of another user, and nothing sent.

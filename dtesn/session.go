@@ -28,7 +28,7 @@ const (
 	maxInterim = 5        // 1xx answers before the real one
 )
 
-var errTooLarge = fmt.Errorf("the answer is larger than %d KiB: it is cut off", MaxBody>>10)
+var errTooLarge error = &schema.AnswerError{Reason: fmt.Sprintf("the answer is larger than %d KiB: it is cut off", MaxBody>>10)}
 
 // A session is one connection to the engine and its Peer, for one operation.
 // It dials again only when the engine closed the connection behind an answer
@@ -86,7 +86,7 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	if s.uid != nil && s.peer.UID != *s.uid {
 		s.close()
-		return &schema.ForeignError{Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *s.uid)}
+		return &schema.ForeignError{User: true, Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *s.uid)}
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func (s *session) fault(ctx context.Context, sent bool, err error) error {
 		e.broken = true
 		e.err = fmt.Errorf("the connection broke: %w", err)
 	default:
-		e.err = fmt.Errorf("the answer is not HTTP: %s", line(err.Error()))
+		e.err = &schema.AnswerError{Reason: "the answer is not HTTP: " + line(err.Error())}
 	}
 	return e
 }

@@ -83,6 +83,18 @@ type ForeignError struct {
 	Reason string
 	// Environment: the answer was about the environment label.
 	Environment bool
+	// User: the socket is another user's, and nothing was asked.
+	User bool
 }
 
 func (e *ForeignError) Error() string { return fmt.Sprintf("wrong engine: %s", e.Reason) }
+
+// An AnswerError says that the engine answered, and not what was asked: it
+// failed, or the answer is too long, or no HTTP. It may be another one next
+// time.
+type AnswerError struct {
+	// Reason is one line for people.
+	Reason string
+}
+
+func (e *AnswerError) Error() string { return e.Reason }
