@@ -359,12 +359,12 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 		return false
 	case schema.VerdictForeign:
 		r.unmark(ctx, f)
-		r.block("send", answer.Err.Error(), foreignHint)
+		r.block("send", answer.Err.Error(), foreignHint(answer.Err))
 		return false
 	default:
 		f.broken, f.sentTo, f.acked = answer.Broken, answer.Peer, false
 		r.unmark(ctx, f)
-		r.block("send", "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; declare something else, or `agent rollback`, to stop it")
+		r.suspect("send", "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; "+stopHint(r.opt.Store.Applied()))
 		return true // the read is due now
 	}
 }
@@ -450,6 +450,9 @@ func commitOf(s *schema.Snapshot) []any {
 // appliedText says what an applied candidate changed, and what it holds.
 func (r *Reconciler) appliedText(s *schema.Snapshot) string {
 	text := changesText(s.Changes)
+	if text == "" && s.Before != nil { // of what is applied; a candidate may have run
+		text = changesText(s.Config.Diff(*s.Before))
+	}
 	if text == "" {
 		text = "nothing changed"
 	}

@@ -253,8 +253,11 @@ func (r *Reconciler) contestText() (reason, hint string) {
 // driftText says what drifted, for the status.
 func (r *Reconciler) driftText(d *Drift) (reason, hint string) {
 	if r.contest.rounds < contested {
-		return "the engine runs something else than the applied snapshot: " + changesText(d.Differences),
-			"find out who changed it past the agent; `agent rollback " + r.opt.Store.Applied().ID + "` brings it back once, --drift correct always"
+		hint = "find out who changed it past the agent; --drift correct brings it back always"
+		if s := r.opt.Store.Applied(); s.RollbackPoint {
+			hint += ", `agent rollback " + s.ID + "` once"
+		}
+		return "the engine runs something else than the applied snapshot: " + changesText(d.Differences), hint
 	}
 	reason, hint = r.contestText()
 	what := "; now it runs something else again: "

@@ -165,7 +165,7 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 		reason = "the engine refuses " + s.ID + ": " + strings.Join(answer.Errors, "; ")
 		hint = "declare a configuration that this engine can hold, or give it what it had when this one was applied"
 	case schema.VerdictForeign:
-		reason, hint = answer.Err.Error(), foreignHint
+		reason, hint = answer.Err.Error(), foreignHint(answer.Err)
 	default:
 		reading, err := r.read(ctx)
 		if err == nil && reading.Parameters != s.Config {
@@ -195,8 +195,6 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 	f.refused = answer.Verdict == schema.VerdictRejected || answer.Verdict != schema.VerdictForeign && f.tries >= patient
 	return false
 }
-
-const foreignHint = "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
 
 // changesText is a list of changes on one line.
 func changesText(changes []schema.Change) string {

@@ -31,6 +31,21 @@ func backoff(tries int) time.Duration {
 
 // block notes that stage failed and plans its next try.
 func (r *Reconciler) block(stage, reason, hint string) *fault {
+	f := r.stand(stage, reason, hint)
+	r.log.Error("fault "+stage, reason, "stage", stage, "hint", hint)
+	return f
+}
+
+// suspect is block for what was logged already and may turn out to be nothing:
+// it is an error from the second time on.
+func (r *Reconciler) suspect(stage, reason, hint string) {
+	if f := r.stand(stage, reason, hint); f.tries > 0 {
+		r.log.Error("fault "+stage, reason, "stage", stage, "hint", hint)
+	}
+}
+
+// stand makes a fault what stands in the way of stage, until its next try.
+func (r *Reconciler) stand(stage, reason, hint string) *fault {
 	f := &fault{reason: reason, hint: hint}
 	if before := r.faults[stage]; before != nil {
 		f.tries = before.tries + 1
@@ -38,7 +53,6 @@ func (r *Reconciler) block(stage, reason, hint string) *fault {
 	f.retryAt = time.Now().Add(backoff(f.tries))
 	r.faults[stage] = f
 	r.wakeAt(f.retryAt)
-	r.log.Error("fault "+stage, reason, "stage", stage, "hint", hint)
 	return f
 }
 
@@ -99,7 +113,9 @@ func (r *Reconciler) diskFailed(stage string, err error, what string) {
 	r.writable = false
 	r.probed = time.Now()
 	r.opt.Metrics.StageFailure(stage)
-	r.block(stage, what+": "+errorText(err), "free space on, or give back write permission to, "+r.opt.StateDir+"; the agent tries again by itself")
+	reason, hint := what+": "+errorText(err), diskHint(err, r.opt.StateDir)+again
+	r.stand(stage, reason, hint)
+	r.log.ErrorOf("fault "+stage, what+diskKind(err), reason, "stage", stage, "hint", hint)
 }
 
 func errorText(err error) string {
@@ -139,20 +155,37 @@ func (p *repeater) Event(level slog.Level, text string, args ...any) {
 }
 
 // Warn logs what goes on wrong, see repeater.
-func (p *repeater) Warn(key, text string, args ...any) { p.log(slog.LevelWarn, key, text, args) }
+func (p *repeater) Warn(key, text string, args ...any) {
+	p.log(slog.LevelWarn, key, text+errorsIn(args), text, args)
+}
 
 // Error is Warn for what keeps the agent from its work.
-func (p *repeater) Error(key, text string, args ...any) { p.log(slog.LevelError, key, text, args) }
+func (p *repeater) Error(key, text string, args ...any) {
+	p.log(slog.LevelError, key, text+errorsIn(args), text, args)
+}
 
-func (p *repeater) log(level slog.Level, key, text string, args []any) {
-	p.mu.Lock()
-	seen := p.last[key]
-	same := text
+// WarnOf is Warn for what is the same by its kind, whatever its words.
+func (p *repeater) WarnOf(key, kind, text string, args ...any) {
+	p.log(slog.LevelWarn, key, kind, text, args)
+}
+
+// ErrorOf is Error for what is the same by its kind, whatever its words.
+func (p *repeater) ErrorOf(key, kind, text string, args ...any) {
+	p.log(slog.LevelError, key, kind, text, args)
+}
+
+func errorsIn(args []any) (text string) {
 	for _, a := range args {
 		if err, ok := a.(error); ok {
-			same += err.Error()
+			text += err.Error()
 		}
 	}
+	return text
+}
+
+func (p *repeater) log(level slog.Level, key, same, text string, args []any) {
+	p.mu.Lock()
+	seen := p.last[key]
 	if seen.text != same {
 		seen = repeat{text: same}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -72,10 +73,10 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		res := Result{Outcome: schema.Pending, Text: "the engine has not taken it yet; it goes on by itself"}
-		if id := q.recorded.Load(); id != nil {
+		id := q.recorded.Load()
+		res := Result{Outcome: schema.Pending, Text: pendingText(id)}
+		if id != nil {
 			res.SnapshotID = *id
-			res.Text += ", as " + *id
 		}
 		return res, nil
 	}
@@ -301,14 +302,14 @@ func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema
 // notRecorded is the answer to an order that the disk did not take: it is not
 // tried again by itself, so that nothing lasting is made of it.
 func (r *Reconciler) notRecorded(q *request, stages ...string) error {
-	reason := "the disk does not take it"
+	reason, hint := "the disk does not take it", diskHint(nil, r.opt.StateDir)
 	for _, stage := range stages {
 		if f := r.faults[stage]; f != nil {
-			reason = f.reason
+			reason, hint = f.reason, strings.TrimSuffix(f.hint, again)
 		}
 	}
 	r.clear(stages...)
-	return fmt.Errorf("%s: %s; nothing was changed: repeat the command once that is mended", q.Verb, reason)
+	return fmt.Errorf("%s: %s; nothing was changed: %s, then repeat the command", q.Verb, reason, hint)
 }
 
 // resolve answers the callers that wait for the record id.

@@ -2,7 +2,7 @@ package apply
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -13,8 +13,9 @@ import (
 // times over.
 const orderPatience = 2 * time.Second
 
-// errOrder is why a call was given up.
-var errOrder = errors.New("an operator's order, or a newer document, would not wait longer")
+// errOrder is why a call was given up. Where it is shown it was for an order: a
+// newer document cuts off only what is then forgotten.
+var errOrder = fmt.Errorf("the engine hangs: it did not answer within %s, and an operator's order would not wait longer", orderPatience)
 
 // orders lets who waits with an order cut short a call to an engine that
 // hangs. To give up a reading costs nothing. To give up a batch makes the

@@ -102,7 +102,7 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
 		// It runs the candidate, and cannot say how it is: no fault of the change.
-		fault := r.block(byProbation, "the engine cannot be asked for its health, which --probation needs: "+err.Error(),
+		fault := r.block(byProbation, "the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
 			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed")
 		if r.readDue() { // the engine is not forgotten meanwhile
 			verdict = r.stillRuns(ctx, f)
@@ -184,5 +184,5 @@ func (r *Reconciler) probationText(head *schema.Snapshot) (reason, hint string) 
 	if p.bad > 0 {
 		reason += "; the last health read failed: " + p.why
 	}
-	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; a newer valid document or `agent rollback` ends it at once"
+	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; " + stopHint(r.opt.Store.Applied())
 }

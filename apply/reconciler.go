@@ -149,6 +149,7 @@ type Reconciler struct {
 	// sourceGood is the source's last good read that was counted; sourceLost is
 	// since when it cannot be read, zero while it can.
 	sourceGood, sourceLost time.Time
+	engineLost             time.Time // since when the engine cannot be asked
 }
 
 // declared is what the source declares: the newest Document and what became

@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -64,7 +63,7 @@ func (r *Reconciler) probe(ctx context.Context) {
 	}
 	r.writable = err == nil
 	if err != nil {
-		r.log.Warn("probe", "the state directory cannot be written", "directory", r.opt.StateDir, "error", err)
+		r.log.WarnOf("probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err)
 	} else {
 		r.log.Clear("probe")
 	}
@@ -122,7 +121,7 @@ func (r *Reconciler) publish() {
 		s.Current = &runs
 	}
 	settled := head != nil && applied != nil && head.Commit == applied.Commit
-	s.Running = r.running(head, applied)
+	s.Running, s.Applied = r.running(head, applied), applied
 	s.ActiveSnapshots = r.ledger.active
 	s.InSync = r.inSync(s, settled, applied)
 	s.Ready, s.Unready = r.readiness(settled, applied)
@@ -179,6 +178,15 @@ func (r *Reconciler) engineStatus() EngineStatus {
 	e := EngineStatus{Socket: r.opt.Socket, Reachable: r.engine.reachable, LastError: errorText(r.engine.err)}
 	if r.engine.known {
 		e.Environment, e.LastRead = r.engine.reading.Environment, schema.Unix(r.engine.at)
+	}
+	switch failing := !e.Reachable && r.engine.err != nil; {
+	case !failing:
+		r.engineLost = time.Time{}
+	case r.engineLost.IsZero():
+		r.engineLost = time.Now()
+		fallthrough
+	default:
+		e.FailingSince, e.Word = schema.Unix(r.engineLost), engineWord(r.engine.err)
 	}
 	return e
 }
@@ -244,7 +252,7 @@ func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) b
 func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bool, why string) {
 	switch {
 	case !r.engine.reachable && r.engine.err != nil:
-		return false, "the engine does not answer"
+		return false, "the engine " + engineWord(r.engine.err)
 	case !r.recovered:
 		return false, "starting: the engine was not asked yet"
 	case r.opt.Observe:
@@ -308,17 +316,8 @@ func (r *Reconciler) addSource(s *Status) {
 	switch s.State {
 	case StateStarting, StateInSync, StateRefused, StateInvalid, StateHeld, StateObserving:
 		s.Reason += "; now the source cannot be read: " + s.Source.LastError
-		s.Hint = "what the last words say; it is tried again by itself, and at once by `agent sync`"
+		s.Hint = sourceHint(s.Source)
 	}
-}
-
-// waitingText says why the engine cannot be asked, and what to do.
-func waitingText(err error) (reason, hint string) {
-	var foreign *schema.ForeignError
-	if errors.As(err, &foreign) {
-		return err.Error(), foreignHint
-	}
-	return "the engine does not answer: " + err.Error(), "start the DTESN server, or check --engine; the agent goes on by itself"
 }
 
 // observation is what an observing agent would do under hold.

@@ -61,6 +61,9 @@ type Status struct {
 	// (or drift is being reported). Unready says why not, one line.
 	Ready   bool   `json:"-"`
 	Unready string `json:"-"`
+	// Applied is the record of what is applied, nil if nothing is. It is on
+	// disk, so it is known before the engine is; it must not be changed.
+	Applied *schema.Snapshot `json:"-"`
 
 	// checks hold but for SourceFresh, which the clock decides.
 	checks        Checks
@@ -158,6 +161,11 @@ type EngineStatus struct {
 	Environment string  `json:"environment"`
 	LastRead    float64 `json:"last_read"`
 	LastError   string  `json:"last_error"`
+	// FailingSince is when this agent first met the engine so that it could not
+	// be asked, and has not been able to since; 0 while it can.
+	FailingSince float64 `json:"failing_since"`
+	// Word says how it fails, to follow "the engine"; "" while it does not.
+	Word string `json:"-"`
 }
 
 // Checks are the health checks by name; healthy means that all are true.

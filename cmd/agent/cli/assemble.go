@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -39,6 +40,7 @@ type agent struct {
 	foreignOwner bool
 	once         *once
 	notify       *notifier
+	asked        tally // of reading now
 
 	listener, healthListener, engineListener net.Listener
 	closers                                  []func() error
@@ -220,11 +222,38 @@ func (a *agent) stages(ctx context.Context) [][]part {
 	return stages
 }
 
-// sync reads the source and the engine now.
+// sync reads the source and the engine now. Requests that come in a storm are
+// one reading, and one line in the log each second.
 func (a *agent) sync() {
-	a.log.Info("the source and the engine are read on request")
+	switch n := a.asked.count(time.Now()); n {
+	case 0:
+	case 1:
+		a.log.Info("the source and the engine are read on request")
+	default:
+		a.log.Info("the source and the engine are read on request", "times", n)
+	}
 	a.source.Sync()
 	a.reconciler.Sync()
+}
+
+// A tally counts what may come in a storm, for a log.
+type tally struct {
+	mu     sync.Mutex
+	untold int
+	told   time.Time
+}
+
+// count counts one more. It returns how many there are to tell of, 0 if a second
+// has not passed since the last time.
+func (t *tally) count(now time.Time) (n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.untold++
+	if !t.told.IsZero() && now.Sub(t.told) < time.Second {
+		return 0
+	}
+	n, t.untold, t.told = t.untold, 0, now
+	return n
 }
 
 // loops are the loops that must turn for the agent to live.

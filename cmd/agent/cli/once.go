@@ -107,9 +107,9 @@ func (o *once) result(last *apply.Status) error {
 	case schema.Rejected:
 		return &failure{code: exitRejected, err: err}
 	case schema.Held:
-		code := exitFault
-		if o.by == "engine" {
-			code = exitRejected
+		code := exitRejected // now or before, by the engine or on probation
+		if o.paused || o.by == "operator" {
+			code = exitFault
 		}
 		hint := "declare other parameters; or run the agent without --once and use agent resume"
 		if o.paused {

@@ -44,7 +44,7 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 		fmt.Fprintln(cmd.OutOrStdout(), text)
 		return nil
 	case schema.Rejected:
-		return &failure{code: exitRejected, err: fmt.Errorf("the engine rejected it and is back on what it ran: %s", text), hint: "agent status says what runs"}
+		return &failure{code: exitRejected, err: fmt.Errorf("%s was rejected by the engine: %s", verb, text), hint: "what runs now: agent status --state " + shellWord(state)}
 	}
 	return fault(fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
 }

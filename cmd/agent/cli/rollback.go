@@ -18,8 +18,9 @@ the given snapshot id, or the previous one. What ran and what the source
 declares is then held: it is not tried again until the source declares something
 else, or until agent resume. With --pause nothing is tried until agent resume.
 
-Exit codes: 0 applied, 4 rejected by the engine (which is back on what it ran),
-1 still pending or not possible.`,
+Exit codes: 0 applied; 4 rejected by the engine, which is then brought back to
+what is applied; 1 not possible, or still pending: the message says whether it is
+on record, and so goes on also over a restart of the agent.`,
 		Example: `  agent rollback --reason "latency doubled" --state /var/lib/dtesn-agent
   agent rollback snapshot_1699123456_0014 --reason "last good" --pause --state /var/lib/dtesn-agent`,
 		Args: cobra.MaximumNArgs(1),

@@ -40,6 +40,13 @@ func Text(s *apply.Status, now time.Time) string {
 		p.line("why", s.Reason)
 	}
 	p.line("do", s.Hint)
+	if s.Source.LastError != "" {
+		last := ""
+		if s.Seen.Revision != "" {
+			last = "; what it declared last still counts"
+		}
+		p.line("but", "the source cannot be read since "+p.when(s.Source.FailingSince)+last)
+	}
 	p.line("ready", yesNo(s.Ready, s.Unready))
 	p.line("healthy", health(s.Checks(now)))
 	p.line("in sync", yesNo(s.InSync, ""))
@@ -104,13 +111,18 @@ func age(d time.Duration) string {
 
 func (p *page) running(s *apply.Status) {
 	if s.Current == nil {
-		p.line("runs", "not known: the engine was not read yet")
+		p.line("runs", "not known: the engine was not read since the agent started")
+		if a := s.Applied; a != nil {
+			p.more("applied last: " + a.ID + ", on record since " + p.when(a.Timestamp))
+			p.parameters(&a.Config)
+		}
+		p.gap()
 		return
 	}
 	r := s.Running
 	switch {
 	case !s.Engine.Reachable:
-		p.line("ran", "when last read, "+p.when(s.Engine.LastRead)+"; it does not answer now")
+		p.line("ran", "when last read, "+p.when(s.Engine.LastRead)+"; now the engine "+how(s))
 	case r.SnapshotID == "":
 		p.line("runs", "something that no record says")
 	case r.Confirmed:
@@ -118,9 +130,7 @@ func (p *page) running(s *apply.Status) {
 	default:
 		p.line("runs", r.SnapshotID+", not yet confirmed")
 	}
-	for _, name := range schema.Names() {
-		p.more(fmt.Sprintf("%-30s %v", name, s.Current.Get(name)))
-	}
+	p.parameters(s.Current)
 	if r.SourceRevision != "" {
 		p.more("declared by " + who(r.SourceRevision, r.Origin))
 	}
@@ -128,6 +138,23 @@ func (p *page) running(s *apply.Status) {
 		p.more("`agent rollback` goes back to " + r.RollbackSnapshot)
 	}
 	p.gap()
+}
+
+func (p *page) parameters(values *schema.Parameters) {
+	for _, name := range schema.Names() {
+		p.more(fmt.Sprintf("%-30s %v", name, values.Get(name)))
+	}
+}
+
+// how says how the engine is, to follow "the engine".
+func how(s *apply.Status) string {
+	switch {
+	case s.Engine.Reachable:
+		return "answers as " + s.Engine.Environment
+	case s.Engine.Word == "":
+		return "was not asked yet"
+	}
+	return s.Engine.Word
 }
 
 func (p *page) declared(s *apply.Status) {
@@ -183,11 +210,9 @@ func (p *page) obstacles(s *apply.Status) {
 }
 
 func (p *page) surroundings(s *apply.Status) {
-	engine := s.Engine.Socket + ", "
-	if s.Engine.Reachable {
-		engine += "answers as " + s.Engine.Environment
-	} else {
-		engine += "does not answer"
+	engine := s.Engine.Socket + ", " + how(s)
+	if s.Engine.FailingSince != 0 {
+		engine += " since " + p.when(s.Engine.FailingSince)
 	}
 	p.line("engine", engine+", last read "+p.when(s.Engine.LastRead))
 	if s.Engine.LastError != "" {

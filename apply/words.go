@@ -1,0 +1,112 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"dtesn-agent/schema"
+)
+
+// engineWord says in two or three words, to follow "the engine", what err means
+// of one that cannot be asked.
+func engineWord(err error) string {
+	var foreign *schema.ForeignError
+	var answer *schema.AnswerError
+	switch {
+	case errors.As(err, &foreign) && foreign.User:
+		return "is another user's"
+	case errors.As(err, &foreign) && foreign.Environment:
+		return "refuses this environment"
+	case foreign != nil, errors.As(err, &answer):
+		return "answers wrongly"
+	}
+	return "does not answer"
+}
+
+// waitingText says why the engine cannot be asked, and what to do.
+func waitingText(err error) (reason, hint string) {
+	var foreign *schema.ForeignError
+	var answer *schema.AnswerError
+	switch {
+	case errors.As(err, &foreign):
+		return err.Error(), foreignHint(err)
+	case errors.Is(err, errOrder):
+		hint = "see why the DTESN server hangs: its log, its load; the agent goes on by itself"
+	case errors.As(err, &answer):
+		hint = "look at the engine's log, or check --engine; the agent goes on by itself"
+	default:
+		hint = "start the DTESN server, or check --engine; the agent goes on by itself"
+	}
+	return "the engine " + engineWord(err) + ": " + err.Error(), hint
+}
+
+// foreignHint is what to do about what is not the engine that was expected.
+func foreignHint(err error) string {
+	var foreign *schema.ForeignError
+	if errors.As(err, &foreign) && foreign.User {
+		return "check --engine-uid and --engine: the user with that uid must start the DTESN server; nothing was asked of this one"
+	}
+	return "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
+}
+
+// stopHint says how to stop what is on its way to the engine. A rollback needs
+// a state that was applied.
+func stopHint(applied *schema.Snapshot) string {
+	if applied == nil || !applied.RollbackPoint {
+		return "declare something else to stop it"
+	}
+	return "declare something else, or `agent rollback`, to stop it"
+}
+
+// sourceHint is what to do about a source that cannot be read, whose error says
+// the rest.
+func sourceHint(s SourceStatus) string {
+	what := "see that " + s.Location + " is there, and that the agent's user may read it"
+	if s.Kind == "git" {
+		what = "see that " + s.Location + " can be reached from here, and that the agent may read it"
+	}
+	return what + "; it is tried again by itself, and at once by `agent sync`"
+}
+
+// again ends the hint of a fault that the agent need only wait out.
+const again = "; the agent tries again by itself"
+
+// diskHint is what to do about err, which the store in dir met. What is no error
+// of the system says itself what was found.
+func diskHint(err error, dir string) string {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "free space on " + dir
+	case errors.Is(err, syscall.EROFS):
+		return "mount the file system of " + dir + " writable again"
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Sprintf("let uid %d write into %s", os.Geteuid(), dir)
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "let the agent open more files (ulimit -n; LimitNOFILE= of systemd)"
+	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ESTALE):
+		return "see whether the disk of " + dir + " is sound: the kernel's log"
+	}
+	return dir + " is the agent's alone: see who moved or changed it"
+}
+
+// diskKind is the same for errors that differ only in the names of what was
+// being written.
+func diskKind(err error) string {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	return errorText(err)
+}
+
+// pendingText answers who will not wait any longer for an order; id is its
+// record, nil while it has none.
+func pendingText(id *string) string {
+	if id != nil {
+		return "on record as " + *id + ", not yet on the engine; it goes on by itself, also over a restart of the agent"
+	}
+	return "not yet looked at, for the agent waits for the engine or the disk; it is on no record: it goes on while this agent runs, and must be given again after a restart"
+}
