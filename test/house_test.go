@@ -7,6 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +18,9 @@ import (
 	"strings"
 	"testing"
 
+	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/cli"
+	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
 )
 
@@ -183,4 +188,107 @@ func TestExamplesAreValid(t *testing.T) {
 	if got, err := os.ReadFile("../examples/config/dtesn.schema.json"); err != nil || string(got) != want {
 		t.Errorf("examples/config/dtesn.schema.json is not what the schema says (%v): make schema", err)
 	}
+}
+
+// readmeRows are the rows of the table in README.md whose header begins with
+// the word given, as what stands between the backquotes of each cell.
+func readmeRows(t *testing.T, header string) (rows [][]string) {
+	t.Helper()
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, found := strings.Cut(string(text), "\n| "+header+" |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	lines := strings.Split(table, "\n")
+	if !found || len(lines) < 3 {
+		t.Fatalf("README.md has no table of each %s", header)
+	}
+	for _, line := range lines[2:] {
+		var row []string
+		for _, cell := range strings.Split(strings.Trim(line, "|"), "|") {
+			var words []string
+			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cell, -1) {
+				words = append(words, m[1])
+			}
+			row = append(row, strings.Join(words, " "))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func same(t *testing.T, what string, readme, program []string) {
+	t.Helper()
+	slices.Sort(readme)
+	slices.Sort(program)
+	if !slices.Equal(readme, program) {
+		t.Errorf("%s: README.md says\n%s\nthe program has\n%s", what, strings.Join(readme, "\n"), strings.Join(program, "\n"))
+	}
+}
+
+// TestReadmeWords holds that the tables of states and outcomes are whole.
+func TestReadmeWords(t *testing.T) {
+	first := func(rows [][]string) (words []string) {
+		for _, row := range rows {
+			words = append(words, row[0])
+		}
+		return words
+	}
+	var outcomes []string
+	for _, o := range schema.Outcomes() {
+		outcomes = append(outcomes, string(o))
+	}
+	same(t, "outcomes", first(readmeRows(t, "outcome")), outcomes)
+	code, err := os.ReadFile("../apply/status.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var states []string
+	for _, m := range regexp.MustCompile(`(?m)^\tState\w+ +State += "(\w+)"`).FindAllStringSubmatch(string(code), -1) {
+		states = append(states, m[1])
+	}
+	same(t, "states", first(readmeRows(t, "state")), states)
+}
+
+// still is a source that shows an empty status.
+type still struct{}
+
+func (still) Status() *apply.Status { return &apply.Status{} }
+
+// TestReadmeMetrics holds that the table of metrics, with their labels and the
+// values it names of them, is what the agent serves.
+func TestReadmeMetrics(t *testing.T) {
+	metrics := status.NewMetrics("test", "production")
+	server := status.New(status.Options{Source: still{}, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
+	answer := httptest.NewRecorder()
+	server.HealthHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+	served := map[string]string{} // a metric and its labels
+	values := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(?m)^(dtesn_agent_\w+?)(?:_bucket|_sum|_count)?(?:{(.*)})? `).FindAllStringSubmatch(answer.Body.String(), -1) {
+		var labels []string
+		for _, l := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(m[2], -1) {
+			if l[1] != "le" {
+				labels = append(labels, l[1])
+				values[m[1]] = append(values[m[1]], l[2])
+			}
+		}
+		slices.Sort(labels)
+		served[m[1]] = strings.Join(labels, " ")
+	}
+	var readme, program []string
+	for name, labels := range served {
+		program = append(program, name+" "+labels)
+	}
+	for _, row := range readmeRows(t, "metric") {
+		labels := strings.Fields(row[1])
+		slices.Sort(labels)
+		readme = append(readme, row[0]+" "+strings.Join(labels, " "))
+		if closed := row[1]; slices.Contains([]string{"cause", "phase", "stage", "loop"}, closed) {
+			had := values[row[0]]
+			slices.Sort(had)
+			same(t, "values of "+row[0], strings.Fields(row[2]), slices.Compact(had))
+		}
+	}
+	same(t, "metrics", readme, program)
 }
