@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -115,13 +116,33 @@ func TestOperatorWhileTheEngineIsDown(t *testing.T) {
 			t.Error(err)
 		}
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
-		if err != nil || res.Outcome != schema.Pending {
+		if err != nil || res.Outcome != schema.Pending || res.SnapshotID == "" || !strings.Contains(res.Text, "on record as "+res.SnapshotID) {
 			t.Errorf("rollback: %+v %v", res, err)
 		}
 		w.engine.tell((*scripted).restart)
 		w.pass(time.Second)
 		if s := w.r.Status(); w.engine.running() != stateA || s.Held == nil || !s.Held.Paused {
 			t.Errorf("runs %v, held %+v", w.engine.running(), s.Held)
+		}
+	})
+}
+
+// Who gives up before the agent came to the order is not told that it goes on
+// whatever happens, nor that it can be carried out at all.
+func TestAnOrderThatWasNotLookedAt(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.restart()
+		w.declare(stateA, "")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // the first reading is given up after two
+		defer cancel()
+		res, err := w.r.Do(ctx, apply.Command{Verb: "rollback", ID: "no such record", Reason: "night"})
+		if err != nil || res.Outcome != schema.Pending || res.SnapshotID != "" ||
+			!strings.Contains(res.Text, "not yet looked at") || !strings.Contains(res.Text, "on no record") {
+			t.Errorf("%+v %v", res, err)
+		}
+		if s := w.r.Status(); !strings.Contains(s.Reason, "the engine hangs: it did not answer within 2s") || !strings.Contains(s.Hint, "hangs") {
+			t.Errorf("%s, %s", s.Reason, s.Hint)
 		}
 	})
 }

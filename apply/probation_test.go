@@ -135,8 +135,8 @@ func TestRollbackDuringProbation(t *testing.T) {
 		defer w.end()
 		w.engine.tell(func(e *scripted) { e.ill = "memory" })
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "it burns"})
-		if err != nil || res.Outcome != schema.Applied {
-			t.Fatal(res, err)
+		if err != nil || res.Outcome != schema.Applied || !strings.Contains(res.Text, "esn_reservoir_size 1024 -> 512") {
+			t.Fatal(res, err) // against what is applied nothing changed
 		}
 		w.pass(3 * time.Second)
 		w.check("rolled back", want{

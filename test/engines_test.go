@@ -242,15 +242,17 @@ func TestEngineMatrixAtRest(t *testing.T) {
 		name, says string
 		set        func()
 		foreign    bool
+		word       string // what the engine is said to do
 	}{
-		{"another label sticks", "it is labelled \"staging\"", func() { e.sticks, e.label = true, "staging" }, true},
-		{"no environment", "it answered 404", func() { e.environment, e.label = answering(404, "no such page"), "staging" }, true},
-		{"another server", "not a DTESN engine", func() { e.current, e.batch = answering(404, "no such page"), e.answers(404, "") }, true},
-		{"garbage", "not a DTESN engine", func() { e.current = answering(200, "<h1>It works!</h1>") }, true},
-		{"10 MB", "larger than", func() { e.current = answering(200, huge) }, false},
-		{"500", "500", func() { e.current = answering(500, "boom") }, false},
-		{"a byte at a time", "no whole answer in time", func() { e.current = e.trickle }, false},
-		{"hangs", "no whole answer in time", func() { e.current = e.hang }, false},
+		{"another label sticks", "it is labelled \"staging\"", func() { e.sticks, e.label = true, "staging" }, true, "refuses this environment"},
+		{"no environment", "it answered 404", func() { e.environment, e.label = answering(404, "no such page"), "staging" }, true, "refuses this environment"},
+		{"another server", "not a DTESN engine", func() { e.current, e.batch = answering(404, "no such page"), e.answers(404, "") }, true, "answers wrongly"},
+		{"garbage", "not a DTESN engine", func() { e.current = answering(200, "<h1>It works!</h1>") }, true, "answers wrongly"},
+		{"10 MB", "larger than", func() { e.current = answering(200, huge) }, false, "answers wrongly"},
+		{"no HTTP", "not HTTP", func() { e.current = e.mumble }, false, "answers wrongly"},
+		{"500", "500", func() { e.current = answering(500, "boom") }, false, "answers wrongly"},
+		{"a byte at a time", "no whole answer in time", func() { e.current = e.trickle }, false, "does not answer"},
+		{"hangs", "no whole answer in time", func() { e.current = e.hang }, false, "does not answer"},
 	} {
 		sent := e.sent()
 		e.change(c.set)
@@ -258,6 +260,9 @@ func TestEngineMatrixAtRest(t *testing.T) {
 		v := m.await(c.name, func(v view) bool { return v.State == apply.StateWaiting && strings.Contains(v.Reason, c.says) })
 		if v.Ready || v.Checks.EngineReachable || v.Checks.EngineEnvironment || v.Hint == "" || (c.foreign && !strings.Contains(v.Hint, "--engine and --environment")) {
 			t.Errorf("%s: ready %v, checks %+v, hint %q", c.name, v.Ready, v.Checks, v.Hint)
+		}
+		if !strings.Contains(v.Text, "no: the engine "+c.word+"\n") || !strings.Contains(v.Text, ", "+c.word+" since ") || v.Engine.FailingSince < v.Engine.LastRead {
+			t.Errorf("%s: it is not said that it %s (since %f):\n%s", c.name, c.word, v.Engine.FailingSince, v.Text)
 		}
 		m.declare(1100 + n) // on record, and not sent
 		m.records++
@@ -267,6 +272,9 @@ func TestEngineMatrixAtRest(t *testing.T) {
 		}
 		e.good()
 		m.awaitGood(1100 + n)
+		if v, err := m.view(); err != nil || v.Engine.FailingSince != 0 {
+			t.Errorf("%s: well again, and failing since %f %v", c.name, v.Engine.FailingSince, err)
+		}
 	}
 	m.severalWorkers()
 }
@@ -340,7 +348,9 @@ func TestProbation(t *testing.T) {
 	m.awaitGood(1102)
 
 	onTrial(1105)
-	m.order("rollback", "--reason", "it burns")
+	if out := m.order("rollback", "--reason", "it burns"); !strings.Contains(out, "esn_reservoir_size 1105 -> 1102") {
+		t.Errorf("it is not said what the rollback changed on the engine: %s", out)
+	}
 	m.records++
 	v := m.await("rolled back", func(v view) bool { return v.State == apply.StateHeld && v.Held.By == "operator" })
 	if v.Current.ESNReservoirSize != 1102 || !v.Ready {
@@ -401,7 +411,7 @@ func TestEngineUID(t *testing.T) {
 	v := r.await("refused", func(v view) bool {
 		return v.State == apply.StateWaiting && strings.Contains(v.Reason, "opened by uid 0, and --engine-uid is 65534")
 	})
-	if v.Ready || v.Hint == "" || e.sent() != 0 || len(r.snapshots()) != 0 {
+	if v.Ready || !strings.Contains(v.Hint, "--engine-uid") || !strings.Contains(v.Text, "is another user's since") || e.sent() != 0 || len(r.snapshots()) != 0 {
 		t.Errorf("ready %v, hint %q, %d batches", v.Ready, v.Hint, e.sent())
 	}
 	e.change(func() {

@@ -230,6 +230,17 @@ func (e *impostor) trickles(w http.ResponseWriter, q *http.Request, _ schema.Par
 	e.trickle(w, q)
 }
 
+// mumble answers what is no HTTP.
+func (e *impostor) mumble(w http.ResponseWriter, _ *http.Request) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		e.t.Error(err)
+		return
+	}
+	_, _ = conn.Write([]byte("220 mail.example.org ESMTP\r\n"))
+	_ = conn.Close()
+}
+
 // huge is 10 MB that would be a good answer.
 var huge = strings.Repeat(" ", 10<<20) + `{"success": true}`
 
