@@ -253,9 +253,11 @@ func (r *Reconciler) contestText() (reason, hint string) {
 // driftText says what drifted, for the status.
 func (r *Reconciler) driftText(d *Drift) (reason, hint string) {
 	if r.contest.rounds < contested {
-		hint = "find out who changed it past the agent; --drift correct brings it back always"
+		hint = "find out who changed it past the agent; "
 		if s := r.opt.Store.Applied(); s.RollbackPoint {
-			hint += ", `agent rollback " + s.ID + "` once"
+			hint += "`agent rollback " + s.ID + "` brings it back once, --drift correct always"
+		} else {
+			hint += "--drift correct brings it back"
 		}
 		return "the engine runs something else than the applied snapshot: " + changesText(d.Differences), hint
 	}

@@ -67,7 +67,7 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	case r.requests <- q:
 	case <-ctx.Done():
 		r.orders.wait(-1)
-		return Result{}, fmt.Errorf("%s was not begun: the agent is busy with the engine: %w", c.Verb, context.Cause(ctx))
+		return Result{}, fmt.Errorf("%s was not begun, and is forgotten: the agent is busy with the engine: %w", c.Verb, context.Cause(ctx))
 	}
 	select {
 	case a := <-q.reply:
