@@ -98,7 +98,7 @@ func (r *Reconciler) clear(stages ...string) {
 func (r *Reconciler) obstacles() (reason, hint string) {
 	var reasons, hints []string
 	for _, stage := range stages {
-		if f := r.faults[stage]; f != nil && !slices.Contains(reasons, f.reason) {
+		if f := r.faults[stage]; f != nil && !r.overcome(stage) && !slices.Contains(reasons, f.reason) {
 			reasons = append(reasons, f.reason)
 			if !slices.Contains(hints, f.hint) {
 				hints = append(hints, f.hint)
@@ -106,6 +106,12 @@ func (r *Reconciler) obstacles() (reason, hint string) {
 		}
 	}
 	return strings.Join(reasons, "; "), strings.Join(hints, "; ")
+}
+
+// overcome reports whether a fault of stage stood in the way of a change that the
+// engine was then read to run.
+func (r *Reconciler) overcome(stage string) bool {
+	return stage == "send" && r.flight != nil && r.flight.verified
 }
 
 // diskFailed notes that the store refused a write.

@@ -128,6 +128,21 @@ func TestProbation(t *testing.T) {
 	}
 }
 
+// What went wrong on the way to the engine is over once it runs the change.
+func TestProbationAfterAFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		defer w.end()
+		w.declare(size(512), "")
+		w.probation = 10 * time.Second
+		w.restart()
+		w.engine.tell(func(e *scripted) { e.queue = []manner{busy} })
+		w.declare(size(1024), "")
+		w.pass(3 * time.Second)
+		w.check("on probation", want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+	})
+}
+
 // A rollback ends a probation, and is on none itself.
 func TestRollbackDuringProbation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
