@@ -119,6 +119,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 		}
 	}
 	r.opt.Metrics.Phase("commit", time.Since(start))
+	r.writable = true
 	r.clear("commit", "send", "assert", "probation", "vouch") // the last of a settlement that this takes the place of
 	r.settled = ""
 	if rec.OutcomeOf != nil {
@@ -417,6 +418,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 		return false
 	}
 	r.opt.Metrics.Phase("confirm", time.Since(start))
+	r.writable = true
 	r.clear("confirm", "send", "assert", "probation")
 	r.flight, r.drift, r.engine.returned = nil, nil, false
 	head := r.opt.Store.Head()

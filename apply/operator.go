@@ -42,7 +42,7 @@ type request struct {
 	Command
 	reply chan reply // capacity 1
 	id    string     // the rollback's record, once committed
-	found string     // the rollback that was under way when it was taken up, \"\" for none
+	found string     // the rollback that was under way when it was taken up, "" for none
 	// recorded is id, for the caller that gives up waiting.
 	recorded atomic.Pointer[string]
 }

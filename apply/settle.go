@@ -179,6 +179,7 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 		r.diskFailed("confirm", err, "the engine was brought back, but that cannot be put on record durably")
 		return false
 	}
+	r.writable = true
 	r.clear("confirm", "assert", "send", "revert", "commit")
 	r.flight, r.settled, r.recovered, r.engine.returned = nil, "", true, false
 	if r.engine.reading.Parameters == head.Config {
