@@ -191,11 +191,10 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 	if done, more := r.distrusted(ctx, head, f); done {
 		return done, more
 	}
-	if !f.fresh {
-		if broken := schema.CheckParameters(head.Config); len(broken) > 0 {
-			recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
-			return true, recorded
-		}
+	if !f.fresh && !r.valid(head.Config) {
+		broken := schema.CheckParameters(head.Config)
+		recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
+		return true, recorded
 	}
 	c, applied := r.seen.config, r.opt.Store.Applied()
 	if c == nil || c.Parameters == head.Config || head.Held.Holds(c.Parameters.Digest()) {

@@ -72,6 +72,7 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	r.log.Clear("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several = true, false
+		r.drift = nil // what a new one runs is none
 	}
 	if reading.Relabelled != "" && !e.returned {
 		r.log.Warn("label", "the engine, which did not restart, bore another environment's label and was given ours", "label", reading.Relabelled)
