@@ -154,6 +154,9 @@ func (s *Store) open(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.sweep(); err != nil {
+		return stateError("sweep", s.opts.Dir, err)
+	}
 	there, err := s.findRepository(id != nil)
 	if err != nil {
 		return err

@@ -18,10 +18,6 @@ import (
 	"dtesn-agent/schema"
 )
 
-// staleLock is how old a git lock file must be to be nobody's: git holds one
-// for milliseconds.
-const staleLock = time.Minute
-
 // stamp is the time in the name of what is set aside.
 func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405.000000Z") }
 
@@ -126,8 +122,7 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	return err
 }
 
-// tidy makes the skeleton whole and removes what was on its way to another
-// place.
+// tidy makes the skeleton whole and removes locks that nobody holds.
 func (s *Store) tidy() error {
 	for _, sub := range skeletonDirs() {
 		// Packing removes the empty ones below, never these two.
@@ -145,17 +140,6 @@ func (s *Store) tidy() error {
 	}
 	if err := s.rewrite("config", configText, func(text string) bool { return !torn([]byte(text)) }); err != nil {
 		return err
-	}
-	for _, left := range []struct{ dir, pattern string }{{s.repo.tmp(), "*"}, {s.opts.Dir, "tmp-*"}, {s.opts.Dir, newRepoGlob}} {
-		paths, err := glob(left.dir, left.pattern)
-		if err != nil {
-			return err
-		}
-		for _, path := range paths {
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
-		}
 	}
 	return s.removeStaleLocks()
 }
@@ -204,7 +188,7 @@ func (s *Store) removeStaleLocks() error {
 	}
 	for _, path := range locks {
 		info, err := os.Lstat(path)
-		if err != nil || s.opts.Now().Sub(info.ModTime()) < staleLock {
+		if err != nil || !stale(s.opts.Now(), info.ModTime(), staleLock) {
 			continue // gone by itself, or in use
 		}
 		if err := os.Remove(path); err != nil {
