@@ -30,6 +30,10 @@ func (s *Store) makeSetAside() (string, error) {
 	return dir, os.Mkdir(dir, 0o700)
 }
 
+// halfPrefix begins the name of what is on its way into the directory: sweep
+// removes what a kill leaves of it.
+const halfPrefix = "half-copied-"
+
 // moveAway renames a file or a directory. Where that cannot be, as with a
 // directory in the lower layer of an overlayfs, it is copied, and removed once
 // the copy is whole and on the disk.
@@ -42,7 +46,7 @@ func moveAway(from, to string) error {
 	if serr != nil || !info.IsDir() && !info.Mode().IsRegular() {
 		return errors.Join(err, serr)
 	}
-	copied := filepath.Join(filepath.Dir(to), tempPrefix+filepath.Base(to))
+	copied := filepath.Join(filepath.Dir(to), halfPrefix+filepath.Base(to))
 	if info.IsDir() {
 		err = os.CopyFS(copied, os.DirFS(from))
 	} else {

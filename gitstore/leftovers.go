@@ -28,7 +28,7 @@ func (s *Store) sweep() error {
 	for _, left := range []struct{ dir, pattern string }{
 		{s.opts.Dir, tempPrefix + "*"},
 		{s.opts.Dir, newRepoGlob},
-		{filepath.Join(s.opts.Dir, setAsideDir), tempPrefix + "*"},
+		{filepath.Join(s.opts.Dir, setAsideDir), halfPrefix + "*"},
 		{s.repo.dir, tempPrefix + "*"},
 		{filepath.Join(s.repo.objects(), "pack"), tempPrefix + "*"},
 		{s.repo.tmp(), "*"},

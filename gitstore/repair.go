@@ -94,6 +94,9 @@ func (s *Store) repair(ctx context.Context) error {
 	if err := s.clearPlaces(); err != nil {
 		return stateError("clear", s.opts.Dir, err)
 	}
+	if err := s.takeIn(ctx); err != nil {
+		return s.repairError(err)
+	}
 	head, applied, err := s.mended()
 	if err != nil {
 		return err
@@ -115,6 +118,10 @@ func (s *Store) repair(ctx context.Context) error {
 			err = step(ctx)
 		}
 	}
+	return s.repairError(err)
+}
+
+func (s *Store) repairError(err error) error {
 	switch {
 	case fromDisk(err):
 		return stateError("repair the snapshot repository in", s.opts.Dir, err)

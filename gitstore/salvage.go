@@ -92,8 +92,13 @@ func (s *Store) clearPlaces() error {
 		name  string
 		limit int64
 	}{
-		{"HEAD", maxObject}, {"config", maxObject}, {packedRefs, maxPacked}, {shallowFile, maxPacked},
-		{headRef(env), maxRef}, {appliedRef(env), maxRef}, {retriedRef(env), maxRef},
+		{"HEAD", maxObject},
+		{"config", maxObject},
+		{packedRefs, maxPacked},
+		{shallowFile, maxPacked},
+		{headRef(env), maxRef},
+		{appliedRef(env), maxRef},
+		{retriedRef(env), maxRef},
 	} {
 		path := filepath.Join(s.repo.dir, file.name)
 		if err := s.clearPlace(path, false); err != nil {
