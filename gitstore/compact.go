@@ -166,6 +166,11 @@ func (p *packer) packLoose(worth int) error {
 		if err != nil {
 			return err
 		}
+		if there {
+			_, err := p.repo.packed(plumbing.AnyObject, h)
+			there = err == nil
+			p.sound = p.sound && there
+		}
 		if !there {
 			fresh[h] = true
 		}

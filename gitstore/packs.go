@@ -24,8 +24,8 @@ type pack struct {
 }
 
 // packed reads an object from the packs. They are listed again when it is in
-// none of those known, for a repack may have come in between. An object that
-// is in none is plumbing.ErrObjectNotFound.
+// none of those known, or damaged there, for a repack may have come in between.
+// An object that is in none is plumbing.ErrObjectNotFound.
 func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -33,7 +33,7 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	// A pack may be joined with others while the directory is read: then the one
 	// that has taken its place is found by reading it again.
 	for range 5 {
-		if !errors.Is(err, plumbing.ErrObjectNotFound) {
+		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) {
 			return content, err
 		}
 		vanished, listErr := r.listPacks()

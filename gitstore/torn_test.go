@@ -86,7 +86,7 @@ func TestTornEnd(t *testing.T) {
 	}{
 		{"a pack of git's", 40, func(f *fixture, _ *Store) { f.git("gc", "-q") }},
 		{"a pack of ours", 40, func(_ *fixture, s *Store) { s.Prepare(); s.settleCompaction() }},
-		{"a pack of ours that is written the same again", 3, func(_ *fixture, s *Store) { s.packAt = 0; s.Prepare(); s.settleCompaction() }},
+		{"a pack of ours that is written the same again", 1, func(_ *fixture, s *Store) { looseWorth = 1; s.Prepare(); s.settleCompaction() }},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			f := newMemory(t)
@@ -283,4 +283,31 @@ func TestSetAsideAcrossLayers(t *testing.T) {
 	if there, err := exists(from); err != nil || there {
 		t.Errorf("it is still there: %v", err)
 	}
+}
+
+// TestLooseBesideDamage packs a record of which a pack has a damaged copy: the
+// loose one goes into a pack of its own, and the next open finds nothing lost.
+func TestLooseBesideDamage(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	r := f.long(4)
+	f.git("repack", "-q") // the loose objects stay
+	s, _ := f.open()
+	f.overwriteObject(r[1].Commit)
+	s.Prepare()
+	s.settleCompaction()
+	if len(f.packs()) != 2 {
+		t.Error("nothing was packed")
+	}
+	if left, err := exists(f.repo("objects", r[1].Commit[:2], r[1].Commit[2:])); err != nil || left {
+		t.Errorf("the loose commit is still there: %v", err)
+	}
+	s, repairs := f.reopen(s)
+	expect(t, s, r[3], r[3])
+	if len(repairs) != 1 || !strings.HasSuffix(repairs[0].Found, tornRef) {
+		t.Errorf("repairs: %v", repairs)
+	}
+	f.beginsAt(s, r[3], 1)
+	_, repairs = f.reopen(s)
+	noRepairs(t, repairs)
 }
