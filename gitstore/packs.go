@@ -134,6 +134,16 @@ func (r *repo) closePacks() {
 	}
 }
 
+// An indexFile has a Stat, so that the decoder holds the counts it reads against
+// the size of the file: it makes room for what they say, and a torn index says
+// anything.
+type indexFile struct {
+	*bufio.Reader
+	file *os.File
+}
+
+func (f indexFile) Stat() (fs.FileInfo, error) { return f.file.Stat() }
+
 func openPack(base string) (*pack, error) {
 	idx, err := os.Open(base + ".idx")
 	if err != nil {
@@ -141,7 +151,7 @@ func openPack(base string) (*pack, error) {
 	}
 	defer func() { _ = idx.Close() }()
 	p := &pack{index: idxfile.NewMemoryIndex()}
-	if err := idxfile.NewDecoder(bufio.NewReader(idx)).Decode(p.index); err != nil {
+	if err := idxfile.NewDecoder(indexFile{bufio.NewReader(idx), idx}).Decode(p.index); err != nil {
 		return nil, err
 	}
 	if p.file, err = os.Open(base + ".pack"); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -310,4 +311,30 @@ func TestLooseBesideDamage(t *testing.T) {
 	f.beginsAt(s, r[3], 1)
 	_, repairs = f.reopen(s)
 	noRepairs(t, repairs)
+}
+
+// TestTornIndexIsNotBelieved holds that no room is made for as many objects as
+// a torn index says there are.
+func TestTornIndexIsNotBelieved(t *testing.T) {
+	f := newMemory(t)
+	r := f.long(3)
+	f.git("gc", "-q")
+	index := strings.TrimSuffix(f.packs()[0], ".pack") + ".idx"
+	f.overwrite(index, 8, strings.Repeat("\xfe", 4*256)) // how many objects begin with each byte
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	rd, err := OpenReader(f.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = rd.List(t.Context(), "", 10)
+	if err := errors.Join(rd.Close(), err); err == nil {
+		t.Error("a history without its pack was listed")
+	}
+	s, _ := f.open()
+	expect(t, s, r[2], r[2])
+	runtime.ReadMemStats(&after)
+	if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 256 {
+		t.Errorf("%d MB were allocated for a history of three records", took)
+	}
 }
