@@ -73,6 +73,9 @@ func (r *repo) noteWalked(h plumbing.Hash) {
 	}
 }
 
+// forgetWalked makes the next open walk all of the history, and read all packs.
+func (r *repo) forgetWalked() { _ = os.Remove(filepath.Join(r.state, walkedFile)) }
+
 // A gap is where the history cannot be followed: child is whole, and below it
 // stands, at index, a commit that is not.
 type gap struct {

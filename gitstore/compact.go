@@ -103,12 +103,15 @@ type packer struct {
 	view view
 	keep int // records to keep at least; 0 keeps all
 
-	sound bool // no loose object was found damaged
+	// sound: the packs are those that were last seen to be whole, but for what
+	// was added here, and nothing was found damaged.
+	sound bool
 	plan  *pruning
 }
 
 func (p *packer) run() {
 	defer p.repo.closePacks()
+	p.sound = p.seen()
 	first := p.boundary()
 	worth := looseWorth
 	if first > 0 {
@@ -135,6 +138,17 @@ func (p *packer) run() {
 
 func (p *packer) packDir() string { return filepath.Join(p.repo.objects(), "pack") }
 
+// seen reports whether the packs are those of the last note in the file walked,
+// or there are none yet. Others may hold anything: the next open looks.
+func (p *packer) seen() bool {
+	known, err := p.repo.walked()
+	if err != nil || !known.IsZero() {
+		return err == nil
+	}
+	packs, err := glob(p.packDir(), "pack-*")
+	return err == nil && len(packs) == 0
+}
+
 // packLoose puts all loose objects that are whole into a pack and removes them.
 func (p *packer) packLoose(worth int) error {
 	var loose []plumbing.Hash
@@ -143,6 +157,7 @@ func (p *packer) packLoose(worth int) error {
 		return nil
 	})
 	if err != nil || len(loose) < worth {
+		p.sound = false // what is loose was not looked at
 		return err
 	}
 	fresh := map[plumbing.Hash]bool{}
@@ -150,6 +165,11 @@ func (p *packer) packLoose(worth int) error {
 		there, err := p.repo.inPacks(h, nil)
 		if err != nil {
 			return err
+		}
+		if there {
+			_, err := p.repo.packed(plumbing.AnyObject, h)
+			there = err == nil
+			p.sound = p.sound && there
 		}
 		if !there {
 			fresh[h] = true
@@ -161,7 +181,7 @@ func (p *packer) packLoose(worth int) error {
 			return err
 		}
 	}
-	p.sound = damaged == 0
+	p.sound = p.sound && damaged == 0
 	return p.removeLoose(loose)
 }
 
@@ -329,10 +349,33 @@ func (p *packer) mergeable() ([]string, error) {
 	for tier := range 16 {
 		if names := sizes[tier]; len(names) >= packFan {
 			slices.Sort(names)
-			return p.disjoint(names)
+			if names, err := p.undamaged(names); err != nil {
+				return nil, err
+			} else if len(names) > 1 {
+				return p.disjoint(names)
+			}
 		}
 	}
 	return nil, nil
+}
+
+// undamaged drops packs that are not whole: what is copied out of one would get
+// a right checksum. They wait for the next open, which mends them.
+func (p *packer) undamaged(names []string) (whole []string, err error) {
+	for _, name := range names {
+		ok, err := p.repo.packs[name].whole()
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		if ok {
+			whole = append(whole, name)
+			continue
+		}
+		p.sound = false
+		p.repo.forgetWalked()
+		p.log.Warn("a pack of the history is damaged; the next start of the agent mends what can be mended", "pack", name)
+	}
+	return whole, nil
 }
 
 // disjoint drops packs that hold an object which one before them holds.

@@ -64,15 +64,20 @@
 //	packed-refs torn                         as for the refs that stood there
 //	HEAD torn                                written anew; also a missing one, or one that names another branch
 //	config torn                              written anew; a person's is left alone
-//	stale lock                               removed, if a minute old: git holds one for milliseconds
+//	stale lock                               removed, if dated a minute ago or ahead: git holds one for milliseconds
+//	lock that another holds                  waited for, a second; a packed ref that was to be removed stays
 //	leftover of a kill                       removed: tmp-*, snapshots.git.new-*, half a pack; tmp_* of git's, if an hour old
+//	pack half removed                        removed, if all of it reads back from elsewhere; else it stays
 //	torn object that nothing names           kept apart, after a power cut
 //	gc by a person                           nothing
 //	index torn                               kept; made anew from the pack
 //	pack without index                       the index is made anew
 //	index without pack                       kept
-//	pack torn                                kept; what can be read of it is packed anew
+//	pack torn                                kept; what can be read of it, and from nowhere else, is packed anew
+//	objects borrowed                         taken in, if git's alternates name them all; else refused: mount what those name
 //	file or directory in a wrong place       kept; made anew
+//	file too large                           kept; as if it were missing
+//	name set-aside taken                     what has it is kept under another
 //	repository missing                       the history starts anew
 //	repository a file                        kept; the history starts anew
 //	repository a link to nothing             refused: the disk with the history is not mounted

@@ -16,20 +16,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tempPrefix begins the name of every file that is on its way to another one.
+const tempPrefix = "tmp-"
+
 var tempSerial atomic.Uint64
 
-// createTemp makes a new file in dir, which is made too if it is gone.
+// createTemp makes a new file in dir, which is made too if it is gone. A name
+// that is taken is what an earlier life left, which had the same pid: in a
+// container each has.
 //
 // Syscalls: openat(O_CREAT|O_EXCL).
 func createTemp(dir string, perm fs.FileMode) (*os.File, error) {
-	path := filepath.Join(dir, "tmp-"+strconv.Itoa(os.Getpid())+"-"+strconv.FormatUint(tempSerial.Add(1), 10))
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(dir, 0o700); err == nil {
-			f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	for made := false; ; {
+		name := tempPrefix + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(tempSerial.Add(1), 10)
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+		switch {
+		case errors.Is(err, fs.ErrExist):
+			continue
+		case !errors.Is(err, fs.ErrNotExist) || made:
+			return f, err
 		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		made = true
 	}
-	return f, err
 }
 
 // fillTemp writes data to an empty file, closes it and returns its path. What

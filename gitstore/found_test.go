@@ -21,6 +21,7 @@ import (
 // foundAlone are the lines of the table that have a test of their own.
 var foundAlone = map[string]func(*testing.T){
 	"gap in the history":       TestGap,
+	"lock that another holds":  TestHeldLock,
 	"not readable or writable": TestPermissions,
 	"read-only file system":    TestReadOnly,
 	"disk full":                TestFullAtOpen,

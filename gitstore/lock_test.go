@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv("GITSTORE_OPEN_IN"); dir != "" {
+		openOnce(dir)
+	}
 	if dir := os.Getenv("GITSTORE_PRUNE_IN"); dir != "" {
 		pruneOnce(dir)
 		os.Exit(0)

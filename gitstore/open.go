@@ -142,6 +142,11 @@ func (s *Store) open(ctx context.Context) error {
 			return stateError("clear", s.opts.Dir, err)
 		}
 	}
+	for _, name := range []string{formatFile, identityFile} {
+		if err := s.clearLarge(filepath.Join(s.opts.Dir, name), maxRef); err != nil {
+			return stateError("clear", s.opts.Dir, err)
+		}
+	}
 	if err := s.checkFormat(); err != nil {
 		return err
 	}
@@ -153,6 +158,9 @@ func (s *Store) open(ctx context.Context) error {
 		if err := s.checkIdentity(id.Environment, id.Instance); err != nil {
 			return err
 		}
+	}
+	if err := s.sweep(); err != nil {
+		return stateError("sweep", s.opts.Dir, err)
 	}
 	there, err := s.findRepository(id != nil)
 	if err != nil {

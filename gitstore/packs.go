@@ -24,8 +24,8 @@ type pack struct {
 }
 
 // packed reads an object from the packs. They are listed again when it is in
-// none of those known, for a repack may have come in between. An object that
-// is in none is plumbing.ErrObjectNotFound.
+// none of those known, or damaged there, for a repack may have come in between.
+// An object that is in none is plumbing.ErrObjectNotFound.
 func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -33,7 +33,7 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	// A pack may be joined with others while the directory is read: then the one
 	// that has taken its place is found by reading it again.
 	for range 5 {
-		if !errors.Is(err, plumbing.ErrObjectNotFound) {
+		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) {
 			return content, err
 		}
 		vanished, listErr := r.listPacks()
@@ -134,6 +134,16 @@ func (r *repo) closePacks() {
 	}
 }
 
+// An indexFile has a Stat, so that the decoder holds the counts it reads against
+// the size of the file: it makes room for what they say, and a torn index says
+// anything.
+type indexFile struct {
+	*bufio.Reader
+	file *os.File
+}
+
+func (f indexFile) Stat() (fs.FileInfo, error) { return f.file.Stat() }
+
 func openPack(base string) (*pack, error) {
 	idx, err := os.Open(base + ".idx")
 	if err != nil {
@@ -141,7 +151,7 @@ func openPack(base string) (*pack, error) {
 	}
 	defer func() { _ = idx.Close() }()
 	p := &pack{index: idxfile.NewMemoryIndex()}
-	if err := idxfile.NewDecoder(bufio.NewReader(idx)).Decode(p.index); err != nil {
+	if err := idxfile.NewDecoder(indexFile{bufio.NewReader(idx), idx}).Decode(p.index); err != nil {
 		return nil, err
 	}
 	if p.file, err = os.Open(base + ".pack"); err != nil {

@@ -29,6 +29,7 @@ type pruning struct {
 	first   int           // the oldest record from now on
 	cuts    cuts
 	victims map[string]bool // packs that hold what goes
+	sound   bool            // what is left was seen to be whole
 }
 
 // boundary is the index of the record at which the history is to begin, 0 if
@@ -69,7 +70,7 @@ func (p *packer) boundary() int {
 
 // planPruning does the first part.
 func (p *packer) planPruning(first int) (plan *pruning, err error) {
-	plan = &pruning{head: plumbing.NewHash(p.view.head.Commit), first: first, cuts: cuts{}, victims: map[string]bool{}}
+	plan = &pruning{head: plumbing.NewHash(p.view.head.Commit), first: first, sound: p.sound, cuts: cuts{}, victims: map[string]bool{}}
 	keep, err := p.reach(plan)
 	if err != nil {
 		return nil, err
@@ -271,7 +272,9 @@ func (s *Store) prune(plan *pruning) error {
 		}
 	}
 	s.repo.closePacks()
-	s.repo.noteWalked(plan.head)
+	if plan.sound {
+		s.repo.noteWalked(plan.head)
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
 
@@ -152,6 +153,35 @@ func (r *repo) removeRef(ctx context.Context, name string) error {
 	return syncPath(filepath.Dir(path))
 }
 
+// errRefsLocked says that another git holds packed-refs.lock.
+var errRefsLocked = errors.New("another git packs refs")
+
+// lockPacked makes the lock of packed-refs. One that is there is waited for as
+// long as git does by default, a second: core.packedRefsTimeout of
+// git-config(1). One that nobody can hold any more is removed.
+func lockPacked(ctx context.Context, path string) (*os.File, error) {
+	for start := time.Now(); ; {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if !errors.Is(err, fs.ErrExist) {
+			return f, err
+		}
+		if info, err := os.Lstat(path); err == nil && stale(time.Now(), info.ModTime(), staleLock) {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			continue
+		}
+		if time.Since(start) > lockWait {
+			return nil, fmt.Errorf("%w: %s exists; if no git runs there, remove it", errRefsLocked, path)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(lockRetry):
+		}
+	}
+}
+
 // unpackRef takes a ref out of packed-refs by git's own protocol: who creates
 // packed-refs.lock may replace packed-refs by it.
 //
@@ -162,10 +192,7 @@ func (r *repo) unpackRef(ctx context.Context, name string) error {
 		return nil
 	}
 	path := filepath.Join(r.dir, packedRefs)
-	lock, err := os.OpenFile(path+".lock", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s.lock exists: another git process packs refs; if none runs, remove it", path)
-	}
+	lock, err := lockPacked(ctx, path+".lock")
 	if err != nil {
 		return err
 	}
@@ -219,6 +246,9 @@ func (r *repo) refs() (map[string]plumbing.Hash, error) {
 			return err
 		}
 		data, err := readBounded(path, maxRef)
+		if errors.Is(err, errTooLarge) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

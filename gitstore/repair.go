@@ -94,6 +94,9 @@ func (s *Store) repair(ctx context.Context) error {
 	if err := s.clearPlaces(); err != nil {
 		return stateError("clear", s.opts.Dir, err)
 	}
+	if err := s.takeIn(ctx); err != nil {
+		return s.repairError(err)
+	}
 	head, applied, err := s.mended()
 	if err != nil {
 		return err
@@ -105,6 +108,9 @@ func (s *Store) repair(ctx context.Context) error {
 		err = errors.Join(s.sweepObjects(applied.snap), s.repo.dropGraph())
 	}
 	if err == nil {
+		err = s.clearSetAsideRef(ctx)
+	}
+	if err == nil {
 		err = s.settleRefs(ctx, head, applied)
 	}
 	for _, step := range []func(context.Context) error{s.settleAncestry, s.settleRetried, s.sweepRefs, s.inherit, s.syncApplied} {
@@ -112,6 +118,10 @@ func (s *Store) repair(ctx context.Context) error {
 			err = step(ctx)
 		}
 	}
+	return s.repairError(err)
+}
+
+func (s *Store) repairError(err error) error {
 	switch {
 	case fromDisk(err):
 		return stateError("repair the snapshot repository in", s.opts.Dir, err)
@@ -310,7 +320,7 @@ func (s *Store) rebuildApplied(ctx context.Context, head *schema.Snapshot, appli
 		if err := s.setRefAside(applied.ref, "untrusted"); err != nil {
 			return err
 		}
-		if err := s.repo.removeRef(ctx, applied.ref); err != nil {
+		if err := s.leaveLocked(applied.ref, s.repo.removeRef(ctx, applied.ref)); err != nil {
 			return err
 		}
 		s.repaired(found, "no record is known to be applied; "+head.ID+" is pending", "")
@@ -365,7 +375,7 @@ func (s *Store) settleRetried(ctx context.Context) error {
 		s.retried = h
 		return nil
 	}
-	return s.repo.removeRef(ctx, name)
+	return s.leaveLocked(name, s.repo.removeRef(ctx, name))
 }
 
 // syncApplied syncs the move of the applied ref. A process that was killed

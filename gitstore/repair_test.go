@@ -105,7 +105,10 @@ func checkRefs(t *testing.T, f *fixture, s *Store) {
 	if !maps.Equal(got, want) {
 		t.Errorf("refs are %v, the store says %v", got, want)
 	}
-	for _, pattern := range []string{f.repo("tmp", "*"), filepath.Join(f.dir, "tmp-*"), filepath.Join(f.dir, newRepoGlob)} {
+	for _, pattern := range []string{
+		f.repo("tmp", "*"), f.repo("tmp-*"), f.repo("objects", "pack", "tmp-*"),
+		filepath.Join(f.dir, "tmp-*"), filepath.Join(f.dir, newRepoGlob), filepath.Join(f.dir, setAsideDir, halfPrefix+"*"),
+	} {
 		if left, err := filepath.Glob(pattern); err != nil || len(left) != 0 {
 			t.Errorf("left over: %v, %v", left, err)
 		}
@@ -225,6 +228,10 @@ func refusals() map[string]refusal {
 			damage:  func(st *story) { st.write(filepath.Join(st.dir, identityFile), "") },
 			options: func(o *Options) { o.Instance = "web-2" }, says: []string{`instance "web-1"`},
 		},
+		"objects borrowed: of what is away": {damage: func(st *story) {
+			st.borrow()
+			st.remove(st.lender())
+		}, says: []string{"can be read neither here nor where", "objects/info/alternates points", "repack -a -d && rm "}},
 		"format newer": {
 			damage: func(st *story) { st.write(filepath.Join(st.dir, formatFile), "2\n") },
 			says:   []string{"written by a newer agent (format 2, this agent knows 1)", "upgrade the agent"},

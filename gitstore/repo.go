@@ -39,6 +39,7 @@ var errForeign = errors.New("not a record of this agent")
 type repo struct {
 	dir   string // the bare repository
 	state string // the state directory, for messages
+	lent  string // the objects of another repository in place of its own, see takeIn
 	env   schema.Environment
 
 	cache recordCache
@@ -57,11 +58,16 @@ func newRepo(state string, env schema.Environment) *repo {
 
 func (r *repo) tmp() string { return filepath.Join(r.dir, "tmp") }
 
-func (r *repo) objects() string { return filepath.Join(r.dir, "objects") }
+func (r *repo) objects() string {
+	if r.lent != "" {
+		return r.lent
+	}
+	return filepath.Join(r.dir, "objects")
+}
 
 func (r *repo) objectPath(h plumbing.Hash) string {
 	hex := h.String()
-	return filepath.Join(r.dir, "objects", hex[:2], hex[2:])
+	return filepath.Join(r.objects(), hex[:2], hex[2:])
 }
 
 // object returns the content of an object: the loose file, else from a pack.

@@ -73,11 +73,7 @@ func (r *repo) finishDrop(drop string) error {
 // one. A quick look compares only the ends of the files, a thorough one all
 // bytes. It reports whether objects may be found now that were not before.
 func (s *Store) mendPacks(thorough bool) (mended bool, err error) {
-	drops, err := glob(s.repo.tmp(), dropPrefix+"*")
-	for _, drop := range drops {
-		err = errors.Join(err, s.repo.finishDrop(drop))
-	}
-	if err != nil {
+	if err := s.settleDrops(); err != nil {
 		return false, err
 	}
 	entries, err := os.ReadDir(filepath.Join(s.repo.objects(), "pack"))
@@ -104,9 +100,6 @@ func (s *Store) mendPacks(thorough bool) (mended bool, err error) {
 		}
 		mended = mended || more
 	}
-	if mended {
-		s.repo.closePacks()
-	}
 	return mended, nil
 }
 
@@ -116,7 +109,7 @@ const leftoverAge = time.Hour
 // sweepLeftover removes what a killed git left in objects/pack.
 func (s *Store) sweepLeftover(e fs.DirEntry) error {
 	info, err := e.Info()
-	if err != nil || !strings.HasPrefix(e.Name(), "tmp_") || s.opts.Now().Sub(info.ModTime()) < leftoverAge {
+	if err != nil || !strings.HasPrefix(e.Name(), "tmp_") || !stale(s.opts.Now(), info.ModTime(), leftoverAge) {
 		return nil // gone by itself, in use, or not git's
 	}
 	if err := os.Remove(filepath.Join(s.repo.objects(), "pack", e.Name())); err != nil {
@@ -139,7 +132,7 @@ func (s *Store) mendLoneIndex(base string) (bool, error) {
 func (s *Store) mendPack(base string, indexed, thorough bool) (bool, error) {
 	path := filepath.Join(s.repo.objects(), "pack", base)
 	info, err := os.Lstat(path + ".pack")
-	if err != nil || !indexed && !thorough && s.opts.Now().Sub(info.ModTime()) < staleLock {
+	if err != nil || !indexed && !thorough && !stale(s.opts.Now(), info.ModTime(), staleLock) {
 		return false, err // git renames the pack first, then the index
 	}
 	if indexed && !thorough {
@@ -206,80 +199,97 @@ func sumRight(path string) (bool, error) {
 }
 
 // whole reports whether all bytes of the pack are those that the index was made
-// for.
+// for, and the checksum at its end, without which git refuses the pack, is right.
 func (p *pack) whole() (bool, error) {
 	if p.size < packHead+sha1.Size {
 		return false, nil
 	}
 	sum := sha1.New()
-	_, err := io.Copy(sum, io.NewSectionReader(p.file, 0, p.size-sha1.Size))
-	return bytes.Equal(sum.Sum(nil), p.index.PackfileChecksum[:]), err
+	if _, err := io.Copy(sum, io.NewSectionReader(p.file, 0, p.size-sha1.Size)); err != nil {
+		return false, err
+	}
+	var end [sha1.Size]byte
+	_, err := p.file.ReadAt(end[:], p.size-sha1.Size)
+	return err == nil && end == p.index.PackfileChecksum && bytes.Equal(sum.Sum(nil), end[:]), err
 }
 
 // rescue saves what is in a pack that cannot be used as it is.
 func (s *Store) rescue(base string, scan *packScan) (bool, error) {
-	path := filepath.Join(s.repo.objects(), "pack", base)
+	defer s.repo.closePacks() // what was set aside is not to be read any more
 	lost, err := s.nowhereElse(base, scan)
 	if err != nil {
 		return false, err
 	}
+	path := filepath.Join(s.repo.objects(), "pack", base)
 	index, err := exists(path + ".idx")
-	if err != nil {
+	switch {
+	case err != nil:
 		return false, err
-	}
-	if scan.whole && !index && len(lost) == 0 {
+	case !scan.whole:
+		return true, s.takeOut(base, scan, lost)
+	case !index && len(lost) == 0:
 		// What a kill leaves between the two renames of packWriter.finish.
 		return false, s.repo.dropPack(base)
 	}
-	why := "is torn"
-	if scan.whole {
-		why = "has no index"
-	}
-	kept := ""
+	why, kept := "has no index", ""
 	if index {
+		why = "has a torn index"
 		if kept, err = s.setAside(path+".idx", base+".idx-torn"); err != nil {
 			return false, err
 		}
-		if scan.whole {
-			why = "has a torn index"
-		}
 	}
-	if scan.whole {
-		if err := writeDurable(path+".idx", scan.index(), objectPerm); err != nil {
-			return false, err
-		}
-		s.repaired("the pack "+base+" "+why, "its index was made anew", kept)
-		return true, nil
-	}
-	if len(lost) > 0 {
-		if err := s.repackLost(scan, lost); err != nil {
-			return false, err
-		}
-	}
-	if kept, err = s.setAside(path+".pack", base+".pack-torn"); err != nil {
+	if err := writeDurable(path+".idx", scan.index(), objectPerm); err != nil {
 		return false, err
 	}
-	if err := s.repo.dropGraph(); err != nil {
-		return false, err
-	}
-	s.repaired("the pack "+base+" "+why, fmt.Sprintf("set aside; %d objects were read, and %d of them taken out of it that are nowhere else", len(scan.entries), len(lost)), kept)
+	s.repaired("the pack "+base+" "+why, "its index was made anew", kept)
 	return true, nil
 }
 
-// nowhereElse lists the objects of a pack that neither a loose file nor another
-// pack has.
+// takeOut puts what is read of a torn pack, and is nowhere else, into a new one
+// before it sets the torn one aside. Its index goes last but one: without it
+// nothing behind the torn place would be found, should a kill come in between.
+func (s *Store) takeOut(base string, scan *packScan, lost []packEntry) error {
+	did := fmt.Sprintf("%d objects were read, and %d of them taken out of it that are nowhere else", len(scan.entries), len(lost))
+	name := ""
+	if len(lost) > 0 {
+		var err error
+		if name, err = s.repackLost(scan, lost); err != nil {
+			return err
+		}
+	}
+	if err := s.repo.dropGraph(); err != nil {
+		return err
+	}
+	if name == base { // only its end was torn, and the new one has taken its place
+		s.repaired("the pack "+base+" is torn", "written anew; "+did, "")
+		return nil
+	}
+	path := filepath.Join(s.repo.objects(), "pack", base)
+	if index, err := exists(path + ".idx"); err != nil {
+		return err
+	} else if index {
+		if _, err := s.setAside(path+".idx", base+".idx-torn"); err != nil {
+			return err
+		}
+	}
+	kept, err := s.setAside(path+".pack", base+".pack-torn")
+	if err == nil {
+		s.repaired("the pack "+base+" is torn", "set aside; "+did, kept)
+	}
+	return err
+}
+
+// nowhereElse lists the objects of a pack that cannot be read from anywhere
+// else. That another index names one says little: that pack may be torn too.
 func (s *Store) nowhereElse(base string, scan *packScan) ([]packEntry, error) {
 	var lost []packEntry
 	for _, e := range scan.entries {
-		_, err := s.repo.verify(e.hash)
-		if err != nil && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged)) {
-			var there bool
-			if there, err = s.repo.inPacks(e.hash, map[string]bool{base: true}); err == nil && !there {
-				lost = append(lost, e)
-			}
-		}
+		there, err := s.repo.readable(e.hash, base)
 		if err != nil {
 			return nil, err
+		}
+		if !there {
+			lost = append(lost, e)
 		}
 	}
 	return lost, nil
@@ -302,11 +312,11 @@ func (r *repo) inPacks(h plumbing.Hash, but map[string]bool) (bool, error) {
 	return false, nil
 }
 
-// repackLost writes the objects into a pack of their own.
-func (s *Store) repackLost(scan *packScan, lost []packEntry) error {
+// repackLost writes the objects into a pack of their own and returns its name.
+func (s *Store) repackLost(scan *packScan, lost []packEntry) (name string, err error) {
 	w, err := newPackWriter(s.repo.tmp(), len(lost))
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, e := range lost {
 		t, content, err := scan.object(e.offset, 0)
@@ -315,11 +325,10 @@ func (s *Store) repackLost(scan *packScan, lost []packEntry) error {
 		}
 		if err != nil {
 			w.abandon()
-			return err
+			return "", err
 		}
 	}
-	_, err = w.finish(filepath.Join(s.repo.objects(), "pack"), s.repo.tmp())
-	return err
+	return w.finish(filepath.Join(s.repo.objects(), "pack"), s.repo.tmp())
 }
 
 // A packScan is what can be read of a pack's bytes: gitformat-pack(5).

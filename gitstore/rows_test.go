@@ -93,7 +93,7 @@ func repairRows() []repairRow {
 			}, "b", "b", []string{setAside, lostHead}, false},
 		)
 	}
-	return slices.Concat(rows, fileRows(), personRows(), packRows(), placeRows())
+	return slices.Concat(rows, fileRows(), personRows(), packRows(), placeRows(), leftRows(), largeRows(), borrowRows())
 }
 
 // fileRows damage the files around refs and objects.
@@ -247,13 +247,6 @@ func packRows() []repairRow {
 			st.git("repack", "-q") // the loose objects stay
 			st.old(glob(st, "*.pack"))
 			st.remove(glob(st, "*.idx"))
-		}, "d", "b", nil, false},
-		{"leftover of a kill: a pack on its way out", func(st *story) {
-			st.git("repack", "-q")
-			name := strings.TrimSuffix(filepath.Base(glob(st, "*.idx")), ".idx")
-			if err := os.Rename(glob(st, "*.idx"), st.repo("tmp", dropPrefix+name)); err != nil {
-				st.t.Fatal(err)
-			}
 		}, "d", "b", nil, false},
 		{"index without pack", gc(func(st *story) { st.remove(glob(st, "*.pack")) }), "", "", nil, false},
 		{"pack without index", gc(func(st *story) { st.old(glob(st, "*.pack")); st.remove(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},

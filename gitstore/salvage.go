@@ -18,18 +18,14 @@ import (
 	"dtesn-agent/schema"
 )
 
-// staleLock is how old a git lock file must be to be nobody's: git holds one
-// for milliseconds.
-const staleLock = time.Minute
-
 // stamp is the time in the name of what is set aside.
 func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405.000000Z") }
 
 // setAside moves a file or directory into <state>/set-aside under name, and
 // returns where it is now.
 func (s *Store) setAside(path, name string) (string, error) {
-	dir := filepath.Join(s.opts.Dir, setAsideDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	dir, err := s.makeSetAside()
+	if err != nil {
 		return "", fmt.Errorf("set %s aside: %w", path, err)
 	}
 	kept := filepath.Join(dir, name)
@@ -43,7 +39,7 @@ func (s *Store) setAside(path, name string) (string, error) {
 		}
 		kept = filepath.Join(dir, fmt.Sprintf("%s-%d", name, n))
 	}
-	if err := os.Rename(path, kept); err != nil {
+	if err := moveAway(path, kept); err != nil {
 		return "", fmt.Errorf("set %s aside: %w", path, err)
 	}
 	return kept, nil
@@ -92,8 +88,23 @@ func (s *Store) clearPlaces() error {
 			return err
 		}
 	}
-	for _, name := range []string{"HEAD", "config", packedRefs, shallowFile, headRef(env), appliedRef(env), retriedRef(env)} {
-		if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
+	for _, file := range []struct {
+		name  string
+		limit int64
+	}{
+		{"HEAD", maxObject},
+		{"config", maxObject},
+		{packedRefs, maxPacked},
+		{shallowFile, maxPacked},
+		{headRef(env), maxRef},
+		{appliedRef(env), maxRef},
+		{retriedRef(env), maxRef},
+	} {
+		path := filepath.Join(s.repo.dir, file.name)
+		if err := s.clearPlace(path, false); err != nil {
+			return err
+		}
+		if err := s.clearLarge(path, file.limit); err != nil {
 			return err
 		}
 	}
@@ -114,11 +125,7 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	if info.IsDir() {
 		is = "a directory"
 	}
-	name, err := filepath.Rel(s.opts.Dir, path)
-	if err != nil {
-		return err
-	}
-	name = strings.TrimPrefix(name, repoDir+"/")
+	name := s.placeName(path)
 	kept, err := s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-"+strings.ReplaceAll(is, " ", "-"))
 	if err == nil {
 		s.repaired(is+" where "+name+" belongs", "set aside", kept)
@@ -126,8 +133,7 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	return err
 }
 
-// tidy makes the skeleton whole and removes what was on its way to another
-// place.
+// tidy makes the skeleton whole and removes locks that nobody holds.
 func (s *Store) tidy() error {
 	for _, sub := range skeletonDirs() {
 		// Packing removes the empty ones below, never these two.
@@ -145,17 +151,6 @@ func (s *Store) tidy() error {
 	}
 	if err := s.rewrite("config", configText, func(text string) bool { return !torn([]byte(text)) }); err != nil {
 		return err
-	}
-	for _, left := range []struct{ dir, pattern string }{{s.repo.tmp(), "*"}, {s.opts.Dir, "tmp-*"}, {s.opts.Dir, newRepoGlob}} {
-		paths, err := glob(left.dir, left.pattern)
-		if err != nil {
-			return err
-		}
-		for _, path := range paths {
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
-		}
 	}
 	return s.removeStaleLocks()
 }
@@ -204,13 +199,20 @@ func (s *Store) removeStaleLocks() error {
 	}
 	for _, path := range locks {
 		info, err := os.Lstat(path)
-		if err != nil || s.opts.Now().Sub(info.ModTime()) < staleLock {
+		if err != nil || !stale(s.opts.Now(), info.ModTime(), staleLock) {
 			continue // gone by itself, or in use
 		}
-		if err := os.Remove(path); err != nil {
+		name, did, kept := s.placeName(path), "removed", ""
+		if info.IsDir() { // git never makes one
+			did = "set aside"
+			kept, err = s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-a-directory")
+		} else {
+			err = os.Remove(path)
+		}
+		if err != nil {
 			return err
 		}
-		s.repaired("a stale lock, "+strings.TrimPrefix(path, s.repo.dir+"/"), "removed", "")
+		s.repaired("a stale lock, "+name, did, kept)
 	}
 	return nil
 }
@@ -271,6 +273,9 @@ func (s *Store) sweepRefs(ctx context.Context) error {
 			return err
 		}
 		data, err := readBounded(path, maxRef)
+		if errors.Is(err, errTooLarge) {
+			return s.clearLarge(path, maxRef)
+		}
 		if err != nil {
 			return err
 		}
@@ -317,7 +322,7 @@ func (s *Store) sweepPackedRefs(ctx context.Context) error {
 			continue
 		}
 		if err := s.repo.unpackRef(ctx, ref); err != nil {
-			return err
+			return s.leaveLocked(ref, err)
 		}
 		s.repaired("the packed ref "+ref+" names "+hex+", which is lost", "removed", "")
 	}
