@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 const (
@@ -54,7 +55,7 @@ func (r *repo) temp(data []byte, perm fs.FileMode) (string, error) {
 		last := len(r.blanks) - 1
 		path := r.blanks[last]
 		r.blanks = r.blanks[:last]
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // somebody has tidied up
 		}

@@ -85,6 +85,10 @@
 //	disk full                                opened; a repair may use the reserve
 //	reserve missing                          made again, once there is space
 //
+// A named pipe, a socket or a device counts as a file in a wrong place, and is
+// never waited for; found later, while the Store is open, it holds nothing, like
+// a torn file. As the lock it is refused: remove it.
+//
 // # When the directory goes away
 //
 // Before anything is written a Store looks whether the path still leads to the

@@ -135,7 +135,7 @@ func (r *repo) closePacks() {
 }
 
 func openPack(base string) (*pack, error) {
-	idx, err := os.Open(base + ".idx")
+	idx, _, err := openRegular(base + ".idx")
 	if err != nil {
 		return nil, err
 	}
@@ -144,15 +144,11 @@ func openPack(base string) (*pack, error) {
 	if err := idxfile.NewDecoder(bufio.NewReader(idx)).Decode(p.index); err != nil {
 		return nil, err
 	}
-	if p.file, err = os.Open(base + ".pack"); err != nil {
-		return nil, err
-	}
-	info, err := p.file.Stat()
+	file, info, err := openRegular(base + ".pack")
 	if err != nil {
-		_ = p.file.Close()
 		return nil, err
 	}
-	p.size = info.Size()
+	p.file, p.size = file, info.Size()
 	return p, nil
 }
 
