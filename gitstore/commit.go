@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -70,12 +72,17 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 }
 
 // stillOurs looks whether the head on the disk is the one that this Store put
-// there. A person may have removed the repository, or put a backup in its
-// place: then what lies there is read and repaired as at Open, so that no record
-// stands on a parent that is not there, and the error says to look again.
+// there, before it is built upon or vouched for. A person may have removed the
+// repository, put a backup in its place, or committed on the branch: then what
+// lies there is read and repaired as at Open, so that no record stands on a
+// parent that is not there, and none of another's is written over, and the error
+// says to look again.
 //
-// Syscalls: those of hold; openat, read, close of the head ref; of packed-refs
-// too where the ref is not loose.
+// A ref that is gone or says nothing is no word of somebody else, as long as the
+// record that it named is there: the disk lost it, and it is written anew.
+//
+// Syscalls: those of hold; openat, fstat, read, close of the head ref; of
+// packed-refs too where the ref is not loose.
 func (s *Store) stillOurs(ctx context.Context) error {
 	if err := s.stillHeld(ctx); err != nil {
 		return err
@@ -84,9 +91,13 @@ func (s *Store) stillOurs(ctx context.Context) error {
 	if s.head != nil {
 		known = plumbing.NewHash(s.head.Commit)
 	}
-	found, err := s.repo.readRef(headRef(s.opts.Environment))
+	name := headRef(s.opts.Environment)
+	found, err := s.repo.readRef(name)
 	if err == nil && found == known {
 		return nil
+	}
+	if s.lostRef(name, found, err) {
+		return s.putBack(name, known, err)
 	}
 	if err != nil && fromDisk(err) {
 		return err
@@ -95,6 +106,42 @@ func (s *Store) stillOurs(ctx context.Context) error {
 		return fmt.Errorf("the history was changed by somebody else and cannot be read anew: %w", err)
 	}
 	return fmt.Errorf("the history in %s was changed by somebody else while the agent ran; it was read anew, from %s on", s.repo.dir, idOf(s.head))
+}
+
+// lostRef reports whether the head ref, which reads as found or err, was lost
+// without a hand of somebody else. One in packed-refs alone may be the one
+// before: `git pack-refs` removes the loose file after a look at it, and the ref
+// may move between the two.
+func (s *Store) lostRef(name string, found plumbing.Hash, err error) bool {
+	switch {
+	case s.head == nil:
+		return false
+	case errors.Is(err, errTornRef), errors.Is(err, syscall.EIO), err == nil && found.IsZero():
+	case err == nil && found.String() == s.head.Parent:
+		if loose, err := exists(filepath.Join(s.repo.dir, name)); err != nil || loose {
+			return false
+		}
+	default:
+		return false
+	}
+	_, err = s.repo.commit(plumbing.NewHash(s.head.Commit))
+	return err == nil
+}
+
+// putBack writes the head ref anew that was lost.
+func (s *Store) putBack(name string, h plumbing.Hash, why error) error {
+	if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
+		return err
+	}
+	if err := s.repo.writeRef(name, h); err != nil {
+		return err
+	}
+	found := "the head ref was lost while the agent ran"
+	if why != nil {
+		found += fmt.Sprintf(" (%v)", why)
+	}
+	s.repaired(found, "it names "+idOf(s.head)+" again", "")
+	return nil
 }
 
 // append writes the record's objects and moves the head ref to its commit. The
@@ -275,7 +322,7 @@ func (s *Store) putEncoded(o interface {
 // leaves the head pending, after it applied. What it vouches for is on the
 // disk by then.
 //
-// Syscalls: those of hold; openat, write, close (the applied ref's temporary file); in
+// Syscalls: those of stillOurs; openat, write, close (the applied ref's temporary file); in
 // parallel, openat, fsync, close of that file, of every object not yet synced,
 // of the directories of those, of the head ref and of its directory; newfstatat,
 // renameat (the applied ref), fsync (its directory).
@@ -289,7 +336,7 @@ func (s *Store) Confirm(ctx context.Context) error {
 	if s.applied != nil && s.applied.Commit == s.head.Commit && len(s.objects.unsynced) == 0 {
 		return nil
 	}
-	if err := s.stillHeld(ctx); err != nil {
+	if err := s.stillOurs(ctx); err != nil {
 		return fmt.Errorf("confirm: %w", err)
 	}
 	mayUseReserve := s.head.Kind == schema.KindRevert || s.head.Kind == schema.KindRollback
@@ -350,7 +397,7 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
-	if err := s.stillHeld(ctx); err != nil {
+	if err := s.stillOurs(ctx); err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
 	name := retriedRef(s.opts.Environment)

@@ -51,6 +51,20 @@ type Store struct {
 	log     *slog.Logger
 	lock    *writerLock // nil while the directory is away, see hold
 	holding atomic.Bool // lock is not nil
+	standing
+	noReserve bool
+
+	// compaction is what packs beside, nil if nothing does; packAt is the index
+	// from which on it is worth looking.
+	compaction *compaction
+	packAt     int
+	// repairs are what was found; once opened, they are logged too.
+	repairs []Repair
+	opened  bool
+}
+
+// standing is what is known of the repository.
+type standing struct {
 	repo    *repo
 	objects objectWriter
 
@@ -60,15 +74,6 @@ type Store struct {
 	// headTime is the committer time of the head, commitTime that of the commit
 	// being written.
 	headTime, commitTime time.Time
-	noReserve            bool
-
-	// compaction is what packs beside, nil if nothing does; packAt is the index
-	// from which on it is worth looking.
-	compaction *compaction
-	packAt     int
-	// repairs are what was found; once opened, they are logged too.
-	repairs []Repair
-	opened  bool
 }
 
 const (
