@@ -69,7 +69,8 @@ type standing struct {
 	objects objectWriter
 
 	head, applied *schema.Snapshot
-	first         int // index of the oldest record
+	first         int           // index of the oldest record
+	begin         plumbing.Hash // its line in the shallow file, zero if it is the first ever
 	retried       plumbing.Hash
 	// headTime is the committer time of the head, commitTime that of the commit
 	// being written.

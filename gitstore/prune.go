@@ -27,6 +27,7 @@ import (
 type pruning struct {
 	head    plumbing.Hash // where the history stood
 	first   int           // the oldest record from now on
+	begin   plumbing.Hash // its commit
 	cuts    cuts
 	victims map[string]bool            // packs that hold what goes
 	refs    map[plumbing.Hash]struct{} // what the refs named, all of which stays
@@ -100,7 +101,8 @@ func (p *packer) reach(plan *pruning) (map[plumbing.Hash]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	had, err := p.repo.readCuts()
+	plan.begin = boundary
+	had, err := p.others(plan.first)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +145,22 @@ func (p *packer) reach(plan *pruning) (map[plumbing.Hash]bool, error) {
 		}
 	}
 	return keep, nil
+}
+
+// others are the cuts but for those that would hide a part of the history from
+// record first on.
+func (p *packer) others(first int) (cuts, error) {
+	c, err := p.repo.readCuts()
+	if err != nil {
+		return nil, err
+	}
+	lines, err := p.repo.lines(c, p.view.head.Index)
+	for _, l := range lines {
+		if at, err := p.repo.chain.at(p.repo, p.view, l.index); err == nil && at == l.hash && l.index >= first {
+			delete(c, l.hash)
+		}
+	}
+	return c, err
 }
 
 // older are the records before the one with index first, which is boundary.
@@ -272,7 +290,7 @@ func (s *Store) prune(plan *pruning) error {
 	if err := s.repo.writeCuts(plan.cuts); err != nil {
 		return err
 	}
-	s.first = plan.first
+	s.first, s.begin = plan.first, plan.begin
 	s.log.Info("old records were pruned", "from", before, "to", s.first-1, "left", s.Total())
 	for name := range plan.victims {
 		if err := s.repo.dropPack(name); err != nil {
@@ -280,7 +298,7 @@ func (s *Store) prune(plan *pruning) error {
 		}
 	}
 	s.repo.closePacks()
-	s.repo.noteWalked(plan.head)
+	s.repo.noteWalked(plan.head, plan.begin)
 	return nil
 }
 
