@@ -33,7 +33,8 @@ import (
 // and a commit; then openat, write, close of the
 // ref's temporary file and renameat, which os.Rename begins with newfstatat. For
 // a revert or a note the objects, their directories and the temporary file are
-// synced before the rename, and the ref's directory after it.
+// synced before the rename, and the ref's directory after it; then newfstatat of
+// each object, see lookAgain.
 func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
@@ -64,7 +65,13 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	if !durable {
 		return snap, nil
 	}
-	if err := s.withReserve(mayUseReserve, func() error { return syncPaths(dirs, nil) }); err != nil {
+	err = s.withReserve(mayUseReserve, func() error {
+		if err := syncPaths(dirs, nil); err != nil {
+			return err
+		}
+		return s.settled()
+	})
+	if err != nil {
 		s.objects.suspect = true // Confirm writes the ref again
 		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 	}
@@ -325,7 +332,8 @@ func (s *Store) putEncoded(o interface {
 // Syscalls: those of stillOurs; openat, write, close (the applied ref's temporary file); in
 // parallel, openat, fsync, close of that file, of every object not yet synced,
 // of the directories of those, of the head ref and of its directory; newfstatat,
-// renameat (the applied ref), fsync (its directory).
+// renameat (the applied ref), fsync (its directory); newfstatat of each object that
+// was synced since the last Confirm, see lookAgain.
 func (s *Store) Confirm(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("confirm: %w", err)
@@ -364,6 +372,10 @@ func (s *Store) confirm() error {
 	if err := syncPaths(dirs, nil); err != nil {
 		return fmt.Errorf("sync the applied ref: %w", err)
 	}
+	if err := s.settled(); err != nil {
+		return err
+	}
+	s.objects.looked = len(s.objects.recent)
 	s.applied = s.head
 	return nil
 }

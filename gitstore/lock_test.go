@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv("GITSTORE_PAUSE_IN"); dir != "" {
+		pauseOnce(dir)
+		os.Exit(0)
+	}
 	if dir := os.Getenv("GITSTORE_PRUNE_IN"); dir != "" {
 		pruneOnce(dir)
 		os.Exit(0)
