@@ -55,7 +55,7 @@ func TestGCWithinANote(t *testing.T) {
 	}
 	log := filepath.Join(t.TempDir(), "trace")
 	cmd := exec.Command("strace", "-f", "-qq", "-o", log, "-P", f.ref("heads/production"), "-e", "trace=renameat",
-		"-e", "inject=renameat:delay_enter=600s", os.Args[0])
+		"-e", "inject=renameat:delay_enter=600000000", os.Args[0])
 	cmd.Env = append(os.Environ(), "GITSTORE_PAUSE_IN="+f.dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var out bytes.Buffer

@@ -131,8 +131,8 @@ func (s *Store) lostRef(name string, found plumbing.Hash, err error) bool {
 	default:
 		return false
 	}
-	_, err = s.repo.commit(plumbing.NewHash(s.head.Commit))
-	return err == nil
+	there, err := s.repo.stillHas(plumbing.NewHash(s.head.Commit))
+	return err == nil && there
 }
 
 // putBack writes the head ref anew that was lost.
@@ -404,7 +404,7 @@ func (s *Store) Retried() bool {
 // SetRetried durably makes refs/dtesn/retried/<env> name the head, which is
 // made durable with it, or removes the ref.
 //
-// Syscalls: those of Confirm, for another ref; or those of removeRef.
+// Syscalls: those of Confirm, for another ref; or those of stillOurs and removeRef.
 func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("set retried: %w", err)

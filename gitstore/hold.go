@@ -97,11 +97,14 @@ func (s *Store) changed(found string, before *schema.Snapshot) {
 	if idOf(before) == idOf(s.head) && (before == nil || before.Commit == s.head.Commit) {
 		return
 	}
-	applied := "none is applied"
+	did, applied := "read anew: it is empty now", "none"
 	if s.applied != nil {
-		applied = s.applied.ID + " is applied"
+		applied = s.applied.ID
 	}
-	s.repaired(fmt.Sprintf("%s, at %s", found, idOf(before)), fmt.Sprintf("read anew: the head is %s, %s, of %d records", idOf(s.head), applied, s.Total()), "")
+	if s.head != nil {
+		did = fmt.Sprintf("read anew: of %d records the head is %s, and %s is applied", s.Total(), idOf(s.head), applied)
+	}
+	s.repaired(fmt.Sprintf("%s, at %s", found, idOf(before)), did, "")
 }
 
 // readAnew forgets what is known of the repository and reads it by read. If that

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/go-git/go-git/v5/plumbing"
+
 	"dtesn-agent/schema"
 )
 
@@ -69,7 +71,7 @@ func TestBackupUnderACandidate(t *testing.T) {
 					t.Errorf("%s says %v", name, err)
 				}
 				expect(t, s, b, b)
-				said(t, s, "changed by somebody else while the agent ran, at change", "the head is change "+b.ID+", "+b.ID+" is applied, of 2 records")
+				said(t, s, "changed by somebody else while the agent ran, at change", "of 2 records the head is change "+b.ID+", and "+b.ID+" is applied")
 				f.fsck()
 				next := applied(t, s, 4096)
 				s, repairs := f.reopen(s)
@@ -202,4 +204,30 @@ func TestReadAnewFails(t *testing.T) {
 	}
 	confirm(t, s)
 	f.fsck()
+}
+
+// TestRepositoryIsRemoved: a head that is known from a pack which is still open
+// is not there any more when its repository is removed.
+func TestRepositoryIsRemoved(t *testing.T) {
+	for name, vouch := range vouching {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newMemory(t)
+			s, _ := f.open()
+			applied(t, s, 512)
+			b := commit(t, s, change(1024))
+			f.git("gc", "-q")
+			if there, err := s.repo.stillHas(plumbing.NewHash(b.Commit)); !there || err != nil {
+				t.Fatal(there, err) // the pack is open now
+			}
+			f.remove(f.repo())
+			if err := vouch(s); err == nil || !strings.Contains(err.Error(), "read anew, from an empty history on") {
+				t.Errorf("%s says %v", name, err)
+			}
+			expect(t, s, nil, nil)
+			said(t, s, "changed by somebody else while the agent ran, at change "+b.ID, "it is empty now")
+			applied(t, s, 2048)
+			f.fsck()
+		})
+	}
 }
