@@ -17,8 +17,8 @@ import (
 )
 
 // walkedFile remembers, from one start to the next, down from which commit the
-// history was seen to be whole, all of it in packs, and what those packs were.
-// A start then reads only what is newer. Who puts other files in place changes
+// history was seen to be whole, all of it in packs, what those packs were, and at
+// which commit it begins. A start then reads only what is newer. Who puts other files in place changes
 // their inodes or the times that only the kernel sets, and the whole is walked.
 const walkedFile = "walked"
 
@@ -43,31 +43,34 @@ func (r *repo) packsNow() (string, error) {
 	return fmt.Sprintf("%x", sum.Sum(nil)), nil
 }
 
-// walked is the commit down from which the history needs no walk; zero if all
-// of it does.
-func (r *repo) walked() (plumbing.Hash, error) {
+// walked is the commit down from which the history needs no walk, and the line of
+// the shallow file at which it begins, zero if at none. Not known, all of it does.
+func (r *repo) walked() (from, begin plumbing.Hash, known bool, err error) {
 	data, err := readBounded(filepath.Join(r.state, walkedFile), maxRef)
 	if err != nil {
-		return plumbing.ZeroHash, nil // it only saves time
+		return from, begin, false, nil // it only saves time
 	}
-	commit, packs, _ := strings.Cut(strings.TrimSpace(string(data)), " ")
-	h, ok := parseHash(commit)
+	words := strings.Fields(string(data))
+	if len(words) != 3 {
+		return from, begin, false, nil
+	}
+	h, ok := parseHash(words[0])
 	now, err := r.packsNow()
-	if err != nil || !ok || packs != now {
-		return plumbing.ZeroHash, err
+	if err != nil || !ok || words[1] != now {
+		return from, begin, false, err
 	}
-	return h, nil
+	return h, plumbing.NewHash(words[2]), true, nil
 }
 
-// noteWalked says that all from h down is there, in the packs as they are. It
-// only saves time, so what fails is left.
-func (r *repo) noteWalked(h plumbing.Hash) {
+// noteWalked says that all from h down to begin is there, in the packs as they
+// are. It only saves time, so what fails is left.
+func (r *repo) noteWalked(h, begin plumbing.Hash) {
 	packs, err := r.packsNow()
 	if err != nil || h.IsZero() {
 		return
 	}
 	path := filepath.Join(r.state, walkedFile)
-	tmp, err := writeTemp(r.state, []byte(h.String()+" "+packs+"\n"), 0o600)
+	tmp, err := writeTemp(r.state, []byte(h.String()+" "+packs+" "+begin.String()+"\n"), 0o600)
 	if err == nil && os.Rename(tmp, path) != nil {
 		_ = os.Remove(tmp)
 	}
@@ -138,8 +141,15 @@ func (s *Store) settleAncestry(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	for s.head != nil {
-		known, err := s.repo.walked()
+	s.first, s.begin = 1, plumbing.ZeroHash
+	if s.head == nil {
+		return nil
+	}
+	if err := s.dropNeedless(c); err != nil {
+		return err
+	}
+	for {
+		known, begin, _, err := s.repo.walked()
 		if err != nil {
 			return err
 		}
@@ -148,10 +158,11 @@ func (s *Store) settleAncestry(ctx context.Context) error {
 			return err
 		}
 		if g == nil {
-			if packed != known {
-				s.repo.noteWalked(packed)
+			b, _, err := s.repo.begins(s.head, c, begin)
+			if s.first, s.begin = b.index, b.hash; err == nil && packed != known {
+				s.repo.noteWalked(packed, s.begin)
 			}
-			break
+			return err
 		}
 		mended, err := s.mendPacks(true)
 		if err == nil && !mended {
@@ -161,8 +172,33 @@ func (s *Store) settleAncestry(ctx context.Context) error {
 			return err
 		}
 	}
-	s.first, err = s.repo.first(s.head)
-	return err
+}
+
+// dropNeedless takes lines out of the shallow file that would hide a part of the
+// history which is there: from git, whose gc would throw it away. What a pruning
+// that was killed has not removed yet is left to the next one.
+func (s *Store) dropNeedless(c cuts) error {
+	if len(c) == 0 || s.lock.killed && s.opts.KeepSnapshots > 0 {
+		return nil
+	}
+	_, begin, _, err := s.repo.walked()
+	if err != nil {
+		return err
+	}
+	_, needless, err := s.repo.begins(s.head, c, begin)
+	if err != nil || len(needless) == 0 {
+		return err
+	}
+	for _, l := range needless {
+		delete(c, l.hash)
+	}
+	if err := errors.Join(s.repo.dropGraph(), s.repo.writeCuts(c)); err != nil {
+		return err
+	}
+	for _, l := range needless {
+		s.repaired(fmt.Sprintf("the file shallow says that nothing is below record %d (%s), and the history is whole there", l.index, l.hash), "the line was removed", "")
+	}
+	return nil
 }
 
 // cutAt makes the record above a gap the oldest one. Refs for what is below

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 const (
@@ -13,9 +14,10 @@ const (
 	refPerm    fs.FileMode = 0o644
 )
 
-// blanksWanted is how many files a Commit and its Confirm write: two blobs, a
-// tree and a commit; two refs.
-const blanksWanted = 6
+// blanksWanted is twice what a Commit and its Confirm write: two blobs, a tree and
+// a commit; two refs. Where a disk has no inode left, a change is on record that
+// way, and what brings the last good state back.
+const blanksWanted = 2 * 6
 
 // fansAtOnce is how many of the 256 directories of objects/ one Prepare makes.
 const fansAtOnce = 16
@@ -54,7 +56,7 @@ func (r *repo) temp(data []byte, perm fs.FileMode) (string, error) {
 		last := len(r.blanks) - 1
 		path := r.blanks[last]
 		r.blanks = r.blanks[:last]
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // somebody has tidied up
 		}

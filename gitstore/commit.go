@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -31,7 +33,8 @@ import (
 // and a commit; then openat, write, close of the
 // ref's temporary file and renameat, which os.Rename begins with newfstatat. For
 // a revert or a note the objects, their directories and the temporary file are
-// synced before the rename, and the ref's directory after it.
+// synced before the rename, and the ref's directory after it; then newfstatat of
+// each object, see lookAgain.
 func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
@@ -62,7 +65,13 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	if !durable {
 		return snap, nil
 	}
-	if err := s.withReserve(mayUseReserve, func() error { return syncPaths(dirs, nil) }); err != nil {
+	err = s.withReserve(mayUseReserve, func() error {
+		if err := syncPaths(dirs, nil); err != nil {
+			return err
+		}
+		return s.settled()
+	})
+	if err != nil {
 		s.objects.suspect = true // Confirm writes the ref again
 		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 	}
@@ -70,12 +79,17 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 }
 
 // stillOurs looks whether the head on the disk is the one that this Store put
-// there. A person may have removed the repository, or put a backup in its
-// place: then what lies there is read and repaired as at Open, so that no record
-// stands on a parent that is not there, and the error says to look again.
+// there, before it is built upon or vouched for. A person may have removed the
+// repository, put a backup in its place, or committed on the branch: then what
+// lies there is read and repaired as at Open, so that no record stands on a
+// parent that is not there, and none of another's is written over, and the error
+// says to look again.
 //
-// Syscalls: those of hold; openat, read, close of the head ref; of packed-refs
-// too where the ref is not loose.
+// A ref that is gone or says nothing is no word of somebody else, as long as the
+// record that it named is there: the disk lost it, and it is written anew.
+//
+// Syscalls: those of hold; openat, fstat, read, close of the head ref; of
+// packed-refs too where the ref is not loose.
 func (s *Store) stillOurs(ctx context.Context) error {
 	if err := s.stillHeld(ctx); err != nil {
 		return err
@@ -84,9 +98,13 @@ func (s *Store) stillOurs(ctx context.Context) error {
 	if s.head != nil {
 		known = plumbing.NewHash(s.head.Commit)
 	}
-	found, err := s.repo.readRef(headRef(s.opts.Environment))
+	name := headRef(s.opts.Environment)
+	found, err := s.repo.readRef(name)
 	if err == nil && found == known {
 		return nil
+	}
+	if s.lostRef(name, found, err) {
+		return s.putBack(name, known, err)
 	}
 	if err != nil && fromDisk(err) {
 		return err
@@ -95,6 +113,42 @@ func (s *Store) stillOurs(ctx context.Context) error {
 		return fmt.Errorf("the history was changed by somebody else and cannot be read anew: %w", err)
 	}
 	return fmt.Errorf("the history in %s was changed by somebody else while the agent ran; it was read anew, from %s on", s.repo.dir, idOf(s.head))
+}
+
+// lostRef reports whether the head ref, which reads as found or err, was lost
+// without a hand of somebody else. One in packed-refs alone may be the one
+// before: `git pack-refs` removes the loose file after a look at it, and the ref
+// may move between the two.
+func (s *Store) lostRef(name string, found plumbing.Hash, err error) bool {
+	switch {
+	case s.head == nil:
+		return false
+	case errors.Is(err, errTornRef), errors.Is(err, syscall.EIO), err == nil && found.IsZero():
+	case err == nil && found.String() == s.head.Parent:
+		if loose, err := exists(filepath.Join(s.repo.dir, name)); err != nil || loose {
+			return false
+		}
+	default:
+		return false
+	}
+	there, err := s.repo.stillHas(plumbing.NewHash(s.head.Commit))
+	return err == nil && there
+}
+
+// putBack writes the head ref anew that was lost.
+func (s *Store) putBack(name string, h plumbing.Hash, why error) error {
+	if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
+		return err
+	}
+	if err := s.repo.writeRef(name, h); err != nil {
+		return err
+	}
+	found := "the head ref was lost while the agent ran"
+	if why != nil {
+		found += fmt.Sprintf(" (%v)", why)
+	}
+	s.repaired(found, "it names "+idOf(s.head)+" again", "")
+	return nil
 }
 
 // append writes the record's objects and moves the head ref to its commit. The
@@ -275,10 +329,11 @@ func (s *Store) putEncoded(o interface {
 // leaves the head pending, after it applied. What it vouches for is on the
 // disk by then.
 //
-// Syscalls: those of hold; openat, write, close (the applied ref's temporary file); in
+// Syscalls: those of stillOurs; openat, write, close (the applied ref's temporary file); in
 // parallel, openat, fsync, close of that file, of every object not yet synced,
 // of the directories of those, of the head ref and of its directory; newfstatat,
-// renameat (the applied ref), fsync (its directory).
+// renameat (the applied ref), fsync (its directory); newfstatat of each object that
+// was synced since the last Confirm, see lookAgain.
 func (s *Store) Confirm(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("confirm: %w", err)
@@ -289,7 +344,7 @@ func (s *Store) Confirm(ctx context.Context) error {
 	if s.applied != nil && s.applied.Commit == s.head.Commit && len(s.objects.unsynced) == 0 {
 		return nil
 	}
-	if err := s.stillHeld(ctx); err != nil {
+	if err := s.stillOurs(ctx); err != nil {
 		return fmt.Errorf("confirm: %w", err)
 	}
 	mayUseReserve := s.head.Kind == schema.KindRevert || s.head.Kind == schema.KindRollback
@@ -317,6 +372,10 @@ func (s *Store) confirm() error {
 	if err := syncPaths(dirs, nil); err != nil {
 		return fmt.Errorf("sync the applied ref: %w", err)
 	}
+	if err := s.settled(); err != nil {
+		return err
+	}
+	s.objects.looked = len(s.objects.recent)
 	s.applied = s.head
 	return nil
 }
@@ -345,12 +404,12 @@ func (s *Store) Retried() bool {
 // SetRetried durably makes refs/dtesn/retried/<env> name the head, which is
 // made durable with it, or removes the ref.
 //
-// Syscalls: those of Confirm, for another ref; or those of removeRef.
+// Syscalls: those of Confirm, for another ref; or those of stillOurs and removeRef.
 func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
-	if err := s.stillHeld(ctx); err != nil {
+	if err := s.stillOurs(ctx); err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
 	name := retriedRef(s.opts.Environment)

@@ -61,7 +61,7 @@ func (s *Store) compact() {
 		return
 	}
 	s.packAt = s.head.Index + packEvery
-	p := &packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, view: s.view(), keep: s.opts.KeepSnapshots}
+	p := &packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, view: s.view(), begin: s.begin, keep: s.opts.KeepSnapshots}
 	s.compaction = &compaction{make(chan struct{}), p}
 	go func() {
 		defer close(s.compaction.over)
@@ -98,10 +98,11 @@ func (s *Store) settleCompaction() {
 // A packer packs one repository, once. What it packs is at or below the view's
 // head.
 type packer struct {
-	repo *repo
-	log  *slog.Logger
-	view view
-	keep int // records to keep at least; 0 keeps all
+	repo  *repo
+	log   *slog.Logger
+	view  view
+	begin plumbing.Hash // where the view's history is cut, zero if nowhere
+	keep  int           // records to keep at least; 0 keeps all
 
 	// sound: the packs are those that were last seen to be whole, but for what
 	// was added here, and nothing was found damaged.
@@ -125,7 +126,7 @@ func (p *packer) run() {
 		p.log.Warn("packs of the history could not be joined; they stay as they are", "error", err)
 	}
 	if p.sound {
-		p.repo.noteWalked(plumbing.NewHash(p.view.head.Commit))
+		p.repo.noteWalked(plumbing.NewHash(p.view.head.Commit), p.begin)
 	}
 	if first == 0 {
 		return
@@ -141,8 +142,8 @@ func (p *packer) packDir() string { return filepath.Join(p.repo.objects(), "pack
 // seen reports whether the packs are those of the last note in the file walked,
 // or there are none yet. Others may hold anything: the next open looks.
 func (p *packer) seen() bool {
-	known, err := p.repo.walked()
-	if err != nil || !known.IsZero() {
+	_, _, known, err := p.repo.walked()
+	if err != nil || known {
 		return err == nil
 	}
 	packs, err := glob(p.packDir(), "pack-*")

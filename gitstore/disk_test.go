@@ -15,13 +15,13 @@ import (
 )
 
 // smallDisk is a file system of size bytes.
-func smallDisk(t *testing.T, size int) string {
+func smallDisk(t *testing.T, size int, more ...string) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting a small tmpfs needs root")
 	}
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, strings.Join(append(more, fmt.Sprintf("size=%d", size)), ",")); err != nil {
 		t.Skipf("mounting a small tmpfs: %v", err)
 	}
 	t.Cleanup(func() {
@@ -142,4 +142,46 @@ func fillAgain(t *testing.T, disk string) (free func()) {
 		t.Fatal(err)
 	}
 	return fillUp(t, dir)
+}
+
+// On a disk without an inode left, a change and what follows upon it go on record
+// by the files made ahead.
+func TestNoInodes(t *testing.T) {
+	f := newFixture(t)
+	disk := smallDisk(t, 8<<20, "nr_inodes=600")
+	f.dir = filepath.Join(disk, "state")
+	s, _ := f.open()
+	a := applied(t, s, 512)
+	for s.repo.fans < 256 {
+		s.Prepare()
+	}
+	for n := 0; ; n++ {
+		file, err := os.Create(filepath.Join(disk, fmt.Sprint("filler-", n)))
+		if errors.Is(err, syscall.ENOSPC) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := commit(t, s, change(1024))
+	s.Prepare()
+	c := commit(t, s, revert(b, a, "no memory"))
+	confirm(t, s)
+	expect(t, s, c, c)
+	for n := range 10 {
+		if _, err := s.Commit(t.Context(), change(2048+n)); errors.Is(err, syscall.ENOSPC) {
+			break
+		} else if err != nil || n == 9 {
+			t.Fatalf("no inode is left: %v", err)
+		}
+	}
+	head := s.Head()
+	s, repairs := f.reopen(s)
+	noRepairs(t, repairs)
+	expect(t, s, head, c)
+	f.fsck()
 }

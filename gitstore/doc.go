@@ -9,7 +9,7 @@
 //	<state>/lock             flock of the one writer; holds its pid
 //	<state>/reserve          1 MiB, given up for reverts on a full disk
 //	<state>/set-aside/       what was found damaged, under names that say why
-//	<state>/walked           down to where the history needs no second walk
+//	<state>/walked           down to where the history needs no second walk; where it begins
 //	<state>/snapshots.git/
 //	    refs/heads/<env>                 the head: the newest record
 //	    refs/dtesn/applied/<env>         the newest record known to run, durably
@@ -57,6 +57,7 @@
 //	content of an old record damaged         listed as damaged; no rollback goes to it
 //	gap in the history                       the history begins above it, by git's file shallow; what is whole below is kept
 //	shallow torn                             kept; made anew from a walk
+//	shallow hides what is there              the line is removed; those of other histories stay
 //	retried ref torn                         removed; one that does not name the head too
 //	other ref torn                           kept
 //	other ref names nothing                  kept
@@ -89,6 +90,10 @@
 //	read-only file system                    refused: mount it writable
 //	disk full                                opened; a repair may use the reserve
 //	reserve missing                          made again, once there is space
+//
+// A named pipe, a socket or a device counts as a file in a wrong place, and is
+// never waited for; found later, while the Store is open, it holds nothing, like
+// a torn file. As the lock it is refused: remove it.
 //
 // # When the directory goes away
 //

@@ -92,7 +92,7 @@ func writeDurable(path string, data []byte, perm fs.FileMode) error {
 // syncPath syncs a file or a directory: openat(O_RDONLY), fsync, close. The
 // error of an earlier write-back of the same file is reported here too.
 func syncPath(path string) error {
-	f, err := os.Open(path)
+	f, err := openNow(path)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func syncPaths(paths []string, missing func(path string)) error {
 	errs := make([]error, len(paths))
 	files := make([]*os.File, len(paths))
 	for i, path := range paths {
-		if files[i], errs[i] = os.Open(path); errs[i] == nil {
+		if files[i], errs[i] = openNow(path); errs[i] == nil {
 			_ = unix.SyncFileRange(int(files[i].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 		}
 	}
@@ -140,19 +140,68 @@ func syncPaths(paths []string, missing func(path string)) error {
 // errTooLarge says that something is larger than anything this package writes.
 var errTooLarge = errors.New("too large")
 
+// errIrregular says that a named pipe, a socket or a device stands where a file
+// belongs.
+var errIrregular = errors.New("not a regular file")
+
+// openNow opens a file or a directory for reading. A named pipe is not waited
+// for, as it would be until somebody writes into it.
+//
+// Syscalls: openat(O_RDONLY|O_NONBLOCK), which is nothing to a file.
+func openNow(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+}
+
+// openRegular opens a file, or a directory. What is neither is errIrregular.
+//
+// Syscalls: openat(O_RDONLY|O_NONBLOCK), fstat.
+func openRegular(path string) (*os.File, fs.FileInfo, error) {
+	irregular := &fs.PathError{Op: "open", Path: path, Err: errIrregular}
+	f, err := openNow(path)
+	if errors.Is(err, syscall.ENXIO) { // a socket
+		return nil, nil, irregular
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		err = irregular
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
 // readBounded reads a small file; one that is larger than limit bytes is
-// errTooLarge.
+// errTooLarge. What is no regular file holds nothing, like one that is torn.
+//
+// Syscalls: those of openRegular, read, close.
 func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, info, err := openRegular(path)
+	if errors.Is(err, errIrregular) {
+		return []byte{}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	var data []byte
+	switch size := info.Size(); {
+	case info.IsDir():
+		err = &fs.PathError{Op: "read", Path: path, Err: syscall.EISDIR}
+	case size > limit:
+		err = fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
+	default:
+		data = make([]byte, size)
+		n, rerr := io.ReadFull(f, data)
+		if data = data[:n]; !errors.Is(rerr, io.EOF) && !errors.Is(rerr, io.ErrUnexpectedEOF) { // cut short meanwhile
+			err = rerr
+		}
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
 	}
 	return data, nil
 }
@@ -172,6 +221,8 @@ func stateError(attempt, dir string, err error) error {
 		way = fmt.Sprintf("it must be readable and writable for uid %d: chown it, or choose another --state", os.Getuid())
 	case errors.Is(err, syscall.EROFS):
 		way = "the file system is mounted read-only: mount it writable, or choose another --state"
+	case errors.Is(err, errIrregular):
+		way = "it stands where a file belongs: remove it, or choose another --state"
 	case errors.Is(err, syscall.ENOTDIR):
 		way = "a file stands where a directory must be: remove it, or choose another --state"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

@@ -26,6 +26,8 @@ var foundAlone = map[string]func(*testing.T){
 	"read-only file system":    TestReadOnly,
 	"disk full":                TestFullAtOpen,
 	"reserve missing":          TestReserveIsMadeAgain,
+
+	"shallow hides what is there": TestNeedlessShallow,
 }
 
 // TestFound compares the table in the package doc with the tests: each line has

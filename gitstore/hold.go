@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"time"
 
-	"github.com/go-git/go-git/v5/plumbing"
+	"dtesn-agent/schema"
 )
 
 // Holding reports whether the state directory is there and this Store's. It may
@@ -61,13 +60,12 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 	} else if err != nil {
 		return false, stateError("read", s.opts.Dir, err)
 	}
-	head, applied := s.head, s.applied
-	s.forget()
-	if err := s.take(ctx); err != nil {
-		s.head, s.applied = head, applied
+	before := s.head
+	if err := s.readAnew(func() error { return s.take(ctx) }); err != nil {
 		return false, err
 	}
 	s.log.Info("the state directory is there again, and was read anew", "directory", s.opts.Dir, "head", idOf(s.head))
+	s.changed("the state directory was replaced while the agent ran", before)
 	return true, nil
 }
 
@@ -83,19 +81,48 @@ func (s *Store) stillHeld(ctx context.Context) error {
 
 // reopen reads the repository anew, which somebody else changed.
 func (s *Store) reopen(ctx context.Context) error {
+	before := s.head
 	s.abandonCompaction()
 	s.repo.dropBlanks()
 	s.repo.closePacks()
+	if err := s.readAnew(func() error { return s.open(ctx) }); err != nil {
+		return err
+	}
+	s.changed("the history was changed by somebody else while the agent ran", before)
+	return nil
+}
+
+// changed notes what stands now, if that is another head than before.
+func (s *Store) changed(found string, before *schema.Snapshot) {
+	if idOf(before) == idOf(s.head) && (before == nil || before.Commit == s.head.Commit) {
+		return
+	}
+	did, applied := "read anew: it is empty now", "none"
+	if s.applied != nil {
+		applied = s.applied.ID
+	}
+	if s.head != nil {
+		did = fmt.Sprintf("read anew: of %d records the head is %s, and %s is applied", s.Total(), idOf(s.head), applied)
+	}
+	s.repaired(fmt.Sprintf("%s, at %s", found, idOf(before)), did, "")
+}
+
+// readAnew forgets what is known of the repository and reads it by read. If that
+// fails, what was known stays known, whole; who wants to write reads again.
+func (s *Store) readAnew(read func() error) error {
+	was := s.standing
 	s.forget()
-	return s.open(ctx)
+	if err := read(); err != nil {
+		s.standing = was
+		return err
+	}
+	return nil
 }
 
 // forget forgets all that is known of the repository.
 func (s *Store) forget() {
-	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
+	s.standing = standing{repo: newRepo(s.opts.Dir, s.opts.Environment)}
 	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
-	s.head, s.applied, s.retried = nil, nil, plumbing.ZeroHash
-	s.headTime, s.commitTime = time.Time{}, time.Time{}
 }
 
 // Close gives the lock up. The Store must not be used afterwards. What is

@@ -58,9 +58,13 @@ func flock(ctx context.Context, f *os.File) error {
 
 // openLocked opens the file at path, makes it if need be, and takes its lock.
 func openLocked(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		// It is not set aside: another agent may be doing that, and hold the next.
+		return nil, errors.Join(&fs.PathError{Op: "open", Path: path, Err: errIrregular}, err, f.Close())
 	}
 	err = flock(ctx, f)
 	if errors.Is(err, unix.EBADF) { // NFS locks only what may be written
@@ -81,7 +85,7 @@ func openLocked(ctx context.Context, path string) (*os.File, error) {
 func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := openLocked(ctx, path)
-	held, _ := os.ReadFile(path)
+	held, _ := readBounded(path, maxRef)
 	pid, boot, _ := strings.Cut(strings.TrimSpace(string(held)), " ")
 	var atPath *fs.PathError
 	switch {
@@ -100,7 +104,7 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	now, _ := os.ReadFile(bootIDFile)
 	thisBoot := strings.TrimSpace(string(now))
 	l := &writerLock{file: f, path: path, killed: pid != "", cut: pid != "" && boot != thisBoot}
-	mark, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	mark, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		_ = f.Close()
 		return nil, stateError("write the lock of", dir, err)

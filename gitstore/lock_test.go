@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("GITSTORE_OPEN_IN"); dir != "" {
 		openOnce(dir)
 	}
+	if dir := os.Getenv("GITSTORE_PAUSE_IN"); dir != "" {
+		pauseOnce(dir)
+		os.Exit(0)
+	}
 	if dir := os.Getenv("GITSTORE_PRUNE_IN"); dir != "" {
 		pruneOnce(dir)
 		os.Exit(0)

@@ -30,6 +30,10 @@ type looseFile struct {
 type objectWriter struct {
 	repo     *repo
 	unsynced []looseFile
+	// recent are the files that were synced last, see again.go; so many of them
+	// were looked at by a Confirm.
+	recent []looseFile
+	looked int
 	// newDirs: directories were made under objects/ since the last sync, or it
 	// is not known.
 	newDirs bool
@@ -161,6 +165,7 @@ func (w *objectWriter) sync(further ...string) error {
 		w.suspect = true
 		return fmt.Errorf("sync the snapshot: %w", err)
 	}
+	w.remember()
 	w.unsynced, w.newDirs = w.unsynced[:0], false
 	return nil
 }

@@ -51,16 +51,8 @@ type Store struct {
 	log     *slog.Logger
 	lock    *writerLock // nil while the directory is away, see hold
 	holding atomic.Bool // lock is not nil
-	repo    *repo
-	objects objectWriter
-
-	head, applied *schema.Snapshot
-	first         int // index of the oldest record
-	retried       plumbing.Hash
-	// headTime is the committer time of the head, commitTime that of the commit
-	// being written.
-	headTime, commitTime time.Time
-	noReserve            bool
+	standing
+	noReserve bool
 
 	// compaction is what packs beside, nil if nothing does; packAt is the index
 	// from which on it is worth looking.
@@ -69,6 +61,20 @@ type Store struct {
 	// repairs are what was found; once opened, they are logged too.
 	repairs []Repair
 	opened  bool
+}
+
+// standing is what is known of the repository.
+type standing struct {
+	repo    *repo
+	objects objectWriter
+
+	head, applied *schema.Snapshot
+	first         int           // index of the oldest record
+	begin         plumbing.Hash // its line in the shallow file, zero if it is the first ever
+	retried       plumbing.Hash
+	// headTime is the committer time of the head, commitTime that of the commit
+	// being written.
+	headTime, commitTime time.Time
 }
 
 const (

@@ -145,7 +145,7 @@ type indexFile struct {
 func (f indexFile) Stat() (fs.FileInfo, error) { return f.file.Stat() }
 
 func openPack(base string) (*pack, error) {
-	idx, err := os.Open(base + ".idx")
+	idx, _, err := openRegular(base + ".idx")
 	if err != nil {
 		return nil, err
 	}
@@ -154,15 +154,11 @@ func openPack(base string) (*pack, error) {
 	if err := idxfile.NewDecoder(indexFile{bufio.NewReader(idx), idx}).Decode(p.index); err != nil {
 		return nil, err
 	}
-	if p.file, err = os.Open(base + ".pack"); err != nil {
-		return nil, err
-	}
-	info, err := p.file.Stat()
+	file, info, err := openRegular(base + ".pack")
 	if err != nil {
-		_ = p.file.Close()
 		return nil, err
 	}
-	p.size = info.Size()
+	p.file, p.size = file, info.Size()
 	return p, nil
 }
 

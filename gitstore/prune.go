@@ -18,8 +18,8 @@ import (
 // Pruning lets the oldest records go. It is done in two parts. Beside the
 // writer, at packing time, what stays of the packs that hold something old is
 // put into a new pack, durably. Then the writer's goroutine, while nobody waits,
-// sees that nothing written since needs what goes, writes the shallow file,
-// durably, and removes the old packs. A kill before the shallow file leaves the
+// sees that nothing written since needs what goes, nor any ref that was set since,
+// writes the shallow file, durably, and removes the old packs. A kill before the shallow file leaves the
 // history as it was, with some objects twice; after it, the history is cut, and
 // what is left of the old packs is found at open, or by the next pruning.
 
@@ -27,9 +27,11 @@ import (
 type pruning struct {
 	head    plumbing.Hash // where the history stood
 	first   int           // the oldest record from now on
+	begin   plumbing.Hash // its commit
 	cuts    cuts
-	victims map[string]bool // packs that hold what goes
-	sound   bool            // what is left was seen to be whole
+	victims map[string]bool            // packs that hold what goes
+	refs    map[plumbing.Hash]struct{} // what the refs named, all of which stays
+	sound   bool                       // what is left was seen to be whole
 }
 
 // boundary is the index of the record at which the history is to begin, 0 if
@@ -100,13 +102,18 @@ func (p *packer) reach(plan *pruning) (map[plumbing.Hash]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	had, err := p.repo.readCuts()
+	plan.begin = boundary
+	had, err := p.others(plan.first)
 	if err != nil {
 		return nil, err
 	}
 	refs, err := p.repo.refs()
 	if err != nil {
 		return nil, err
+	}
+	plan.refs = map[plumbing.Hash]struct{}{plan.head: {}}
+	for _, h := range refs {
+		plan.refs[h] = struct{}{}
 	}
 	keep := map[plumbing.Hash]bool{}
 	next := append(slices.Collect(maps.Values(refs)), plan.head)
@@ -139,6 +146,22 @@ func (p *packer) reach(plan *pruning) (map[plumbing.Hash]bool, error) {
 		}
 	}
 	return keep, nil
+}
+
+// others are the cuts but for those that would hide a part of the history from
+// record first on.
+func (p *packer) others(first int) (cuts, error) {
+	c, err := p.repo.readCuts()
+	if err != nil {
+		return nil, err
+	}
+	lines, err := p.repo.lines(c, p.view.head.Index)
+	for _, l := range lines {
+		if at, err := p.repo.chain.at(p.repo, p.view, l.index); err == nil && at == l.hash && l.index >= first {
+			delete(c, l.hash)
+		}
+	}
+	return c, err
 }
 
 // older are the records before the one with index first, which is boundary.
@@ -234,8 +257,8 @@ func (p *packer) victims(plan *pruning, keep map[plumbing.Hash]bool) (fresh map[
 // The point of no return is the rename of the shallow file: a crash before it
 // leaves the history whole, after it cut.
 //
-// Syscalls: for what was committed since the first part, read; those of
-// writeCuts; for each old pack those of dropPack.
+// Syscalls: for what was committed since the first part, and for all refs, openat,
+// fstat, read, close; those of writeCuts; for each old pack those of dropPack.
 func (s *Store) prune(plan *pruning) error {
 	if s.head == nil || s.applied == nil || s.applied.Index < plan.first {
 		return nil // another history by now
@@ -261,10 +284,15 @@ func (s *Store) prune(plan *pruning) error {
 	if err := s.repo.dropGraph(); err != nil {
 		return err
 	}
+	if stays, err := s.refsStay(plan, since); err != nil || !stays {
+		s.packAt = s.head.Index // plan again
+		return err
+	}
 	if err := s.repo.writeCuts(plan.cuts); err != nil {
 		return err
 	}
-	s.first = plan.first
+	s.first, s.begin = plan.first, plan.begin
+	s.objects.recent, s.objects.looked = s.objects.recent[s.objects.looked:], 0 // some may go
 	s.log.Info("old records were pruned", "from", before, "to", s.first-1, "left", s.Total())
 	for name := range plan.victims {
 		if err := s.repo.dropPack(name); err != nil {
@@ -273,9 +301,29 @@ func (s *Store) prune(plan *pruning) error {
 	}
 	s.repo.closePacks()
 	if plan.sound {
-		s.repo.noteWalked(plan.head)
+		s.repo.noteWalked(plan.head, plan.begin)
 	}
 	return nil
+}
+
+// refsStay reports whether all that the refs name now was looked at when the
+// pruning was planned, or was written since. A tag that a person set meanwhile
+// may name what would go; a branch that is not where the Store left it, another
+// history.
+func (s *Store) refsStay(plan *pruning, since []plumbing.Hash) (bool, error) {
+	refs, err := s.repo.refs()
+	if err != nil {
+		return false, err
+	}
+	if h := refs[headRef(s.opts.Environment)]; h != plumbing.NewHash(s.head.Commit) {
+		return false, nil
+	}
+	for _, h := range refs {
+		if _, planned := plan.refs[h]; !planned && !slices.Contains(since, h) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // since lists the objects of the records above the commit, and those that a

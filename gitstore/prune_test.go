@@ -156,6 +156,76 @@ func TestPruneKeepsOtherRefs(t *testing.T) {
 	f.beginsAt(s, all[59], s.first)
 }
 
+// A ref that appears between the plan and the cut keeps what it names, and the
+// history is pruned around it all the same.
+func TestPruneMeetsANewRef(t *testing.T) {
+	often(t)
+	for name, row := range map[string]struct {
+		args func(commit string) []string
+		kept string
+	}{
+		"a tag": {func(c string) []string { return []string{"tag", "mine", c} }, "refs/tags/mine"},
+		"an annotated tag": {func(c string) []string {
+			return []string{"-c", "user.name=P", "-c", "user.email=p@example.org", "tag", "-am", "good", "mine", c}
+		}, "refs/tags/mine^{commit}"},
+		"a branch": {func(c string) []string { return []string{"branch", "mine", c} }, "refs/heads/mine"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newMemory(t)
+			s, _ := f.openKeeping(10)
+			var all []*schema.Snapshot
+			for i := range 30 {
+				all = append(all, applied(t, s, 64+i))
+			}
+			s.Prepare()
+			<-s.compaction.over
+			if s.compaction.plan == nil {
+				t.Fatal("nothing is to be pruned")
+			}
+			want := all[4].Commit
+			f.git(row.args(want)...)
+			all = append(all, applied(t, s, 500))
+			for range 3 { // it is planned again, and cut
+				s.Prepare()
+				s.settleCompaction()
+			}
+			if s.first < 15 {
+				t.Errorf("the history begins at %d", s.first)
+			}
+			if got := f.git("show", "-s", "--format=%H", row.kept); got != want {
+				t.Errorf("%s names %s", row.kept, got)
+			}
+			if got := f.git("show", row.kept+":parameters.yaml") + "\n"; got != string(all[4].Config.Canonical()) {
+				t.Errorf("the record holds %q", got)
+			}
+			f.beginsAt(s, all[30], s.first)
+		})
+	}
+}
+
+// A repository that was replaced between the plan and the cut is not cut by what
+// was planned for another.
+func TestPruneMeetsAnotherHistory(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s, _ := f.openKeeping(10)
+	for i := range 26 {
+		applied(t, s, 64+i)
+	}
+	backup := f.backup()
+	for i := range 4 {
+		applied(t, s, 164+i)
+	}
+	s.Prepare()
+	<-s.compaction.over
+	f.replace(backup)
+	s.settleCompaction()
+	if got := f.git("rev-list", "--count", "production"); got != "26" {
+		t.Errorf("%s records are left of the backup", got)
+	}
+	f.fsck()
+}
+
 // Readers go on reading while the history is pruned under them.
 func TestPruneUnderReaders(t *testing.T) {
 	often(t)

@@ -134,12 +134,12 @@ func (s *Store) repairError(err error) error {
 // mended reads the two refs, once damaged packs are mended as far as they can
 // be.
 func (s *Store) mended() (head, applied named, err error) {
-	known, err := s.repo.walked()
+	_, _, known, err := s.repo.walked()
 	if err != nil {
 		return head, applied, stateError("read", s.opts.Dir, err)
 	}
 	// Packs that are not those of the last start are read from end to end.
-	for _, thorough := range []bool{known.IsZero(), true} {
+	for _, thorough := range []bool{!known, true} {
 		more, err := s.mendPacks(thorough)
 		if err != nil {
 			return head, applied, stateError("mend the packs in", s.opts.Dir, err)

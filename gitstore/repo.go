@@ -191,7 +191,10 @@ func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
 // verify reads a loose object of any size through and returns its type. One
 // that is not what its name says is errDamaged.
 func (r *repo) verify(h plumbing.Hash) (t plumbing.ObjectType, err error) {
-	f, err := os.Open(r.objectPath(h))
+	f, _, err := openRegular(r.objectPath(h))
+	if errors.Is(err, errIrregular) {
+		return 0, fmt.Errorf("%w: object %s: %w", errDamaged, h, err)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -177,14 +177,13 @@ func sameEnd(path string) (bool, error) {
 
 // tail reads the last n bytes of a file; nothing of a file that is shorter.
 func tail(path string, n int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, info, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil || info.Size() < n {
-		return nil, err
+	if info.Size() < n {
+		return nil, nil
 	}
 	end := make([]byte, n)
 	_, err = f.ReadAt(end, info.Size()-n)

