@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dtesn-agent/schema"
@@ -31,23 +32,17 @@ type Options struct {
 }
 
 // A Client speaks to one engine. It holds no state but the connection that
-// Prepare made, and is safe for concurrent use.
+// Prepare made and a habit of the engine, and is safe for concurrent use.
 type Client struct {
 	options Options
+	opening sync.WaitGroup // what Prepare began
+	// A request was answered, or was not, since Watch asked for it last.
+	answered, unanswered atomic.Bool
 
 	mu       sync.Mutex
-	prepared chan opened // what Prepare makes; nil if nothing is prepared
+	prepared *preparation // nil if nothing is prepared
+	abrupt   schema.Peer  // was met to close behind an answer without saying so
 }
-
-// An opened is a connection that bears our label, or why there is none.
-type opened struct {
-	session *session
-	err     error
-	at      time.Time
-}
-
-// preparedFor is how long a prepared connection may lie unused.
-const preparedFor = time.Second
 
 // New returns a Client. It does not dial: an engine may come later.
 func New(options Options) *Client {
@@ -131,7 +126,7 @@ func (c *Client) label(ctx context.Context, s *session) error {
 //   - unknown: all else. Broken is set when the connection broke and no
 //     timeout, ours or the caller's, cut it.
 //
-// It never retries.
+// No batch is sent again of which a byte may have reached the engine.
 func (c *Client) Send(ctx context.Context, batch schema.Batch) schema.Answer {
 	answer := c.send(ctx, batch)
 	if answer.Err != nil {
@@ -168,83 +163,6 @@ func (c *Client) send(ctx context.Context, batch schema.Batch) schema.Answer {
 	return answer
 }
 
-// Prepare begins to open the connection for a Send that follows soon, so that
-// Send need not wait for the dial and the label. It returns at once; without a
-// Send the connection is closed by the next Prepare or by Close.
-func (c *Client) Prepare() {
-	if c.options.ReadOnly {
-		return
-	}
-	ch := make(chan opened, 1)
-	c.mu.Lock()
-	old := c.prepared
-	c.prepared = ch
-	c.mu.Unlock()
-	go func() {
-		discard(old) // here, for it may still be dialing
-		ctx, cancel := context.WithTimeout(context.Background(), c.options.Timeout)
-		defer cancel()
-		s, err := c.open(ctx)
-		ch <- opened{s, err, time.Now()}
-	}()
-}
-
-// Close gives up what Prepare made, and waits for it. The Client can be used
-// again.
-func (c *Client) Close() error {
-	discard(c.take())
-	return nil
-}
-
-func (c *Client) take() chan opened {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	ch := c.prepared
-	c.prepared = nil
-	return ch
-}
-
-// giveBack leaves what is still being opened to the next Prepare or to Close.
-func (c *Client) giveBack(ch chan opened) {
-	c.mu.Lock()
-	if c.prepared == nil {
-		c.prepared, ch = ch, nil
-	}
-	c.mu.Unlock()
-	discard(ch) // there is a newer one: this one's own timeout bounds the wait
-}
-
-func discard(ch chan opened) {
-	if ch == nil {
-		return
-	}
-	if o := <-ch; o.err == nil {
-		o.session.close()
-	}
-}
-
-// labelled returns a connection that bears our label: the one that was made
-// ahead, if the engine has not closed it since, or a new one.
-func (c *Client) labelled(ctx context.Context) (*session, error) {
-	ch := c.take()
-	if ch == nil {
-		return c.open(ctx)
-	}
-	select {
-	case o := <-ch:
-		if o.err == nil && time.Since(o.at) < preparedFor && !o.session.spent && !o.session.gone() {
-			return o.session, nil
-		}
-		if o.err == nil {
-			o.session.close()
-		}
-		return c.open(ctx)
-	case <-ctx.Done():
-		c.giveBack(ch)
-		return nil, ctx.Err()
-	}
-}
-
 // open dials and sets the label.
 func (c *Client) open(ctx context.Context) (*session, error) {
 	s, err := c.dial(ctx)
@@ -256,6 +174,21 @@ func (c *Client) open(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// isAbrupt remembers that this engine closes a connection behind an answer
+// without saying so. A batch on such a connection would be lost, and not known
+// to be: from now on each request goes over one of its own, and says so.
+func (c *Client) isAbrupt(engine schema.Peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.abrupt = engine
+}
+
+func (c *Client) knowsAbrupt(engine schema.Peer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.abrupt == engine
 }
 
 // request is the body for batch: all six parameters, in canonical order.

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -322,56 +320,4 @@ func FuzzReasons(f *testing.F) {
 			}
 		}
 	})
-}
-
-// A prepared connection is used by the next Send; one that lay too long, that
-// could not be made, or that nobody used does no harm.
-func TestPrepare(t *testing.T) {
-	m := (&misbehaver{}).start(t)
-	c := m.client(time.Second)
-	batch := schema.Batch{Parameters: schema.Defaults(), SnapshotID: "snapshot_1_0001"}
-	c.Prepare()
-	c.Prepare() // twice is once
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
-		t.Fatalf("after Prepare: %s, %v", a.Verdict, a.Err)
-	}
-	c.Prepare()
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
-		t.Fatalf("after Close: %s, %v", a.Verdict, a.Err)
-	}
-	if n := m.batches.Load(); n != 2 {
-		t.Errorf("%d batches reached the engine, want 2", n)
-	}
-
-	gone := New(Options{Socket: filepath.Join(t.TempDir(), "none"), Environment: "production", Timeout: time.Second})
-	gone.Prepare()
-	if a := gone.Send(t.Context(), batch); a.Verdict != schema.VerdictNotSent {
-		t.Errorf("without an engine: %s", a.Verdict)
-	}
-}
-
-func TestAPreparedConnectionThatTheEngineLeftIsNotUsed(t *testing.T) {
-	t.Parallel()
-	left := make(chan struct{})
-	var once sync.Once
-	m := &misbehaver{onLabel: func(conn net.Conn, r *http.Request) bool {
-		_, _ = io.Copy(io.Discard, r.Body)
-		up := reply(conn, 200, `{"success": true}`)
-		once.Do(func() {
-			_ = conn.Close()
-			up = false
-			close(left)
-		})
-		return up
-	}}
-	m.start(t)
-	c := m.client(0)
-	c.Prepare()
-	<-left
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || m.batches.Load() != 1 {
-		t.Errorf("%s, %v; %d batches, want one accepted", a.Verdict, a.Err, m.batches.Load())
-	}
 }

@@ -4,7 +4,8 @@
 //
 // The Client keeps no connection: each operation dials anew, so that a
 // read-back can never be answered by what a broken connection left over, and
-// so that the Peer it names is who answered. Every operation ends within
+// so that the Peer it names is who answered. (Prepare keeps one, for a second;
+// Watch holds one where that is in nobody's way.) Every operation ends within
 // Options.Timeout, reads 1 MiB at most, and believes nothing it was not asked
 // to believe: from GET current it takes success, the six parameters and the
 // environment, and ignores the rest.

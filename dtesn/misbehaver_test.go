@@ -92,6 +92,11 @@ func (m *misbehaver) answer(conn net.Conn, r *http.Request) bool {
 	if custom != nil {
 		return custom(conn, r)
 	}
+	return m.behave(conn, r)
+}
+
+// behave answers with the good manners.
+func (m *misbehaver) behave(conn net.Conn, r *http.Request) bool {
 	body, _ := io.ReadAll(r.Body)
 	switch r.URL.Path {
 	case PathBatchUpdate:

@@ -24,32 +24,34 @@ const (
 	// unix(7) holds 108 with the final NUL.
 	MaxSocketPath = 107
 
-	maxHeader  = 64 << 10 // bytes of one answer's header
-	maxInterim = 5        // 1xx answers before the real one
+	maxHeader    = 64 << 10 // bytes of one answer's header
+	answerAtMost = maxHeader + MaxBody + 1
+	maxInterim   = 5 // 1xx answers before the real one
 )
 
 var errTooLarge error = &schema.AnswerError{Reason: fmt.Sprintf("the answer is larger than %d KiB: it is cut off", MaxBody>>10)}
 
 // A session is one connection to the engine and its Peer, for one operation.
-// It dials again only when the engine closed the connection behind an answer
-// and another request is to follow.
+// It dials again, the same Peer only, when the engine closed the connection
+// behind an answer and another request is to follow.
 //
 // net/http writes the request and reads the answer, without its Transport: a
 // Transport dials and retries as it sees fit, and here it must be known
 // whether a byte of a batch reached the socket.
 type session struct {
-	socket string
-	uid    *uint32 // whose socket it must be
+	client *Client
 	conn   *net.UnixConn
 	from   *bounded
 	reader *bufio.Reader
 	peer   schema.Peer
-	spent  bool // the last answer was the connection's last
+	used   bool // an answer came over this connection
+	spent  bool // it was the connection's last
 }
 
 // An exchangeError is why a request has no answer.
 type exchangeError struct {
 	sent   bool // bytes of the request reached the socket
+	silent bool // no byte of an answer came
 	broken bool // the connection broke, and no timeout
 	err    error
 }
@@ -60,7 +62,7 @@ func (e *exchangeError) Unwrap() error { return e.err }
 // dial connects to the engine. Its error says in one line what is wrong with
 // the socket and what to do.
 func (c *Client) dial(ctx context.Context) (*session, error) {
-	s := &session{socket: c.options.Socket, uid: c.options.UID}
+	s := &session{client: c}
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -68,27 +70,57 @@ func (c *Client) dial(ctx context.Context) (*session, error) {
 }
 
 func (s *session) connect(ctx context.Context) error {
-	if len(s.socket) > MaxSocketPath {
-		return fmt.Errorf("the socket's path is %d bytes long, a Unix socket takes %d at most: use a shorter path, or a link to its directory", len(s.socket), MaxSocketPath)
+	socket, uid := s.client.options.Socket, s.client.options.UID
+	if len(socket) > MaxSocketPath {
+		return fmt.Errorf("the socket's path is %d bytes long, a Unix socket takes %d at most: use a shorter path, or a link to its directory", len(socket), MaxSocketPath)
 	}
+	// Before the dial: a file that is replaced in between makes a Peer that no
+	// later one equals, and a restart is seen twice rather than never.
+	file := identity(socket)
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", s.socket)
+	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return explain(s.socket, err)
+		if errors.Is(err, syscall.EAGAIN) {
+			s.client.unanswered.Store(true)
+		}
+		return explain(socket, err)
 	}
 	s.conn = conn.(*net.UnixConn)
 	s.from = &bounded{reader: conn}
 	s.reader = bufio.NewReader(s.from)
-	s.spent = false
-	if s.peer, err = peerOf(s.conn, s.socket); err != nil {
+	s.used, s.spent = false, false
+	if s.peer, err = peerOf(s.conn, file); err != nil {
 		s.close()
 		return err
 	}
-	if s.uid != nil && s.peer.UID != *s.uid {
+	if uid != nil && s.peer.UID != *uid {
 		s.close()
-		return &schema.ForeignError{User: true, Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *s.uid)}
+		return &schema.ForeignError{User: true, Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *uid)}
 	}
 	return nil
+}
+
+// again is a fresh connection to the same engine.
+func (s *session) again(ctx context.Context) error {
+	before := s.peer
+	s.close()
+	if err := s.connect(ctx); err != nil {
+		return &exchangeError{err: err}
+	}
+	if s.peer != before {
+		return &exchangeError{err: errors.New("the engine restarted between two requests")}
+	}
+	return nil
+}
+
+// left reports whether the engine has closed a connection that it answered on
+// without saying so, and remembers it of the engine.
+func (s *session) left() bool {
+	gone := s.gone()
+	if gone {
+		s.client.isAbrupt(s.peer)
+	}
+	return gone
 }
 
 // gone reports whether the engine has closed the connection, or said what
@@ -112,13 +144,35 @@ func (s *session) close() { _ = s.conn.Close() }
 
 // do sends one request and reads its answer, both until ctx ends. The status
 // is set beside an error when a status line came and the body did not.
+//
+// A connection on which the engine has answered may be closed by now, and that
+// says nothing about the engine. Then the request goes over a fresh one: if no
+// byte of it was sent, or if asking twice does no harm and nothing came back.
 func (s *session) do(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
-	if s.spent {
-		s.close()
-		if err := s.connect(ctx); err != nil {
-			return 0, nil, &exchangeError{err: err}
+	kept := s.used
+	if s.spent || kept && s.left() {
+		if err := s.again(ctx); err != nil {
+			return 0, nil, err
 		}
+		kept = false
 	}
+	status, answer, err = s.exchange(ctx, method, path, body)
+	var lost *exchangeError
+	if !kept || !errors.As(err, &lost) || !lost.broken || !lost.silent {
+		return status, answer, err
+	}
+	s.client.isAbrupt(s.peer)
+	if lost.sent && path == PathBatchUpdate {
+		return status, answer, err
+	}
+	if err := s.again(ctx); err != nil {
+		return 0, nil, err
+	}
+	return s.exchange(ctx, method, path, body)
+}
+
+// exchange is one try of do.
+func (s *session) exchange(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
 	// A deadline in the past wakes a blocked read or write.
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -128,6 +182,7 @@ func (s *session) do(ctx context.Context, method, path string, body []byte) (sta
 		return 0, nil, &exchangeError{err: err}
 	}
 	request.Header.Set("User-Agent", "dtesn-agent")
+	request.Close = s.client.knowsAbrupt(s.peer)
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
@@ -139,13 +194,14 @@ func (s *session) do(ctx context.Context, method, path string, body []byte) (sta
 	if err != nil {
 		return 0, nil, s.fault(ctx, n > 0, err)
 	}
-	s.from.left = maxHeader + MaxBody + 1
+	s.from.left = answerAtMost
 	response, err := s.response(request)
 	if err != nil {
 		return 0, nil, s.fault(ctx, true, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	s.spent = response.Close
+	s.used, s.spent = true, response.Close || request.Close
+	s.client.answered.Store(true)
 	answer, err = io.ReadAll(io.LimitReader(response.Body, MaxBody+1))
 	if err == nil && len(answer) > MaxBody {
 		err = errTooLarge
@@ -170,7 +226,10 @@ func (s *session) response(request *http.Request) (*http.Response, error) {
 // fault says in words why an exchange failed, and what that means.
 func (s *session) fault(ctx context.Context, sent bool, err error) error {
 	s.spent = true
-	e := &exchangeError{sent: sent}
+	if ctx.Err() != nil {
+		s.client.unanswered.Store(true)
+	}
+	e := &exchangeError{sent: sent, silent: !sent || s.from.left == answerAtMost}
 	switch {
 	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 		e.err = fmt.Errorf("no whole answer in time: %w", context.Cause(ctx))
@@ -200,37 +259,6 @@ func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.reader.Read(p[:min(len(p), b.left)])
 	b.left -= n
 	return n, err
-}
-
-// peerOf names the process behind conn: SO_PEERCRED of unix(7), which is of
-// who called listen, and the socket file. A file that vanished meanwhile
-// counts as none.
-func peerOf(conn *net.UnixConn, socket string) (schema.Peer, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return schema.Peer{}, fmt.Errorf("ask who listens: %w", err)
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return schema.Peer{}, fmt.Errorf("ask who listens: %w", err)
-	}
-	if credErr != nil {
-		return schema.Peer{}, fmt.Errorf("ask who listens: %w", credErr)
-	}
-	return schema.Peer{PID: cred.Pid, UID: cred.Uid, Socket: identity(socket)}, nil
-}
-
-// identity names the file at path: another socket at the same path has another
-// one. It is "" while there is none.
-func identity(path string) string {
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return ""
-	}
-	return fmt.Sprintf("%d:%d:%d.%09d", st.Dev, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
 }
 
 // explain says what is wrong with a socket that cannot be dialed, and the way

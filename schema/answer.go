@@ -17,7 +17,7 @@ type Reading struct {
 type Peer struct {
 	PID int32
 	UID uint32
-	// Socket is the device, inode and change time of the socket file.
+	// Socket is the device, inode and birth of the socket file.
 	Socket string
 }
 

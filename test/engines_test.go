@@ -324,6 +324,10 @@ func TestProbation(t *testing.T) {
 	if v := onTrial(1100); !v.Ready || v.InSync || v.Attempted.Outcome != schema.Pending || v.Running.Confirmed || !strings.Contains(v.Hint, "agent rollback") {
 		t.Errorf("on probation: %+v", v.Status)
 	}
+	// Who opens the socket to a group does not restart the engine.
+	if err := errors.Join(os.Chmod(m.socket, 0o660), os.Link(m.socket, m.socket+".link")); err != nil {
+		t.Fatal(err)
+	}
 	m.awaitGood(1100)
 	if took := time.Since(begun); took < 2*time.Second {
 		t.Errorf("applied after %s of a window of 2 s", took)
@@ -395,6 +399,44 @@ func (m *matrix) onceMore() {
 	}
 	if kinds := m.snapshots(); !slices.ContainsFunc(kinds, func(s snap) bool { return s.Kind == "revert" && s.Outcome == "applied" }) || len(kinds) != m.records {
 		m.t.Errorf("%d records, want %d: %+v", len(kinds), m.records, kinds)
+	}
+}
+
+// TestARollbackDoesNotWaitForAHungLabel lets the connections for a change hang
+// before anything was sent. The engine is well by the time somebody orders a
+// rollback, and that need not wait for what it was.
+func TestARollbackDoesNotWaitForAHungLabel(t *testing.T) {
+	t.Parallel()
+	r := newBareRig(t)
+	e := newImpostor(t, r.socket)
+	r.declare(1024)
+	r.agent("--engine-timeout", "10m")
+	r.awaitApplied(1024)
+	r.declare(1088)
+	r.awaitApplied(1088)
+
+	arrived := make(chan struct{}, 100)
+	e.change(func() {
+		e.environment = func(w http.ResponseWriter, q *http.Request) {
+			arrived <- struct{}{}
+			e.hang(w, q)
+		}
+	})
+	r.declare(1100)
+	for range 2 { // the connection made ahead, and the one in its place
+		select {
+		case <-arrived:
+		case <-time.After(30 * time.Second):
+			t.Fatal("the label was not set")
+		}
+	}
+	e.good()
+	r.order("rollback", "1", "--reason", "night")
+	r.await("rolled back", func(v view) bool {
+		return v.State == apply.StateHeld && v.Ready && v.Current.ESNReservoirSize == 1024
+	})
+	if runs := e.running(); runs.ESNReservoirSize != 1024 {
+		t.Errorf("the engine runs %+v", runs)
 	}
 }
 

@@ -94,14 +94,25 @@ func kill(cmd *exec.Cmd) {
 // wait until it answers.
 func (r *rig) server(app, misbehave string, flags ...string) *exec.Cmd {
 	r.t.Helper()
+	return r.serve(r.uvicorn(app, misbehave, append([]string{"--uds", r.socket}, flags...)...))
+}
+
+// uvicorn is a server of app that is not yet started.
+func (r *rig) uvicorn(app, misbehave string, flags ...string) *exec.Cmd {
+	cmd := exec.Command("/usr/bin/python3", append([]string{"-m", "uvicorn", "--app-dir", "python", app}, flags...)...)
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "DTESN_SERVER_LOG="+r.logs, "DTESN_MISBEHAVE="+misbehave)
+	return cmd
+}
+
+// serve starts a server, with a log of its own for the evidence.
+func (r *rig) serve(cmd *exec.Cmd) *exec.Cmd {
+	r.t.Helper()
 	r.servers++
 	out, err := os.Create(filepath.Join(r.dir, fmt.Sprintf("server%d.log", r.servers)))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer out.Close()
-	cmd := exec.Command("/usr/bin/python3", append([]string{"-m", "uvicorn", "--app-dir", "python", "--uds", r.socket, app}, flags...)...)
-	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "DTESN_SERVER_LOG="+r.logs, "DTESN_MISBEHAVE="+misbehave)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // workers too
 	return r.process(cmd)

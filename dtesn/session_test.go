@@ -1,0 +1,133 @@
+package dtesn
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"dtesn-agent/schema"
+)
+
+// abruptly answers well and closes the connection after a while, without having
+// said so.
+func (m *misbehaver) abruptly(after time.Duration) func(net.Conn, *http.Request) bool {
+	return func(conn net.Conn, r *http.Request) bool {
+		_ = m.behave(conn, r)
+		if after > 0 {
+			timer := time.NewTimer(after)
+			defer timer.Stop()
+			<-timer.C
+		}
+		return false
+	}
+}
+
+// TestServersThatCloseBehindEachAnswer: HTTP/1.1 lets a server close what is
+// idle at any time. Whenever it does so, what runs is read, the label is set,
+// and a batch arrives.
+func TestServersThatCloseBehindEachAnswer(t *testing.T) {
+	t.Parallel()
+	for name, after := range map[string]time.Duration{"at once": 0, "a little later": 200 * time.Microsecond, "later": 5 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := &misbehaver{}
+			m.onBatch, m.onLabel, m.onCurrent = m.abruptly(after), m.abruptly(after), m.abruptly(after)
+			m.start(t)
+			c := m.client(0)
+			reading, err := c.Read(t.Context())
+			if err != nil || reading.Relabelled != "development" || reading.Environment != "production" {
+				t.Fatalf("read %+v, %v", reading, err)
+			}
+			for n := range int64(10) {
+				if n%2 == 0 {
+					c.Prepare()
+				}
+				if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || m.batches.Load() != n+1 {
+					t.Fatalf("%s, %v; batch %d, %d arrived", a.Verdict, a.Err, n+1, m.batches.Load())
+				}
+			}
+		})
+	}
+}
+
+// A batch that may have arrived is never sent twice, however its connection
+// ended; the next one goes over a connection of its own.
+func TestABatchIsNeverRepeated(t *testing.T) {
+	t.Parallel()
+	var batches atomic.Int64
+	m := (&misbehaver{onBatch: func(conn net.Conn, r *http.Request) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if batches.Add(1) == 1 {
+			return false
+		}
+		return reply(conn, 200, `{"success": true}`)
+	}}).start(t)
+	c := m.client(0)
+	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictUnknown || !a.Broken || batches.Load() != 1 {
+		t.Errorf("%s, %v; %d batches", a.Verdict, a.Err, batches.Load())
+	}
+	before := m.accepted.Load()
+	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || batches.Load() != 2 || m.accepted.Load() != before+2 {
+		t.Errorf("%s, %v; %d batches, %d connections more", a.Verdict, a.Err, batches.Load(), m.accepted.Load()-before)
+	}
+}
+
+// A batch that cannot reach the engine over a connection goes over another, and
+// reaches it once.
+func TestABatchThatWasNotSentGoesAgain(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*session, *net.UnixConn){
+		"a broken pipe":   func(s *session, _ *net.UnixConn) { s.visit() },
+		"half closed":     func(_ *session, engine *net.UnixConn) { _ = engine.CloseWrite() },
+		"closed":          func(_ *session, engine *net.UnixConn) { _ = engine.Close() },
+		"an answer ahead": func(_ *session, engine *net.UnixConn) { reply(engine, 408, "{}") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			labels := make(chan *net.UnixConn, 10)
+			m := &misbehaver{}
+			m.onLabel = func(conn net.Conn, r *http.Request) bool {
+				_ = replies(200, `{"success": true}`)(conn, r)
+				labels <- conn.(*net.UnixConn)
+				<-m.done // neither reads nor closes
+				return false
+			}
+			m.start(t)
+			c := m.client(0)
+			s, err := c.open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { s.close() }()
+			end(s, <-labels)
+			status, _, err := s.do(t.Context(), http.MethodPost, PathBatchUpdate, []byte("{}"))
+			if err != nil || status != http.StatusOK || m.batches.Load() != 1 || m.labelled.Load() != 1 {
+				t.Errorf("%d, %v; %d batches, %d labels", status, err, m.batches.Load(), m.labelled.Load())
+			}
+		})
+	}
+}
+
+// A request of an operation that began with one engine is not put to another.
+func TestAnOperationIsWithOneEngine(t *testing.T) {
+	t.Parallel()
+	m := (&misbehaver{onLabel: writes("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")}).start(t)
+	c := m.client(0)
+	s, err := c.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { s.close() }()
+	other := (&misbehaver{}).start(t)
+	if err := os.Rename(other.socket, m.socket); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = s.do(t.Context(), http.MethodPost, PathBatchUpdate, []byte("{}"))
+	if answer := judge(0, nil, err); answer.Verdict != schema.VerdictNotSent || other.batches.Load() != 0 {
+		t.Errorf("%s, %v; %d batches", answer.Verdict, err, other.batches.Load())
+	}
+}
