@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,7 +22,27 @@ const tempPrefix = "tmp-"
 
 var tempSerial atomic.Uint64
 
-// createTemp makes a new file in dir, which is made too if it is gone. A name
+// mkdirBelow makes dir and what is missing between base and it, not base itself:
+// where that is gone its disk was unmounted, and nothing is put in its place.
+//
+// Syscalls: mkdirat for each level.
+func mkdirBelow(base, dir string, perm fs.FileMode) error {
+	rel, err := filepath.Rel(base, dir)
+	if err != nil {
+		return err
+	}
+	at := base
+	for part := range strings.SplitSeq(rel, "/") {
+		at = filepath.Join(at, part)
+		if err := os.Mkdir(at, perm); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// createTemp makes a new file in dir. The repository's tmp/ is made anew if it is
+// gone, its other directories are not. A name
 // that is taken is what an earlier life left, which had the same pid: in a
 // container each has.
 //
@@ -33,11 +54,11 @@ func createTemp(dir string, perm fs.FileMode) (*os.File, error) {
 		switch {
 		case errors.Is(err, fs.ErrExist):
 			continue
-		case !errors.Is(err, fs.ErrNotExist) || made:
+		case !errors.Is(err, fs.ErrNotExist) || made || filepath.Base(filepath.Dir(dir)) != repoDir:
 			return f, err
 		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
+		if os.Mkdir(dir, 0o700) != nil {
+			return nil, err // the repository is gone, too
 		}
 		made = true
 	}

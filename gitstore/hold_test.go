@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"dtesn-agent/schema"
 )
 
 // TestDirectoryThatMoves takes the state directory away from a Store, and puts
@@ -102,4 +104,34 @@ func TestLeftByAnother(t *testing.T) {
 		t.Errorf("the other's lock says %q %v", data, err)
 	}
 	applied(t, o, 4096)
+}
+
+// TestNothingIsMadeBelowAMountPoint: what is written between the unmount and the
+// next look fails, and makes no directory in the place of the repository.
+func TestNothingIsMadeBelowAMountPoint(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	applied(t, s, 1024)
+	if err := os.Rename(f.dir, f.dir+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	s.repo.blanks, s.repo.fans = nil, 0
+	s.Prepare()
+	if _, err := s.append(commitOfTest(s), false); err == nil {
+		t.Error("a record was written")
+	}
+	if _, err := s.repo.placeRef(f.dir+"-away/"+lockFile, headRef("production")); err == nil {
+		t.Error("a ref was placed")
+	}
+	if _, err := os.Lstat(f.dir); err == nil {
+		t.Error("the directory was made anew")
+	}
+}
+
+func commitOfTest(s *Store) *schema.Snapshot {
+	snap, err := s.prepare(change(2048))
+	if err != nil {
+		panic(err)
+	}
+	return snap
 }

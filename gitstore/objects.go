@@ -123,7 +123,7 @@ func (w *objectWriter) move(tmp, path string) error {
 	err := os.Rename(tmp, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		w.newDirs = true
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+		if err = os.Mkdir(filepath.Dir(path), 0o755); err == nil {
 			err = os.Rename(tmp, path)
 		}
 	}

@@ -101,7 +101,7 @@ func (r *repo) placeRef(tmp, name string) (dirs []string, err error) {
 		for d := filepath.Dir(dirs[0]); len(d) >= len(r.dir); d = filepath.Dir(d) {
 			dirs = append(dirs, d)
 		}
-		if err = os.MkdirAll(dirs[0], 0o755); err == nil {
+		if err = mkdirBelow(r.dir, dirs[0], 0o755); err == nil {
 			err = os.Rename(tmp, path)
 		}
 	}
