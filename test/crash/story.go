@@ -251,6 +251,7 @@ func probationStory() *story {
 		}},
 		order("rollback", held(4), inSync(6), "rollback", "--reason", "the way back"),
 		overtaken(7),
+		change(8),
 		overtaken(9, refusedLine),
 		stopping(),
 		{name: "start with a change", phase: "start with a change", start: true, again: 2, do: declaring(11), want: inSync(11)},
