@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -50,14 +48,16 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	durable := !snap.Kind.Candidate()
 	mayUseReserve := snap.Kind == schema.KindRevert || snap.Kind == schema.KindRollback
 	var dirs []string
-	err = s.withReserve(mayUseReserve, func() error {
-		s.objects.forget(mark)
-		var err error
-		dirs, err = s.append(snap, durable)
+	err = s.withReserve(mayUseReserve, func() (err error) {
+		if dirs, err = s.append(snap, durable); full(err) {
+			s.objects.giveBack(mark)
+		}
+		if err != nil {
+			s.objects.forget(mark)
+		}
 		return err
 	})
 	if err != nil {
-		s.objects.forget(mark)
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
 	s.repo.cache.put(plumbing.NewHash(snap.Commit), snap)
@@ -76,79 +76,6 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 	}
 	return snap, nil
-}
-
-// stillOurs looks whether the head on the disk is the one that this Store put
-// there, before it is built upon or vouched for. A person may have removed the
-// repository, put a backup in its place, or committed on the branch: then what
-// lies there is read and repaired as at Open, so that no record stands on a
-// parent that is not there, and none of another's is written over, and the error
-// says to look again.
-//
-// A ref that is gone or says nothing is no word of somebody else, as long as the
-// record that it named is there: the disk lost it, and it is written anew.
-//
-// Syscalls: those of hold; openat, fstat, read, close of the head ref; of
-// packed-refs too where the ref is not loose.
-func (s *Store) stillOurs(ctx context.Context) error {
-	if err := s.stillHeld(ctx); err != nil {
-		return err
-	}
-	known := plumbing.ZeroHash
-	if s.head != nil {
-		known = plumbing.NewHash(s.head.Commit)
-	}
-	name := headRef(s.opts.Environment)
-	found, err := s.repo.readRef(name)
-	if err == nil && found == known {
-		return nil
-	}
-	if s.lostRef(name, found, err) {
-		return s.putBack(name, known, err)
-	}
-	if err != nil && fromDisk(err) {
-		return err
-	}
-	if err := s.reopen(ctx); err != nil {
-		return fmt.Errorf("the history was changed by somebody else and cannot be read anew: %w", err)
-	}
-	return fmt.Errorf("the history in %s was changed by somebody else while the agent ran; it was read anew, from %s on", s.repo.dir, idOf(s.head))
-}
-
-// lostRef reports whether the head ref, which reads as found or err, was lost
-// without a hand of somebody else. One in packed-refs alone may be the one
-// before: `git pack-refs` removes the loose file after a look at it, and the ref
-// may move between the two.
-func (s *Store) lostRef(name string, found plumbing.Hash, err error) bool {
-	switch {
-	case s.head == nil:
-		return false
-	case errors.Is(err, errTornRef), errors.Is(err, syscall.EIO), err == nil && found.IsZero():
-	case err == nil && found.String() == s.head.Parent:
-		if loose, err := exists(filepath.Join(s.repo.dir, name)); err != nil || loose {
-			return false
-		}
-	default:
-		return false
-	}
-	there, err := s.repo.stillHas(plumbing.NewHash(s.head.Commit))
-	return err == nil && there
-}
-
-// putBack writes the head ref anew that was lost.
-func (s *Store) putBack(name string, h plumbing.Hash, why error) error {
-	if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
-		return err
-	}
-	if err := s.repo.writeRef(name, h); err != nil {
-		return err
-	}
-	found := "the head ref was lost while the agent ran"
-	if why != nil {
-		found += fmt.Sprintf(" (%v)", why)
-	}
-	s.repaired(found, "it names "+idOf(s.head)+" again", "")
-	return nil
 }
 
 // append writes the record's objects and moves the head ref to its commit. The
@@ -333,7 +260,7 @@ func (s *Store) putEncoded(o interface {
 // parallel, openat, fsync, close of that file, of every object not yet synced,
 // of the directories of those, of the head ref and of its directory; newfstatat,
 // renameat (the applied ref), fsync (its directory); newfstatat of each object that
-// was synced since the last Confirm, see lookAgain.
+// was synced since the last Confirm, see lookAgain; those of writeNotes.
 func (s *Store) Confirm(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("confirm: %w", err)
@@ -376,7 +303,9 @@ func (s *Store) confirm() error {
 		return err
 	}
 	s.objects.looked = len(s.objects.recent)
+	before := noteOf(s.applied)
 	s.applied = s.head
+	s.writeNotes(before)
 	return nil
 }
 

@@ -7,9 +7,10 @@
 //	<state>/format           "1"; a newer one is refused
 //	<state>/identity         environment and instance the directory belongs to
 //	<state>/lock             flock of the one writer; holds its pid
-//	<state>/reserve          1 MiB, given up for reverts on a full disk
+//	<state>/reserve          1 MiB, given up by slices for reverts on a full disk
 //	<state>/set-aside/       what was found damaged, under names that say why
 //	<state>/walked           down to where the history needs no second walk; where it begins
+//	<state>/applied          what the applied ref names, noted once more, and named before
 //	<state>/snapshots.git/
 //	    refs/heads/<env>                 the head: the newest record
 //	    refs/dtesn/applied/<env>         the newest record known to run, durably
@@ -43,28 +44,30 @@
 //	head ref names nothing                   the same
 //	head ref behind applied                  the same; what it named is kept
 //	head ref unrelated to applied            the same; what it named is kept
-//	object of the head missing               the same: a candidate lost to a power cut; its commit is kept
+//	object of the head missing               the same: it was a candidate; its commit is kept
 //	object of the head torn                  the same; the torn file is kept
 //	record above the applied one damaged     the same
 //	foreign commit on the branch             kept; the head is the newest record below it
 //	foreign branch or tag                    left alone
-//	applied ref missing                      it names the newest record that another followed and did not gainsay
+//	applied ref missing                      it names the head, if that was noted; else the newest record that another followed and did not gainsay
 //	applied ref torn                         the same
 //	applied ref names nothing                the same
-//	applied ref unrelated to head            the same
+//	applied ref unrelated to head            the same; what it named is kept
 //	both refs lost                           the newest whole record is the head; applied as above
 //	no record readable                       the repository is kept, the history starts anew, with what the engine runs
+//	history not the one that was applied     taken as it is, and told
 //	content of an old record damaged         listed as damaged; no rollback goes to it
 //	gap in the history                       the history begins above it, by git's file shallow; what is whole below is kept
 //	shallow torn                             kept; made anew from a walk
 //	shallow hides what is there              the line is removed; those of other histories stay
-//	retried ref torn                         removed; one that does not name the head too
+//	retried ref torn                         removed
+//	retried ref unrelated to head            removed; what it named is kept, unless the history has it
 //	other ref torn                           kept
 //	other ref names nothing                  kept
 //	refs packed                              read from packed-refs
-//	packed-refs torn                         as for the refs that stood there
+//	packed-refs torn                         kept; made anew from the lines that are whole; the rest as for the refs that stood there
 //	HEAD torn                                written anew; also a missing one, or one that names another branch
-//	config torn                              written anew; a person's is left alone
+//	config torn                              kept; written anew; also one of another kind of repository; a person's is left alone
 //	stale lock                               removed, if dated a minute ago or ahead: git holds one for milliseconds
 //	lock that another holds                  waited for, a second; a packed ref that was to be removed stays
 //	leftover of a kill                       removed: tmp-*, snapshots.git.new-*, half a pack; tmp_* of git's, if an hour old
@@ -75,6 +78,7 @@
 //	pack without index                       the index is made anew
 //	index without pack                       kept
 //	pack torn                                kept; what can be read of it, and from nowhere else, is packed anew
+//	cache of git's torn                      kept: multi-pack-index, commit-graph
 //	objects borrowed                         taken in, if git's alternates name them all; else refused: mount what those name
 //	file or directory in a wrong place       kept; made anew
 //	file too large                           kept; as if it were missing
@@ -83,17 +87,18 @@
 //	repository a file                        kept; the history starts anew
 //	repository a link to nothing             refused: the disk with the history is not mounted
 //	format or identity torn                  written anew
+//	identity not that of the records         written anew, where the records and the settings agree
 //	format newer                             refused: upgrade the agent
 //	another environment or instance          refused: choose another --state
 //	state directory a file                   refused
 //	not readable or writable                 refused: chown it
 //	read-only file system                    refused: mount it writable
 //	disk full                                opened; a repair may use the reserve
-//	reserve missing                          made again, once there is space
+//	reserve missing                          made again, as large as the disk allows
 //
 // A named pipe, a socket or a device counts as a file in a wrong place, and is
 // never waited for; found later, while the Store is open, it holds nothing, like
-// a torn file. As the lock it is refused: remove it.
+// a torn file.
 //
 // # When the directory goes away
 //
@@ -101,8 +106,9 @@
 // lock it holds. If not (the disk was unmounted, to be repaired; the directory was
 // moved or replaced), it closes all that it has there, so that the disk is free,
 // and writes nothing until a history lies there again; that is locked, repaired
-// and read as at Open. A repository that was replaced in its place is read anew
-// too.
+// and read as at Open. A repository that was replaced in its place, or whose refs
+// somebody else moved, is read anew too; what was left behind is told, then and at
+// the next start.
 //
 // # How it stays small
 //

@@ -1,7 +1,7 @@
 package gitstore
 
 import (
-	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -227,12 +227,6 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// torn reports whether the content of a small text file is what a power cut
-// leaves: nothing, or bytes that were never written.
-func torn(data []byte) bool {
-	return len(bytes.TrimSpace(data)) == 0 || bytes.IndexByte(data, 0) >= 0
-}
-
 // stateError words a failure of the state directory itself: what was
 // attempted, on what, why it failed, and the way out.
 func stateError(attempt, dir string, err error) error {
@@ -257,6 +251,26 @@ func stateError(attempt, dir string, err error) error {
 func fromDisk(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno)
+}
+
+// foreign reports whether err is a judgement on a whole object that is not ours.
+func foreign(err error) bool { return errors.Is(err, errForeign) }
+
+// unlessCurable is err, unless it is damage or a foreign hand.
+func unlessCurable(err error) error {
+	if curable(err) {
+		return nil
+	}
+	return err
+}
+
+// joined is two errors on one line; the one, if they say the same, or there is no
+// other.
+func joined(a, b error) error {
+	if a == nil || b == nil || a.Error() == b.Error() {
+		return cmp.Or(a, b)
+	}
+	return fmt.Errorf("%w; %w", a, b)
 }
 
 func full(err error) bool {

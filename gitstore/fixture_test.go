@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-git/go-git/v5/plumbing"
+
 	"dtesn-agent/schema"
 )
 
@@ -46,7 +48,10 @@ func newMemory(t testing.TB) *fixture {
 		return newFixture(t)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return &fixture{t: t, dir: filepath.Join(dir, "state"), now: time.Now()}
+	if err := os.Mkdir(filepath.Join(dir, "001"), 0o755); err != nil { // as t.TempDir has it
+		t.Fatal(err)
+	}
+	return &fixture{t: t, dir: filepath.Join(dir, "001", "state"), now: time.Now()}
 }
 
 func (f *fixture) options() Options {
@@ -112,12 +117,19 @@ func (f *fixture) gitMay(args ...string) string {
 	return string(out)
 }
 
-// fsck is the judgement of git: no word of complaint but of what is dangling.
+// fsck is the judgement of git: no word of complaint but of what is dangling, and
+// nothing dangling that a person made.
 func (f *fixture) fsck() {
 	f.t.Helper()
+	repo := newRepo(f.dir, "production")
+	defer repo.closePacks()
 	for line := range strings.Lines(f.git("fsck", "--strict")) {
 		if !strings.HasPrefix(line, "dangling ") && !strings.HasPrefix(line, "notice: ") {
 			f.t.Errorf("git fsck: %s", line)
+		}
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "dangling commit ")
+		if c, err := repo.commit(plumbing.NewHash(name)); ok && (err != nil || c.Message == "by hand\n") || strings.HasPrefix(line, "dangling tag ") {
+			f.t.Errorf("what a person made is kept by nothing: %s %v", line, err)
 		}
 	}
 }

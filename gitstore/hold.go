@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-
-	"dtesn-agent/schema"
 )
 
 // Holding reports whether the state directory is there and this Store's. It may
@@ -16,6 +14,9 @@ func (s *Store) Holding() bool { return s.holding.Load() }
 
 // take takes the lock of the state directory and reads what lies there.
 func (s *Store) take(ctx context.Context) error {
+	if err := s.clearLock(ctx); err != nil {
+		return err
+	}
 	lock, err := acquireLock(ctx, s.opts.Dir)
 	if err != nil {
 		return err
@@ -65,46 +66,7 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 		return false, err
 	}
 	s.log.Info("the state directory is there again, and was read anew", "directory", s.opts.Dir, "head", idOf(s.head))
-	s.changed("the state directory was replaced while the agent ran", before)
-	return true, nil
-}
-
-// stillHeld is hold for who wants to write: what it stands on is another if the
-// directory was read anew.
-func (s *Store) stillHeld(ctx context.Context) error {
-	anew, err := s.hold(ctx)
-	if err == nil && anew {
-		err = fmt.Errorf("the state directory %s was replaced while the agent ran; it was read anew, from %s on", s.opts.Dir, idOf(s.head))
-	}
-	return err
-}
-
-// reopen reads the repository anew, which somebody else changed.
-func (s *Store) reopen(ctx context.Context) error {
-	before := s.head
-	s.abandonCompaction()
-	s.repo.dropBlanks()
-	s.repo.closePacks()
-	if err := s.readAnew(func() error { return s.open(ctx) }); err != nil {
-		return err
-	}
-	s.changed("the history was changed by somebody else while the agent ran", before)
-	return nil
-}
-
-// changed notes what stands now, if that is another head than before.
-func (s *Store) changed(found string, before *schema.Snapshot) {
-	if idOf(before) == idOf(s.head) && (before == nil || before.Commit == s.head.Commit) {
-		return
-	}
-	did, applied := "read anew: it is empty now", "none"
-	if s.applied != nil {
-		applied = s.applied.ID
-	}
-	if s.head != nil {
-		did = fmt.Sprintf("read anew: of %d records the head is %s, and %s is applied", s.Total(), idOf(s.head), applied)
-	}
-	s.repaired(fmt.Sprintf("%s, at %s", found, idOf(before)), did, "")
+	return true, s.changed(ctx, "the state directory was replaced while the agent ran", before)
 }
 
 // readAnew forgets what is known of the repository and reads it by read. If that

@@ -81,6 +81,41 @@ func openLocked(ctx context.Context, path string) (*os.File, error) {
 	return f, nil
 }
 
+// clearLock sets aside what is no regular file where the lock belongs. Those who
+// do so, and only they, hold the lock of the directory itself meanwhile: nobody's
+// lock file is moved away that was made a moment ago.
+func (s *Store) clearLock(ctx context.Context) error {
+	path := filepath.Join(s.opts.Dir, lockFile)
+	odd := func() (mode fs.FileMode, odd bool) {
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) { // a link to nothing, or nothing
+			info, err = os.Lstat(path)
+		}
+		if err != nil {
+			return 0, false
+		}
+		return info.Mode(), !info.Mode().IsRegular()
+	}
+	if _, is := odd(); !is {
+		return nil
+	}
+	dir, err := os.Open(s.opts.Dir)
+	if err == nil {
+		defer func() { _ = dir.Close() }()
+		err = flock(ctx, dir)
+	}
+	if mode, is := odd(); err == nil && is {
+		var kept string
+		if kept, err = s.setAside(path, "lock-is-"+dashed(kindOf(mode))); err == nil {
+			s.repaired(kindOf(mode)+" where "+lockFile+" belongs", "set aside", kept)
+		}
+	}
+	if err != nil {
+		return stateError("clear the lock of", s.opts.Dir, err)
+	}
+	return nil
+}
+
 // acquireLock takes the lock of the state directory, or says who holds it.
 func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	path := filepath.Join(dir, lockFile)

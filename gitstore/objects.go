@@ -23,6 +23,7 @@ import (
 type looseFile struct {
 	hash plumbing.Hash
 	data []byte // nil where an earlier process wrote it
+	made bool   // the file was not there before
 }
 
 // An objectWriter writes loose objects and remembers which of them are not
@@ -70,7 +71,7 @@ func (w *objectWriter) encode(t plumbing.ObjectType, content []byte) (looseFile,
 	if err = errors.Join(err, w.zw.Close()); err != nil {
 		return looseFile{}, fmt.Errorf("compress a %s: %w", t, err)
 	}
-	return looseFile{plumbing.ComputeHash(t, content), bytes.Clone(w.buf.Bytes())}, nil
+	return looseFile{hash: plumbing.ComputeHash(t, content), data: bytes.Clone(w.buf.Bytes())}, nil
 }
 
 // put writes an object, unsynced. A file that is there under its name is used
@@ -105,6 +106,7 @@ func (w *objectWriter) put(t plumbing.ObjectType, content []byte) (plumbing.Hash
 	if err := w.place(file, path); err != nil {
 		return file.hash, fmt.Errorf("write %s %s: %w", t, file.hash, err)
 	}
+	file.made = true
 	w.unsynced = append(w.unsynced, file)
 	return file.hash, nil
 }
@@ -181,6 +183,13 @@ func (w *objectWriter) rewrite() error {
 		path := w.repo.objectPath(file.hash)
 		if file.data == nil {
 			data, err := w.readAgain(file.hash)
+			if errors.Is(err, errDamaged) {
+				if _, perr := w.repo.packed(plumbing.AnyObject, file.hash); perr == nil { // and that is what is read
+					if err = w.setAside(path, "object-"+file.hash.String()+"-torn"); err == nil {
+						continue
+					}
+				}
+			}
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // packed by now; sync looks after it
 			}
@@ -257,4 +266,14 @@ func (w *objectWriter) forget(mark int) {
 		}
 	}
 	w.unsynced = w.unsynced[:mark]
+}
+
+// giveBack removes what was written since mark for a commit that the disk has no
+// space for: each further attempt would leave a little more, and nothing names it.
+func (w *objectWriter) giveBack(mark int) {
+	for _, file := range w.unsynced[min(mark, len(w.unsynced)):] {
+		if file.made {
+			_ = os.Remove(w.repo.objectPath(file.hash))
+		}
+	}
 }

@@ -52,15 +52,18 @@ type Store struct {
 	lock    *writerLock // nil while the directory is away, see hold
 	holding atomic.Bool // lock is not nil
 	standing
-	noReserve bool
+	reserveShort bool
 
 	// compaction is what packs beside, nil if nothing does; packAt is the index
 	// from which on it is worth looking.
 	compaction *compaction
 	packAt     int
-	// repairs are what was found; once opened, they are logged too.
-	repairs []Repair
-	opened  bool
+	// repairs are what was found; once opened, they are logged too. explained:
+	// one of them says why the history is not the one that was.
+	repairs   []Repair
+	explained bool
+	opened    bool
+	left      note // where it stood when the history was replaced
 }
 
 // standing is what is known of the repository.
@@ -143,7 +146,8 @@ func (o *Options) check() error {
 // open goes from a locked directory to a history that can be trusted. Nothing
 // is changed before it is clear that the directory is ours.
 func (s *Store) open(ctx context.Context) error {
-	for _, name := range []string{formatFile, identityFile, reserveFile, walkedFile} {
+	s.explained = false
+	for _, name := range []string{formatFile, identityFile, reserveFile, walkedFile, appliedFile} {
 		if err := s.clearPlace(filepath.Join(s.opts.Dir, name), false); err != nil {
 			return stateError("clear", s.opts.Dir, err)
 		}
@@ -160,7 +164,7 @@ func (s *Store) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if id != nil {
+	if id != nil && *id != (identity{s.opts.Environment, s.opts.Instance}) && !s.recordsAreOurs() {
 		if err := s.checkIdentity(id.Environment, id.Instance); err != nil {
 			return err
 		}
@@ -183,7 +187,9 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.writeMarks(id); err != nil {
 		return stateError("write into", s.opts.Dir, err)
 	}
-	s.noReserve = makeReserve(s.opts.Dir) != nil
+	s.settleNotes()
+	size, err := makeReserve(s.opts.Dir)
+	s.reserveShort = err != nil || size < reserveSize
 	return nil
 }
 
@@ -201,6 +207,7 @@ func (s *Store) findRepository(marked bool) (bool, error) {
 		if err != nil {
 			return false, stateError("clear", s.opts.Dir, err)
 		}
+		s.explained = true
 		s.repaired("a file where the snapshot repository belongs", "set aside; the history starts anew", kept)
 		return false, nil
 	case !errors.Is(err, fs.ErrNotExist):
@@ -214,6 +221,7 @@ func (s *Store) findRepository(marked bool) (bool, error) {
 		return false, stateError("read", s.opts.Dir, err)
 	}
 	if marked || format { // the marks are written last
+		s.explained = true
 		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
 	}
 	return false, nil
@@ -270,6 +278,34 @@ func (s *Store) checkIdentity(env schema.Environment, instance string) error {
 		s.opts.Dir, env, instance, s.opts.Environment, s.opts.Instance, env, shellWord(instance))
 }
 
+// recordsAreOurs reports whether the records are of this environment and
+// instance. A file beside them that says otherwise is wrong.
+func (s *Store) recordsAreOurs() bool {
+	ours := func(snap *schema.Snapshot) bool {
+		return snap.Environment == s.opts.Environment && snap.Instance == s.opts.Instance
+	}
+	for _, ref := range []string{headRef(s.opts.Environment), appliedRef(s.opts.Environment)} {
+		if n, err := s.look(ref); err == nil && n.snap != nil {
+			return ours(n.snap)
+		}
+	}
+	// The refs are lost: any record says whose the others are.
+	found := errors.New("one is enough")
+	is := false
+	_ = s.repo.eachObject(func(h plumbing.Hash) error {
+		if claimed, err := s.repo.claimed(h); err != nil || !claimed {
+			return unlessCurable(err)
+		}
+		snap, err := s.repo.snapshot(h)
+		if err != nil {
+			return unlessCurable(err)
+		}
+		is = ours(snap)
+		return found
+	})
+	return is
+}
+
 // shellWord quotes a word for a command line that people copy.
 func shellWord(s string) string {
 	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == "" {
@@ -290,13 +326,17 @@ func (s *Store) writeMarks(id *identity) error {
 			s.repaired(fmt.Sprintf("the file %s says %q", formatFile, cut(string(old), 80)), "written anew", "")
 		}
 	}
-	if id != nil {
+	ours := identity{s.opts.Environment, s.opts.Instance}
+	if id != nil && *id == ours {
 		return nil
 	}
-	if torn, err := exists(filepath.Join(s.opts.Dir, identityFile)); err == nil && torn {
-		s.repaired("the file "+identityFile+" is torn", "written anew, as the records and the settings say", "")
+	const did = "written anew, as the records and the settings say"
+	if id != nil {
+		s.repaired(fmt.Sprintf("the file %s names environment %q, instance %q, which the records do not", identityFile, id.Environment, cut(id.Instance, 80)), did, "")
+	} else if torn, err := exists(filepath.Join(s.opts.Dir, identityFile)); err == nil && torn {
+		s.repaired("the file "+identityFile+" is torn", did, "")
 	}
-	data, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
+	data, err := json.Marshal(ours)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,9 @@ func TestBackupUnderACandidate(t *testing.T) {
 				f.fsck()
 				next := applied(t, s, 4096)
 				s, repairs := f.reopen(s)
-				noRepairs(t, repairs)
+				if len(repairs) != 1 || !strings.HasPrefix(repairs[0].Found, replaced) {
+					t.Errorf("the next start says %v", repairs)
+				}
 				expect(t, s, next, next)
 				f.beginsAt(s, next, 1)
 			})

@@ -59,6 +59,8 @@ func TestPipes(t *testing.T) {
 		identityFile:                  {"d", "a named pipe where identity belongs"},
 		reserveFile:                   {"d", "a named pipe where reserve belongs"},
 		walkedFile:                    {"d", "a named pipe where walked belongs"},
+		appliedFile:                   {"d", "a named pipe where applied belongs"},
+		lockFile:                      {"d", "a named pipe where lock belongs"},
 		"snapshots.git/HEAD":          {"d", "a named pipe where HEAD belongs"},
 		"snapshots.git/config":        {"d", "a named pipe where config belongs"},
 		"snapshots.git/shallow":       {"d", "a named pipe where shallow belongs"},
@@ -108,18 +110,6 @@ func TestPipes(t *testing.T) {
 }
 
 const zeroHash = "0000000000000000000000000000000000000000"
-
-// TestPipeAsLock is refused: who sets a lock aside may take that of another.
-func TestPipeAsLock(t *testing.T) {
-	st := newStory(t)
-	path := filepath.Join(st.dir, lockFile)
-	st.pipe(path)
-	var err error
-	st.ends(path, func() { _, _, err = Open(context.Background(), st.options()) })
-	if err == nil || !strings.Contains(err.Error(), "not a regular file; it stands where a file belongs: remove it") {
-		t.Errorf("opened with a pipe for a lock: %v", err)
-	}
-}
 
 // TestPipesWhileOpen: a pipe that takes the place of a file under an open Store
 // is damage, not a wait.

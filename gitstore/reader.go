@@ -92,7 +92,16 @@ func (r *Reader) view() (view, error) {
 	case herr == nil && head == nil && applied != nil, herr != nil && aerr == nil && applied != nil:
 		head = applied
 	case herr != nil || aerr != nil:
-		return view{}, fmt.Errorf("read the history in %s: %w; the next start of the agent repairs it", r.repo.state, errors.Join(herr, aerr))
+		return view{}, fmt.Errorf("read the history in %s: %w; %s", r.repo.state, joined(herr, aerr), repairsIt)
+	case head == nil && applied == nil:
+		lost, err := r.repo.hasRecords()
+		if err != nil {
+			return view{}, fmt.Errorf("read the history in %s: %w", r.repo.state, err)
+		}
+		if lost {
+			return view{}, fmt.Errorf("the history in %s cannot be read as it stands: there are records, but neither %s nor %s; %s",
+				r.repo.state, headRef(r.repo.env), appliedRef(r.repo.env), repairsIt)
+		}
 	}
 	if head != nil && applied != nil && applied.Index > head.Index {
 		head = applied
@@ -100,6 +109,8 @@ func (r *Reader) view() (view, error) {
 	first, err := r.repo.first(head)
 	return view{head, applied, first}, err
 }
+
+const repairsIt = "the next start of the agent repairs it"
 
 // named reads the record that a ref names; nil if there is no such ref.
 func (r *Reader) named(ref string) (*schema.Snapshot, error) {
@@ -196,7 +207,7 @@ type identity struct {
 // newest record says the same.
 func readIdentity(state string) (*identity, error) {
 	data, err := readBounded(filepath.Join(state, identityFile), maxRef)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
 		return nil, nil
 	}
 	if err != nil {

@@ -194,6 +194,10 @@ func TestReaderWithoutAHistory(t *testing.T) {
 	if err := errors.Join(herr, aerr, terr, lerr); err != nil || head != nil || now != nil || total != 0 || len(list) != 0 {
 		t.Errorf("an empty history: %v %v %v %v, %v", head, now, total, list, err)
 	}
+	f.git("update-ref", "refs/heads/mine", f.commitTree(f.git("hash-object", "-wt", "tree", "/dev/null")))
+	if total, err := r.Total(); total != 0 || err != nil {
+		t.Errorf("an empty history beside a person's branch: %d %v", total, err)
+	}
 	if _, err := r.List(t.Context(), "snapshot_1_0001", 0); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "is empty") {
 		t.Errorf("a page of an empty history: %v", err)
 	}
@@ -226,6 +230,33 @@ func TestReaderOnDamage(t *testing.T) {
 			st.write(st.ref("dtesn/applied/production"), "")
 			st.write(st.ref("heads/production"), "")
 		}, 0},
+		"both refs missing": {func(st *story) {
+			st.remove(st.ref("dtesn/applied/production"))
+			st.remove(st.ref("heads/production"))
+		}, 0},
+		"both refs name what is missing": {func(st *story) {
+			for _, ref := range []string{"heads/production", "dtesn/applied/production"} {
+				st.write(st.ref(ref), strings.Repeat("5", 40)+"\n")
+			}
+		}, 0},
+		"no refs at all":         {func(st *story) { st.remove(st.repo("refs")) }, 0},
+		"no refs at all, packed": {func(st *story) { st.git("gc", "-q"); st.remove(st.repo(packedRefs)) }, 0},
+		"no refs at all, the pack torn": {func(st *story) {
+			st.git("gc", "-q")
+			st.remove(st.repo(packedRefs))
+			st.eachFile("objects/pack", func(path string) { st.halve(path) })
+		}, 0},
+		"no refs at all, every object torn": {func(st *story) {
+			st.eachFile("objects", func(path string) { st.write(path, "") })
+			st.remove(st.repo("refs"))
+		}, 0},
+		"identity of another environment": {func(st *story) {
+			st.write(filepath.Join(st.dir, identityFile), `{"environment": "staging", "instance": "web-1"}`)
+		}, 0},
+		"a person's branch, packed": {func(st *story) {
+			st.git("branch", "mine", st.commitTree("production^{tree}"))
+			st.git("gc", "-q")
+		}, 4},
 		"packed":             {func(st *story) { st.git("gc", "-q") }, 4},
 		"nothing is damaged": {func(*story) {}, 4},
 	} {
@@ -238,7 +269,7 @@ func TestReaderOnDamage(t *testing.T) {
 			if row.total != 0 && (err != nil || total != row.total) {
 				t.Errorf("total %d, %v, want %d", total, err, row.total)
 			}
-			if row.total == 0 && (err == nil || !strings.Contains(err.Error(), "the next start of the agent repairs it")) {
+			if row.total == 0 && (err == nil || !strings.Contains(err.Error(), repairsIt) || strings.Contains(err.Error(), "\n") || strings.Count(err.Error(), "is missing") > 1) {
 				t.Errorf("total %d, %v", total, err)
 			}
 			if _, err := r.List(t.Context(), "", 0); (err == nil) != (row.total != 0) {

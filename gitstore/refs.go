@@ -32,6 +32,12 @@ const (
 // short or filled with what was never written.
 var errTornRef = errors.New("the ref is torn")
 
+// whatOf is what was found instead of a ref, without its name.
+func whatOf(torn error) string {
+	_, what, _ := strings.Cut(torn.Error(), ", ")
+	return what
+}
+
 // readRef resolves a ref by its name: the loose file, and only if there is
 // none, packed-refs. A ref that does not exist is plumbing.ZeroHash and no
 // error; a torn one is errTornRef, never "does not exist".
@@ -41,11 +47,17 @@ func (r *repo) readRef(name string) (plumbing.Hash, error) {
 	case err == nil:
 		h, ok := parseHash(strings.TrimSpace(string(data)))
 		if !ok {
-			return plumbing.ZeroHash, fmt.Errorf("%s: %w (%d bytes)", name, errTornRef, len(data))
+			what := fmt.Sprintf("%d bytes that name no commit", len(data))
+			if len(data) == 0 {
+				what = "it is empty"
+			}
+			return plumbing.ZeroHash, fmt.Errorf("%w: %s, %s", errTornRef, name, what)
 		}
 		return h, nil
 	case errors.Is(err, syscall.EISDIR):
-		return plumbing.ZeroHash, fmt.Errorf("%s: %w (it is a directory)", name, errTornRef)
+		return plumbing.ZeroHash, fmt.Errorf("%w: %s, it is a directory", errTornRef, name)
+	case errors.Is(err, errTooLarge):
+		return plumbing.ZeroHash, fmt.Errorf("%w: %s, over %d bytes", errTornRef, name, maxRef)
 	case !errors.Is(err, fs.ErrNotExist):
 		return plumbing.ZeroHash, fmt.Errorf("read ref %s: %w", name, err)
 	}
@@ -68,7 +80,7 @@ func (r *repo) readPacked(name string) (plumbing.Hash, error) {
 		if h, ok := parseHash(hex); ok {
 			return h, nil
 		}
-		return plumbing.ZeroHash, fmt.Errorf("%s in packed-refs: %w", name, errTornRef)
+		return plumbing.ZeroHash, fmt.Errorf("%w: %s, in packed-refs", errTornRef, name)
 	}
 	return plumbing.ZeroHash, nil
 }

@@ -53,6 +53,7 @@ type named struct {
 	hash plumbing.Hash    // zero if the ref is absent or torn
 	snap *schema.Snapshot // nil unless it names a whole record of ours
 	bad  error            // why not: errTornRef, errDamaged or errForeign; nil if absent
+	gone bool             // no object has this name
 }
 
 func (n named) absent() bool { return n.snap == nil && n.bad == nil }
@@ -60,13 +61,26 @@ func (n named) absent() bool { return n.snap == nil && n.bad == nil }
 // look resolves a ref to its record. Only a disk or permissions that keep it
 // from being read are an error.
 func (s *Store) look(ref string) (named, error) {
-	n := named{ref: ref}
-	var err error
-	if n.hash, err = s.repo.readRef(ref); err == nil && !n.hash.IsZero() {
-		n.snap, err = s.repo.snapshot(n.hash)
+	h, err := s.repo.readRef(ref)
+	if err != nil || h.IsZero() {
+		n := named{ref: ref}
+		if curable(err) {
+			n.bad, err = err, nil
+		}
+		return n, err
 	}
-	if curable(err) {
-		n.bad, err = err, nil
+	n, err := s.lookAt(h)
+	n.ref = ref
+	return n, err
+}
+
+// lookAt is look for what a ref was found to name.
+func (s *Store) lookAt(h plumbing.Hash) (n named, err error) {
+	n.hash = h
+	if n.snap, err = s.repo.snapshot(h); curable(err) {
+		n.bad = err
+		n.gone, err = s.repo.has(h)
+		n.gone = !n.gone
 	}
 	return n, err
 }
@@ -84,12 +98,15 @@ func curable(err error) bool {
 //	whole           its ancestor    nothing to do
 //	absent          absent          an empty history, unless records are found, or
 //	                                what is left of some
-//	damaged         whole           a candidate lost to a power cut: head = applied
+//	damaged         whole           a candidate that was lost: head = applied
 //	foreign         whole           set aside; head = the newest of ours above applied
 //	not above it    whole           set aside; head = applied
 //	whole           not whole       applied = the newest record that its children do not gainsay
 //	not whole       not whole       the newest whole record becomes the head; if there
 //	                                is none, the repository is set aside and a new one made
+//
+// Whatever whole commit a ref named and names no longer is kept, unless it stands
+// in the history all the same.
 func (s *Store) repair(ctx context.Context) error {
 	if err := s.clearPlaces(); err != nil {
 		return stateError("clear", s.opts.Dir, err)
@@ -104,7 +121,7 @@ func (s *Store) repair(ctx context.Context) error {
 	err = s.tidy()
 	// Objects that were being written when the power went may be torn, though
 	// no ref names them: git fsck would find them.
-	if damaged := head.bad != nil || applied.bad != nil; err == nil && (damaged || s.lock.cut) {
+	if damaged := head.bad != nil || applied.bad != nil || (head.snap == nil) != (applied.snap == nil); err == nil && (damaged || s.lock.cut) {
 		err = errors.Join(s.sweepObjects(applied.snap), s.repo.dropGraph())
 	}
 	if err == nil {
@@ -146,6 +163,9 @@ func (s *Store) mended() (head, applied named, err error) {
 		}
 		if head, applied, err = s.whose(); err != nil {
 			return head, applied, err
+		}
+		if err := s.outdated(&head, &applied); err != nil {
+			return head, applied, stateError("read the history in", s.opts.Dir, err)
 		}
 		if head.snap != nil && applied.snap != nil {
 			if _, err = s.between(head.snap, applied.snap); curable(err) {
@@ -203,7 +223,9 @@ func (s *Store) settleRefs(ctx context.Context, head, applied named) error {
 // between walks from head down to above and returns the records on the way,
 // newest first, without above; nil stands for the beginning. A head that does
 // not stand above it in a history of ours is errForeign or errDamaged, and the
-// way goes as far as it can be followed.
+// way goes as far as it can be followed. A record of which only the commit is
+// whole is left out, where its child shows that it was applied once, so that it
+// was not lost as a candidate.
 func (s *Store) between(head, above *schema.Snapshot) ([]*schema.Snapshot, error) {
 	floor := 0
 	if above != nil {
@@ -211,12 +233,18 @@ func (s *Store) between(head, above *schema.Snapshot) ([]*schema.Snapshot, error
 	}
 	var way []*schema.Snapshot
 	at := head
-	for at.Index > floor {
-		way = append(way, at)
+	for whole := true; at.Index > floor; {
+		if whole {
+			way = append(way, at)
+		}
 		if at.Index == 1 {
 			return way, nil
 		}
-		parent, err := s.repo.snapshot(plumbing.NewHash(at.Parent))
+		h := plumbing.NewHash(at.Parent)
+		parent, err := s.repo.snapshot(h)
+		if whole = err == nil; errors.Is(err, errDamaged) && at.OutcomeOf == nil {
+			parent, err = s.repo.remains(h, at.Index-1, err)
+		}
 		if err != nil {
 			return way, err
 		}
@@ -232,26 +260,26 @@ func (s *Store) between(head, above *schema.Snapshot) ([]*schema.Snapshot, error
 }
 
 // backToApplied gives up a head that cannot be one. What a person put on the
-// branch is kept under a ref; what a power cut left cannot be.
-func (s *Store) backToApplied(ctx context.Context, head named, applied *schema.Snapshot) error {
+// branch is kept under a ref; what is damaged cannot be.
+func (s *Store) backToApplied(ctx context.Context, head named, applied *schema.Snapshot) (err error) {
 	back, kept := applied, ""
 	found := "the head ref is missing"
 	switch {
-	case errors.Is(head.bad, errForeign):
+	case foreign(head.bad):
 		found = fmt.Sprintf("the branch %s names %s, which is not the agent's (%v)", s.opts.Environment, head.hash, head.bad)
-		kept = setAsideRefs + "/" + s.stamp()
-		if err := s.repo.writeRef(kept, head.hash); err != nil {
+		if kept, err = s.keep(head.hash); err != nil {
 			return err
 		}
-		own, err := s.ownTip(ctx, head.hash, applied)
-		if err != nil {
+		if back, err = s.ownTip(ctx, head.hash, applied); err != nil {
 			return err
 		}
-		back = own
 	case errors.Is(head.bad, errTornRef):
-		found = "the head ref is torn: a candidate was lost to a power cut"
+		found = "the head ref is torn (" + whatOf(head.bad) + ")"
 	case head.bad != nil:
-		found = fmt.Sprintf("the head was lost to a power cut (%v)", head.bad)
+		found = fmt.Sprintf("the head is not whole (%v)", head.bad)
+		if head.gone {
+			found = fmt.Sprintf("the head ref names %s, which is not there", head.hash)
+		}
 		if err := s.setLostAside(head.hash); err != nil {
 			return err
 		}
@@ -308,6 +336,10 @@ func (s *Store) rebuildApplied(ctx context.Context, head *schema.Snapshot, appli
 	if err != nil {
 		return err
 	}
+	kept, err := s.keepNamed(ctx, applied)
+	if err != nil {
+		return err
+	}
 	s.head, s.applied = head, settled
 	if settled == nil && applied.absent() {
 		return nil
@@ -323,21 +355,34 @@ func (s *Store) rebuildApplied(ctx context.Context, head *schema.Snapshot, appli
 		if err := s.leaveLocked(applied.ref, s.repo.removeRef(ctx, applied.ref)); err != nil {
 			return err
 		}
-		s.repaired(found, "no record is known to be applied; "+head.ID+" is pending", "")
+		s.repaired(found, "no record is known to be applied; "+head.ID+" is pending", kept)
 		return nil
 	}
 	if err := s.repo.writeRef(applied.ref, plumbing.NewHash(settled.Commit)); err != nil {
 		return err
 	}
-	s.repaired(found, "it names "+settled.ID+" again, the newest record that was followed by another and not rejected", "")
+	why := "the newest record that was followed by another and not rejected"
+	if s.wasApplied(settled) {
+		why = "which was noted to be applied"
+	}
+	s.repaired(found, "it names "+settled.ID+" again, "+why, kept)
+	if _, err := s.between(head, settled); curable(err) { // as for a ref that is whole
+		return s.backToApplied(ctx, named{ref: headRef(s.opts.Environment), hash: hashOf(head), bad: err}, settled)
+	} else if err != nil {
+		return err
+	}
 	return nil
 }
 
-// lastSettled is the newest whole record below head that must have been
-// applied: one that was followed by a record which does not say otherwise. A
-// candidate is open until it is applied or its child says what became of it,
-// and nothing is put upon an open one. nil if there is none.
+// lastSettled is the newest whole record, from head down, that must have been
+// applied: head itself, if that was noted; else one that was followed by a record
+// which does not say otherwise. A candidate is open until it is applied or its
+// child says what became of it, and nothing is put upon an open one. nil if there
+// is none.
 func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
+	if s.wasApplied(head) {
+		return head, nil
+	}
 	child := head
 	for child.Parent != "" {
 		h := plumbing.NewHash(child.Parent)
@@ -349,7 +394,7 @@ func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
 			snap, err = s.repo.remains(h, child.Index-1, err)
 		}
 		if curable(err) {
-			return nil, nil // the history is cut here
+			return s.notedBelow(head) // the history is cut here
 		}
 		if err != nil {
 			return nil, err
@@ -360,22 +405,27 @@ func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
 }
 
 // settleRetried drops a retried ref that does not name the head: it means
-// nothing, and may name what a power cut took.
+// nothing, and may name what is lost.
 func (s *Store) settleRetried(ctx context.Context) error {
-	name := retriedRef(s.opts.Environment)
-	h, err := s.repo.readRef(name)
-	switch {
-	case errors.Is(err, errTornRef):
-		s.repaired("the retried ref is torn", "removed", "")
-	case err != nil:
+	n, err := s.look(retriedRef(s.opts.Environment))
+	if err != nil || n.absent() {
 		return err
-	case h.IsZero():
-		return nil
-	case s.head != nil && h == plumbing.NewHash(s.head.Commit):
-		s.retried = h
+	}
+	if s.head != nil && n.hash == plumbing.NewHash(s.head.Commit) {
+		s.retried = n.hash
 		return nil
 	}
-	return s.leaveLocked(name, s.repo.removeRef(ctx, name))
+	kept, err := s.keepNamed(ctx, n)
+	if err != nil {
+		return err
+	}
+	switch {
+	case kept != "":
+		s.repaired(fmt.Sprintf("the retried ref names %s, which is not in the history", n.hash), "removed", kept)
+	case errors.Is(n.bad, errTornRef):
+		s.repaired("the retried ref is torn ("+whatOf(n.bad)+")", "removed", "")
+	}
+	return s.leaveLocked(n.ref, s.repo.removeRef(ctx, n.ref))
 }
 
 // syncApplied syncs the move of the applied ref. A process that was killed

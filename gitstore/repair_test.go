@@ -30,6 +30,11 @@ func TestRepair(t *testing.T) {
 				st.fsck()
 			}
 			checkRefs(t, st.fixture, s)
+			s, repairs = st.reopen(s) // what was repaired stays so
+			if len(repairs) > 0 && (s.Head() != nil || !strings.HasPrefix(repairs[0].Found, replaced)) {
+				t.Errorf("repaired twice: %v", repairs)
+			}
+			expect(t, s, records[row.head], records[row.applied])
 			total := s.Total()
 			next := 1
 			if s.Head() != nil {

@@ -222,11 +222,11 @@ func (r *repo) verify(h plumbing.Hash) (t plumbing.ObjectType, err error) {
 }
 
 func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) error {
-	if t != want && want != plumbing.AnyObject {
-		return fmt.Errorf("%w: %s is a %s, not a %s", errDamaged, h, t, want)
-	}
 	if plumbing.ComputeHash(t, content) != h {
 		return fmt.Errorf("%w: the content of %s %s is another", errDamaged, t, h)
+	}
+	if t != want && want != plumbing.AnyObject {
+		return fmt.Errorf("%w: %s is a %s, not a %s", errForeign, h, t, want)
 	}
 	return nil
 }

@@ -5,13 +5,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 const zeros = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
 const (
-	lostHead  = "the head was lost to a power cut"
-	tornHead  = "the head ref is torn: a candidate was lost to a power cut"
+	lostHead  = "the head is not whole ("
+	noHead    = "the head ref names "
+	tornHead  = "the head ref is torn ("
 	noApplied = "the applied ref is missing"
 	noTrust   = "the applied ref cannot be trusted"
 	setAside  = "a torn object"
@@ -19,6 +21,10 @@ const (
 	tornRef   = "is torn"
 	thePack   = "the pack pack-"
 	isLost    = " of the history is lost"
+	theConfig = "config of the repository "
+	replaced  = "the agent stood at "
+
+	oldRetried = "the retried ref names "
 )
 
 // A repairRow is one kind of damage. head and applied are the letters of the
@@ -40,12 +46,12 @@ func repairRows() []repairRow {
 	half := func(expr string) func(*story) { return func(st *story) { st.halve(st.file(expr)) } }
 	rows := []repairRow{
 		{"nothing amiss", func(*story) {}, "d", "b", nil, false},
-		{"head ref torn: empty", ref("heads/production", ""), "b", "b", []string{tornHead}, false},
+		{"head ref torn: empty", ref("heads/production", ""), "b", "b", []string{tornHead + "it is empty): the head is the applied record "}, false},
 		{"file or directory in a wrong place: head ref", func(st *story) { toDir(st.t, st.ref("heads/production")) }, "b", "b", []string{"a directory where refs/heads/production belongs", "the head ref is missing"}, false},
 		{"head ref torn: NULs", ref("heads/production", zeros+zeros), "b", "b", []string{tornHead}, false},
 		{"head ref torn: cut short", ref("heads/production", "0123456789abcdef"), "b", "b", []string{tornHead}, false},
 		{"head ref missing", func(st *story) { st.remove(st.ref("heads/production")) }, "b", "b", []string{"the head ref is missing"}, false},
-		{"head ref names nothing", ref("heads/production", strings.Repeat("5", 40)+"\n"), "b", "b", []string{lostHead}, false},
+		{"head ref names nothing", ref("heads/production", strings.Repeat("5", 40)+"\n"), "b", "b", []string{noHead}, false},
 		{"record above the applied one damaged: torn", half("production~1"), "b", "b", []string{setAside, lostHead}, false},
 		{"record above the applied one damaged: missing", rm("production~1"), "b", "b", []string{lostHead}, false},
 		{"record above the applied one damaged: tree missing", rm("production~1^{tree}"), "b", "b", []string{lostHead}, false},
@@ -74,14 +80,15 @@ func repairRows() []repairRow {
 			st.remove(st.file("production~2:snapshot.json"))
 			st.write(st.ref("heads/production"), "")
 		}, "d", "a", []string{neither, noTrust}, true},
-		{"retried ref torn", ref("dtesn/retried/production", ""), "d", "b", []string{"the retried ref is torn"}, false},
-		{"other ref torn", ref("tags/mine", ""), "d", "b", []string{"the ref refs/tags/mine " + tornRef}, false},
+		{"retried ref torn", ref("dtesn/retried/production", ""), "d", "b", []string{"the retried ref is torn (it is empty)"}, false},
+		{"other ref torn: empty", ref("tags/mine", ""), "d", "b", []string{"the ref refs/tags/mine " + tornRef}, false},
+		{"other ref torn: words", ref("tags/mine", "hello\n"), "d", "b", []string{"the ref refs/tags/mine " + tornRef}, false},
 	}
 	for _, object := range []struct{ name, expr string }{
 		{"commit", "production"}, {"tree", "production^{tree}"}, {"snapshot.json", "production:snapshot.json"}, {"parameters.yaml", "production:parameters.yaml"},
 	} {
 		rows = append(rows,
-			repairRow{"object of the head missing: " + object.name, rm(object.expr), "b", "b", []string{lostHead}, false},
+			repairRow{"object of the head missing: " + object.name, rm(object.expr), "b", "b", []string{map[bool]string{true: noHead, false: lostHead}[object.name == "commit"]}, false},
 			repairRow{"object of the head torn: " + object.name + " empty", empty(object.expr), "b", "b", []string{setAside, lostHead}, false},
 			repairRow{"object of the head torn: " + object.name + " cut short", half(object.expr), "b", "b", []string{setAside, lostHead}, false},
 			repairRow{"object of the head torn: " + object.name + " another", func(st *story) {
@@ -93,7 +100,7 @@ func repairRows() []repairRow {
 			}, "b", "b", []string{setAside, lostHead}, false},
 		)
 	}
-	return slices.Concat(rows, fileRows(), personRows(), packRows(), placeRows(), leftRows(), largeRows(), borrowRows())
+	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), leftRows(), largeRows(), borrowRows())
 }
 
 // fileRows damage the files around refs and objects.
@@ -101,14 +108,37 @@ func fileRows() []repairRow {
 	file := func(name, content string) func(*story) {
 		return func(st *story) { st.write(st.repo(name), content) }
 	}
+	identity := func(content string) func(*story) {
+		return func(st *story) { st.write(filepath.Join(st.dir, identityFile), content) }
+	}
 	return []repairRow{
+		{"identity not that of the records: environment", identity(`{"environment": "staging", "instance": "web-1"}`), "d", "b", []string{`the file identity names environment "staging", instance "web-1"`}, false},
+		{"identity not that of the records: instance", identity(`{"environment": "production", "instance": "web-2"}`), "d", "b", []string{`the file identity names environment "production", instance "web-2"`}, false},
 		{"HEAD torn: empty", file("HEAD", ""), "d", "b", []string{`HEAD of the repository says ""`}, false},
 		{"HEAD torn: missing", func(st *story) { st.remove(st.repo("HEAD")) }, "d", "b", []string{"HEAD of the repository is missing"}, false},
 		{"HEAD torn: another branch", file("HEAD", "ref: refs/heads/master\n"), "d", "b", []string{"HEAD of the repository says"}, false},
-		{"config torn: empty", file("config", ""), "d", "b", []string{`config of the repository says ""`}, false},
-		{"config torn: NULs", file("config", zeros), "d", "b", []string{"config of the repository says"}, false},
-		{"config torn: missing", func(st *story) { st.remove(st.repo("config")) }, "d", "b", []string{"config of the repository is missing"}, false},
-		{"nothing amiss: config a person's", file("config", configText+"[user]\n\tname = P\n"), "d", "b", nil, false},
+		{"HEAD torn: large", file("HEAD", strings.Repeat("x", maxRef+1)), "d", "b", []string{"HEAD of the repository has over"}, false},
+		{"config torn: empty", file("config", ""), "d", "b", []string{theConfig + "is empty: written anew"}, false},
+		{"config torn: NULs", file("config", zeros), "d", "b", []string{theConfig + "cannot be used: git cannot read it"}, false},
+		{"config torn: missing", func(st *story) { st.remove(st.repo("config")) }, "d", "b", []string{theConfig + "is missing"}, false},
+		{"config torn: brackets", file("config", "[[[\n"), "d", "b", []string{theConfig + "cannot be used: git cannot read it: 1:2"}, false},
+		{"config torn: a line behind", file("config", configText+"[[["), "d", "b", []string{theConfig + "cannot be used: git cannot read it"}, false},
+		{"config torn: a key that is none", file("config", configText+"\tö = 1\n"), "d", "b", []string{theConfig + "cannot be used: git cannot read it"}, false},
+		{"config torn: cut short", file("config", configText[:12]), "d", "b", []string{theConfig + "cannot be used: it does not say bare = true"}, false},
+		{"config torn: not bare", file("config", strings.Replace(configText, "bare = true", "bare = perhaps", 1)), "d", "b", []string{theConfig + "cannot be used: it does not say bare"}, false},
+		{"config torn: another format", file("config", strings.Replace(configText, "version = 0", "version = 2", 1)), "d", "b", []string{theConfig + `cannot be used: repositoryformatversion is "2"`}, false},
+		{"config torn: another hash", file("config", strings.Replace(configText, "version = 0", "version = 1", 1)+"[extensions]\n\tobjectFormat = sha256\n"), "d", "b", []string{theConfig + "cannot be used: the repository is not one with"}, false},
+		{"nothing amiss: config a person's", file("config", strings.Replace(configText, "version = 0", "version = 1", 1)+`[user]
+	name = P
+[alias]
+	l = "!f() { echo \"$1\"; }; f"
+[remote "origin"]
+	url = git@example.org:x.git
+[include]
+	path = ~/nowhere
+[extensions]
+	preciousObjects = true
+`), "d", "b", nil, false},
 		{"stale lock", func(st *story) {
 			for _, path := range []string{st.repo("HEAD.lock"), st.repo("packed-refs.lock"), st.ref("heads/production.lock"), st.repo("objects", "info", "commit-graph.lock")} {
 				st.write(path, "")
@@ -145,7 +175,7 @@ func fileRows() []repairRow {
 		{"no record readable: objects and refs gone", func(st *story) {
 			st.remove(st.repo("objects"))
 			st.remove(st.repo("refs"))
-		}, "", "", []string{"objects of the repository", "refs of the repository"}, false},
+		}, "", "", []string{"objects of the repository", "refs of the repository", replaced}, false},
 		{"repository missing", func(st *story) { st.remove(st.repo()) }, "", "", []string{"the snapshot repository is gone from the state directory: the history starts anew"}, false},
 		{"repository missing: identity torn", func(st *story) {
 			st.remove(st.repo())
@@ -198,6 +228,19 @@ func personRows() []repairRow {
 			st.git("pack-refs", "--all")
 			st.write(st.repo(packedRefs), "")
 		}, "d", "b", []string{neither, noApplied}, false},
+		{"packed-refs torn: words between", func(st *story) {
+			st.git("tag", "mine", st.a.Commit)
+			st.git("pack-refs", "--all")
+			data, err := os.ReadFile(st.repo(packedRefs))
+			if err != nil {
+				st.t.Fatal(err)
+			}
+			st.write(st.repo(packedRefs), string(data)+"[[[\n"+st.a.Commit+" refs/tags/a..b\n^"+st.a.Commit+"\n"+st.a.Commit+" refs/tags/cut")
+		}, "d", "b", []string{"packed-refs has 4 lines that git cannot read"}, false},
+		{"packed-refs torn: NULs", func(st *story) {
+			st.git("pack-refs", "--all")
+			st.write(st.repo(packedRefs), zeros)
+		}, "d", "b", []string{"packed-refs has 1 line", neither, noApplied}, false},
 		{"refs packed: an old retried one", func(st *story) {
 			st.git("update-ref", "refs/dtesn/retried/production", st.c.Commit)
 			st.git("pack-refs", "--all")
@@ -232,7 +275,7 @@ func packRows() []repairRow {
 		{"gc by a person", gc(func(*story) {}), "d", "b", nil, false},
 		{"both refs lost: packed", gc(func(st *story) { st.remove(st.repo(packedRefs)) }), "d", "b", []string{neither, noApplied}, false},
 		{"leftover of a kill: tmp_pack, fresh", gc(func(st *story) { st.write(st.repo("objects", "pack", "tmp_pack_x"), "x") }), "d", "b", nil, false},
-		{"head ref names nothing: packed", gc(func(st *story) { st.write(st.ref("heads/production"), strings.Repeat("5", 40)+"\n") }), "b", "b", []string{lostHead}, false},
+		{"head ref names nothing: packed", gc(func(st *story) { st.write(st.ref("heads/production"), strings.Repeat("5", 40)+"\n") }), "b", "b", []string{noHead}, false},
 		{"pack torn: halved", gc(func(st *story) { st.halve(glob(st, "*.pack")) }), "", "", nil, false},
 		{"pack torn: garbage", gc(func(st *story) { garbage(st, "*.pack") }), "", "", nil, false},
 		{"index torn: halved", gc(func(st *story) { st.halve(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},
@@ -248,6 +291,19 @@ func packRows() []repairRow {
 			st.old(glob(st, "*.pack"))
 			st.remove(glob(st, "*.idx"))
 		}, "d", "b", nil, false},
+		{"cache of git's torn: of several packs", gc(func(st *story) {
+			st.git("multi-pack-index", "write")
+			path := st.repo("objects", "pack", "multi-pack-index")
+			data, err := os.ReadFile(path)
+			if err != nil {
+				st.t.Fatal(err)
+			}
+			st.write(path, "XXXX"+string(data[4:]))
+		}), "d", "b", []string{"objects/pack/multi-pack-index, which git keeps for speed, is torn"}, false},
+		{"cache of git's torn: of commits", gc(func(st *story) {
+			st.git("commit-graph", "write", "--reachable")
+			st.halve(st.repo("objects", "info", "commit-graph"))
+		}), "d", "b", []string{"objects/info/commit-graph, which git keeps for speed, is torn"}, false},
 		{"index without pack", gc(func(st *story) { st.remove(glob(st, "*.pack")) }), "", "", nil, false},
 		{"pack without index", gc(func(st *story) { st.old(glob(st, "*.pack")); st.remove(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},
 	}
@@ -266,6 +322,25 @@ func placeRows() []repairRow {
 		return func(st *story) { st.remove(st.repo(name)); st.write(st.repo(name), "x") }
 	}
 	return []repairRow{
+		{wrong + "lock", dir(lockFile), "d", "b", []string{"a directory where lock belongs"}, false},
+		{wrong + "lock, a pipe", func(st *story) { st.pipe(filepath.Join(st.dir, lockFile)) }, "d", "b", []string{"a named pipe where lock belongs"}, false},
+		{wrong + "lock, a link to nothing", func(st *story) {
+			st.remove(filepath.Join(st.dir, lockFile))
+			if err := os.Symlink("/nowhere/to/be/found", filepath.Join(st.dir, lockFile)); err != nil {
+				st.t.Fatal(err)
+			}
+		}, "d", "b", []string{"a link to nothing where lock belongs"}, false},
+		{wrong + "lock, a socket", func(st *story) {
+			st.remove(filepath.Join(st.dir, lockFile))
+			if err := syscall.Mknod(filepath.Join(st.dir, lockFile), syscall.S_IFSOCK|0o600, 0); err != nil {
+				st.t.Fatal(err)
+			}
+		}, "d", "b", []string{"a socket where lock belongs"}, false},
+		{wrong + "set-aside, and lock", func(st *story) {
+			dir(lockFile)(st)
+			st.write(filepath.Join(st.dir, setAsideDir), "x")
+		}, "d", "b", []string{"a file where the directory set-aside belongs", "a directory where lock belongs"}, false},
+		{wrong + "applied", dir(appliedFile), "d", "b", []string{"a directory where applied belongs"}, false},
 		{wrong + "HEAD", dir(repoDir + "/HEAD"), "d", "b", []string{"a directory where HEAD belongs", "HEAD of the repository is missing"}, false},
 		{wrong + "config", dir(repoDir + "/config"), "d", "b", []string{"a directory where config belongs", "config of the repository is missing"}, false},
 		{wrong + "format", dir(formatFile), "d", "b", []string{"a directory where format belongs"}, false},
@@ -283,7 +358,7 @@ func placeRows() []repairRow {
 			}
 		}, "", "", []string{"a file where the snapshot repository belongs"}, false},
 		{"nothing amiss: the repository a link", func(st *story) {
-			elsewhere := filepath.Join(st.t.TempDir(), "elsewhere")
+			elsewhere := filepath.Join(filepath.Dir(st.dir), "elsewhere")
 			if err := os.Rename(st.repo(), elsewhere); err != nil {
 				st.t.Fatal(err)
 			}

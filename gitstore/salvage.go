@@ -1,7 +1,6 @@
 package gitstore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,25 +23,29 @@ func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T1504
 // setAside moves a file or directory into <state>/set-aside under name, and
 // returns where it is now.
 func (s *Store) setAside(path, name string) (string, error) {
-	dir, err := s.makeSetAside()
+	kept, err := s.asidePath(name)
+	if err == nil {
+		err = moveAway(path, kept)
+	}
 	if err != nil {
 		return "", fmt.Errorf("set %s aside: %w", path, err)
 	}
+	return kept, nil
+}
+
+// asidePath is a path below <state>/set-aside at which nothing lies.
+func (s *Store) asidePath(name string) (string, error) {
+	dir, err := s.makeSetAside()
+	if err != nil {
+		return "", err
+	}
 	kept := filepath.Join(dir, name)
 	for n := 2; ; n++ {
-		there, err := exists(kept)
-		if err != nil {
-			return "", fmt.Errorf("set %s aside: %w", path, err)
-		}
-		if !there {
-			break
+		if there, err := exists(kept); err != nil || !there {
+			return kept, err
 		}
 		kept = filepath.Join(dir, fmt.Sprintf("%s-%d", name, n))
 	}
-	if err := moveAway(path, kept); err != nil {
-		return "", fmt.Errorf("set %s aside: %w", path, err)
-	}
-	return kept, nil
 }
 
 // setTornAside sets the file of a torn object aside.
@@ -135,9 +138,14 @@ func kindOf(mode fs.FileMode) string {
 		return "a socket"
 	case mode&fs.ModeDevice != 0:
 		return "a device"
+	case mode&fs.ModeSymlink != 0:
+		return "a link to nothing"
 	}
 	return "a file"
 }
+
+// dashed is a phrase as a part of a file's name.
+func dashed(words string) string { return strings.ReplaceAll(words, " ", "-") }
 
 // clearPlace sets aside what is at path if it is of the wrong kind. A link
 // counts as what it leads to.
@@ -151,7 +159,7 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	}
 	is := kindOf(info.Mode())
 	name := s.placeName(path)
-	kept, err := s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-"+strings.ReplaceAll(is, " ", "-"))
+	kept, err := s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-"+dashed(is))
 	if err == nil {
 		s.repaired(is+" where "+name+" belongs", "set aside", kept)
 	}
@@ -169,36 +177,12 @@ func (s *Store) tidy() error {
 			return err
 		}
 	}
-	if err := s.rewrite("HEAD", headText(s.opts.Environment), func(text string) bool {
-		return text == headText(s.opts.Environment)
-	}); err != nil {
-		return err
-	}
-	if err := s.rewrite("config", configText, func(text string) bool { return !torn([]byte(text)) }); err != nil {
-		return err
+	for _, mend := range []func() error{s.mendHead, s.mendConfig, s.mendPackedRefs, s.mendCaches} {
+		if err := mend(); err != nil {
+			return err
+		}
 	}
 	return s.removeStaleLocks()
-}
-
-// rewrite writes a file of the repository anew unless it is sound.
-func (s *Store) rewrite(name, text string, sound func(string) bool) error {
-	path := filepath.Join(s.repo.dir, name)
-	old, err := readBounded(path, maxObject)
-	if err == nil && sound(string(old)) {
-		return nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	found := fmt.Sprintf("%s of the repository says %q", name, cut(string(old), 80))
-	if err != nil {
-		found = name + " of the repository is missing"
-	}
-	if err := writeDurable(path, []byte(text), 0o644); err != nil {
-		return err
-	}
-	s.repaired(found, "written anew", "")
-	return nil
 }
 
 // removeStaleLocks removes the lock files that a killed git left: they keep
@@ -314,16 +298,18 @@ func (s *Store) sweepRefs(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if torn(data) {
+		text := strings.TrimSpace(string(data))
+		h, ok := parseHash(text)
+		switch {
+		case strings.HasPrefix(text, "ref: "):
+			return nil // it names another ref
+		case !ok:
 			return s.setRefAside(ref, "torn")
 		}
-		if h, ok := parseHash(strings.TrimSpace(string(data))); ok {
-			if there, err := s.repo.has(h); err != nil || there {
-				return err
-			}
-			return s.setRefAside(ref, "lost")
+		if there, err := s.repo.has(h); err != nil || there {
+			return err
 		}
-		return nil
+		return s.setRefAside(ref, "lost")
 	})
 	if err != nil {
 		return err
@@ -387,107 +373,4 @@ func (r *repo) objectsOf(h plumbing.Hash) ([]plumbing.Hash, error) {
 		hashes = append(hashes, e.Hash)
 	}
 	return hashes, nil
-}
-
-// salvage is for refs of which neither can be trusted: the newest whole record
-// among all commits becomes the head. If there is none, a repository without
-// refs and without traces is one in which nothing was ever committed; any other
-// is set aside, and a new one made.
-func (s *Store) salvage(ctx context.Context, head, applied named) error {
-	best, err := s.newestRecord(ctx, func(*schema.Snapshot) bool { return true })
-	if err != nil {
-		return err
-	}
-	if best == nil && head.absent() && applied.absent() {
-		if traces, err := s.repo.traces(); err != nil || !traces {
-			return err
-		}
-	}
-	why := errors.Join(head.bad, applied.bad)
-	found := "neither head nor applied ref is there"
-	if why != nil {
-		found = "neither head nor applied ref can be trusted (" + strings.ReplaceAll(why.Error(), "\n", "; ") + ")"
-	}
-	if best == nil {
-		kept, err := s.setAside(s.repo.dir, repoDir+"-no-record-readable-"+s.stamp())
-		if err != nil {
-			return err
-		}
-		s.repo.closePacks()
-		if err := s.create(); err != nil {
-			return err
-		}
-		s.repaired(found+", and no record is whole", "the repository was set aside; the history starts anew", kept)
-		return nil
-	}
-	if err := s.checkIdentity(best.Environment, best.Instance); err != nil {
-		return err
-	}
-	if err := s.repo.writeRef(head.ref, plumbing.NewHash(best.Commit)); err != nil {
-		return err
-	}
-	// A first Commit that was killed leaves its record before its ref: that is
-	// a candidate like any other, and nothing is amiss.
-	if first := why == nil && best.Index == 1; !first {
-		s.repaired(found, "the newest whole record, "+best.ID+", is the head", "")
-	}
-	return s.rebuildApplied(ctx, best, applied)
-}
-
-// traces reports whether there is anything of which records can have been made
-// up: a commit, a pack, or a torn object. A first Commit that was killed leaves
-// whole blobs and a tree at most, or its record.
-func (r *repo) traces() (bool, error) {
-	packs, err := glob(filepath.Join(r.objects(), "pack"), "*.pack")
-	if err != nil || len(packs) > 0 {
-		return true, err
-	}
-	traces := false
-	err = r.eachLoose(func(h plumbing.Hash, _ string) error {
-		t, err := r.verify(h)
-		if errors.Is(err, errDamaged) || err == nil && t == plumbing.CommitObject {
-			traces, err = true, nil
-		}
-		return err
-	})
-	return traces, err
-}
-
-// newestRecord is the whole record of the highest index among all commits that
-// are there, loose or packed, and wanted; of several the one made last. nil if
-// none is.
-func (s *Store) newestRecord(ctx context.Context, wanted func(*schema.Snapshot) bool) (*schema.Snapshot, error) {
-	var best *schema.Snapshot
-	consider := func(h plumbing.Hash) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		// Most objects are no commits, and reading the whole record of each
-		// commit would read the history twice: the trailers bear the index.
-		content, err := s.repo.object(plumbing.CommitObject, h)
-		if curable(err) || err == nil && !bytes.Contains(content, []byte("\n"+keyID+": ")) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		snap, err := s.repo.snapshot(h)
-		if curable(err) {
-			return nil
-		}
-		if err == nil && wanted(snap) && (best == nil || snap.Index > best.Index || snap.Index == best.Index && snap.Timestamp > best.Timestamp) {
-			best = snap
-		}
-		return err
-	}
-	if err := s.repo.eachLoose(func(h plumbing.Hash, _ string) error { return consider(h) }); err != nil {
-		return nil, err
-	}
-	packed, err := s.repo.packedObjects()
-	for _, h := range packed {
-		if err == nil {
-			err = consider(h)
-		}
-	}
-	return best, err
 }

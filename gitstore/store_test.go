@@ -261,44 +261,6 @@ func TestRetried(t *testing.T) {
 	f.fsck()
 }
 
-// TestChangedByHand removes the repository under a Store, and puts a backup in
-// its place: the next Commit says so, nothing stands on what is not there, and
-// the one after it goes on from what lies there.
-func TestChangedByHand(t *testing.T) {
-	f := newFixture(t)
-	s, _ := f.open()
-	applied(t, s, 1024)
-	backup := filepath.Join(t.TempDir(), "backup")
-	if err := os.CopyFS(backup, os.DirFS(f.repo())); err != nil {
-		t.Fatal(err)
-	}
-	second := applied(t, s, 2048)
-	change3 := change(3072)
-
-	for _, restore := range []bool{true, false} {
-		if err := os.RemoveAll(f.repo()); err != nil {
-			t.Fatal(err)
-		}
-		if restore {
-			if err := os.CopyFS(f.repo(), os.DirFS(backup)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, err := s.Commit(t.Context(), change3); err == nil || !strings.Contains(err.Error(), "changed by somebody else") {
-			t.Fatalf("restored %v: commit says %v", restore, err)
-		}
-		if restore != (s.Head() != nil) || restore && s.Head().Index != second.Index-1 {
-			t.Fatalf("restored %v: the head is %+v", restore, s.Head())
-		}
-		got := commit(t, s, change3)
-		confirm(t, s)
-		if want := map[bool]int{true: second.Index, false: 1}[restore]; got.Index != want {
-			t.Errorf("restored %v: record %d, want %d", restore, got.Index, want)
-		}
-		f.fsck()
-	}
-}
-
 // TestFirstCommitCutBeforeItsRef holds that a kill in the first Commit of all is
 // nothing to repair: the record is there, its ref is not, and it is a candidate.
 func TestFirstCommitCutBeforeItsRef(t *testing.T) {
@@ -310,6 +272,9 @@ func TestFirstCommitCutBeforeItsRef(t *testing.T) {
 	}
 	if err := os.Remove(f.repo("refs", "heads", "production")); err != nil {
 		t.Fatal(err)
+	}
+	if total, err := f.reader().Total(); total != 0 || err != nil {
+		t.Errorf("a Reader finds %d records before the first ref: %v", total, err)
 	}
 	s, repairs := f.reopen(s)
 	if s.Head() == nil || s.Head().ID != rec.ID || s.Applied() != nil || len(repairs) > 0 {

@@ -30,7 +30,7 @@ func newStory(t *testing.T) *story {
 		t.Fatal(told.err)
 	}
 	st := told.story
-	st.fixture = newFixture(t)
+	st.fixture = newMemory(t)
 	st.now = told.now
 	if err := os.CopyFS(st.dir, told.files); err != nil {
 		t.Fatal(err)

@@ -145,7 +145,7 @@ func TestSyscalls(t *testing.T) {
 	f.durable(back, placed, head)
 
 	for name, calls := range map[string][]call{"Commit": append(commit, back...), "Confirm": confirm} {
-		doc := syscallsOf(t, "commit.go", name) + syscallsOf(t, "objects.go", "put") + syscallsOf(t, "commit.go", "stillOurs") + syscallsOf(t, "hold.go", "hold") + syscallsOf(t, "files.go", "syncPaths")
+		doc := syscallsOf(t, "commit.go", name) + syscallsOf(t, "objects.go", "put") + syscallsOf(t, "changed.go", "lookAround") + syscallsOf(t, "noted.go", "writeNotes") + syscallsOf(t, "hold.go", "hold") + syscallsOf(t, "files.go", "syncPaths")
 		for _, c := range calls {
 			if !regexp.MustCompile(`\b` + c.name + `\b`).MatchString(doc) {
 				t.Errorf("%s does %s(%.200s, and the comments do not say so", name, c.name, c.args)

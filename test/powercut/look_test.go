@@ -86,7 +86,7 @@ func (p *power) repairs() (gaveUp bool) {
 	p.t.Helper()
 	for _, r := range p.said.take() {
 		word := r
-		for _, w := range []string{"head ref is torn", "head was lost to a power cut", "torn object", "retried ref is torn", "stale lock"} {
+		for _, w := range []string{"head ref is torn", "head is not whole", "head ref names", "torn object", "retried ref is torn", "stale lock"} {
 			if strings.Contains(r, w) {
 				word = w
 			}
