@@ -58,15 +58,27 @@ func (r *Reconciler) showPending(revision string) {
 	}
 }
 
-// explain says why the attempt at record id is still pending.
-func (r *Reconciler) explain(id, reason string) {
+// rejecting notes that the rejection of record id stands, and the engine is still
+// to be brought back.
+func (r *Reconciler) rejecting(id, why string) {
 	attempts := slices.Clone(r.attempts) // a published status shares the old one
 	for i := range attempts {
 		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == schema.Pending {
-			a.Reason = reason
+			a.rejecting, a.Reason = true, "rejected, and the engine is being brought back: "+why
 		}
 	}
 	r.attempts = attempts
+}
+
+// unsettled is what is told of record id to who does not wait for its outcome.
+func unsettled(attempts []Attempt, id, pending string) Result {
+	res := Result{Outcome: schema.Pending, SnapshotID: id, Text: pending}
+	for i := range attempts {
+		if a := &attempts[i]; id != "" && a.SnapshotID == id && a.Rejecting() {
+			res.Outcome, res.Text = schema.Rejected, a.Reason
+		}
+	}
+	return res
 }
 
 // last is the attempt that `attempted` shows, nil if there is none.

@@ -81,18 +81,19 @@ func (r *Reconciler) changeRecord(applied *schema.Snapshot) schema.Snapshot {
 	return rec
 }
 
-// fill gives rec what every record says: where it belongs, what ran before,
-// and what changes against the applied snapshot.
+// fill gives rec what every record says: where it belongs, what ran before (while
+// nothing is applied yet: before the first candidate), and what changes against
+// the applied snapshot.
 func (r *Reconciler) fill(rec *schema.Snapshot, applied *schema.Snapshot) {
 	rec.Environment, rec.Instance = r.opt.Environment, r.opt.Instance
 	rec.AgentVersion, rec.SchemaDigest = r.opt.AgentVersion, schema.SchemaDigest()
 	head := r.opt.Store.Head()
 	switch {
+	case applied == nil && head != nil && head.Before != nil:
+		rec.Before = head.Before // its rejection goes back there; what runs now may be the candidate before it
 	case r.engine.known:
 		before := r.engine.reading.Parameters
 		rec.Before = &before
-	case applied == nil && head != nil:
-		rec.Before = head.Before // its rejection goes back there
 	}
 	switch {
 	case applied != nil:
@@ -121,7 +122,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	r.opt.Metrics.Phase("commit", time.Since(start))
 	r.writable = true
 	r.clear("commit", "send", "assert", "probation", "vouch") // the last of a settlement that this takes the place of
-	r.settled = ""
+	r.settled, r.drift = "", nil                              // what runs from here on is our doing
 	if rec.OutcomeOf != nil {
 		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
 	}
@@ -227,7 +228,7 @@ func (r *Reconciler) lookAfter(ctx context.Context, head *schema.Snapshot) {
 	case reading.Parameters == applied.Config || reading.Parameters == head.Config:
 		r.engine.returned = false
 		r.clear("assert")
-	case !r.ownDoing() && r.opt.Drift == DriftReport:
+	case r.opt.Drift == DriftReport && !r.ownDoing(reading, applied) && (r.flight == nil || r.flight.fresh && r.flight.sends == 0):
 		r.noteDrift(reading, applied)
 	case r.ready("assert") && r.assert(ctx, applied):
 		r.engine.returned = false
@@ -268,7 +269,7 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 	// The engine came back without the candidate after it had been sent: first
 	// the state that is known to be good, then, when its time comes, once more.
 	applied := r.opt.Store.Applied()
-	if r.engine.returned && f.sends > 0 && applied != nil && reading.Parameters != applied.Config {
+	if r.engine.returned && f.sends > 0 && applied != nil && reading.Parameters != applied.Config && head.Config != applied.Config {
 		// An engine that refuses that state may well take the candidate.
 		if (!r.ready("assert") || !r.assert(ctx, applied)) && !r.refused() {
 			return false, false

@@ -82,7 +82,7 @@ func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare
 		return true
 	case spare:
 		return true
-	case !r.ownDoing():
+	case !r.ownDoing(reading, applied):
 		return r.drifted(ctx, reading, applied)
 	}
 	if r.ready("assert") && r.assert(ctx, applied) {
@@ -92,9 +92,9 @@ func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare
 }
 
 // ownDoing reports whether a restart, or a late request of ours, explains that
-// the engine runs something else.
-func (r *Reconciler) ownDoing() bool {
-	return r.engine.returned || time.Now().Before(r.engine.lateUntil)
+// the engine runs something else than should.
+func (r *Reconciler) ownDoing(reading schema.Reading, should *schema.Snapshot) bool {
+	return r.engine.returned || r.engine.late.explains(reading.Parameters, should.Config)
 }
 
 // drifted deals with an engine that runs something else and did not restart:
@@ -114,7 +114,7 @@ func (r *Reconciler) drifted(ctx context.Context, reading schema.Reading, applie
 	switch {
 	case r.engine.several:
 		r.log.Warn("several", severalReason, "hint", severalHint)
-	case !r.ownDoing(): // it may have restarted between two readings
+	case !r.ownDoing(reading, applied): // it may have restarted between two readings
 		r.noteDrift(reading, applied)
 	}
 	if r.opt.Drift == DriftReport && !r.engine.returned || !r.mayCorrect() {

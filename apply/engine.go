@@ -25,8 +25,7 @@ type engineView struct {
 	// returned: it was gone or its peer changed since it was last seen to run
 	// what it should, so what it runs is not drift.
 	returned bool
-	// lateUntil: a request whose answer was lost may still land until then.
-	lateUntil time.Time
+	late     late
 	// foreign counts the tries in a row that met a wrong server; wrongLabel: the
 	// last batch was not sent because the engine refused our environment.
 	foreign    int
@@ -73,6 +72,9 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several = true, false
 		r.drift = nil // what a new one runs is none
+		if r.blocked("assert") && !r.faults["assert"].died {
+			r.clear("assert") // a new one may take what the one before refused
+		}
 	}
 	if reading.Relabelled != "" && !e.returned {
 		r.log.Warn("label", "the engine, which did not restart, bore another environment's label and was given ours", "label", reading.Relabelled)
@@ -80,7 +82,7 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	r.countAgreement(reading)
 	e.reading, e.known, e.reachable, e.err, e.at, e.foreign = reading, true, true, nil, now, 0
 	e.next = now.Add(r.opt.DriftInterval)
-	if now.Before(e.lateUntil) {
+	if e.late.watched() {
 		e.next = now.Add(min(lateEvery, r.opt.DriftInterval))
 	}
 	r.wakeAt(e.next)
@@ -125,7 +127,7 @@ func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer
 	case schema.VerdictNotSent:
 		r.engineFailed("send", answer.Err)
 	case schema.VerdictUnknown:
-		e.lateUntil = time.Now().Add(lateWatch)
+		e.late.mayCome(s.Config)
 		e.due = true
 		r.opt.Metrics.StageFailure("send")
 		r.log.Warn("send", "the engine's answer is not known; asking what it runs", "error", answer.Err)
@@ -155,7 +157,7 @@ const patient = 2
 func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 	answered := r.engine.reachable
 	answer := r.send(ctx, s)
-	reason, hint := "", "the engine's log says more; the agent tries again by itself; a valid document that is declared takes its place"
+	reason, died, hint := "", false, "the engine's log says more; the agent tries again by itself; a valid document that is declared takes its place"
 	switch answer.Verdict {
 	case schema.VerdictNotSent:
 		if answered && !gone(answer.Err) { // it can be read, and does not take anything
@@ -177,6 +179,7 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 			return false
 		case err != nil:
 			reason = "the engine was sent " + s.ID + " and does not answer since: " + err.Error()
+			died = gone(err)
 		case reading.Parameters == s.Config:
 			r.clear("assert")
 			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
@@ -193,6 +196,7 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 	}
 	r.opt.Metrics.StageFailure("assert")
 	f := r.block("assert", reason, hint)
+	f.died = died || answer.Broken
 	f.refused = answer.Verdict == schema.VerdictRejected || answer.Verdict != schema.VerdictForeign && f.tries >= patient
 	return false
 }

@@ -2,11 +2,14 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"dtesn-agent/schema"
 )
 
 // A fault is what stands in the way of a stage now, and when that stage is
@@ -16,6 +19,7 @@ type fault struct {
 	tries        int
 	retryAt      time.Time
 	refused      bool // by the engine: waiting alone does not cure it
+	died         bool // the engine, of it: another process of it is no cure
 }
 
 // stages are all that may be blocked, the gravest first.
@@ -118,6 +122,9 @@ func (r *Reconciler) overcome(stage string) bool {
 func (r *Reconciler) diskFailed(stage string, err error, what string) {
 	r.writable = false
 	r.probed = time.Now()
+	if errors.Is(err, schema.ErrInUse) {
+		r.noProbe = err
+	}
 	r.opt.Metrics.StageFailure(stage)
 	reason, hint := what+": "+errorText(err), diskHint(err, r.opt.StateDir)+again
 	r.stand(stage, reason, hint)

@@ -190,6 +190,11 @@ func (m *model) allowed() (may []entry) {
 		switch {
 		case order.Verb == "rollback":
 			e = m.rollbacks(order)
+			if order.ID == "" && order.Pause && m.rollingBack() {
+				e = append(e, m.paused()) // the one that is under way
+			}
+		case order.Verb == "pause" && (now == nil || !now.paused) && m.rollingBack():
+			e = []entry{m.paused()}
 		case order.Verb == "pause" && (now == nil || !now.paused):
 			e = []entry{m.noteOrBack(holding(true, now.list()...))}
 		case order.Verb == "resume" && now != nil:
@@ -247,6 +252,16 @@ func (m *model) noteOrBack(h *hold) entry {
 		e.settles = schema.Superseded
 	}
 	return e
+}
+
+func (m *model) rollingBack() bool {
+	c := m.candidate()
+	return c != nil && c.kind == schema.KindRollback
+}
+
+// paused is the rollback under way, with a pause.
+func (m *model) paused() entry {
+	return entry{kind: schema.KindRollback, config: m.head().config, point: true, settles: schema.Superseded, hold: holding(true, m.holdNow().list()...)}
 }
 
 // holdBefore is the hold that a rejected rollback leaves as it was; those whose
@@ -363,10 +378,10 @@ func (m *model) committed(e entry, snap *schema.Snapshot) {
 			h.outcome = e.settles
 		}
 	}
-	if h := m.head(); m.life.known {
+	if h := m.head(); h != nil && m.applied == 0 {
+		e.before = h.before // whatever the candidates before it did to the engine
+	} else if m.life.known {
 		e.before = m.life.reading.Parameters
-	} else if h != nil {
-		e.before = h.before
 	}
 	e.id, e.commit, e.revision, e.outcome = snap.ID, snap.Commit, snap.Source.Revision, schema.Pending
 	m.records = append(m.records, e)

@@ -73,12 +73,11 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		id := q.recorded.Load()
-		res := Result{Outcome: schema.Pending, Text: pendingText(id)}
-		if id != nil {
-			res.SnapshotID = *id
+		id := ""
+		if recorded := q.recorded.Load(); recorded != nil {
+			id = *recorded
 		}
-		return res, nil
+		return unsettled(r.Status().Attempts, id, pendingText(id)), nil
 	}
 }
 
@@ -95,11 +94,16 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 	}
 	switch q.Verb {
 	case "rollback":
-		if q.ID == "" && q.found != "" && !q.Pause {
+		switch under := q.ID == "" && q.found != ""; {
+		case under && q.Pause && r.openRollback() != "":
+			if r.pauseRollback(ctx, q, head, applied) {
+				r.waiters = append(r.waiters, q)
+			}
+		case under && !q.Pause:
 			r.join(ctx, q)
-			return
+		default:
+			r.rollback(ctx, q, head, applied)
 		}
-		r.rollback(ctx, q, head, applied)
 	case "pause":
 		r.pause(ctx, q, head, applied)
 	case "resume":
@@ -145,7 +149,7 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *sc
 		q.answer(Result{}, err)
 		return
 	}
-	if target.Config == applied.Config && !open && (r.engine.known && r.engine.reading.Parameters == target.Config) {
+	if target.Config == applied.Config && !open && r.engine.reachable && r.engine.reading.Parameters == target.Config {
 		q.answer(Result{}, fmt.Errorf("the engine already runs the state of %s; to keep it whatever the source declares: agent pause --reason TEXT", target.ID))
 		return
 	}
@@ -235,14 +239,14 @@ func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapsho
 }
 
 // previous is the newest applied state that differs from that of head and that
-// head does not hold; nil if there is none.
+// head does not hold; nil if there is none. What is damaged is no rollback point.
 func previous(ctx context.Context, s Store, head *schema.Snapshot) (*schema.Record, error) {
 	for before := ""; ; {
 		page, err := s.List(ctx, before, 50)
 		for i := range page { // what came before an error is good
 			rec := &page[i]
 			held := head.Held != nil && slices.Contains(head.Held.Digests, rec.Digest())
-			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != head.Config && !held {
+			if rec.Outcome == schema.Applied && rec.RollbackPoint && rec.Kind.Candidate() && rec.Config != head.Config && !held {
 				return rec, nil
 			}
 		}
@@ -253,11 +257,47 @@ func previous(ctx context.Context, s Store, head *schema.Snapshot) (*schema.Reco
 	}
 }
 
-// pause records that nothing may be tried until resume. What is pending is
-// withdrawn.
+// pauseRollback puts the rollback under way on record anew, with a pause: what the
+// operator asked for first goes on. It reports whether it is on record.
+func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applied *schema.Snapshot) bool {
+	hold := schema.Hold{Digests: []schema.Digest{}, Paused: true, Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator"}
+	if head.Held != nil {
+		hold.Digests = head.Held.Digests
+		hold.Reason += " (rolled back before: " + head.Held.Reason + ")"
+	}
+	rec := schema.Snapshot{
+		Kind: schema.KindRollback, Description: head.Description, Config: head.Config, Source: head.Source,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
+		RequestedBy: &q.UID, Held: &hold, OutcomeOf: &schema.Settlement{ID: head.ID, Outcome: schema.Superseded},
+	}
+	r.fill(&rec, applied)
+	waiters := r.waiters
+	r.waiters = nil // they wait for the new record
+	r.clear("commit")
+	snap, ok := r.commit(ctx, rec)
+	r.waiters = waiters
+	if !ok {
+		q.answer(Result{}, r.notRecorded(q, "commit"))
+		return false
+	}
+	for _, w := range append(waiters, q) {
+		w.id = snap.ID
+		w.recorded.Store(&snap.ID)
+	}
+	return true
+}
+
+// pause records that nothing may be tried until resume. A change that is pending
+// is withdrawn; a rollback goes on.
 func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *schema.Snapshot) {
 	if head.Held != nil && head.Held.Paused {
 		q.answer(Result{}, fmt.Errorf("already paused since %s: %s", schema.FromUnix(head.Held.Since).UTC().Format(time.RFC3339), head.Held.Reason))
+		return
+	}
+	if r.openRollback() != "" {
+		if r.pauseRollback(ctx, q, head, applied) {
+			q.answer(Result{Outcome: schema.Applied, SnapshotID: q.id, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + q.id}, nil)
+		}
 		return
 	}
 	hold := &schema.Hold{Digests: []schema.Digest{}, Paused: true, Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator"}
@@ -326,7 +366,7 @@ func (r *Reconciler) resolve(id string, outcome schema.Outcome, reason string) {
 // abandonWaiters answers everybody who waits when the agent stops.
 func (r *Reconciler) abandonWaiters() {
 	for _, q := range r.waiters {
-		q.answer(Result{Outcome: schema.Pending, SnapshotID: q.id, Text: "the agent is stopping; the rollback is on record and goes on at its next start"}, nil)
+		q.answer(unsettled(r.attempts, q.id, "the agent is stopping; the rollback is on record and goes on at its next start"), nil)
 	}
 	r.waiters = nil
 	for {

@@ -146,6 +146,7 @@ type Reconciler struct {
 	}
 	validity map[schema.Parameters]bool
 	probed   time.Time
+	noProbe  error // of the last probe of the state directory, nil when it went well
 	// sourceGood is the source's last good read that was counted; sourceLost is
 	// since when it cannot be read, zero while it can.
 	sourceGood, sourceLost time.Time
@@ -257,6 +258,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { r.stopping.Store(true) })()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	r.recall(work)
 	for {
 		var order *request
 		select { // an order goes before what only waits for its time
@@ -320,7 +322,7 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 	r.stamp.Store(now.UnixNano())
 	r.wake = now.Add(heartbeat)
 	r.takeInbox()
-	if r.opt.Observe {
+	if r.opt.Observe || r.rival() {
 		return r.observe(ctx)
 	}
 	if !r.recovered && !r.sourceAnswered() && now.Before(r.started.Add(sourceWait)) {

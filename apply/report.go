@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -10,8 +11,8 @@ import (
 )
 
 // probeEvery is how old the last write to the state directory may be before
-// it is probed.
-const probeEvery = 30 * time.Second
+// it is probed; probeSoon is the same while it cannot even be probed.
+const probeEvery, probeSoon = 30 * time.Second, 2 * time.Second
 
 // ledger is what listings say of the records up to applied, kept so that a
 // status needs no walk through the history.
@@ -51,9 +52,19 @@ func (r *Reconciler) account(ctx context.Context) {
 // probe finds out whether the state directory can be written, when the last
 // write is old or failed.
 func (r *Reconciler) probe(ctx context.Context) {
-	if time.Since(r.probed) < probeEvery {
-		return
+	every := probeEvery
+	if r.noProbe != nil {
+		every = probeSoon
 	}
+	if time.Since(r.probed) >= every {
+		r.probeNow(ctx)
+	}
+	if r.noProbe != nil {
+		r.wakeAt(r.probed.Add(probeSoon))
+	}
+}
+
+func (r *Reconciler) probeNow(ctx context.Context) {
 	r.probed = time.Now()
 	head := r.opt.Store.Head()
 	err := r.opt.Store.Probe(ctx)
@@ -61,7 +72,7 @@ func (r *Reconciler) probe(ctx context.Context) {
 		r.retryNow() // what the disk refused may go through now
 		r.wake = time.Now()
 	}
-	r.writable = err == nil
+	r.writable, r.noProbe = err == nil, err
 	if err != nil {
 		r.log.WarnOf("probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err)
 	} else {
@@ -69,9 +80,13 @@ func (r *Reconciler) probe(ctx context.Context) {
 	}
 }
 
+// rival reports whether another agent has the state directory, which was away.
+// Then the engine is that one's.
+func (r *Reconciler) rival() bool { return errors.Is(r.noProbe, schema.ErrInUse) }
+
 // observe is the whole turn of an agent that only looks.
 func (r *Reconciler) observe(ctx context.Context) (more bool) {
-	r.recovered = true
+	r.recovered = r.recovered || r.opt.Observe
 	if r.readDue() {
 		_, _ = r.read(ctx) // the status says how it went
 	}
@@ -126,6 +141,7 @@ func (r *Reconciler) publish() {
 	s.InSync = r.inSync(s, settled, applied)
 	s.Ready, s.Unready = r.readiness(settled, applied)
 	s.State, s.Reason, s.Hint = r.word(s, settled, head)
+	r.addDisk(s)
 	r.addSource(s)
 	ours := r.engine.reading.Environment == string(r.opt.Environment)
 	s.checks = Checks{ // who only observes makes no snapshot and sets no label
@@ -242,8 +258,8 @@ func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) b
 			r.engine.reading.Parameters == r.seen.config.Parameters
 	}
 	a := s.Attempted
-	return settled && r.engine.reachable && !r.engine.several && r.engine.reading.Parameters == applied.Config &&
-		s.Held == nil && s.Drift == nil && r.seen.doc != nil &&
+	return settled && r.engine.reachable && !r.engine.several && !r.rival() && r.engine.reading.Parameters == applied.Config &&
+		s.Held == nil && s.Drift == nil && r.seen.config != nil && r.seen.config.Parameters == applied.Config &&
 		a != nil && a.Revision == s.Seen.Revision && (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged)
 }
 
@@ -257,14 +273,18 @@ func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bo
 		return false, "starting: the engine was not asked yet"
 	case r.opt.Observe:
 		return true, ""
+	case r.rival():
+		return false, "another agent has the state directory"
 	case applied == nil:
 		return false, "nothing was applied yet"
 	case r.engine.reading.Parameters == applied.Config && r.valid(applied.Config):
 		return true, ""
 	case r.flight != nil && r.flight.verified:
 		return true, "" // it runs what only the disk has yet to confirm
-	case r.drift != nil && r.opt.Drift == DriftReport:
+	case r.drift != nil && settled && r.opt.Drift == DriftReport:
 		return true, ""
+	case r.engine.reading.Parameters == applied.Config:
+		return false, "the engine runs the applied snapshot, which is not valid under the present rules"
 	}
 	reason, _ := r.obstacles()
 	return false, cmpOr(reason, "the engine does not run the applied snapshot")
@@ -276,11 +296,16 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	switch {
 	case r.opt.Observe:
 		return StateObserving, r.observation(head.Hold()), r.observationHint()
-	case obstacles != "":
+	case r.rival():
+		return StateDegraded, "nothing is sent to the engine: " + r.noProbe.Error(), "one engine and one state directory have one agent; this one goes on by itself when the other has ended"
+	case obstacles != "" && !r.awaited():
 		return StateDegraded, obstacles, hint
 	case !r.engine.reachable && r.engine.err != nil:
-		reason, hint := waitingText(r.engine.err)
-		return StateWaiting, reason, hint
+		reason, waiting := waitingText(r.engine.err)
+		if obstacles != "" {
+			return StateWaiting, reason + "; " + obstacles, hint
+		}
+		return StateWaiting, reason, waiting
 	case r.engine.several:
 		return StateDegraded, severalReason, severalHint
 	case !r.recovered:
@@ -304,7 +329,33 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	case r.seen.doc == nil:
 		return StateStarting, "the source showed no document yet", "check --config and --environment"
 	}
+	if s.Source.LastError != "" {
+		return StateApplying, "what was declared last is judged again before it is tried, and the source cannot be read: " + s.Source.LastError, sourceHint(s.Source)
+	}
 	return StateApplying, "a newer document is being looked at", ""
+}
+
+// awaited reports whether all that stands in the way is an engine that does not
+// answer: it was sent a change, and cannot be asked since.
+func (r *Reconciler) awaited() bool {
+	return r.blocked("send") && len(r.faults) == 1 && !r.engine.reachable && r.engine.err != nil
+}
+
+// addDisk adds to what does not wait for the disk that nothing could be recorded:
+// the next change would find out.
+func (r *Reconciler) addDisk(s *Status) {
+	if r.noProbe == nil || r.opt.Observe || s.State == StateDegraded {
+		return
+	}
+	if s.State == StateInSync {
+		s.State = StateDegraded
+	}
+	s.Reason += "; nothing can be recorded: " + r.noProbe.Error()
+	hint := diskHint(r.noProbe, r.opt.StateDir) + again
+	if s.Hint != "" {
+		hint += "; " + s.Hint
+	}
+	s.Hint = hint
 }
 
 // addSource adds to what is at rest, or waits for the source, that the source

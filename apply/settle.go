@@ -39,7 +39,7 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 			r.log.Event(slog.LevelWarn, "rejected "+by+"; going back to the last good state", append([]any{
 				"snapshot", head.ID, "reason", f.verdict.reason, "changes", changesText(head.Changes),
 			}, commitOf(head)...)...)
-			r.explain(head.ID, "rejected, and the engine is being brought back: "+f.verdict.reason)
+			r.rejecting(head.ID, f.verdict.reason)
 			r.publish() // the engine may take its time
 			return true
 		} else if r.happened(head) != nil {
@@ -220,7 +220,7 @@ func (r *Reconciler) bringBack(ctx context.Context, head *schema.Snapshot) (done
 // reported: a pause is no reason to end it. What a candidate left on the engine,
 // which the pause found not yet brought back, is none.
 func (r *Reconciler) reportedDrift(ctx context.Context, reading schema.Reading, head *schema.Snapshot) bool {
-	if head.Kind != schema.KindNote || r.ownDoing() || r.candidateBelow(ctx) {
+	if head.Kind != schema.KindNote || r.ownDoing(reading, head) || r.candidateBelow(ctx) {
 		return false
 	}
 	r.noteDrift(reading, head)
@@ -231,16 +231,22 @@ func (r *Reconciler) reportedDrift(ctx context.Context, reading schema.Reading, 
 // and the head.
 func (r *Reconciler) candidateBelow(ctx context.Context) bool {
 	applied := r.opt.Store.Applied()
-	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
-	for i := range page {
-		if applied != nil && page[i].ID == applied.ID {
-			return false
+	for before := ""; applied != nil; {
+		page, err := r.opt.Store.List(ctx, before, 50)
+		for i := range page {
+			if page[i].ID == applied.ID {
+				return false
+			}
+			if page[i].Kind.Candidate() {
+				return true
+			}
 		}
-		if page[i].Kind.Candidate() {
-			return true
+		if err != nil || len(page) == 0 {
+			break
 		}
+		before = page[len(page)-1].ID
 	}
-	return err != nil || applied == nil
+	return true
 }
 
 // tellSettled gives the candidate that head settles its outcome, once.

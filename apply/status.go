@@ -94,7 +94,13 @@ type Attempt struct {
 	Violations      []schema.Violation `json:"violations"`
 	ViolationsTotal int                `json:"violations_total"`
 	At              float64            `json:"at"`
+
+	rejecting bool // see Rejecting
 }
+
+// Rejecting reports whether the rejection is on record, though the engine is not
+// yet back on the last good state: Outcome says pending until then.
+func (a *Attempt) Rejecting() bool { return a.rejecting && a.Outcome == schema.Pending }
 
 // Running is what the engine was last read to run, by its record.
 type Running struct {

@@ -65,10 +65,10 @@ func stopHint(applied *schema.Snapshot) string {
 // the rest.
 func sourceHint(s SourceStatus) string {
 	what := "see that " + s.Location + " is there, and that the agent's user may read it"
-	if s.Kind == "git" {
-		what = "see that " + s.Location + " can be reached from here, and that the agent may read it"
+	if s.Kind == "git" { // a network, a ref, a signature: each error names its own way out
+		what = "mend what is said of the source, if it does not mend by itself"
 	}
-	return what + "; it is tried again by itself, and at once by `agent sync`"
+	return what + "; it is tried again, and at once by `agent sync`"
 }
 
 // again ends the hint of a fault that the agent need only wait out.
@@ -103,10 +103,10 @@ func diskKind(err error) string {
 }
 
 // pendingText answers who will not wait any longer for an order; id is its
-// record, nil while it has none.
-func pendingText(id *string) string {
-	if id != nil {
-		return "on record as " + *id + ", not yet on the engine; it goes on by itself, also over a restart of the agent"
+// record, "" while it has none.
+func pendingText(id string) string {
+	if id != "" {
+		return "on record as " + id + ", not yet on the engine; it goes on by itself, also over a restart of the agent"
 	}
 	return "not yet looked at, for the agent waits for the engine or the disk; it is on no record: it goes on while this agent runs, and must be given again after a restart"
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dtesn-agent/schema"
 )
 
 const (
@@ -128,7 +130,7 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 		if pid == "" {
 			pid = "unknown"
 		}
-		return nil, fmt.Errorf("state directory %s is in use by another agent (pid %s): stop that one, or choose another --state", dir, pid)
+		return nil, fmt.Errorf("state directory %s %w (pid %s): stop that one, or choose another --state", dir, schema.ErrInUse, pid)
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, err)
 	case errors.As(err, &atPath):

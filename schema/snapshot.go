@@ -1,6 +1,9 @@
 package schema
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // An Outcome is the verdict on an attempt. A verdict is a value: an error is
 // kept for faults.
@@ -109,6 +112,10 @@ type Snapshot struct {
 	// RequestedBy is the uid that asked for a rollback; nil otherwise.
 	RequestedBy *int `json:"-"`
 }
+
+// ErrInUse says of a state directory that another agent has it, and with it the
+// engine.
+var ErrInUse = errors.New("is in use by another agent")
 
 // A Settlement is the verdict on a candidate that was not applied.
 type Settlement struct {

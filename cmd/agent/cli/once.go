@@ -43,6 +43,9 @@ func (o *once) status(s *apply.Status) {
 	if (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged) && !s.InSync {
 		return
 	}
+	if a.Outcome == schema.Rejected && !s.Running.Confirmed {
+		return // the engine is not back yet
+	}
 	o.outcome, o.reason = a.Outcome, a.Reason
 	if s.Held != nil {
 		if o.paused = s.Held.Paused; !o.paused {
@@ -128,7 +131,12 @@ func (o *once) unfinished(last *apply.Status) error {
 	}
 	err := fmt.Errorf("%s: %s: %s", what, last.State, last.Reason)
 	hint := strings.TrimSuffix(last.Hint, "; the agent goes on by itself") // this one has ended
-	if a := last.Attempted; a != nil && a.Outcome == schema.Pending {
+	a := last.Attempted
+	if a != nil && (a.Outcome == schema.Rejected || a.Rejecting()) {
+		err = fmt.Errorf("rejected: %s; and the engine is not back on the last good state: %w", a.Reason, err)
+		return &failure{code: exitRejected, err: err, hint: hint + "; the next start on this --state goes on with it"}
+	}
+	if a != nil && a.Outcome == schema.Pending {
 		hint = strings.TrimPrefix(hint+"; ", "; ") + a.SnapshotID + " is on record and goes on at the next start on this --state"
 	}
 	return fault(err, hint)

@@ -251,7 +251,7 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	}
 	err = runParts(ctx, stopTime+s.engineTimeout, a.stages(ctx)...)
 	if stuck := (*stuckError)(nil); errors.As(err, &stuck) {
-		return fault(err, "see whether the disk or the network file system under "+s.state+" hangs; what is on record is finished at the next start")
+		return fault(err, "see what hangs: the engine at "+a.socket+", or the disk or network file system under "+s.state+"; what is on record is finished at the next start")
 	}
 	defer a.close()
 	if s.once && err == nil {
