@@ -253,6 +253,7 @@ type world struct {
 	refused chan error
 	judge   *model // sees what passes between the agent, its store and its engine; nil for none
 	packs   bool   // the history is packed as in a real agent; for a judged world
+	listed  int    // records that a listing shows
 
 	store  faulty
 	r      *apply.Reconciler
@@ -273,7 +274,7 @@ func newWorld(t tester, dir string) *world {
 // emptyWorld is a world without an agent.
 func emptyWorld(t tester, dir string) *world {
 	m := &mishaps{planned: map[string][]mishap{}}
-	w := &world{t: t, dir: dir, m: m, drift: apply.DriftCorrect, counts: &counts{outcomes: map[schema.Outcome]int{}}}
+	w := &world{t: t, dir: dir, m: m, drift: apply.DriftCorrect, listed: 50, counts: &counts{outcomes: map[schema.Outcome]int{}}}
 	w.engine = &scripted{
 		t: t, m: m, runs: schema.Defaults(), peer: 1,
 		always: map[schema.Parameters]manner{}, sends: map[schema.Parameters]int{}, tries: map[schema.Parameters]int{}, banned: map[schema.Parameters]bool{},
@@ -298,7 +299,7 @@ func (w *world) start() {
 		Store: seenStore, Engine: seenEngine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
 		Source:      apply.SourceStatus{Kind: "file"},
 		ReadSource:  func() (string, time.Time, error) { return "inotify", time.Now(), nil },
-		SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: 50,
+		SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: w.listed,
 		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation, Judge: w.signers,
 	})
 	ctx, cancel := context.WithCancel(w.t.Context())

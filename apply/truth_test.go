@@ -1,0 +1,311 @@
+package apply_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore"
+	"dtesn-agent/schema"
+)
+
+// The stories here began as ways to make the agent say what is not so, or to keep
+// on the engine what was never good.
+
+// reporting is bubble for an agent that only reports drift.
+func reporting(t *testing.T, story func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.drift = apply.DriftReport
+		w.start()
+		w.declare(stateA, "")
+		story(t, w)
+		w.end()
+	})
+}
+
+// TestTheWayBackBeforeTheFirst: while nothing was applied, a rejection goes back
+// to what the engine ran before the first candidate, not to what that left on it.
+func TestTheWayBackBeforeTheFirst(t *testing.T) {
+	for name, first := range map[string]manner{"refused and run": callback, "taken in part": partly, "taken without a word": busy} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := emptyWorld(t, t.TempDir())
+				w.engine.will(stateA, first)
+				w.engine.will(stateB, refuse)
+				w.engine.will(schema.Defaults(), refuse) // so that the first rejection is not over
+				w.start()
+				w.declare(stateA, "")
+				if first == busy {
+					w.engine.tell(func(e *scripted) { e.runs = size(stateA.ESNReservoirSize + 1) })
+				}
+				w.pass(10 * time.Second)
+				w.declare(stateB, "")
+				w.engine.will(schema.Defaults(), accept)
+				w.pass(10 * time.Minute)
+				s := w.r.Status()
+				if w.engine.running() != schema.Defaults() || s.State != apply.StateHeld {
+					t.Errorf("it runs %v, %s (%s)", w.engine.running(), s.State, s.Reason)
+				}
+				w.engine.tell((*scripted).restart)
+				w.r.EngineHint()
+				w.pass(time.Minute)
+				if w.engine.running() != schema.Defaults() {
+					t.Errorf("after a restart it runs %v", w.engine.running())
+				}
+				w.end()
+			})
+		})
+	}
+}
+
+// TestInSyncIsWhatIsDeclared: a hold that ended makes what is declared due again,
+// and until it runs nothing is in sync.
+func TestInSyncIsWhatIsDeclared(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		w.m.plan("note", fine)
+		w.m.plan("commit", longTime...)
+		if _, err := w.do(apply.Command{Verb: "resume", Reason: "day"}); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.r.Status(); s.InSync || w.engine.running() != stateA || s.Held != nil {
+			t.Errorf("in sync %v on %d units, held %v", s.InSync, w.engine.running().ESNReservoirSize, s.Held)
+		}
+	})
+}
+
+// TestDriftIsNoExcuse: drift that was reported does not make an engine ready that
+// runs what it refused and cannot be brought back from.
+func TestDriftIsNoExcuse(t *testing.T) {
+	reporting(t, func(t *testing.T, w *world) {
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		w.pass(time.Minute)
+		if s := w.r.Status(); s.State != apply.StateDrifted || !s.Ready {
+			t.Fatalf("%s, ready %v", s.State, s.Ready)
+		}
+		w.engine.will(stateA, refuse)
+		w.engine.will(stateB, callback)
+		w.declare(stateB, "")
+		w.pass(time.Second)
+		if s := w.r.Status(); s.Ready || s.Drift != nil || s.State != apply.StateDegraded {
+			t.Errorf("it runs what it refused: ready %v, drift %+v, %s", s.Ready, s.Drift, s.State)
+		}
+	})
+}
+
+// TestAShortListing: a pause between a rejection and the way back does not make
+// what was rejected somebody else's drift, however few records a listing shows.
+func TestAShortListing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.drift, w.listed = apply.DriftReport, 1
+		w.start()
+		w.declare(stateA, "")
+		w.engine.will(stateA, refuse)
+		w.engine.will(stateB, callback)
+		w.declare(stateB, "")
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		w.engine.will(stateA, accept)
+		w.pass(6 * time.Minute)
+		if s := w.r.Status(); w.engine.running() != stateA || s.Drift != nil {
+			t.Errorf("it runs %d units, drift %+v", w.engine.running().ESNReservoirSize, s.Drift)
+		}
+		w.end()
+	})
+}
+
+// TestANewEngineIsBroughtBackAtOnce, whatever the one before refused; but for one
+// that dies of what it is brought back to.
+func TestANewEngineIsBroughtBackAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateA, refuse)
+		w.engine.tell((*scripted).restart)
+		w.r.EngineHint()
+		w.pass(2 * time.Minute)
+		w.engine.will(stateA, accept)
+		w.engine.tell((*scripted).restart)
+		w.r.EngineHint()
+		w.pass(time.Second)
+		if w.engine.running() != stateA {
+			t.Errorf("a second after its start it runs %d units", w.engine.running().ESNReservoirSize)
+		}
+		before := w.engine.sent(stateA)
+		w.engine.will(stateA, die)
+		w.engine.tell((*scripted).restart)
+		w.r.EngineHint()
+		w.pass(time.Minute)
+		if n := w.engine.sent(stateA) - before; n > 8 {
+			t.Errorf("it died %d times in a minute", n)
+		}
+	})
+}
+
+// TestARejectedRollbackIsNotPending, though the disk or the engine keeps the agent
+// from the end of it.
+func TestARejectedRollbackIsNotPending(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.engine.will(stateA, refuse)
+		w.m.plan("settle", longTime...)
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		if err != nil || res.Outcome != schema.Rejected || !strings.Contains(res.Text, "rejected") {
+			t.Errorf("it is answered %+v, %v", res, err)
+		}
+	})
+}
+
+// TestLateIsWhatWasSent: for a minute after a request without an answer the engine
+// may come to run that, and nothing else, without it being drift.
+func TestLateIsWhatWasSent(t *testing.T) {
+	reporting(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, hangBefore)
+		w.declare(stateB, "")
+		w.pass(12 * time.Second)
+		w.declare(stateA, "back")
+		w.pass(time.Second)
+		w.restart() // which forgets nothing
+		w.declare(stateA, "back")
+		w.pass(5 * time.Second)
+		w.engine.tell(func(e *scripted) { e.runs = stateB })
+		w.pass(3 * time.Second)
+		if s := w.r.Status(); w.engine.running() != stateA || s.Drift != nil {
+			t.Errorf("the late request landed: it runs %d units, drift %+v", w.engine.running().ESNReservoirSize, s.Drift)
+		}
+		sends := w.engine.allSends()
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		w.pass(3 * time.Second)
+		if s := w.r.Status(); w.engine.allSends() != sends || s.Drift == nil || w.engine.running() != stateC {
+			t.Errorf("somebody changed it: %d sends, drift %+v", w.engine.allSends()-sends, s.Drift)
+		}
+	})
+}
+
+// TestAPauseLetsARollbackGoOn: whoever gave the one order meant it.
+func TestAPauseLetsARollbackGoOn(t *testing.T) {
+	for _, second := range []apply.Command{{Verb: "pause", Reason: "stop"}, {Verb: "rollback", Reason: "stop", Pause: true}} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.declare(stateB, "")
+			w.declare(stateC, "")
+			w.engine.will(stateB, busy)
+			first := make(chan apply.Result, 1)
+			go func() {
+				res, _ := w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"})
+				first <- res
+			}()
+			w.pass(100 * time.Millisecond)
+			res, err := w.do(second)
+			if err != nil {
+				t.Fatal(second.Verb, err)
+			}
+			w.engine.will(stateB, accept)
+			w.pass(5 * time.Minute)
+			s := w.r.Status()
+			if w.engine.running() != stateB || s.Held == nil || !s.Held.Paused || s.Running.SnapshotID != res.SnapshotID {
+				t.Errorf("%s: it runs %d units (%s), held %+v", second.Verb, w.engine.running().ESNReservoirSize, s.Running.SnapshotID, s.Held)
+			}
+			if got := <-first; got.Outcome != schema.Applied {
+				t.Errorf("%s: the first caller is told %+v", second.Verb, got)
+			}
+		})
+	}
+}
+
+// TestAnotherAgentHasTheDirectory: then the engine is that one's, and nothing is
+// sent to it until it has gone.
+func TestAnotherAgentHasTheDirectory(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		if err := os.Remove(filepath.Join(w.dir, "lock")); err != nil {
+			t.Fatal(err)
+		}
+		other, _, err := gitstore.Open(t.Context(), gitstore.Options{
+			Dir: w.dir, Environment: production, Instance: "one", MaxSnapshots: 50, AgentVersion: "test",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.pass(31 * time.Second)
+		sends := w.engine.allSends()
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		if s := w.r.Status(); w.engine.allSends() != sends || s.State != apply.StateDegraded || s.InSync || s.Ready {
+			t.Errorf("%d sends, %s (%s), ready %v", w.engine.allSends()-sends, s.State, s.Reason, s.Ready)
+		}
+		if err := other.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(10 * time.Second)
+		w.check("it has gone", inSync(stateB))
+	})
+}
+
+// TestADiskIsToldAtRest: who only looks at the status learns that the next change
+// could not be recorded, and soon that it can.
+func TestADiskIsToldAtRest(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.m.plan("probe", slices.Repeat([]mishap{fails}, 20)...)
+		w.pass(31 * time.Second)
+		s := w.r.Status()
+		if s.State != apply.StateDegraded || !s.InSync || !s.Ready || !strings.Contains(s.Reason, "nothing can be recorded") || !strings.HasPrefix(s.Hint, "free space") {
+			t.Errorf("%s (%s; %s), in sync %v", s.State, s.Reason, s.Hint, s.InSync)
+		}
+		w.pass(45 * time.Second)
+		w.check("it can be written again", inSync(stateA))
+	})
+}
+
+// TestAHangIsWaitedFor: an engine that hangs is waited for, whether it was asked
+// or told when it began.
+func TestAHangIsWaitedFor(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, hangBefore)
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.declare(stateB, "")
+		w.pass(25 * time.Second)
+		if s := w.r.Status(); s.State != apply.StateWaiting || s.Ready || !strings.Contains(s.Hint, "to stop it") {
+			t.Errorf("%s (%s; %s)", s.State, s.Reason, s.Hint)
+		}
+		w.engine.will(stateB, accept)
+		w.engine.tell(func(e *scripted) { e.hung = false })
+		w.pass(5 * time.Minute)
+		w.check("it answers", inSync(stateB))
+	})
+}
+
+// TestNoRollbackToWhatIsDamaged: the state before the damaged one is the target.
+func TestNoRollbackToWhatIsDamaged(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		damaged := w.store.Head()
+		w.declare(stateC, "")
+		out, err := exec.Command("git", "--git-dir", filepath.Join(w.dir, "snapshots.git"), "rev-parse", damaged.Commit+":snapshot.json").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		blob := strings.TrimSpace(string(out))
+		w.end()
+		if err := os.Remove(filepath.Join(w.dir, "snapshots.git", "objects", blob[:2], blob[2:])); err != nil {
+			t.Fatal(err)
+		}
+		w.start()
+		w.declare(stateC, "")
+		w.pass(time.Second)
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateA {
+			t.Errorf("it runs %d units: %+v, %v", w.engine.running().ESNReservoirSize, res, err)
+		}
+	})
+}
