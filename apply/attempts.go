@@ -64,7 +64,7 @@ func (r *Reconciler) rejecting(id, why string) {
 	attempts := slices.Clone(r.attempts) // a published status shares the old one
 	for i := range attempts {
 		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == schema.Pending {
-			a.rejecting, a.Reason = true, "rejected, and the engine is being brought back: "+why
+			a.rejected, a.Reason = why, "rejected, and the engine is being brought back: "+why
 		}
 	}
 	r.attempts = attempts
@@ -74,8 +74,8 @@ func (r *Reconciler) rejecting(id, why string) {
 func unsettled(attempts []Attempt, id, pending string) Result {
 	res := Result{Outcome: schema.Pending, SnapshotID: id, Text: pending}
 	for i := range attempts {
-		if a := &attempts[i]; id != "" && a.SnapshotID == id && a.Rejecting() {
-			res.Outcome, res.Text = schema.Rejected, a.Reason
+		if a := &attempts[i]; id != "" && a.SnapshotID == id && a.Rejecting() != "" {
+			res.Outcome, res.Text = schema.Rejected, a.Rejecting()+"; it is still to be brought back to what is applied, which goes on by itself"
 		}
 	}
 	return res

@@ -321,7 +321,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 	case r.seen.refusal != nil:
 		return StateRefused, r.seen.refusal.Reason, r.seen.refusal.Hint
 	case r.seen.violations != nil:
-		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate` shows every violation; the engine keeps what it has"
+		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has"
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
 		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:

@@ -95,12 +95,17 @@ type Attempt struct {
 	ViolationsTotal int                `json:"violations_total"`
 	At              float64            `json:"at"`
 
-	rejecting bool // see Rejecting
+	rejected string // see Rejecting
 }
 
-// Rejecting reports whether the rejection is on record, though the engine is not
-// yet back on the last good state: Outcome says pending until then.
-func (a *Attempt) Rejecting() bool { return a.rejecting && a.Outcome == schema.Pending }
+// Rejecting says why it was rejected, if that is on record and the engine is not
+// yet back on the last good state, for Outcome says pending until then; else "".
+func (a *Attempt) Rejecting() string {
+	if a.Outcome != schema.Pending {
+		return ""
+	}
+	return a.rejected
+}
 
 // Running is what the engine was last read to run, by its record.
 type Running struct {

@@ -161,7 +161,7 @@ func TestARejectedRollbackIsNotPending(t *testing.T) {
 		w.engine.will(stateA, refuse)
 		w.m.plan("settle", longTime...)
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
-		if err != nil || res.Outcome != schema.Rejected || !strings.Contains(res.Text, "rejected") {
+		if err != nil || res.Outcome != schema.Rejected || !strings.Contains(res.Text, "still to be brought back") {
 			t.Errorf("it is answered %+v, %v", res, err)
 		}
 	})

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,12 +60,31 @@ func ask(ctx context.Context, state, method, path string, body, answer any, pati
 
 var errNoAnswer = errors.New("no answer")
 
+// lockedBy is the pid of the agent that holds the lock of state, "" if none does.
+func lockedBy(state string) string {
+	f, err := os.OpenFile(filepath.Join(state, "lock"), os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a pipe
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		return "" // closing gives it back
+	}
+	text := make([]byte, 32)
+	n, _ := f.Read(text)
+	pid, _, _ := strings.Cut(string(text[:n]), " ")
+	return cmp.Or(pid, "unknown")
+}
+
 // notRunning explains why no agent answered.
 func notRunning(state string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
 		if _, statErr := os.Stat(state); statErr != nil {
-			return fault(fmt.Errorf("there is no state directory %s", state), "check --state; it is the one `agent run` was given")
+			return fault(fmt.Errorf("there is no state directory %s", state), "check --state; it is the one `agent run` was given; an agent whose disk is away still answers on its --listen address, and comes back to it by itself")
+		}
+		if pid := lockedBy(state); pid != "" {
+			return fault(fmt.Errorf("the agent on %s (pid %s) does not listen on its control socket", state, pid), "wait some seconds, it makes it anew; if it does not: its log says why")
 		}
 		return fault(fmt.Errorf("no agent runs on %s", state), "start one with `agent run`; what it recorded: agent snapshots --state "+shellWord(state))
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):

@@ -43,6 +43,7 @@ type agent struct {
 	asked        tally // of reading now
 
 	listener, healthListener, engineListener net.Listener
+	enginePlace                              place
 	closers                                  []func() error
 }
 
@@ -133,11 +134,11 @@ func (a *agent) openEngine(env schema.Environment) error {
 		if err != nil {
 			return fault(err, "")
 		}
-		if a.engineListener, err = engine.Listen(a.socket); err != nil {
-			return fault(err, "")
+		if err := a.listenEngine(); err != nil {
+			return err
 		}
 		a.embedded = e
-		a.closers = append(a.closers, a.engineListener.Close)
+		a.closers = append(a.closers, func() error { return a.engineListener.Close() })
 	}
 	opt := dtesn.Options{Socket: a.socket, Environment: env, Timeout: s.engineTimeout, ReadOnly: s.observe}
 	if s.engineUID >= 0 {
@@ -217,7 +218,7 @@ func (a *agent) stages(ctx context.Context) [][]part {
 	}
 	stages := [][]part{sources, transaction, tellers}
 	if a.embedded != nil {
-		stages = append(stages, []part{{"engine", func(ctx context.Context) error { return a.embedded.Serve(ctx, a.engineListener) }}})
+		stages = append(stages, []part{{"engine", a.serveEngine}})
 	}
 	return stages
 }

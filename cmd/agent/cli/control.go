@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -25,14 +26,10 @@ const maxSocketPath = 107
 // <state>/agent.sock, mode 0600, so that who may write into the state
 // directory may command and nobody else.
 type control struct {
-	agent    *agent
-	path     string
+	agent *agent
+	place
 	listener *net.UnixListener
-	socket   os.FileInfo // of the socket that listener made
 }
-
-// socketLook is how often a control looks whether its socket is still there.
-const socketLook = 2 * time.Second
 
 // An order is the body of a command; its answer is an orderResult, or an
 // orderError with status 409.
@@ -55,20 +52,18 @@ func newControl(path string, a *agent) (*control, error) {
 	if err := checkSocketPath(path); err != nil {
 		return nil, err
 	}
-	c := &control{agent: a, path: path}
+	c := &control{agent: a, place: place{path: path}}
 	return c, c.listen()
 }
 
 // listen makes the socket. One that is there is left over from a killed agent:
 // the lock on the state directory is held by this process.
 func (c *control) listen() error {
-	if info, err := os.Lstat(c.path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return fault(fmt.Errorf("%s is in the way: it is not a socket", c.path), "move it away, or choose another --state")
-		}
-		if err := os.Remove(c.path); err != nil {
-			return fault(fmt.Errorf("remove the control socket of an earlier agent: %w", err), "")
-		}
+	if err := c.agent.clearSocket(c.path); err != nil {
+		return err
+	}
+	if err := os.Remove(c.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault(fmt.Errorf("remove the control socket of an earlier agent: %w", err), "")
 	}
 	// The mode is set before the bind, so that the socket is never open to
 	// others, not for a moment.
@@ -83,14 +78,8 @@ func (c *control) listen() error {
 	}
 	c.listener = listener.(*net.UnixListener)
 	c.listener.SetUnlinkOnClose(false) // what lies there then may be another's
-	c.socket, err = os.Lstat(c.path)
+	c.place, err = placeOf(c.path)
 	return err
-}
-
-// stands reports whether the path leads to the socket that this control made.
-func (c *control) stands() bool {
-	info, err := os.Lstat(c.path)
-	return err == nil && os.SameFile(info, c.socket)
 }
 
 // close ends the listening and removes the socket, if it is there.
@@ -139,55 +128,8 @@ func (c *control) serve(ctx context.Context) error {
 		}
 		_ = c.close() // it pins the disk that it was made on
 		<-done
-		if !c.again(ctx) {
+		if !c.agent.again(ctx, "control socket", c.path, c.listen) {
 			return nil
-		}
-	}
-}
-
-// displaced waits until the socket is gone from its path, or ctx ends; an error
-// is that of the server.
-func (c *control) displaced(ctx context.Context, done <-chan error) error {
-	look := time.NewTicker(socketLook)
-	defer look.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-done:
-			return err
-		case <-look.C:
-			if !c.stands() {
-				return nil
-			}
-		}
-	}
-}
-
-// again listens again once the state directory is there and this agent's; false
-// if ctx ends before.
-func (c *control) again(ctx context.Context) bool {
-	look := time.NewTicker(socketLook)
-	defer look.Stop()
-	said := false
-	for {
-		if c.agent.store.Holding() {
-			err := c.listen()
-			if err == nil {
-				c.agent.log.Info("the control socket was gone, and is there again", "socket", c.path)
-				return true
-			}
-			if !said {
-				c.agent.log.Warn("the control socket is gone; orders cannot be given", "socket", c.path, "error", err)
-				said = true
-			}
-		} else {
-			_ = c.agent.reader.Close() // it opens again what it needs
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-look.C:
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -132,8 +133,8 @@ func (o *once) unfinished(last *apply.Status) error {
 	err := fmt.Errorf("%s: %s: %s", what, last.State, last.Reason)
 	hint := strings.TrimSuffix(last.Hint, "; the agent goes on by itself") // this one has ended
 	a := last.Attempted
-	if a != nil && (a.Outcome == schema.Rejected || a.Rejecting()) {
-		err = fmt.Errorf("rejected: %s; and the engine is not back on the last good state: %w", a.Reason, err)
+	if a != nil && (a.Outcome == schema.Rejected || a.Rejecting() != "") {
+		err = fmt.Errorf("rejected: %s; and the engine is not back on the last good state: %w", cmp.Or(a.Rejecting(), a.Reason), err)
 		return &failure{code: exitRejected, err: err, hint: hint + "; the next start on this --state goes on with it"}
 	}
 	if a != nil && a.Outcome == schema.Pending {
