@@ -136,7 +136,7 @@ func listText(w io.Writer, records []schema.Record, note string) error {
 			changes = []string{"-"}
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
-			strings.Join(changes, ", "), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
+			cut(strings.Join(changes, ", "), 70), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
 	}
 	if err := t.Flush(); err != nil || note == "" {
 		return err
