@@ -36,7 +36,7 @@ func (m *model) check(s *apply.Status, recs []schema.Record, c *counts, said tol
 			m.failf("in sync, while the source declares %+v and attempted is %+v", d, a)
 		}
 	}
-	if verified := m.candidate() != nil && l.reading.Parameters == head.config; s.Ready && !runs && !(l.reached && (verified || m.drift == apply.DriftReport)) {
+	if verified := m.candidate() != nil && l.reading.Parameters == head.config; s.Ready && !runs && !(l.reached && (verified || m.drift == apply.DriftReport && s.Drift != nil && !m.open())) {
 		m.failf("ready, while the engine runs %d and %s is applied", l.reading.Parameters.ESNReservoirSize, state)
 	}
 	m.offered = m.offered[max(0, len(m.offered)-1):]
