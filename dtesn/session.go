@@ -232,7 +232,7 @@ func (s *session) fault(ctx context.Context, sent bool, err error) error {
 	e := &exchangeError{sent: sent, silent: !sent || s.from.left == answerAtMost}
 	switch {
 	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		e.err = fmt.Errorf("no whole answer in time: %w", context.Cause(ctx))
+		e.err = late{}
 	case ctx.Err() != nil:
 		e.err = fmt.Errorf("given up: %w", context.Cause(ctx))
 	case errors.Is(err, errTooLarge):
@@ -245,6 +245,12 @@ func (s *session) fault(ctx context.Context, sent bool, err error) error {
 	}
 	return e
 }
+
+// late says that the time of an exchange was over.
+type late struct{}
+
+func (late) Error() string { return "no whole answer in time (--engine-timeout)" }
+func (late) Unwrap() error { return context.DeadlineExceeded }
 
 // bounded reads at most left bytes.
 type bounded struct {
