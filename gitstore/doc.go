@@ -10,7 +10,8 @@
 //	<state>/reserve          1 MiB, given up by slices for reverts on a full disk
 //	<state>/set-aside/       what was found damaged, under names that say why
 //	<state>/walked           down to where the history needs no second walk; where it begins
-//	<state>/applied          what the applied ref names, noted once more, and named before
+//	<state>/applied          what the applied ref names, noted once more, and named before;
+//	                         behind that the objects of the applied record, a second time
 //	<state>/snapshots.git/
 //	    refs/heads/<env>                 the head: the newest record
 //	    refs/dtesn/applied/<env>         the newest record known to run, durably
@@ -53,6 +54,7 @@
 //	applied ref torn                         the same
 //	applied ref names nothing                the same
 //	applied ref unrelated to head            the same; what it named is kept
+//	applied record damaged                   made whole again, from its second copy in the file applied
 //	both refs lost                           the newest whole record is the head; applied as above
 //	no record readable                       the repository is kept, the history starts anew, with what the engine runs
 //	history not the one that was applied     taken as it is, and told

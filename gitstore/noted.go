@@ -16,9 +16,10 @@ import (
 // appliedFile says once more, beside the repository, what the applied ref names;
 // what it named before; and, until a start has told of it, where the agent stood
 // when the history was replaced under it. Each is a line, "<commit> <snapshot
-// id>", or an empty one. The file is written after the ref, in place, and is not
+// id>", or an empty one. Behind them stand the objects of the applied record, see
+// spare. The file is written after the ref, in place, and is not
 // synced, so it may be older, and a power cut may take it. It counts only where
-// the ref is lost, or the history is another.
+// the ref or the record is lost, or the history is another.
 const appliedFile = "applied"
 
 // notes are what appliedFile says; the zero note says nothing.
@@ -46,7 +47,7 @@ func (n note) String() string {
 
 // readNotes reads appliedFile. Whatever is wrong with it, it says nothing.
 func (r *repo) readNotes() (n notes) {
-	data, err := readBounded(filepath.Join(r.state, appliedFile), maxRef)
+	data, err := readBounded(filepath.Join(r.state, appliedFile), maxNotes)
 	if err != nil {
 		return n
 	}
@@ -67,13 +68,17 @@ func (r *repo) readNotes() (n notes) {
 // writeNotes writes appliedFile. It is no more than evidence, so what fails is
 // left.
 //
-// Syscalls: openat(O_CREAT), write, close.
+// Syscalls: those of spareOf; openat(O_CREAT), write, close.
 func (s *Store) writeNotes(before note) {
+	text := fmt.Appendf(nil, "%s\n%s\n%s\n", noteOf(s.applied), before, s.left)
+	if spare := s.spareOf(s.applied); len(text)+len(spare) <= maxNotes {
+		text = append(text, spare...) // in one write, with what it belongs to
+	}
 	f, err := os.OpenFile(filepath.Join(s.opts.Dir, appliedFile), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return
 	}
-	_, _ = fmt.Fprintf(f, "%s\n%s\n%s\n", noteOf(s.applied), before, s.left)
+	_, _ = f.Write(text)
 	_ = f.Close()
 }
 
@@ -137,7 +142,7 @@ func (s *Store) settleNotes() {
 		}
 		s.repaired(fmt.Sprintf("the agent stood at %s, which is not in the history: that was replaced, or begun anew", stood.id), did, "")
 	}
-	if s.applied == nil || n == (notes{noteOf(s.applied), n.before, s.left}) {
+	if s.applied == nil || n == (notes{noteOf(s.applied), n.before, s.left}) && s.repo.spare(n.applied.commit) != nil {
 		return
 	}
 	before := note{}

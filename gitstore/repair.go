@@ -149,7 +149,7 @@ func (s *Store) repairError(err error) error {
 }
 
 // mended reads the two refs, once damaged packs are mended as far as they can
-// be.
+// be, and the applied record is made whole from its second copy.
 func (s *Store) mended() (head, applied named, err error) {
 	_, _, known, err := s.repo.walked()
 	if err != nil {
@@ -161,21 +161,39 @@ func (s *Store) mended() (head, applied named, err error) {
 		if err != nil {
 			return head, applied, stateError("mend the packs in", s.opts.Dir, err)
 		}
-		if head, applied, err = s.whose(); err != nil {
+		if head, applied, err = s.judged(); err != nil {
 			return head, applied, err
-		}
-		if err := s.outdated(&head, &applied); err != nil {
-			return head, applied, stateError("read the history in", s.opts.Dir, err)
-		}
-		if head.snap != nil && applied.snap != nil {
-			if _, err = s.between(head.snap, applied.snap); curable(err) {
-				head.snap, head.bad = nil, err
-			} else if err != nil {
-				return head, applied, stateError("read the history in", s.opts.Dir, err)
-			}
 		}
 		if head.bad == nil && applied.bad == nil || thorough && !more {
 			break
+		}
+	}
+	if head.snap != nil && applied.snap != nil {
+		return head, applied, nil
+	}
+	restored, err := s.restore(head, applied)
+	if err != nil {
+		return head, applied, stateError("repair the snapshot repository in", s.opts.Dir, err)
+	}
+	if restored {
+		return s.judged()
+	}
+	return head, applied, nil
+}
+
+// judged is whose, with the two refs held against the note and each other.
+func (s *Store) judged() (head, applied named, err error) {
+	if head, applied, err = s.whose(); err != nil {
+		return head, applied, err
+	}
+	if err := s.outdated(&head, &applied); err != nil {
+		return head, applied, stateError("read the history in", s.opts.Dir, err)
+	}
+	if head.snap != nil && applied.snap != nil {
+		if _, err = s.between(head.snap, applied.snap); curable(err) {
+			head.snap, head.bad = nil, err
+		} else if err != nil {
+			return head, applied, stateError("read the history in", s.opts.Dir, err)
 		}
 	}
 	return head, applied, nil

@@ -412,6 +412,7 @@ func unprivileged(t *testing.T, dir string, prepare, do func()) {
 // A repository set aside is a whole one: nothing in it is lost.
 func TestSetAsideIsKeptWhole(t *testing.T) {
 	st := newStory(t)
+	st.remove(filepath.Join(st.dir, appliedFile))
 	st.eachFile("objects", func(path string) { st.write(path, "") })
 	before := 0
 	st.eachFile("objects", func(string) { before++ })

@@ -162,10 +162,15 @@ func (r *repo) blobs(h plumbing.Hash) []plumbing.Hash {
 	return []plumbing.Hash{tree.Entries[0].Hash, tree.Entries[1].Hash}
 }
 
-// decodeObject reads the bytes of a loose object's file: zlib over
-// "<type> <size>\0<content>".
+// decodeObject reads the bytes of a loose object's file.
 func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
-	zr, err := objfile.NewReader(bytes.NewReader(raw))
+	return readObject(bytes.NewReader(raw))
+}
+
+// readObject reads one object as a loose file has it, and not a byte further:
+// zlib over "<type> <size>\0<content>".
+func readObject(rd *bytes.Reader) (plumbing.ObjectType, []byte, error) {
+	zr, err := objfile.NewReader(rd)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -82,11 +82,12 @@ func notedRows() []repairRow {
 		{"both refs lost: the note names an older record", confirmed(empty(appliedAt), empty(headAt), func(st *story) { note(st.a.Commit + " " + st.a.ID + "\n")(st) }), "d", "b", []string{neither, noTrust}, false},
 		{"both refs lost: the newest record too, and the one before was noted", confirmed(func(st *story) {
 			s, _ := st.open()
-			applied(st.t, s, 64)
+			e := applied(st.t, s, 64)
 			if err := s.Close(); err != nil {
 				st.t.Fatal(err)
 			}
 			st.remove(st.file("production"))
+			note(e.Commit + " " + e.ID + "\n" + st.d.Commit + " " + st.d.ID + "\n\n")(st)
 		}), "d", "d", []string{neither, noTrust}, false},
 		{"both refs lost: the newest record too, and the note before is torn", confirmed(func(st *story) {
 			s, _ := st.open()
@@ -127,6 +128,7 @@ func notedRows() []repairRow {
 		}, "b", "b", []string{noApplied, lostHead}, false},
 		{"content of an old record damaged: above the applied one that is found again", func(st *story) {
 			st.remove(st.file("production~2:snapshot.json"))
+			st.remove(filepath.Join(st.dir, appliedFile))
 			st.write(st.ref(appliedAt), "")
 			st.remove(st.ref(headAt))
 		}, "d", "a", []string{neither, noTrust}, true},

@@ -23,6 +23,7 @@ const (
 	isLost    = " of the history is lost"
 	theConfig = "config of the repository "
 	replaced  = "the agent stood at "
+	spareUsed = "the applied record snapshot_"
 
 	oldRetried = "the retried ref names "
 )
@@ -79,6 +80,7 @@ func repairRows() []repairRow {
 		{"both refs lost: applied record damaged", func(st *story) {
 			st.remove(st.file("production~2:snapshot.json"))
 			st.write(st.ref("heads/production"), "")
+			st.remove(filepath.Join(st.dir, appliedFile))
 		}, "d", "a", []string{neither, noTrust}, true},
 		{"retried ref torn", ref("dtesn/retried/production", ""), "d", "b", []string{"the retried ref is torn (it is empty)"}, false},
 		{"other ref torn: empty", ref("tags/mine", ""), "d", "b", []string{"the ref refs/tags/mine " + tornRef}, false},
@@ -100,7 +102,7 @@ func repairRows() []repairRow {
 			}, "b", "b", []string{setAside, lostHead}, false},
 		)
 	}
-	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), leftRows(), largeRows(), borrowRows())
+	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), spareRows(), leftRows(), largeRows(), borrowRows())
 }
 
 // fileRows damage the files around refs and objects.
@@ -165,10 +167,15 @@ func fileRows() []repairRow {
 			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")
 		}, "c", "b", nil, false},
 		{"no record readable: every object empty", func(st *story) {
+			st.remove(filepath.Join(st.dir, appliedFile))
 			st.eachFile("objects", func(path string) { st.write(path, "") })
 		}, "", "", nil, false},
-		{"no record readable: every object gone", func(st *story) { st.remove(st.repo("objects")) }, "", "", nil, false},
+		{"no record readable: every object gone", func(st *story) {
+			st.remove(filepath.Join(st.dir, appliedFile))
+			st.remove(st.repo("objects"))
+		}, "", "", nil, false},
 		{"no record readable: refs gone too", func(st *story) {
+			st.remove(filepath.Join(st.dir, appliedFile))
 			st.eachFile("objects", func(path string) { st.write(path, "") })
 			st.remove(st.repo("refs"))
 		}, "", "", nil, false},
@@ -276,8 +283,8 @@ func packRows() []repairRow {
 		{"both refs lost: packed", gc(func(st *story) { st.remove(st.repo(packedRefs)) }), "d", "b", []string{neither, noApplied}, false},
 		{"leftover of a kill: tmp_pack, fresh", gc(func(st *story) { st.write(st.repo("objects", "pack", "tmp_pack_x"), "x") }), "d", "b", nil, false},
 		{"head ref names nothing: packed", gc(func(st *story) { st.write(st.ref("heads/production"), strings.Repeat("5", 40)+"\n") }), "b", "b", []string{noHead}, false},
-		{"pack torn: halved", gc(func(st *story) { st.halve(glob(st, "*.pack")) }), "", "", nil, false},
-		{"pack torn: garbage", gc(func(st *story) { garbage(st, "*.pack") }), "", "", nil, false},
+		{"pack torn: halved", gc(func(st *story) { st.halve(glob(st, "*.pack")) }), "b", "b", []string{thePack, spareUsed, lostHead}, true},
+		{"pack torn: garbage", gc(func(st *story) { garbage(st, "*.pack") }), "b", "b", []string{thePack, spareUsed, noHead, "record 1" + isLost, "the packed ref refs/heads/production names "}, false},
 		{"index torn: halved", gc(func(st *story) { st.halve(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},
 		{"index torn: garbage", gc(func(st *story) { garbage(st, "*.idx") }), "d", "b", []string{thePack}, false},
 		{"gc by a person: pruning", func(st *story) { st.git("gc", "-q", "--prune=now", "--aggressive") }, "d", "b", nil, false},
@@ -304,7 +311,11 @@ func packRows() []repairRow {
 			st.git("commit-graph", "write", "--reachable")
 			st.halve(st.repo("objects", "info", "commit-graph"))
 		}), "d", "b", []string{"objects/info/commit-graph, which git keeps for speed, is torn"}, false},
-		{"index without pack", gc(func(st *story) { st.remove(glob(st, "*.pack")) }), "", "", nil, false},
+		{"index without pack", gc(func(st *story) { st.remove(glob(st, "*.pack")) }), "b", "b", []string{"the pack of the index ", spareUsed, noHead, "record 1" + isLost, "the packed ref refs/heads/production names "}, false},
+		{"no record readable: the pack is gone", gc(func(st *story) {
+			st.remove(glob(st, "*.pack"))
+			st.remove(filepath.Join(st.dir, appliedFile))
+		}), "", "", nil, false},
 		{"pack without index", gc(func(st *story) { st.old(glob(st, "*.pack")); st.remove(glob(st, "*.idx")) }), "d", "b", []string{thePack}, false},
 	}
 }
@@ -347,7 +358,7 @@ func placeRows() []repairRow {
 		{wrong + "identity", dir(identityFile), "d", "b", []string{"a directory where identity belongs"}, false},
 		{wrong + "refs", file("refs"), "d", "b", []string{"a file where refs belongs", "refs of the repository is missing", neither, noApplied}, false},
 		{wrong + "tmp", file("tmp"), "d", "b", []string{"a file where tmp belongs"}, false},
-		{wrong + "objects", file("objects"), "", "", nil, false},
+		{wrong + "objects", file("objects"), "b", "b", []string{"a file where objects belongs", "objects of the repository is missing", spareUsed, noHead, "record 1" + isLost}, false},
 		{"object of the head torn: a directory", func(st *story) { toDir(st.t, st.file("production")) }, "b", "b", []string{setAside, lostHead}, false},
 		{"shallow torn", func(st *story) { st.write(st.repo(shallowFile), zeros) }, "d", "b", []string{"the file shallow, which says where the history begins, is torn"}, false},
 		{"repository a file", func(st *story) { st.remove(st.repo()); st.write(st.repo(), "x") }, "", "", []string{"a file where the snapshot repository belongs"}, false},

@@ -166,8 +166,8 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	return err
 }
 
-// tidy makes the skeleton whole and removes locks that nobody holds.
-func (s *Store) tidy() error {
+// makeSkeleton makes the directories of the repository that are missing.
+func (s *Store) makeSkeleton() error {
 	for _, sub := range skeletonDirs() {
 		// Packing removes the empty ones below, never these two.
 		if there, err := exists(filepath.Join(s.repo.dir, sub)); err == nil && !there && (sub == "objects" || sub == "refs") {
@@ -177,7 +177,12 @@ func (s *Store) tidy() error {
 			return err
 		}
 	}
-	for _, mend := range []func() error{s.mendHead, s.mendConfig, s.mendPackedRefs, s.mendCaches} {
+	return nil
+}
+
+// tidy makes the skeleton whole and removes locks that nobody holds.
+func (s *Store) tidy() error {
+	for _, mend := range []func() error{s.makeSkeleton, s.mendHead, s.mendConfig, s.mendPackedRefs, s.mendCaches} {
 		if err := mend(); err != nil {
 			return err
 		}

@@ -244,6 +244,7 @@ func TestSetAsideAcrossLayers(t *testing.T) {
 	}
 	st := newStory(t)
 	layers := newMemory(t).dir
+	st.remove(filepath.Join(st.dir, appliedFile))
 	st.eachFile("objects", func(path string) { st.write(path, "") })
 	if err := errors.Join(os.MkdirAll(layers, 0o700), os.CopyFS(filepath.Join(layers, "low"), os.DirFS(st.dir)),
 		os.Mkdir(filepath.Join(layers, "up"), 0o700), os.Mkdir(filepath.Join(layers, "work"), 0o700)); err != nil {
