@@ -55,7 +55,9 @@
 //	applied ref names nothing                the same
 //	applied ref unrelated to head            the same; what it named is kept
 //	applied record damaged                   made whole again, from its second copy in the file applied
-//	both refs lost                           the newest whole record is the head; applied as above
+//	no second copy of the applied record     remade upon the newest whole record, with its Parameters as far as its commit, kind and files say them; what bore a hold holds all
+//	settlement at the head damaged           the same: a revert or a note was no candidate
+//	both refs lost                           the newest whole record that did not come to nothing is the head; applied as above
 //	no record readable                       the repository is kept, the history starts anew, with what the engine runs
 //	history not the one that was applied     taken as it is, and told
 //	content of an old record damaged         listed as damaged; no rollback goes to it

@@ -28,6 +28,9 @@ var foundAlone = map[string]func(*testing.T){
 	"reserve missing":          TestReserveIsMadeAgain,
 
 	"shallow hides what is there": TestNeedlessShallow,
+
+	"no second copy of the applied record": TestRemade,
+	"settlement at the head damaged":       TestRemade,
 }
 
 // TestFound compares the table in the package doc with the tests: each line has

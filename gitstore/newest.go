@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -17,7 +18,7 @@ import (
 // refs and without traces is one in which nothing was ever committed; any other
 // is set aside, and a new one made.
 func (s *Store) salvage(ctx context.Context, head, applied named) error {
-	best, err := s.newestOfHistory(ctx)
+	best, settled, err := s.newestOfHistory(ctx, math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -62,20 +63,65 @@ func (s *Store) salvage(ctx context.Context, head, applied named) error {
 	if first := why == nil && best.Index == 1; !first {
 		s.repaired(found, "the newest whole record, "+best.ID+", is the head", kept)
 	}
-	return s.rebuildApplied(ctx, best, applied)
+	return s.rebuildApplied(ctx, best, settled, applied)
 }
 
-// newestOfHistory is the newest whole record, but for those that stand on another
-// than the one that was noted as applied last: they were given up, and lie there
-// with higher numbers.
-func (s *Store) newestOfHistory(ctx context.Context) (*schema.Snapshot, error) {
-	if noted := s.repo.readNotes().applied; noted.index > 0 {
-		best, err := s.newestRecord(ctx, func(snap *schema.Snapshot) bool { return !s.repo.standsElsewhere(snap, noted) })
-		if best != nil || err != nil {
-			return best, err
-		}
+// newestOfHistory is the newest whole record of this environment and instance,
+// with an index below a bound; of others only if there is no such one. Left out are
+// those that stand on another than the one that was noted as applied last, which
+// were given up, and lie there with higher numbers; and those that came to nothing,
+// as a whole commit upon them says, though its content be damaged. settled is
+// the newest one, from there down, that must have been applied.
+func (s *Store) newestOfHistory(ctx context.Context, below int) (best, settled *schema.Snapshot, err error) {
+	noted := s.repo.readNotes().applied
+	gainsaid, err := s.judgements(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return s.newestRecord(ctx, func(*schema.Snapshot) bool { return true })
+	ours := func(snap *schema.Snapshot) bool {
+		return snap.Environment == s.opts.Environment && snap.Instance == s.opts.Instance
+	}
+	for _, wanted := range []func(*schema.Snapshot) bool{
+		func(snap *schema.Snapshot) bool {
+			return ours(snap) && (noted.index == 0 || !s.repo.standsElsewhere(snap, noted))
+		},
+		ours,
+		func(*schema.Snapshot) bool { return true },
+	} {
+		best, err := s.newestRecord(ctx, func(snap *schema.Snapshot) bool {
+			return snap.Index < below && !gainsaid[hashOf(snap)] && wanted(snap)
+		})
+		if best == nil && err == nil {
+			continue
+		}
+		if _, followed := gainsaid[hashOf(best)]; followed || err != nil {
+			return best, best, err
+		}
+		settled, err = s.lastSettled(best)
+		return best, settled, err
+	}
+	return nil, nil, nil
+}
+
+// judgements are the records upon which a whole commit stands, be its content
+// damaged, and whether one says that they came to nothing.
+func (s *Store) judgements(ctx context.Context) (gainsaid map[plumbing.Hash]bool, err error) {
+	gainsaid = map[plumbing.Hash]bool{}
+	return gainsaid, s.repo.eachObject(func(h plumbing.Hash) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if ours, err := s.repo.claimed(h); err != nil || !ours {
+			return unlessCurable(err)
+		}
+		child, err := s.repo.remains(h, 0, errDamaged)
+		if err != nil {
+			return unlessCurable(err)
+		}
+		parent := plumbing.NewHash(child.Parent)
+		gainsaid[parent] = gainsaid[parent] || child.OutcomeOf != nil
+		return nil
+	})
 }
 
 // standsElsewhere reports whether another record than the one of n has its place

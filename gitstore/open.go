@@ -289,7 +289,7 @@ func (s *Store) recordsAreOurs() bool {
 			return ours(n.snap)
 		}
 	}
-	// The refs are lost: any record says whose the others are.
+	// The refs are lost: any record says so. A person may have fetched others'.
 	found := errors.New("one is enough")
 	is := false
 	_ = s.repo.eachObject(func(h plumbing.Hash) error {
@@ -300,8 +300,10 @@ func (s *Store) recordsAreOurs() bool {
 		if err != nil {
 			return unlessCurable(err)
 		}
-		is = ours(snap)
-		return found
+		if is = ours(snap); is {
+			return found
+		}
+		return nil
 	})
 	return is
 }

@@ -98,12 +98,14 @@ func curable(err error) bool {
 //	whole           its ancestor    nothing to do
 //	absent          absent          an empty history, unless records are found, or
 //	                                what is left of some
-//	damaged         whole           a candidate that was lost: head = applied
+//	damaged         whole           a candidate that was lost: head = applied; or a
+//	                                settlement: it is remade
 //	foreign         whole           set aside; head = the newest of ours above applied
 //	not above it    whole           set aside; head = applied
 //	whole           not whole       applied = the newest record that its children do not gainsay
-//	not whole       not whole       the newest whole record becomes the head; if there
-//	                                is none, the repository is set aside and a new one made
+//	not whole       not whole       what was applied is remade, see remake.go; else the
+//	                                newest whole record becomes the head; if there is
+//	                                none, the repository is set aside and a new one made
 //
 // Whatever whole commit a ref named and names no longer is kept, unless it stands
 // in the history all the same.
@@ -226,11 +228,20 @@ func (s *Store) whose() (head, applied named, err error) {
 
 // settleRefs follows the table above repair.
 func (s *Store) settleRefs(ctx context.Context, head, applied named) error {
+	if head.snap == nil {
+		if done, err := s.remake(ctx, head, applied); done || err != nil {
+			return err
+		}
+	}
 	switch {
 	case head.snap == nil && applied.snap == nil:
 		return s.salvage(ctx, head, applied)
 	case applied.snap == nil:
-		return s.rebuildApplied(ctx, head.snap, applied)
+		settled, err := s.lastSettled(head.snap)
+		if err != nil {
+			return err
+		}
+		return s.rebuildApplied(ctx, head.snap, settled, applied)
 	case head.snap != nil:
 		s.head, s.applied = head.snap, applied.snap
 		return nil
@@ -346,14 +357,9 @@ func (s *Store) ownTip(ctx context.Context, tip plumbing.Hash, applied *schema.S
 	return applied, nil
 }
 
-// rebuildApplied finds what the applied ref must have named, from the records
-// themselves. That there is none is right as long as the first candidate is
-// open.
-func (s *Store) rebuildApplied(ctx context.Context, head *schema.Snapshot, applied named) error {
-	settled, err := s.lastSettled(head)
-	if err != nil {
-		return err
-	}
+// rebuildApplied makes the applied ref name what the records say was applied last.
+// That there is none is right as long as the first candidate is open.
+func (s *Store) rebuildApplied(ctx context.Context, head, settled *schema.Snapshot, applied named) error {
 	kept, err := s.keepNamed(ctx, applied)
 	if err != nil {
 		return err

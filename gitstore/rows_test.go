@@ -76,9 +76,10 @@ func repairRows() []repairRow {
 			st.halve(st.file("production:snapshot.json"))
 			st.write(st.ref("heads/production"), "")
 			st.remove(st.ref("dtesn/applied/production"))
-		}, "c", "b", []string{setAside, neither, noApplied}, false},
+		}, "b", "b", []string{setAside, neither, noApplied}, false},
 		{"both refs lost: applied record damaged", func(st *story) {
 			st.remove(st.file("production~2:snapshot.json"))
+			st.remove(st.file("production~2:parameters.yaml"))
 			st.write(st.ref("heads/production"), "")
 			st.remove(filepath.Join(st.dir, appliedFile))
 		}, "d", "a", []string{neither, noTrust}, true},
