@@ -35,6 +35,9 @@ const (
 	packFan = 8
 	// chainLength bounds how many differences are read to have one object.
 	chainLength = 8
+	// plainRecords is how many of the newest records are packed whole: a damaged
+	// byte takes one of them, not all that are read through it.
+	plainRecords = 8
 )
 
 // A compaction runs beside the writer; over is closed when it is done.
@@ -249,7 +252,8 @@ func (p *packer) fill(w *packWriter, order []plumbing.Hash, before map[plumbing.
 }
 
 // order is the order in which objects are packed, and for each blob the one of
-// the same file in the record written before it.
+// the same file in the record written before it; none for the newest records, nor
+// one of those for an older one.
 func (p *packer) order(fresh, within map[plumbing.Hash]bool) (order []plumbing.Hash, before map[plumbing.Hash]plumbing.Hash) {
 	before = map[plumbing.Hash]plumbing.Hash{}
 	taken := map[plumbing.Hash]bool{}
@@ -260,7 +264,8 @@ func (p *packer) order(fresh, within map[plumbing.Hash]bool) (order []plumbing.H
 		}
 	}
 	var last [2]plumbing.Hash
-	for h := plumbing.NewHash(p.view.head.Commit); within[h]; { // newest first, as git does: it is read most
+	h := plumbing.NewHash(p.view.head.Commit)
+	for n := 0; within[h]; n++ { // newest first, as git does: it is read most
 		c, err := p.repo.commit(h)
 		if err != nil {
 			break
@@ -272,7 +277,7 @@ func (p *packer) order(fresh, within map[plumbing.Hash]bool) (order []plumbing.H
 				before[blob] = last[i]
 			}
 			take(blob)
-			if fresh[blob] {
+			if fresh[blob] && n >= plainRecords {
 				last[i] = blob
 			}
 		}

@@ -177,3 +177,47 @@ func TestPackingIsKilled(t *testing.T) {
 	}
 	t.Logf("%d kills, %d records, %d packs", kills, len(durable), len(packs))
 }
+
+// TestNewestHangOnNothing holds that the newest records of a pack are read without
+// one another: neither is one the difference to another, nor another to one.
+func TestNewestHangOnNothing(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	for i := range 3 * packEvery {
+		commit(t, s, benchChange(i))
+		confirm(t, s)
+		s.Prepare()
+	}
+	s.settleCompaction()
+	packs, err := filepath.Glob(f.repo("objects", "pack", "*.idx"))
+	if err != nil || len(packs) == 0 {
+		t.Fatal(packs, err)
+	}
+	alone, hanging, newest := 0, 0, true
+	delta, base := map[string]bool{}, map[string]bool{}
+	for _, path := range packs {
+		for line := range strings.Lines(f.git("verify-pack", "-v", path)) {
+			if words := strings.Fields(line); len(words) == 7 && words[1] == "blob" {
+				delta[words[0]], base[words[6]] = true, true
+			}
+		}
+	}
+	for _, h := range strings.Fields(f.git("rev-list", "production")) {
+		blob := f.git("rev-parse", h+":"+snapshotFile)
+		if loose, err := exists(f.repo("objects", blob[:2], blob[2:])); err != nil || loose {
+			continue
+		}
+		switch {
+		case newest && (delta[blob] || base[blob]):
+			newest = false
+			hanging++
+		case newest:
+			alone++
+		case delta[blob]:
+			hanging++
+		}
+	}
+	if alone != plainRecords || hanging < packEvery/2 {
+		t.Errorf("%d of the newest packed records hang on nothing, and %d others do", alone, hanging)
+	}
+}
