@@ -166,6 +166,9 @@ func (s *Store) settleAncestry(ctx context.Context) error {
 		}
 		mended, err := s.mendPacks(true)
 		if err == nil && !mended {
+			mended, err = s.trimObjects()
+		}
+		if err == nil && !mended {
 			err = s.cutAt(ctx, g, c)
 		}
 		if err != nil {

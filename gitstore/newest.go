@@ -124,6 +124,36 @@ func (s *Store) judgements(ctx context.Context) (gainsaid map[plumbing.Hash]bool
 	})
 }
 
+// lastSettled is the newest whole record, from head down, that must have been
+// applied: head itself, if that was noted; else one that was followed by a record
+// which does not say otherwise. A candidate is open until it is applied or its
+// child says what became of it, and nothing is put upon an open one. nil if there
+// is none.
+func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
+	if s.wasApplied(head) {
+		return head, nil
+	}
+	child := head
+	for child.Parent != "" {
+		h := plumbing.NewHash(child.Parent)
+		snap, err := s.repo.snapshot(h)
+		if err == nil && child.OutcomeOf == nil {
+			return snap, nil
+		}
+		if curable(err) {
+			snap, err = s.repo.remains(h, child.Index-1, err)
+		}
+		if curable(err) {
+			return s.notedBelow(head) // the history is cut here
+		}
+		if err != nil {
+			return nil, err
+		}
+		child = snap
+	}
+	return nil, nil
+}
+
 // standsElsewhere reports whether another record than the one of n has its place
 // below snap, or at it. Where the way down is damaged, nobody knows.
 func (r *repo) standsElsewhere(snap *schema.Snapshot, n note) bool {

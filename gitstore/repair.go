@@ -173,11 +173,15 @@ func (s *Store) mended() (head, applied named, err error) {
 	if head.snap != nil && applied.snap != nil {
 		return head, applied, nil
 	}
-	restored, err := s.restore(head, applied)
+	trimmed, err := s.trimObjects()
+	restored := false
+	if err == nil {
+		restored, err = s.restore(head, applied)
+	}
 	if err != nil {
 		return head, applied, stateError("repair the snapshot repository in", s.opts.Dir, err)
 	}
-	if restored {
+	if trimmed || restored {
 		return s.judged()
 	}
 	return head, applied, nil
@@ -396,36 +400,6 @@ func (s *Store) rebuildApplied(ctx context.Context, head, settled *schema.Snapsh
 		return err
 	}
 	return nil
-}
-
-// lastSettled is the newest whole record, from head down, that must have been
-// applied: head itself, if that was noted; else one that was followed by a record
-// which does not say otherwise. A candidate is open until it is applied or its
-// child says what became of it, and nothing is put upon an open one. nil if there
-// is none.
-func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
-	if s.wasApplied(head) {
-		return head, nil
-	}
-	child := head
-	for child.Parent != "" {
-		h := plumbing.NewHash(child.Parent)
-		snap, err := s.repo.snapshot(h)
-		if err == nil && child.OutcomeOf == nil {
-			return snap, nil
-		}
-		if curable(err) {
-			snap, err = s.repo.remains(h, child.Index-1, err)
-		}
-		if curable(err) {
-			return s.notedBelow(head) // the history is cut here
-		}
-		if err != nil {
-			return nil, err
-		}
-		child = snap
-	}
-	return nil, nil
 }
 
 // settleRetried drops a retried ref that does not name the head: it means

@@ -162,9 +162,19 @@ func (r *repo) blobs(h plumbing.Hash) []plumbing.Hash {
 	return []plumbing.Hash{tree.Entries[0].Hash, tree.Entries[1].Hash}
 }
 
-// decodeObject reads the bytes of a loose object's file.
+// errTail says that something stands behind the end of an object, which is whole:
+// git calls it garbage, and refuses the history.
+var errTail = errors.New("bytes behind its end")
+
+// decodeObject reads the bytes of a loose object's file. It returns the object
+// with errTail, too.
 func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
-	return readObject(bytes.NewReader(raw))
+	rd := bytes.NewReader(raw)
+	t, content, err := readObject(rd)
+	if err == nil && rd.Len() > 0 {
+		err = fmt.Errorf("%d %w", rd.Len(), errTail)
+	}
+	return t, content, err
 }
 
 // readObject reads one object as a loose file has it, and not a byte further:

@@ -59,6 +59,40 @@ func spareRows() (rows []repairRow) {
 	)
 }
 
+// tailRows put something behind the end of an object's file.
+func tailRows() []repairRow {
+	const row, found = "bytes behind the end of an object: ", "the file of the object "
+	more := func(expr string) func(*story) {
+		return func(st *story) {
+			data, err := os.ReadFile(st.file(expr))
+			if err != nil {
+				st.t.Fatal(err)
+			}
+			st.write(st.file(expr), string(data)+zeros)
+		}
+	}
+	return []repairRow{
+		{row + "the head", more("production"), "d", "b", []string{found}, false},
+		{row + "the head's content", more("production:snapshot.json"), "d", "b", []string{found}, false},
+		{row + "the applied record", more("production~2^{tree}"), "d", "b", []string{found}, false},
+		{row + "an old commit", more("production~3"), "d", "b", []string{found}, false},
+		{row + "an old commit, without any ref", func(st *story) {
+			more("production~3")(st)
+			st.remove(st.repo("refs"))
+		}, "d", "b", []string{found, "refs of the repository is missing", neither, noApplied}, false},
+		{row + "what nothing names", func(st *story) {
+			h := st.git("hash-object", "-w", st.repo("HEAD"))
+			path := st.repo("objects", h[:2], h[2:])
+			data, err := os.ReadFile(path)
+			if err != nil {
+				st.t.Fatal(err)
+			}
+			st.write(path, string(data)+"x")
+			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")
+		}, "d", "b", []string{found}, false},
+	}
+}
+
 // flip changes a byte within an object of a pack.
 func (f *fixture) flip(pack, h string) {
 	f.t.Helper()

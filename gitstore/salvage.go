@@ -271,6 +271,9 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 		if info.Size() > 0 && info.ModTime().Before(since) && !info.IsDir() {
 			return nil
 		}
+		if trimmed, err := s.trim(h, path); trimmed || err != nil {
+			return err
+		}
 		if _, err = s.repo.verify(h); errors.Is(err, errDamaged) {
 			return s.setTornAside(path, "object-"+h.String()+"-torn")
 		}
