@@ -66,7 +66,7 @@ func (r *repo) lenders() (list []*repo, err error) {
 		}
 		for line := range strings.Lines(string(data)) {
 			dir := strings.TrimRight(line, "\r\n")
-			if dir == "" || strings.HasPrefix(dir, "#") {
+			if dir == "" || strings.HasPrefix(dir, "#") || strings.Contains(dir, "\x00") { // the last is torn
 				continue
 			}
 			if !filepath.IsAbs(dir) {

@@ -19,7 +19,7 @@ import (
 func (s *Store) makeSetAside() (string, error) {
 	dir := filepath.Join(s.opts.Dir, setAsideDir)
 	err := os.MkdirAll(dir, 0o700)
-	if !errors.Is(err, syscall.ENOTDIR) && !errors.Is(err, fs.ErrExist) {
+	if !errors.Is(err, syscall.ENOTDIR) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.ELOOP) {
 		return dir, err
 	}
 	beside := dir + "-is-a-file-" + s.stamp()

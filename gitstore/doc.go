@@ -101,7 +101,9 @@
 //	disk full                                opened; a repair may use the reserve
 //	reserve missing                          made again, as large as the disk allows
 //
-// A named pipe, a socket or a device counts as a file in a wrong place, and is
+// A named pipe, a socket, a device, a link to itself, and where a directory belongs
+// a link to nothing, count as a file in a wrong place (but objects and refs may be
+// on a disk that is not mounted: then the start is refused). None of them is
 // never waited for; found later, while the Store is open, it holds nothing, like
 // a torn file.
 //

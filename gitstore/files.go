@@ -281,7 +281,7 @@ func full(err error) bool {
 // takes dir for what it is, whatever characters it holds.
 func glob(dir, pattern string) (paths []string, err error) {
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
 		return nil, nil
 	}
 	for _, e := range entries {

@@ -84,7 +84,7 @@ func (s *Store) readAnew(read func() error) error {
 // forget forgets all that is known of the repository.
 func (s *Store) forget() {
 	s.standing = standing{repo: newRepo(s.opts.Dir, s.opts.Environment)}
-	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside}
+	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside, clear: s.clearPlace}
 }
 
 // Close gives the lock up. The Store must not be used afterwards. What is

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -90,7 +91,7 @@ func (s *Store) clearLock(ctx context.Context) error {
 	path := filepath.Join(s.opts.Dir, lockFile)
 	odd := func() (mode fs.FileMode, odd bool) {
 		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) { // a link to nothing, or nothing
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) { // a link to nothing, or nothing
 			info, err = os.Lstat(path)
 		}
 		if err != nil {

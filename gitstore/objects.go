@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -46,6 +47,8 @@ type objectWriter struct {
 	doubtful map[plumbing.Hash]bool
 	// setAside keeps a damaged file and tells of it.
 	setAside func(path, name string) error
+	// clear sets aside what stands where a directory belongs.
+	clear func(path string, wantDir bool) error
 
 	buf bytes.Buffer
 	zw  *zlib.Writer
@@ -127,6 +130,12 @@ func (w *objectWriter) move(tmp, path string) error {
 		w.newDirs = true
 		if err = os.Mkdir(filepath.Dir(path), 0o755); err == nil {
 			err = os.Rename(tmp, path)
+		}
+	}
+	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ELOOP) {
+		if err = w.clear(filepath.Dir(path), true); err == nil {
+			w.newDirs = true
+			err = errors.Join(os.Mkdir(filepath.Dir(path), 0o755), os.Rename(tmp, path))
 		}
 	}
 	if err != nil {

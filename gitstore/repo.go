@@ -108,6 +108,8 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 	switch {
 	case errors.Is(err, syscall.EISDIR):
 		return nil, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
+		return nil, fmt.Errorf("object %s: %w", h, fs.ErrNotExist) // a file where its directory belongs
 	case errors.Is(err, errTooLarge):
 		return nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
 	case raw == nil && err != nil:
@@ -249,7 +251,7 @@ func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) e
 // exists reports whether there is an entry at path, of whatever kind.
 func exists(path string) (bool, error) {
 	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
 		return false, nil
 	}
 	return err == nil, err

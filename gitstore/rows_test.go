@@ -103,7 +103,7 @@ func repairRows() []repairRow {
 			}, "b", "b", []string{setAside, lostHead}, false},
 		)
 	}
-	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), spareRows(), tailRows(), leftRows(), largeRows(), borrowRows())
+	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), spareRows(), tailRows(), linkRows(), leftRows(), largeRows(), borrowRows())
 }
 
 // fileRows damage the files around refs and objects.

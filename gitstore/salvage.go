@@ -91,6 +91,9 @@ func (s *Store) clearPlaces() error {
 			return err
 		}
 	}
+	if err := s.clearFans(); err != nil {
+		return err
+	}
 	for _, file := range []struct {
 		name  string
 		limit int64
@@ -102,6 +105,7 @@ func (s *Store) clearPlaces() error {
 		{headRef(env), maxRef},
 		{appliedRef(env), maxRef},
 		{retriedRef(env), maxRef},
+		{"objects/info/" + alternatesFile, maxObject},
 	} {
 		path := filepath.Join(s.repo.dir, file.name)
 		if err := s.clearPlace(path, false); err != nil {
@@ -122,6 +126,22 @@ func (s *Store) clearPlaces() error {
 		}
 		if err := s.clearPlace(filepath.Join(packs, e.Name()), false); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// clearFans is clearPlace for the directories of the loose objects.
+func (s *Store) clearFans() error {
+	entries, err := os.ReadDir(s.repo.objects())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if fan, _ := filepath.Match("[0-9a-f][0-9a-f]", e.Name()); fan && !e.IsDir() {
+			if err := s.clearPlace(filepath.Join(s.repo.objects(), e.Name()), true); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -148,9 +168,15 @@ func kindOf(mode fs.FileMode) string {
 func dashed(words string) string { return strings.ReplaceAll(words, " ", "-") }
 
 // clearPlace sets aside what is at path if it is of the wrong kind. A link
-// counts as what it leads to.
+// counts as what it leads to. One that leads nowhere is a disk that is not mounted,
+// where the history itself would be; it is set aside where nothing is lost by that.
 func (s *Store) clearPlace(path string, wantDir bool) error {
 	info, err := os.Stat(path)
+	name := s.placeName(path)
+	disk := name == "objects" || name == "objects/pack" || name == "refs"
+	if errors.Is(err, syscall.ELOOP) || errors.Is(err, fs.ErrNotExist) && wantDir && !disk {
+		info, err = os.Lstat(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
@@ -158,7 +184,6 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 		return err
 	}
 	is := kindOf(info.Mode())
-	name := s.placeName(path)
 	kept, err := s.setAside(path, strings.ReplaceAll(name, "/", "-")+"-is-"+dashed(is))
 	if err == nil {
 		s.repaired(is+" where "+name+" belongs", "set aside", kept)
@@ -202,6 +227,7 @@ func (s *Store) removeStaleLocks() error {
 		}
 		locks = append(locks, found...)
 	}
+	locks = append(locks, filepath.Join(s.repo.dir, packedRefs+".new")) // git makes no other while it is there
 	err := filepath.WalkDir(filepath.Join(s.repo.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && strings.HasSuffix(path, ".lock") {
 			locks = append(locks, path)
@@ -267,6 +293,9 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 		info, err := os.Lstat(path)
 		if err != nil {
 			return err
+		}
+		if _, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) && info.Mode()&fs.ModeSymlink != 0 {
+			return s.setTornAside(path, "object-"+h.String()+"-is-a-link-to-nothing")
 		}
 		if info.Size() > 0 && info.ModTime().Before(since) && !info.IsDir() {
 			return nil

@@ -29,6 +29,12 @@ func configFault(text []byte) string {
 			return fmt.Sprintf("git cannot read it: %q is no name", cut(name, 80))
 		}
 	}
+	for _, key := range []string{"compression", "loosecompression"} {
+		level := cfg.Section("core").Option(key)
+		if n, err := strconv.Atoi(level); level != "" && (err != nil || n < -1 || n > 9) {
+			return fmt.Sprintf("core.%s is %q, and no level of compression", key, cut(level, 80))
+		}
+	}
 	core, extensions := cfg.Section("core"), cfg.Section("extensions")
 	version := core.Option("repositoryformatversion")
 	if n, err := strconv.Atoi(version); core.HasOption("repositoryformatversion") && (err != nil || n < 0 || n > 1) {
@@ -156,6 +162,9 @@ func soundLines(data []byte) (good []byte, bad int) {
 func (s *Store) mendCaches() error {
 	for _, name := range []string{"pack/multi-pack-index", "info/commit-graph"} {
 		path := filepath.Join(s.repo.objects(), name)
+		if err := s.clearPlace(path, false); err != nil {
+			return err
+		}
 		sound, err := sumRight(path)
 		if sound || errors.Is(err, fs.ErrNotExist) {
 			continue
