@@ -35,6 +35,7 @@ func openOnce(dir string) {
 type ruin struct {
 	damage func(f *fixture)
 	dirty  bool // content of old records is lost
+	remade bool // the newest record is made anew: each time another one
 }
 
 func ruins(lender string) map[string]ruin {
@@ -56,10 +57,15 @@ func ruins(lender string) map[string]ruin {
 		"marks torn":       {damage: func(f *fixture) { f.write(f.dir+"/format", ""); f.write(f.dir+"/identity", "") }},
 		"index torn":       {damage: pack(func(f *fixture, base string) { f.overwrite(base+".idx", 1500, "XX") })},
 		"index lost":       {damage: pack(func(f *fixture, base string) { f.remove(base + ".idx"); f.old(base + ".pack") })},
-		"pack torn":        {pack(func(f *fixture, base string) { f.overwrite(base+".pack", f.size(base+".pack")/3, zeros) }), true},
+		"pack torn":        {pack(func(f *fixture, base string) { f.overwrite(base+".pack", f.size(base+".pack")/3, zeros) }), true, false},
 		"end of pack torn": {damage: pack(func(f *fixture, base string) { f.overwrite(base+".pack", f.size(base+".pack")-2, "XX") })},
 		"pack lost":        {damage: pack(func(f *fixture, base string) { f.remove(base + ".idx"); f.remove(base + ".pack") })},
 		"set-aside taken":  {damage: func(f *fixture) { f.write(f.dir+"/set-aside", ""); f.write(f.repo(shallowFile), zeros) }},
+		"applied damaged":  {damage: func(f *fixture) { f.halve(f.file("production:snapshot.json")); f.remove(f.file("production")) }},
+		"applied lost": {remade: true, damage: func(f *fixture) {
+			f.halve(f.file("production:snapshot.json"))
+			f.remove(filepath.Join(f.dir, appliedFile))
+		}},
 		"objects borrowed": {damage: func(f *fixture) {
 			f.write(f.repo("objects", "info", alternatesFile), lender+"\n")
 			f.remove(f.packs()[0])
@@ -106,7 +112,7 @@ func TestRepairIsKilled(t *testing.T) {
 					r.damage(f)
 					return f
 				}
-				want := ruined().outcome(t, r.dirty)
+				want := ruined().outcome(t, r)
 				for _, k := range killsAt() {
 					f := ruined()
 					for _, at := range [][]any{k, killsAt()[0]} {
@@ -114,7 +120,7 @@ func TestRepairIsKilled(t *testing.T) {
 							kills.Add(1)
 						}
 					}
-					if got := f.outcome(t, r.dirty); got != want {
+					if got := f.outcome(t, r); got != want {
 						t.Errorf("killed at %v, this is found: %s, want %s", k, got, want)
 					}
 					if t.Failed() {
@@ -177,16 +183,19 @@ func (f *fixture) openOnce(t *testing.T, at ...any) bool {
 }
 
 // outcome opens what is there, and tells of it all that a kill must not change.
-func (f *fixture) outcome(t *testing.T, dirty bool) string {
+func (f *fixture) outcome(t *testing.T, r ruin) string {
 	t.Helper()
 	s, _ := f.open()
 	story := fmt.Sprintf("head %s, applied %s, %d records", commitOf(s.Head()), commitOf(s.Applied()), s.Total())
+	if r.remade { // between its two refs it is pending
+		story = fmt.Sprintf("head %s %d of %d", s.Head().Kind, s.Head().Index, s.Head().Config.ESNReservoirSize)
+	}
 	for _, place := range []string{f.dir, f.repo(), f.repo("tmp"), f.repo("objects", "pack")} {
 		if left, err := glob(place, "tmp-*"); err != nil || len(left) > 0 {
 			t.Errorf("left over: %v, %v", left, err)
 		}
 	}
-	if dirty {
+	if r.dirty {
 		f.fsckButMissing()
 	} else {
 		f.fsck()

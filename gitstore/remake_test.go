@@ -145,3 +145,39 @@ func checkRemade(t *testing.T, s *Store, row remakeRow) {
 		t.Errorf("%s is applied", idOf(s.Applied()))
 	}
 }
+
+// TestFetchedHistory loses both refs beside a longer history of another instance,
+// which somebody fetched: the start is not refused for it, nor its records taken.
+func TestFetchedHistory(t *testing.T) {
+	other := newMemory(t)
+	options := other.options()
+	options.Instance = "web-2"
+	s, _, err := Open(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := range 6 {
+		applied(t, s, 2048+size)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, lost := range []string{"", appliedFile, identityFile} {
+		f := newMemory(t)
+		r := f.long(2)
+		f.git("fetch", "-q", other.repo(), "refs/heads/*:refs/remotes/other/*")
+		f.write(f.ref("heads/production"), "")
+		f.write(f.ref("dtesn/applied/production"), "")
+		switch lost {
+		case appliedFile:
+			f.remove(filepath.Join(f.dir, lost))
+		case identityFile:
+			f.write(filepath.Join(f.dir, lost), `{"environment": "production", "instance": "web-2"}`)
+		}
+		s, _ := f.open()
+		if commitOf(s.Head()) != r[1].Commit {
+			t.Errorf("without %q the head is %s", lost, idOf(s.Head()))
+		}
+		f.fsck()
+	}
+}
