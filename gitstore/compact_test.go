@@ -217,7 +217,7 @@ func TestNewestHangOnNothing(t *testing.T) {
 			hanging++
 		}
 	}
-	if alone != plainRecords || hanging < packEvery/2 {
+	if alone < plainRecords || hanging < packEvery/2 {
 		t.Errorf("%d of the newest packed records hang on nothing, and %d others do", alone, hanging)
 	}
 }

@@ -45,7 +45,7 @@
 //	head ref names nothing                   the same
 //	head ref behind applied                  the same; what it named is kept
 //	head ref unrelated to applied            the same; what it named is kept
-//	object of the head missing               the same: it was a candidate; its commit is kept
+//	object of the head missing               the same: it was a candidate; its commit is kept; but parameters.yaml is made anew from snapshot.json
 //	object of the head torn                  the same; the torn file is kept
 //	record above the applied one damaged     the same
 //	foreign commit on the branch             kept; the head is the newest record below it

@@ -2,6 +2,7 @@ package gitstore
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -240,6 +241,34 @@ func (r *repo) parametersOf(h plumbing.Hash) (p schema.Parameters, known bool, e
 			return p, false, unlessCurable(err)
 		}
 	}
+}
+
+// derive writes the parameters.yaml of a record anew that is damaged, from its
+// snapshot.json, which says the same.
+func (s *Store) derive(n named) (bool, error) {
+	c, err := s.repo.commit(n.hash)
+	if err != nil || !errors.Is(n.bad, errDamaged) {
+		return false, unlessCurable(err)
+	}
+	blobs := s.repo.blobs(c.TreeHash)
+	if len(blobs) == 0 {
+		return false, nil
+	}
+	text, err := s.repo.object(plumbing.BlobObject, blobs[1])
+	snap := new(schema.Snapshot)
+	if err != nil || json.Unmarshal(text, snap) != nil {
+		return false, unlessCurable(err)
+	}
+	file, err := s.objects.encode(plumbing.BlobObject, snap.Config.Canonical())
+	if err != nil || file.hash != blobs[0] {
+		return false, err
+	}
+	wrote, err := s.restoreObject(file)
+	if err != nil || !wrote {
+		return false, err
+	}
+	s.repaired(fmt.Sprintf("%s of the record %s is damaged", parametersFile, snap.ID), "written anew from its "+snapshotFile, "")
+	return true, s.objects.sync()
 }
 
 // listedParameters reads parameters.yaml of a tree, if it can be read.

@@ -66,6 +66,7 @@ func remakeRows() []remakeRow {
 		{"a note at the head", onPause, []string{record}, schema.KindNote, 640, 3, true, true},
 		{"a note upon a revert, both", then(rejected, onPause), []string{record, "production~1:snapshot.json"}, schema.KindRevert, 640, 4, true, true},
 		{"a change", larger, []string{record}, schema.KindChange, 768, 3, false, true},
+		{"a change, its parameters.yaml", larger, []string{parameters}, schema.KindChange, 768, 3, false, false},
 		{"a change, all that it says", larger, []string{record, parameters}, schema.KindChange, 640, 2, false, false},
 		{"a change upon a candidate that it supersedes, all that it says", func(t *testing.T, s *Store) {
 			c := commit(t, s, change(1024))

@@ -174,14 +174,20 @@ func (s *Store) mended() (head, applied named, err error) {
 		return head, applied, nil
 	}
 	trimmed, err := s.trimObjects()
-	restored := false
+	restored, derived := false, false
 	if err == nil {
 		restored, err = s.restore(head, applied)
+	}
+	for _, n := range []named{head, applied} {
+		if one := false; err == nil {
+			one, err = s.derive(n)
+			derived = derived || one
+		}
 	}
 	if err != nil {
 		return head, applied, stateError("repair the snapshot repository in", s.opts.Dir, err)
 	}
-	if trimmed || restored {
+	if trimmed || restored || derived {
 		return s.judged()
 	}
 	return head, applied, nil

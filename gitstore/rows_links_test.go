@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -81,6 +82,9 @@ func linkRows() []repairRow {
 		}, "d", "b", []string{"a stale lock, packed-refs.new"}, false},
 		{"config torn: a value that git refuses", func(st *story) { st.write(st.repo("config"), configText+"[core]\n\tcompression = 99\n") }, "d", "b", []string{theConfig + `cannot be used: core.compression is "99"`}, false},
 	}
+	rows = append(rows, repairRow{"config torn: a value that is no boolean", func(st *story) {
+		st.write(st.repo("config"), strings.Replace(configText, "filemode = true", "filemode = tru%", 1))
+	}, "d", "b", []string{theConfig + `cannot be used: core.filemode is "tru%"`}, false})
 	for _, name := range []string{lockFile, formatFile, identityFile, appliedFile} {
 		rows = append(rows, repairRow{wrong + "a link loop: " + name, loop(name), "d", "b", []string{a(name)}, false})
 	}

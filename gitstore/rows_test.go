@@ -23,6 +23,7 @@ const (
 	isLost    = " of the history is lost"
 	theConfig = "config of the repository "
 	replaced  = "the agent stood at "
+	derived   = "parameters.yaml of the record snapshot_"
 	spareUsed = "the applied record snapshot_"
 
 	oldRetried = "the retried ref names "
@@ -90,17 +91,24 @@ func repairRows() []repairRow {
 	for _, object := range []struct{ name, expr string }{
 		{"commit", "production"}, {"tree", "production^{tree}"}, {"snapshot.json", "production:snapshot.json"}, {"parameters.yaml", "production:parameters.yaml"},
 	} {
+		missing, torn, head := lostHead, lostHead, "b"
+		switch object.name {
+		case "commit":
+			missing = noHead
+		case "parameters.yaml": // snapshot.json says the same
+			missing, torn, head = derived, derived, "d"
+		}
 		rows = append(rows,
-			repairRow{"object of the head missing: " + object.name, rm(object.expr), "b", "b", []string{map[bool]string{true: noHead, false: lostHead}[object.name == "commit"]}, false},
-			repairRow{"object of the head torn: " + object.name + " empty", empty(object.expr), "b", "b", []string{setAside, lostHead}, false},
-			repairRow{"object of the head torn: " + object.name + " cut short", half(object.expr), "b", "b", []string{setAside, lostHead}, false},
+			repairRow{"object of the head missing: " + object.name, rm(object.expr), head, "b", []string{missing}, false},
+			repairRow{"object of the head torn: " + object.name + " empty", empty(object.expr), head, "b", []string{setAside, torn}, false},
+			repairRow{"object of the head torn: " + object.name + " cut short", half(object.expr), head, "b", []string{setAside, torn}, false},
 			repairRow{"object of the head torn: " + object.name + " another", func(st *story) {
 				data, err := os.ReadFile(st.file("production~3:snapshot.json"))
 				if err != nil {
 					st.t.Fatal(err)
 				}
 				st.write(st.file(object.expr), string(data))
-			}, "b", "b", []string{setAside, lostHead}, false},
+			}, head, "b", []string{setAside, torn}, false},
 		)
 	}
 	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), spareRows(), tailRows(), linkRows(), leftRows(), largeRows(), borrowRows())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,6 +35,9 @@ func configFault(text []byte) string {
 		if n, err := strconv.Atoi(level); level != "" && (err != nil || n < -1 || n > 9) {
 			return fmt.Sprintf("core.%s is %q, and no level of compression", key, cut(level, 80))
 		}
+	}
+	if value := strings.ToLower(cfg.Section("core").Option("filemode")); !slices.Contains([]string{"", "true", "false", "yes", "no", "on", "off", "1", "0"}, value) {
+		return fmt.Sprintf("core.filemode is %q", cut(value, 80))
 	}
 	core, extensions := cfg.Section("core"), cfg.Section("extensions")
 	version := core.Option("repositoryformatversion")
