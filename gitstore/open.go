@@ -72,6 +72,7 @@ type standing struct {
 	objects objectWriter
 
 	head, applied *schema.Snapshot
+	headFiles     []looseFile   // of the head's objects, if this process wrote them
 	first         int           // index of the oldest record
 	begin         plumbing.Hash // its line in the shallow file, zero if it is the first ever
 	retried       plumbing.Hash

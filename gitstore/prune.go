@@ -292,7 +292,7 @@ func (s *Store) prune(plan *pruning) error {
 		return err
 	}
 	s.first, s.begin = plan.first, plan.begin
-	s.objects.recent, s.objects.looked = s.objects.recent[s.objects.looked:], 0 // some may go
+	s.objects.recent = nil // some may go
 	s.log.Info("old records were pruned", "from", before, "to", s.first-1, "left", s.Total())
 	for name := range plan.victims {
 		if err := s.repo.dropPack(name); err != nil {
