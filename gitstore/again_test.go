@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,42 +97,117 @@ func TestGCWithinANote(t *testing.T) {
 }
 
 // TestGoneAfterTheSync takes objects away after they were synced, as a gc does
-// that began before a ref named them: a Confirm, and after it the next Probe,
-// write them again.
+// that began before a ref named them, directory by directory and long after: each
+// step that promises them, or builds on them, writes them again, and again.
 func TestGoneAfterTheSync(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
 	first := applied(t, s, 512)
-	for name, look := range map[string]func() error{
-		"confirm": func() error { return s.Confirm(t.Context()) },
-		"probe":   func() error { return s.Probe(t.Context()) },
+	for _, step := range []struct {
+		name string
+		look func() error
+	}{
+		{"confirm", func() error { return s.Confirm(t.Context()) }},
+		{"probe", func() error { return s.Probe(t.Context()) }},
+		{"probe, the second time", func() error { return s.Probe(t.Context()) }},
+		{"prepare", func() error { s.Prepare(); return nil }},
+		{"commit", func() error { _, err := s.Commit(t.Context(), paused(first.Config)); return err }},
+		{"commit upon a candidate", func() error {
+			_, err := s.Commit(t.Context(), revert(s.Head(), first, "refused"))
+			return err
+		}},
 	} {
-		note := commit(t, s, paused(first.Config))
-		if name == "probe" {
+		note := s.Head()
+		switch step.name {
+		case "commit upon a candidate":
+			note = commit(t, s, change(700))
+		case "probe, the second time":
+		default:
+			note = commit(t, s, paused(first.Config))
+		}
+		if step.name != "confirm" && note.Kind == schema.KindNote {
 			confirm(t, s)
 		}
-		for _, expr := range []string{"production:snapshot.json", "production^{tree}", "production"} {
+		for _, expr := range []string{note.Commit + ":snapshot.json", note.Commit + "^{tree}", note.Commit} {
 			f.remove(f.file(expr))
 		}
-		if err := look(); err != nil {
-			t.Fatal(name, err)
+		before := len(s.Repairs())
+		if err := step.look(); err != nil {
+			t.Fatal(step.name, err)
 		}
-		said(t, s, "3 objects of the newest records had gone away", "written again")
+		if r := s.Repairs()[before:]; len(r) != 1 || !strings.Contains(r[0].String(), "3 objects of the newest records had gone away") {
+			t.Errorf("%s: %v", step.name, r)
+		}
 		f.fsck()
-		if got := f.git("rev-parse", "production"); got != note.Commit {
-			t.Errorf("the head is %s", got)
+		if note.Kind == schema.KindNote && len(s.objects.unsynced) > 0 {
+			t.Errorf("%s: %d objects that were confirmed are not synced", step.name, len(s.objects.unsynced))
 		}
 		confirm(t, s)
 	}
-	before := len(s.Repairs())
-	for i := range 40 { // what is remembered is bounded, and let go
-		applied(t, s, 600+i)
+}
+
+// What is remembered is bounded in number and bytes, let go once it is in a pack,
+// or is old; but not while a gc is at work.
+func TestForgetsWhatIsSafe(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	first := applied(t, s, 512)
+	applied(t, s, 513)
+	age := func(by time.Duration) {
+		for i := range s.objects.recent {
+			s.objects.recent[i].at = s.objects.recent[i].at.Add(-by)
+		}
 	}
-	if n := len(s.objects.recent); n != recentMost {
+	remembered := func(want int, when string) {
+		t.Helper()
+		if err := s.Probe(t.Context()); err != nil || len(s.objects.recent) != want {
+			t.Errorf("%s: %d are remembered, want %d; %v", when, len(s.objects.recent), want, err)
+		}
+	}
+	remembered(8, "young")
+	age(recentFor)
+	f.write(f.repo("gc.pid"), "1 host")
+	remembered(8, "a gc runs")
+	f.remove(f.repo("gc.pid"))
+	s.objects.vanished = time.Now()
+	remembered(8, "one went away")
+	s.objects.vanished = time.Now().Add(-recentFor)
+	remembered(0, "old")
+	commit(t, s, paused(first.Config))
+	confirm(t, s)
+	remembered(4, "a note")
+	f.git("repack", "-adq")
+	f.git("prune-packed")
+	remembered(0, "packed")
+	file := looseFile{data: make([]byte, recentBytes/2)}
+	for range 3 {
+		s.objects.unsynced = []looseFile{file}
+		s.objects.remember()
+	}
+	if n := len(s.objects.recent); n != 2 {
+		t.Errorf("%d large files are remembered", n)
+	}
+	s.objects.unsynced = slices.Repeat([]looseFile{{data: []byte("x")}}, recentMost+9)
+	s.objects.remember()
+	if n := len(s.objects.recent); n > recentMost || n < recentMost/2 {
 		t.Errorf("%d files are remembered", n)
 	}
-	f.git("gc", "-q", "--prune=now")
-	if err := s.Probe(t.Context()); err != nil || len(s.Repairs()) != before || len(s.objects.recent) > 0 {
-		t.Errorf("%v, repairs %v, %d remembered", err, s.Repairs()[before:], len(s.objects.recent))
+	s.objects.recent, s.objects.unsynced = nil, nil
+}
+
+// A packing that ends while Prepare looks has taken nothing away.
+func TestPackingIsNoGC(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s, _ := f.open()
+	for i := range 320 {
+		applied(t, s, 64+i)
+		if i%packEvery == 0 { // what was packed before is known to be, and then more is
+			s.Prepare()
+			s.settleCompaction()
+		}
+	}
+	if r := s.Repairs(); len(r) > 0 {
+		t.Error(r)
 	}
 }

@@ -22,7 +22,8 @@ const blanksWanted = 2 * 6
 // fansAtOnce is how many of the 256 directories of objects/ one Prepare makes.
 const fansAtOnce = 16
 
-// Prepare packs the history, beside, when there is enough to pack. It makes
+// Prepare packs the history, beside, when there is enough to pack, and looks
+// whether a gc took something of the newest records. It makes
 // the files ahead that the next Commit and Confirm will write,
 // and by and by the directories they go to, while nobody waits: to make a file
 // is the dearest part of writing a small one, for a file system looks for a free
@@ -35,6 +36,7 @@ func (s *Store) Prepare() {
 		return
 	}
 	s.compact()
+	s.lookBeside()
 	for n := 0; n < fansAtOnce && s.repo.fans < 256; n++ {
 		if os.Mkdir(filepath.Join(s.repo.objects(), fmt.Sprintf("%02x", s.repo.fans)), 0o755) == nil {
 			s.objects.newDirs = true // the next sync sees to objects/

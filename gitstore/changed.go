@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,8 @@ func (s *Store) stillOurs(ctx context.Context) error {
 // written over.
 //
 // A ref that is gone or says nothing is no word of somebody else, as long as the
-// record that it named is there: the disk lost it, and it is written anew.
+// record that it named is there: the disk lost it, and it is written anew. So is
+// what this Store confirmed, if the ref says less.
 //
 // Syscalls: those of hold; for each of three refs openat, fstat, read, close, and
 // of packed-refs too where it is not loose.
@@ -45,7 +47,7 @@ func (s *Store) lookAround(ctx context.Context) (anew bool, err error) {
 	switch {
 	case err == nil && found == hashOf(s.head):
 	case s.lostRef(name, found, err):
-		if err := s.putBack(name, hashOf(s.head), err); err != nil {
+		if err := s.putBack(name, s.head, found, err); err != nil {
 			return false, err
 		}
 	case err != nil && fromDisk(err) && !errors.Is(err, syscall.ENOTDIR):
@@ -53,22 +55,61 @@ func (s *Store) lookAround(ctx context.Context) (anew bool, err error) {
 	default:
 		return true, s.reopen(ctx)
 	}
-	if s.strange(appliedRef(s.opts.Environment), hashOf(s.applied)) || s.strange(retriedRef(s.opts.Environment), s.retried) {
-		return true, s.reopen(ctx)
+	refs := []ours{{appliedRef(s.opts.Environment), hashOf(s.applied), s.applied}, {retriedRef(s.opts.Environment), s.retried, nil}}
+	if s.Retried() {
+		refs[1].snap = s.head
+	}
+	for _, ref := range refs {
+		found, err := s.repo.readRef(ref.name)
+		if s.strange(found, err, ref.hash) {
+			return true, s.reopen(ctx)
+		}
+		if err := s.stands(ref, found, err); err != nil {
+			return false, err
+		}
 	}
 	return false, nil
+}
+
+// ours is a ref that this Store made name a record; snap is nil if that says
+// nothing any more.
+type ours struct {
+	name string
+	hash plumbing.Hash
+	snap *schema.Snapshot
 }
 
 // strange reports whether a ref names what somebody else put there, which would be
 // written over: what is not in the history. Our own write may have failed and
 // happened all the same.
-func (s *Store) strange(name string, known plumbing.Hash) bool {
-	found, err := s.repo.readRef(name)
+func (s *Store) strange(found plumbing.Hash, err error, known plumbing.Hash) bool {
 	if err != nil || slices.Contains([]plumbing.Hash{known, hashOf(s.head), plumbing.ZeroHash}, found) {
 		return false
 	}
 	n, err := s.lookAt(found)
 	return err == nil && (foreign(n.bad) || n.snap != nil && !s.inHistory(noteOf(n.snap)))
+}
+
+// stands writes a ref anew, which reads as found or bad, if it does not name our
+// record any more, but nothing, or an older one: where the head is ours, nobody
+// else has to say what runs. One that names a newer record is our own write, which
+// failed and happened all the same.
+func (s *Store) stands(ref ours, found plumbing.Hash, bad error) error {
+	switch {
+	case ref.snap == nil || bad == nil && found == ref.hash:
+		return nil
+	case bad == nil && !found.IsZero():
+		n, err := s.lookAt(found)
+		if err != nil || n.snap != nil && n.snap.Index > ref.snap.Index {
+			return err
+		}
+	case bad != nil && !errors.Is(bad, errTornRef) && !errors.Is(bad, syscall.EIO):
+		return nil // the write that needs it fails, and says so
+	}
+	if there, err := s.repo.stillHas(ref.hash); err != nil || !there {
+		return err
+	}
+	return s.putBack(ref.name, ref.snap, found, bad)
 }
 
 // lostRef reports whether the head ref, which reads as found or err, was lost
@@ -91,32 +132,58 @@ func (s *Store) lostRef(name string, found plumbing.Hash, err error) bool {
 	return err == nil && there
 }
 
-// putBack writes the head ref anew that was lost.
-func (s *Store) putBack(name string, h plumbing.Hash, why error) error {
+// putBack writes a ref anew, durably, that was lost, or reads as found or why.
+func (s *Store) putBack(name string, to *schema.Snapshot, found plumbing.Hash, why error) error {
 	if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
 		return err
 	}
-	if err := s.repo.writeRef(name, h); err != nil {
+	if err := s.repo.writeRef(name, hashOf(to)); err != nil {
 		return err
 	}
-	found := "the head ref was lost while the agent ran"
-	if why != nil {
-		found += fmt.Sprintf(" (%v)", why)
+	word := map[string]string{headRef(s.opts.Environment): "head", appliedRef(s.opts.Environment): "applied"}[name]
+	what := fmt.Sprintf("the %s ref was lost while the agent ran", cmp.Or(word, "retried"))
+	switch {
+	case why != nil:
+		what += fmt.Sprintf(" (%v)", why)
+	case !found.IsZero():
+		what += fmt.Sprintf(" (it named %s)", found)
 	}
-	s.repaired(found, "it names "+idOf(s.head)+" again", "")
+	s.repaired(what, "it names "+idOf(to)+" again", "")
 	return nil
 }
 
 // reopen reads the repository anew, which somebody else changed.
 func (s *Store) reopen(ctx context.Context) error {
+	return s.reread(ctx, "the history was changed by somebody else")
+}
+
+// reread reads the repository anew, and repairs it as at Open, for the reason why.
+func (s *Store) reread(ctx context.Context, why string) error {
 	before := s.head
 	s.abandonCompaction()
 	s.repo.dropBlanks()
 	s.repo.closePacks()
 	if err := s.readAnew(func() error { return s.open(ctx) }); err != nil {
-		return fmt.Errorf("the history was changed by somebody else and cannot be read anew: %w", err)
+		return fmt.Errorf("%s and cannot be read anew: %w", why, err)
 	}
-	return s.changed(ctx, "the history was changed by somebody else while the agent ran", before)
+	return s.changed(ctx, why+" while the agent ran", before)
+}
+
+// mend repairs what packing met, once all that was committed is confirmed: what a
+// start would do.
+func (s *Store) mend(ctx context.Context) error {
+	if c := s.compaction; c != nil {
+		select {
+		case <-c.over:
+			s.hurt, c.hurt = s.hurt || c.hurt, false
+		default:
+		}
+	}
+	if !s.hurt || s.head == nil || len(s.objects.unsynced) > 0 || hashOf(s.head) != hashOf(s.applied) {
+		return nil
+	}
+	s.hurt = false
+	return s.reread(ctx, "the history was damaged")
 }
 
 // changed notes what stands now, if that is another head than before, and once

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,7 +28,8 @@ import (
 // The point of no return is the rename of the head ref. A crash before it
 // leaves objects that nothing names; after it, the record stands.
 //
-// Syscalls: those of stillOurs; those of objectWriter.put for two blobs, a tree
+// Syscalls: those of stillOurs; newfstatat of each object of the head, see
+// lookAgain; those of objectWriter.put for two blobs, a tree
 // and a commit; then openat, write, close of the
 // ref's temporary file and renameat, which os.Rename begins with newfstatat. For
 // a revert or a note the objects, their directories and the temporary file are
@@ -41,6 +43,9 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	snap, err := s.prepare(rec)
+	if err == nil {
+		err = s.lookAtHead()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
@@ -48,8 +53,9 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	durable := !snap.Kind.Candidate()
 	mayUseReserve := snap.Kind == schema.KindRevert || snap.Kind == schema.KindRollback
 	var dirs []string
+	var files []looseFile
 	err = s.withReserve(mayUseReserve, func() (err error) {
-		if dirs, err = s.append(snap, durable); full(err) {
+		if dirs, files, err = s.append(snap, durable); full(err) {
 			s.objects.giveBack(mark)
 		}
 		if err != nil {
@@ -61,7 +67,7 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
 	s.repo.cache.put(plumbing.NewHash(snap.Commit), snap)
-	s.head, s.headTime = snap, s.commitTime
+	s.head, s.headTime, s.headFiles = snap, s.commitTime, files
 	if !durable {
 		return snap, nil
 	}
@@ -79,24 +85,28 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 }
 
 // append writes the record's objects and moves the head ref to its commit. The
-// directories it returns make the move durable when they are synced.
-func (s *Store) append(snap *schema.Snapshot, durable bool) (dirs []string, err error) {
+// directories it returns make the move durable when they are synced; the files
+// are those of the objects.
+func (s *Store) append(snap *schema.Snapshot, durable bool) (dirs []string, files []looseFile, err error) {
+	mark := len(s.objects.unsynced)
 	h, err := s.writeObjects(snap)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	files = slices.Clone(s.objects.unsynced[mark:])
 	snap.Commit = h.String()
 	tmp, err := s.repo.tempRef(h)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if durable {
 		if err := s.objects.sync(tmp); err != nil {
 			_ = os.Remove(tmp)
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return s.repo.placeRef(tmp, headRef(s.opts.Environment))
+	dirs, err = s.repo.placeRef(tmp, headRef(s.opts.Environment))
+	return dirs, files, err
 }
 
 // prepare gives a record all that is the store's to give, and checks that it
@@ -302,7 +312,10 @@ func (s *Store) confirm() error {
 	if err := s.settled(); err != nil {
 		return err
 	}
-	s.objects.looked = len(s.objects.recent)
+	fresh := s.objects.unsettled()
+	for i := range fresh {
+		fresh[i].settled = true
+	}
 	before := noteOf(s.applied)
 	s.applied = s.head
 	s.writeNotes(before)

@@ -89,6 +89,7 @@ func (s *Store) settleCompaction() {
 	}
 	<-s.compaction.over
 	plan := s.compaction.plan
+	s.hurt = s.hurt || s.compaction.hurt
 	s.compaction = nil
 	if plan == nil {
 		return
@@ -110,6 +111,7 @@ type packer struct {
 	// sound: the packs are those that were last seen to be whole, but for what
 	// was added here, and nothing was found damaged.
 	sound bool
+	hurt  bool // something was
 	plan  *pruning
 }
 
@@ -135,7 +137,9 @@ func (p *packer) run() {
 		return
 	}
 	var err error
-	if p.plan, err = p.planPruning(first); err != nil {
+	if p.plan, err = p.planPruning(first); errors.Is(err, errDamaged) {
+		p.meetDamage("below the refs", err)
+	} else if err != nil {
 		p.log.Warn("the history could not be pruned; it stays as it is, and is tried again later", "error", err)
 	}
 }
@@ -173,6 +177,9 @@ func (p *packer) packLoose(worth int) error {
 		if there {
 			_, err := p.repo.packed(plumbing.AnyObject, h)
 			there = err == nil
+			if err != nil && !errors.Is(err, errTooLarge) && !fromDisk(err) {
+				p.meetDamage(h.String(), err)
+			}
 			p.sound = p.sound && there
 		}
 		if !there {
@@ -302,8 +309,8 @@ func (p *packer) order(fresh, within map[plumbing.Hash]bool) (order []plumbing.H
 func (p *packer) removeLoose(loose []plumbing.Hash) error {
 	for _, h := range loose {
 		if _, err := p.repo.packed(plumbing.AnyObject, h); err != nil {
-			if errors.Is(err, plumbing.ErrObjectNotFound) {
-				continue // damaged, or written since
+			if errors.Is(err, plumbing.ErrObjectNotFound) || curable(err) {
+				continue // damaged, large, or written since
 			}
 			return fmt.Errorf("read %s back from its pack: %w", h, err)
 		}
@@ -377,11 +384,17 @@ func (p *packer) undamaged(names []string) (whole []string, err error) {
 			whole = append(whole, name)
 			continue
 		}
-		p.sound = false
-		p.repo.forgetWalked()
-		p.log.Warn("a pack of the history is damaged; the next start of the agent mends what can be mended", "pack", name)
+		p.meetDamage(name, errPackTorn)
 	}
 	return whole, nil
+}
+
+// meetDamage makes the next open look at everything; the running Store does it
+// itself at its next Probe.
+func (p *packer) meetDamage(where string, err error) {
+	p.sound, p.hurt = false, true
+	p.repo.forgetWalked()
+	p.log.Warn("the packed history is damaged; it is read anew and mended soon", "where", where, "error", err)
 }
 
 // disjoint drops packs that hold an object which one before them holds.

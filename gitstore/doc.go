@@ -132,7 +132,20 @@
 // shallow, so that `git log` ends there, and `git fsck` and `git clone` are
 // content. That file is durable before anything is removed. Numbers go on, for
 // the sequence never restarts; the total counts what is there. A record that
-// another ref names stays, by itself.
+// another ref names stays, by itself; so does what a HEAD, an index, a reflog or
+// any other file of the repository names. Nothing goes that was not a part of such
+// a record: what a person made stays, named or not. A pack that holds something
+// over 1 MiB is never rewritten, and stays whole. While a ref names a tree, a
+// commit or a tag of that size, nothing is pruned.
+//
+// # A git gc beside a running agent
+//
+// With --prune=now it removes what no ref named when it began, even much later,
+// when a record that was made meanwhile is long confirmed. So what was synced in
+// the last minutes, up to 8 MiB, is kept in memory until it is packed, and looked
+// at by each Commit, Confirm, Prepare and Probe; what is gone is written again,
+// durably, and told. Refs of ours that are lost or set back are put back as well.
+// Damage that packing meets is mended by the next Probe, as a start would.
 //
 // # Who may do what
 //

@@ -117,7 +117,7 @@ func TestNothingIsMadeBelowAMountPoint(t *testing.T) {
 	}
 	s.repo.blanks, s.repo.fans = nil, 0
 	s.Prepare()
-	if _, err := s.append(commitOfTest(s), false); err == nil {
+	if _, _, err := s.append(commitOfTest(s), false); err == nil {
 		t.Error("a record was written")
 	}
 	if _, err := s.repo.placeRef(f.dir+"-away/"+lockFile, headRef("production")); err == nil {

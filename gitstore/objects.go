@@ -32,10 +32,10 @@ type looseFile struct {
 type objectWriter struct {
 	repo     *repo
 	unsynced []looseFile
-	// recent are the files that were synced last, see again.go; so many of them
-	// were looked at by a Confirm.
-	recent []looseFile
-	looked int
+	// recent are the files that were synced lately, see again.go; vanished is when
+	// one of them was last seen to be gone.
+	recent   []recentFile
+	vanished time.Time
 	// newDirs: directories were made under objects/ since the last sync, or it
 	// is not known.
 	newDirs bool

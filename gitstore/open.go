@@ -72,9 +72,11 @@ type standing struct {
 	objects objectWriter
 
 	head, applied *schema.Snapshot
+	headFiles     []looseFile   // of the head's objects, if this process wrote them
 	first         int           // index of the oldest record
 	begin         plumbing.Hash // its line in the shallow file, zero if it is the first ever
 	retried       plumbing.Hash
+	hurt          bool // packing met damage; the next Probe reads all anew
 	// headTime is the committer time of the head, commitTime that of the commit
 	// being written.
 	headTime, commitTime time.Time

@@ -231,3 +231,44 @@ func TestRepositoryIsRemoved(t *testing.T) {
 		})
 	}
 }
+
+// A ref of ours that was lost, torn or moved back while the agent ran is put back
+// where the Store left it, and told of; what `agent snapshots` says is right again.
+func TestPutsItsRefsBack(t *testing.T) {
+	for name, spoil := range map[string]func(f *fixture, ref string, all []*schema.Snapshot){
+		"lost":       func(f *fixture, ref string, _ []*schema.Snapshot) { f.remove(f.ref(ref)) },
+		"torn":       func(f *fixture, ref string, _ []*schema.Snapshot) { f.write(f.ref(ref), "") },
+		"moved back": func(f *fixture, ref string, all []*schema.Snapshot) { f.git("update-ref", "refs/"+ref, all[0].Commit) },
+		"to nothing": func(f *fixture, ref string, _ []*schema.Snapshot) { f.write(f.ref(ref), strings.Repeat("1", 40)+"\n") },
+		"old packed": func(f *fixture, ref string, all []*schema.Snapshot) {
+			f.write(f.repo("packed-refs"), "# pack-refs with: peeled fully-peeled sorted \n"+all[0].Commit+" refs/"+ref+"\n")
+			f.remove(f.ref(ref))
+		},
+	} {
+		for _, ref := range []string{"dtesn/applied/production", "dtesn/retried/production"} {
+			t.Run(name+" "+ref, func(t *testing.T) {
+				f := newFixture(t)
+				s, _ := f.open()
+				all := []*schema.Snapshot{applied(t, s, 512), applied(t, s, 576)}
+				if err := s.SetRetried(t.Context(), true); err != nil {
+					t.Fatal(err)
+				}
+				spoil(f, ref, all)
+				if err := s.Probe(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				said(t, s, " ref was lost while the agent ran", "it names change "+all[1].ID+" again")
+				if got := f.git("rev-parse", "refs/"+ref); got != all[1].Commit {
+					t.Errorf("it names %s", got)
+				}
+				before := len(s.Repairs())
+				s, repairs := f.reopen(s)
+				noRepairs(t, repairs)
+				expect(t, s, all[1], all[1])
+				if !s.Retried() || before != 1 {
+					t.Errorf("%d repairs; retried: %v", before, s.Retried())
+				}
+			})
+		}
+	}
+}

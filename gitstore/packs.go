@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,7 +11,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	"github.com/go-git/go-git/v5/plumbing/format/objfile"
 )
 
 // A pack is one of ours (see compact.go), or one that a person's `git gc` made.
@@ -162,44 +161,69 @@ func openPack(base string) (*pack, error) {
 	return p, nil
 }
 
-// read decodes one object. A fresh Packfile is cheap; a kept one would keep
-// every object it ever read.
-func (p *pack) read(want plumbing.ObjectType, h plumbing.Hash) (content []byte, err error) {
-	// The decoder indexes slices by what the file says.
+// source reads the objects of the pack that are of a size that ours can have.
+func (p *pack) source() *packSource {
+	return &packSource{p.file, p.size, maxObject, func(h plumbing.Hash) (int64, bool) {
+		at, err := p.index.FindOffset(h)
+		return at, err == nil
+	}}
+}
+
+// safely calls do, for an index whose tables do not go together is read beyond
+// their ends.
+func safely(do func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("undecodable pack: %v", v)
 		}
 	}()
-	pf := packfile.NewPackfile(p.index, nil, packReader{io.NewSectionReader(p.file, 0, p.size), p.file.Name()}, 0)
-	obj, err := pf.Get(h)
+	return do()
+}
+
+// read decodes one object. One that is too large to be ours is errTooLarge.
+func (p *pack) read(want plumbing.ObjectType, h plumbing.Hash) (content []byte, err error) {
+	err = safely(func() error {
+		at, err := p.index.FindOffset(h)
+		if err != nil {
+			return err
+		}
+		var t plumbing.ObjectType
+		if t, content, err = p.source().object(at, 0); err != nil {
+			return err
+		}
+		return checkObject(want, t, h, content)
+	})
 	if err != nil {
 		return nil, err
 	}
-	if obj.Size() > maxObject {
-		return nil, fmt.Errorf("%w: %w: %d bytes, over %d", errForeign, errTooLarge, obj.Size(), maxObject)
-	}
-	rd, err := obj.Reader()
-	if err != nil {
-		return nil, err
-	}
-	content, err = io.ReadAll(rd)
-	if err = errors.Join(err, rd.Close()); err != nil {
-		return nil, err
-	}
-	return content, checkObject(want, obj.Type(), h, content)
+	return content, nil
 }
 
-// A packReader is the read half of the file interface that go-git's decoder
-// asks for, over an open file that it must not close.
-type packReader struct {
-	*io.SectionReader
-	name string
+// kind is the type of an object of whatever size, loose or packed; it is not read
+// through.
+func (r *repo) kind(h plumbing.Hash) (t plumbing.ObjectType, err error) {
+	f, _, err := openRegular(r.objectPath(h))
+	if err == nil {
+		defer func() { _ = f.Close() }()
+		zr, err := objfile.NewReader(f)
+		if err == nil {
+			t, _, err = zr.Header()
+			err = errors.Join(err, zr.Close())
+		}
+		return t, err
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return t, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err = plumbing.ErrObjectNotFound
+	for _, p := range r.packs {
+		if at, ierr := p.index.FindOffset(h); ierr == nil {
+			if err = safely(func() (err error) { t, err = p.source().kind(at); return err }); err == nil {
+				break
+			}
+		}
+	}
+	return t, err
 }
-
-func (f packReader) Name() string              { return f.name }
-func (f packReader) Close() error              { return nil }
-func (f packReader) Write([]byte) (int, error) { return 0, os.ErrPermission }
-func (f packReader) Truncate(int64) error      { return os.ErrPermission }
-func (f packReader) Lock() error               { return nil }
-func (f packReader) Unlock() error             { return nil }

@@ -19,9 +19,15 @@ import (
 // writer, at packing time, what stays of the packs that hold something old is
 // put into a new pack, durably. Then the writer's goroutine, while nobody waits,
 // sees that nothing written since needs what goes, nor any ref that was set since,
+// nor a file that changed since,
 // writes the shallow file, durably, and removes the old packs. A kill before the shallow file leaves the
 // history as it was, with some objects twice; after it, the history is cut, and
 // what is left of the old packs is found at open, or by the next pruning.
+
+// Nothing goes but what was a part of a record before the boundary, and of nothing
+// else: an object that a person made stays, whether a ref names it, a reflog, an
+// index, or nothing yet. And where this package cannot tell what a ref or another
+// file needs, nothing goes.
 
 // A pruning is what the first part prepared.
 type pruning struct {
@@ -29,8 +35,10 @@ type pruning struct {
 	first   int           // the oldest record from now on
 	begin   plumbing.Hash // its commit
 	cuts    cuts
+	goes    map[plumbing.Hash]bool     // what was a part of older records alone
 	victims map[string]bool            // packs that hold what goes
 	refs    map[plumbing.Hash]struct{} // what the refs named, all of which stays
+	others  string                     // the files that name objects too, as they were, see namers
 	sound   bool                       // what is left was seen to be whole
 }
 
@@ -61,7 +69,10 @@ func (p *packer) boundary() int {
 			}
 		}
 		if err != nil {
-			return 0 // damage is for the next open
+			if curable(err) {
+				p.meetDamage("in the list of records", err)
+			}
+			return 0
 		}
 		if len(page) == 0 {
 			return first
@@ -70,15 +81,31 @@ func (p *packer) boundary() int {
 	}
 }
 
-// planPruning does the first part.
+// planPruning does the first part; nil if nothing can be pruned.
 func (p *packer) planPruning(first int) (plan *pruning, err error) {
 	plan = &pruning{head: plumbing.NewHash(p.view.head.Commit), first: first, sound: p.sound, cuts: cuts{}, victims: map[string]bool{}}
-	keep, err := p.reach(plan)
+	older, boundary, err := p.older(plan.first)
 	if err != nil {
 		return nil, err
 	}
-	fresh, err := p.victims(plan, keep)
+	plan.begin = boundary
+	keep, err := p.reach(plan, older)
+	if err != nil {
+		return nil, err
+	}
+	if plan.goes, err = p.goes(first, older, keep); err != nil {
+		return nil, err
+	}
+	fresh, err := p.victims(plan)
 	if err != nil || len(plan.victims) == 0 {
+		return nil, err
+	}
+	// A cut below which the history goes on is no cut to the next start.
+	below, err := p.repo.chain.at(p.repo, p.view, first-1)
+	if err != nil {
+		return nil, err
+	}
+	if stays, err := p.repo.inPacks(below, plan.victims); err != nil || stays && !keep[below] {
 		return nil, err
 	}
 	if len(fresh) == 0 {
@@ -86,7 +113,7 @@ func (p *packer) planPruning(first int) (plan *pruning, err error) {
 	}
 	_, damaged, err := p.write(fresh, keep)
 	if err == nil && damaged > 0 {
-		err = fmt.Errorf("%d objects that should stay cannot be read, or are larger than %d bytes", damaged, maxObject)
+		err = fmt.Errorf("%w: %d objects that should stay cannot be read any more", errDamaged, damaged)
 	}
 	if err != nil {
 		return nil, err
@@ -94,15 +121,11 @@ func (p *packer) planPruning(first int) (plan *pruning, err error) {
 	return plan, nil
 }
 
-// reach is the set of objects that stay: those of the records from the boundary
-// on, and those that other refs name. Of older records such a ref keeps the one
-// that it stands on, cut off from its parents like the boundary.
-func (p *packer) reach(plan *pruning) (map[plumbing.Hash]bool, error) {
-	older, boundary, err := p.older(plan.first)
-	if err != nil {
-		return nil, err
-	}
-	plan.begin = boundary
+// reach is the set of objects that stay whatever is pruned: those of the records
+// from the boundary on, and those that other refs and files name. Of older records
+// such a ref keeps the one that it stands on, cut off from its parents like the
+// boundary.
+func (p *packer) reach(plan *pruning, older map[plumbing.Hash]bool) (map[plumbing.Hash]bool, error) {
 	had, err := p.others(plan.first)
 	if err != nil {
 		return nil, err
@@ -115,37 +138,116 @@ func (p *packer) reach(plan *pruning) (map[plumbing.Hash]bool, error) {
 	for _, h := range refs {
 		plan.refs[h] = struct{}{}
 	}
+	next, err := p.named(plan)
+	if err != nil {
+		return nil, err
+	}
+	next = slices.AppendSeq(append(next, plan.head), maps.Values(refs))
 	keep := map[plumbing.Hash]bool{}
-	next := append(slices.Collect(maps.Values(refs)), plan.head)
 	for len(next) > 0 {
 		h := next[len(next)-1]
 		next = next[:len(next)-1]
 		if keep[h] {
 			continue
 		}
-		t, content, err := p.repo.objectAny(h)
-		if curable(err) || errors.Is(err, plumbing.ErrObjectNotFound) {
-			continue // it was damaged before
+		further, parents, err := p.further(h)
+		if errors.Is(err, plumbing.ErrObjectNotFound) {
+			continue // it was lost before
 		}
 		if err != nil {
 			return nil, err
 		}
 		keep[h] = true
-		further, parents, err := names(t, content)
-		if err != nil {
-			return nil, fmt.Errorf("read %s %s: %w", t, h, err)
-		}
 		for _, blob := range further.blobs {
 			keep[blob] = true
 		}
 		next = append(next, further.others...)
-		if h == boundary || older[h] || had[h] {
+		if h == plan.begin || older[h] || had[h] {
 			plan.cuts[h] = true
 		} else {
 			next = append(next, parents...)
 		}
 	}
 	return keep, nil
+}
+
+// further are the objects that one names: none, if it is a blob, of whatever size.
+func (p *packer) further(h plumbing.Hash) (further namesOf, parents []plumbing.Hash, err error) {
+	t, content, err := p.repo.objectAny(h)
+	if errors.Is(err, errTooLarge) {
+		if t, err = p.repo.kind(h); err == nil && t != plumbing.BlobObject {
+			err = fmt.Errorf("what %s %s names is not known: it has over %d bytes", t, h, maxObject)
+		}
+		return further, nil, err
+	}
+	if err != nil {
+		return further, nil, err
+	}
+	if further, parents, err = names(t, content); err != nil {
+		err = fmt.Errorf("read %s %s: %w", t, h, err)
+	}
+	return further, parents, err
+}
+
+// named are the objects that the files beside the refs name, which git keeps as it
+// does those that refs name.
+func (p *packer) named(plan *pruning) (list []plumbing.Hash, err error) {
+	var paths []string
+	if plan.others, paths, err = p.repo.namers(); err != nil {
+		return nil, err
+	}
+	packed, err := p.repo.packedObjects()
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[plumbing.Hash]bool, len(packed))
+	for _, h := range packed {
+		known[h] = true
+	}
+	for _, path := range paths {
+		found, err := namedIn(path, known)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, found...)
+	}
+	return list, nil
+}
+
+// goes are the packed objects of records before record first, but for what is
+// kept: those of the history, and others of this agent's that it gave up.
+func (p *packer) goes(first int, older, keep map[plumbing.Hash]bool) (map[plumbing.Hash]bool, error) {
+	packed, err := p.repo.packedObjects()
+	if err != nil {
+		return nil, err
+	}
+	goes := map[plumbing.Hash]bool{}
+	for _, h := range packed {
+		if keep[h] {
+			continue
+		}
+		if !older[h] {
+			snap, err := p.repo.snapshot(h)
+			if fromDisk(err) {
+				return nil, err
+			}
+			if err != nil || snap.Index >= first {
+				continue // somebody's, or the next pruning's
+			}
+		}
+		parts := []plumbing.Hash{h}
+		if c, err := p.repo.commit(h); err == nil {
+			parts = append(append(parts, c.TreeHash), p.repo.blobs(c.TreeHash)...)
+		} else if fromDisk(err) {
+			return nil, err
+		}
+		for _, part := range parts {
+			if !keep[part] {
+				goes[part] = true
+			}
+		}
+	}
+	return goes, nil
 }
 
 // others are the cuts but for those that would hide a part of the history from
@@ -216,40 +318,70 @@ func names(t plumbing.ObjectType, content []byte) (further namesOf, parents []pl
 
 // victims finds the packs that hold something that goes, and of what they hold
 // that which stays and is in no other pack. A pack that a person wants kept is
-// left alone.
-func (p *packer) victims(plan *pruning, keep map[plumbing.Hash]bool) (fresh map[plumbing.Hash]bool, err error) {
+// left alone, and so is one of which this package could not take along all that
+// stays.
+func (p *packer) victims(plan *pruning) (fresh map[plumbing.Hash]bool, err error) {
 	p.repo.mu.Lock()
 	defer p.repo.mu.Unlock()
 	if _, err := p.repo.listPacks(); err != nil {
 		return nil, err
 	}
-	stays := map[string][]packEntry{}
+	stays := map[string][]plumbing.Hash{}
 	for name, pk := range p.repo.packs {
 		kept, err := exists(filepath.Join(p.packDir(), name+".keep"))
 		if err != nil {
 			return nil, err
 		}
-		list := pk.entries()
-		stays[name] = list
-		if !kept && slices.ContainsFunc(list, func(e packEntry) bool { return !keep[e.hash] }) {
-			plan.victims[name] = true
+		goes := false
+		for _, e := range pk.entries() {
+			if plan.goes[e.hash] {
+				goes = true
+			} else {
+				stays[name] = append(stays[name], e.hash)
+			}
+		}
+		if !goes || kept {
+			continue
+		}
+		if plan.victims[name], err = p.movable(name, stays[name]); err != nil {
+			return nil, err
 		}
 	}
+	maps.DeleteFunc(plan.victims, func(_ string, is bool) bool { return !is })
 	elsewhere := map[plumbing.Hash]bool{}
 	for name, list := range stays {
-		for _, e := range list {
-			elsewhere[e.hash] = elsewhere[e.hash] || !plan.victims[name]
+		for _, h := range list {
+			elsewhere[h] = elsewhere[h] || !plan.victims[name]
 		}
 	}
 	fresh = map[plumbing.Hash]bool{}
 	for name := range plan.victims {
-		for _, e := range stays[name] {
-			if keep[e.hash] && !elsewhere[e.hash] {
-				fresh[e.hash] = true
+		for _, h := range stays[name] {
+			if !elsewhere[h] {
+				fresh[h] = true
 			}
 		}
 	}
 	return fresh, nil
+}
+
+// movable reports whether all of the objects read back from the pack, and are of a
+// size that this package packs.
+func (p *packer) movable(name string, list []plumbing.Hash) (bool, error) {
+	for _, h := range list {
+		_, err := p.repo.packs[name].read(plumbing.AnyObject, h)
+		switch {
+		case fromDisk(err):
+			return false, err
+		case errors.Is(err, errTooLarge):
+			p.log.Info("a pack stays when old records are pruned, for it holds something larger than a record", "pack", name, "object", h, "limit", maxObject)
+			return false, nil
+		case err != nil:
+			p.meetDamage(name, err)
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // prune does the second part, on the writer's goroutine.
@@ -288,11 +420,14 @@ func (s *Store) prune(plan *pruning) error {
 		s.packAt = s.head.Index // plan again
 		return err
 	}
+	if err := s.repo.unpackOld(plan.goes); err != nil {
+		return err
+	}
 	if err := s.repo.writeCuts(plan.cuts); err != nil {
 		return err
 	}
 	s.first, s.begin = plan.first, plan.begin
-	s.objects.recent, s.objects.looked = s.objects.recent[s.objects.looked:], 0 // some may go
+	s.objects.recent = slices.DeleteFunc(s.objects.recent, func(f recentFile) bool { return plan.goes[f.hash] })
 	s.log.Info("old records were pruned", "from", before, "to", s.first-1, "left", s.Total())
 	for name := range plan.victims {
 		if err := s.repo.dropPack(name); err != nil {
@@ -309,8 +444,11 @@ func (s *Store) prune(plan *pruning) error {
 // refsStay reports whether all that the refs name now was looked at when the
 // pruning was planned, or was written since. A tag that a person set meanwhile
 // may name what would go; a branch that is not where the Store left it, another
-// history.
+// history. And no other file that names objects may have changed.
 func (s *Store) refsStay(plan *pruning, since []plumbing.Hash) (bool, error) {
+	if others, _, err := s.repo.namers(); err != nil || others != plan.others {
+		return false, err
+	}
 	refs, err := s.repo.refs()
 	if err != nil {
 		return false, err

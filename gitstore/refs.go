@@ -200,6 +200,11 @@ func lockPacked(ctx context.Context, path string) (*os.File, error) {
 // Syscalls: openat(O_CREAT|O_EXCL) of the lock, read, write, fsync, renameat,
 // fsync (the repository).
 func (r *repo) unpackRef(ctx context.Context, name string) error {
+	return r.unpackLine(ctx, name, plumbing.ZeroHash)
+}
+
+// unpackLine is unpackRef for a line that names only, if that is not zero.
+func (r *repo) unpackLine(ctx context.Context, name string, only plumbing.Hash) error {
 	if h, err := r.readPacked(name); err == nil && h.IsZero() {
 		return nil
 	}
@@ -220,8 +225,8 @@ func (r *repo) unpackRef(ctx context.Context, name string) error {
 	dropped := false // a peeled line belongs to the one before it
 	for line := range strings.Lines(string(data)) {
 		if !strings.HasPrefix(line, "^") {
-			_, ref, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-			dropped = ref == name
+			hex, ref, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+			dropped = ref == name && (only.IsZero() || hex == only.String())
 		}
 		if !dropped {
 			kept.WriteString(line)

@@ -199,10 +199,11 @@ func (s *Store) appendOn(base *schema.Snapshot, rec schema.Snapshot) (*schema.Sn
 	if err != nil {
 		return nil, err
 	}
-	dirs, err := s.append(snap, true)
+	dirs, files, err := s.append(snap, true)
 	if err != nil {
 		return nil, err
 	}
+	s.headFiles = files
 	return snap, syncPaths(dirs, nil)
 }
 

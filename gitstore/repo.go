@@ -133,13 +133,24 @@ func (r *repo) looseAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
 	return t, content, checkObject(t, t, h, content)
 }
 
-// objectAny reads an object of whatever type, loose or packed.
+// objectAny reads an object of whatever type, loose or packed. One that is larger
+// than ours is errTooLarge, one that is torn errDamaged, and one that is not there
+// plumbing.ErrObjectNotFound.
 func (r *repo) objectAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
 	t, content, err := r.looseAny(h)
 	if err == nil {
 		return t, content, nil
 	}
 	content, perr := r.packed(plumbing.AnyObject, h)
+	if errors.Is(perr, plumbing.ErrObjectNotFound) && !errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, errTooLarge):
+			return 0, nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
+		case !fromDisk(err) || errors.Is(err, syscall.EISDIR):
+			return 0, nil, fmt.Errorf("%w: object %s is torn: %v", errDamaged, h, err)
+		}
+		return 0, nil, err
+	}
 	if perr != nil {
 		return 0, nil, perr
 	}

@@ -3,8 +3,8 @@ package gitstore
 import (
 	"bytes"
 	"cmp"
-	"compress/zlib"
 	"crypto/sha1" // git's object format
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 )
 
 // dropPrefix begins the name, below tmp/, of the index of a pack that is on its
@@ -154,14 +153,19 @@ func (s *Store) mendPack(base string, indexed, thorough bool) (bool, error) {
 			return false, err
 		}
 	}
-	data, err := readBounded(path+".pack", maxPackBytes)
-	if errors.Is(err, errTooLarge) {
-		return false, nil // no memory for it; it is read as far as it can be
+	if info.Size() > maxPackBytes {
+		return false, nil // its index is not one that this package writes; it is read as far as it can be
 	}
+	f, info, err := openRegular(path + ".pack")
 	if err != nil {
 		return false, err
 	}
-	return s.rescue(base, newPackScan(data, p))
+	defer func() { _ = f.Close() }()
+	scan, err := newPackScan(f, info.Size(), p)
+	if err != nil {
+		return false, err
+	}
+	return s.rescue(base, scan)
 }
 
 // sameEnd reports whether a pack ends with the checksum that its index names:
@@ -192,9 +196,24 @@ func tail(path string, n int64) ([]byte, error) {
 
 // sumRight reports whether an index ends with the checksum of what is before.
 func sumRight(path string) (bool, error) {
-	data, err := readBounded(path, maxPackBytes)
-	sum := sha1.Sum(data[:max(0, len(data)-sha1.Size)])
-	return err == nil && bytes.HasSuffix(data, sum[:]), err
+	f, info, err := openRegular(path)
+	if errors.Is(err, errIrregular) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = f.Close() }()
+	n := info.Size() - sha1.Size
+	if info.IsDir() || n < 0 {
+		return false, nil
+	}
+	sum, end := sha1.New(), make([]byte, sha1.Size)
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, n)); err != nil {
+		return false, err
+	}
+	_, err = f.ReadAt(end, n)
+	return err == nil && bytes.Equal(sum.Sum(nil), end), err
 }
 
 // whole reports whether all bytes of the pack are those that the index was made
@@ -279,7 +298,7 @@ func (s *Store) takeOut(base string, scan *packScan, lost []packEntry) error {
 }
 
 // nowhereElse lists the objects of a pack that cannot be read from anywhere
-// else. That another index names one says little: that pack may be torn too.
+// else; of a torn one but for what is too large to be taken out of it. That another index names one says little: that pack may be torn too.
 func (s *Store) nowhereElse(base string, scan *packScan) ([]packEntry, error) {
 	var lost []packEntry
 	for _, e := range scan.entries {
@@ -287,7 +306,7 @@ func (s *Store) nowhereElse(base string, scan *packScan) ([]packEntry, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !there {
+		if !there && (scan.whole || !scan.large[e.hash]) {
 			lost = append(lost, e)
 		}
 	}
@@ -330,38 +349,66 @@ func (s *Store) repackLost(scan *packScan, lost []packEntry) (name string, err e
 	return w.finish(filepath.Join(s.repo.objects(), "pack"), s.repo.tmp())
 }
 
-// A packScan is what can be read of a pack's bytes: gitformat-pack(5).
+// maxRescued bounds the object that is read into memory out of a damaged pack, or
+// one without an index, in bytes.
+const maxRescued = 16 << 20
+
+// A packScan is what can be read of a pack.
 type packScan struct {
-	data    []byte
-	whole   bool // the checksum at the end is right, and each object was read
+	packSource
+	trailer []byte // the checksum at the end
+	whole   bool   // it is right, and each object was read
 	entries []packEntry
 	offsets map[plumbing.Hash]int64
+	large   map[plumbing.Hash]bool // over maxRescued
 }
 
-// newPackScan reads every object of a pack: those that its index names, or,
-// without one, one after another up to the first that is damaged.
-func newPackScan(data []byte, p *pack) *packScan {
-	s := &packScan{data: data, offsets: map[plumbing.Hash]int64{}}
+// newPackScan reads every object of a pack's file of size bytes: those that its
+// index names, or, without one, one after another up to the first that is damaged.
+func newPackScan(file io.ReaderAt, size int64, p *pack) (*packScan, error) {
+	s := &packScan{offsets: map[plumbing.Hash]int64{}, large: map[plumbing.Hash]bool{}}
+	s.packSource = packSource{file, size, maxRescued, func(h plumbing.Hash) (int64, bool) {
+		at, ok := s.offsets[h]
+		return at, ok
+	}}
+	var err error
 	if p != nil {
-		for _, e := range p.entries() {
+		list := p.entries()
+		for _, e := range list {
 			s.offsets[e.hash] = e.offset
-			s.take(e.offset)
+		}
+		for i := 0; i < len(list) && !fromDisk(err); i++ {
+			_, err = s.take(list[i].offset)
 		}
 	} else {
-		for at := int64(packHead); at < int64(len(data))-sha1.Size; {
-			end, ok := s.take(at)
-			if !ok {
-				break
-			}
-			at = end
+		for at := int64(packHead); err == nil && at < size-sha1.Size; {
+			at, err = s.take(at)
 		}
 	}
-	if n := len(data) - sha1.Size; n > packHead {
-		sum := sha1.Sum(data[:n])
-		count := int(data[8])<<24 | int(data[9])<<16 | int(data[10])<<8 | int(data[11])
-		s.whole = bytes.Equal(sum[:], data[n:]) && len(s.entries) == count
+	if fromDisk(err) || size < packHead+sha1.Size {
+		return s, unlessTorn(err)
 	}
-	return s
+	sum, head := sha1.New(), make([]byte, packHead)
+	s.trailer = make([]byte, sha1.Size)
+	_, err = io.Copy(sum, io.NewSectionReader(file, 0, size-sha1.Size))
+	for _, part := range []struct {
+		data []byte
+		at   int64
+	}{{head, 0}, {s.trailer, size - sha1.Size}} {
+		if err == nil {
+			_, err = file.ReadAt(part.data, part.at)
+		}
+	}
+	s.whole = err == nil && bytes.Equal(sum.Sum(nil), s.trailer) && len(s.entries) == int(binary.BigEndian.Uint32(head[8:]))
+	return s, unlessTorn(err)
+}
+
+// unlessTorn is err if it is the disk's.
+func unlessTorn(err error) error {
+	if fromDisk(err) {
+		return err
+	}
+	return nil
 }
 
 // entries are the objects that the index names, by their place.
@@ -379,87 +426,25 @@ func (p *pack) entries() []packEntry {
 }
 
 // take reads the object at an offset, and returns where the next one begins.
-func (s *packScan) take(at int64) (end int64, ok bool) {
-	t, content, err := s.object(at, 0)
+func (s *packScan) take(at int64) (end int64, err error) {
+	h, end, err := s.name(at)
 	if err != nil {
-		return 0, false
+		return 0, err
 	}
-	_, _, _, end, err = s.raw(at)
-	h := plumbing.ComputeHash(t, content)
+	crc := crc32.NewIEEE()
+	if _, err := io.Copy(crc, io.NewSectionReader(s.file, at, end-at)); err != nil {
+		return 0, err
+	}
+	if head, err := s.head(at); err == nil && head.base == 0 && head.size > s.most {
+		s.large[h] = true
+	}
 	s.offsets[h] = at
-	s.entries = append(s.entries, packEntry{h, at, crc32.ChecksumIEEE(s.data[at:end])})
-	return end, err == nil
-}
-
-// maxRescued bounds the object that is read out of a damaged pack, in bytes.
-const maxRescued = 64 << 20
-
-var errPackTorn = errors.New("the pack is torn here")
-
-// raw reads the object at an offset as it is stored: its type, where its base
-// lies (0 if it is none), its data, and where it ends.
-func (s *packScan) raw(at int64) (t plumbing.ObjectType, base int64, data []byte, end int64, err error) {
-	limit := int64(len(s.data)) - sha1.Size
-	if at < packHead || at >= limit {
-		return 0, 0, nil, 0, errPackTorn
-	}
-	rd := bytes.NewReader(s.data[at:])
-	b, _ := rd.ReadByte()
-	t, size := plumbing.ObjectType(b>>4&7), int64(b&15)
-	for shift := 4; b&128 != 0 && shift < 40; shift += 7 {
-		b, _ = rd.ReadByte()
-		size |= int64(b&127) << shift
-	}
-	switch t {
-	case plumbing.OFSDeltaObject:
-		b, _ = rd.ReadByte()
-		back := int64(b & 127)
-		for b&128 != 0 && back < maxPackBytes {
-			b, _ = rd.ReadByte()
-			back = (back+1)<<7 | int64(b&127)
-		}
-		base = at - back
-	case plumbing.REFDeltaObject:
-		var h plumbing.Hash
-		_, _ = io.ReadFull(rd, h[:])
-		base = s.offsets[h]
-	case plumbing.CommitObject, plumbing.TreeObject, plumbing.BlobObject, plumbing.TagObject:
-	default:
-		return 0, 0, nil, 0, errPackTorn
-	}
-	if t.IsDelta() && (base < packHead || base == at) || size > maxRescued {
-		return 0, 0, nil, 0, errPackTorn
-	}
-	zr, err := zlib.NewReader(rd)
-	if err != nil {
-		return 0, 0, nil, 0, err
-	}
-	data, err = io.ReadAll(io.LimitReader(zr, size+1))
-	if err == nil && int64(len(data)) != size {
-		err = errPackTorn
-	}
-	return t, base, data, int64(len(s.data)) - int64(rd.Len()), err
-}
-
-// object reads the object at an offset, through its bases.
-func (s *packScan) object(at int64, depth int) (plumbing.ObjectType, []byte, error) {
-	t, base, data, _, err := s.raw(at)
-	if err != nil || base == 0 {
-		return t, data, err
-	}
-	if depth > 4096 { // git's own bound on a chain
-		return 0, nil, errPackTorn
-	}
-	t, content, err := s.object(base, depth+1)
-	if err != nil {
-		return 0, nil, err
-	}
-	content, err = packfile.PatchDelta(content, data)
-	return t, content, err
+	s.entries = append(s.entries, packEntry{h, at, crc.Sum32()})
+	return end, nil
 }
 
 // index is the index of a whole pack.
 func (s *packScan) index() []byte {
 	w := &packWriter{entries: s.entries}
-	return w.index(s.data[len(s.data)-sha1.Size:])
+	return w.index(s.trailer)
 }

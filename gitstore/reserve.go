@@ -134,7 +134,8 @@ func (s *Store) renewReserve() {
 
 // Probe tries to write into the state directory: it writes and removes a small
 // file. On the way it renews the reserve. A directory that was away, or a
-// history that was replaced, is read anew; then Head and Applied may be others.
+// history that was replaced, is read anew, and so is one in which packing met
+// damage, to repair it; then Head and Applied may be others.
 func (s *Store) Probe(ctx context.Context) error {
 	if _, err := s.lookAround(ctx); err != nil {
 		return err
@@ -147,5 +148,8 @@ func (s *Store) Probe(ctx context.Context) error {
 		return stateError("remove a file from", s.opts.Dir, err)
 	}
 	s.renewReserve()
-	return s.probeObjects()
+	if err := s.probeObjects(); err != nil {
+		return err
+	}
+	return s.mend(ctx)
 }

@@ -170,6 +170,12 @@ func fileRows() []repairRow {
 			st.write(st.repo("objects", "12", strings.Repeat("3", 38)), "")
 			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")
 		}, "d", "b", []string{setAside}, false},
+		{"torn object that nothing names: dated by a clock that was set back since", func(st *story) {
+			path := st.repo("objects", "12", strings.Repeat("3", 38))
+			st.write(path, "half")
+			st.old(path)
+			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")
+		}, "d", "b", []string{setAside}, false},
 		{"torn object that nothing names: half a commit", func(st *story) {
 			st.write(st.ref("heads/production"), st.c.Commit+"\n")
 			st.remove(st.file(st.d.Commit + ":snapshot.json"))

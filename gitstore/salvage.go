@@ -281,9 +281,9 @@ func (r *repo) eachLoose(do func(h plumbing.Hash, path string) error) error {
 	return nil
 }
 
-// sweepObjects sets torn loose objects aside: those that are empty, and among
-// those written since an hour before the applied record, or among all if there
-// is none, those that do not read back.
+// sweepObjects sets torn loose objects aside: those that do not read back, but for
+// large ones, which are not ours, from more than an hour before the applied record.
+// A date alone says little: the clock may have been set back since.
 func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 	var since time.Time
 	if applied != nil {
@@ -297,7 +297,7 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 		if _, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) && info.Mode()&fs.ModeSymlink != 0 {
 			return s.setTornAside(path, "object-"+h.String()+"-is-a-link-to-nothing")
 		}
-		if info.Size() > 0 && info.ModTime().Before(since) && !info.IsDir() {
+		if info.Size() > 2*maxObject && info.ModTime().Before(since) && !info.IsDir() {
 			return nil
 		}
 		if trimmed, err := s.trim(h, path); trimmed || err != nil {

@@ -43,7 +43,7 @@ func (r *repo) spare(commit plumbing.Hash) []looseFile {
 		rest = rest[len(rest)-rd.Len():]
 	}
 	var files []looseFile
-	for _, h := range namedBy(commit, func(_ plumbing.ObjectType, h plumbing.Hash) ([]byte, error) { return contents[h], nil }) {
+	for _, h := range partsOf(commit, func(_ plumbing.ObjectType, h plumbing.Hash) ([]byte, error) { return contents[h], nil }) {
 		if contents[h] == nil {
 			return nil
 		}
@@ -55,9 +55,9 @@ func (r *repo) spare(commit plumbing.Hash) []looseFile {
 // recordObjects is how many objects a record has.
 const recordObjects = 4
 
-// namedBy lists the objects of a record, its commit last; nil if commit or tree
+// partsOf lists the objects of a record, its commit last; nil if commit or tree
 // cannot be read.
-func namedBy(commit plumbing.Hash, read func(plumbing.ObjectType, plumbing.Hash) ([]byte, error)) []plumbing.Hash {
+func partsOf(commit plumbing.Hash, read func(plumbing.ObjectType, plumbing.Hash) ([]byte, error)) []plumbing.Hash {
 	c, tree := new(object.Commit), new(object.Tree)
 	content, err := read(plumbing.CommitObject, commit)
 	if err != nil || content == nil || c.Decode(memoryObject(plumbing.CommitObject, content)) != nil {
@@ -72,11 +72,11 @@ func namedBy(commit plumbing.Hash, read func(plumbing.ObjectType, plumbing.Hash)
 
 // spareOf is what spare reads: the objects of a record; nil if they cannot be had.
 //
-// Syscalls: none for objects that this process synced last; else those of
+// Syscalls: none for the head that this process wrote; else those of
 // repo.object.
 func (s *Store) spareOf(snap *schema.Snapshot) (all []byte) {
 	recent := map[plumbing.Hash][]byte{}
-	for _, file := range s.objects.recent {
+	for _, file := range s.headFiles {
 		recent[file.hash] = file.data
 	}
 	read := func(t plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
@@ -92,7 +92,7 @@ func (s *Store) spareOf(snap *schema.Snapshot) (all []byte) {
 		recent[h] = file.data
 		return content, err
 	}
-	for i, h := range namedBy(hashOf(snap), read) {
+	for i, h := range partsOf(hashOf(snap), read) {
 		if i < recordObjects-2 && recent[h] == nil {
 			if _, err := read(plumbing.BlobObject, h); err != nil {
 				return nil
@@ -116,7 +116,7 @@ func (s *Store) restore(refs ...named) (restored bool, err error) {
 		return false, unlessCurable(err)
 	}
 	why := err
-	if stands, err := s.stands(noted.commit, files, refs); err != nil || !stands {
+	if stands, err := s.stoodHere(noted.commit, files, refs); err != nil || !stands {
 		return false, err
 	}
 	if err := s.makeSkeleton(); err != nil {
@@ -161,9 +161,9 @@ func (s *Store) restoreObject(file looseFile) (wrote bool, err error) {
 	return true, nil
 }
 
-// stands reports whether the repository is the one in which a record stood that
+// stoodHere reports whether the repository is the one in which a record stood that
 // is damaged.
-func (s *Store) stands(commit plumbing.Hash, files []looseFile, refs []named) (bool, error) {
+func (s *Store) stoodHere(commit plumbing.Hash, files []looseFile, refs []named) (bool, error) {
 	for _, n := range refs {
 		if n.hash == commit {
 			return true, nil
