@@ -2,6 +2,8 @@ package apply
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"time"
@@ -218,6 +220,19 @@ func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) (n
 	r.publish()
 	r.resolve(id, outcome, reason)
 	return news
+}
+
+// finishGone finishes what was pending and is on no record any more: somebody
+// replaced the history.
+func (r *Reconciler) finishGone(ctx context.Context) {
+	for _, a := range r.attempts {
+		if a.Outcome != schema.Pending {
+			continue
+		}
+		if _, err := r.opt.Store.Lookup(ctx, a.SnapshotID); errors.Is(err, fs.ErrNotExist) {
+			r.finish(a.SnapshotID, schema.Superseded, "its record is gone: the history was replaced under the agent")
+		}
+	}
 }
 
 // finishRest finishes what was confirmed together with the head: a record whose

@@ -158,7 +158,7 @@ func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more boo
 		return r.reject(ctx, head, f)
 	}
 	if done, more := r.displace(ctx, head, f); done {
-		if !more {
+		if !more && !r.rival() {
 			r.lookAfter(ctx, head)
 		}
 		return more
@@ -169,7 +169,7 @@ func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more boo
 			return more
 		}
 	}
-	if !r.ready("send") {
+	if !r.ready("send") || r.rival() {
 		return false
 	}
 	if !f.fresh || f.sends > 0 {

@@ -254,7 +254,7 @@ func (r *Reconciler) contestText() (reason, hint string) {
 func (r *Reconciler) driftText(d *Drift) (reason, hint string) {
 	if r.contest.rounds < contested {
 		hint = "find out who changed it past the agent; "
-		if s := r.opt.Store.Applied(); s.RollbackPoint {
+		if s := r.opt.Store.Applied(); s != nil && s.RollbackPoint {
 			hint += "`agent rollback " + s.ID + "` brings it back once, --drift correct always"
 		} else {
 			hint += "--drift correct brings it back"

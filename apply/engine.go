@@ -26,6 +26,8 @@ type engineView struct {
 	// what it should, so what it runs is not drift.
 	returned bool
 	late     late
+	// asserting: a way back is being tried.
+	asserting bool
 	// foreign counts the tries in a row that met a wrong server; wrongLabel: the
 	// last batch was not sent because the engine refused our environment.
 	foreign    int
@@ -72,8 +74,12 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several = true, false
 		r.drift = nil // what a new one runs is none
-		if r.blocked("assert") && !r.faults["assert"].died {
-			r.clear("assert") // a new one may take what the one before refused
+		switch f := r.faults["assert"]; {
+		case e.asserting: // it sees for itself
+		case f != nil && f.unanswered:
+			f.newEngine()
+		default:
+			r.clear("assert") // it may take what the one before refused
 		}
 	}
 	if reading.Relabelled != "" && !e.returned {
@@ -155,9 +161,14 @@ const patient = 2
 // assert makes the engine run the snapshot s: send, read back, no commit. When
 // it fails, what stands in the way is noted and a later try planned.
 func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
-	answered := r.engine.reachable
+	if r.rival() {
+		return false // it is the other agent's
+	}
+	answered, peer := r.engine.reachable, r.engine.reading.Peer
+	r.engine.asserting = true
+	defer func() { r.engine.asserting = false }()
 	answer := r.send(ctx, s)
-	reason, died, hint := "", false, "the engine's log says more; the agent tries again by itself; a valid document that is declared takes its place"
+	reason, hint := "", "the engine's log says more; the agent tries again by itself; a valid document that is declared takes its place"
 	switch answer.Verdict {
 	case schema.VerdictNotSent:
 		if answered && !gone(answer.Err) { // it can be read, and does not take anything
@@ -179,7 +190,6 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 			return false
 		case err != nil:
 			reason = "the engine was sent " + s.ID + " and does not answer since: " + err.Error()
-			died = gone(err)
 		case reading.Parameters == s.Config:
 			r.clear("assert")
 			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
@@ -196,7 +206,10 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 	}
 	r.opt.Metrics.StageFailure("assert")
 	f := r.block("assert", reason, hint)
-	f.died = died || answer.Broken
+	f.unanswered = answer.Verdict == schema.VerdictUnknown || !r.engine.reachable
+	if f.unanswered && r.engine.reachable && r.engine.reading.Peer != peer {
+		f.newEngine()
+	}
 	f.refused = answer.Verdict == schema.VerdictRejected || answer.Verdict != schema.VerdictForeign && f.tries >= patient
 	return false
 }

@@ -7,9 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
-
-	"dtesn-agent/schema"
 )
 
 // A fault is what stands in the way of a stage now, and when that stage is
@@ -19,7 +18,8 @@ type fault struct {
 	tries        int
 	retryAt      time.Time
 	refused      bool // by the engine: waiting alone does not cure it
-	died         bool // the engine, of it: another process of it is no cure
+	unanswered   bool // the engine gave no answer: it may have died of it
+	deaths       int  // processes of the engine that ended in such tries
 }
 
 // stages are all that may be blocked, the gravest first.
@@ -52,7 +52,7 @@ func (r *Reconciler) suspect(stage, reason, hint string) {
 func (r *Reconciler) stand(stage, reason, hint string) *fault {
 	f := &fault{reason: reason, hint: hint}
 	if before := r.faults[stage]; before != nil {
-		f.tries = before.tries + 1
+		f.tries, f.deaths = before.tries+1, before.deaths
 	}
 	f.retryAt = time.Now().Add(backoff(f.tries))
 	r.faults[stage] = f
@@ -80,10 +80,23 @@ func (r *Reconciler) retryDue(stage string) bool { return r.blocked(stage) && r.
 // brought back to, so that waiting alone cures nothing.
 func (r *Reconciler) refused() bool { return r.blocked("assert") && r.faults["assert"].refused }
 
-// retryNow lets each failed stage be tried again at once, once.
-func (r *Reconciler) retryNow() {
-	for _, f := range r.faults {
+// newEngine says that another process of the engine came while stage assert was
+// blocked: one that may take what the one before refused. After the second that
+// ended in a try the backoff stays, for they may have died of it.
+func (f *fault) newEngine() {
+	if f.deaths++; f.deaths < 2 {
 		f.retryAt = time.Now()
+	}
+}
+
+// retryNow lets each failed stage be tried again at once, once.
+func (r *Reconciler) retryNow() { r.retryStages(stages...) }
+
+func (r *Reconciler) retryStages(stages ...string) {
+	for _, stage := range stages {
+		if f := r.faults[stage]; f != nil {
+			f.retryAt = time.Now()
+		}
 	}
 }
 
@@ -122,8 +135,8 @@ func (r *Reconciler) overcome(stage string) bool {
 func (r *Reconciler) diskFailed(stage string, err error, what string) {
 	r.writable = false
 	r.probed = time.Now()
-	if errors.Is(err, schema.ErrInUse) {
-		r.noProbe = err
+	if errno := syscall.Errno(0); !errors.As(err, &errno) || errno == syscall.EROFS {
+		r.noProbe = err // not the write failed, but the directory is not what it was: a probe finds out when it is
 	}
 	r.opt.Metrics.StageFailure(stage)
 	reason, hint := what+": "+errorText(err), diskHint(err, r.opt.StateDir)+again

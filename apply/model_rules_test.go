@@ -270,12 +270,17 @@ func (m *model) holdBefore() *hold {
 	if m.head().kind != schema.KindRollback {
 		return nil
 	}
+	var before *hold
 	for i := len(m.records) - 2; i >= 0; i-- {
 		if e := &m.records[i]; e.kind != schema.KindRollback || e.outcome == schema.Applied {
-			return e.hold
+			before = e.hold
+			break
 		}
 	}
-	return nil
+	if now := m.head().hold; now != nil && now.paused && (before == nil || !before.paused) {
+		return holding(true, before.list()...)
+	}
+	return before
 }
 
 // rollbacks are the records an order to go back may make: it holds what runs,

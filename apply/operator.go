@@ -62,6 +62,7 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 		return Result{}, errors.New("this agent only observes (--observe): it changes nothing")
 	}
 	q := &request{Command: c, reply: make(chan reply, 1)}
+	q.found, _ = r.underWay.Load().(string)
 	r.orders.wait(1)
 	select {
 	case r.requests <- q:
@@ -84,10 +85,11 @@ func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 // serve carries out one request on the Reconciler's goroutine.
 func (r *Reconciler) serve(ctx context.Context, q *request) {
 	r.retryNow()
-	if f := r.flight; f != nil && f.verified && f.id == r.opt.Store.Head().ID && !r.onProbation(f) {
-		r.confirm(ctx) // first what the engine runs already
-	}
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	if f := r.flight; f != nil && f.verified && head != nil && f.id == head.ID && !r.onProbation(f) {
+		r.confirm(ctx) // first what the engine runs already
+		head, applied = r.opt.Store.Head(), r.opt.Store.Applied()
+	}
 	if applied == nil {
 		q.answer(Result{}, fmt.Errorf("%s: nothing was applied yet, so there is no state to keep or to go back to; correct the configuration, or stop the agent", q.Verb))
 		return
@@ -99,7 +101,9 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 			if r.pauseRollback(ctx, q, head, applied) {
 				r.waiters = append(r.waiters, q)
 			}
-		case under && !q.Pause:
+		case under && q.Pause && applied.ID == q.found && !(head.Held != nil && head.Held.Paused):
+			r.pause(ctx, q, head, applied) // the first has ended well meanwhile
+		case under:
 			r.join(ctx, q)
 		default:
 			r.rollback(ctx, q, head, applied)
@@ -271,7 +275,7 @@ func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applie
 		RequestedBy: &q.UID, Held: &hold, OutcomeOf: &schema.Settlement{ID: head.ID, Outcome: schema.Superseded},
 	}
 	r.fill(&rec, applied)
-	waiters := r.waiters
+	waiters, before := r.waiters, r.flightOf(head)
 	r.waiters = nil // they wait for the new record
 	r.clear("commit")
 	snap, ok := r.commit(ctx, rec)
@@ -280,6 +284,8 @@ func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applie
 		q.answer(Result{}, r.notRecorded(q, "commit"))
 		return false
 	}
+	f := r.flight // and what the engine did counts on
+	f.sends, f.deaths, f.lies, f.verdict, f.broken, f.sentTo = before.sends, before.deaths, before.lies, before.verdict, before.broken, before.sentTo
 	for _, w := range append(waiters, q) {
 		w.id = snap.ID
 		w.recorded.Store(&snap.ID)

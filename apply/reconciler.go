@@ -110,6 +110,8 @@ type Reconciler struct {
 	stamp    atomic.Int64 // Unix nanoseconds of the last turn
 	// appliedCommit is what AppliedCommit says, a string.
 	appliedCommit atomic.Value
+	// underWay is the rollback that is on record and not settled, a string.
+	underWay atomic.Value
 
 	inbox struct {
 		sync.Mutex
@@ -282,7 +284,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			r.abandonWaiters()
 			return nil
 		case order != nil:
-			order.found = r.openRollback()
+			order.found = cmpOr(order.found, r.openRollback())
 			r.turnOnce(work)
 			r.orders.wait(-1) // from here on its own calls have their time
 			r.serve(work, order)
@@ -330,8 +332,16 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 		return false
 	}
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	if head == nil {
+		r.flight, r.drift = nil, nil // the history is gone
+	}
 	if f := r.flight; f != nil && f.verified && f.id == head.ID {
-		if r.onProbation(f) {
+		settled := applied != nil && head.Commit == applied.Commit
+		switch {
+		case settled && r.onProbation(f):
+			r.flight = nil // somebody else confirmed it, while the directory was away
+			return true
+		case r.onProbation(f):
 			return r.probate(ctx, f)
 		}
 		return r.confirm(ctx)
@@ -421,6 +431,7 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	differs := r.seen.config != nil && (applied == nil || r.seen.config.Parameters != applied.Config)
 	held := r.seen.config != nil && hold.Holds(r.seen.config.Parameters.Digest())
 	tryable := differs && !held
+	r.clear("send", byProbation) // nothing is on its way
 	if ends := r.seen.config != nil && !differs && !held && hold != nil; !tryable && !ends && r.writable {
 		r.clear("commit", "revert") // what could not be recorded is not wanted any more
 	}

@@ -68,8 +68,16 @@ func (r *Reconciler) probeNow(ctx context.Context) {
 	r.probed = time.Now()
 	head := r.opt.Store.Head()
 	err := r.opt.Store.Probe(ctx)
-	if err == nil && (!r.writable || r.opt.Store.Head() != head) {
-		r.retryNow() // what the disk refused may go through now
+	anew := r.opt.Store.Head() != head
+	if anew { // it was read anew, and what was on its way is found there, or is not
+		r.flight, r.settled = nil, ""
+		r.clear("send", byProbation)
+	}
+	if err == nil && (anew || r.noProbe != nil) {
+		r.finishGone(ctx)
+	}
+	if err == nil && (!r.writable || anew) {
+		r.retryStages("revert", "commit", "confirm", "vouch") // what the disk refused may go through now
 		r.wake = time.Now()
 	}
 	r.writable, r.noProbe = err == nil, err
@@ -96,6 +104,7 @@ func (r *Reconciler) observe(ctx context.Context) (more bool) {
 // publish swaps in a new status.
 func (r *Reconciler) publish() {
 	r.noteApplied()
+	r.underWay.Store(r.openRollback())
 	r.inbox.Lock()
 	hasNew := r.inbox.doc
 	r.inbox.Unlock()

@@ -65,11 +65,27 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 
 // holdBefore is the hold that was in force before the candidate head, which a
 // rejected or withdrawn rollback leaves as it was; rollbacks that it took the
-// place of held nothing either. A change had ended it.
+// place of held nothing either. A change had ended it. But a pause that came with
+// a rollback, or while it was under way, ends only by resume.
 func (r *Reconciler) holdBefore(ctx context.Context, head *schema.Snapshot) *schema.Hold {
 	if head.Kind != schema.KindRollback {
 		return nil
 	}
+	before := r.heldBelow(ctx, head)
+	if head.Held == nil || !head.Held.Paused || before != nil && before.Paused {
+		return before
+	}
+	hold := *head.Held
+	hold.Digests = []schema.Digest{}
+	if before != nil {
+		hold.Digests = before.Digests
+	}
+	return &hold
+}
+
+// heldBelow is the hold of the newest record below the rollback head and others
+// that came to nothing.
+func (r *Reconciler) heldBelow(ctx context.Context, head *schema.Snapshot) *schema.Hold {
 	for id := head.ID; ; {
 		before, err := r.opt.Store.List(ctx, id, 1)
 		switch {

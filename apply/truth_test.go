@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -308,4 +309,152 @@ func TestNoRollbackToWhatIsDamaged(t *testing.T) {
 			t.Errorf("it runs %d units: %+v, %v", w.engine.running().ESNReservoirSize, res, err)
 		}
 	})
+}
+
+// TestAPauseOutlivesTheRollback that it was given beside: only resume ends it.
+func TestAPauseOutlivesTheRollback(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.engine.will(stateA, busy)
+		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"}) }()
+		w.pass(100 * time.Millisecond)
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "stop"}); err != nil {
+			t.Fatal(err)
+		}
+		w.engine.will(stateA, refuse)
+		w.pass(time.Minute)
+		w.engine.ban(stateC)
+		w.declare(stateC, "")
+		if s := w.r.Status(); w.engine.running() != stateB || s.Held == nil || !s.Held.Paused {
+			t.Errorf("the rollback was rejected: it runs %d units, held %+v", w.engine.running().ESNReservoirSize, s.Held)
+		}
+	})
+}
+
+// TestDeathsCountOn: a pause beside a rollback gives the engine no more deaths of
+// it than two.
+func TestDeathsCountOn(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.engine.will(stateA, dieAWhile)
+		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"}) }()
+		w.pass(100 * time.Millisecond)
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "stop"}); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(time.Minute)
+		if n := w.engine.sent(stateA); n != 3 { // two, and the one that was applied before
+			t.Errorf("it was sent %d times", n)
+		}
+	})
+}
+
+// TestAFixGetsThroughToAnEngineThatHangsAndRestarts: each process hangs on the last
+// good state and is restarted by its supervisor.
+func TestAFixGetsThroughToAnEngineThatHangsAndRestarts(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, callback)
+		w.engine.will(stateA, hangBefore)
+		w.declare(stateB, "")
+		for i := range 90 {
+			if i == 5 {
+				w.declare(stateC, "")
+			}
+			before := w.engine.sent(stateA)
+			w.pass(2 * time.Second)
+			if w.engine.sent(stateA) > before {
+				w.engine.tell((*scripted).restart)
+				w.r.EngineHint()
+			}
+		}
+		if n := w.engine.sent(stateA); n > 10 {
+			t.Errorf("the last good state was sent %d times", n)
+		}
+		w.check("a fix", inSync(stateC))
+	})
+}
+
+// TestTheSecondOrderIsTheFirst though the first was applied before it was taken up.
+func TestTheSecondOrderIsTheFirst(t *testing.T) {
+	for _, pauses := range [][]bool{{false, false}, {false, true}, {true, true}} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.declare(stateB, "")
+			w.declare(stateC, "")
+			w.engine.will(stateB, hangAfter) // the answer comes late, and it runs
+			answers := make(chan error, 2)
+			for _, pause := range pauses {
+				go func() {
+					_, err := w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night", Pause: pause})
+					answers <- err
+				}()
+				w.pass(time.Second)
+			}
+			w.pass(time.Minute)
+			if err := errors.Join(<-answers, <-answers); err != nil || w.engine.running() != stateB {
+				t.Errorf("%v: it runs %d units, %v", pauses, w.engine.running().ESNReservoirSize, err)
+			}
+			if held := w.r.Status().Held; held == nil || held.Paused != pauses[1] {
+				t.Errorf("%v: held %+v", pauses, held)
+			}
+		})
+	}
+}
+
+// TestTheDirectoryComesBackOtherwise: empty, or with the change under way confirmed
+// by another agent; what is told is what stands there.
+func TestTheDirectoryComesBackOtherwise(t *testing.T) {
+	for name, other := range map[string]func(t *testing.T, dir, away string){
+		"empty": func(t *testing.T, dir, _ string) {
+			if err := os.MkdirAll(filepath.Join(dir, "snapshots.git"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"confirmed": func(t *testing.T, dir, away string) {
+			store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: away, Environment: production, Instance: "one", MaxSnapshots: 50, AgentVersion: "test"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(store.Confirm(t.Context()), store.Close(), os.Rename(away, dir)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := emptyWorld(t, filepath.Join(t.TempDir(), "state"))
+				w.start()
+				w.declare(stateA, "")
+				w.end()
+				w.probation = 5 * time.Minute
+				w.start()
+				w.declare(stateA, "")
+				w.declare(stateB, "")
+				away := w.dir + "-away"
+				if err := os.Rename(w.dir, away); err != nil {
+					t.Fatal(err)
+				}
+				w.pass(31 * time.Second)
+				other(t, w.dir, away)
+				w.pass(10 * time.Second)
+				w.declare(stateC, "")
+				w.pass(10 * time.Minute)
+				w.check("it goes on", inSync(stateC))
+				for _, a := range w.r.Status().Attempts {
+					if a.Outcome == schema.Pending {
+						t.Errorf("%+v is told as pending", a)
+					}
+				}
+				page, err := w.store.List(t.Context(), "", 50)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, rec := range page {
+					if rec.Config == stateB && name == "confirmed" && rec.Outcome != schema.Applied {
+						t.Errorf("%s was applied, and is %s", rec.ID, rec.Outcome)
+					}
+				}
+				w.end()
+			})
+		})
+	}
 }

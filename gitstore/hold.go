@@ -10,7 +10,10 @@ import (
 
 // Holding reports whether the state directory is there and this Store's. It may
 // be called from any goroutine.
-func (s *Store) Holding() bool { return s.holding.Load() }
+func (s *Store) Holding() bool {
+	lock := s.holding.Load()
+	return lock != nil && lock.stands()
+}
 
 // take takes the lock of the state directory and reads what lies there.
 func (s *Store) take(ctx context.Context) error {
@@ -22,7 +25,7 @@ func (s *Store) take(ctx context.Context) error {
 		return err
 	}
 	s.lock = lock
-	s.holding.Store(true)
+	s.holding.Store(lock)
 	if err := s.open(ctx); err != nil {
 		return errors.Join(err, s.letGo(false))
 	}
@@ -36,7 +39,7 @@ func (s *Store) letGo(clean bool) error {
 	s.repo.closePacks()
 	lock := s.lock
 	s.lock = nil
-	s.holding.Store(false)
+	s.holding.Store(nil)
 	return lock.release(clean)
 }
 

@@ -49,8 +49,8 @@ type Options struct {
 type Store struct {
 	opts    Options
 	log     *slog.Logger
-	lock    *writerLock // nil while the directory is away, see hold
-	holding atomic.Bool // lock is not nil
+	lock    *writerLock                // nil while the directory is away, see hold
+	holding atomic.Pointer[writerLock] // lock, for other goroutines
 	standing
 	reserveShort bool
 
