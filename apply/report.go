@@ -152,19 +152,24 @@ func (r *Reconciler) publish() {
 	s.State, s.Reason, s.Hint = r.word(s, settled, head)
 	r.addDisk(s)
 	r.addSource(s)
+	s.checks = r.checks(applied)
+	s.sourceStaleAt = lastGood.Add(r.opt.SourceStale)
+	r.status.Store(s)
+	if r.opt.OnStatus != nil {
+		r.opt.OnStatus(s)
+	}
+}
+
+// checks are the health checks, but for the one that the clock decides.
+func (r *Reconciler) checks(applied *schema.Snapshot) Checks {
 	ours := r.engine.reading.Environment == string(r.opt.Environment)
-	s.checks = Checks{ // who only observes makes no snapshot and sets no label
+	return Checks{ // who only observes makes no snapshot and sets no label
 		ConfigManagerInitialized: r.recovered,
 		ConfigLoaded:             (applied != nil || r.opt.Observe) && r.engine.known && r.valid(r.engine.reading.Parameters),
 		SnapshotsAvailable:       applied != nil || r.opt.Observe,
 		BackupDirectoryWritable:  r.writable,
 		EngineReachable:          r.engine.reachable,
 		EngineEnvironment:        r.engine.reachable && !r.engine.wrongLabel && (ours || r.opt.Observe),
-	}
-	s.sourceStaleAt = lastGood.Add(r.opt.SourceStale)
-	r.status.Store(s)
-	if r.opt.OnStatus != nil {
-		r.opt.OnStatus(s)
 	}
 }
 
