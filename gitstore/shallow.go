@@ -132,6 +132,9 @@ func (r *repo) begins(head *schema.Snapshot, c cuts, known plumbing.Hash) (begin
 		}
 		needless = append(needless, l)
 	}
+	if len(needless) == 0 {
+		return line{index: 1}, nil, nil // a gap, the walk finds
+	}
 	_, err = r.chain.at(r, v, 1)
 	if last := len(needless) - 1; curable(err) && last >= 0 {
 		return needless[last], needless[:last], nil // a pruning was cut short
