@@ -113,6 +113,20 @@ func (s *Store) clearLarge(path string, limit int64) error {
 	return err
 }
 
+// clearLink sets aside a link where only a file of ours can be written.
+func (s *Store) clearLink(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return nil
+	}
+	name := s.placeName(path)
+	kept, err := s.setAside(path, name+"-is-a-link")
+	if err == nil {
+		s.repaired("a link where "+name+" belongs", "set aside", kept)
+	}
+	return err
+}
+
 // clearSetAsideRef makes way for the refs below refs/dtesn/set-aside: one of
 // that very name, which only a person makes, gets another.
 func (s *Store) clearSetAsideRef(ctx context.Context) error {

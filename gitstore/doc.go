@@ -76,7 +76,7 @@
 //	lock that another holds                  waited for, a second; a packed ref that was to be removed stays
 //	leftover of a kill                       removed: tmp-*, snapshots.git.new-*, half a pack; tmp_* of git's, if an hour old
 //	pack half removed                        removed, if all of it reads back from elsewhere; else it stays
-//	bytes behind the end of an object        kept; written anew without them, where the walk or a repair meets it
+//	bytes behind the end of an object        kept; written anew without them, at the head, the applied record, and commits that the walk meets; else the record is listed as damaged
 //	torn object that nothing names           kept apart, after a power cut
 //	gc by a person                           nothing
 //	index torn                               kept; made anew from the pack

@@ -29,6 +29,12 @@ func (s *Store) take(ctx context.Context) error {
 	if err := s.open(ctx); err != nil {
 		return errors.Join(err, s.letGo(false))
 	}
+	if lock.cut { // all that it left was looked for
+		lock.marking.Wait()
+		if err := lock.mark(lock.boot); err != nil {
+			return errors.Join(stateError("write the lock of", s.opts.Dir, err), s.letGo(false))
+		}
+	}
 	return nil
 }
 

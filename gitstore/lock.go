@@ -37,7 +37,8 @@ type writerLock struct {
 	killed bool
 	// cut: the last holder neither released the lock nor ran in this boot, so
 	// that what it had not synced may be torn.
-	cut bool
+	cut  bool
+	boot string // this one
 }
 
 // lockWait is how long a lock that is held is waited for: an agent that was
@@ -141,17 +142,29 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	}
 	now, _ := os.ReadFile(bootIDFile)
 	thisBoot := strings.TrimSpace(string(now))
-	l := &writerLock{file: f, path: path, killed: pid != "", cut: pid != "" && boot != thisBoot}
-	mark, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
-	if err != nil {
+	l := &writerLock{file: f, path: path, killed: pid != "", cut: pid != "" && boot != thisBoot, boot: thisBoot}
+	if !l.cut {
+		boot = thisBoot
+	}
+	if err := l.mark(boot); err != nil {
 		_ = f.Close()
 		return nil, stateError("write the lock of", dir, err)
 	}
+	return l, nil
+}
+
+// mark writes who holds the lock, and in which boot: after a power cut the one
+// before, until what that left was looked for.
+func (l *writerLock) mark(boot string) error {
+	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
 	// The content is a help, not the lock: a full disk must not keep the agent
 	// from starting.
-	_, _ = mark.WriteString(strconv.Itoa(os.Getpid()) + " " + thisBoot + "\n")
-	l.marking.Go(func() { _ = errors.Join(mark.Sync(), mark.Close()) }) // beside the rest of the start; Open waits for it
-	return l, nil
+	_, _ = f.WriteString(strconv.Itoa(os.Getpid()) + " " + boot + "\n")
+	l.marking.Go(func() { _ = errors.Join(f.Sync(), f.Close()) }) // beside the rest of the start; Open waits for it
+	return nil
 }
 
 // stands reports whether the path still leads to the file that is locked: not,

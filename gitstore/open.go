@@ -154,10 +154,13 @@ func (s *Store) open(ctx context.Context) error {
 			return stateError("clear", s.opts.Dir, err)
 		}
 	}
-	for _, name := range []string{formatFile, identityFile} {
-		if err := s.clearLarge(filepath.Join(s.opts.Dir, name), maxRef); err != nil {
+	for name, most := range map[string]int64{formatFile: maxRef, identityFile: maxRef, appliedFile: maxNotes} {
+		if err := s.clearLarge(filepath.Join(s.opts.Dir, name), most); err != nil {
 			return stateError("clear", s.opts.Dir, err)
 		}
+	}
+	if err := s.clearLink(filepath.Join(s.opts.Dir, appliedFile)); err != nil {
+		return stateError("clear", s.opts.Dir, err)
 	}
 	if err := s.checkFormat(); err != nil {
 		return err

@@ -94,6 +94,16 @@ func parseHash(s string) (plumbing.Hash, bool) {
 	return h, !h.IsZero()
 }
 
+// anyHash is parseHash as git reads the ref of a person's: in any case, and with
+// whatever stands behind it.
+func anyHash(text string) (plumbing.Hash, bool) {
+	words := strings.Fields(text)
+	if len(words) == 0 {
+		return plumbing.ZeroHash, false
+	}
+	return parseHash(strings.ToLower(words[0]))
+}
+
 // tempRef writes the content of a ref to a file outside refs/, where git would
 // take what a crash leaves for a broken ref. It is not synced.
 func (r *repo) tempRef(h plumbing.Hash) (string, error) {
@@ -270,7 +280,7 @@ func (r *repo) refs() (map[string]plumbing.Hash, error) {
 			return err
 		}
 		ref, err := filepath.Rel(r.dir, path)
-		if h, ok := parseHash(strings.TrimSpace(string(data))); ok {
+		if h, ok := anyHash(string(data)); ok {
 			refs[ref] = h
 		}
 		return err

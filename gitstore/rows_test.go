@@ -111,7 +111,7 @@ func repairRows() []repairRow {
 			}, head, "b", []string{setAside, torn}, false},
 		)
 	}
-	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), spareRows(), tailRows(), linkRows(), leftRows(), largeRows(), borrowRows())
+	return slices.Concat(rows, fileRows(), personRows(), pushRows(), notedRows(), packRows(), placeRows(), spareRows(), tailRows(), linkRows(), oddRows(), leftRows(), largeRows(), borrowRows())
 }
 
 // fileRows damage the files around refs and objects.

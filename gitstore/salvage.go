@@ -174,7 +174,7 @@ func (s *Store) clearPlace(path string, wantDir bool) error {
 	info, err := os.Stat(path)
 	name := s.placeName(path)
 	disk := name == "objects" || name == "objects/pack" || name == "refs"
-	if errors.Is(err, syscall.ELOOP) || errors.Is(err, fs.ErrNotExist) && wantDir && !disk {
+	if errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ENOTDIR) && !disk || errors.Is(err, fs.ErrNotExist) && wantDir && !disk {
 		info, err = os.Lstat(path)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
@@ -294,7 +294,7 @@ func (s *Store) sweepObjects(applied *schema.Snapshot) error {
 		if err != nil {
 			return err
 		}
-		if _, serr := os.Stat(path); errors.Is(serr, fs.ErrNotExist) && info.Mode()&fs.ModeSymlink != 0 {
+		if _, serr := os.Stat(path); (errors.Is(serr, fs.ErrNotExist) || errors.Is(serr, syscall.ELOOP)) && info.Mode()&fs.ModeSymlink != 0 {
 			return s.setTornAside(path, "object-"+h.String()+"-is-a-link-to-nothing")
 		}
 		if info.Size() > 2*maxObject && info.ModTime().Before(since) && !info.IsDir() {
@@ -336,7 +336,7 @@ func (s *Store) sweepRefs(ctx context.Context) error {
 			return err
 		}
 		text := strings.TrimSpace(string(data))
-		h, ok := parseHash(text)
+		h, ok := anyHash(text)
 		switch {
 		case strings.HasPrefix(text, "ref: "):
 			return nil // it names another ref

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/config"
 )
 
@@ -150,7 +149,7 @@ func soundLines(data []byte) (good []byte, bad int) {
 		case isPeeled && isPeel && peelable:
 			peelable = false
 			good = append(good, line...)
-		case isHash && plumbing.ReferenceName(ref).Validate() == nil:
+		case isHash && refName(ref):
 			peelable = true
 			good = append(good, line...)
 		default:
@@ -159,6 +158,19 @@ func soundLines(data []byte) (good []byte, bad int) {
 		}
 	}
 	return good, bad
+}
+
+// refName reports whether git takes a name for that of a ref: the rules of
+// git-check-ref-format(1), which go-git's are stricter than.
+func refName(ref string) bool {
+	for _, part := range strings.Split(ref, "/") {
+		if part == "" || strings.HasPrefix(part, ".") || strings.HasSuffix(part, ".lock") {
+			return false
+		}
+	}
+	bad := func(r rune) bool { return r < ' ' || r == 0x7f || strings.ContainsRune(" ~^:?*[\\", r) }
+	return strings.Contains(ref, "/") && !strings.HasSuffix(ref, ".") && !strings.ContainsFunc(ref, bad) &&
+		!strings.Contains(ref, "..") && !strings.Contains(ref, "@{")
 }
 
 // mendCaches sets aside what git keeps for speed alone and is torn: it refuses
