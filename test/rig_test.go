@@ -406,3 +406,19 @@ func (r *rig) agreeing(parameter string, value int) {
 		return same == 20
 	})
 }
+
+// shows reports whether the status comes to be so within a time.
+func (r *rig) shows(within time.Duration, is func(view) bool) bool {
+	again, deadline := time.NewTicker(10*time.Millisecond), time.After(within)
+	defer again.Stop()
+	for {
+		if v, err := r.view(); err == nil && is(v) {
+			return true
+		}
+		select {
+		case <-again.C:
+		case <-deadline:
+			return false
+		}
+	}
+}
