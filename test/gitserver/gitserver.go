@@ -171,18 +171,27 @@ func NewKey(t testing.TB, path, passphrase string) string {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
 }
 
+// findSSHD returns the path of OpenSSH's sshd, "" if it is missing.
+func findSSHD() string {
+	for _, name := range []string{"sshd", "/usr/sbin/sshd", "/usr/local/lib/dtesn-agent-test/sshd"} { // test/packages unpacks the last
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
 // SSH serves the repository at the path repo by sshd, whose configuration gets
 // extra.
 func SSH(t testing.TB, repo, extra string) SSHHost {
 	t.Helper()
-	sshd, err := exec.LookPath("sshd")
-	if err != nil {
-		if sshd = "/usr/sbin/sshd"; exec.Command("test", "-x", sshd).Run() != nil {
-			if os.Getenv("DTESN_TEST_REQUIRE") == "1" {
-				t.Fatal("needs OpenSSH's sshd: run test/packages, which installs it")
-			}
-			t.Skip("needs OpenSSH's sshd")
+	sshd := findSSHD()
+	if sshd == "" {
+		why := "needs sshd: run test/packages, which installs it"
+		if os.Getenv("DTESN_TEST_REQUIRE") == "1" {
+			t.Fatal(why)
 		}
+		t.Skip(why)
 	}
 	me, err := user.Current()
 	if err != nil {
@@ -199,6 +208,10 @@ func SSH(t testing.TB, repo, extra string) SSHHost {
 	}
 	write("authorized", authorized+"\n")
 	write("known_hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.Port, hostKey))
+	// sshd of OpenSSH 9.8 and newer is several programs; test/packages unpacks them next to each other
+	if session := filepath.Join(filepath.Dir(sshd), "sshd-session"); exec.Command("test", "-x", session).Run() == nil {
+		extra += fmt.Sprintf("\nSshdSessionPath %s\nSshdAuthPath %s", session, filepath.Join(filepath.Dir(sshd), "sshd-auth"))
+	}
 	write("sshd_config", fmt.Sprintf("Port %s\nListenAddress 127.0.0.1\nHostKey %s\nAuthorizedKeysFile %s\nPasswordAuthentication no\nUsePAM no\nPidFile none\nStrictModes no\n%s\n",
 		h.Port, filepath.Join(dir, "host"), filepath.Join(dir, "authorized"), extra))
 	_ = os.MkdirAll("/run/sshd", 0o755) // sshd wants it where it runs as root
