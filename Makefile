@@ -3,6 +3,7 @@
 GO        ?= go
 GOFUMPT   = $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTESTSUM = $(GO) run gotest.tools/gotestsum@v1.13.0
 AGENT     = bin/agent
 FUZZTIME  ?= 60s
 N         ?= 20000
@@ -21,6 +22,7 @@ help: ## List the targets
 build: $(AGENT) ## Build the agent, static and stripped, as bin/agent
 
 $(AGENT): FORCE
+	@echo 'building $@$(if $(wildcard $@),, (the first time takes about two minutes))' >&2
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./cmd/agent
 
 image: build ## Build the container image IMAGE (dtesn-agent) with buildah, podman or docker
@@ -36,7 +38,9 @@ run: build ## Run the agent with its embedded engine on examples/config
 
 test: ## Run every test, with the race detector; as root it installs what they need
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
-	$(GO) test -race -timeout 10m ./... && $(GO) test ./dtesn/engine # its strict figures need the race detector off
+	echo 'building and running the tests (about six minutes on two cores; the first time longer)' >&2; \
+	$(GOTESTSUM) --format standard-quiet --raw-command -- sh -c \
+	  '$(GO) test -json -race -timeout 10m ./... && $(GO) test -json ./dtesn/engine' # its strict figures need the race detector off
 
 faults: ## Play the whole fault table of the transaction, of which test plays a part
 	DTESN_TEST_FAULTS=all $(GO) test -timeout 30m ./apply -run '^TestFaultTable$$'
@@ -51,7 +55,8 @@ check: ## What must be clean before a commit: format, vet, staticcheck, imports,
 fmt: ## Format the code
 	$(GOFUMPT) -w .
 
-bench: build ## Measure the agent beside the floor of the same run
+bench: build ## Measure the agent beside the floor of the same run; as root it installs what that needs
+	@test/packages || true
 	$(GO) run ./test/bench -agent $(AGENT)
 
 bench-long: build ## Write a history of N (20000) records: the curve of time, bytes, files and memory
