@@ -38,7 +38,7 @@ run: build ## Run the agent with its embedded engine on examples/config
 
 test: ## Run every test, with the race detector; as root it installs what they need
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
-	echo 'building and running the tests (about six minutes on two cores; the first time longer)' >&2; \
+	echo 'building and running the tests (about seven minutes on two idle cores, the first time longer)' >&2; \
 	$(GOTESTSUM) --format standard-quiet --raw-command -- sh -c \
 	  '$(GO) test -json -race -timeout 10m ./... && $(GO) test -json ./dtesn/engine' # its strict figures need the race detector off
 

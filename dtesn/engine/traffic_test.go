@@ -170,7 +170,7 @@ func TestRebuildsGiveWayToRequests(t *testing.T) {
 // it ends well within what the agent waits for.
 func TestLargestRebuildEndsUnderTraffic(t *testing.T) {
 	if raceDetector {
-		t.Skip("the detector makes it ten times slower, and there is nothing here that TestChangesUnderTraffic has not")
+		t.Skip("ten times slower with the race detector; make test runs it without, too")
 	}
 	s := serve(t, Options{})
 	accept(t, s.engine, dtesn.PathBatchUpdate, batchOf(set("esn_reservoir_size", 16384), set("enable_caching", false)))
