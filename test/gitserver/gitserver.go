@@ -111,7 +111,8 @@ func start(t testing.TB, port, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL="+os.DevNull)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with its children
+	// a group with its children; and a test that is killed leaves no server
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
