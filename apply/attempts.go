@@ -8,7 +8,9 @@ import (
 	"slices"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // declares reports whether revision is what the source declares now.
@@ -20,7 +22,7 @@ func (r *Reconciler) declares(revision string) bool {
 // about what the source declares, or the one shown is not.
 func (r *Reconciler) record(a Attempt) {
 	if a.At == 0 {
-		a.At = schema.Unix(time.Now())
+		a.At = record.Unix(time.Now())
 	}
 	if a.Violations == nil {
 		a.Violations = []schema.Violation{}
@@ -34,7 +36,7 @@ func (r *Reconciler) record(a Attempt) {
 		r.attempted++
 	}
 	for i := len(attempts) - 1; i > 0 && len(attempts) > defaultAttempts; i-- {
-		if attempts[i].Outcome == schema.Pending {
+		if attempts[i].Outcome == record.Pending {
 			continue // its outcome is yet to come
 		}
 		attempts = slices.Delete(attempts, i, i+1)
@@ -46,7 +48,7 @@ func (r *Reconciler) record(a Attempt) {
 		}
 	}
 	r.attempts = attempts
-	if a.Outcome != schema.Pending {
+	if a.Outcome != record.Pending {
 		r.opt.Metrics.Outcome(a.Outcome)
 	}
 }
@@ -54,7 +56,7 @@ func (r *Reconciler) record(a Attempt) {
 // showPending makes the attempt at revision the attempted one if it is pending:
 // the source is back at it.
 func (r *Reconciler) showPending(revision string) {
-	i := slices.IndexFunc(r.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == schema.Pending })
+	i := slices.IndexFunc(r.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending })
 	if i >= 0 {
 		r.attempted = i
 	}
@@ -65,7 +67,7 @@ func (r *Reconciler) showPending(revision string) {
 func (r *Reconciler) rejecting(id, why string) {
 	attempts := slices.Clone(r.attempts) // a published status shares the old one
 	for i := range attempts {
-		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == schema.Pending {
+		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == record.Pending {
 			a.rejected, a.Reason = why, "rejected, and the engine is being brought back: "+why
 		}
 	}
@@ -74,10 +76,10 @@ func (r *Reconciler) rejecting(id, why string) {
 
 // unsettled is what is told of record id to who does not wait for its outcome.
 func unsettled(attempts []Attempt, id, pending string) Result {
-	res := Result{Outcome: schema.Pending, SnapshotID: id, Text: pending}
+	res := Result{Outcome: record.Pending, SnapshotID: id, Text: pending}
 	for i := range attempts {
 		if a := &attempts[i]; id != "" && a.SnapshotID == id && a.Rejecting() != "" {
-			res.Outcome, res.Text = schema.Rejected, a.Rejecting()+"; it is still to be brought back to what is applied, which goes on by itself"
+			res.Outcome, res.Text = record.Rejected, a.Rejecting()+"; it is still to be brought back to what is applied, which goes on by itself"
 		}
 	}
 	return res
@@ -91,7 +93,7 @@ func (r *Reconciler) last() *Attempt {
 	return &r.attempts[r.attempted]
 }
 
-func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
+func (r *Reconciler) recordInvalid(doc *document.Document, v *schema.Violations) {
 	var parameters []string
 	for _, violation := range v.List {
 		if !slices.Contains(parameters, violation.Parameter) {
@@ -100,7 +102,7 @@ func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
 	}
 	r.opt.Metrics.ValidationFailures(parameters)
 	r.record(Attempt{
-		Revision: doc.Revision(), Outcome: schema.Invalid, Reason: v.Error(),
+		Revision: doc.Revision(), Outcome: record.Invalid, Reason: v.Error(),
 		Violations: v.List, ViolationsTotal: v.Total,
 	})
 	r.log.Event(slog.LevelWarn, "the configuration is not valid; the engine keeps what it has",
@@ -108,8 +110,8 @@ func (r *Reconciler) recordInvalid(doc *schema.Document, v *schema.Violations) {
 }
 
 // recordRefused puts on record that the source cannot be trusted.
-func (r *Reconciler) recordRefused(doc *schema.Document) {
-	r.record(Attempt{Revision: doc.Revision(), Outcome: schema.Refused, Reason: doc.Refused.Reason})
+func (r *Reconciler) recordRefused(doc *document.Document) {
+	r.record(Attempt{Revision: doc.Revision(), Outcome: record.Refused, Reason: doc.Refused.Reason})
 	r.log.Event(slog.LevelWarn, "the source is not trusted with this revision; the engine keeps what it has",
 		"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint)
 }
@@ -122,27 +124,29 @@ func (r *Reconciler) settledFor(revision string) bool {
 		return false
 	}
 	switch a.Outcome {
-	case schema.Held, schema.Pending, schema.Superseded:
+	case record.Held, record.Pending, record.Superseded:
 		return false
-	case schema.Refused:
+	case record.Refused:
 		return r.seen.refusal != nil // it may be trusted later, as it is
 	}
 	return true
 }
 
-func (r *Reconciler) recordHeld(hold *schema.Hold) {
+func (r *Reconciler) recordHeld(hold *record.Hold) {
 	revision := r.seen.doc.Revision()
-	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == schema.Held) {
+	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == record.Held) {
 		return
 	}
 	reason := heldReason(hold)
-	r.record(Attempt{Revision: revision, Outcome: schema.Held, Reason: reason})
+	r.record(Attempt{Revision: revision, Outcome: record.Held, Reason: reason})
 	r.log.Event(slog.LevelWarn, "not tried: "+reason, "revision", revision, "hint", heldHint(hold))
 }
 
 // heldReason says why something is held, to follow the word "held".
-func heldReason(hold *schema.Hold) string {
+func heldReason(hold *record.Hold) string {
 	switch {
+	case hold.Paused && hold.By != "operator":
+		return "paused: " + hold.Reason
 	case hold.Paused:
 		return "paused by the operator: " + hold.Reason
 	case hold.By == "engine":
@@ -153,8 +157,11 @@ func heldReason(hold *schema.Hold) string {
 	return "by the " + hold.By + ": " + hold.Reason
 }
 
-func heldHint(hold *schema.Hold) string {
-	if hold.Paused {
+func heldHint(hold *record.Hold) string {
+	switch {
+	case hold.Paused && hold.By == "agent":
+		return "restore the history, or begin a new one with: agent resume"
+	case hold.Paused:
 		return "agent resume"
 	}
 	return "declare other parameters, or try these again with: agent resume"
@@ -172,19 +179,19 @@ func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
 		r.engine.due = true
 		return true
 	}
-	if r.engine.reading.Parameters != applied.Config {
+	if !r.runs(r.engine.reading, applied.Config) {
 		return false
 	}
-	r.record(Attempt{Revision: revision, Outcome: schema.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
+	r.record(Attempt{Revision: revision, Outcome: record.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
 	r.log.Event(slog.LevelInfo, "unchanged: the engine already runs what is declared", "snapshot", applied.ID)
 	r.opt.Metrics.Success("transaction")
 	return false
 }
 
 // recordPending notes a candidate that is committed.
-func (r *Reconciler) recordPending(s *schema.Snapshot) {
-	a := Attempt{Outcome: schema.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "on record, not yet applied"}
-	if s.Kind == schema.KindChange {
+func (r *Reconciler) recordPending(s *record.Record) {
+	a := Attempt{Outcome: record.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "on record, not yet applied"}
+	if s.Kind == record.KindChange {
 		a.Revision = s.Source.Revision
 	}
 	r.record(a)
@@ -197,21 +204,21 @@ func (r *Reconciler) ensureAttempt(ctx context.Context, id string) {
 		return
 	}
 	if rec, err := r.opt.Store.Lookup(ctx, id); err == nil && rec.Kind.Candidate() {
-		r.recordPending(&rec.Snapshot)
+		r.recordPending(&rec.Record)
 	}
 }
 
 // finish gives the attempt of record id its outcome, and answers who waits. It
 // reports whether the outcome is new.
-func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) (news bool) {
+func (r *Reconciler) finish(id string, outcome record.Outcome, reason string) (news bool) {
 	attempts := slices.Clone(r.attempts) // a published status shares the old one
 	for i := range attempts {
 		a := &attempts[i]
-		if a.SnapshotID == id && a.Outcome == schema.Pending {
-			a.Outcome, a.Reason, a.At = outcome, reason, schema.Unix(time.Now())
+		if a.SnapshotID == id && a.Outcome == record.Pending {
+			a.Outcome, a.Reason, a.At = outcome, reason, record.Unix(time.Now())
 			r.opt.Metrics.Outcome(outcome)
 			news = true
-			if outcome == schema.Superseded {
+			if outcome == record.Superseded {
 				r.log.Event(slog.LevelInfo, "superseded", "snapshot", id, "reason", reason)
 			}
 		}
@@ -226,11 +233,11 @@ func (r *Reconciler) finish(id string, outcome schema.Outcome, reason string) (n
 // replaced the history.
 func (r *Reconciler) finishGone(ctx context.Context) {
 	for _, a := range r.attempts {
-		if a.Outcome != schema.Pending {
+		if a.Outcome != record.Pending {
 			continue
 		}
 		if _, err := r.opt.Store.Lookup(ctx, a.SnapshotID); errors.Is(err, fs.ErrNotExist) {
-			r.finish(a.SnapshotID, schema.Superseded, "its record is gone: the history was replaced under the agent")
+			r.finish(a.SnapshotID, record.Superseded, "its record is gone: the history was replaced under the agent")
 		}
 	}
 }
@@ -239,10 +246,10 @@ func (r *Reconciler) finishGone(ctx context.Context) {
 // own confirmation failed and happened all the same.
 func (r *Reconciler) finishRest(ctx context.Context) {
 	for _, a := range r.attempts {
-		if a.Outcome != schema.Pending {
+		if a.Outcome != record.Pending {
 			continue
 		}
-		if rec, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && rec.Outcome != schema.Pending {
+		if rec, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && rec.Outcome != record.Pending {
 			r.finish(rec.ID, rec.Outcome, "on record as "+string(rec.Outcome))
 		}
 	}

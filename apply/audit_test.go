@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -26,14 +27,14 @@ func (w *world) audit(c *faultCase, declared *schema.Parameters) {
 		w.t.Fatalf("something is open: head %+v, applied %+v; %s: %s", head, applied, s.State, s.Reason)
 	}
 	w.auditRefs(head)
-	if runs := w.engine.running(); runs != applied.Config || s.Current == nil || *s.Current != runs || s.Running.SnapshotID != applied.ID || !s.Running.Confirmed {
-		w.t.Errorf("the engine runs %d units, applied are %d in %s; status: %+v", runs.ESNReservoirSize, applied.Config.ESNReservoirSize, applied.ID, s.Running)
+	if runs := w.engine.running(); !runs.Equal(applied.Config) || s.Current == nil || !s.Current.Equal(runs) || s.Running.SnapshotID != applied.ID || !s.Running.Confirmed {
+		w.t.Errorf("the engine runs %v units, applied are %v in %s; status: %+v", runs.Get(reservoir), applied.Config.Get(reservoir), applied.ID, s.Running)
 	}
 	records := must(w.store.list(w.t.Context(), "", 100))
 	w.auditRecords(c, records, s)
 	select {
 	case err := <-w.refused:
-		if slices.ContainsFunc(records, func(rec schema.Record) bool { return rec.Kind == schema.KindRollback }) {
+		if slices.ContainsFunc(records, func(rec record.Row) bool { return rec.Kind == record.KindRollback }) {
 			w.t.Errorf("an order was answered %q, and it is on record", err)
 		}
 	default:
@@ -53,7 +54,7 @@ func (w *world) audit(c *faultCase, declared *schema.Parameters) {
 }
 
 // auditRefs looks at the files themselves.
-func (w *world) auditRefs(head *schema.Snapshot) {
+func (w *world) auditRefs(head *record.Record) {
 	w.t.Helper()
 	for _, ref := range []string{"refs/heads/production", "refs/dtesn/applied/production"} {
 		text, err := os.ReadFile(filepath.Join(w.dir, "snapshots.git", ref))
@@ -69,28 +70,28 @@ func (w *world) auditRefs(head *schema.Snapshot) {
 
 // auditRecords holds the outcome of each record against its kind, its
 // successor, and what the status tells of it.
-func (w *world) auditRecords(c *faultCase, records []schema.Record, s *apply.Status) {
+func (w *world) auditRecords(c *faultCase, records []record.Row, s *apply.Status) {
 	w.t.Helper()
-	told := map[string]schema.Outcome{}
+	told := map[string]record.Outcome{}
 	for _, a := range s.Attempts {
-		if a.SnapshotID != "" && a.Outcome != schema.Unchanged {
+		if a.SnapshotID != "" && a.Outcome != record.Unchanged {
 			told[a.SnapshotID] = a.Outcome
 		}
 	}
 	ran := false
 	for _, rec := range records {
 		switch {
-		case !rec.Kind.Candidate() && rec.Outcome != schema.Applied:
+		case !rec.Kind.Candidate() && rec.Outcome != record.Applied:
 			w.t.Errorf("%s %s is %s", rec.Kind, rec.ID, rec.Outcome)
-		case rec.Kind.Candidate() && rec.Outcome != schema.Applied && rec.Outcome != schema.Rejected && rec.Outcome != schema.Superseded:
+		case rec.Kind.Candidate() && rec.Outcome != record.Applied && rec.Outcome != record.Rejected && rec.Outcome != record.Superseded:
 			w.t.Errorf("%s %s is %s at rest", rec.Kind, rec.ID, rec.Outcome)
-		case rec.Outcome == schema.Rejected && !c.bad && !c.mayCut():
+		case rec.Outcome == record.Rejected && !c.bad && !c.mayCut():
 			w.t.Errorf("%s %s was rejected: %s", rec.Kind, rec.ID, records[0].Description)
 		}
 		if o, ok := told[rec.ID]; ok && o != rec.Outcome {
 			w.t.Errorf("%s is %s by the history, %s by the status", rec.ID, rec.Outcome, o)
 		}
-		ran = ran || (rec.Config == stateB && rec.Outcome == schema.Applied)
+		ran = ran || (rec.Config.Equal(stateB) && rec.Outcome == record.Applied)
 	}
 	if ran && c.bad {
 		w.t.Error("what cannot run is called applied")
@@ -105,21 +106,21 @@ func (c *faultCase) mayCut() bool { return c.cut && (c.what == crashBefore || c.
 // attempt's outcome is counted, once.
 func (w *world) auditCounts(s *apply.Status) {
 	w.t.Helper()
-	outcomes, rollbacks := map[schema.Outcome]int{}, 0
+	outcomes, rollbacks := map[record.Outcome]int{}, 0
 	for _, a := range s.Attempts {
 		outcomes[a.Outcome]++
-		if rec, err := w.store.Store.Lookup(w.t.Context(), a.SnapshotID); a.Outcome == schema.Rejected ||
-			(err == nil && rec.Kind == schema.KindRollback && a.Outcome == schema.Applied) {
+		if rec, err := w.store.Store.Lookup(w.t.Context(), a.SnapshotID); a.Outcome == record.Rejected ||
+			(err == nil && rec.Kind == record.KindRollback && a.Outcome == record.Applied) {
 			rollbacks++
 		}
 	}
 	counted := w.counts.sinceStart()
-	for _, o := range []schema.Outcome{schema.Applied, schema.Unchanged, schema.Invalid, schema.Rejected, schema.Held, schema.Superseded} {
+	for _, o := range []record.Outcome{record.Applied, record.Unchanged, record.Invalid, record.Rejected, record.Held, record.Superseded} {
 		if counted.outcomes[o] != outcomes[o] {
 			w.t.Errorf("%s was told %d times and counted %d times", o, outcomes[o], counted.outcomes[o])
 		}
 	}
-	if outcomes[schema.Pending] != 0 {
+	if outcomes[record.Pending] != 0 {
 		w.t.Errorf("something is pending: %+v", s.Attempts)
 	}
 	if len(counted.rollbacks) != rollbacks {
@@ -131,32 +132,30 @@ func (w *world) auditCounts(s *apply.Status) {
 }
 
 // auditStatus holds the words of the status against the facts.
-func (w *world) auditStatus(c *faultCase, s *apply.Status, head, applied *schema.Snapshot, declared *schema.Parameters) {
+func (w *world) auditStatus(c *faultCase, s *apply.Status, head, applied *record.Record, declared *schema.Parameters) {
 	w.t.Helper()
 	x := want{runs: applied.Config, ready: true}
-	if h := head.Held; h != nil {
-		for _, d := range h.Digests {
-			for _, p := range []schema.Parameters{stateA, stateB, stateC, size(3000)} {
-				if p.Digest() == d {
-					x.held = append(x.held, p)
-				}
+	for _, d := range heldSets(head.Held) {
+		for _, p := range []schema.Parameters{stateA, stateB, stateC, size(3000)} {
+			if p.Digest() == d {
+				x.held = append(x.held, p)
 			}
 		}
 	}
 	switch {
 	case declared == nil:
-		x.outcome, x.state = schema.Invalid, apply.StateInvalid
-		if recorded := w.recorded(stateB); recorded && !c.bad && !c.held && !c.mayCut() && c.declares == (schema.Parameters{}) && applied.Config != stateB {
+		x.outcome, x.state = record.Invalid, apply.StateInvalid
+		if recorded := w.recorded(stateB); recorded && !c.bad && !c.held && !c.mayCut() && c.declares.Len() == 0 && !applied.Config.Equal(stateB) {
 			w.t.Error("a good change is on record, nothing took its place, and it does not run")
 		}
-	case head.Held.Holds(declared.Digest()):
+	case head.Held.Holds(*declared, rules.Has):
 		x.outcome, x.state = s.Attempted.Outcome, apply.StateHeld
-		if *declared != stateB || !(c.bad || c.held || c.mayCut()) || (x.outcome != schema.Held && x.outcome != schema.Rejected && x.outcome != schema.Applied) {
+		if !declared.Equal(stateB) || !(c.bad || c.held || c.mayCut()) || (x.outcome != record.Held && x.outcome != record.Rejected && x.outcome != record.Applied) {
 			w.t.Errorf("held: %+v, attempted %+v", head.Held, s.Attempted)
 		}
 	default:
 		x.outcome, x.state, x.inSync, x.runs = s.Attempted.Outcome, apply.StateInSync, true, *declared
-		if x.outcome != schema.Applied && x.outcome != schema.Unchanged {
+		if x.outcome != record.Applied && x.outcome != record.Unchanged {
 			w.t.Errorf("attempted %+v", s.Attempted)
 		}
 	}
@@ -166,7 +165,7 @@ func (w *world) auditStatus(c *faultCase, s *apply.Status, head, applied *schema
 // recorded reports whether any record is of p.
 func (w *world) recorded(p schema.Parameters) bool {
 	for _, rec := range must(w.store.list(w.t.Context(), "", 100)) {
-		if rec.Config == p {
+		if rec.Config.Equal(p) {
 			return true
 		}
 	}

@@ -1,12 +1,15 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"strings"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // A flight is what this process knows of the open candidate. Losing it loses
@@ -21,7 +24,7 @@ type flight struct {
 	// broken: the connection of the last send broke and it is not yet known
 	// whether the engine died; sentTo is whom it was sent to.
 	broken bool
-	sentTo schema.Peer
+	sentTo api.Peer
 	// acked: the engine accepted and the read-back is still owed; lies counts
 	// read-backs that showed something else.
 	acked bool
@@ -47,7 +50,7 @@ type verdict struct {
 
 // flightOf returns the flight of the open candidate, a new one if this process
 // did not commit it.
-func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
+func (r *Reconciler) flightOf(head *record.Record) *flight {
 	if r.flight == nil || r.flight.id != head.ID {
 		r.flight = &flight{id: head.ID, started: time.Now()}
 		r.recordPending(head)
@@ -57,7 +60,7 @@ func (r *Reconciler) flightOf(head *schema.Snapshot) *flight {
 }
 
 // begin commits what the source declares as the candidate and drives it.
-func (r *Reconciler) begin(ctx context.Context, applied *schema.Snapshot) (more bool) {
+func (r *Reconciler) begin(ctx context.Context, applied *record.Record) (more bool) {
 	if !r.engine.reachable && (applied == nil || !r.recovered) {
 		// Without an applied snapshot the record needs what the engine runs, for
 		// that is where a rejection goes back to.
@@ -71,11 +74,12 @@ func (r *Reconciler) begin(ctx context.Context, applied *schema.Snapshot) (more 
 }
 
 // changeRecord is the record of what the source declares.
-func (r *Reconciler) changeRecord(applied *schema.Snapshot) schema.Snapshot {
+func (r *Reconciler) changeRecord(applied *record.Record) record.Record {
 	c := r.seen.config
-	rec := schema.Snapshot{
-		Kind: schema.KindChange, Description: c.Description, Config: c.Parameters,
-		Source: r.seen.doc.Source, Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
+	rec := record.Record{
+		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
+		Source: record.Source(r.seen.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
+		Held: r.dormant(r.opt.Store.Head().Hold()),
 	}
 	r.fill(&rec, applied)
 	return rec
@@ -84,29 +88,38 @@ func (r *Reconciler) changeRecord(applied *schema.Snapshot) schema.Snapshot {
 // fill gives rec what every record says: where it belongs, what ran before (while
 // nothing is applied yet: before the first candidate), and what changes against
 // the applied snapshot.
-func (r *Reconciler) fill(rec *schema.Snapshot, applied *schema.Snapshot) {
-	rec.Environment, rec.Instance = r.opt.Environment, r.opt.Instance
-	rec.AgentVersion, rec.SchemaDigest = r.opt.AgentVersion, schema.SchemaDigest()
+func (r *Reconciler) fill(rec *record.Record, applied *record.Record) {
+	rec.Environment, rec.Instance = r.opt.Rules.Environment(), r.opt.Instance
+	rec.AgentVersion, rec.SchemaDigest = r.opt.AgentVersion, r.opt.Rules.Schema().Digest()
 	head := r.opt.Store.Head()
 	switch {
 	case applied == nil && head != nil && head.Before != nil:
-		rec.Before = head.Before // its rejection goes back there; what runs now may be the candidate before it
+		before := *head.Before // its rejection goes back there; what runs now may be the candidate before it
+		for _, name := range rec.Config.Names() {
+			if before.Get(name).IsZero() && r.engine.known {
+				before = before.With(name, r.engine.reading.Parameters.Get(name))
+			}
+		}
+		rec.Before = &before
 	case r.engine.known:
-		before := r.engine.reading.Parameters
+		before := r.engine.reading.Parameters.Select(func(name string) bool { return !rec.Config.Get(name).IsZero() })
 		rec.Before = &before
 	}
 	switch {
 	case applied != nil:
-		rec.Changes = rec.Config.Diff(applied.Config)
+		rec.Changes = r.opt.Rules.Diff(applied.Config, rec.Config)
 	case rec.Before != nil:
-		rec.Changes = rec.Config.Diff(*rec.Before)
+		rec.Changes = r.opt.Rules.Diff(*rec.Before, rec.Config)
 	}
 }
 
 // commit writes a candidate to the head and opens its flight.
-func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, bool) {
+func (r *Reconciler) commit(ctx context.Context, rec record.Record) (*record.Record, bool) {
 	if !r.ready("commit") {
 		return nil, false
+	}
+	if rec.Kind == record.KindChange {
+		r.compareSchema(ctx)
 	}
 	if r.engine.reachable {
 		r.opt.Engine.Prepare()
@@ -124,10 +137,10 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 	r.clear("commit", "send", "assert", "probation", "vouch") // the last of a settlement that this takes the place of
 	r.settled, r.drift = "", nil                              // what runs from here on is our doing
 	if rec.OutcomeOf != nil {
-		r.finish(rec.OutcomeOf.ID, schema.Superseded, "a newer one took its place: "+snap.ID)
+		r.finish(rec.OutcomeOf.ID, record.Superseded, "a newer one took its place: "+snap.ID)
 	}
 	r.flight = &flight{id: snap.ID, fresh: true, started: start}
-	if rec.Kind == schema.KindChange {
+	if rec.Kind == record.KindChange {
 		r.flight.started = r.seen.since
 	}
 	r.recordPending(snap)
@@ -140,7 +153,7 @@ func (r *Reconciler) commit(ctx context.Context, rec schema.Snapshot) (*schema.S
 
 // happened is the record that a Commit over before made although it failed; nil
 // if it made none. A head that does not follow before is somebody else's.
-func (r *Reconciler) happened(before *schema.Snapshot) *schema.Snapshot {
+func (r *Reconciler) happened(before *record.Record) *record.Record {
 	head, parent := r.opt.Store.Head(), ""
 	if before != nil {
 		parent = before.Commit
@@ -152,7 +165,7 @@ func (r *Reconciler) happened(before *schema.Snapshot) *schema.Snapshot {
 }
 
 // drive brings the open candidate one step further.
-func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more bool) {
+func (r *Reconciler) drive(ctx context.Context, head *record.Record) (more bool) {
 	f := r.flightOf(head)
 	if f.verdict != nil {
 		return r.reject(ctx, head, f)
@@ -164,11 +177,15 @@ func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more boo
 		return more
 	}
 	r.recovered = true
-	if !f.fresh || f.sends > 0 || !r.engine.reachable {
+	if (!f.fresh || f.sends > 0 || !r.engine.reachable) && r.unknownToEngine(head.Config) == nil {
 		if known, more := r.ask(ctx, head, f); !known {
 			return more
 		}
 	}
+	if unknown := r.unknownToEngine(head.Config); unknown != nil {
+		return r.waitForUpgrade(ctx, head, f, unknown)
+	}
+	r.log.Clear("unknown")
 	if !r.ready("send") || r.rival() {
 		return false
 	}
@@ -180,36 +197,68 @@ func (r *Reconciler) drive(ctx context.Context, head *schema.Snapshot) (more boo
 	return r.deliver(ctx, head, f)
 }
 
+// waitForUpgrade looks after an engine that does not know all of the candidate,
+// which is not sent. It reports whether another one came that does.
+func (r *Reconciler) waitForUpgrade(ctx context.Context, head *record.Record, f *flight, unknown []string) (more bool) {
+	reason, hint := r.unknownText(unknown)
+	r.log.Warn("unknown", reason, "snapshot", head.ID, "hint", hint)
+	f.asked = true // it does not run it
+	if r.readDue() || r.retryDue("assert") {
+		if _, err := r.read(ctx); err != nil {
+			return false
+		}
+		if r.unknownToEngine(head.Config) == nil {
+			return true
+		}
+	}
+	r.compareSchema(ctx)
+	if head.Kind != record.KindRollback {
+		r.keepApplied(ctx, head)
+		return false
+	}
+	// Who goes back is not kept waiting: what the engine knows of it is sent.
+	if !r.agrees(r.engine.reading, head.Config) && r.ready("assert") {
+		r.assert(ctx, head)
+	}
+	r.resolve(head.ID, record.Pending, reason+": it runs the rest of "+head.ID+", which stays pending; "+hint)
+	return false
+}
+
 // displace ends the candidate when something else is to run: rules that changed
 // since it was committed, or a newer valid Document that nothing holds. For the
 // latter one that was found at start is first held against what the engine runs,
 // for it may be what was applied.
-func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *flight) (done, more bool) {
-	if why := r.seen.refusal; why != nil && head.Kind == schema.KindChange && head.Source.Revision == r.seen.doc.Revision() {
-		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, nil)
+func (r *Reconciler) displace(ctx context.Context, head *record.Record, f *flight) (done, more bool) {
+	if why := r.seen.refusal; why != nil && head.Kind == record.KindChange && head.Source.Revision == r.seen.doc.Revision() {
+		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, r.dormant(head.Held))
 		return true, recorded
 	}
 	if done, more := r.distrusted(ctx, head, f); done {
 		return done, more
 	}
 	if !f.fresh && !r.valid(head.Config) {
-		broken := schema.CheckParameters(head.Config)
+		broken := r.check(head.Config)
 		recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
 		return true, recorded
 	}
 	c, applied := r.seen.config, r.opt.Store.Applied()
-	if c == nil || c.Parameters == head.Config || head.Held.Holds(c.Parameters.Digest()) {
+	if c == nil || r.same(c.Parameters, head.Config) {
+		return false, false
+	}
+	back := applied != nil && r.same(c.Parameters, applied.Config)
+	// What an operator goes back from is held although it is still applied.
+	if r.holds(head.Held, c.Parameters) && !(back && head.Kind == record.KindChange) {
 		return false, false
 	}
 	if !f.fresh && !f.asked {
 		return false, false
 	}
-	if applied != nil && c.Parameters == applied.Config {
-		recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", nil)
+	if back {
+		recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", r.dormant(head.Held))
 		return true, recorded
 	}
 	rec := r.changeRecord(applied)
-	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
 	_, ok := r.commit(ctx, rec)
 	return true, ok
 }
@@ -217,15 +266,22 @@ func (r *Reconciler) displace(ctx context.Context, head *schema.Snapshot, f *fli
 // lookAfter does not let the engine be forgotten while something stands in the
 // way of the record: it is read when that is due, and brought back to the applied
 // snapshot if it runs neither that nor the candidate.
-func (r *Reconciler) lookAfter(ctx context.Context, head *schema.Snapshot) {
+func (r *Reconciler) lookAfter(ctx context.Context, head *record.Record) {
 	if !r.readDue() && !r.retryDue("assert") {
 		return
 	}
-	reading, err := r.read(ctx)
-	applied := r.opt.Store.Applied()
+	if _, err := r.read(ctx); err == nil {
+		r.keepApplied(ctx, head)
+	}
+}
+
+// keepApplied brings the engine back to the applied snapshot if it was read to run
+// neither that nor the candidate head.
+func (r *Reconciler) keepApplied(ctx context.Context, head *record.Record) {
+	reading, applied := r.engine.reading, r.opt.Store.Applied()
 	switch {
-	case err != nil || applied == nil:
-	case reading.Parameters == applied.Config || reading.Parameters == head.Config:
+	case applied == nil:
+	case r.agrees(reading, applied.Config) || r.runs(reading, head.Config):
 		r.engine.returned = false
 		r.clear("assert")
 	case r.opt.Drift == DriftReport && !r.ownDoing(reading, applied) && (r.flight == nil || r.flight.fresh && r.flight.sends == 0):
@@ -237,7 +293,7 @@ func (r *Reconciler) lookAfter(ctx context.Context, head *schema.Snapshot) {
 
 // ask settles what is not known of the candidate by reading the engine. It
 // reports whether the candidate is still to be sent.
-func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) (toSend, more bool) {
+func (r *Reconciler) ask(ctx context.Context, head *record.Record, f *flight) (toSend, more bool) {
 	if (f.fresh || f.asked) && !r.readDue() && !r.retryDue("assert") {
 		// Nothing new is known; a send may be due all the same, unless the state
 		// that is known to be good goes first.
@@ -258,7 +314,7 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 	}
 	f.broken = false
 	switch {
-	case reading.Parameters == head.Config:
+	case r.runs(reading, head.Config):
 		f.verified = true
 		return false, true
 	case f.verdict != nil:
@@ -269,13 +325,15 @@ func (r *Reconciler) ask(ctx context.Context, head *schema.Snapshot, f *flight) 
 	// The engine came back without the candidate after it had been sent: first
 	// the state that is known to be good, then, when its time comes, once more.
 	applied := r.opt.Store.Applied()
-	if r.engine.returned && f.sends > 0 && applied != nil && reading.Parameters != applied.Config && head.Config != applied.Config {
+	if r.engine.returned && f.sends > 0 && applied != nil && !r.agrees(reading, applied.Config) && !r.same(head.Config, applied.Config) {
 		// An engine that refuses that state may well take the candidate.
 		if (!r.ready("assert") || !r.assert(ctx, applied)) && !r.refused() {
 			return false, false
 		}
 	}
-	r.engine.returned = false
+	if r.unknownToEngine(head.Config) == nil { // else it is brought back meanwhile
+		r.engine.returned = false
+	}
 	if news && !f.fresh {
 		return false, true // what is declared may displace it now
 	}
@@ -328,37 +386,37 @@ func (r *Reconciler) unmark(ctx context.Context, f *flight) {
 }
 
 // deliver sends the candidate and follows up on the answer.
-func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flight) (more bool) {
+func (r *Reconciler) deliver(ctx context.Context, head *record.Record, f *flight) (more bool) {
 	start, answered := time.Now(), r.engine.reachable
 	answer := r.send(ctx, head)
-	if answer.Verdict != schema.VerdictNotSent && answer.Verdict != schema.VerdictForeign {
+	if answer.Verdict != api.VerdictNotSent && answer.Verdict != api.VerdictForeign {
 		f.sends++
 	}
 	switch answer.Verdict {
-	case schema.VerdictAccepted:
+	case api.VerdictAccepted:
 		f.acked = true
 		r.unmark(ctx, f)
 		reading, err := r.read(ctx)
 		if err != nil {
 			return false // still owed; ask settles it
 		}
-		if reading.Parameters != head.Config {
+		if !r.runs(reading, head.Config) {
 			return r.lied(ctx, head, f, reading)
 		}
 		r.opt.Metrics.Phase("engine", time.Since(start))
 		r.clear("send", "assert")
 		f.verified = true
 		return true
-	case schema.VerdictRejected:
+	case api.VerdictRejected:
 		f.verdict = &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
 		return true
-	case schema.VerdictNotSent:
+	case api.VerdictNotSent:
 		r.unmark(ctx, f)
 		if answered && !gone(answer.Err) { // it can be read, and does not take anything
-			r.block("send", "the change was not sent: "+answer.Err.Error(), "look at the engine's log; the agent tries again by itself")
+			r.block("send", "the change was not sent: "+answer.Err.Error(), cmp.Or(problem.Hint(answer.Err), "look at the engine's log")+again)
 		}
 		return false
-	case schema.VerdictForeign:
+	case api.VerdictForeign:
 		r.unmark(ctx, f)
 		r.block("send", answer.Err.Error(), foreignHint(answer.Err))
 		return false
@@ -373,17 +431,17 @@ func (r *Reconciler) deliver(ctx context.Context, head *schema.Snapshot, f *flig
 // lied deals with an engine that accepted and runs something else. Read-backs
 // that disagree are several engines, not a verdict; one that took its time and
 // runs it now did not lie; the same lie twice is a rejection.
-func (r *Reconciler) lied(ctx context.Context, head *schema.Snapshot, f *flight, first schema.Reading) (more bool) {
+func (r *Reconciler) lied(ctx context.Context, head *record.Record, f *flight, first api.Reading) (more bool) {
 	last, err := r.readAgain(ctx, first)
 	if err != nil {
 		return false
 	}
-	if !r.engine.several && last.Parameters == head.Config {
+	if !r.engine.several && r.runs(last, head.Config) {
 		f.verified = true
 		return true
 	}
 	f.acked = false
-	if r.engine.several || last.Parameters != first.Parameters {
+	if r.engine.several || !r.managed(last).Equal(r.managed(first)) {
 		r.engine.several = true
 		r.block("send", severalReason, severalHint)
 		return false
@@ -393,7 +451,7 @@ func (r *Reconciler) lied(ctx context.Context, head *schema.Snapshot, f *flight,
 		r.clear("send")
 		return true
 	}
-	text := "the engine accepted it twice and runs something else: " + changesText(first.Parameters.Diff(head.Config))
+	text := "the engine accepted it twice and runs something else: " + changesText(r.differences(first, head.Config))
 	f.verdict = &verdict{by: "engine", reason: text, errors: []string{text}}
 	return true
 }
@@ -405,7 +463,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	if !r.ready("confirm") {
 		// The disk does not take it yet; the engine must not be forgotten.
 		if head := r.opt.Store.Head(); r.readDue() {
-			if reading, err := r.read(ctx); err == nil && reading.Parameters != head.Config {
+			if reading, err := r.read(ctx); err == nil && !r.runs(reading, head.Config) {
 				f.verified, f.acked = false, false // it ran it: whatever this is, it is no lie
 				return true
 			}
@@ -423,12 +481,12 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	r.flight, r.drift, r.engine.returned = nil, nil, false
 	head := r.opt.Store.Head()
 	r.runsSince(head.Config, false)
-	if head.Kind == schema.KindRollback {
+	if head.Kind == record.KindRollback {
 		r.opt.Metrics.Rollback("operator")
 	}
 	r.opt.Metrics.Phase("total", time.Since(f.started))
 	r.opt.Metrics.Success("transaction")
-	r.finish(head.ID, schema.Applied, r.appliedText(head))
+	r.finish(head.ID, record.Applied, r.appliedText(head))
 	r.finishRest(ctx)
 	r.publish() // who reads it in the log finds it in the status
 	r.log.Event(slog.LevelInfo, "applied", append([]any{
@@ -442,7 +500,7 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 }
 
 // commitOf says for a log which commit declared s; nothing for files.
-func commitOf(s *schema.Snapshot) []any {
+func commitOf(s *record.Record) []any {
 	if s.Source.Kind != "git" {
 		return nil
 	}
@@ -450,13 +508,22 @@ func commitOf(s *schema.Snapshot) []any {
 }
 
 // appliedText says what an applied candidate changed, and what it holds.
-func (r *Reconciler) appliedText(s *schema.Snapshot) string {
+func (r *Reconciler) appliedText(s *record.Record) string {
 	text := changesText(s.Changes)
 	if text == "" && s.Before != nil { // of what is applied; a candidate may have run
-		text = changesText(s.Config.Diff(*s.Before))
+		text = changesText(r.opt.Rules.Diff(*s.Before, s.Config))
 	}
 	if text == "" {
 		text = "nothing changed"
+	}
+	var left []string
+	for _, c := range s.Changes {
+		if c.New.IsZero() {
+			left = append(left, c.Parameter)
+		}
+	}
+	if left != nil {
+		text += "; the engine keeps its value of " + strings.Join(left, ", ")
 	}
 	if s.Held != nil {
 		text += "; " + r.heldText(s.Held)
@@ -465,12 +532,14 @@ func (r *Reconciler) appliedText(s *schema.Snapshot) string {
 }
 
 // heldText says what a hold means for what comes.
-func (r *Reconciler) heldText(h *schema.Hold) string {
+func (r *Reconciler) heldText(h *record.Hold) string {
 	switch {
 	case h.Paused:
 		return "paused: nothing is tried until agent resume"
 	case r.seen.config == nil:
 		return "what ran is held until the source declares something else, or until agent resume; what the source shows now is not held, for it is not known what it would declare"
+	case !r.holds(h, r.seen.config.Parameters):
+		return "what was held stays held until agent resume"
 	}
 	return "what the source declares is held until it changes, or until agent resume"
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -66,18 +68,21 @@ func (c *contest) on(interval time.Duration) bool { return c.rounds >= contested
 // after a restart always, after drift unless drift is only to be reported.
 // With spare set a difference is left alone: the caller sends right away. It
 // reports whether what the engine runs is known.
-func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare bool) (known bool) {
+func (r *Reconciler) upkeep(ctx context.Context, applied *record.Record, spare bool) (known bool) {
 	if !r.readDue() && !r.retryDue("assert") {
 		return r.engine.reachable
 	}
 	reading, err := r.read(ctx)
+	if err == nil {
+		r.compareSchema(ctx)
+	}
 	switch {
 	case err != nil:
 		return false
 	case applied == nil:
 		r.engine.returned = false
 		return true
-	case reading.Parameters == applied.Config:
+	case r.agrees(reading, applied.Config):
 		r.engineInOrder(applied)
 		return true
 	case spare:
@@ -93,20 +98,20 @@ func (r *Reconciler) upkeep(ctx context.Context, applied *schema.Snapshot, spare
 
 // ownDoing reports whether a restart, or a late request of ours, explains that
 // the engine runs something else than should.
-func (r *Reconciler) ownDoing(reading schema.Reading, should *schema.Snapshot) bool {
-	return r.engine.returned || r.engine.late.explains(reading.Parameters, should.Config)
+func (r *Reconciler) ownDoing(reading api.Reading, should *record.Record) bool {
+	return r.engine.returned || r.engine.late.explains(reading.Parameters, r.differences(reading, should.Config))
 }
 
 // drifted deals with an engine that runs something else and did not restart:
 // it looks again, says what it found, and brings the applied snapshot back
 // unless that is not wanted, or not yet.
-func (r *Reconciler) drifted(ctx context.Context, reading schema.Reading, applied *schema.Snapshot) (known bool) {
+func (r *Reconciler) drifted(ctx context.Context, reading api.Reading, applied *record.Record) (known bool) {
 	if !r.engine.several {
 		var err error
 		if reading, err = r.readAgain(ctx, reading); err != nil {
 			return false
 		}
-		if reading.Parameters == applied.Config && !r.engine.several {
+		if r.agrees(reading, applied.Config) && !r.engine.several {
 			r.engineInOrder(applied)
 			return true
 		}
@@ -150,7 +155,7 @@ func earlier(a, b time.Time) time.Time {
 // engine may have been changed in between, once; a state that comes back after
 // another one was read is another engine's. The last reading is returned. Who
 // waits with an order, or to stop, does not wait for all of them.
-func (r *Reconciler) readAgain(ctx context.Context, first schema.Reading) (last schema.Reading, err error) {
+func (r *Reconciler) readAgain(ctx context.Context, first api.Reading) (last api.Reading, err error) {
 	last = first
 	var before []schema.Parameters // states that were read before the last one
 	for range moreReadings {
@@ -165,9 +170,9 @@ func (r *Reconciler) readAgain(ctx context.Context, first schema.Reading) (last 
 		if next.Peer != last.Peer {
 			return next, nil // another process: nothing to compare
 		}
-		if next.Parameters != last.Parameters {
-			before = append(before, last.Parameters)
-			if slices.Contains(before, next.Parameters) {
+		if runs := r.managed(next); !runs.Equal(r.managed(last)) {
+			before = append(before, r.managed(last))
+			if slices.ContainsFunc(before, runs.Equal) {
 				r.engine.several = true
 			}
 		}
@@ -178,9 +183,9 @@ func (r *Reconciler) readAgain(ctx context.Context, first schema.Reading) (last 
 
 // countAgreement counts how many readings in a row said the same; it is called
 // before the reading is noted.
-func (r *Reconciler) countAgreement(reading schema.Reading) {
+func (r *Reconciler) countAgreement(reading api.Reading) {
 	e := &r.engine
-	if !e.known || reading.Peer != e.reading.Peer || reading.Parameters != e.reading.Parameters {
+	if !e.known || reading.Peer != e.reading.Peer || !r.managed(reading).Equal(r.managed(e.reading)) {
 		e.agree = 0
 	}
 	if e.agree++; e.several && e.agree >= agreement {
@@ -192,7 +197,7 @@ func (r *Reconciler) countAgreement(reading schema.Reading) {
 
 // engineInOrder notes that the engine runs the applied snapshot. While somebody
 // contests it, that does not end the drift: it is corrected, for now.
-func (r *Reconciler) engineInOrder(applied *schema.Snapshot) {
+func (r *Reconciler) engineInOrder(applied *record.Record) {
 	if r.drift != nil && !r.drift.Corrected {
 		r.log.Event(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
 	}
@@ -211,13 +216,15 @@ func (r *Reconciler) engineInOrder(applied *schema.Snapshot) {
 
 // noteDrift puts what the engine runs instead of the applied snapshot on
 // record, and counts it when it is new.
-func (r *Reconciler) noteDrift(reading schema.Reading, applied *schema.Snapshot) {
-	differences := reading.Parameters.Diff(applied.Config)
+func (r *Reconciler) noteDrift(reading api.Reading, applied *record.Record) {
+	differences := slices.DeleteFunc(r.differences(reading, applied.Config), func(c schema.Change) bool {
+		return c.New.IsZero() // the engine does not know it, which is said elsewhere
+	})
 	c := &r.contest
 	if reading.Relabelled != "" {
 		c.label = reading.Relabelled
 	}
-	since := schema.Unix(time.Now())
+	since := record.Unix(time.Now())
 	if r.drift == nil || r.drift.Corrected {
 		if c.soon(r.opt.DriftInterval) {
 			c.rounds++

@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
 func inSync(p schema.Parameters) want {
-	return want{runs: p, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}
+	return want{runs: p, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true}
 }
 
 func (c *counts) drifted() int { c.mu.Lock(); defer c.mu.Unlock(); return c.drifts }
@@ -38,7 +39,7 @@ func TestDriftIsCorrectedWhileHeld(t *testing.T) {
 		w.declare(stateB, "")
 		w.engine.tell(func(e *scripted) { e.runs = stateC })
 		w.pass(31 * time.Second)
-		w.check("held", want{runs: stateA, outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("held", want{runs: stateA, outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 		if w.counts.drifted() != 1 {
 			t.Errorf("%d drifts", w.counts.drifted())
 		}
@@ -76,7 +77,7 @@ func TestAContestIsSaidAndBacksOff(t *testing.T) {
 		w.r.Sync()
 		w.pass(time.Second)
 		s = w.r.Status()
-		if w.engine.running() != stateA || s.Drift == nil || !s.Drift.Corrected || s.State != apply.StateDrifted || !s.Ready {
+		if !w.engine.running().Equal(stateA) || s.Drift == nil || !s.Drift.Corrected || s.State != apply.StateDrifted || !s.Ready {
 			t.Errorf("after sync: runs %v, %s, drift %+v", w.engine.running(), s.State, s.Drift)
 		}
 		w.engine.tell(func(e *scripted) { e.label = "" })
@@ -163,11 +164,11 @@ func TestOrdersDoNotWaitForAnEngineThatHangs(t *testing.T) {
 		"at rest": func(w *world) { w.r.EngineHint() },
 		"taking a batch": func(w *world) {
 			w.engine.will(stateB, hangBefore)
-			w.r.Document(document(stateB, ""))
+			w.r.Document(documentOf(stateB, ""))
 		},
 		"having taken a batch": func(w *world) {
 			w.engine.will(stateB, hangAfter)
-			w.r.Document(document(stateB, ""))
+			w.r.Document(documentOf(stateB, ""))
 		},
 	} {
 		for _, verb := range []string{"pause", "rollback"} {
@@ -180,7 +181,7 @@ func TestOrdersDoNotWaitForAnEngineThatHangs(t *testing.T) {
 				begun := time.Now()
 				if verb == "rollback" { // its caller waits for the engine; on record it is at once
 					go func() { _, _ = w.do(apply.Command{Verb: verb, Reason: "night"}) }()
-					for w.store.Head().Kind != schema.KindRollback && time.Since(begun) < time.Minute {
+					for w.store.Head().Kind != record.KindRollback && time.Since(begun) < time.Minute {
 						w.pass(10 * time.Millisecond)
 					}
 				} else if _, err := w.r.Do(t.Context(), apply.Command{Verb: verb, Reason: "night"}); err != nil {
@@ -196,7 +197,7 @@ func TestOrdersDoNotWaitForAnEngineThatHangs(t *testing.T) {
 				if verb == "rollback" && name == "at rest" {
 					want = stateA // else what is pending is what is left
 				}
-				if s := w.r.Status(); w.engine.running() != want || s.Held == nil || s.Held.Paused != (verb == "pause") || !s.Ready {
+				if s := w.r.Status(); !w.engine.running().Equal(want) || s.Held == nil || s.Held.Paused != (verb == "pause") || !s.Ready {
 					t.Errorf("%s, %s: runs %v, held %+v, %s (%s)", name, verb, w.engine.running(), s.Held, s.State, s.Reason)
 				}
 			})

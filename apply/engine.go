@@ -1,21 +1,26 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // engineView is what is known of the engine.
 type engineView struct {
-	reading   schema.Reading // the last one; valid while known
+	reading   api.Reading // the last one; valid while known
 	known     bool
 	reachable bool
 	err       error // of the last try, nil when it went well
@@ -37,6 +42,12 @@ type engineView struct {
 	// readings in a row that said the same.
 	several bool
 	agree   int
+	// differences is how the schema of the engine process compared differs from
+	// ours; comparedAt is when the engine was read before it was last asked.
+	differences []string
+	bounds      map[string]api.Bounds // of the engine process compared
+	compared    api.Peer
+	comparedAt  time.Time
 }
 
 // gone reports whether err says that nobody listens on the socket.
@@ -56,7 +67,7 @@ func (r *Reconciler) readDue() bool {
 }
 
 // read asks the engine what it runs and notes the answer.
-func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
+func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 	r.stamp.Store(time.Now().UnixNano())
 	call, done := r.orders.interruptible(ctx)
 	reading, err := r.opt.Engine.Read(call)
@@ -72,7 +83,7 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	}
 	r.log.Clear("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
-		e.returned, e.several = true, false
+		e.returned, e.several, e.bounds, e.differences = true, false, nil, nil
 		r.drift = nil // what a new one runs is none
 		switch f := r.faults["assert"]; {
 		case e.asserting: // it sees for itself
@@ -96,13 +107,36 @@ func (r *Reconciler) read(ctx context.Context) (schema.Reading, error) {
 	return reading, nil
 }
 
+// compareSchema asks a new engine process which values it accepts, so that tighter
+// bounds are reported before a change meets them. It is asked once; after an error
+// again, with the next reading.
+func (r *Reconciler) compareSchema(ctx context.Context) {
+	e := &r.engine
+	if e.reachable && e.compared != e.reading.Peer && !e.comparedAt.Equal(e.at) {
+		e.comparedAt = e.at
+		r.stamp.Store(time.Now().UnixNano())
+		call, done := r.orders.interruptible(ctx)
+		defer done()
+		r.orders.mayYield()
+		if bounds, err := r.opt.Engine.Bounds(call); err == nil {
+			e.compared, e.bounds = e.reading.Peer, bounds
+		}
+	}
+	unused := func(p schema.Parameter) bool { return !p.Managed && !r.sets(p.Name) }
+	differences := api.Compare(slices.DeleteFunc(r.opt.Rules.Parameters(), unused), e.bounds, e.reading.Parameters)
+	if !slices.Equal(differences, e.differences) && len(differences) > 0 {
+		r.log.Event(slog.LevelWarn, "engine schema differs", "socket", r.opt.Socket, "differences", strings.Join(differences, "; "))
+	}
+	e.differences = differences
+}
+
 // engineFailed notes that the engine could not be asked or told, and plans the
 // next try: soon when nobody listens, for its first answer must find us.
 func (r *Reconciler) engineFailed(stage string, err error) {
 	e := &r.engine
 	e.reachable, e.err = false, err
 	wait := lateEvery
-	var foreign *schema.ForeignError
+	var foreign *api.ForeignError
 	switch {
 	case gone(err):
 		e.returned = true
@@ -115,29 +149,30 @@ func (r *Reconciler) engineFailed(stage string, err error) {
 	e.next, e.due = time.Now().Add(wait), false
 	r.wakeAt(e.next)
 	r.opt.Metrics.StageFailure(stage)
-	r.log.Warn("engine", "the engine cannot be asked", "socket", r.opt.Socket, "error", err)
+	_, hint := waitingText(err)
+	r.log.Warn("engine", "the engine cannot be asked", "socket", r.opt.Socket, "error", err, "hint", hint)
 }
 
 // send brings a snapshot's Parameters to the engine.
-func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer {
+func (r *Reconciler) send(ctx context.Context, s *record.Record) api.Answer {
 	r.stamp.Store(time.Now().UnixNano())
 	call, done := r.orders.interruptible(ctx)
-	answer := r.opt.Engine.Send(call, schema.Batch{
-		Parameters: s.Config, Description: s.Description, SnapshotID: s.ID, Revision: s.Commit,
+	answer := r.opt.Engine.Send(call, api.Batch{
+		Parameters: r.known(s.Config), Description: s.Description, SnapshotID: s.ID, Revision: s.Commit,
 	})
 	done()
 	e := &r.engine
-	var wrong *schema.ForeignError
+	var wrong *api.ForeignError
 	e.wrongLabel = errors.As(answer.Err, &wrong) && wrong.Environment
 	switch answer.Verdict {
-	case schema.VerdictNotSent:
+	case api.VerdictNotSent:
 		r.engineFailed("send", answer.Err)
-	case schema.VerdictUnknown:
-		e.late.mayCome(s.Config)
+	case api.VerdictUnknown:
+		e.late.mayCome(r.known(s.Config))
 		e.due = true
 		r.opt.Metrics.StageFailure("send")
 		r.log.Warn("send", "the engine's answer is not known; asking what it runs", "error", answer.Err)
-	case schema.VerdictForeign:
+	case api.VerdictForeign:
 		e.err = answer.Err
 		r.opt.Metrics.StageFailure("send")
 	default:
@@ -149,8 +184,8 @@ func (r *Reconciler) send(ctx context.Context, s *schema.Snapshot) schema.Answer
 // runsSince notes that the engine runs p from now on; again says that it did
 // not in between, though it ran the same before.
 func (r *Reconciler) runsSince(p schema.Parameters, again bool) {
-	if again || r.since.config != p || r.since.at == 0 {
-		r.since.config, r.since.at = p, schema.Unix(time.Now())
+	if again || !r.same(r.since.config, p) || r.since.at == 0 {
+		r.since.config, r.since.at = p, record.Unix(time.Now())
 	}
 }
 
@@ -160,29 +195,39 @@ const patient = 2
 
 // assert makes the engine run the snapshot s: send, read back, no commit. When
 // it fails, what stands in the way is noted and a later try planned.
-func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
+func (r *Reconciler) assert(ctx context.Context, s *record.Record) bool {
 	if r.rival() {
 		return false // it is the other agent's
+	}
+	if unknown := r.unknownToEngine(s.Config); unknown != nil {
+		part := *s // it is brought back as far as it knows the parameters
+		part.Config = part.Config.Select(func(name string) bool { return !slices.Contains(unknown, name) })
+		if s = &part; part.Config.Len() == 0 {
+			reason, hint := r.unknownText(unknown)
+			r.block("assert", reason, hint).refused = true // waiting does not help
+			return false
+		}
 	}
 	answered, peer := r.engine.reachable, r.engine.reading.Peer
 	r.engine.asserting = true
 	defer func() { r.engine.asserting = false }()
 	answer := r.send(ctx, s)
-	reason, hint := "", "the engine's log says more; the agent tries again by itself; a valid document that is declared takes its place"
+	const goesOn = again + "; a valid document that is declared takes its place"
+	reason, hint := "", cmp.Or(problem.Hint(answer.Err), "the engine's log says more")+goesOn
 	switch answer.Verdict {
-	case schema.VerdictNotSent:
+	case api.VerdictNotSent:
 		if answered && !gone(answer.Err) { // it can be read, and does not take anything
 			r.block("assert", s.ID+" was not sent to the engine, which runs something else: "+answer.Err.Error(), hint)
 		}
 		return false // else engineFailed has planned the next try
-	case schema.VerdictRejected:
+	case api.VerdictRejected:
 		reason = "the engine refuses " + s.ID + ": " + strings.Join(answer.Errors, "; ")
 		hint = "declare a configuration that this engine can hold, or give it what it had when this one was applied"
-	case schema.VerdictForeign:
+	case api.VerdictForeign:
 		reason, hint = answer.Err.Error(), foreignHint(answer.Err)
 	default:
 		reading, err := r.read(ctx)
-		if err == nil && reading.Parameters != s.Config {
+		if err == nil && !r.runs(reading, s.Config) {
 			reading, err = r.readAgain(ctx, reading)
 		}
 		switch {
@@ -190,7 +235,8 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 			return false
 		case err != nil:
 			reason = "the engine was sent " + s.ID + " and does not answer since: " + err.Error()
-		case reading.Parameters == s.Config:
+			hint = cmp.Or(problem.Hint(err), "the engine's log says more") + goesOn
+		case r.runs(reading, s.Config):
 			r.clear("assert")
 			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
 			return true
@@ -198,7 +244,7 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 			r.block("assert", severalReason, severalHint)
 			return false
 		default:
-			reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(reading.Parameters.Diff(s.Config))
+			reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(r.differences(reading, s.Config))
 			if answer.Err != nil {
 				reason += "; " + answer.Err.Error()
 			}
@@ -206,11 +252,11 @@ func (r *Reconciler) assert(ctx context.Context, s *schema.Snapshot) bool {
 	}
 	r.opt.Metrics.StageFailure("assert")
 	f := r.block("assert", reason, hint)
-	f.unanswered = answer.Verdict == schema.VerdictUnknown || !r.engine.reachable
+	f.unanswered = answer.Verdict == api.VerdictUnknown || !r.engine.reachable
 	if f.unanswered && r.engine.reachable && r.engine.reading.Peer != peer {
 		f.newEngine()
 	}
-	f.refused = answer.Verdict == schema.VerdictRejected || answer.Verdict != schema.VerdictForeign && f.tries >= patient
+	f.refused = answer.Verdict == api.VerdictRejected || answer.Verdict != api.VerdictForeign && f.tries >= patient
 	return false
 }
 

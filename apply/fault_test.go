@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -31,7 +32,7 @@ func bubble(t *testing.T, story func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, t.TempDir())
 		w.declare(stateA, "")
-		w.check("before", want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("before", want{runs: stateA, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		story(t, w)
 		w.end()
 	})
@@ -41,33 +42,33 @@ func TestRejectedIsHeldUntilSomethingElseIsDeclared(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
-		w.check("rejected", want{runs: stateA, outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("rejected", want{runs: stateA, outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 		if by := w.r.Status().Held.By; by != "engine" {
 			t.Errorf("held by %s", by)
 		}
 		total := w.store.Total()
 		w.engine.ban(stateB)
 		w.declare(stateB, "a comment")
-		w.check("a comment", want{runs: stateA, outcome: schema.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("a comment", want{runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 		w.restart()
 		w.declare(stateB, "after a restart")
-		w.check("after a restart", want{runs: stateA, outcome: schema.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("after a restart", want{runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 		if w.store.Total() != total {
 			t.Errorf("%d records more", w.store.Total()-total)
 		}
 		// What is applied, declared again, ends the hold and makes a note of it.
 		w.declare(stateA, "back")
-		w.check("back", want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("back", want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
 		if got := w.counts.rolledBack(); len(got) != 1 || got[0] != "engine" {
 			t.Errorf("rollbacks counted: %v, want one by the engine", got)
 		}
-		if k := w.store.Head().Kind; k != schema.KindNote || w.store.Total() != total+1 {
+		if k := w.store.Head().Kind; k != record.KindNote || w.store.Total() != total+1 {
 			t.Errorf("head is a %s, %d records more", k, w.store.Total()-total)
 		}
 		w.engine.allow(stateB)
 		w.engine.will(stateB, accept)
 		w.declare(stateB, "again")
-		w.check("again", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("again", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -76,7 +77,7 @@ func TestFirstDocumentRejected(t *testing.T) {
 		w := newWorld(t, t.TempDir())
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
-		w.check("rejected", want{runs: schema.Defaults(), outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("rejected", want{runs: rules.Defaults(), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "x"}); err == nil {
 			t.Error("there is a state to roll back to")
 		}
@@ -84,7 +85,7 @@ func TestFirstDocumentRejected(t *testing.T) {
 			t.Error("what the engine ran before is a rollback point")
 		}
 		w.declare(stateC, "")
-		w.check("a fix", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("a fix", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		w.end()
 	})
 }
@@ -95,16 +96,16 @@ func TestDownIsNoRejection(t *testing.T) {
 		w.r.EngineHint()
 		w.declare(stateB, "")
 		s := w.r.Status()
-		if s.State != apply.StateWaiting || s.Ready || s.InSync || s.Attempted.Outcome != schema.Pending {
+		if s.State != apply.StateWaiting || s.Ready || s.InSync || s.Attempted.Outcome != record.Pending {
 			t.Errorf("down: %s, ready %v, in sync %v, %s", s.State, s.Ready, s.InSync, s.Attempted.Outcome)
 		}
 		w.pass(8 * time.Hour)
-		if got := w.r.Status().Attempted.Outcome; got != schema.Pending {
+		if got := w.r.Status().Attempted.Outcome; got != record.Pending {
 			t.Errorf("after a night: %s", got)
 		}
 		w.engine.tell((*scripted).restart)
 		w.pass(time.Second)
-		w.check("up", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("up", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -112,15 +113,15 @@ func TestPendingIsSupersededByAFixAndByTheWayBack(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.engine.will(stateB, busy)
 		w.declare(stateB, "")
-		if s := w.r.Status(); s.Attempted.Outcome != schema.Pending || s.State != apply.StateDegraded {
+		if s := w.r.Status(); s.Attempted.Outcome != record.Pending || s.State != apply.StateDegraded {
 			t.Errorf("busy: %s %s", s.Attempted.Outcome, s.State)
 		}
 		w.declare(stateC, "")
-		w.check("a fix", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("a fix", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		w.declare(stateB, "")
 		w.declare(stateC, "the way back")
-		w.check("the way back", want{runs: stateC, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
-		if got := w.counts.outcome(schema.Superseded); got != 2 {
+		w.check("the way back", want{runs: stateC, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		if got := w.counts.outcome(record.Superseded); got != 2 {
 			t.Errorf("%d superseded, want 2", got)
 		}
 	})
@@ -135,7 +136,7 @@ func TestLateRequestDoesNotStay(t *testing.T) {
 		w.pass(15 * time.Second)
 		w.engine.tell(func(e *scripted) { e.runs = stateB }) // the request that hung lands now
 		w.pass(1500 * time.Millisecond)
-		w.check("landed late", want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("landed late", want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -144,7 +145,7 @@ func TestDiesTwiceIsRejectedEvenAcrossARestart(t *testing.T) {
 		w.engine.will(stateB, die)
 		w.declare(stateB, "")
 		w.pass(10 * time.Second)
-		w.check("died", want{runs: stateA, outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("died", want{runs: stateA, outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 		if n := w.engine.sent(stateB); n != 2 {
 			t.Errorf("sent %d times", n)
 		}
@@ -171,10 +172,10 @@ func TestDropsAreNotDeaths(t *testing.T) {
 		w.engine.tell(func(e *scripted) { e.queue = []manner{dropBefore, dropBefore, dropBefore, accept} })
 		w.declare(stateB, "")
 		w.pass(30 * time.Second)
-		w.check("after three drops", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("after three drops", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		w.engine.tell(func(e *scripted) { e.queue = []manner{dropAfter} })
 		w.declare(stateC, "")
-		w.check("the reply was lost", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("the reply was lost", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		if n := w.engine.sent(stateC); n != 1 {
 			t.Errorf("sent %d times", n)
 		}
@@ -187,12 +188,12 @@ func TestForeignServerIsNotARejection(t *testing.T) {
 		w.declare(stateB, "")
 		w.pass(time.Minute)
 		s := w.r.Status()
-		if s.State != apply.StateDegraded || s.Attempted.Outcome != schema.Pending || s.Held != nil {
+		if s.State != apply.StateDegraded || s.Attempted.Outcome != record.Pending || s.Held != nil {
 			t.Errorf("%s %s %v", s.State, s.Attempted.Outcome, s.Held)
 		}
 		w.engine.will(stateB, accept)
 		w.pass(5 * time.Minute)
-		w.check("the right one", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("the right one", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -205,7 +206,7 @@ func TestEngineRestartIsAssertedWithinASecond(t *testing.T) {
 			w.engine.tell((*scripted).restart)
 			w.r.EngineHint()
 			w.pass(time.Second)
-			w.check(string(mode), want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+			w.check(string(mode), want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
 			if w.counts.drifts != 0 {
 				t.Error("a restart was counted as drift")
 			}
@@ -218,18 +219,18 @@ func TestDrift(t *testing.T) {
 		total := w.store.Total()
 		w.engine.tell(func(e *scripted) { e.runs = stateC }) // past the agent
 		w.pass(31 * time.Second)
-		w.check("corrected", want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("corrected", want{runs: stateA, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		w.drift = apply.DriftReport
 		w.restart()
 		w.declare(stateA, "")
 		w.engine.tell(func(e *scripted) { e.runs = stateC })
 		w.pass(31 * time.Second)
-		w.check("reported", want{runs: stateC, outcome: schema.Unchanged, state: apply.StateDrifted, ready: true})
+		w.check("reported", want{runs: stateC, outcome: record.Unchanged, state: apply.StateDrifted, ready: true})
 		if w.counts.drifts != 2 || w.store.Total() != total {
 			t.Errorf("%d drifts, %d records more", w.counts.drifts, w.store.Total()-total)
 		}
 		w.declare(stateB, "a change goes on")
-		w.check("a change", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("a change", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -237,10 +238,10 @@ func TestRollback(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", UID: 7})
-		if err != nil || res.Outcome != schema.Applied {
+		if err != nil || res.Outcome != record.Applied {
 			t.Fatal(res, err)
 		}
-		held := want{runs: stateA, outcome: schema.Applied, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}}
+		held := want{runs: stateA, outcome: record.Applied, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}}
 		w.check("rolled back", held)
 		if by := w.store.Head().RequestedBy; by == nil || *by != 7 {
 			t.Errorf("requested by %v", by)
@@ -248,24 +249,24 @@ func TestRollback(t *testing.T) {
 		w.restart()
 		w.engine.ban(stateB)
 		w.declare(stateB, "")
-		held.outcome = schema.Held
+		held.outcome = record.Held
 		w.check("after a restart", held)
 		w.engine.allow(stateB)
 		w.declare(stateC, "")
-		w.check("something else", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("something else", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 
 		w.engine.will(stateB, refuse)
 		id := ""
 		for _, rec := range must(w.store.List(t.Context(), "", 50)) {
-			if rec.Config == stateB && rec.Outcome == schema.Applied {
+			if rec.Config.Equal(stateB) && rec.Outcome == record.Applied {
 				id = rec.ID
 			}
 		}
 		res, err = w.do(apply.Command{Verb: "rollback", ID: id, Reason: "no good"})
-		if err != nil || res.Outcome != schema.Rejected {
+		if err != nil || res.Outcome != record.Rejected {
 			t.Fatal(res, err)
 		}
-		w.check("rejected", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("rejected", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -283,7 +284,7 @@ func TestRollbackWhileTheEngineIsDown(t *testing.T) {
 		w.r.EngineHint()
 		w.declare(stateC, "")
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow"})
-		if err != nil || res.Outcome != schema.Pending {
+		if err != nil || res.Outcome != record.Pending {
 			t.Fatal(res, err)
 		}
 		w.restart()
@@ -293,7 +294,7 @@ func TestRollbackWhileTheEngineIsDown(t *testing.T) {
 		w.pass(10 * time.Second)
 		s := w.r.Status()
 		// The state before what was pending, not one before what ran.
-		if w.engine.running() != stateB || s.State != apply.StateHeld || !s.Ready {
+		if !w.engine.running().Equal(stateB) || s.State != apply.StateHeld || !s.Ready {
 			t.Errorf("runs %v, %s, %s", w.engine.running(), s.State, s.Reason)
 		}
 	})
@@ -309,7 +310,7 @@ func TestPauseAndResume(t *testing.T) {
 		w.restart()
 		w.declare(stateB, "")
 		s := w.r.Status()
-		if s.State != apply.StateHeld || !s.Held.Paused || s.Attempted.Outcome != schema.Held || s.InSync || !s.Ready {
+		if s.State != apply.StateHeld || !s.Held.Paused || s.Attempted.Outcome != record.Held || s.InSync || !s.Ready {
 			t.Errorf("%+v", s)
 		}
 		if _, err := w.do(apply.Command{Verb: "pause", Reason: "twice"}); err == nil {
@@ -318,14 +319,14 @@ func TestPauseAndResume(t *testing.T) {
 		w.engine.tell((*scripted).restart)
 		w.r.EngineHint()
 		w.pass(time.Second)
-		if w.engine.running() != stateA {
+		if !w.engine.running().Equal(stateA) {
 			t.Error("a restarted engine is not looked after while paused")
 		}
 		w.engine.allow(stateB)
 		if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
 			t.Fatal(err)
 		}
-		w.check("resumed", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("resumed", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		if _, err := w.do(apply.Command{Verb: "resume"}); err == nil {
 			t.Error("nothing was held, and it was resumed")
 		}
@@ -335,12 +336,11 @@ func TestPauseAndResume(t *testing.T) {
 func TestInvalidTouchesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		total := w.store.Total()
-		bad := stateB
-		bad.ESNReservoirSize = 1
+		bad := size(1)
 		w.declare(bad, "")
-		w.check("invalid", want{runs: stateA, outcome: schema.Invalid, state: apply.StateInvalid, ready: true})
+		w.check("invalid", want{runs: stateA, outcome: record.Invalid, state: apply.StateInvalid, ready: true})
 		w.declare(stateA, "")
-		w.check("good again", want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("good again", want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
 		if w.store.Total() != total {
 			t.Error("an invalid Document made a record")
 		}
@@ -353,7 +353,7 @@ func TestLastGoodRunsWithoutASource(t *testing.T) {
 		w.engine.tell((*scripted).restart)
 		w.start()
 		w.pass(6 * time.Second)
-		if w.engine.running() != stateA || !w.r.Status().Ready {
+		if !w.engine.running().Equal(stateA) || !w.r.Status().Ready {
 			t.Errorf("runs %v; %s", w.engine.running(), w.r.Status().Unready)
 		}
 	})

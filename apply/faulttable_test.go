@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -185,7 +186,7 @@ func quickDir(t *testing.T) string {
 func (c *faultCase) play(w *world) {
 	if !c.fresh {
 		w.declare(stateA, "")
-		w.check("before", want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("before", want{runs: stateA, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	}
 	if c.probation > 0 {
 		w.probation = c.probation
@@ -230,7 +231,7 @@ func (c *faultCase) play(w *world) {
 // declare offers the next Document; nil for an invalid one.
 func (c *faultCase) declare(w *world) *schema.Parameters {
 	p := c.declares
-	if p == (schema.Parameters{}) {
+	if p.Len() == 0 {
 		p = stateB
 	}
 	switch c.next {

@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,9 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // The world of these tests: a real store in a temporary directory, the real
@@ -26,26 +29,28 @@ import (
 
 const production = schema.Environment("production")
 
-// size makes Parameters that differ in the reservoir only.
-func size(n int) schema.Parameters {
-	p := schema.Defaults()
-	p.ESNReservoirSize = n
-	return p
-}
+// rules are the ones that most worlds have.
+var rules = schema.Default().For(production)
 
-// document declares p; the comment makes another revision of the same.
-func document(p schema.Parameters, comment string) *schema.Document {
+// reservoir is the parameter in which the states of these tests differ.
+const reservoir = "esn_reservoir_size"
+
+// size makes Parameters that differ in the reservoir only.
+func size(n int) schema.Parameters { return rules.Defaults().With(reservoir, schema.Int(n)) }
+
+// documentOf declares p; the comment makes another revision of the same.
+func documentOf(p schema.Parameters, comment string) *document.Document {
 	base := "parameters:\n"
-	for _, name := range schema.Names() {
-		base += fmt.Sprintf("  %s: %v\n", name, p.Get(name))
+	for line := range bytes.Lines(p.YAML()) {
+		base += "  " + string(line)
 	}
 	files := []schema.File{
-		{Path: "base.yaml", Bytes: []byte(base)},
-		{Path: "production.yaml", Bytes: []byte("environment: production\n# " + comment + "\n")},
+		schema.NewFile("base.yaml", []byte(base)),
+		schema.NewFile("production.yaml", []byte("environment: production\n# "+comment+"\n")),
 	}
-	return &schema.Document{
+	return &document.Document{
 		Environment: production, Files: files,
-		Source: schema.Source{Kind: "file", Location: "test", Revision: schema.FilesRevision(files)},
+		Source: document.Source{Kind: "file", Location: "test", Revision: document.FilesRevision(files)},
 	}
 }
 
@@ -162,8 +167,14 @@ type faulty struct {
 
 func (f faulty) locked(work func()) { f.mu.Lock(); defer f.mu.Unlock(); work() }
 
-func (f faulty) Head() (s *schema.Snapshot)    { f.locked(func() { s = f.Store.Head() }); return s }
-func (f faulty) Applied() (s *schema.Snapshot) { f.locked(func() { s = f.Store.Applied() }); return s }
+func (f faulty) Head() (s *record.Record)    { f.locked(func() { s = f.Store.Head() }); return s }
+func (f faulty) Applied() (s *record.Record) { f.locked(func() { s = f.Store.Applied() }); return s }
+
+func (f faulty) Lost() (h *record.Hold) { f.locked(func() { h = f.Store.Lost() }); return h }
+
+func (f faulty) ClearLost(ctx context.Context) (err error) {
+	return f.m.onDisk("clear lost", func() error { f.locked(func() { err = f.Store.ClearLost(ctx) }); return err })
+}
 
 func (f faulty) Total() (n int) { f.locked(func() { n = f.Store.Total() }); return n }
 
@@ -176,18 +187,18 @@ func (f faulty) Probe(ctx context.Context) (err error) {
 	return f.m.onDisk("probe", func() error { f.locked(func() { err = f.Store.Probe(ctx) }); return err })
 }
 
-func (f faulty) List(ctx context.Context, before string, limit int) (page []schema.Record, err error) {
+func (f faulty) List(ctx context.Context, before string, limit int) (page []record.Row, err error) {
 	err = f.m.onDisk("list", func() error { page, err = f.list(ctx, before, limit); return err })
 	return page, err
 }
 
 // list is List for the test, without mishaps.
-func (f faulty) list(ctx context.Context, before string, limit int) (page []schema.Record, err error) {
+func (f faulty) list(ctx context.Context, before string, limit int) (page []record.Row, err error) {
 	f.locked(func() { page, err = f.Store.List(ctx, before, limit) })
 	return page, err
 }
 
-func (f faulty) Lookup(ctx context.Context, id string) (rec schema.Record, err error) {
+func (f faulty) Lookup(ctx context.Context, id string) (rec record.Row, err error) {
 	err = f.m.onDisk("lookup", func() error {
 		f.locked(func() { rec, err = f.Store.Lookup(ctx, id) })
 		return err
@@ -195,12 +206,12 @@ func (f faulty) Lookup(ctx context.Context, id string) (rec schema.Record, err e
 	return rec, err
 }
 
-func (f faulty) Commit(ctx context.Context, rec schema.Snapshot) (snap *schema.Snapshot, err error) {
+func (f faulty) Commit(ctx context.Context, rec record.Record) (snap *record.Record, err error) {
 	call := "commit"
 	switch {
-	case rec.Kind == schema.KindRevert && rec.OutcomeOf.Outcome == schema.Superseded:
+	case rec.Kind == record.KindRevert && rec.OutcomeOf.Outcome == record.Superseded:
 		call = "withdraw"
-	case rec.Kind != schema.KindChange:
+	case rec.Kind != record.KindChange:
 		call = string(rec.Kind)
 	}
 	err = f.m.onDisk(call, func() error {
@@ -245,6 +256,7 @@ type world struct {
 	dir    string
 	m      *mishaps
 	engine *scripted
+	rules  *schema.Rules // of the processes to come
 	drift  apply.DriftMode
 	counts *counts
 	// probation of the processes to come.
@@ -274,10 +286,10 @@ func newWorld(t tester, dir string) *world {
 // emptyWorld is a world without an agent.
 func emptyWorld(t tester, dir string) *world {
 	m := &mishaps{planned: map[string][]mishap{}}
-	w := &world{t: t, dir: dir, m: m, drift: apply.DriftCorrect, listed: 50, counts: &counts{outcomes: map[schema.Outcome]int{}}}
+	w := &world{t: t, dir: dir, m: m, rules: rules, drift: apply.DriftCorrect, listed: 50, counts: &counts{outcomes: map[record.Outcome]int{}}}
 	w.engine = &scripted{
-		t: t, m: m, runs: schema.Defaults(), peer: 1,
-		always: map[schema.Parameters]manner{}, sends: map[schema.Parameters]int{}, tries: map[schema.Parameters]int{}, banned: map[schema.Parameters]bool{},
+		t: t, m: m, runs: rules.Defaults(), defaults: rules.Defaults(), peer: 1,
+		always: map[schema.Digest]manner{}, sends: map[schema.Digest]int{}, tries: map[schema.Digest]int{},
 	}
 	return w
 }
@@ -295,7 +307,7 @@ func (w *world) start() {
 	w.counts.begin()
 	seenStore, seenEngine := w.judged()
 	w.r = apply.New(apply.Options{
-		Environment: production, Instance: "one", AgentVersion: "test",
+		Rules: w.rules, Instance: "one", AgentVersion: "test",
 		Store: seenStore, Engine: seenEngine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
 		Source:      apply.SourceStatus{Kind: "file"},
 		ReadSource:  func() (string, time.Time, error) { return "inotify", time.Now(), nil },
@@ -345,7 +357,7 @@ func (w *world) pass(d time.Duration) {
 }
 
 func (w *world) declare(p schema.Parameters, comment string) {
-	w.r.Document(document(p, comment))
+	w.r.Document(documentOf(p, comment))
 	w.pass(100 * time.Millisecond)
 }
 
@@ -362,7 +374,7 @@ func (w *world) do(c apply.Command) (apply.Result, error) {
 // want holds the whole state against what it should be.
 type want struct {
 	runs    schema.Parameters
-	outcome schema.Outcome
+	outcome record.Outcome
 	state   apply.State
 	inSync  bool
 	ready   bool
@@ -373,8 +385,8 @@ type want struct {
 func (w *world) check(name string, x want) {
 	w.t.Helper()
 	s := w.r.Status()
-	if w.engine.running() != x.runs {
-		w.t.Errorf("%s: the engine runs %d units, want %d", name, w.engine.running().ESNReservoirSize, x.runs.ESNReservoirSize)
+	if !w.engine.running().Equal(x.runs) {
+		w.t.Errorf("%s: the engine runs %v units, want %v", name, w.engine.running().Get(reservoir), x.runs.Get(reservoir))
 	}
 	if s.State != x.state {
 		w.t.Errorf("%s: state %s (%s), want %s", name, s.State, s.Reason, x.state)
@@ -388,34 +400,48 @@ func (w *world) check(name string, x want) {
 	var held []schema.Digest
 	for _, p := range x.held {
 		held = append(held, p.Digest())
+		if s.Held.Match(p, w.rules.Has) == nil {
+			w.t.Errorf("%s: no entry of %+v matches %s", name, s.Held, p)
+		}
 	}
 	slices.Sort(held)
-	var got []schema.Digest
-	if s.Held != nil {
-		got = s.Held.Digests
-	}
-	if !slices.Equal(held, got) {
+	if got := heldSets(s.Held); !slices.Equal(held, got) {
 		w.t.Errorf("%s: held %v, want %v", name, got, held)
 	}
 	head, applied := w.store.Head(), w.store.Applied()
+	if head == nil {
+		w.t.Fatalf("%s: there is no record: %s (%s)", name, s.State, s.Reason)
+	}
 	if open := applied == nil || head.Commit != applied.Commit; open != x.open {
 		w.t.Errorf("%s: a candidate is open: %v, want %v (head %s %s)", name, open, x.open, head.Kind, head.ID)
 	}
-	if s.Current == nil || *s.Current != w.engine.running() {
+	if s.Current == nil || !s.Current.Equal(w.engine.running()) {
 		w.t.Errorf("%s: status says %v runs, the engine runs %v", name, s.Current, w.engine.running())
 	}
-	if !x.open && x.runs == applied.Config && (s.Running.SnapshotID != applied.ID || !s.Running.Confirmed) {
+	if !x.open && applied != nil && x.runs.Equal(applied.Config) && (s.Running.SnapshotID != applied.ID || !s.Running.Confirmed) {
 		w.t.Errorf("%s: running %+v, want %s confirmed", name, s.Running, applied.ID)
 	}
-	if s.Attempted != nil && s.Attempted.Outcome != schema.Pending && w.counts.outcome(s.Attempted.Outcome) == 0 {
+	if s.Attempted != nil && s.Attempted.Outcome != record.Pending && w.counts.outcome(s.Attempted.Outcome) == 0 {
 		w.t.Errorf("%s: %s is not counted", name, s.Attempted.Outcome)
 	}
+}
+
+// heldSets lists the parameter sets that a hold has as entries, by digest.
+func heldSets(h *record.Hold) (sets []schema.Digest) {
+	if h == nil {
+		return nil
+	}
+	for _, e := range h.Entries {
+		sets = append(sets, schema.NewParameters(e.Values).Digest())
+	}
+	slices.Sort(sets)
+	return sets
 }
 
 // counts is a Metrics that remembers.
 type counts struct {
 	mu        sync.Mutex
-	outcomes  map[schema.Outcome]int
+	outcomes  map[record.Outcome]int
 	rollbacks []string
 	drifts    int
 	stages    []string
@@ -440,8 +466,8 @@ func (c *counts) sinceStart() *counts {
 	return n
 }
 
-func (c *counts) Outcome(o schema.Outcome) { c.mu.Lock(); defer c.mu.Unlock(); c.outcomes[o]++ }
-func (c *counts) outcome(o schema.Outcome) int {
+func (c *counts) Outcome(o record.Outcome) { c.mu.Lock(); defer c.mu.Unlock(); c.outcomes[o]++ }
+func (c *counts) outcome(o record.Outcome) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.outcomes[o]

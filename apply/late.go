@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -22,7 +23,7 @@ func (l *late) mayCome(p schema.Parameters) {
 		l.sent = nil
 	}
 	l.until = now.Add(lateWatch)
-	if !slices.Contains(l.sent, p) {
+	if !slices.ContainsFunc(l.sent, p.Equal) {
 		l.sent = append(l.sent, p)
 	}
 }
@@ -30,13 +31,13 @@ func (l *late) mayCome(p schema.Parameters) {
 // watched reports whether something may still come.
 func (l *late) watched() bool { return time.Now().Before(l.until) }
 
-// explains reports whether runs is what such a request may have made of an engine
-// that was to run should: each parameter that differs has the value it carried.
-func (l *late) explains(runs, should schema.Parameters) bool {
+// explains reports whether such a request may have made the engine run runs: each
+// parameter that differs from what it should run has the value that it carried.
+func (l *late) explains(runs schema.Parameters, differences []schema.Change) bool {
 	if !l.watched() {
 		return false
 	}
-	left := runs.Diff(should)
+	left := slices.Clone(differences)
 	for _, sent := range l.sent {
 		other := runs.Diff(sent)
 		left = slices.DeleteFunc(left, func(c schema.Change) bool {
@@ -50,7 +51,7 @@ func (l *late) explains(runs, should schema.Parameters) bool {
 // settle: the candidates that are young and were not applied.
 func (r *Reconciler) recall(ctx context.Context) {
 	head := r.opt.Store.Head()
-	young := func(s *schema.Snapshot) bool { return time.Since(schema.FromUnix(s.Timestamp)) < lateWatch }
+	young := func(s *record.Record) bool { return time.Since(record.FromUnix(s.Timestamp)) < lateWatch }
 	if head == nil || !young(head) {
 		return
 	}
@@ -59,7 +60,7 @@ func (r *Reconciler) recall(ctx context.Context) {
 		r.log.Warn("list", "the snapshots cannot be listed", "error", err)
 	}
 	for i := range page {
-		if rec := &page[i]; young(&rec.Snapshot) && rec.Kind.Candidate() && rec.Outcome != schema.Applied {
+		if rec := &page[i]; young(&rec.Record) && rec.Kind.Candidate() && rec.Outcome != record.Applied {
 			r.engine.late.mayCome(rec.Config)
 		}
 	}

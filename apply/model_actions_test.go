@@ -15,6 +15,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -43,7 +44,7 @@ func (p *play) edits(all map[string]func(*rapid.T) string) {
 	all["declare"] = declare
 	all["declare, as often"] = declare
 	all["declare the same anew"] = func(*rapid.T) string {
-		if p.last == (schema.Parameters{}) {
+		if p.last.Len() == 0 {
 			return "(nothing yet)"
 		}
 		return p.states(p.last)
@@ -57,13 +58,12 @@ func (p *play) edits(all map[string]func(*rapid.T) string) {
 	all["declare nonsense"] = func(rt *rapid.T) string {
 		p.n++
 		c := oneOf(rt, "state", modelStates)
-		c.MaxMembraneDepth = 64 * oneOf(rt, "depth", []int{1, 2})
-		c.ESNReservoirSize = 2047
-		p.declares(document(c, fmt.Sprint(p.n)))
+		c = c.With("max_membrane_depth", schema.Int(64*oneOf(rt, "depth", []int{1, 2}))).With(reservoir, schema.Int(2047))
+		p.declares(documentOf(c, fmt.Sprint(p.n)))
 		return fmt.Sprintf("as revision %d", p.n)
 	}
 	all["the source is not trusted"] = func(rt *rapid.T) string {
-		doc := document(stateA, "refused "+fmt.Sprint(p.n))
+		doc := documentOf(stateA, "refused "+fmt.Sprint(p.n))
 		if rapid.Bool().Draw(rt, "the same revision") && p.trusted != nil {
 			doc.Source = p.trusted.Source
 		}
@@ -95,10 +95,10 @@ func (p *play) engines(all map[string]func(*rapid.T) string) {
 	will := func(rt *rapid.T) string {
 		c, how := oneOf(rt, "state", modelStates), oneOf(rt, "manner", manners)
 		p.engine.will(c, how)
-		if state := p.judge.state(); !slices.Contains(verdicts, how) || (state != nil && state.config == c) {
+		if state := p.judge.state(); !slices.Contains(verdicts, how) || (state != nil && state.config.Equal(c)) {
 			p.clean = false
 		}
-		return fmt.Sprintf("%s at %d", how, c.ESNReservoirSize)
+		return fmt.Sprintf("%s at %v", how, c.Get(reservoir))
 	}
 	all["the engine will"] = will
 	all["the engine will, as often"] = will
@@ -144,7 +144,7 @@ func (p *play) engines(all map[string]func(*rapid.T) string) {
 		c := oneOf(rt, "state", modelStates)
 		p.engine.tell(func(e *scripted) { e.runs = c })
 		p.clean, p.drifted = false, true
-		return fmt.Sprintf("to %d", c.ESNReservoirSize)
+		return fmt.Sprintf("to %v", c.Get(reservoir))
 	}
 }
 
@@ -225,7 +225,7 @@ func pastOf(t *testing.T) string {
 			t.Fatal(err)
 		}
 		for i := range pastRecords {
-			must(store.Commit(t.Context(), schema.Snapshot{Kind: schema.KindChange, Config: modelStates[i%len(modelStates)], RollbackPoint: true}))
+			must(store.Commit(t.Context(), record.Record{Kind: record.KindChange, Config: modelStates[i%len(modelStates)], RollbackPoint: true}))
 		}
 		if err := errors.Join(store.Confirm(t.Context()), store.Close()); err != nil {
 			t.Fatal(err)

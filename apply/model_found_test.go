@@ -6,7 +6,8 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/watcher/document"
 )
 
 // The stories here are scripts that the model found, as short as it left them.
@@ -15,8 +16,8 @@ func TestWithdrawnOnProbationIsBroughtBackAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := onTrial(t)
 		w.declare(size(512), "back")
-		if w.engine.running() != size(512) || w.counts.drifted() != 0 {
-			t.Errorf("runs %d, %d drifts; want 512 and none", w.engine.running().ESNReservoirSize, w.counts.drifted())
+		if !w.engine.running().Equal(size(512)) || w.counts.drifted() != 0 {
+			t.Errorf("runs %v, %d drifts; want 512 and none", w.engine.running().Get(reservoir), w.counts.drifted())
 		}
 		w.end()
 	})
@@ -68,21 +69,21 @@ func TestARollbackThatFailedAndHappenedIsCarriedOut(t *testing.T) {
 		w.declare(stateB, "")
 		w.m.plan("commit", happens)
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
-		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateA {
-			t.Errorf("%+v, %v; runs %d", res, err, w.engine.running().ESNReservoirSize)
+		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
+			t.Errorf("%+v, %v; runs %v", res, err, w.engine.running().Get(reservoir))
 		}
 	})
 }
 
 func TestTheSourceIsTrustedAgain(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		doc := document(stateA, "signed")
-		refused := &schema.Document{Environment: production, Source: doc.Source, Refused: &schema.Refusal{Reason: "the key was revoked"}}
-		for _, d := range []*schema.Document{doc, refused, doc} {
+		doc := documentOf(stateA, "signed")
+		refused := &document.Document{Environment: production, Source: doc.Source, Refused: &document.Refusal{Reason: "the key was revoked"}}
+		for _, d := range []*document.Document{doc, refused, doc} {
 			w.r.Document(d)
 			w.pass(time.Second)
 		}
-		w.check("trusted again", want{runs: stateA, outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("trusted again", want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -93,11 +94,9 @@ func TestARecordThatIsFoundDoesNotSpeakForAnInvalidDocument(t *testing.T) {
 		w.declare(stateB, "")
 		w.engine.tell((*scripted).restart)
 		w.restart()
-		bad := stateC
-		bad.ESNReservoirSize = 1
-		w.declare(bad, "")
+		w.declare(size(1), "")
 		w.pass(time.Minute)
-		if s := w.r.Status(); s.Attempted == nil || s.Attempted.Outcome != schema.Invalid || s.State != apply.StateInvalid {
+		if s := w.r.Status(); s.Attempted == nil || s.Attempted.Outcome != record.Invalid || s.State != apply.StateInvalid {
 			t.Errorf("%s, attempted %+v", s.State, s.Attempted)
 		}
 	})
@@ -114,8 +113,8 @@ func TestTheFirstDocumentIsReplacedBeforeTheEngineIsKnown(t *testing.T) {
 		w.declare(stateB, "refused")
 		w.engine.tell((*scripted).restart)
 		w.pass(time.Minute)
-		if head := w.store.Head(); head.Kind != schema.KindRevert || head.Config != schema.Defaults() || w.engine.running() != head.Config {
-			t.Errorf("%s goes back to %d, the engine runs %d; want what ran before", head.Kind, head.Config.ESNReservoirSize, w.engine.running().ESNReservoirSize)
+		if head := w.store.Head(); head.Kind != record.KindRevert || !head.Config.Equal(rules.Defaults()) || !w.engine.running().Equal(head.Config) {
+			t.Errorf("%s goes back to %v, the engine runs %v; want what ran before", head.Kind, head.Config.Get(reservoir), w.engine.running().Get(reservoir))
 		}
 		if n := w.engine.sent(stateB); n != 1 {
 			t.Errorf("what is rejected was sent %d times", n)

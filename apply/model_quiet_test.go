@@ -4,16 +4,17 @@ import (
 	"slices"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
 // told is what one process and its predecessors said of candidates: an outcome
 // that is final never changes.
-type told map[string]schema.Outcome
+type told map[string]record.Outcome
 
 // check holds what is on record and what the status says against the model,
 // whenever the agent has nothing to do at once.
-func (m *model) check(s *apply.Status, recs []schema.Record, c *counts, said told) {
+func (m *model) check(s *apply.Status, recs []record.Row, c *counts, said told) {
 	m.checkRecords(recs, said)
 	if m.calls > 0 {
 		return // the status is as old as the call that goes on
@@ -23,8 +24,8 @@ func (m *model) check(s *apply.Status, recs []schema.Record, c *counts, said tol
 	if got := heldIn(s); got.String() != m.holdNow().String() {
 		m.failf("status says that %s is held, the head says %s", got, m.holdNow())
 	}
-	runs := l.known && l.reached && state != nil && l.reading.Parameters == state.config
-	if l.known && (s.Current == nil || *s.Current != l.reading.Parameters) {
+	runs := l.known && l.reached && state != nil && l.reading.Parameters.Equal(state.config)
+	if l.known && (s.Current == nil || !s.Current.Equal(l.reading.Parameters)) {
 		m.failf("status says that %v runs, read was %v", s.Current, l.reading.Parameters)
 	}
 	if s.InSync {
@@ -32,12 +33,12 @@ func (m *model) check(s *apply.Status, recs []schema.Record, c *counts, said tol
 		switch {
 		case m.open() || !runs || head.hold != nil || s.Drift != nil:
 			m.failf("in sync, with open %v, the engine on it %v, %s held, drift %v", m.open(), runs, head.hold, s.Drift)
-		case d == nil || d.bad != "" || d.config != state.config || a == nil || a.Revision != d.revision:
+		case d == nil || d.bad != "" || !d.config.Equal(state.config) || a == nil || a.Revision != d.revision:
 			m.failf("in sync, while the source declares %+v and attempted is %+v", d, a)
 		}
 	}
-	if verified := m.candidate() != nil && l.reading.Parameters == head.config; s.Ready && !runs && !(l.reached && (verified || m.drift == apply.DriftReport && s.Drift != nil && !m.open())) {
-		m.failf("ready, while the engine runs %d and %s is applied", l.reading.Parameters.ESNReservoirSize, state)
+	if verified := m.candidate() != nil && l.reading.Parameters.Equal(head.config); s.Ready && !runs && !(l.reached && (verified || m.drift == apply.DriftReport && s.Drift != nil && !m.open())) {
+		m.failf("ready, while the engine runs %v and %s is applied", l.reading.Parameters.Get(reservoir), state)
 	}
 	m.offered = m.offered[max(0, len(m.offered)-1):]
 }
@@ -46,25 +47,25 @@ func heldIn(s *apply.Status) *hold {
 	if s.Held == nil {
 		return nil
 	}
-	return &hold{s.Held.Digests, s.Held.Paused}
+	return &hold{heldSets(s.Held), s.Held.Paused}
 }
 
 // checkRecords: every record is there, as it was, with the outcome that the
 // model gives it; nothing that was applied is lost, one candidate is open.
-func (m *model) checkRecords(recs []schema.Record, said told) {
+func (m *model) checkRecords(recs []record.Row, said told) {
 	if len(recs) != len(m.records) {
 		m.failf("%d records are listed, want %d", len(recs), len(m.records))
 		return
 	}
 	for i := range recs {
 		rec, e := &recs[i], &m.records[len(recs)-1-i]
-		if rec.ID != e.id || rec.Commit != e.commit || rec.Index != len(recs)-i || rec.Kind != e.kind || rec.Config != e.config {
+		if rec.ID != e.id || rec.Commit != e.commit || rec.Index != len(recs)-i || rec.Kind != e.kind || !rec.Config.Equal(e.config) {
 			m.failf("record %d is %s, want %s", len(recs)-i, rec.ID, e.id)
 		}
 		if rec.Outcome != e.outcome {
 			m.failf("%s is listed as %s, want %s", e, rec.Outcome, e.outcome)
 		}
-		if rec.Outcome == schema.Pending && i > 0 {
+		if rec.Outcome == record.Pending && i > 0 {
 			m.failf("%s is open behind the head", e)
 		}
 		if before, ok := said[rec.ID]; ok && before != rec.Outcome {
@@ -76,14 +77,14 @@ func (m *model) checkRecords(recs []schema.Record, said told) {
 // checkAttempts: what is told of a record is what stands, and each outcome is
 // counted once.
 func (m *model) checkAttempts(s *apply.Status, c *counts, said told) {
-	counted := map[schema.Outcome]int{}
+	counted := map[record.Outcome]int{}
 	for _, a := range s.Attempts {
-		if a.Outcome == schema.Pending {
+		if a.Outcome == record.Pending {
 			continue
 		}
 		counted[a.Outcome]++
 		i := slices.IndexFunc(m.records, func(e entry) bool { return e.id == a.SnapshotID })
-		if i < 0 || a.Outcome == schema.Unchanged {
+		if i < 0 || a.Outcome == record.Unchanged {
 			continue
 		}
 		if m.records[i].outcome != a.Outcome {
@@ -91,7 +92,7 @@ func (m *model) checkAttempts(s *apply.Status, c *counts, said told) {
 		}
 		said[a.SnapshotID] = a.Outcome
 	}
-	for _, o := range schema.Outcomes() {
+	for _, o := range record.Outcomes() {
 		if n := c.outcome(o); len(s.Attempts) < 50 && n != counted[o] {
 			m.failf("%s was counted %d times and told %d times", o, n, counted[o])
 		}
@@ -99,7 +100,7 @@ func (m *model) checkAttempts(s *apply.Status, c *counts, said told) {
 }
 
 // recall takes over the history that a play begins with.
-func (m *model) recall(recs []schema.Record) {
+func (m *model) recall(recs []record.Row) {
 	for _, rec := range slices.Backward(recs) {
 		m.records = append(m.records, entry{
 			kind: rec.Kind, config: rec.Config, outcome: rec.Outcome, point: rec.RollbackPoint, id: rec.ID, commit: rec.Commit,
@@ -120,7 +121,7 @@ func (m *model) newest() *declared {
 type rest struct {
 	runs    schema.Parameters
 	state   apply.State
-	outcome []schema.Outcome // of what is declared, any of these
+	outcome []record.Outcome // of what is declared, any of these
 	inSync  bool
 	ready   bool
 }
@@ -141,11 +142,11 @@ func (m *model) rests(runs schema.Parameters, drifted bool, takes func(schema.Pa
 		way = m.head() // back to what ran before the first Document
 	}
 	switch {
-	case way != nil && runs != way.config && !takes(way.config):
+	case way != nil && !runs.Equal(way.config) && !takes(way.config):
 		x.runs, x.ready, x.state = runs, false, apply.StateDegraded // it refuses the way back
-	case state != nil && runs != state.config && drifted && m.drift == apply.DriftReport:
+	case state != nil && !runs.Equal(state.config) && drifted && m.drift == apply.DriftReport:
 		x.runs, x.state = runs, apply.StateDrifted
-	case d != nil && d.bad == schema.Refused:
+	case d != nil && d.bad == record.Refused:
 		x.state = apply.StateRefused
 	case d != nil && d.bad != "":
 		x.state = apply.StateInvalid
@@ -158,14 +159,14 @@ func (m *model) rests(runs schema.Parameters, drifted bool, takes func(schema.Pa
 	}
 	switch {
 	case d == nil, x.state == apply.StateDegraded: // the way back comes first
-	case d.bad == schema.Refused: // a new process may know of what it withdrew for it alone
-		x.outcome = []schema.Outcome{schema.Refused, schema.Superseded}
+	case d.bad == record.Refused: // a new process may know of what it withdrew for it alone
+		x.outcome = []record.Outcome{record.Refused, record.Superseded}
 	case d.bad != "":
-		x.outcome = []schema.Outcome{d.bad}
+		x.outcome = []record.Outcome{d.bad}
 	case now.holds(d.config):
-		x.outcome = []schema.Outcome{schema.Held, schema.Rejected, schema.Applied, schema.Unchanged}
-	case x.runs == state.config:
-		x.outcome = []schema.Outcome{schema.Applied, schema.Unchanged}
+		x.outcome = []record.Outcome{record.Held, record.Rejected, record.Applied, record.Unchanged}
+	case x.runs.Equal(state.config):
+		x.outcome = []record.Outcome{record.Applied, record.Unchanged}
 	}
 	return x
 }
@@ -178,11 +179,11 @@ func (m *model) checkRest(x rest, s *apply.Status, runs schema.Parameters) {
 	case m.candidate() != nil:
 		m.failf("at rest the candidate %s is open: %s (%s)", m.head(), s.State, s.Reason)
 	}
-	if d := m.newest(); d != nil && d.bad == "" && x.state != apply.StateDegraded && !m.holdNow().holds(d.config) && (m.state() == nil || m.state().config != d.config) {
-		m.failf("at rest %d is declared, not held and not applied: %s (%s)", d.config.ESNReservoirSize, s.State, s.Reason)
+	if d := m.newest(); d != nil && d.bad == "" && x.state != apply.StateDegraded && !m.holdNow().holds(d.config) && (m.state() == nil || !m.state().config.Equal(d.config)) {
+		m.failf("at rest %v is declared, not held and not applied: %s (%s)", d.config.Get(reservoir), s.State, s.Reason)
 	}
-	if runs != x.runs {
-		m.failf("at rest the engine runs %d, want %d: %s (%s)", runs.ESNReservoirSize, x.runs.ESNReservoirSize, s.State, s.Reason)
+	if !runs.Equal(x.runs) {
+		m.failf("at rest the engine runs %v, want %v: %s (%s)", runs.Get(reservoir), x.runs.Get(reservoir), s.State, s.Reason)
 	}
 	if s.State != x.state || s.InSync != x.inSync || s.Ready != x.ready {
 		m.failf("at rest: %s (%s), in sync %v, ready %v (%s); want %s, %v, %v", s.State, s.Reason, s.InSync, s.Ready, s.Unready, x.state, x.inSync, x.ready)
@@ -191,7 +192,7 @@ func (m *model) checkRest(x rest, s *apply.Status, runs schema.Parameters) {
 		m.failf("at rest attempted is %+v, want one of %s", s.Attempted, x.outcome)
 	}
 	for _, a := range s.Attempts {
-		if a.Outcome == schema.Pending && !m.open() {
+		if a.Outcome == record.Pending && !m.open() {
 			m.failf("at rest an attempt is pending for ever: %+v", a)
 		}
 	}

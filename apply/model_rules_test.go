@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -40,16 +42,16 @@ type model struct {
 type declared struct {
 	revision string
 	config   schema.Parameters
-	bad      schema.Outcome // invalid, refused, or "" for valid
+	bad      record.Outcome // invalid, refused, or "" for valid
 }
 
 // An entry is one record, as the model says it must be.
 type entry struct {
-	kind    schema.Kind
+	kind    record.Kind
 	config  schema.Parameters
 	hold    *hold // in force while it is the head
-	settles schema.Outcome
-	outcome schema.Outcome
+	settles record.Outcome
+	outcome record.Outcome
 	// of the store
 	id, commit, revision string
 	before               schema.Parameters // what the engine ran when it was made
@@ -92,7 +94,7 @@ func (h *hold) String() string {
 // life is what one process was answered about the candidate at the head. All
 // but the engine's reading begins anew with each candidate and each process.
 type life struct {
-	reading schema.Reading
+	reading api.Reading
 	known   bool // it read the engine at least once
 	reached bool // the last call reached it
 	fresh   bool // read since the last send
@@ -115,7 +117,7 @@ type life struct {
 	lies    int
 	deaths  int
 	broken  bool
-	sentTo  schema.Peer
+	sentTo  api.Peer
 	trial   time.Time // when its probation began
 	ill     int       // health reads that failed in a row
 	gone    bool      // the engine ended or restarted on probation
@@ -176,10 +178,10 @@ func (m *model) allowed() (may []entry) {
 	}
 	if c := m.candidate(); c != nil && m.rejectable() {
 		h := m.holdBefore()
-		if c.kind == schema.KindChange {
+		if c.kind == record.KindChange {
 			h = holding(false, c.config.Digest())
 		}
-		may = append(may, m.back(schema.Rejected, h))
+		may = append(may, m.back(record.Rejected, h))
 	}
 	if m.state() == nil {
 		return may // no order can be carried out
@@ -211,22 +213,22 @@ func (m *model) allowed() (may []entry) {
 // after is what may be recorded because the source declares d.
 func (m *model) after(d declared) []entry {
 	head, state, now, c := m.head(), m.state(), m.holdNow(), m.candidate()
-	change := entry{kind: schema.KindChange, config: d.config, point: true}
+	change := entry{kind: record.KindChange, config: d.config, point: true}
 	if m.open() {
-		change.settles = schema.Superseded
+		change.settles = record.Superseded
 	}
 	switch {
-	case d.bad == schema.Refused && c != nil && c.kind == schema.KindChange && c.revision == d.revision:
-		return []entry{m.back(schema.Superseded, nil)} // not trusted any more
+	case d.bad == record.Refused && c != nil && c.kind == record.KindChange && c.revision == d.revision:
+		return []entry{m.back(record.Superseded, nil)} // not trusted any more
 	case d.bad != "" || now.holds(d.config):
 	case c != nil && m.life.found && !m.life.known: // first it is asked whether the engine runs it
-	case c != nil && state != nil && d.config == state.config:
-		return []entry{m.back(schema.Superseded, nil)} // the source went back
-	case !m.open() && state != nil && d.config == state.config:
+	case c != nil && state != nil && d.config.Equal(state.config):
+		return []entry{m.back(record.Superseded, nil)} // the source went back
+	case !m.open() && state != nil && d.config.Equal(state.config):
 		if now != nil { // the hold ended
-			return []entry{{kind: schema.KindNote, config: head.config, point: head.point}}
+			return []entry{{kind: record.KindNote, config: head.config, point: head.point}}
 		}
-	case m.open() && d.config == head.config:
+	case m.open() && d.config.Equal(head.config):
 	case m.open() && c == nil && !m.life.wayBackRefused: // first the way back
 	default:
 		return []entry{change}
@@ -235,8 +237,8 @@ func (m *model) after(d declared) []entry {
 }
 
 // back is the revert of the candidate.
-func (m *model) back(o schema.Outcome, h *hold) entry {
-	e := entry{kind: schema.KindRevert, config: m.head().before, hold: h, settles: o}
+func (m *model) back(o record.Outcome, h *hold) entry {
+	e := entry{kind: record.KindRevert, config: m.head().before, hold: h, settles: o}
 	if state := m.state(); state != nil {
 		e.config, e.point = state.config, state.point
 	}
@@ -245,34 +247,34 @@ func (m *model) back(o schema.Outcome, h *hold) entry {
 
 func (m *model) noteOrBack(h *hold) entry {
 	if m.candidate() != nil {
-		return m.back(schema.Superseded, h)
+		return m.back(record.Superseded, h)
 	}
-	e := entry{kind: schema.KindNote, config: m.head().config, hold: h, point: m.head().point}
+	e := entry{kind: record.KindNote, config: m.head().config, hold: h, point: m.head().point}
 	if m.open() {
-		e.settles = schema.Superseded
+		e.settles = record.Superseded
 	}
 	return e
 }
 
 func (m *model) rollingBack() bool {
 	c := m.candidate()
-	return c != nil && c.kind == schema.KindRollback
+	return c != nil && c.kind == record.KindRollback
 }
 
 // paused is the rollback under way, with a pause.
 func (m *model) paused() entry {
-	return entry{kind: schema.KindRollback, config: m.head().config, point: true, settles: schema.Superseded, hold: holding(true, m.holdNow().list()...)}
+	return entry{kind: record.KindRollback, config: m.head().config, point: true, settles: record.Superseded, hold: holding(true, m.holdNow().list()...)}
 }
 
 // holdBefore is the hold that a rejected rollback leaves as it was; those whose
 // place it took held nothing either.
 func (m *model) holdBefore() *hold {
-	if m.head().kind != schema.KindRollback {
+	if m.head().kind != record.KindRollback {
 		return nil
 	}
 	var before *hold
 	for i := len(m.records) - 2; i >= 0; i-- {
-		if e := &m.records[i]; e.kind != schema.KindRollback || e.outcome == schema.Applied {
+		if e := &m.records[i]; e.kind != record.KindRollback || e.outcome == record.Applied {
 			before = e.hold
 			break
 		}
@@ -304,9 +306,9 @@ func (m *model) rollbacks(order apply.Command) (may []entry) {
 		}
 		digests = slices.DeleteFunc(digests, func(d schema.Digest) bool { return d == target.config.Digest() })
 		now := m.holdNow()
-		e := entry{kind: schema.KindRollback, config: target.config, point: true, hold: holding(order.Pause || (now != nil && now.paused), digests...)}
+		e := entry{kind: record.KindRollback, config: target.config, point: true, hold: holding(order.Pause || (now != nil && now.paused), digests...)}
 		if m.open() {
-			e.settles = schema.Superseded
+			e.settles = record.Superseded
 		}
 		may = append(may, e)
 	}
@@ -320,10 +322,10 @@ func (m *model) target(id string) *entry {
 	for i := len(m.records) - 1; i >= 0; i-- {
 		e := &m.records[i]
 		switch {
-		case e.outcome != schema.Applied || !e.point:
+		case e.outcome != record.Applied || !e.point:
 		case id != "" && e.id == id:
 			return e
-		case id == "" && e.kind.Candidate() && e.config != head.config && !slices.Contains(head.hold.list(), e.config.Digest()):
+		case id == "" && e.kind.Candidate() && !e.config.Equal(head.config) && !slices.Contains(head.hold.list(), e.config.Digest()):
 			return e
 		}
 	}
@@ -332,17 +334,17 @@ func (m *model) target(id string) *entry {
 
 // mayCommit judges a record that is about to be written, and returns what the
 // model says of it.
-func (m *model) mayCommit(rec schema.Snapshot) entry {
+func (m *model) mayCommit(rec record.Record) entry {
 	got := entry{kind: rec.Kind, config: rec.Config, point: rec.RollbackPoint}
 	if rec.Held != nil {
-		got.hold = holding(rec.Held.Paused, slices.Clone(rec.Held.Digests)...)
+		got.hold = holding(rec.Held.Paused, heldSets(rec.Held)...)
 	}
 	if rec.OutcomeOf != nil {
 		got.settles = rec.OutcomeOf.Outcome
 	}
 	may := m.allowed()
 	fits := slices.DeleteFunc(slices.Clone(may), func(e entry) bool {
-		return e.kind != got.kind || e.config != got.config || e.point != got.point || e.settles != got.settles || e.hold.String() != got.hold.String()
+		return e.kind != got.kind || !e.config.Equal(got.config) || e.point != got.point || e.settles != got.settles || e.hold.String() != got.hold.String()
 	})
 	ordered := func(e entry) bool { return e.ordered }
 	if len(fits) > 0 {
@@ -359,19 +361,19 @@ func (m *model) mayCommit(rec schema.Snapshot) entry {
 }
 
 func (l life) String() string {
-	return fmt.Sprintf("known %v runs %d, found %v, cut %v, sends %d, refused %v, lies %d, deaths %d, unwell %v, gone %v", l.known,
-		l.reading.Parameters.ESNReservoirSize, l.found, l.cut, l.sends, l.refused, l.lies, l.deaths, l.unwell, l.gone)
+	return fmt.Sprintf("known %v runs %v, found %v, cut %v, sends %d, refused %v, lies %d, deaths %d, unwell %v, gone %v", l.known,
+		l.reading.Parameters.Get(reservoir), l.found, l.cut, l.sends, l.refused, l.lies, l.deaths, l.unwell, l.gone)
 }
 
 func (e *entry) String() string {
 	if e == nil {
 		return "nothing"
 	}
-	return fmt.Sprintf("%s %d (settles %q, holds %s)", e.kind, e.config.ESNReservoirSize, e.settles, e.hold)
+	return fmt.Sprintf("%s %v (settles %q, holds %s)", e.kind, e.config.Get(reservoir), e.settles, e.hold)
 }
 
 // committed notes a record that stands.
-func (m *model) committed(e entry, snap *schema.Snapshot) {
+func (m *model) committed(e entry, snap *record.Record) {
 	if snap.Index != len(m.records)+1 {
 		m.failf("record %d follows record %d", snap.Index, len(m.records))
 	}
@@ -388,7 +390,7 @@ func (m *model) committed(e entry, snap *schema.Snapshot) {
 	} else if m.life.known {
 		e.before = m.life.reading.Parameters
 	}
-	e.id, e.commit, e.revision, e.outcome = snap.ID, snap.Commit, snap.Source.Revision, schema.Pending
+	e.id, e.commit, e.revision, e.outcome = snap.ID, snap.Commit, snap.Source.Revision, record.Pending
 	m.records = append(m.records, e)
 	m.commits++
 	m.obeyed = m.obeyed || e.ordered
@@ -402,18 +404,18 @@ func (m *model) committed(e entry, snap *schema.Snapshot) {
 // probation is over.
 func (m *model) mayConfirm() {
 	head, l := m.head(), &m.life
-	runs := l.known && l.fresh && l.reading.Parameters == head.config
+	runs := l.known && l.fresh && l.reading.Parameters.Equal(head.config)
 	switch {
 	case !m.open():
 	case m.candidate() == nil:
-		if !runs && (head.kind != schema.KindNote || m.drift != apply.DriftReport) {
+		if !runs && (head.kind != record.KindNote || m.drift != apply.DriftReport) {
 			m.failf("confirmed %s, which the engine was not read to run", head)
 		}
 	case !runs:
 		m.failf("confirmed %s, which the engine was not read to run: %s", head, l)
 	case m.condemned():
 		m.failf("confirmed %s, which is rejected: %s", head, l)
-	case m.probation > 0 && head.kind == schema.KindChange && (l.trial.IsZero() || time.Since(l.trial) < m.probation || l.ill > 0):
+	case m.probation > 0 && head.kind == record.KindChange && (l.trial.IsZero() || time.Since(l.trial) < m.probation || l.ill > 0):
 		m.failf("confirmed %s %s into its probation, %d bad health reads", head, time.Since(l.trial), l.ill)
 	}
 }
@@ -421,12 +423,12 @@ func (m *model) mayConfirm() {
 // confirmed notes that the applied ref names the head.
 func (m *model) confirmed() {
 	m.applied = len(m.records)
-	if h := m.head(); h.outcome == schema.Pending {
-		h.outcome = schema.Applied
+	if h := m.head(); h.outcome == record.Pending {
+		h.outcome = record.Applied
 	}
 	for i := range m.records { // what stands behind it and was never settled
-		if m.records[i].outcome == schema.Pending {
-			m.records[i].outcome = schema.Applied
+		if m.records[i].outcome == record.Pending {
+			m.records[i].outcome = record.Applied
 		}
 	}
 }

@@ -8,7 +8,8 @@ import (
 	"syscall"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
 )
 
 func isGone(err error) bool {
@@ -55,7 +56,7 @@ func (s tappedStore) Prepare() {
 	}
 }
 
-func (s tappedStore) Commit(ctx context.Context, rec schema.Snapshot) (snap *schema.Snapshot, err error) {
+func (s tappedStore) Commit(ctx context.Context, rec record.Record) (snap *record.Record, err error) {
 	s.m.fence()
 	if s.m.commits > loops {
 		s.m.failf("it commits again and again")
@@ -107,19 +108,19 @@ type tappedEngine struct {
 	m     *model
 }
 
-func (e tappedEngine) Read(ctx context.Context) (r schema.Reading, err error) {
+func (e tappedEngine) Read(ctx context.Context) (r api.Reading, err error) {
 	e.m.during(func() { r, err = e.scripted.Read(ctx) })
 	e.m.read(r, err)
 	return r, err
 }
 
-func (e tappedEngine) Health(ctx context.Context) (h schema.Health, err error) {
+func (e tappedEngine) Health(ctx context.Context) (h api.Health, err error) {
 	e.m.during(func() { h, err = e.scripted.Health(ctx) })
 	e.m.health(h, err)
 	return h, err
 }
 
-func (e tappedEngine) Send(ctx context.Context, b schema.Batch) (a schema.Answer) {
+func (e tappedEngine) Send(ctx context.Context, b api.Batch) (a api.Answer) {
 	e.m.fence()
 	e.m.maySend(b, e.store.Retried())
 	e.m.during(func() { a = e.scripted.Send(ctx, b) })

@@ -14,7 +14,9 @@ import (
 	"pgregory.net/rapid"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 var modelSteps = flag.Int("model.steps", 0, "how many steps TestModel plays at least, each time others; 0 for the same few")
@@ -94,9 +96,9 @@ func set(t *testing.T, name, value string) {
 type play struct {
 	*world
 	rt      *rapid.T
-	source  *schema.Document // what the source holds, nil before it held anything
-	trusted *schema.Document // the last one that was not refused
-	unread  bool             // it cannot be read
+	source  *document.Document // what the source holds, nil before it held anything
+	trusted *document.Document // the last one that was not refused
+	unread  bool               // it cannot be read
 	last    schema.Parameters
 	n       int // revisions so far
 	past    int // records before the first step
@@ -117,7 +119,7 @@ var (
 	storeCalls   = []string{"commit", "revert", "confirm", "mark"}
 	engineCalls  = []string{"send", "read", "health"}
 	errNoSource  = errors.New("open base.yaml: no such file or directory")
-	modelRefusal = &schema.Refusal{Reason: "the commit is not signed", Hint: "sign it"}
+	modelRefusal = &document.Refusal{Reason: "the commit is not signed", Hint: "sign it"}
 )
 
 func newPlay(rt *rapid.T, dir, history string) *play {
@@ -180,7 +182,7 @@ func (p *play) step(rt *rapid.T, kind string, do func() string) {
 // again starts the agent anew, as a supervisor would, and the source tells it
 // what it holds, if it says anything.
 func (p *play) again(answers bool) {
-	p.counts = &counts{outcomes: map[schema.Outcome]int{}}
+	p.counts = &counts{outcomes: map[record.Outcome]int{}}
 	p.restart()
 	if answers {
 		p.offer()
@@ -194,10 +196,10 @@ func (p *play) offer() {
 		return
 	}
 	d := declared{revision: p.source.Revision()}
-	if c, bad := schema.Load(p.source, "one"); p.source.Refused != nil {
-		d.bad = schema.Refused
+	if c, bad := p.rules.Load(p.source.Input("one")); p.source.Refused != nil {
+		d.bad = record.Refused
 	} else if bad != nil {
-		d.bad = schema.Invalid
+		d.bad = record.Invalid
 	} else {
 		d.config = c.Parameters
 	}
@@ -206,7 +208,7 @@ func (p *play) offer() {
 }
 
 // declares makes the source hold doc, and say so.
-func (p *play) declares(doc *schema.Document) {
+func (p *play) declares(doc *document.Document) {
 	if p.source, p.unread = doc, false; doc.Refused == nil {
 		p.trusted = doc
 	}
@@ -217,8 +219,8 @@ func (p *play) declares(doc *schema.Document) {
 func (p *play) states(c schema.Parameters) string {
 	p.n++
 	p.last = c
-	p.declares(document(c, fmt.Sprint(p.n)))
-	return fmt.Sprintf("%d as revision %d", c.ESNReservoirSize, p.n)
+	p.declares(documentOf(c, fmt.Sprint(p.n)))
+	return fmt.Sprintf("%v as revision %d", c.Get(reservoir), p.n)
 }
 
 // order gives the agent an order; what is said to have failed must have
@@ -227,7 +229,7 @@ func (p *play) order(c apply.Command) string {
 	m := p.judge
 	m.orders, m.obeyed, m.carriedOut = append(m.orders, c), false, false
 	open := m.candidate() // who asks twice means the one that is under way
-	joins := c.Verb == "rollback" && c.ID == "" && !c.Pause && open != nil && open.kind == schema.KindRollback
+	joins := c.Verb == "rollback" && c.ID == "" && !c.Pause && open != nil && open.kind == record.KindRollback
 	res, err := p.do(c)
 	text := fmt.Sprintf("%s (%s)", c.ID, res.Outcome)
 	if err != nil {
@@ -239,10 +241,10 @@ func (p *play) order(c apply.Command) string {
 	if err != nil && m.carriedOut && len(m.orders) == 1 {
 		m.failf("%s was answered by %q, and carried out", c.Verb, err)
 	}
-	if err == nil && !m.obeyed && !joins && res.Outcome != schema.Pending && len(m.orders) == 1 {
+	if err == nil && !m.obeyed && !joins && res.Outcome != record.Pending && len(m.orders) == 1 {
 		m.failf("%s was answered by %+v, and not carried out", c.Verb, res)
 	}
-	if err != nil || res.Outcome != schema.Pending || res.SnapshotID != "" {
+	if err != nil || res.Outcome != record.Pending || res.SnapshotID != "" {
 		m.orders = m.orders[:len(m.orders)-1]
 	}
 	return text
@@ -255,7 +257,7 @@ func (p *play) rest() {
 	clear(p.m.planned)
 	p.m.mu.Unlock()
 	p.engine.tell(func(e *scripted) {
-		maps.DeleteFunc(e.always, func(_ schema.Parameters, how manner) bool { return !slices.Contains(verdicts, how) })
+		maps.DeleteFunc(e.always, func(_ schema.Digest, how manner) bool { return !slices.Contains(verdicts, how) })
 		e.queue, e.down, e.hung, e.ill = nil, false, false, ""
 	})
 	p.r.EngineHint()
@@ -280,6 +282,6 @@ func (p *play) checkRest() {
 
 // takes reports whether the engine takes c and then runs it.
 func (p *play) takes(c schema.Parameters) bool {
-	how, set := p.engine.always[c]
+	how, set := p.engine.always[c.Digest()]
 	return !set || how == accept
 }

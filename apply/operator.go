@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A Command is what an operator asks a running agent to do.
@@ -29,14 +32,14 @@ type Command struct {
 type Result struct {
 	// Outcome is Applied for what took effect; Pending, Rejected or Superseded
 	// for a rollback that did not (yet).
-	Outcome    schema.Outcome
+	Outcome    record.Outcome
 	SnapshotID string
 	// Text is one line for the operator.
 	Text string
 }
 
 // errStopping answers a command that a stopping agent did not get to.
-var errStopping = errors.New("the agent is stopping; ask again once it runs")
+var errStopping = problem.New("", errors.New("the agent is stopping"), "repeat the command once it runs")
 
 type request struct {
 	Command
@@ -90,8 +93,16 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 		r.confirm(ctx) // first what the engine runs already
 		head, applied = r.opt.Store.Head(), r.opt.Store.Applied()
 	}
+	if q.Verb == "resume" && r.opt.Store.Lost() != nil {
+		r.resumeLost(ctx, q)
+		return
+	}
+	if lost := r.opt.Store.Lost(); lost != nil {
+		q.answer(Result{}, problem.New(q.Verb, errors.New(lost.Text()), heldHint(lost)))
+		return
+	}
 	if applied == nil {
-		q.answer(Result{}, fmt.Errorf("%s: nothing was applied yet, so there is no state to keep or to go back to; correct the configuration, or stop the agent", q.Verb))
+		q.answer(Result{}, problem.New(q.Verb, errors.New("nothing was applied yet, so there is no state to keep or to go back to"), "correct the configuration, or stop the agent"))
 		return
 	}
 	switch q.Verb {
@@ -127,7 +138,7 @@ func cmpOr(a, b string) string {
 // openRollback is the rollback that is on record and not settled, "" if none is.
 func (r *Reconciler) openRollback() string {
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
-	if head == nil || applied == nil || head.Kind != schema.KindRollback || head.Commit == applied.Commit {
+	if head == nil || applied == nil || head.Kind != record.KindRollback || head.Commit == applied.Commit {
 		return ""
 	}
 	return head.ID
@@ -139,33 +150,34 @@ func (r *Reconciler) join(ctx context.Context, q *request) {
 	q.id = q.found
 	q.recorded.Store(&q.id)
 	r.waiters = append(r.waiters, q)
-	if rec, err := r.opt.Store.Lookup(ctx, q.id); err == nil && rec.Outcome != schema.Pending {
+	if rec, err := r.opt.Store.Lookup(ctx, q.id); err == nil && rec.Outcome != record.Pending {
 		r.resolve(q.id, rec.Outcome, "it was under way when this order came")
 	}
 }
 
 // rollback commits a candidate of kind rollback; the same road as a change
 // leads it to the engine. It supersedes what is pending.
-func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *schema.Snapshot) {
+func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *record.Record) {
 	open := head.Commit != applied.Commit
 	target, err := r.target(ctx, q.ID, head)
 	if err != nil {
 		q.answer(Result{}, err)
 		return
 	}
-	if target.Config == applied.Config && !open && r.engine.reachable && r.engine.reading.Parameters == target.Config {
-		q.answer(Result{}, fmt.Errorf("the engine already runs the state of %s; to keep it whatever the source declares: agent pause --reason TEXT", target.ID))
+	config := r.complete(ctx, &target.Record)
+	if r.same(config, applied.Config) && !open && r.engine.reachable && r.runs(r.engine.reading, config) {
+		q.answer(Result{}, problem.New(q.Verb, fmt.Errorf("the engine already runs the state of %s", target.ID), "to keep it whatever the source declares: agent pause --reason TEXT"))
 		return
 	}
-	rec := schema.Snapshot{
-		Kind: schema.KindRollback, Description: "Rollback to " + target.ID + ": " + q.Reason, Config: target.Config,
-		Source:     schema.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
-		Provenance: target.Provenance, Experiments: target.Experiments, RollbackPoint: true,
-		RequestedBy: &q.UID, Held: r.rollbackHold(q, target, head, applied),
+	rec := record.Record{
+		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + q.Reason, Config: config,
+		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
+		Provenance: provenanceOf(config, target.Provenance), Experiments: target.Experiments, RollbackPoint: true,
+		RequestedBy: &q.UID, Held: r.rollbackHold(q, config, target, head, applied),
 	}
 	r.fill(&rec, applied)
 	if open {
-		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+		rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
 	}
 	r.clear("commit")
 	snap, ok := r.commit(ctx, rec)
@@ -182,38 +194,95 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *sc
 }
 
 // rollbackHold is what an operator's rollback holds: what ran, what the source
-// declares, and what was held before, but not the target itself.
-func (r *Reconciler) rollbackHold(q *request, target *schema.Record, head, applied *schema.Snapshot) *schema.Hold {
-	hold := &schema.Hold{
-		Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator",
-		Paused: q.Pause || (head.Held != nil && head.Held.Paused),
-	}
-	held := []schema.Digest{applied.Digest(), head.Digest()}
-	if head.Held != nil {
-		held = append(held, head.Held.Digests...)
-	}
+// declares, and what was held before, but not the target itself. An entry with
+// values that the target's record does not have is kept.
+func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *record.Row, head, applied *record.Record) *record.Hold {
+	hold := q.newHold()
+	hold.Paused = q.Pause || (head.Held != nil && head.Held.Paused)
+	sets := []schema.Parameters{applied.Config, head.Config}
 	if r.engine.known {
-		held = append(held, r.engine.reading.Parameters.Digest())
+		sets = append(sets, r.managed(r.engine.reading))
 	}
 	if r.seen.config != nil {
-		held = append(held, r.seen.config.Parameters.Digest())
+		sets = append(sets, r.seen.config.Parameters)
 	}
-	slices.Sort(held)
-	hold.Digests = slices.DeleteFunc(slices.Compact(held), func(d schema.Digest) bool { return d == target.Digest() })
+	full := config
+	for name, v := range target.Config.Map() {
+		if !r.opt.Rules.Has(name) {
+			full = full.With(name, v)
+		}
+	}
+	hold.Entries = head.Held.Without(full, anyName)
+	for _, p := range sets {
+		if !r.same(p, config) && hold.Match(r.known(p), anyName) == nil {
+			hold.Entries = append(hold.Entries, r.entryOf(p, hold))
+		}
+	}
 	if h := head.Held; h != nil && h.Paused {
 		hold.Reason += " (paused before: " + h.Reason + ")"
 	}
-	if len(hold.Digests) == 0 && !hold.Paused {
+	if len(hold.Entries) == 0 && !hold.Paused {
 		return nil
 	}
 	return hold
 }
 
+// newHold returns an empty hold of the operator who asked.
+func (q *request) newHold() *record.Hold {
+	return &record.Hold{By: "operator", Reason: q.Reason, Since: record.Unix(time.Now()), Requester: &record.Requester{UID: q.UID}}
+}
+
+// pauseOf returns a pause of the operator who asked, with the entries in force.
+func (q *request) pauseOf(head *record.Record) *record.Hold {
+	hold := q.newHold()
+	hold.Paused = true
+	if head.Held != nil {
+		hold.Entries = head.Held.Entries
+	}
+	return hold
+}
+
+// provenanceOf returns the provenance of a rollback's parameters: that of the
+// target, and the schema for the defaults that it did not have.
+func provenanceOf(p schema.Parameters, target schema.Provenance) schema.Provenance {
+	all := schema.Provenance{}
+	for _, name := range p.Names() {
+		origin, ok := target[name]
+		if !ok {
+			origin = schema.Origin{Layer: "schema"}
+		}
+		all[name] = origin
+	}
+	return all
+}
+
+// resumeLost ends the pause of an agent that found no history it could read.
+func (r *Reconciler) resumeLost(ctx context.Context, q *request) {
+	err := r.opt.Store.ClearLost(ctx)
+	if err != nil && r.opt.Store.Lost() != nil {
+		r.diskFailed("commit", err, "the end of the pause cannot be recorded")
+		q.answer(Result{}, r.notRecorded(q, "commit"))
+		return
+	}
+	if head, applied := r.opt.Store.Head(), r.opt.Store.Applied(); applied != nil && head.Held != nil {
+		r.resume(ctx, q, head, applied)
+		return
+	}
+	r.log.Event(slog.LevelInfo, "Resume: "+cmpOr(q.Reason, "by the operator"))
+	r.seen.since = time.Now()
+	r.publish()
+	text := "resumed: what the source declares is tried"
+	if r.opt.Store.Head() == nil {
+		text += ", and begins a new history"
+	}
+	q.answer(inForce(Result{Outcome: record.Applied, Text: text}, err), nil)
+}
+
 // target finds the state to go back to: the one named, or the newest applied
 // one that differs from the head and is not held: twice in a row goes further
 // back. While a candidate is open it is the state before it, what is applied.
-func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapshot) (*schema.Record, error) {
-	var found *schema.Record
+func (r *Reconciler) target(ctx context.Context, id string, head *record.Record) (*record.Row, error) {
+	var found *record.Row
 	if id != "" {
 		rec, err := r.opt.Store.Lookup(ctx, id)
 		if err != nil {
@@ -221,36 +290,38 @@ func (r *Reconciler) target(ctx context.Context, id string, head *schema.Snapsho
 		}
 		found = &rec
 	} else {
-		rec, err := previous(ctx, r.opt.Store, head)
+		rec, err := r.previous(ctx, head)
 		if err != nil {
 			return nil, fmt.Errorf("rollback: %w", err)
 		}
 		if rec == nil {
-			return nil, errors.New("rollback: no earlier state was applied that is not held; `agent snapshots` lists what there is, and an id goes anywhere")
+			return nil, problem.New("rollback", errors.New("no earlier state was applied that is not held"), "choose an id from `agent snapshots`")
 		}
 		found = rec
 	}
 	switch {
-	case found.Environment != r.opt.Environment:
-		return nil, fmt.Errorf("rollback: %s belongs to environment %s, this agent to %s", found.ID, found.Environment, r.opt.Environment)
-	case found.Outcome != schema.Applied || !found.RollbackPoint:
-		return nil, fmt.Errorf("rollback: %s was never applied (%s); `agent snapshots` shows which were", found.ID, found.Outcome)
+	case found.Environment != r.opt.Rules.Environment():
+		return nil, fmt.Errorf("rollback: %s belongs to environment %s, this agent to %s", found.ID, found.Environment, r.opt.Rules.Environment())
+	case found.Outcome != record.Applied || !found.RollbackPoint:
+		return nil, problem.New("rollback", fmt.Errorf("%s was never applied (%s)", found.ID, found.Outcome), "choose one that `agent snapshots` shows as applied")
 	}
-	if broken := schema.CheckParameters(found.Config); len(broken) > 0 {
-		return nil, fmt.Errorf("rollback: %s is not valid under the present rules: %s", found.ID, broken[0].Message)
+	if broken := r.check(r.complete(ctx, &found.Record)); len(broken) > 0 {
+		return nil, problem.New("rollback", fmt.Errorf("%s is not valid under the present rules: %s", found.ID, broken[0]), "choose another id from `agent snapshots`")
 	}
 	return found, nil
 }
 
 // previous is the newest applied state that differs from that of head and that
 // head does not hold; nil if there is none. What is damaged is no rollback point.
-func previous(ctx context.Context, s Store, head *schema.Snapshot) (*schema.Record, error) {
+func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record.Row, error) {
 	for before := ""; ; {
-		page, err := s.List(ctx, before, 50)
+		page, err := r.opt.Store.List(ctx, before, 50)
 		for i := range page { // what came before an error is good
 			rec := &page[i]
-			held := head.Held != nil && slices.Contains(head.Held.Digests, rec.Digest())
-			if rec.Outcome == schema.Applied && rec.RollbackPoint && rec.Kind.Candidate() && rec.Config != head.Config && !held {
+			if rec.Outcome != record.Applied || !rec.RollbackPoint || !rec.Kind.Candidate() {
+				continue
+			}
+			if config := r.complete(ctx, &rec.Record); !r.same(config, head.Config) && r.valid(config) && head.Held.Match(config, r.opt.Rules.Has) == nil {
 				return rec, nil
 			}
 		}
@@ -263,16 +334,15 @@ func previous(ctx context.Context, s Store, head *schema.Snapshot) (*schema.Reco
 
 // pauseRollback puts the rollback under way on record anew, with a pause: what the
 // operator asked for first goes on. It reports whether it is on record.
-func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applied *schema.Snapshot) bool {
-	hold := schema.Hold{Digests: []schema.Digest{}, Paused: true, Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator"}
+func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applied *record.Record) bool {
+	hold := *q.pauseOf(head)
 	if head.Held != nil {
-		hold.Digests = head.Held.Digests
 		hold.Reason += " (rolled back before: " + head.Held.Reason + ")"
 	}
-	rec := schema.Snapshot{
-		Kind: schema.KindRollback, Description: head.Description, Config: head.Config, Source: head.Source,
+	rec := record.Record{
+		Kind: record.KindRollback, Description: head.Description, Config: head.Config, Source: head.Source,
 		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
-		RequestedBy: &q.UID, Held: &hold, OutcomeOf: &schema.Settlement{ID: head.ID, Outcome: schema.Superseded},
+		RequestedBy: &q.UID, Held: &hold, OutcomeOf: &record.Settlement{ID: head.ID, Outcome: record.Superseded},
 	}
 	r.fill(&rec, applied)
 	waiters, before := r.waiters, r.flightOf(head)
@@ -295,54 +365,54 @@ func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applie
 
 // pause records that nothing may be tried until resume. A change that is pending
 // is withdrawn; a rollback goes on.
-func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *schema.Snapshot) {
+func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *record.Record) {
 	if head.Held != nil && head.Held.Paused {
-		q.answer(Result{}, fmt.Errorf("already paused since %s: %s", schema.FromUnix(head.Held.Since).UTC().Format(time.RFC3339), head.Held.Reason))
+		q.answer(Result{}, fmt.Errorf("already paused since %s: %s", record.FromUnix(head.Held.Since).UTC().Format(time.RFC3339), head.Held.Reason))
 		return
 	}
 	if r.openRollback() != "" {
 		if r.pauseRollback(ctx, q, head, applied) {
-			q.answer(Result{Outcome: schema.Applied, SnapshotID: q.id, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + q.id}, nil)
+			q.answer(Result{Outcome: record.Applied, SnapshotID: q.id, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + q.id}, nil)
 		}
 		return
 	}
-	hold := &schema.Hold{Digests: []schema.Digest{}, Paused: true, Reason: q.Reason, Since: schema.Unix(time.Now()), By: "operator"}
-	if head.Held != nil {
-		hold.Digests = head.Held.Digests
-	}
-	r.hold(ctx, q, head, applied, hold, "Pause: "+q.Reason, "paused: nothing is tried until `agent resume`")
+	r.putHold(ctx, q, head, applied, q.pauseOf(head), "Pause: "+q.Reason, "paused: nothing is tried until `agent resume`")
 }
 
 // resume ends any hold and any pause; a pending rollback is withdrawn.
-func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *schema.Snapshot) {
+func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *record.Record) {
 	if head.Held == nil {
 		q.answer(Result{}, errors.New("nothing is held and nothing is paused"))
 		return
 	}
-	r.hold(ctx, q, head, applied, nil, "Resume: "+cmpOr(q.Reason, "by the operator"), "resumed: what the source declares is tried again")
+	r.putHold(ctx, q, head, applied, nil, "Resume: "+cmpOr(q.Reason, "by the operator"), "resumed: what the source declares is tried again")
 }
 
-// hold puts a new hold, or the end of one, on record.
-func (r *Reconciler) hold(ctx context.Context, q *request, head, applied *schema.Snapshot, hold *schema.Hold, why, text string) {
-	record := r.commitNote
+// putHold puts a new hold, or the end of one, on record.
+func (r *Reconciler) putHold(ctx context.Context, q *request, head, applied *record.Record, hold *record.Hold, why, text string) {
+	put := r.commitNote
 	if head.Kind.Candidate() && head.Commit != applied.Commit {
-		record = func(ctx context.Context, hold *schema.Hold, why string) (bool, error) {
+		put = func(ctx context.Context, hold *record.Hold, why string) (bool, error) {
 			return r.withdraw(ctx, head, why, hold)
 		}
 	}
 	r.clear("commit", "revert")
-	recorded, err := record(ctx, hold, why)
+	recorded, err := put(ctx, hold, why)
 	if !recorded {
 		q.answer(Result{}, r.notRecorded(q, "commit", "revert"))
 		return
 	}
 	r.seen.since = time.Now()
 	r.publish() // who asks for the status after the answer must see it
-	res := Result{Outcome: schema.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}
+	q.answer(inForce(Result{Outcome: record.Applied, SnapshotID: r.opt.Store.Head().ID, Text: text}, err), nil)
+}
+
+// inForce is res, or pending if the disk took it with an error.
+func inForce(res Result, err error) Result {
 	if err != nil {
-		res.Outcome, res.Text = schema.Pending, "it is in force, but a power cut may undo it until the disk takes it: "+errorText(err)
+		res.Outcome, res.Text = record.Pending, "it is in force, but a power cut may undo it until the disk takes it: "+problem.Text(err)
 	}
-	q.answer(res, nil)
+	return res
 }
 
 // notRecorded is the answer to an order that the disk did not take: it is not
@@ -355,11 +425,11 @@ func (r *Reconciler) notRecorded(q *request, stages ...string) error {
 		}
 	}
 	r.clear(stages...)
-	return fmt.Errorf("%s: %s; nothing was changed: %s, then repeat the command", q.Verb, reason, hint)
+	return problem.New(q.Verb, fmt.Errorf("%s; nothing was changed", reason), hint+", then repeat the command")
 }
 
 // resolve answers the callers that wait for the record id.
-func (r *Reconciler) resolve(id string, outcome schema.Outcome, reason string) {
+func (r *Reconciler) resolve(id string, outcome record.Outcome, reason string) {
 	r.waiters = slices.DeleteFunc(r.waiters, func(q *request) bool {
 		if q.id != id {
 			return false

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -27,8 +28,8 @@ func TestTheEngineRefusesTheWayBack(t *testing.T) {
 			t.Errorf("%s, ready %v", s.State, s.Ready)
 		}
 		w.declare(stateA, "a fix that fits")
-		w.check("a fix", want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
-		if got := w.counts.outcome(schema.Rejected); got != 1 {
+		w.check("a fix", want{runs: stateA, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if got := w.counts.outcome(record.Rejected); got != 1 {
 			t.Errorf("%d rejected, want 1", got)
 		}
 	})
@@ -43,7 +44,7 @@ func TestTheEngineRefusesTheWayBack(t *testing.T) {
 		w.declare(stateB, "")
 		first := must(w.store.List(t.Context(), "", 50))
 		res, err := w.do(apply.Command{Verb: "rollback", ID: first[len(first)-1].ID, Reason: "night"})
-		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateA {
+		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
 			t.Errorf("rollback: %+v %v, runs %v", res, err, w.engine.running())
 		}
 	})
@@ -70,7 +71,7 @@ func TestNothingIsCommittedWhileTheWayBackIsUnknown(t *testing.T) {
 				t.Errorf("%s: %s, ready %v", how, s.State, s.Ready)
 			}
 			w.pass(time.Minute)
-			w.check("at last", want{runs: size(3000), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+			w.check("at last", want{runs: size(3000), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 			if n := w.engine.sent(stateA); n > 6 {
 				t.Errorf("%s: the state it does not take was sent %d times", how, n)
 			}
@@ -97,7 +98,7 @@ func TestAnEngineThatDiesOnWhatIsApplied(t *testing.T) {
 		}
 		w.declare(stateB, "a fix")
 		w.pass(2 * time.Second) // it may die once more
-		w.check("a fix", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("a fix", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -116,12 +117,12 @@ func TestOperatorWhileTheEngineIsDown(t *testing.T) {
 			t.Error(err)
 		}
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
-		if err != nil || res.Outcome != schema.Pending || res.SnapshotID == "" || !strings.Contains(res.Text, "on record as "+res.SnapshotID) {
+		if err != nil || res.Outcome != record.Pending || res.SnapshotID == "" || !strings.Contains(res.Text, "on record as "+res.SnapshotID) {
 			t.Errorf("rollback: %+v %v", res, err)
 		}
 		w.engine.tell((*scripted).restart)
 		w.pass(time.Second)
-		if s := w.r.Status(); w.engine.running() != stateA || s.Held == nil || !s.Held.Paused {
+		if s := w.r.Status(); !w.engine.running().Equal(stateA) || s.Held == nil || !s.Held.Paused {
 			t.Errorf("runs %v, held %+v", w.engine.running(), s.Held)
 		}
 	})
@@ -137,7 +138,7 @@ func TestAnOrderThatWasNotLookedAt(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // the first reading is given up after two
 		defer cancel()
 		res, err := w.r.Do(ctx, apply.Command{Verb: "rollback", ID: "no such record", Reason: "night"})
-		if err != nil || res.Outcome != schema.Pending || res.SnapshotID != "" ||
+		if err != nil || res.Outcome != record.Pending || res.SnapshotID != "" ||
 			!strings.Contains(res.Text, "not yet looked at") || !strings.Contains(res.Text, "on no record") {
 			t.Errorf("%+v %v", res, err)
 		}
@@ -157,7 +158,7 @@ func TestAWrongServerIsNoRejectionAcrossRestarts(t *testing.T) {
 				w.restart()
 				w.declare(stateB, "")
 			}
-			if s := w.r.Status(); s.Held != nil || s.Attempted.Outcome != schema.Pending {
+			if s := w.r.Status(); s.Held != nil || s.Attempted.Outcome != record.Pending {
 				t.Errorf("%s: %+v, held %+v", how, s.Attempted, s.Held)
 			}
 			if s := w.r.Status(); how == wrongLabel && s.Checks(time.Now()).EngineEnvironment {
@@ -165,7 +166,7 @@ func TestAWrongServerIsNoRejectionAcrossRestarts(t *testing.T) {
 			}
 			w.engine.will(stateB, accept)
 			w.pass(6 * time.Minute)
-			w.check(string(how), want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+			w.check(string(how), want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		})
 	}
 }
@@ -177,12 +178,12 @@ func TestSeveralEnginesAreNoRejection(t *testing.T) {
 		w.engine.tell(func(e *scripted) { e.workers = []schema.Parameters{stateA, stateC, stateA, stateA} })
 		w.declare(stateB, "")
 		w.pass(20 * time.Minute)
-		if s := w.r.Status(); s.Attempted.Outcome != schema.Pending || s.Held != nil || s.State != apply.StateDegraded {
+		if s := w.r.Status(); s.Attempted.Outcome != record.Pending || s.Held != nil || s.State != apply.StateDegraded {
 			t.Errorf("%+v, %s", s.Attempted, s.State)
 		}
 		w.engine.tell(func(e *scripted) { e.workers = nil }) // --workers 1
 		w.pass(20 * time.Minute)
-		w.check("one worker", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("one worker", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -191,15 +192,14 @@ func TestAHoldOutlivesARollbackUnderAnInvalidSource(t *testing.T) {
 		w.declare(stateC, "")
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
-		bad := stateB
-		bad.ESNReservoirSize = 1
+		bad := size(1)
 		w.declare(bad, "")
 		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.ban(stateB)
 		w.declare(stateB, "")
-		w.check("still held", want{runs: stateA, outcome: schema.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
+		w.check("still held", want{runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
 	})
 }
 
@@ -216,7 +216,7 @@ func TestAHoldEndsWhileTheEngineIsDown(t *testing.T) {
 		w.declare(stateB, "back")
 		w.engine.tell((*scripted).restart)
 		w.pass(time.Second)
-		w.check("tried again", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("tried again", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -225,14 +225,14 @@ func TestRollbackTwiceGoesFurtherBack(t *testing.T) {
 		w.declare(stateB, "")
 		w.declare(stateC, "")
 		for _, back := range []schema.Parameters{stateB, stateA} {
-			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "still bad"}); err != nil || res.Outcome != schema.Applied || w.engine.running() != back {
+			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "still bad"}); err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(back) {
 				t.Fatalf("%+v %v, runs %v, want %v", res, err, w.engine.running(), back)
 			}
 		}
 		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "once more"}); err == nil {
 			t.Error("there was something further back")
 		}
-		w.check("held", want{runs: stateA, outcome: schema.Applied, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
+		w.check("held", want{runs: stateA, outcome: record.Applied, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
 	})
 }
 
@@ -248,7 +248,7 @@ func TestAPauseLeavesReportedDriftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := w.r.Status()
-		if w.engine.running() != stateC || s.Drift == nil || s.Held == nil || !s.Ready {
+		if !w.engine.running().Equal(stateC) || s.Drift == nil || s.Held == nil || !s.Ready {
 			t.Errorf("runs %v, drift %v, held %v, ready %v", w.engine.running(), s.Drift, s.Held, s.Ready)
 		}
 		w.end()
@@ -274,14 +274,14 @@ func TestAPauseAndAResumeOutliveARejectedRollback(t *testing.T) {
 			if s := w.r.Status(); s.InSync || (s.Held == nil) != resumed {
 				t.Errorf("right after %s: in sync %v, held %+v", verb, s.InSync, s.Held)
 			}
-			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil || res.Outcome != schema.Pending || res.SnapshotID == "" {
+			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil || res.Outcome != record.Pending || res.SnapshotID == "" {
 				t.Fatal(res, err)
 			}
 			w.engine.will(stateA, refuse)
 			w.engine.tell((*scripted).restart)
 			w.pass(10 * time.Second)
 			s := w.r.Status()
-			if w.engine.running() != stateB || (s.Held != nil && s.Held.Paused) == resumed {
+			if !w.engine.running().Equal(stateB) || (s.Held != nil && s.Held.Paused) == resumed {
 				t.Errorf("%s, then a rejected rollback: runs %v, held %+v", verb, w.engine.running(), s.Held)
 			}
 		})
@@ -297,7 +297,7 @@ func TestACandidateThatFitsPassesAStateThatDoesNot(t *testing.T) {
 		w.engine.tell((*scripted).restart)
 		w.r.EngineHint()
 		w.pass(time.Minute)
-		w.check("it fits", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("it fits", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -329,7 +329,7 @@ func TestAPauseNoticesDrift(t *testing.T) {
 		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
-		if s := w.r.Status(); w.engine.running() != stateC || s.Drift == nil || w.counts.drifts != 1 {
+		if s := w.r.Status(); !w.engine.running().Equal(stateC) || s.Drift == nil || w.counts.drifts != 1 {
 			t.Errorf("runs %v, drift %v, %d counted", w.engine.running(), s.Drift, w.counts.drifts)
 		}
 		w.end()
@@ -343,7 +343,7 @@ func TestARejectedRollbackWithoutAWayBackIsAnswered(t *testing.T) {
 		w.engine.will(stateB, refuse)
 		w.engine.tell(func(e *scripted) { e.runs = stateC })
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
-		if err != nil || res.Outcome != schema.Rejected {
+		if err != nil || res.Outcome != record.Rejected {
 			t.Errorf("%+v %v", res, err)
 		}
 		// What never ran is never called applied.
@@ -354,7 +354,7 @@ func TestARejectedRollbackWithoutAWayBackIsAnswered(t *testing.T) {
 		}
 		w.declare(size(700), "")
 		for _, rec := range must(w.store.List(t.Context(), "", 50)) {
-			if ran := rec.Kind == schema.KindChange; (rec.Outcome == schema.Applied) != ran {
+			if ran := rec.Kind == record.KindChange; (rec.Outcome == record.Applied) != ran {
 				t.Errorf("%s %s is %s", rec.Kind, rec.ID, rec.Outcome)
 			}
 		}

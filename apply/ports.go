@@ -3,7 +3,8 @@ package apply
 import (
 	"context"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
 )
 
 // A Store is the snapshot repository of one environment, with one writer: the
@@ -11,10 +12,10 @@ import (
 type Store interface {
 	// Head is the newest record, nil while there is none. After a Commit that
 	// returned an error it says what truly stands.
-	Head() *schema.Snapshot
+	Head() *record.Record
 	// Applied is the record that refs/dtesn/applied/<env> names, nil if none.
 	// It is the head or an ancestor of it.
-	Applied() *schema.Snapshot
+	Applied() *record.Record
 	// Total is the number of records.
 	Total() int
 
@@ -25,7 +26,7 @@ type Store interface {
 	// process after Commit returned cannot lose the record. A record of kind
 	// revert or note is durable as well: a power cut cannot lose it. Reverts and
 	// rollbacks may use the disk space kept in reserve.
-	Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error)
+	Commit(ctx context.Context, rec record.Record) (*record.Record, error)
 	// Confirm syncs all objects up to the head and then moves the applied ref
 	// to it, durably. It is idempotent.
 	Confirm(ctx context.Context) error
@@ -38,11 +39,16 @@ type Store interface {
 
 	// Lookup finds a record by snapshot id, a unique prefix of at least four
 	// hex digits of its commit, or its index in digits. An unknown or damaged
-	// one is an error that says so and names the way out.
-	Lookup(ctx context.Context, id string) (schema.Record, error)
+	// one is an error that says so, with a hint.
+	Lookup(ctx context.Context, id string) (record.Row, error)
 	// List returns at most limit records, newest first, beginning behind the
 	// record named before ("" for the head).
-	List(ctx context.Context, before string, limit int) ([]schema.Record, error)
+	List(ctx context.Context, before string, limit int) ([]record.Row, error)
+
+	// Lost is the pause in force because there was a history and nothing of it
+	// can be read; nil otherwise. ClearLost ends it durably.
+	Lost() *record.Hold
+	ClearLost(ctx context.Context) error
 
 	// Probe tries to write into the state directory. One that was away, or was
 	// replaced, is read anew; then Head and Applied may be others.
@@ -54,14 +60,17 @@ type Store interface {
 type Engine interface {
 	// Read asks on a fresh connection what the engine runs. An error is one of:
 	// the engine cannot be reached, it did not answer in time, or what answered
-	// is not a DTESN engine or is of another environment (*schema.ForeignError).
-	Read(ctx context.Context) (schema.Reading, error)
+	// is not a DTESN engine or is of another environment (*api.ForeignError).
+	Read(ctx context.Context) (api.Reading, error)
 	// Health asks on a fresh connection how the engine is. What answers without
 	// being well is no error; the errors are those of Read.
-	Health(ctx context.Context) (schema.Health, error)
+	Health(ctx context.Context) (api.Health, error)
+	// Bounds asks which values the engine accepts. It returns nil where the engine
+	// does not say.
+	Bounds(ctx context.Context) (map[string]api.Bounds, error)
 	// Prepare says that a Send follows soon, so that the way can be opened while
 	// the record is written. It returns at once and sends no Parameters.
 	Prepare()
-	// Send sends one atomic batch with the full parameter set.
-	Send(ctx context.Context, batch schema.Batch) schema.Answer
+	// Send sends one atomic batch with all parameters that are managed.
+	Send(ctx context.Context, batch api.Batch) api.Answer
 }

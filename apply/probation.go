@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // byProbation is who rejects what did not pass it.
@@ -31,7 +33,7 @@ const (
 type probation struct {
 	since, until time.Time
 	next         time.Time // the next health read
-	peer         schema.Peer
+	peer         api.Peer
 	bad          int    // failed health reads in a row
 	why          string // the last of them
 	passed       bool
@@ -42,7 +44,7 @@ type probation struct {
 // because the engine is unwell must not be kept from it because of that.
 func (r *Reconciler) onProbation(f *flight) bool {
 	head := r.opt.Store.Head()
-	return r.opt.Probation > 0 && head.Kind == schema.KindChange && head.ID == f.id && (f.probation == nil || !f.probation.passed)
+	return r.opt.Probation > 0 && head.Kind == record.KindChange && head.ID == f.id && (f.probation == nil || !f.probation.passed)
 }
 
 // probate watches the engine's health while the candidate runs. It rejects it,
@@ -98,7 +100,7 @@ func (r *Reconciler) beginProbation(f *flight) {
 func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	health, err := r.health(ctx)
 	p := f.probation
-	var foreign *schema.ForeignError
+	var foreign *api.ForeignError
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
 		// It runs the candidate, and cannot say how it is: no fault of the change.
@@ -116,7 +118,7 @@ func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
 	case errors.Is(err, errOrder):
 		return "" // given up for an operator, or for a newer Document
 	case err != nil:
-		health = schema.Health{Reason: err.Error()}
+		health = api.Health{Reason: problem.Text(err)}
 	}
 	if r.blocked(byProbation) {
 		r.clear(byProbation)
@@ -153,8 +155,8 @@ func (r *Reconciler) stillRuns(ctx context.Context, f *flight) (verdict string) 
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:
 		return "the engine was restarted while the change was on probation"
-	case reading.Parameters != r.opt.Store.Head().Config:
-		changes := changesText(reading.Parameters.Diff(r.opt.Store.Head().Config))
+	case !r.runs(reading, r.opt.Store.Head().Config):
+		changes := changesText(r.differences(reading, r.opt.Store.Head().Config))
 		if f.undone++; f.undone >= undoings {
 			return "the engine did not keep it through the probation, twice: " + changes
 		}
@@ -165,7 +167,7 @@ func (r *Reconciler) stillRuns(ctx context.Context, f *flight) (verdict string) 
 }
 
 // health asks the engine how it is.
-func (r *Reconciler) health(ctx context.Context) (schema.Health, error) {
+func (r *Reconciler) health(ctx context.Context) (api.Health, error) {
 	r.stamp.Store(time.Now().UnixNano())
 	call, done := r.orders.interruptible(ctx)
 	defer done()
@@ -178,7 +180,7 @@ func (r *Reconciler) health(ctx context.Context) (schema.Health, error) {
 }
 
 // probationText says how the probation of head goes.
-func (r *Reconciler) probationText(head *schema.Snapshot) (reason, hint string) {
+func (r *Reconciler) probationText(head *record.Record) (reason, hint string) {
 	p := r.flight.probation
 	reason = fmt.Sprintf("%s runs on probation until %s: %s of health", head.ID, p.until.UTC().Format("15:04:05Z"), r.opt.Probation)
 	if p.bad > 0 {

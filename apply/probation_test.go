@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -19,13 +20,13 @@ func onTrial(t *testing.T) *world {
 	w.probation = 10 * time.Second
 	w.restart()
 	w.declare(size(1024), "")
-	w.check("on probation", want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+	w.check("on probation", want{runs: size(1024), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true})
 	return w
 }
 
 func TestProbation(t *testing.T) {
-	back := want{runs: size(512), outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}}
-	passed := want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}
+	back := want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}}
+	passed := want{runs: size(1024), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true}
 	cases := map[string]struct {
 		during func(w *world)
 		wait   time.Duration
@@ -33,7 +34,7 @@ func TestProbation(t *testing.T) {
 		why    string // in the hold, for what is rejected
 	}{
 		"healthy for the whole window": {func(*world) {}, 10500 * time.Millisecond, passed, ""},
-		"not confirmed before its end": {func(*world) {}, 9 * time.Second, want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true}, ""},
+		"not confirmed before its end": {func(*world) {}, 9 * time.Second, want{runs: size(1024), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true}, ""},
 		"one failed health read": {func(w *world) {
 			w.m.plan("health", fails)
 		}, 11 * time.Second, passed, ""},
@@ -84,20 +85,20 @@ func TestProbation(t *testing.T) {
 		}, 25 * time.Second, passed, ""},
 		"a fix": {func(w *world) {
 			w.declare(size(2048), "")
-		}, 11 * time.Second, want{runs: size(2048), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		}, 11 * time.Second, want{runs: size(2048), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true}, ""},
 		"the way back": {func(w *world) {
 			w.declare(size(512), "again")
-		}, time.Second, want{runs: size(512), outcome: schema.Unchanged, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		}, time.Second, want{runs: size(512), outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true}, ""},
 		"an invalid document ends nothing": {func(w *world) {
 			w.declare(size(1), "")
 			w.declare(size(1024), "")
-		}, 11 * time.Second, want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}, ""},
+		}, 11 * time.Second, want{runs: size(1024), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true}, ""},
 		"a restart of the agent": {func(w *world) {
 			w.pass(8 * time.Second)
 			w.restart()
 			w.declare(size(1024), "")
 			w.pass(9 * time.Second) // a whole window again
-			w.check("after the restart", want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+			w.check("after the restart", want{runs: size(1024), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true})
 		}, 2 * time.Second, passed, ""},
 		"a restart, and then it is not healthy": {func(w *world) {
 			w.restart()
@@ -139,7 +140,27 @@ func TestProbationAfterAFault(t *testing.T) {
 		w.engine.tell(func(e *scripted) { e.queue = []manner{busy} })
 		w.declare(size(1024), "")
 		w.pass(3 * time.Second)
-		w.check("on probation", want{runs: size(1024), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
+		w.check("on probation", want{runs: size(1024), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true})
+	})
+}
+
+// What ran before the first document is held if that says the same and is
+// rejected: it is the document that is not tried again.
+func TestARejectedFirstDocumentThatRanBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.probation = 10 * time.Second
+		w.engine.tell(func(e *scripted) { e.runs, e.ill = stateB, "memory" })
+		w.start()
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		x := want{runs: stateB, outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}}
+		w.check("rejected", x)
+		w.restart()
+		w.declare(stateB, "")
+		x.outcome = record.Held
+		w.check("after a restart", x)
+		w.end()
 	})
 }
 
@@ -150,12 +171,12 @@ func TestRollbackDuringProbation(t *testing.T) {
 		defer w.end()
 		w.engine.tell(func(e *scripted) { e.ill = "memory" })
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "it burns"})
-		if err != nil || res.Outcome != schema.Applied || !strings.Contains(res.Text, "esn_reservoir_size 1024 -> 512") {
+		if err != nil || res.Outcome != record.Applied || !strings.Contains(res.Text, "esn_reservoir_size 1024 -> 512") {
 			t.Fatal(res, err) // against what is applied nothing changed
 		}
 		w.pass(3 * time.Second)
 		w.check("rolled back", want{
-			runs: size(512), outcome: schema.Held, state: apply.StateHeld, ready: true,
+			runs: size(512), outcome: record.Held, state: apply.StateHeld, ready: true,
 			held: []schema.Parameters{size(1024)},
 		})
 	})
@@ -168,10 +189,10 @@ func TestProbationWithoutHealth(t *testing.T) {
 		defer w.end()
 		w.engine.tell(func(e *scripted) { e.ill = "404" })
 		w.pass(time.Minute)
-		w.check("no such question", want{runs: size(1024), outcome: schema.Pending, state: apply.StateDegraded, ready: true, open: true})
+		w.check("no such question", want{runs: size(1024), outcome: record.Pending, state: apply.StateDegraded, ready: true, open: true})
 		w.engine.tell(func(e *scripted) { e.ill = "" })
 		w.pass(2 * time.Minute)
-		w.check("it came", want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("it came", want{runs: size(1024), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -186,13 +207,13 @@ func TestAnOrderDoesNotPassAProbation(t *testing.T) {
 		if _, err := w.do(apply.Command{Verb: "resume"}); err == nil {
 			t.Error("nothing is held, and it was resumed")
 		}
-		if applied := w.store.Applied(); applied.Config != size(512) {
+		if applied := w.store.Applied(); !applied.Config.Equal(size(512)) {
 			t.Errorf("it was applied: %s", w.r.Status().Reason)
 		}
 		w.pass(25 * time.Second)
 		w.engine.tell(func(e *scripted) { e.hung = false })
 		w.pass(15 * time.Second)
-		w.check("rejected", want{runs: size(512), outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
+		w.check("rejected", want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
 	})
 }
 
@@ -204,8 +225,8 @@ func TestAFixDoesNotWaitForAHealthRead(t *testing.T) {
 		w.m.plan("health", stallsFails)
 		w.pass(2 * time.Second)
 		w.declare(size(2048), "")
-		w.check("at once", want{runs: size(2048), outcome: schema.Pending, state: apply.StateProbation, ready: true, open: true})
-		if got := w.counts.outcome(schema.Superseded); got != 1 {
+		w.check("at once", want{runs: size(2048), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true})
+		if got := w.counts.outcome(record.Superseded); got != 1 {
 			t.Errorf("%d superseded", got)
 		}
 	})
@@ -228,7 +249,7 @@ func TestWithdrawnOnProbationIsNoDrift(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.pass(time.Second)
-			if s := w.r.Status(); w.engine.running() != size(512) || s.Drift != nil || w.counts.drifted() != 0 || !s.Ready {
+			if s := w.r.Status(); !w.engine.running().Equal(size(512)) || s.Drift != nil || w.counts.drifted() != 0 || !s.Ready {
 				t.Errorf("%q: runs %+v, drift %+v, %d counted", verb, w.engine.running(), s.Drift, w.counts.drifted())
 			}
 		})

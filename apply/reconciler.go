@@ -8,7 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // A DriftMode says what to do about an engine that runs something else than
@@ -24,7 +27,7 @@ const (
 // Metrics counts what the transaction does. Implementations are safe for use
 // from the Reconciler's goroutine while others read.
 type Metrics interface {
-	Outcome(schema.Outcome)
+	Outcome(record.Outcome)
 	// ValidationFailures counts an invalid Document, once for each parameter
 	// concerned; "" stands for the Document itself.
 	ValidationFailures(parameters []string)
@@ -43,7 +46,8 @@ type Metrics interface {
 
 // Options are what a Reconciler is made of; all fields but Repairs, OnStatus and Observe are needed.
 type Options struct {
-	Environment  schema.Environment
+	// Rules say what the parameters may be in this environment.
+	Rules        *schema.Rules
 	Instance     string
 	AgentVersion string
 
@@ -115,7 +119,7 @@ type Reconciler struct {
 
 	inbox struct {
 		sync.Mutex
-		doc      *schema.Document
+		doc      *document.Document
 		docAt    time.Time
 		answered bool // the source said something since start
 		hint     bool // the engine may have moved
@@ -129,9 +133,9 @@ type Reconciler struct {
 	started   time.Time
 	recovered bool // the first turn with an engine, or without need of one, is over
 	seen      declared
-	rejudged  *schema.Document // the last one that the source was asked to judge again
-	attempts  []Attempt        // newest first
-	attempted int              // index into attempts of what `attempted` shows; -1 for none
+	rejudged  *document.Document // the last one that the source was asked to judge again
+	attempts  []Attempt          // newest first
+	attempted int                // index into attempts of what `attempted` shows; -1 for none
 	engine    engineView
 	flight    *flight
 	settled   string            // the settlement at the head that the engine was read to run, until it is confirmed
@@ -146,9 +150,9 @@ type Reconciler struct {
 		config schema.Parameters
 		at     float64
 	}
-	validity map[schema.Parameters]bool
-	probed   time.Time
-	noProbe  error // of the last probe of the state directory, nil when it went well
+	broken  map[schema.Digest][]schema.Violation // the last few answers of check
+	probed  time.Time
+	noProbe error // of the last probe of the state directory, nil when it went well
 	// sourceGood is the source's last good read that was counted; sourceLost is
 	// since when it cannot be read, zero while it can.
 	sourceGood, sourceLost time.Time
@@ -158,12 +162,12 @@ type Reconciler struct {
 // declared is what the source declares: the newest Document and what became
 // of loading it.
 type declared struct {
-	doc        *schema.Document
+	doc        *document.Document
 	at         time.Time
 	since      time.Time             // when it could first be tried: seen, or no longer held
 	config     *schema.Configuration // nil while invalid or refused
 	violations *schema.Violations
-	refusal    *schema.Refusal // why the source cannot be trusted with it
+	refusal    *document.Refusal // why the source cannot be trusted with it
 }
 
 // New makes a Reconciler; it does nothing until Run.
@@ -171,7 +175,7 @@ func New(opt Options) *Reconciler {
 	r := &Reconciler{
 		opt: opt, log: newRepeater(opt.Logger),
 		kick: make(chan struct{}, 1), requests: make(chan *request),
-		attempted: -1, writable: true, faults: map[string]*fault{}, validity: map[schema.Parameters]bool{},
+		attempted: -1, writable: true, faults: map[string]*fault{}, broken: map[schema.Digest][]schema.Violation{},
 	}
 	r.started = time.Now()
 	r.stamp.Store(r.started.UnixNano())
@@ -181,7 +185,7 @@ func New(opt Options) *Reconciler {
 
 // Document offers the newest Document; an older one that was not yet taken is
 // forgotten. The Document must not change afterwards.
-func (r *Reconciler) Document(doc *schema.Document) {
+func (r *Reconciler) Document(doc *document.Document) {
 	r.inbox.Lock()
 	r.inbox.doc, r.inbox.docAt, r.inbox.answered = doc, time.Now(), true
 	r.inbox.Unlock()
@@ -196,7 +200,7 @@ func (r *Reconciler) SourceError(err error) {
 	r.inbox.answered = true
 	r.inbox.Unlock()
 	r.opt.Metrics.StageFailure("source")
-	r.log.Error("source", "the configuration cannot be read; the engine keeps what it has", "error", err)
+	r.log.ErrorOf("source", problem.Text(err), "the configuration cannot be read; the engine keeps what it has", "error", err, "hint", problem.Hint(err))
 	r.poke()
 }
 
@@ -335,6 +339,10 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 	if head == nil {
 		r.flight, r.drift = nil, nil // the history is gone
 	}
+	if lost := r.opt.Store.Lost(); lost != nil {
+		r.waitForResume(ctx, lost)
+		return false
+	}
 	if f := r.flight; f != nil && f.verified && f.id == head.ID {
 		settled := applied != nil && head.Commit == applied.Commit
 		switch {
@@ -355,6 +363,21 @@ func (r *Reconciler) turnOnce(ctx context.Context) (more bool) {
 		return r.drive(ctx, head)
 	default:
 		return r.settle(ctx, head)
+	}
+}
+
+// waitForResume is the turn of an agent that lost its history: it reads the engine
+// and sends nothing, whatever stands in the place of that history.
+func (r *Reconciler) waitForResume(ctx context.Context, lost *record.Hold) {
+	r.flight, r.settled, r.drift = nil, "", nil
+	if r.readDue() {
+		if _, err := r.read(ctx); err == nil {
+			r.recovered, r.engine.returned = true, false
+			r.compareSchema(ctx)
+		}
+	}
+	if r.recovered && r.seen.config != nil {
+		r.recordHeld(lost)
 	}
 }
 
@@ -390,6 +413,9 @@ func (r *Reconciler) takeInbox() {
 	}
 	before := r.seen
 	r.seen = r.load(doc, at)
+	loaded := *doc
+	loaded.Files = nil // with what was parsed of them
+	doc, r.seen.doc = &loaded, &loaded
 	changed := before.doc == nil || before.doc.Revision() != doc.Revision()
 	if changed {
 		r.retryNow() // what waits for its time may have been cured by hand
@@ -410,16 +436,16 @@ func (r *Reconciler) takeInbox() {
 
 // load makes Parameters, or violations, of a Document; of one that its source
 // cannot be trusted with, nothing.
-func (r *Reconciler) load(doc *schema.Document, at time.Time) declared {
+func (r *Reconciler) load(doc *document.Document, at time.Time) declared {
 	seen := declared{doc: doc, at: at, since: at, refusal: doc.Refused}
 	if doc.Refused != nil {
 		return seen
 	}
 	start := time.Now()
-	seen.config, seen.violations = schema.Load(doc, r.opt.Instance)
+	seen.config, seen.violations = r.opt.Rules.Load(doc.Input(r.opt.Instance))
 	r.opt.Metrics.Phase("load", time.Since(start))
 	if seen.config != nil {
-		r.noteValid(seen.config.Parameters, true)
+		r.noteBroken(seen.config.Parameters, nil)
 	}
 	return seen
 }
@@ -427,12 +453,17 @@ func (r *Reconciler) load(doc *schema.Document, at time.Time) declared {
 // compare is the turn while nothing is open: it looks after the engine, then
 // holds what is declared against what is applied.
 func (r *Reconciler) compare(ctx context.Context) (more bool) {
-	applied, hold := r.opt.Store.Applied(), r.opt.Store.Head().Hold()
-	differs := r.seen.config != nil && (applied == nil || r.seen.config.Parameters != applied.Config)
-	held := r.seen.config != nil && hold.Holds(r.seen.config.Parameters.Digest())
+	applied, hold := r.opt.Store.Applied(), r.hold()
+	differs := r.seen.config != nil && (applied == nil || !r.same(r.seen.config.Parameters, applied.Config))
+	held := r.seen.config != nil && hold != nil && r.holds(hold, r.seen.config.Parameters)
+	if held && !differs && !hold.Paused { // what is applied is held only by all that an entry has
+		held = hold.Match(r.seen.config.Parameters, anyName) != nil
+	}
 	tryable := differs && !held
 	r.clear("send", byProbation) // nothing is on its way
-	if ends := r.seen.config != nil && !differs && !held && hold != nil; !tryable && !ends && r.writable {
+	left := r.dormant(hold)
+	ends := r.seen.config != nil && !differs && !held && hold != nil && (left == nil || len(left.Entries) < len(hold.Entries))
+	if !tryable && !ends && r.writable {
 		r.clear("commit", "revert") // what could not be recorded is not wanted any more
 	}
 	// At start a Document that is about to be sent spares the engine the
@@ -453,8 +484,8 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 		return false // it is being looked at
 	case differs:
 		return r.begin(ctx, applied)
-	case hold != nil:
-		return r.note(ctx, nil, "the hold ended: the source declares what is applied")
+	case ends:
+		return r.note(ctx, left, "the hold ended: the source declares what is applied")
 	case known:
 		return r.recordUnchanged(ctx)
 	}

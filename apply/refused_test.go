@@ -6,28 +6,30 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // distrust offers what declare offers, from a source that cannot be trusted
 // with it.
 func (w *world) distrust(p schema.Parameters, comment, why string) {
-	doc := document(p, comment)
-	doc.Files, doc.Refused = nil, &schema.Refusal{Reason: why, Hint: "sign it"}
+	doc := documentOf(p, comment)
+	doc.Files, doc.Refused = nil, &document.Refusal{Reason: why, Hint: "sign it"}
 	w.r.Document(doc)
 	w.pass(100 * time.Millisecond)
 }
 
 var (
-	trusted   = want{runs: stateA, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true}
-	untrusted = want{runs: stateA, outcome: schema.Refused, state: apply.StateRefused, ready: true}
+	trusted   = want{runs: stateA, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true}
+	untrusted = want{runs: stateA, outcome: record.Refused, state: apply.StateRefused, ready: true}
 )
 
 // refusedAttempts are the reasons of the attempts that were refused, newest
 // first.
 func (w *world) refusedAttempts() (reasons []string) {
 	for _, a := range w.r.Status().Attempts {
-		if a.Outcome == schema.Refused {
+		if a.Outcome == record.Refused {
 			reasons = append(reasons, a.Reason)
 		}
 	}
@@ -71,7 +73,7 @@ func TestRefusedTouchesNothing(t *testing.T) {
 func TestRefusedRevisionThatRuns(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		again := trusted
-		again.outcome = schema.Unchanged
+		again.outcome = record.Unchanged
 		for range 2 {
 			w.distrust(stateA, "", "the key expired")
 			w.check("refused", untrusted)
@@ -109,11 +111,11 @@ func TestRefusedWhilePending(t *testing.T) {
 			w.pass(2 * time.Second)
 			x := untrusted
 			if restart {
-				x.outcome = schema.Superseded // the new process knows of one attempt only
+				x.outcome = record.Superseded // the new process knows of one attempt only
 			}
 			w.check("withdrawn", x)
 			list := must(w.store.List(t.Context(), "", 50))
-			if list[0].Kind != schema.KindRevert || list[1].Outcome != schema.Superseded {
+			if list[0].Kind != record.KindRevert || list[1].Outcome != record.Superseded {
 				t.Errorf("records %s, %s %s", list[0].Kind, list[1].Kind, list[1].Outcome)
 			}
 			if s := w.r.Status(); s.Held != nil {
@@ -134,8 +136,8 @@ func TestRefusedWhilePending(t *testing.T) {
 		w.distrust(stateC, "", "unsigned")
 		w.engine.tell((*scripted).restart)
 		w.pass(2 * time.Second)
-		if s := w.r.Status(); w.engine.running() != stateB || s.State != apply.StateRefused || s.InSync || !s.Ready {
-			t.Errorf("runs %d units, %s, in sync %v, ready %v", w.engine.running().ESNReservoirSize, s.State, s.InSync, s.Ready)
+		if s := w.r.Status(); !w.engine.running().Equal(stateB) || s.State != apply.StateRefused || s.InSync || !s.Ready {
+			t.Errorf("runs %v units, %s, in sync %v, ready %v", w.engine.running().Get(reservoir), s.State, s.InSync, s.Ready)
 		}
 	})
 }
@@ -147,14 +149,14 @@ func TestRefusedAndTheOperator(t *testing.T) {
 		w.declare(stateB, "")
 		w.distrust(stateC, "", "unsigned")
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
-		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateA {
+		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
 			t.Errorf("%+v %v", res, err)
 		}
 		if s := w.r.Status(); s.State != apply.StateRefused || s.Held == nil {
 			t.Errorf("%s, held %+v", s.State, s.Held)
 		}
 		w.declare(stateB, "")
-		if s := w.r.Status(); s.State != apply.StateHeld || w.engine.running() != stateA || s.Attempted.Outcome != schema.Held {
+		if s := w.r.Status(); s.State != apply.StateHeld || !w.engine.running().Equal(stateA) || s.Attempted.Outcome != record.Held {
 			t.Errorf("%s, %+v", s.State, s.Attempted)
 		}
 	})

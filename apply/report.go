@@ -7,7 +7,10 @@ import (
 	"log/slog"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // probeEvery is how old the last write to the state directory may be before
@@ -26,7 +29,6 @@ type ledger struct {
 // account brings the ledger up to date, after everything was told: nobody
 // waits for it.
 func (r *Reconciler) account(ctx context.Context) {
-	schema.Prepare()
 	r.opt.Store.Prepare()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit) {
@@ -38,11 +40,11 @@ func (r *Reconciler) account(ctx context.Context) {
 		r.log.Warn("list", "the snapshots cannot be listed", "error", err)
 	}
 	for i := range page {
-		if page[i].Outcome == schema.Applied && page[i].RollbackPoint {
+		if page[i].Outcome == record.Applied && page[i].RollbackPoint {
 			l.active++
 		}
 	}
-	if rec, err := previous(ctx, r.opt.Store, head); err == nil && rec != nil {
+	if rec, err := r.previous(ctx, head); err == nil && rec != nil {
 		l.previous = rec.ID
 	}
 	r.ledger = l
@@ -82,7 +84,7 @@ func (r *Reconciler) probeNow(ctx context.Context) {
 	}
 	r.writable, r.noProbe = err == nil, err
 	if err != nil {
-		r.log.WarnOf("probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err)
+		r.log.WarnOf("probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err, "hint", diskHint(err, r.opt.StateDir))
 	} else {
 		r.log.Clear("probe")
 	}
@@ -90,15 +92,17 @@ func (r *Reconciler) probeNow(ctx context.Context) {
 
 // rival reports whether another agent has the state directory, which was away.
 // Then the engine is that one's.
-func (r *Reconciler) rival() bool { return errors.Is(r.noProbe, schema.ErrInUse) }
+func (r *Reconciler) rival() bool { return errors.Is(r.noProbe, record.ErrInUse) }
 
 // observe is the whole turn of an agent that only looks.
 func (r *Reconciler) observe(ctx context.Context) (more bool) {
 	r.recovered = r.recovered || r.opt.Observe
 	if r.readDue() {
-		_, _ = r.read(ctx) // the status says how it went
+		if _, err := r.read(ctx); err == nil && !r.rival() {
+			r.compareSchema(ctx)
+		}
 	}
-	return false
+	return false // the status says how it went
 }
 
 // publish swaps in a new status.
@@ -111,10 +115,10 @@ func (r *Reconciler) publish() {
 	source, lastGood := r.sourceStatus()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	s := &Status{
-		Environment: r.opt.Environment, Instance: r.opt.Instance,
+		Environment: r.opt.Rules.Environment(), Instance: r.opt.Instance,
 		TotalSnapshots: r.opt.Store.Total(), MaxSnapshots: r.opt.MaxSnapshots,
 		BackupDirectory: r.opt.StateDir, AutoBackupEnabled: true,
-		Attempts: r.attempts, Held: head.Hold(), Drift: r.drift, Source: source,
+		Attempts: r.attempts, Held: r.hold(), Drift: r.drift, Source: source,
 		Experiments: []schema.Membership{}, Engine: r.engineStatus(),
 	}
 	if r.attempts == nil {
@@ -131,11 +135,11 @@ func (r *Reconciler) publish() {
 		s.Attempted = &copied
 	}
 	if d := r.seen.doc; d != nil {
-		s.Seen = Seen{Revision: d.Revision(), At: schema.Unix(r.seen.at)}
+		s.Seen = Seen{Revision: d.Revision(), At: record.Unix(r.seen.at)}
 		s.Source.Revision, s.Source.Origin = d.Revision(), originOf(d.Source)
 	}
 	if hasNew != nil {
-		s.Seen = Seen{Revision: hasNew.Revision(), At: schema.Unix(time.Now())}
+		s.Seen = Seen{Revision: hasNew.Revision(), At: record.Unix(time.Now())}
 	}
 	if c := r.seen.config; c != nil && c.Experiments != nil {
 		s.Experiments = c.Experiments
@@ -150,6 +154,7 @@ func (r *Reconciler) publish() {
 	s.InSync = r.inSync(s, settled, applied)
 	s.Ready, s.Unready = r.readiness(settled, applied)
 	s.State, s.Reason, s.Hint = r.word(s, settled, head)
+	r.addBroken(s)
 	r.addDisk(s)
 	r.addSource(s)
 	s.checks = r.checks(applied)
@@ -161,8 +166,8 @@ func (r *Reconciler) publish() {
 }
 
 // checks are the health checks, but for the one that the clock decides.
-func (r *Reconciler) checks(applied *schema.Snapshot) Checks {
-	ours := r.engine.reading.Environment == string(r.opt.Environment)
+func (r *Reconciler) checks(applied *record.Record) Checks {
+	ours := r.engine.reading.Environment == r.label()
 	return Checks{ // who only observes makes no snapshot and sets no label
 		ConfigManagerInitialized: r.recovered,
 		ConfigLoaded:             (applied != nil || r.opt.Observe) && r.engine.known && r.valid(r.engine.reading.Parameters),
@@ -176,13 +181,13 @@ func (r *Reconciler) checks(applied *schema.Snapshot) Checks {
 func (r *Reconciler) sourceStatus() (s SourceStatus, lastGood time.Time) {
 	s = r.opt.Source
 	mode, lastGood, err := r.opt.ReadSource()
-	s.Mode, s.LastError = mode, errorText(err)
+	s.Mode, s.LastError, s.Hint = mode, errorText(err), problem.Hint(err)
 	if !lastGood.IsZero() {
-		s.LastRead = schema.Unix(lastGood)
+		s.LastRead = record.Unix(lastGood)
 	}
 	r.noteSource(lastGood, err)
 	if !r.sourceLost.IsZero() {
-		s.FailingSince = schema.Unix(r.sourceLost)
+		s.FailingSince = record.Unix(r.sourceLost)
 	}
 	return s, lastGood
 }
@@ -205,9 +210,9 @@ func (r *Reconciler) noteSource(lastGood time.Time, err error) {
 }
 
 func (r *Reconciler) engineStatus() EngineStatus {
-	e := EngineStatus{Socket: r.opt.Socket, Reachable: r.engine.reachable, LastError: errorText(r.engine.err)}
+	e := EngineStatus{Socket: r.opt.Socket, Reachable: r.engine.reachable, LastError: errorText(r.engine.err), Hint: problem.Hint(r.engine.err), Differences: append([]string{}, r.engine.differences...)}
 	if r.engine.known {
-		e.Environment, e.LastRead = r.engine.reading.Environment, schema.Unix(r.engine.at)
+		e.Environment, e.LastRead = r.engine.reading.Environment, record.Unix(r.engine.at)
 	}
 	switch failing := !e.Reachable && r.engine.err != nil; {
 	case !failing:
@@ -216,13 +221,13 @@ func (r *Reconciler) engineStatus() EngineStatus {
 		r.engineLost = time.Now()
 		fallthrough
 	default:
-		e.FailingSince, e.Word = schema.Unix(r.engineLost), engineWord(r.engine.err)
+		e.FailingSince, e.Word = record.Unix(r.engineLost), engineWord(r.engine.err)
 	}
 	return e
 }
 
 // running names the record of what the engine was last read to run.
-func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
+func (r *Reconciler) running(head, applied *record.Record) Running {
 	run := Running{}
 	if applied != nil && r.ledger.applied == applied.Commit && r.ledger.head == head.Commit {
 		run.RollbackSnapshot = r.ledger.previous
@@ -230,16 +235,15 @@ func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 	if !r.engine.known {
 		return run
 	}
-	runs := r.engine.reading.Parameters
-	for _, s := range []*schema.Snapshot{applied, head} {
-		if s != nil && s.Config == runs {
+	for _, s := range []*record.Record{applied, head} {
+		if s != nil && (r.runs(r.engine.reading, s.Config) || s == applied && r.agrees(r.engine.reading, s.Config)) {
 			run.SnapshotID, run.Revision, run.SourceRevision = s.ID, s.Commit, s.Source.Revision
-			run.Origin = originOf(s.Source)
+			run.Origin = originOf(document.Source(s.Source))
 			run.Since, run.Confirmed = s.Timestamp, s == applied
 			if r.since.at == 0 { // it ran when this process came; the record says since when
-				r.since.config, r.since.at = runs, s.Timestamp
+				r.since.config, r.since.at = s.Config, s.Timestamp
 			}
-			if r.since.config == runs {
+			if r.same(r.since.config, s.Config) {
 				run.Since = r.since.at
 			}
 			break
@@ -248,38 +252,42 @@ func (r *Reconciler) running(head, applied *schema.Snapshot) Running {
 	return run
 }
 
-// valid reports whether p is valid under the present rules. A status is made
-// several times a change, so the last few answers are kept.
-func (r *Reconciler) valid(p schema.Parameters) bool {
-	ok, known := r.validity[p]
+// valid reports whether p is valid under the present rules.
+func (r *Reconciler) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
+
+// check lists the rules that p breaks, with the default of each parameter that it
+// does not have. A status is made several times a change, so the last few answers
+// are kept.
+func (r *Reconciler) check(p schema.Parameters) []schema.Violation {
+	broken, known := r.broken[r.known(p).Digest()]
 	if !known {
-		ok = len(schema.CheckParameters(p)) == 0
-		r.noteValid(p, ok)
+		broken = r.opt.Rules.CheckParameters(r.opt.Rules.Complete(p))
+		r.noteBroken(p, broken)
 	}
-	return ok
+	return broken
 }
 
-func (r *Reconciler) noteValid(p schema.Parameters, ok bool) {
-	if len(r.validity) >= 64 {
-		clear(r.validity)
+func (r *Reconciler) noteBroken(p schema.Parameters, broken []schema.Violation) {
+	if len(r.broken) >= 64 {
+		clear(r.broken)
 	}
-	r.validity[p] = ok
+	r.broken[r.known(p).Digest()] = broken
 }
 
-func (r *Reconciler) inSync(s *Status, settled bool, applied *schema.Snapshot) bool {
+func (r *Reconciler) inSync(s *Status, settled bool, applied *record.Record) bool {
 	if r.opt.Observe { // nothing is attempted, and what runs is all that counts
 		return r.engine.reachable && r.seen.config != nil && s.Seen.Revision == r.seen.doc.Revision() && s.Held == nil &&
-			r.engine.reading.Parameters == r.seen.config.Parameters
+			r.runs(r.engine.reading, r.seen.config.Parameters)
 	}
 	a := s.Attempted
-	return settled && r.engine.reachable && !r.engine.several && !r.rival() && r.engine.reading.Parameters == applied.Config &&
-		s.Held == nil && s.Drift == nil && r.seen.config != nil && r.seen.config.Parameters == applied.Config &&
-		a != nil && a.Revision == s.Seen.Revision && (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged)
+	return settled && r.engine.reachable && !r.engine.several && !r.rival() && r.runs(r.engine.reading, applied.Config) &&
+		(s.Held == nil || !s.Held.Paused) && s.Drift == nil && r.seen.config != nil && r.same(r.seen.config.Parameters, applied.Config) &&
+		a != nil && a.Revision == s.Seen.Revision && (a.Outcome == record.Applied || a.Outcome == record.Unchanged)
 }
 
 // readiness is the answer of /readyz: the engine answers and runs the applied,
 // valid set, whatever the source says; or drift is being reported.
-func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bool, why string) {
+func (r *Reconciler) readiness(settled bool, applied *record.Record) (ready bool, why string) {
 	switch {
 	case !r.engine.reachable && r.engine.err != nil:
 		return false, "the engine " + engineWord(r.engine.err)
@@ -289,27 +297,27 @@ func (r *Reconciler) readiness(settled bool, applied *schema.Snapshot) (ready bo
 		return true, ""
 	case r.rival():
 		return false, "another agent has the state directory"
+	case r.opt.Store.Lost() != nil && r.valid(r.engine.reading.Parameters):
+		return true, ""
 	case applied == nil:
 		return false, "nothing was applied yet"
-	case r.engine.reading.Parameters == applied.Config && r.valid(applied.Config):
+	case r.agrees(r.engine.reading, applied.Config):
 		return true, ""
 	case r.flight != nil && r.flight.verified:
 		return true, "" // it runs what only the disk has yet to confirm
 	case r.drift != nil && settled && r.opt.Drift == DriftReport:
 		return true, ""
-	case r.engine.reading.Parameters == applied.Config:
-		return false, "the engine runs the applied snapshot, which is not valid under the present rules"
 	}
 	reason, _ := r.obstacles()
 	return false, cmpOr(reason, "the engine does not run the applied snapshot")
 }
 
 // word finds the one word for how things stand, with its reason and hint.
-func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State, string, string) {
+func (r *Reconciler) word(s *Status, settled bool, head *record.Record) (State, string, string) {
 	obstacles, hint := r.obstacles()
 	switch {
 	case r.opt.Observe:
-		return StateObserving, r.observation(head.Hold()), r.observationHint()
+		return StateObserving, r.observation(r.hold()), r.observationHint()
 	case r.rival():
 		return StateDegraded, "nothing is sent to the engine: " + r.noProbe.Error(), "one engine and one state directory have one agent; this one goes on by itself when the other has ended"
 	case obstacles != "" && !r.awaited():
@@ -322,8 +330,13 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 		return StateWaiting, reason, waiting
 	case r.engine.several:
 		return StateDegraded, severalReason, severalHint
+	case head != nil && r.unknownToEngine(head.Config) != nil:
+		reason, hint := r.unknownText(r.unknownToEngine(head.Config))
+		return StateDegraded, reason, hint
 	case !r.recovered:
 		return StateStarting, "waiting for the source and the engine", ""
+	case r.opt.Store.Lost() != nil && r.seen.violations == nil && r.seen.refusal == nil:
+		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case head != nil && !settled && r.flight != nil && r.flight.probation != nil && r.flight.verified:
 		reason, hint := r.probationText(head)
 		return StateProbation, reason, hint
@@ -336,7 +349,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 		return StateRefused, r.seen.refusal.Reason, r.seen.refusal.Hint
 	case r.seen.violations != nil:
 		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has"
-	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || s.Held.Holds(r.seen.config.Parameters.Digest())):
+	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || !s.InSync && r.holds(s.Held, r.seen.config.Parameters)):
 		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:
 		return StateInSync, "the engine runs what the source declares", ""
@@ -353,6 +366,17 @@ func (r *Reconciler) word(s *Status, settled bool, head *schema.Snapshot) (State
 // answer: it was sent a change, and cannot be asked since.
 func (r *Reconciler) awaited() bool {
 	return r.blocked("send") && len(r.faults) == 1 && !r.engine.reachable && r.engine.err != nil
+}
+
+// addBroken adds that what is applied breaks the schema of today, which may be
+// newer. It keeps running: a pod is not unready because of it.
+func (r *Reconciler) addBroken(s *Status) {
+	if s.Applied == nil {
+		return
+	}
+	if s.Running.Violations = r.check(s.Applied.Config); len(s.Running.Violations) > 0 {
+		s.Reason += "; what is applied is not valid under the present rules: " + s.Running.Violations[0].Message
+	}
 }
 
 // addDisk adds to what does not wait for the disk that nothing could be recorded:
@@ -386,7 +410,7 @@ func (r *Reconciler) addSource(s *Status) {
 }
 
 // observation is what an observing agent would do under hold.
-func (r *Reconciler) observation(hold *schema.Hold) string {
+func (r *Reconciler) observation(hold *record.Hold) string {
 	switch {
 	case r.seen.refusal != nil:
 		return "would not trust the source: " + r.seen.refusal.Reason
@@ -400,9 +424,9 @@ func (r *Reconciler) observation(hold *schema.Hold) string {
 	case r.seen.config == nil:
 		return "the source showed no document yet"
 	}
-	changes := r.seen.config.Parameters.Diff(r.engine.reading.Parameters)
+	changes := reversed(r.differences(r.engine.reading, r.seen.config.Parameters))
 	switch {
-	case hold.Holds(r.seen.config.Parameters.Digest()):
+	case r.holds(hold, r.seen.config.Parameters):
 		return "would not try it, held: " + heldReason(hold)
 	case len(changes) > 0:
 		return "would apply: " + changesText(changes)
@@ -410,10 +434,26 @@ func (r *Reconciler) observation(hold *schema.Hold) string {
 	return "the engine runs what the source declares"
 }
 
-// observationHint says what an observing agent leaves undone besides.
+// reversed returns the changes back: from what runs to what is declared.
+func reversed(changes []schema.Change) []schema.Change {
+	for i := range changes {
+		changes[i].Old, changes[i].New = changes[i].New, changes[i].Old
+	}
+	return changes
+}
+
+// label is the environment label that the engine is to have.
+func (r *Reconciler) label() string { return r.opt.Rules.Schema().Label(r.opt.Rules.Environment()) }
+
+// observationHint says what to do about an engine that cannot be asked, or what
+// an observing agent leaves undone besides.
 func (r *Reconciler) observationHint() string {
-	if e := r.engine.reading.Environment; r.engine.reachable && e != string(r.opt.Environment) {
-		return fmt.Sprintf("the engine is labelled %q; an agent without --observe would label it %s", e, r.opt.Environment)
+	if !r.engine.reachable && r.engine.err != nil {
+		_, hint := waitingText(r.engine.err)
+		return hint
+	}
+	if e := r.engine.reading.Environment; r.engine.reachable && e != r.label() {
+		return fmt.Sprintf("the engine is labelled %q; an agent without --observe would label it %s", e, r.label())
 	}
 	return ""
 }

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"dtesn-agent/dtesn/api"
 	"dtesn-agent/schema"
 )
 
@@ -55,13 +58,21 @@ type scripted struct {
 	restartAt int
 	queue     []manner
 	workers   []schema.Parameters // what each of several engines runs, in turn
-	always    map[schema.Parameters]manner
-	sends     map[schema.Parameters]int
-	tries     map[schema.Parameters]int // what did not get there included
-	banned    map[schema.Parameters]bool
+	always    map[schema.Digest]manner
+	sends     map[schema.Digest]int
+	tries     map[schema.Digest]int // what did not get there included
+	banned    []schema.Parameters   // no batch may have all values of one
+	batches   []schema.Parameters   // that reached it, oldest first
+	// defaults are what it has and begins with. It knows no other parameters.
+	defaults schema.Parameters
+	// bounds is what its own schema says; asked counts who wanted to know.
+	bounds    map[string]api.Bounds
+	boundsErr error
+	asked     int
+	onAsk     func() // just before it answers
 }
 
-func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
+func (e *scripted) Read(ctx context.Context) (r api.Reading, err error) {
 	call := "read"
 	e.tell(func(e *scripted) {
 		if e.asserting { // what the last batch did is asked
@@ -89,7 +100,7 @@ func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
 		if len(e.workers) > 0 { // one connection, one worker
 			e.runs, e.workers = e.workers[0], append(e.workers[1:], e.workers[0])
 		}
-		r = schema.Reading{Parameters: e.runs, Environment: string(production), Relabelled: e.label, Peer: schema.Peer{PID: e.peer}}
+		r = api.Reading{Parameters: e.runs, Environment: string(production), Relabelled: e.label, Peer: api.Peer{PID: e.peer}}
 		return nil
 	}, func() error { return hang(ctx) })
 	return r, err
@@ -98,11 +109,11 @@ func (e *scripted) Read(ctx context.Context) (r schema.Reading, err error) {
 func (e *scripted) Prepare() {}
 
 // Health follows mishaps, a hung and a down engine as Read does.
-func (e *scripted) Health(ctx context.Context) (h schema.Health, err error) {
+func (e *scripted) Health(ctx context.Context) (h api.Health, err error) {
 	err = e.m.around("health", func() error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		h.Peer = schema.Peer{PID: e.peer}
+		h.Peer = api.Peer{PID: e.peer}
 		switch {
 		case e.hung:
 			e.mu.Unlock()
@@ -111,11 +122,11 @@ func (e *scripted) Health(ctx context.Context) (h schema.Health, err error) {
 		case e.down:
 			return fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 		case e.ill == "404":
-			return &schema.ForeignError{Reason: "HTTP 404"}
+			return &api.ForeignError{Reason: "HTTP 404"}
 		}
 		h.Healthy, h.Reason = e.ill == "", e.ill
-		if e.runs == e.illOn {
-			h = schema.Health{Reason: "memory", Peer: h.Peer}
+		if e.illOn.Len() > 0 && e.runs.Equal(e.illOn) {
+			h = api.Health{Reason: "memory", Peer: h.Peer}
 		}
 		return nil
 	}, func() error { return hang(ctx) })
@@ -130,16 +141,16 @@ func hang(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-func (e *scripted) Send(ctx context.Context, b schema.Batch) (a schema.Answer) {
+func (e *scripted) Send(ctx context.Context, b api.Batch) (a api.Answer) {
 	call := "send"
 	head, applied := e.store.Head(), e.store.Applied()
 	if head.Commit != b.Revision || !head.Kind.Candidate() || (applied != nil && applied.Commit == head.Commit) {
 		call = "assert send"
 	}
 	err := e.m.around(call, func() error { a = e.take(b); return nil }, func() error { return hang(ctx) })
-	e.tell(func(e *scripted) { e.asserting = call == "assert send" && a.Verdict == schema.VerdictAccepted })
+	e.tell(func(e *scripted) { e.asserting = call == "assert send" && a.Verdict == api.VerdictAccepted })
 	if err != nil {
-		a = schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Peer: schema.Peer{PID: e.peer}}
+		a = api.Answer{Verdict: api.VerdictUnknown, Err: err, Peer: api.Peer{PID: e.peer}}
 	}
 	if errors.Is(a.Err, context.DeadlineExceeded) {
 		a.Err = hang(ctx)
@@ -147,53 +158,58 @@ func (e *scripted) Send(ctx context.Context, b schema.Batch) (a schema.Answer) {
 	return a
 }
 
-func (e *scripted) take(b schema.Batch) schema.Answer {
+func (e *scripted) take(b api.Batch) api.Answer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.down {
-		return schema.Answer{Verdict: schema.VerdictNotSent, Err: fmt.Errorf("dial: %w", syscall.ECONNREFUSED)}
+		return api.Answer{Verdict: api.VerdictNotSent, Err: fmt.Errorf("dial: %w", syscall.ECONNREFUSED)}
 	}
 	head, applied := e.store.Head(), e.store.Applied()
 	if head.Commit != b.Revision && (applied == nil || applied.Commit != b.Revision) {
 		e.t.Errorf("a batch was sent that no record names: %+v", b)
 	}
-	if e.banned[b.Parameters] {
+	if slices.ContainsFunc(e.banned, b.Parameters.Contains) {
 		e.t.Errorf("Parameters were sent that must not be: %+v", b)
 	}
+	for _, name := range b.Parameters.Names() {
+		if e.defaults.Get(name).IsZero() {
+			e.t.Errorf("%s was sent to an engine that does not have it: %+v", name, b)
+		}
+	}
 	how := accept
-	if m, ok := e.always[b.Parameters]; ok {
+	if m, ok := e.always[b.Parameters.Digest()]; ok {
 		how = m
 	} else if len(e.queue) > 0 {
 		how, e.queue = e.queue[0], e.queue[1:]
 	}
-	peer := schema.Peer{PID: e.peer}
-	unknown := func(err error, broken bool) schema.Answer {
-		return schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Broken: broken, Peer: peer}
+	peer := api.Peer{PID: e.peer}
+	unknown := func(err error, broken bool) api.Answer {
+		return api.Answer{Verdict: api.VerdictUnknown, Err: err, Broken: broken, Peer: peer}
 	}
-	e.tries[b.Parameters]++
+	e.batches = append(e.batches, b.Parameters)
+	e.tries[b.Parameters.Digest()]++
 	if how != foreign && how != wrongLabel && how != notSent {
-		e.sends[b.Parameters]++
+		e.sends[b.Parameters.Digest()]++
 	}
 	switch how {
 	case accept:
-		e.runs = b.Parameters
+		e.runs = merged(e.runs, b.Parameters)
 	case partly:
-		e.runs.ESNReservoirSize = b.Parameters.ESNReservoirSize
-		e.runs.CacheTTLSeconds = 86400
+		e.runs = e.runs.With(reservoir, b.Parameters.Get(reservoir)).With("cache_ttl_seconds", schema.Int(86400))
 	case refuse:
-		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{"it does not fit"}, Peer: peer}
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"it does not fit"}, Peer: peer}
 	case callback:
-		e.runs = b.Parameters
-		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{"a callback failed"}, Peer: peer}
+		e.runs = merged(e.runs, b.Parameters)
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"a callback failed"}, Peer: peer}
 	case hangBefore:
 		return unknown(context.DeadlineExceeded, false)
 	case hangAfter:
-		e.runs = b.Parameters
+		e.runs = merged(e.runs, b.Parameters)
 		return unknown(context.DeadlineExceeded, false)
 	case dropBefore:
 		return unknown(io.ErrUnexpectedEOF, true)
 	case dropAfter:
-		e.runs = b.Parameters
+		e.runs = merged(e.runs, b.Parameters)
 		return unknown(io.ErrUnexpectedEOF, true)
 	case die, dieAWhile:
 		e.restart()
@@ -205,19 +221,32 @@ func (e *scripted) take(b schema.Batch) schema.Answer {
 	case busy:
 		return unknown(errors.New("HTTP 500"), false)
 	case wrongLabel:
-		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404", Environment: true}}
+		return api.Answer{Verdict: api.VerdictForeign, Err: &api.ForeignError{Reason: "HTTP 404", Environment: true}}
 	case notSent:
-		return schema.Answer{Verdict: schema.VerdictNotSent, Err: errors.New("HTTP 503")}
+		return api.Answer{Verdict: api.VerdictNotSent, Err: errors.New("HTTP 503")}
 	case foreign:
-		return schema.Answer{Verdict: schema.VerdictForeign, Err: &schema.ForeignError{Reason: "HTTP 404"}}
+		return api.Answer{Verdict: api.VerdictForeign, Err: &api.ForeignError{Reason: "HTTP 404"}}
 	}
-	return schema.Answer{Verdict: schema.VerdictAccepted, Peer: peer}
+	return api.Answer{Verdict: api.VerdictAccepted, Peer: peer}
 }
 
 // restart is a new process with its defaults, as a supervisor makes one.
 func (e *scripted) restart() {
 	e.peer++
-	e.runs, e.down = schema.Defaults(), false
+	e.runs, e.down = e.defaults, false
+}
+
+// upgrade is a new process of another version, with the parameters of defaults.
+func (e *scripted) upgrade(defaults schema.Parameters) {
+	e.defaults = defaults
+	e.restart()
+}
+
+// merged is p with the values of q.
+func merged(p, q schema.Parameters) schema.Parameters {
+	values := p.Map()
+	maps.Copy(values, q.Map())
+	return schema.NewParameters(values)
 }
 
 // tell changes the script while the Reconciler runs.
@@ -233,12 +262,22 @@ func (e *scripted) running() (p schema.Parameters) {
 }
 
 func (e *scripted) sent(p schema.Parameters) (n int) {
-	e.tell(func(e *scripted) { n = e.sends[p] })
+	e.tell(func(e *scripted) { n = e.sends[p.Digest()] })
 	return n
 }
 
+// batchesSince returns a function that lists the batches from now on.
+func (e *scripted) batchesSince() func() []schema.Parameters {
+	n := 0
+	e.tell(func(e *scripted) { n = len(e.batches) })
+	return func() (batches []schema.Parameters) {
+		e.tell(func(e *scripted) { batches = slices.Clone(e.batches[n:]) })
+		return batches
+	}
+}
+
 func (e *scripted) tried(p schema.Parameters) (n int) {
-	e.tell(func(e *scripted) { n = e.tries[p] })
+	e.tell(func(e *scripted) { n = e.tries[p.Digest()] })
 	return n
 }
 
@@ -253,9 +292,26 @@ func (e *scripted) allSends() (n int) {
 
 // will makes the engine treat p so each time, or as usual again.
 func (e *scripted) will(p schema.Parameters, how manner) {
-	e.tell(func(e *scripted) { e.always[p] = how })
+	e.tell(func(e *scripted) { e.always[p.Digest()] = how })
 }
 
-// ban fails the test when p is sent; allow ends it.
-func (e *scripted) ban(p schema.Parameters)   { e.tell(func(e *scripted) { e.banned[p] = true }) }
-func (e *scripted) allow(p schema.Parameters) { e.tell(func(e *scripted) { delete(e.banned, p) }) }
+// ban fails the test when p is sent, with other parameters besides or without;
+// allow ends it.
+func (e *scripted) ban(p schema.Parameters) {
+	e.tell(func(e *scripted) { e.banned = append(e.banned, p) })
+}
+
+func (e *scripted) allow(p schema.Parameters) {
+	e.tell(func(e *scripted) { e.banned = slices.DeleteFunc(e.banned, p.Equal) })
+}
+
+// Bounds gives what the test sets.
+func (e *scripted) Bounds(context.Context) (bounds map[string]api.Bounds, err error) {
+	e.tell(func(e *scripted) {
+		if e.asked++; e.onAsk != nil {
+			e.onAsk()
+		}
+		bounds, err = e.bounds, e.boundsErr
+	})
+	return bounds, err
+}

@@ -5,23 +5,27 @@ import (
 	"log/slog"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
 )
 
 // reject puts the rejection of the candidate on record: a revert whose tree is
 // the last applied one, with the hold. If the disk refuses it, the engine is
 // brought back first and the record is tried again.
-func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *flight) (more bool) {
+func (r *Reconciler) reject(ctx context.Context, head *record.Record, f *flight) (more bool) {
 	applied := r.opt.Store.Applied()
 	hold := r.holdBefore(ctx, head)
-	if head.Kind == schema.KindChange {
-		hold = &schema.Hold{
-			Digests: []schema.Digest{head.Digest()}, Reason: f.verdict.reason,
-			Since: schema.Unix(time.Now()), By: f.verdict.by,
+	if head.Kind == record.KindChange {
+		hold = &record.Hold{
+			By: f.verdict.by, Reason: f.verdict.reason, Since: record.Unix(time.Now()),
+		}
+		hold.Entries = []record.Entry{r.entryOf(head.Config, hold)}
+		if left := r.dormant(head.Held); left != nil {
+			hold.Entries = append(hold.Entries, left.Entries...)
 		}
 	}
 	rec := r.revertRecord(head, applied, f.verdict.reason, hold)
-	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Rejected}
+	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Rejected}
 	rec.Errors = f.verdict.errors
 	if len(rec.Errors) == 0 {
 		rec.Errors = []string{f.verdict.reason}
@@ -52,8 +56,12 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 	if !r.readDue() {
 		return false
 	}
-	if reading, err := r.read(ctx); err == nil && reading.Parameters != rec.Config && r.ready("assert") {
-		back := rec
+	reading, err := r.read(ctx)
+	if err != nil {
+		return false
+	}
+	if back := r.restored(ctx, &rec, reading); !r.agrees(reading, back.Config) && r.ready("assert") {
+		back := *back
 		back.ID, back.Commit = head.ID, head.Commit // whose `before` it is
 		if applied != nil {
 			back.ID, back.Commit = applied.ID, applied.Commit
@@ -67,31 +75,31 @@ func (r *Reconciler) reject(ctx context.Context, head *schema.Snapshot, f *fligh
 // rejected or withdrawn rollback leaves as it was; rollbacks that it took the
 // place of held nothing either. A change had ended it. But a pause that came with
 // a rollback, or while it was under way, ends only by resume.
-func (r *Reconciler) holdBefore(ctx context.Context, head *schema.Snapshot) *schema.Hold {
-	if head.Kind != schema.KindRollback {
-		return nil
+func (r *Reconciler) holdBefore(ctx context.Context, head *record.Record) *record.Hold {
+	if head.Kind != record.KindRollback {
+		return r.dormant(head.Held)
 	}
 	before := r.heldBelow(ctx, head)
 	if head.Held == nil || !head.Held.Paused || before != nil && before.Paused {
 		return before
 	}
 	hold := *head.Held
-	hold.Digests = []schema.Digest{}
+	hold.Entries = nil
 	if before != nil {
-		hold.Digests = before.Digests
+		hold.Entries = before.Entries
 	}
 	return &hold
 }
 
 // heldBelow is the hold of the newest record below the rollback head and others
 // that came to nothing.
-func (r *Reconciler) heldBelow(ctx context.Context, head *schema.Snapshot) *schema.Hold {
+func (r *Reconciler) heldBelow(ctx context.Context, head *record.Record) *record.Hold {
 	for id := head.ID; ; {
 		before, err := r.opt.Store.List(ctx, id, 1)
 		switch {
 		case err != nil || len(before) == 0:
 			return r.opt.Store.Applied().Hold()
-		case before[0].Kind != schema.KindRollback || before[0].Outcome == schema.Applied:
+		case before[0].Kind != record.KindRollback || before[0].Outcome == record.Applied:
 			return before[0].Held
 		}
 		id = before[0].ID
@@ -101,12 +109,12 @@ func (r *Reconciler) heldBelow(ctx context.Context, head *schema.Snapshot) *sche
 // withdraw ends the open candidate without a verdict: a revert that says
 // superseded, with the hold given (nil for none). recorded with an error: it is
 // the head, but a power cut may undo it until it is confirmed.
-func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason string, hold *schema.Hold) (recorded bool, err error) {
+func (r *Reconciler) withdraw(ctx context.Context, head *record.Record, reason string, hold *record.Hold) (recorded bool, err error) {
 	if !r.ready("revert") {
 		return false, nil
 	}
 	rec := r.revertRecord(head, r.opt.Store.Applied(), reason, hold)
-	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
 	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.happened(head) == nil {
 		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
 		return false, err
@@ -120,10 +128,10 @@ func (r *Reconciler) withdraw(ctx context.Context, head *schema.Snapshot, reason
 // revertRecord repeats the last applied state over the candidate head. Before
 // anything was applied that is what the engine ran, which is no state to roll
 // back to.
-func (r *Reconciler) revertRecord(head, applied *schema.Snapshot, reason string, hold *schema.Hold) schema.Snapshot {
-	rec := schema.Snapshot{
-		Kind: schema.KindRevert, Description: reason, Held: hold,
-		Source: schema.Source{Kind: "engine"}, Config: head.Config,
+func (r *Reconciler) revertRecord(head, applied *record.Record, reason string, hold *record.Hold) record.Record {
+	rec := record.Record{
+		Kind: record.KindRevert, Description: reason, Held: hold,
+		Source: record.Source{Kind: "engine"}, Config: head.Config,
 	}
 	switch {
 	case applied != nil:
@@ -138,7 +146,7 @@ func (r *Reconciler) revertRecord(head, applied *schema.Snapshot, reason string,
 
 // note records the beginning or the end of a hold or a pause: the Parameters of
 // the head again, under the hold given. Only while no candidate is open.
-func (r *Reconciler) note(ctx context.Context, hold *schema.Hold, why string) (more bool) {
+func (r *Reconciler) note(ctx context.Context, hold *record.Hold, why string) (more bool) {
 	if !r.ready("commit") {
 		return false
 	}
@@ -147,10 +155,10 @@ func (r *Reconciler) note(ctx context.Context, hold *schema.Hold, why string) (m
 }
 
 // commitNote commits a note; its results are those of withdraw.
-func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why string) (recorded bool, err error) {
+func (r *Reconciler) commitNote(ctx context.Context, hold *record.Hold, why string) (recorded bool, err error) {
 	head := r.opt.Store.Head()
-	rec := schema.Snapshot{
-		Kind: schema.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
+	rec := record.Record{
+		Kind: record.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
 		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint,
 	}
 	applied := r.opt.Store.Applied()
@@ -158,7 +166,7 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 	open := applied == nil || applied.Commit != head.Commit
 	if open {
 		// It takes the place of a settlement that the engine never ran.
-		rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+		rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
 	}
 	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.happened(head) == nil {
 		r.diskFailed("commit", err, "the hold cannot be recorded")
@@ -178,7 +186,7 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *schema.Hold, why stri
 // leaves here ends in one way only. While the engine cannot be brought back
 // nothing else is committed, but for what the engine itself makes necessary: see
 // replaceRefused.
-func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bool) {
+func (r *Reconciler) settle(ctx context.Context, head *record.Record) (more bool) {
 	if r.settled == head.ID && r.blocked("confirm") && r.readDue() {
 		r.settled = "" // the disk does not take it yet; the engine must not be forgotten
 	}
@@ -198,11 +206,11 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 	r.writable = true
 	r.clear("confirm", "assert", "send", "revert", "commit")
 	r.flight, r.settled, r.recovered, r.engine.returned = nil, "", true, false
-	if r.engine.reading.Parameters == head.Config {
+	if r.agrees(r.engine.reading, head.Config) {
 		r.drift = nil
 	}
 	r.runsSince(head.Config, false)
-	if s := head.OutcomeOf; s != nil && s.Outcome == schema.Rejected {
+	if s := head.OutcomeOf; s != nil && s.Outcome == record.Rejected {
 		r.log.Event(slog.LevelInfo, "the engine is back on the last good state", "rejected", s.ID, "revert", head.ID)
 	}
 	r.tellSettled(ctx, head)
@@ -212,7 +220,7 @@ func (r *Reconciler) settle(ctx context.Context, head *schema.Snapshot) (more bo
 
 // bringBack makes the engine run the settlement head, or leaves reported drift
 // alone; done if the engine was read to be as it should.
-func (r *Reconciler) bringBack(ctx context.Context, head *schema.Snapshot) (done, more bool) {
+func (r *Reconciler) bringBack(ctx context.Context, head *record.Record) (done, more bool) {
 	if done, more := r.replaceRefused(ctx, head); done {
 		return false, more
 	}
@@ -223,7 +231,8 @@ func (r *Reconciler) bringBack(ctx context.Context, head *schema.Snapshot) (done
 	if err != nil {
 		return false, false
 	}
-	if reading.Parameters == head.Config || r.reportedDrift(ctx, reading, head) || (r.ready("assert") && r.assert(ctx, head)) {
+	back := r.restored(ctx, head, reading)
+	if r.agrees(reading, back.Config) || r.reportedDrift(ctx, reading, head) || (r.ready("assert") && r.assert(ctx, back)) {
 		return true, false
 	}
 	if r.refused() {
@@ -235,8 +244,8 @@ func (r *Reconciler) bringBack(ctx context.Context, head *schema.Snapshot) (done
 // reportedDrift reports whether the reading is drift that is only to be
 // reported: a pause is no reason to end it. What a candidate left on the engine,
 // which the pause found not yet brought back, is none.
-func (r *Reconciler) reportedDrift(ctx context.Context, reading schema.Reading, head *schema.Snapshot) bool {
-	if head.Kind != schema.KindNote || r.ownDoing(reading, head) || r.candidateBelow(ctx) {
+func (r *Reconciler) reportedDrift(ctx context.Context, reading api.Reading, head *record.Record) bool {
+	if head.Kind != record.KindNote || r.ownDoing(reading, head) || r.candidateBelow(ctx) {
 		return false
 	}
 	r.noteDrift(reading, head)
@@ -246,15 +255,22 @@ func (r *Reconciler) reportedDrift(ctx context.Context, reading schema.Reading, 
 // candidateBelow reports whether a candidate stands between the applied snapshot
 // and the head.
 func (r *Reconciler) candidateBelow(ctx context.Context) bool {
+	candidates, whole := r.candidatesBelow(ctx)
+	return len(candidates) > 0 || !whole
+}
+
+// candidatesBelow lists the candidates on top of the applied snapshot, newest
+// first; it is not whole if not all could be read, or if nothing is applied.
+func (r *Reconciler) candidatesBelow(ctx context.Context) (candidates []record.Row, whole bool) {
 	applied := r.opt.Store.Applied()
 	for before := ""; applied != nil; {
 		page, err := r.opt.Store.List(ctx, before, 50)
 		for i := range page {
 			if page[i].ID == applied.ID {
-				return false
+				return candidates, true
 			}
 			if page[i].Kind.Candidate() {
-				return true
+				candidates = append(candidates, page[i])
 			}
 		}
 		if err != nil || len(page) == 0 {
@@ -262,19 +278,19 @@ func (r *Reconciler) candidateBelow(ctx context.Context) bool {
 		}
 		before = page[len(page)-1].ID
 	}
-	return true
+	return candidates, false
 }
 
 // tellSettled gives the candidate that head settles its outcome, once.
-func (r *Reconciler) tellSettled(ctx context.Context, head *schema.Snapshot) {
+func (r *Reconciler) tellSettled(ctx context.Context, head *record.Record) {
 	s := head.OutcomeOf
 	if s == nil {
 		return
 	}
 	r.ensureAttempt(ctx, s.ID)
-	if r.finish(s.ID, s.Outcome, head.Description) && s.Outcome == schema.Rejected {
+	if r.finish(s.ID, s.Outcome, head.Description) && s.Outcome == record.Rejected {
 		cause := "engine"
-		if rec, err := r.opt.Store.Lookup(ctx, s.ID); err == nil && rec.Kind == schema.KindChange && head.Held != nil && head.Held.By == byProbation {
+		if rec, err := r.opt.Store.Lookup(ctx, s.ID); err == nil && rec.Kind == record.KindChange && head.Held != nil && head.Held.By == byProbation {
 			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
 		}
 		r.opt.Metrics.Rollback(cause)
@@ -284,12 +300,12 @@ func (r *Reconciler) tellSettled(ctx context.Context, head *schema.Snapshot) {
 // replaceRefused lets a fix through when the engine does not take the very state
 // it is to be brought back to: it came back smaller, say. Waiting would cure
 // nothing; a valid Document that nothing holds takes the settlement's place.
-func (r *Reconciler) replaceRefused(ctx context.Context, head *schema.Snapshot) (done, more bool) {
+func (r *Reconciler) replaceRefused(ctx context.Context, head *record.Record) (done, more bool) {
 	if !r.refused() || !r.replaceable(head) {
 		return false, false
 	}
 	rec := r.changeRecord(r.opt.Store.Applied())
-	rec.OutcomeOf = &schema.Settlement{ID: head.ID, Outcome: schema.Superseded}
+	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
 	_, ok := r.commit(ctx, rec)
 	if ok {
 		r.tellSettled(ctx, head)
@@ -299,7 +315,7 @@ func (r *Reconciler) replaceRefused(ctx context.Context, head *schema.Snapshot) 
 
 // replaceable reports whether the source declares something that may take the
 // place of the settlement head.
-func (r *Reconciler) replaceable(head *schema.Snapshot) bool {
+func (r *Reconciler) replaceable(head *record.Record) bool {
 	c := r.seen.config
-	return c != nil && c.Parameters != head.Config && !head.Held.Holds(c.Parameters.Digest())
+	return c != nil && !r.same(c.Parameters, head.Config) && !r.holds(head.Held, c.Parameters)
 }

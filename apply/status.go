@@ -3,7 +3,9 @@ package apply
 import (
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // A State is the one word for how things stand.
@@ -50,7 +52,7 @@ type Status struct {
 	Attempts    []Attempt           `json:"attempts"` // newest first, at most 50
 	Running     Running             `json:"running"`
 	InSync      bool                `json:"in_sync"`
-	Held        *schema.Hold        `json:"held"`
+	Held        *record.Hold        `json:"held"`
 	Drift       *Drift              `json:"drift"`
 	Source      SourceStatus        `json:"source"`
 	Engine      EngineStatus        `json:"engine"`
@@ -63,7 +65,7 @@ type Status struct {
 	Unready string `json:"-"`
 	// Applied is the record of what is applied, nil if nothing is. It is on
 	// disk, so it is known before the engine is; it must not be changed.
-	Applied *schema.Snapshot `json:"-"`
+	Applied *record.Record `json:"-"`
 
 	// checks hold but for SourceFresh, which the clock decides.
 	checks        Checks
@@ -87,7 +89,7 @@ type Seen struct {
 // An Attempt is one try to bring a Document to the engine, and its outcome.
 type Attempt struct {
 	Revision        string             `json:"revision"`
-	Outcome         schema.Outcome     `json:"outcome"`
+	Outcome         record.Outcome     `json:"outcome"`
 	Reason          string             `json:"reason"`
 	SnapshotID      string             `json:"snapshot_id,omitempty"`
 	Changes         []schema.Change    `json:"changes,omitempty"`
@@ -101,7 +103,7 @@ type Attempt struct {
 // Rejecting says why it was rejected, if that is on record and the engine is not
 // yet back on the last good state, for Outcome says pending until then; else "".
 func (a *Attempt) Rejecting() string {
-	if a.Outcome != schema.Pending {
+	if a.Outcome != record.Pending {
 		return ""
 	}
 	return a.rejected
@@ -120,6 +122,9 @@ type Running struct {
 	Since float64 `json:"since"`
 	// Confirmed: it is durably on record as applied.
 	Confirmed bool `json:"confirmed"`
+	// Violations are the rules of today's schema that the applied parameters break;
+	// they were valid when they were applied.
+	Violations []schema.Violation `json:"violations,omitempty"`
 }
 
 // An Origin is who stands behind a source commit: its author and subject,
@@ -132,7 +137,7 @@ type Origin struct {
 	Key     string `json:"key,omitempty"`
 }
 
-func originOf(s schema.Source) Origin {
+func originOf(s document.Source) Origin {
 	return Origin{Author: s.Author, Subject: s.Subject, Signer: s.Signer, Key: s.Key}
 }
 
@@ -160,6 +165,7 @@ type SourceStatus struct {
 	Mode      string  `json:"mode"` // "inotify" or "poll"
 	LastRead  float64 `json:"last_read"`
 	LastError string  `json:"last_error"`
+	Hint      string  `json:"hint"` // what to do about LastError
 	// FailingSince is when the first of the tries was that have failed since
 	// LastRead; 0 while the last went well.
 	FailingSince float64 `json:"failing_since"`
@@ -172,9 +178,13 @@ type EngineStatus struct {
 	Environment string  `json:"environment"`
 	LastRead    float64 `json:"last_read"`
 	LastError   string  `json:"last_error"`
+	Hint        string  `json:"hint"` // what to do about LastError
 	// FailingSince is when this agent first met the engine so that it could not
 	// be asked, and has not been able to since; 0 while it can.
 	FailingSince float64 `json:"failing_since"`
+	// Differences lists how the engine's own schema differs from the agent's:
+	// tighter bounds, parameters it does not know.
+	Differences []string `json:"differences"`
 	// Word says how it fails, to follow "the engine"; "" while it does not.
 	Word string `json:"-"`
 }

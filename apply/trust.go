@@ -1,10 +1,13 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // A Judge is a source that says whom it trusts.
@@ -12,7 +15,7 @@ type Judge interface {
 	// Vouch says whether a revision that was taken from the source earlier would
 	// still be trusted with; nil if so. The error says that it cannot be told
 	// now.
-	Vouch(schema.Source) (*schema.Refusal, error)
+	Vouch(document.Source) (*document.Refusal, error)
 	// Sync makes the source look, and judge what it shows, anew.
 	Sync()
 }
@@ -47,17 +50,17 @@ const vouchAfter = time.Second
 // more: its signer was removed while the engine was down, or while no agent ran.
 // It is asked of the record, for the source may show something else by now, or
 // nothing.
-func (r *Reconciler) distrusted(ctx context.Context, head *schema.Snapshot, f *flight) (done, more bool) {
-	if r.opt.Judge == nil || head.Kind != schema.KindChange || head.Source.Kind != "git" ||
+func (r *Reconciler) distrusted(ctx context.Context, head *record.Record, f *flight) (done, more bool) {
+	if r.opt.Judge == nil || head.Kind != record.KindChange || head.Source.Kind != "git" ||
 		(f.fresh && f.sends == 0 && time.Since(f.started) < vouchAfter) {
 		return false, false
 	}
-	trusted, known := r.vouched(head.Source, head.ID)
+	trusted, known := r.vouched(document.Source(head.Source), head.ID)
 	switch {
 	case trusted:
 		return false, false
 	case known:
-		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more", nil)
+		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more", r.dormant(head.Held))
 		return true, recorded
 	}
 	if r.readDue() {
@@ -68,13 +71,13 @@ func (r *Reconciler) distrusted(ctx context.Context, head *schema.Snapshot, f *f
 
 // vouched asks whether the signer of a revision is trusted now; it is not known
 // while the signers cannot be read.
-func (r *Reconciler) vouched(s schema.Source, what string) (trusted, known bool) {
+func (r *Reconciler) vouched(s document.Source, what string) (trusted, known bool) {
 	if !r.ready("vouch") {
 		return false, false
 	}
 	why, err := r.opt.Judge.Vouch(s)
 	if err != nil {
-		r.block("vouch", what+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), "give the agent the file back; it goes on by itself")
+		r.block("vouch", what+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), cmp.Or(problem.Hint(err), "give the agent the file back")+"; it goes on by itself")
 		return false, false
 	}
 	r.clear("vouch")

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // signers is a judge that trusts the keys it has.
@@ -23,7 +25,7 @@ type signers struct {
 	vouched int
 }
 
-func (s *signers) Vouch(from schema.Source) (*schema.Refusal, error) {
+func (s *signers) Vouch(from document.Source) (*document.Refusal, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.vouched++
@@ -31,7 +33,7 @@ func (s *signers) Vouch(from schema.Source) (*schema.Refusal, error) {
 		return nil, s.lost
 	}
 	if !s.lax && (from.Key == "" || !strings.Contains(s.keys, from.Key)) {
-		return &schema.Refusal{Reason: "no allowed signer", Hint: "sign it"}, nil
+		return &document.Refusal{Reason: "no allowed signer", Hint: "sign it"}, nil
 	}
 	return nil, nil
 }
@@ -50,9 +52,9 @@ func (s *signers) tell(change func()) { s.mu.Lock(); defer s.mu.Unlock(); change
 
 // signed is a Document of a git source: commit, judged while follows ran, signed
 // with key.
-func signed(p schema.Parameters, commit, follows, key string) *schema.Document {
-	doc := document(p, commit)
-	doc.Source = schema.Source{Kind: "git", Location: "test", Revision: strings.Repeat(commit, 40), Key: key}
+func signed(p schema.Parameters, commit, follows, key string) *document.Document {
+	doc := documentOf(p, commit)
+	doc.Source = document.Source{Kind: "git", Location: "test", Revision: strings.Repeat(commit, 40), Key: key}
 	if follows != "" {
 		doc.Follows = strings.Repeat(follows, 40)
 	}
@@ -67,12 +69,12 @@ func inGit(t *testing.T, do func(w *world, s *signers)) {
 		w.restart()
 		defer w.end()
 		w.offer(signed(size(512), "a", "", "ada"))
-		w.check("a runs", want{runs: size(512), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("a runs", want{runs: size(512), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		do(w, s)
 	})
 }
 
-func (w *world) offer(doc *schema.Document) {
+func (w *world) offer(doc *document.Document) {
 	w.r.Document(doc)
 	w.pass(100 * time.Millisecond)
 }
@@ -87,7 +89,7 @@ func TestACandidateIsVouchedFor(t *testing.T) {
 		"a restart, and another commit that is refused": func(w *world) {
 			w.restart()
 			doc := signed(size(2048), "c", "a", "eve")
-			doc.Files, doc.Refused = nil, &schema.Refusal{Reason: "no allowed signer"}
+			doc.Files, doc.Refused = nil, &document.Refusal{Reason: "no allowed signer"}
 			w.offer(doc)
 		},
 	} {
@@ -103,7 +105,7 @@ func TestACandidateIsVouchedFor(t *testing.T) {
 				w.pass(10 * time.Second)
 				w.engine.tell(func(e *scripted) { e.down = false })
 				w.pass(time.Minute)
-				if w.engine.running() != size(512) || w.store.Head().Commit != w.store.Applied().Commit || w.store.Head().Kind != schema.KindRevert {
+				if !w.engine.running().Equal(size(512)) || w.store.Head().Commit != w.store.Applied().Commit || w.store.Head().Kind != record.KindRevert {
 					t.Errorf("%s, key %q: the engine runs %v, the head is %+v", name, key, w.engine.running(), w.store.Head())
 				}
 				if w.r.Status().Held != nil {
@@ -125,11 +127,11 @@ func TestACandidateWaitsForItsJudge(t *testing.T) {
 		w.engine.tell(func(e *scripted) { e.down = false })
 		w.engine.ban(size(1024))
 		w.pass(time.Minute)
-		w.check("the file is gone", want{runs: size(512), outcome: schema.Pending, state: apply.StateDegraded, ready: true, open: true})
+		w.check("the file is gone", want{runs: size(512), outcome: record.Pending, state: apply.StateDegraded, ready: true, open: true})
 		w.engine.allow(size(1024))
 		s.tell(func() { s.lost = nil })
 		w.pass(2 * time.Minute)
-		w.check("it is back", want{runs: size(1024), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("it is back", want{runs: size(1024), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -143,13 +145,13 @@ func TestJudgedAgainstWhatRuns(t *testing.T) {
 		s.tell(func() {
 			s.onLook = func() {
 				doc := signed(size(2048), "c", "b", "ada")
-				doc.Files, doc.Refused = nil, &schema.Refusal{Reason: "does not descend from b"}
+				doc.Files, doc.Refused = nil, &document.Refusal{Reason: "does not descend from b"}
 				w.r.Document(doc)
 			}
 		})
 		w.offer(late)
 		w.pass(time.Second)
-		w.check("judged again", want{runs: size(1024), outcome: schema.Refused, state: apply.StateRefused, ready: true})
+		w.check("judged again", want{runs: size(1024), outcome: record.Refused, state: apply.StateRefused, ready: true})
 		if s.looks != 1 {
 			t.Errorf("the source was asked to look %d times", s.looks)
 		}
@@ -157,6 +159,6 @@ func TestJudgedAgainstWhatRuns(t *testing.T) {
 		s.tell(func() { s.onLook = func() { w.r.Document(signed(size(2048), "d", "b", "ada")) } })
 		w.offer(signed(size(2048), "d", "a", "ada"))
 		w.pass(time.Second)
-		w.check("it descends", want{runs: size(2048), outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("it descends", want{runs: size(2048), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // The stories here began as ways to make the agent forget the engine while
@@ -63,13 +65,13 @@ func TestTheEngineIsWatchedWhileTheDiskFails(t *testing.T) {
 				w.engine.tell((*scripted).restart)
 				w.r.EngineHint()
 				w.pass(5 * time.Second)
-				if s := w.r.Status(); w.engine.running() != stateA || s.State != apply.StateDegraded {
-					t.Errorf("after a restart the engine runs %d units, %s: %s", w.engine.running().ESNReservoirSize, s.State, s.Reason)
+				if s := w.r.Status(); !w.engine.running().Equal(stateA) || s.State != apply.StateDegraded {
+					t.Errorf("after a restart the engine runs %v units, %s: %s", w.engine.running().Get(reservoir), s.State, s.Reason)
 				}
 				w.engine.tell(func(e *scripted) { e.runs = stateC }) // a late request, or a person
 				w.pass(31 * time.Second)
-				if w.engine.running() != stateA {
-					t.Errorf("half a minute later it still runs %d units", w.engine.running().ESNReservoirSize)
+				if !w.engine.running().Equal(stateA) {
+					t.Errorf("half a minute later it still runs %v units", w.engine.running().Get(reservoir))
 				}
 				w.engine.tell(func(e *scripted) { e.down = true })
 				w.r.EngineHint()
@@ -92,7 +94,7 @@ func TestBackoffsDoNotTakeEachOthersPlace(t *testing.T) {
 		w.declare(stateB, "")
 		for range 90 {
 			w.engine.tell(func(e *scripted) { // it exits after each try, without breaking the connection
-				if e.runs != stateA {
+				if !e.runs.Equal(stateA) {
 					return
 				}
 				e.restart()
@@ -125,7 +127,7 @@ func TestAMarkEndsWithTheAnswer(t *testing.T) {
 			w.declare(stateB, "")
 		}
 		w.pass(15 * time.Second)
-		w.check("at last", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("at last", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -141,7 +143,7 @@ func TestARestartBeforeConfirmIsNoLie(t *testing.T) {
 			w.pass(2 * time.Second)
 		}
 		w.pass(2 * time.Minute)
-		w.check("the disk is well", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("the disk is well", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -160,7 +162,7 @@ func TestAnEngineThatUndoes(t *testing.T) {
 		if n := w.engine.sent(stateB); n != 2 {
 			t.Errorf("it was sent %d times", n)
 		}
-		w.check("undone twice", want{runs: stateA, outcome: schema.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.check("undone twice", want{runs: stateA, outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 	})
 }
 
@@ -178,7 +180,7 @@ func TestProbationNeedsWatching(t *testing.T) {
 			t.Errorf("%s: %s", s.State, s.Reason)
 		}
 		w.pass(10 * time.Second)
-		w.check("watched", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("watched", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
 
@@ -194,8 +196,8 @@ func TestAForeignHealthDoesNotHideTheEngine(t *testing.T) {
 		w.pass(2 * time.Second)
 		w.engine.tell(func(e *scripted) { e.runs = stateC })
 		w.pass(45 * time.Second)
-		if w.engine.running() != stateB {
-			t.Errorf("the engine runs %d units, and nobody looked", w.engine.running().ESNReservoirSize)
+		if !w.engine.running().Equal(stateB) {
+			t.Errorf("the engine runs %v units, and nobody looked", w.engine.running().Get(reservoir))
 		}
 	})
 }
@@ -228,11 +230,11 @@ func TestARejectedRollbackHoldsNothing(t *testing.T) {
 		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", ID: first, Reason: "night"}) }()
 		w.pass(500 * time.Millisecond)
 		res, err := w.do(apply.Command{Verb: "rollback", ID: second, Reason: "another"})
-		if err != nil || res.Outcome != schema.Rejected {
+		if err != nil || res.Outcome != record.Rejected {
 			t.Fatalf("%+v %v", res, err)
 		}
 		w.pass(time.Minute)
-		w.check("as before", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("as before", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		if by := w.counts.rolledBack(); slices.Contains(by, "probation") {
 			t.Errorf("rollbacks by %q", by)
 		}
@@ -249,10 +251,10 @@ func TestAskedTwiceIsOnce(t *testing.T) {
 		w.pass(500 * time.Millisecond)
 		w.engine.will(stateB, accept)
 		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night, I say"})
-		if err != nil || res.Outcome != schema.Applied || w.engine.running() != stateB {
+		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateB) {
 			t.Errorf("%+v %v, runs %v", res, err, w.engine.running())
 		}
-		if res, err = w.do(apply.Command{Verb: "rollback", Reason: "further"}); err != nil || w.engine.running() != stateA {
+		if res, err = w.do(apply.Command{Verb: "rollback", Reason: "further"}); err != nil || !w.engine.running().Equal(stateA) {
 			t.Errorf("%+v %v, runs %v", res, err, w.engine.running())
 		}
 	})
@@ -266,10 +268,10 @@ func TestAnOrderThatTheDiskRefusesLeavesNothing(t *testing.T) {
 			w.declare(stateB, "")
 			w.m.plan("note", fails)
 			w.m.plan("rollback", fails)
-			if _, err := w.do(c); err == nil || !strings.Contains(err.Error(), "repeat the command") {
+			if _, err := w.do(c); err == nil || !strings.Contains(err.Error(), "nothing was changed") || !strings.HasSuffix(problem.Hint(err), "then repeat the command") {
 				t.Errorf("%s: %v", c.Verb, err)
 			}
-			w.check(c.Verb, want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
+			w.check(c.Verb, want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 			if _, err := w.do(c); err != nil {
 				t.Errorf("%s again: %v", c.Verb, err)
 			}
@@ -283,15 +285,15 @@ func TestFiftyInvalidDocuments(t *testing.T) {
 		w.engine.will(stateB, busy)
 		w.declare(stateB, "")
 		for i := range 60 {
-			w.r.Document(document(size(i-60), ""))
+			w.r.Document(documentOf(size(i-60), ""))
 			w.pass(10 * time.Millisecond)
 		}
-		applied := w.counts.outcome(schema.Applied)
+		applied := w.counts.outcome(record.Applied)
 		w.engine.will(stateB, accept)
 		w.declare(stateB, "")
 		w.pass(time.Minute)
-		w.check("back", want{runs: stateB, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
-		if n := w.counts.outcome(schema.Applied) - applied; n != 1 {
+		w.check("back", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if n := w.counts.outcome(record.Applied) - applied; n != 1 {
 			t.Errorf("counted as applied %d times", n)
 		}
 		if n := len(w.r.Status().Attempts); n != 50 {
@@ -312,8 +314,8 @@ func TestFoundToRun(t *testing.T) {
 		found := w.store.Head().ID
 		w.restart()
 		w.declare(stateC, "")
-		w.check("the newer one", want{runs: stateC, outcome: schema.Applied, state: apply.StateInSync, inSync: true, ready: true})
-		if rec := must(w.store.Lookup(t.Context(), found)); rec.Outcome != schema.Applied {
+		w.check("the newer one", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		if rec := must(w.store.Lookup(t.Context(), found)); rec.Outcome != record.Applied {
 			t.Errorf("what was found to run is %s", rec.Outcome)
 		}
 	})
@@ -362,9 +364,18 @@ func TestTheHistoryIsReplaced(t *testing.T) {
 					t.Fatalf("%s, older %v: it died", name, older)
 				}
 				if older {
-					if rec := must(w.store.Lookup(t.Context(), was)); rec.Outcome != schema.Applied {
+					if rec := must(w.store.Lookup(t.Context(), was)); rec.Outcome != record.Applied {
 						t.Errorf("%s: %s, which was applied, is %s", name, was, rec.Outcome)
 					}
+				}
+				if !older { // what was held is not known
+					if h := w.r.Status().Held; h == nil || !h.Paused || h.By != "agent" || w.store.Head() != nil {
+						t.Errorf("%s: held %+v over %+v", name, h, w.store.Head())
+					}
+					if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+					w.pass(5 * time.Minute)
 				}
 				synctest.Wait()
 				if s := w.r.Status(); s.Held == nil && !s.InSync {

@@ -1,20 +1,23 @@
 package apply
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"syscall"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // engineWord says in two or three words, to follow "the engine", what err means
 // of one that cannot be asked.
 func engineWord(err error) string {
-	var foreign *schema.ForeignError
-	var answer *schema.AnswerError
+	var foreign *api.ForeignError
+	var answer *api.AnswerError
 	switch {
 	case errors.As(err, &foreign) && foreign.User:
 		return "is another user's"
@@ -28,33 +31,40 @@ func engineWord(err error) string {
 
 // waitingText says why the engine cannot be asked, and what to do.
 func waitingText(err error) (reason, hint string) {
-	var foreign *schema.ForeignError
-	var answer *schema.AnswerError
-	switch {
+	var foreign *api.ForeignError
+	var answer *api.AnswerError
+	switch hint = problem.Hint(err); {
 	case errors.As(err, &foreign):
 		return err.Error(), foreignHint(err)
+	case hint != "":
 	case errors.Is(err, errOrder):
-		hint = "see why the DTESN server hangs: its log, its load; the agent goes on by itself"
+		hint = "see why the DTESN server hangs: its log, its load"
 	case errors.As(err, &answer):
-		hint = "look at the engine's log, or check --engine; the agent goes on by itself"
+		hint = "look at the engine's log, or check --engine"
 	default:
-		hint = "start the DTESN server, or check --engine; the agent goes on by itself"
+		hint = "start the DTESN server, or check --engine"
 	}
-	return "the engine " + engineWord(err) + ": " + err.Error(), hint
+	return "the engine " + engineWord(err) + ": " + err.Error(), hint + "; the agent goes on by itself"
 }
 
 // foreignHint is what to do about what is not the engine that was expected.
 func foreignHint(err error) string {
-	var foreign *schema.ForeignError
-	if errors.As(err, &foreign) && foreign.User {
+	const hint = "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
+	var foreign *api.ForeignError
+	switch own := problem.Hint(err); {
+	case own != "":
+		return own
+	case errors.As(err, &foreign) && foreign.User:
 		return "check --engine-uid and --engine: the user with that uid must start the DTESN server; nothing was asked of this one"
+	case foreign != nil && foreign.Environment:
+		return hint + "; or give the environment a `label` in --schema that the server knows"
 	}
-	return "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
+	return hint
 }
 
 // stopHint says how to stop what is on its way to the engine. A rollback needs
 // a state that was applied.
-func stopHint(applied *schema.Snapshot) string {
+func stopHint(applied *record.Record) string {
 	if applied == nil || !applied.RollbackPoint {
 		return "declare something else to stop it"
 	}
@@ -64,6 +74,9 @@ func stopHint(applied *schema.Snapshot) string {
 // sourceHint is what to do about a source that cannot be read, whose error says
 // the rest.
 func sourceHint(s SourceStatus) string {
+	if s.Hint != "" {
+		return s.Hint + "; it is tried again, and at once by `agent sync`"
+	}
 	what := "see that " + s.Location + " is there, and that the agent's user may read it"
 	if s.Kind == "git" { // a network, a ref, a signature: each error names its own way out
 		what = "mend what is said of the source, if it does not mend by itself"
@@ -74,8 +87,8 @@ func sourceHint(s SourceStatus) string {
 // again ends the hint of a fault that the agent need only wait out.
 const again = "; the agent tries again by itself"
 
-// diskHint is what to do about err, which the store in dir met. What is no error
-// of the system says itself what was found.
+// diskHint is what to do about err, which the store in dir met. For the common
+// errors of the system it is the same, whatever was being done.
 func diskHint(err error, dir string) string {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
@@ -89,7 +102,7 @@ func diskHint(err error, dir string) string {
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ESTALE):
 		return "see whether the disk of " + dir + " is sound: the kernel's log"
 	}
-	return dir + " is the agent's alone: see who moved or changed it"
+	return cmp.Or(problem.Hint(err), dir+" is the agent's alone: see who moved or changed it")
 }
 
 // diskKind is the same for errors that differ only in the names of what was

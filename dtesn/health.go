@@ -4,21 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
-// healthShape is what an engine answers that says how it is.
+// healthShape is the response of an engine that reports its health.
 const healthShape = `{"success": true, "health": {"healthy": true or false, "checks": {…}}}`
 
-// Health asks on a fresh connection how the engine is. An engine that answers
-// with a fault is not healthy; the error is a *schema.ForeignError when what
-// answers has no such question, or answers it without a verdict; else the engine
-// could not be reached or did not answer in time.
-func (c *Client) Health(ctx context.Context) (schema.Health, error) {
+// Health asks on a fresh connection whether the engine is healthy. One that
+// responds with an error is not. The error is a *api.ForeignError if the server
+// does not have GET health, or responds without a verdict; otherwise the engine
+// could not be reached or did not respond in time.
+func (c *Client) Health(ctx context.Context) (api.Health, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
 	defer cancel()
 	health, err := c.health(ctx)
@@ -28,30 +27,26 @@ func (c *Client) Health(ctx context.Context) (schema.Health, error) {
 	return health, nil
 }
 
-func (c *Client) health(ctx context.Context) (schema.Health, error) {
-	s, err := c.dial(ctx)
-	if err != nil {
-		return schema.Health{}, err
-	}
-	defer s.close()
-	status, body, err := s.do(ctx, http.MethodGet, PathHealth, nil)
+func (c *Client) health(ctx context.Context) (api.Health, error) {
+	status, body, peer, err := c.get(ctx, PathHealth)
 	switch {
 	case err != nil:
-		return schema.Health{Peer: s.peer}, err
+		return api.Health{Peer: peer}, err
 	case foreign(status):
-		return schema.Health{Peer: s.peer}, &schema.ForeignError{Reason: fmt.Sprintf("GET %s answered %s", PathHealth, statusText(status))}
+		return api.Health{Peer: peer}, &api.ForeignError{Reason: fmt.Sprintf("GET %s answered %s", PathHealth, statusText(status))}
 	}
-	h, said := judgeHealth(status, body)
-	h.Peer = s.peer
-	if !said {
-		return h, &schema.ForeignError{Reason: fmt.Sprintf("GET %s answered %s, want %s", PathHealth, quote(body), healthShape)}
+	h, known := judgeHealth(status, body)
+	h.Peer = peer
+	if !known {
+		return h, &api.ForeignError{Reason: fmt.Sprintf("GET %s answered %s, want %s", PathHealth, quote(body), healthShape)}
 	}
 	return h, nil
 }
 
-// judgeHealth is healthy for a good status that says so in every place where it
-// could say otherwise. said is false where it does not say how the engine is.
-func judgeHealth(status int, body []byte) (h schema.Health, said bool) {
+// judgeHealth reads the response to GET health. The engine is healthy if the
+// status is good and no field says otherwise; known is false if no field says
+// anything.
+func judgeHealth(status int, body []byte) (h api.Health, known bool) {
 	var answer struct {
 		Success json.RawMessage `json:"success"`
 		Health  struct {
@@ -59,7 +54,7 @@ func judgeHealth(status int, body []byte) (h schema.Health, said bool) {
 			Checks  any             `json:"checks"`
 		} `json:"health"`
 	}
-	_ = json.Unmarshal(body, &answer) // what is missing, or of another type, is not said
+	_ = json.Unmarshal(body, &answer) // a field of another type counts as missing
 	healthy := string(answer.Health.Healthy)
 	if string(answer.Success) == "false" {
 		healthy = "false"
@@ -74,13 +69,13 @@ func judgeHealth(status int, body []byte) (h schema.Health, said bool) {
 	slices.Sort(failed)
 	switch good := status < 300; {
 	case good && healthy == "true":
-		return schema.Health{Healthy: true}, true
+		return api.Health{Healthy: true}, true
 	case good && healthy != "false":
-		return schema.Health{}, false
+		return api.Health{}, false
 	case healthy != "true" && len(failed) > 0:
-		return schema.Health{Reason: line("it says that it is not healthy: " + strings.Join(failed, ", "))}, true
+		return api.Health{Reason: line("it says that it is not healthy: " + strings.Join(failed, ", "))}, true
 	case good:
-		return schema.Health{Reason: "it says that it is not healthy" + because(reasons(body))}, true
+		return api.Health{Reason: "it says that it is not healthy" + because(reasons(body))}, true
 	}
-	return schema.Health{Reason: fmt.Sprintf("GET %s answered %s%s", PathHealth, statusText(status), because(reasons(body)))}, true
+	return api.Health{Reason: fmt.Sprintf("GET %s answered %s%s", PathHealth, statusText(status), because(reasons(body)))}, true
 }

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
 // serve answers every request on a Unix socket with status and body.
@@ -56,7 +56,7 @@ func TestHealth(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			client := New(Options{Socket: serve(t, c.status, c.body), Environment: "production"})
+			client := New(Options{Socket: serve(t, c.status, c.body), Rules: rules})
 			h, err := client.Health(t.Context())
 			if err != nil || h.Healthy != c.healthy || !strings.Contains(h.Reason, c.reason) || h.Healthy != (h.Reason == "") {
 				t.Errorf("%+v, %v; want healthy %v because of %q", h, err, c.healthy, c.reason)
@@ -80,9 +80,9 @@ func TestHealth(t *testing.T) {
 		"health is no object": {200, `{"success": true, "health": true}`, "want {"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			client := New(Options{Socket: serve(t, c.status, c.body), Environment: "production"})
+			client := New(Options{Socket: serve(t, c.status, c.body), Rules: rules})
 			h, err := client.Health(t.Context())
-			var foreign *schema.ForeignError
+			var foreign *api.ForeignError
 			if !errors.As(err, &foreign) || !strings.Contains(foreign.Reason, c.reason) || h.Healthy || int(h.Peer.PID) != os.Getpid() {
 				t.Errorf("%+v, %v; want a ForeignError of this process because of %q", h, err, c.reason)
 			}
@@ -94,22 +94,22 @@ func TestHealth(t *testing.T) {
 func TestUID(t *testing.T) {
 	socket := serve(t, 500, "") // and fails the test where it is asked
 	other := uint32(os.Geteuid()) + 1
-	client := New(Options{Socket: socket, Environment: "production", UID: &other})
+	client := New(Options{Socket: socket, Rules: rules, UID: &other})
 	want := fmt.Sprintf("opened by uid %d, and --engine-uid is %d", os.Geteuid(), other)
 	_, readErr := client.Read(t.Context())
 	_, healthErr := client.Health(t.Context())
 	answer := client.Send(t.Context(), batch)
-	if answer.Verdict != schema.VerdictForeign {
+	if answer.Verdict != api.VerdictForeign {
 		t.Errorf("sent: %s", answer.Verdict)
 	}
 	for what, err := range map[string]error{"read": readErr, "health": healthErr, "send": answer.Err} {
-		var foreign *schema.ForeignError
+		var foreign *api.ForeignError
 		if !errors.As(err, &foreign) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", what, err, want)
 		}
 	}
 	own := uint32(os.Geteuid())
-	if h, err := New(Options{Socket: socket, Environment: "production", UID: &own}).Health(t.Context()); err != nil || h.Healthy {
+	if h, err := New(Options{Socket: socket, Rules: rules, UID: &own}).Health(t.Context()); err != nil || h.Healthy {
 		t.Errorf("with our own uid: %+v, %v", h, err)
 	}
 }

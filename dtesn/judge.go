@@ -10,7 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
 const (
@@ -19,36 +19,36 @@ const (
 )
 
 // judge turns what came of a batch into an Answer, without the Peer.
-func judge(status int, body []byte, err error) schema.Answer {
+func judge(status int, body []byte, err error) api.Answer {
 	var broken *exchangeError
 	switch {
 	case err == nil:
 	case errors.As(err, &broken) && !broken.sent:
-		return schema.Answer{Verdict: schema.VerdictNotSent, Err: err}
+		return api.Answer{Verdict: api.VerdictNotSent, Err: err}
 	case rejects(status) && status != http.StatusOK:
 		// The refusal arrived, if not all of its words.
-		return schema.Answer{Verdict: schema.VerdictRejected, Errors: []string{statusText(status) + ", and the reason was cut short"}}
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{statusText(status) + ", and the reason was cut short"}}
 	default:
-		return schema.Answer{Verdict: schema.VerdictUnknown, Err: err, Broken: broken != nil && broken.broken}
+		return api.Answer{Verdict: api.VerdictUnknown, Err: err, Broken: broken != nil && broken.broken}
 	}
 	success, known := successOf(body)
 	switch {
 	case status == http.StatusOK && known && success:
-		return schema.Answer{Verdict: schema.VerdictAccepted}
+		return api.Answer{Verdict: api.VerdictAccepted}
 	case status == http.StatusOK && known, rejects(status) && status != http.StatusOK:
 		why := reasons(body)
 		if len(why) == 0 {
 			why = []string{"the engine answered " + statusText(status) + " without a reason"}
 		}
-		return schema.Answer{Verdict: schema.VerdictRejected, Errors: why}
+		return api.Answer{Verdict: api.VerdictRejected, Errors: why}
 	case foreign(status):
-		return schema.Answer{Verdict: schema.VerdictForeign, Err: notAnEngine(
+		return api.Answer{Verdict: api.VerdictForeign, Err: notAnEngine(
 			"POST %s answered %s%s", PathBatchUpdate, statusText(status), because(reasons(body)))}
 	case status < 300:
-		return schema.Answer{Verdict: schema.VerdictUnknown, Err: fmt.Errorf(
+		return api.Answer{Verdict: api.VerdictUnknown, Err: fmt.Errorf(
 			"the engine answered %s with %s, which says neither yes nor no", statusText(status), quote(body))}
 	}
-	return schema.Answer{Verdict: schema.VerdictUnknown, Err: fmt.Errorf(
+	return api.Answer{Verdict: api.VerdictUnknown, Err: fmt.Errorf(
 		"the engine answered %s%s", statusText(status), because(reasons(body)))}
 }
 
@@ -71,9 +71,9 @@ func foreign(status int) bool {
 	return status >= 300 && status < 500
 }
 
-// judgeLabel judges the answer to POST environment: nil, a
-// *schema.ForeignError when the label was refused, or what else went wrong.
-func judgeLabel(environment schema.Environment, status int, body []byte) error {
+// judgeLabel judges the response to POST environment: nil, a *api.ForeignError
+// if the label was refused, or another error.
+func judgeLabel(label string, status int, body []byte) error {
 	success, known := successOf(body)
 	switch {
 	case status == http.StatusOK && (success || !known):
@@ -81,23 +81,19 @@ func judgeLabel(environment schema.Environment, status int, body []byte) error {
 		// current shows the label.
 		return nil
 	case status == http.StatusOK, foreign(status):
-		return &schema.ForeignError{Environment: true, Reason: fmt.Sprintf(
-			"it answered %s when told that this is %s%s; check --engine and --environment",
-			statusText(status), environment, because(reasons(body)))}
+		return &api.ForeignError{Environment: true, Reason: fmt.Sprintf(
+			"it answered %s when told that this is %s%s",
+			statusText(status), label, because(reasons(body)))}
 	}
 	return fmt.Errorf("set the environment label: the engine answered %s%s", statusText(status), because(reasons(body)))
 }
 
-// successOf reads the success field; known is false if it is no bool, or body
-// no JSON object.
+// successOf reads the success field; known is false if it is not a bool, or
+// body not a JSON object.
 func successOf(body []byte) (success, known bool) {
-	var answer struct {
-		Success *bool `json:"success"`
-	}
-	if json.Unmarshal(body, &answer) != nil || answer.Success == nil {
-		return false, false
-	}
-	return *answer.Success, true
+	answer, _ := decodeObject(body)
+	text := string(answer["success"])
+	return text == "true", text == "true" || text == "false"
 }
 
 // reasons takes the engine's words out of an answer, the most telling field
@@ -224,11 +220,11 @@ func statusText(status int) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", status, http.StatusText(status)))
 }
 
-func notAnEngine(format string, args ...any) *schema.ForeignError {
-	return &schema.ForeignError{Reason: "not a DTESN engine: " + fmt.Sprintf(format, args...)}
+func notAnEngine(format string, args ...any) *api.ForeignError {
+	return &api.ForeignError{Reason: "not a DTESN engine: " + fmt.Sprintf(format, args...)}
 }
 
 func isForeign(err error) bool {
-	var foreign *schema.ForeignError
+	var foreign *api.ForeignError
 	return errors.As(err, &foreign)
 }

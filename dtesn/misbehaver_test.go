@@ -18,9 +18,9 @@ import (
 // Python one, that does wrong where a test says so.
 type misbehaver struct {
 	socket string
-	// onBatch, onLabel and onCurrent answer in place of the good manners. What
-	// they return false for ends the connection.
-	onBatch, onLabel, onCurrent func(conn net.Conn, r *http.Request) bool
+	// onBatch, onLabel, onCurrent and onSchema answer in place of the good
+	// manners. What they return false for ends the connection.
+	onBatch, onLabel, onCurrent, onSchema func(conn net.Conn, r *http.Request) bool
 
 	label    atomic.Pointer[string]
 	batches  atomic.Int64
@@ -88,6 +88,8 @@ func (m *misbehaver) answer(conn net.Conn, r *http.Request) bool {
 	case PathEnvironment:
 		m.labelled.Add(1)
 		custom = m.onLabel
+	case PathSchema:
+		custom = m.onSchema
 	}
 	if custom != nil {
 		return custom(conn, r)
@@ -108,12 +110,18 @@ func (m *misbehaver) behave(conn net.Conn, r *http.Request) bool {
 		m.label.Store(&request.Environment)
 		return reply(conn, 200, `{"success": true, "message": "done"}`)
 	}
+	if r.URL.Path == PathSchema {
+		return reply(conn, 404, `{"detail": "Not Found"}`)
+	}
 	return reply(conn, 200, currentAnswer(*m.label.Load(), nil))
 }
 
 // currentAnswer is GET current as the Python server says it, with changes.
 func currentAnswer(label string, change map[string]any) string {
-	configuration := running.Map()
+	configuration := map[string]any{}
+	for name, v := range running.Map() {
+		configuration[name] = v
+	}
 	configuration["enable_docs"] = true
 	configuration["allowed_origins"] = []string{"*"}
 	for name, value := range change {
@@ -159,7 +167,7 @@ func hangs(conn net.Conn, r *http.Request) bool {
 }
 
 func (m *misbehaver) client(timeout time.Duration) *Client {
-	return New(Options{Socket: m.socket, Environment: "production", Timeout: timeout})
+	return New(Options{Socket: m.socket, Rules: rules, Timeout: timeout})
 }
 
 func slowly(conn net.Conn, r *http.Request) bool {

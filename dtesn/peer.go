@@ -6,27 +6,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
 // peerOf names the process behind conn: SO_PEERCRED of unix(7), which is of
 // who called listen.
-func peerOf(conn *net.UnixConn, socket string) (schema.Peer, error) {
+func peerOf(conn *net.UnixConn, socket string) (api.Peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return schema.Peer{}, fmt.Errorf("ask who listens: %w", err)
+		return api.Peer{}, fmt.Errorf("ask who listens: %w", err)
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return schema.Peer{}, fmt.Errorf("ask who listens: %w", err)
+		return api.Peer{}, fmt.Errorf("ask who listens: %w", err)
 	}
 	if credErr != nil {
-		return schema.Peer{}, fmt.Errorf("ask who listens: %w", credErr)
+		return api.Peer{}, fmt.Errorf("ask who listens: %w", credErr)
 	}
-	return schema.Peer{PID: cred.Pid, UID: cred.Uid, Socket: socket}, nil
+	return api.Peer{PID: cred.Pid, UID: cred.Uid, Socket: socket}, nil
 }
 
 // identity names the file at path: another socket at the same path has another

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
 // A prepared connection is used by the next Send; one that lay too long, that
@@ -22,26 +22,26 @@ import (
 func TestPrepare(t *testing.T) {
 	m := (&misbehaver{}).start(t)
 	c := m.client(time.Second)
-	batch := schema.Batch{Parameters: schema.Defaults(), SnapshotID: "snapshot_1_0001"}
+	batch := api.Batch{Parameters: running, SnapshotID: "snapshot_1_0001"}
 	c.Prepare()
 	c.Prepare() // twice is once
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted {
 		t.Fatalf("after Prepare: %s, %v", a.Verdict, a.Err)
 	}
 	c.Prepare()
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted {
 		t.Fatalf("after Close: %s, %v", a.Verdict, a.Err)
 	}
 	if n := m.batches.Load(); n != 2 {
 		t.Errorf("%d batches reached the engine, want 2", n)
 	}
 
-	gone := New(Options{Socket: filepath.Join(t.TempDir(), "none"), Environment: "production", Timeout: time.Second})
+	gone := New(Options{Socket: filepath.Join(t.TempDir(), "none"), Rules: rules, Timeout: time.Second})
 	gone.Prepare()
-	if a := gone.Send(t.Context(), batch); a.Verdict != schema.VerdictNotSent {
+	if a := gone.Send(t.Context(), batch); a.Verdict != api.VerdictNotSent {
 		t.Errorf("without an engine: %s", a.Verdict)
 	}
 }
@@ -80,7 +80,7 @@ func TestAPreparedConnectionThatTheEngineLeftIsNotUsed(t *testing.T) {
 	c := m.client(0)
 	c.Prepare()
 	<-left
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || m.batches.Load() != 1 {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted || m.batches.Load() != 1 {
 		t.Errorf("%s, %v; %d batches, want one accepted", a.Verdict, a.Err, m.batches.Load())
 	}
 }
@@ -104,7 +104,7 @@ func TestAHungPreparedConnectionIsNotWaitedFor(t *testing.T) {
 	hang.Store(1)
 	c.Prepare()
 	<-arrived
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted {
 		t.Errorf("beside one that hangs: %s, %v", a.Verdict, a.Err)
 	}
 
@@ -113,11 +113,11 @@ func TestAHungPreparedConnectionIsNotWaitedFor(t *testing.T) {
 	<-arrived
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if a := c.Send(ctx, batch); a.Verdict != schema.VerdictNotSent || !errors.Is(a.Err, context.Canceled) {
+	if a := c.Send(ctx, batch); a.Verdict != api.VerdictNotSent || !errors.Is(a.Err, context.Canceled) {
 		t.Errorf("given up: %s, %v", a.Verdict, a.Err)
 	}
 	c.Prepare()
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted {
 		t.Errorf("after one that was given up: %s, %v", a.Verdict, a.Err)
 	}
 
@@ -155,7 +155,7 @@ func TestAPreparedConnectionDoesNotStay(t *testing.T) {
 		}
 		m.serve(conn) // until the client closes it
 	}()
-	c := New(Options{Socket: socket, Environment: "production", Timeout: time.Hour})
+	c := New(Options{Socket: socket, Rules: rules, Timeout: time.Hour})
 	c.Prepare()
 	select {
 	case <-ended:

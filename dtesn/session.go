@@ -16,7 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/schema/problem"
 )
 
 const (
@@ -29,7 +30,7 @@ const (
 	maxInterim   = 5 // 1xx answers before the real one
 )
 
-var errTooLarge error = &schema.AnswerError{Reason: fmt.Sprintf("the answer is larger than %d KiB: it is cut off", MaxBody>>10)}
+var errTooLarge error = &api.AnswerError{Reason: fmt.Sprintf("the answer is larger than %d KiB: it is cut off", MaxBody>>10)}
 
 // A session is one connection to the engine and its Peer, for one operation.
 // It dials again, the same Peer only, when the engine closed the connection
@@ -43,7 +44,7 @@ type session struct {
 	conn   *net.UnixConn
 	from   *bounded
 	reader *bufio.Reader
-	peer   schema.Peer
+	peer   api.Peer
 	used   bool // an answer came over this connection
 	spent  bool // it was the connection's last
 }
@@ -60,7 +61,7 @@ func (e *exchangeError) Error() string { return e.err.Error() }
 func (e *exchangeError) Unwrap() error { return e.err }
 
 // dial connects to the engine. Its error says in one line what is wrong with
-// the socket and what to do.
+// the socket, and its hint what to do.
 func (c *Client) dial(ctx context.Context) (*session, error) {
 	s := &session{client: c}
 	if err := s.connect(ctx); err != nil {
@@ -72,7 +73,7 @@ func (c *Client) dial(ctx context.Context) (*session, error) {
 func (s *session) connect(ctx context.Context) error {
 	socket, uid := s.client.options.Socket, s.client.options.UID
 	if len(socket) > MaxSocketPath {
-		return fmt.Errorf("the socket's path is %d bytes long, a Unix socket takes %d at most: use a shorter path, or a link to its directory", len(socket), MaxSocketPath)
+		return problem.New("", fmt.Errorf("the socket's path is %d bytes long, a Unix socket takes %d at most", len(socket), MaxSocketPath), "use a shorter path, or a link to its directory")
 	}
 	// Before the dial: a file that is replaced in between makes a Peer that no
 	// later one equals, and a restart is seen twice rather than never.
@@ -95,7 +96,7 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	if uid != nil && s.peer.UID != *uid {
 		s.close()
-		return &schema.ForeignError{User: true, Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *uid)}
+		return &api.ForeignError{User: true, Reason: fmt.Sprintf("the socket was opened by uid %d, and --engine-uid is %d", s.peer.UID, *uid)}
 	}
 	return nil
 }
@@ -241,7 +242,7 @@ func (s *session) fault(ctx context.Context, sent bool, err error) error {
 		e.broken = true
 		e.err = fmt.Errorf("the connection broke: %w", err)
 	default:
-		e.err = &schema.AnswerError{Reason: "the answer is not HTTP: " + line(err.Error())}
+		e.err = &api.AnswerError{Reason: "the answer is not HTTP: " + line(err.Error())}
 	}
 	return e
 }
@@ -267,8 +268,8 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// explain says what is wrong with a socket that cannot be dialed, and the way
-// out; it wraps the cause.
+// explain says what is wrong with a socket that cannot be dialed, with a hint; it
+// wraps the cause.
 func explain(socket string, err error) error {
 	var cause error = err
 	if errno := syscall.Errno(0); errors.As(err, &errno) {
@@ -276,18 +277,18 @@ func explain(socket string, err error) error {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return fmt.Errorf("there is no socket (%w): start the engine, or name its socket with --engine", cause)
+		return problem.New("", fmt.Errorf("there is no socket (%w)", cause), "start the engine, or name its socket with --engine")
 	case errors.Is(err, syscall.ECONNREFUSED):
 		if info, statErr := os.Stat(socket); statErr == nil && info.Mode().Type() != fs.ModeSocket {
-			return fmt.Errorf("it is no socket but %s (%w): name the engine's socket with --engine", kind(info.Mode()), cause)
+			return problem.New("", fmt.Errorf("it is no socket but %s (%w)", kind(info.Mode()), cause), "name the engine's socket with --engine")
 		}
-		return fmt.Errorf("nobody listens on the socket (%w): start the engine again, it left the file behind", cause)
+		return problem.New("", fmt.Errorf("nobody listens on the socket (%w)", cause), "start the engine again, it left the file behind")
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("uid %d may not connect: run the agent as the engine's user or group, or open the socket and its directory to it: %w", os.Geteuid(), cause)
+		return problem.New("", fmt.Errorf("uid %d may not connect: %w", os.Geteuid(), cause), "run the agent as the engine's user or group, or open the socket and its directory to it")
 	case errors.Is(err, syscall.EAGAIN):
-		return fmt.Errorf("the engine takes no connections, its queue is full: see whether it hangs: %w", cause)
+		return problem.New("", fmt.Errorf("the engine takes no connections, its queue is full: %w", cause), "see whether the engine hangs")
 	case errors.Is(err, syscall.EPROTOTYPE):
-		return fmt.Errorf("the socket is not of the stream kind: name the engine's socket with --engine: %w", cause)
+		return problem.New("", fmt.Errorf("the socket is not of the stream kind: %w", cause), "name the engine's socket with --engine")
 	}
 	return fmt.Errorf("connect: %w", cause)
 }

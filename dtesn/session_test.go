@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
 // abruptly answers well and closes the connection after a while, without having
@@ -46,7 +46,7 @@ func TestServersThatCloseBehindEachAnswer(t *testing.T) {
 				if n%2 == 0 {
 					c.Prepare()
 				}
-				if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || m.batches.Load() != n+1 {
+				if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted || m.batches.Load() != n+1 {
 					t.Fatalf("%s, %v; batch %d, %d arrived", a.Verdict, a.Err, n+1, m.batches.Load())
 				}
 			}
@@ -67,11 +67,11 @@ func TestABatchIsNeverRepeated(t *testing.T) {
 		return reply(conn, 200, `{"success": true}`)
 	}}).start(t)
 	c := m.client(0)
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictUnknown || !a.Broken || batches.Load() != 1 {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictUnknown || !a.Broken || batches.Load() != 1 {
 		t.Errorf("%s, %v; %d batches", a.Verdict, a.Err, batches.Load())
 	}
 	before := m.accepted.Load()
-	if a := c.Send(t.Context(), batch); a.Verdict != schema.VerdictAccepted || batches.Load() != 2 || m.accepted.Load() != before+2 {
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted || batches.Load() != 2 || m.accepted.Load() != before+2 {
 		t.Errorf("%s, %v; %d batches, %d connections more", a.Verdict, a.Err, batches.Load(), m.accepted.Load()-before)
 	}
 }
@@ -127,7 +127,7 @@ func TestAnOperationIsWithOneEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = s.do(t.Context(), http.MethodPost, PathBatchUpdate, []byte("{}"))
-	if answer := judge(0, nil, err); answer.Verdict != schema.VerdictNotSent || other.batches.Load() != 0 {
+	if answer := judge(0, nil, err); answer.Verdict != api.VerdictNotSent || other.batches.Load() != 0 {
 		t.Errorf("%s, %v; %d batches", answer.Verdict, err, other.batches.Load())
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/dtesn/api"
 )
 
 const (
@@ -54,7 +54,7 @@ func (c *Client) Watch(ctx context.Context, interval time.Duration, changed func
 	}
 	var (
 		hinted time.Time // when changed(true) was last called without a failure since
-		known  schema.Peer
+		known  api.Peer
 		down   bool
 		news   = true // something may have happened that was not told
 		hold   holding

@@ -175,7 +175,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestWatchTellsDownAndUp(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
-	hints := watched(t, New(Options{Socket: socket}))
+	hints := watched(t, New(Options{Rules: rules, Socket: socket}))
 	for range 3 {
 		wantDown(t, hints)
 		server := listen(t, socket, 10)
@@ -195,7 +195,7 @@ func TestWatchTellsWhenItsConnectionEnds(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
 	server := listen(t, socket, 10)
-	hints := watched(t, New(Options{Socket: socket}))
+	hints := watched(t, New(Options{Rules: rules, Socket: socket}))
 	var at []time.Time
 	for range 3 {
 		server.untilHeld(t)
@@ -217,7 +217,7 @@ func TestWatchTellsOfAServerThatIsNotReady(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
 	server := listen(t, socket, 2)
-	hints := watched(t, New(Options{Socket: socket}))
+	hints := watched(t, New(Options{Rules: rules, Socket: socket}))
 	wantHint(t, hints, true)
 	server.untilHeld(t)
 	server.mu.Lock()
@@ -232,7 +232,7 @@ func TestWatchTellsOfAServerThatIsNotReady(t *testing.T) {
 func TestWatchTellsThatItIsDownAfterARequestMetIt(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
-	client := New(Options{Socket: socket, ReadOnly: true})
+	client := New(Options{Rules: rules, Socket: socket, ReadOnly: true})
 	hints := watchedEach(t, client, 500*time.Millisecond)
 	wantHint(t, hints, false)
 	m := (&misbehaver{}).start(t)
@@ -252,7 +252,7 @@ func TestWatchTellsWhenThePathIsTakenOver(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
 	listen(t, socket, 10)
-	hints := watched(t, New(Options{Socket: socket}))
+	hints := watched(t, New(Options{Rules: rules, Socket: socket}))
 	wantHint(t, hints, true)
 	for range 2 {
 		server := listen(t, socket+".new", 10)
@@ -286,7 +286,7 @@ func TestWatchTellsWhenTheDirectoryIsSwapped(t *testing.T) {
 		}
 		server := listen(t, filepath.Join(dir, name, "e.sock"), 10)
 		if point(name); i == 0 {
-			hints = watched(t, New(Options{Socket: filepath.Join(current, "e.sock")}))
+			hints = watched(t, New(Options{Rules: rules, Socket: filepath.Join(current, "e.sock")}))
 		}
 		wantHint(t, hints, true)
 		server.untilHeld(t)
@@ -299,7 +299,7 @@ func TestWatchStarvesNoServer(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
 	server := listen(t, socket, 1)
-	client := New(Options{Socket: socket})
+	client := New(Options{Rules: rules, Socket: socket})
 	hints := watched(t, client)
 	wantHint(t, hints, true)
 	// The first connection, the one beside it, and a visit or more.
@@ -328,7 +328,7 @@ func TestWatchGivesWayToARequest(t *testing.T) {
 	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "e.sock")
 	server := listen(t, socket, 2)
-	client := New(Options{Socket: socket, Timeout: 100 * time.Millisecond})
+	client := New(Options{Rules: rules, Socket: socket, Timeout: 100 * time.Millisecond})
 	watched(t, client)
 	server.untilHeld(t)
 	other, err := net.Dial("unix", socket)

@@ -13,11 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
-func paused(config schema.Parameters) schema.Snapshot {
-	return schema.Snapshot{Kind: schema.KindNote, Config: config, Held: &schema.Hold{Paused: true, By: "operator", Reason: "freeze"}}
+func paused(config schema.Parameters) record.Record {
+	return record.Record{Kind: record.KindNote, Config: config, Held: &record.Hold{Paused: true, By: "operator", Reason: "freeze"}}
 }
 
 // pauseOnce is the child of TestGCWithinANote: it records a pause, says so, and
@@ -125,7 +126,7 @@ func TestGoneAfterTheSync(t *testing.T) {
 		default:
 			note = commit(t, s, paused(first.Config))
 		}
-		if step.name != "confirm" && note.Kind == schema.KindNote {
+		if step.name != "confirm" && note.Kind == record.KindNote {
 			confirm(t, s)
 		}
 		for _, expr := range []string{note.Commit + ":snapshot.json", note.Commit + "^{tree}", note.Commit} {
@@ -139,7 +140,7 @@ func TestGoneAfterTheSync(t *testing.T) {
 			t.Errorf("%s: %v", step.name, r)
 		}
 		f.fsck()
-		if note.Kind == schema.KindNote && len(s.objects.unsynced) > 0 {
+		if note.Kind == record.KindNote && len(s.objects.unsynced) > 0 {
 			t.Errorf("%s: %d objects that were confirmed are not synced", step.name, len(s.objects.unsynced))
 		}
 		confirm(t, s)

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema/problem"
 )
 
 // A person may have made the repository borrow objects of another one, by the
@@ -40,13 +42,14 @@ func (s *Store) takeIn(ctx context.Context) error {
 	}()
 	list, missing, err := s.borrowed(ctx, lenders)
 	if err == nil && missing > 0 {
-		err = fmt.Errorf("%d objects that the history names can be read neither here nor where %s points: mount or restore what that names, or remove the file to go on with what is left", missing, path)
+		err = fmt.Errorf("%d objects that the history names can be read neither here nor where it points", missing)
 	}
 	if err == nil {
 		err = s.copyIn(lenders, list)
 	}
 	if err != nil {
-		return fmt.Errorf("%w; if git can read all, this ends the borrowing: git --git-dir %s repack -a -d && rm %s", err, s.repo.dir, path)
+		return &problem.Error{Op: "follow", Place: path, Err: err, Hint: fmt.Sprintf(
+			"mount or restore what it names; or, if git can read all, end the borrowing: git --git-dir %s repack -a -d && rm %s; or remove the file to go on with what is left", s.repo.dir, path)}
 	}
 	kept, err := s.setAside(path, "objects-info-alternates")
 	if err == nil {

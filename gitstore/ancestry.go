@@ -13,7 +13,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // walkedFile remembers, from one start to the next, down from which commit the
@@ -241,7 +241,7 @@ func (s *Store) cutAt(ctx context.Context, g *gap, c cuts) error {
 // first ref, "" if nothing is left.
 func (s *Store) keepBelow(ctx context.Context, index int, c cuts) (kept string, err error) {
 	for n := 1; ; n++ {
-		tip, err := s.newestRecord(ctx, func(snap *schema.Snapshot) bool { return snap.Index < index })
+		tip, err := s.newestRecord(ctx, func(snap *record.Record) bool { return snap.Index < index })
 		if err != nil || tip == nil {
 			return kept, err
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -20,12 +21,12 @@ func quantiles(b *testing.B, took []time.Duration) {
 }
 
 // benchChange is a record of usual size, another one each time.
-func benchChange(i int) schema.Snapshot {
+func benchChange(i int) record.Record {
 	rec := change(64 + i%16000)
 	rec.Description = fmt.Sprintf("Change %d of the benchmark", i)
-	rec.Source = schema.Source{Kind: "git", Location: "https://example.org/config.git", Revision: fmt.Sprintf("%040x", i), Author: "Ada L <ada@example.org>"}
+	rec.Source = record.Source{Kind: "git", Location: "https://example.org/config.git", Revision: fmt.Sprintf("%040x", i), Author: "Ada L <ada@example.org>"}
 	rec.Provenance = schema.Provenance{}
-	for _, name := range schema.Names() {
+	for _, name := range params.Names() {
 		rec.Provenance[name] = schema.Origin{Position: schema.Position{File: "production.yaml", Line: 4, Column: 3}, Layer: "environment"}
 	}
 	rec.Changes = rec.Config.Diff(params)

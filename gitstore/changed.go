@@ -11,7 +11,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // stillOurs is lookAround for who builds upon what this Store knows, or vouches
@@ -76,7 +76,7 @@ func (s *Store) lookAround(ctx context.Context) (anew bool, err error) {
 type ours struct {
 	name string
 	hash plumbing.Hash
-	snap *schema.Snapshot
+	snap *record.Record
 }
 
 // strange reports whether a ref names what somebody else put there, which would be
@@ -133,7 +133,7 @@ func (s *Store) lostRef(name string, found plumbing.Hash, err error) bool {
 }
 
 // putBack writes a ref anew, durably, that was lost, or reads as found or why.
-func (s *Store) putBack(name string, to *schema.Snapshot, found plumbing.Hash, why error) error {
+func (s *Store) putBack(name string, to *record.Record, found plumbing.Hash, why error) error {
 	if err := s.clearPlace(filepath.Join(s.repo.dir, name), false); err != nil {
 		return err
 	}
@@ -189,12 +189,20 @@ func (s *Store) mend(ctx context.Context) error {
 // changed notes what stands now, if that is another head than before, and once
 // more for the next start. Where the records up to before are there still, and in
 // the history no more, they are kept.
-func (s *Store) changed(ctx context.Context, found string, before *schema.Snapshot) error {
+func (s *Store) changed(ctx context.Context, found string, before *record.Record) error {
 	if hashOf(before) == hashOf(s.head) {
 		return nil
 	}
+	if s.head == nil {
+		if err := s.lose(found + ", and is empty now"); err != nil {
+			return err
+		}
+	}
 	kept := ""
 	if before != nil && !s.inHistory(noteOf(before)) {
+		if err := s.loseHold(noteOf(before), before.Held != nil); err != nil {
+			return err
+		}
 		s.left = noteOf(before)
 		if s.applied != nil {
 			s.writeNotes(note{})
@@ -219,7 +227,7 @@ func (s *Store) changed(ctx context.Context, found string, before *schema.Snapsh
 }
 
 // hashOf is the commit of a record, zero if there is none.
-func hashOf(snap *schema.Snapshot) plumbing.Hash {
+func hashOf(snap *record.Record) plumbing.Hash {
 	if snap == nil {
 		return plumbing.ZeroHash
 	}
@@ -228,7 +236,7 @@ func hashOf(snap *schema.Snapshot) plumbing.Hash {
 
 // joins reports whether the records from snap down can be followed until they
 // meet the history, or begin.
-func (s *Store) joins(ctx context.Context, snap *schema.Snapshot) bool {
+func (s *Store) joins(ctx context.Context, snap *record.Record) bool {
 	for ctx.Err() == nil && !s.inHistory(noteOf(snap)) {
 		if snap.Index == 1 {
 			return true

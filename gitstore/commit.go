@@ -16,7 +16,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // Commit appends rec to the head. It gives rec its Format, Index, ID,
@@ -35,7 +35,7 @@ import (
 // a revert or a note the objects, their directories and the temporary file are
 // synced before the rename, and the ref's directory after it; then newfstatat of
 // each object, see lookAgain.
-func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapshot, error) {
+func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
@@ -51,7 +51,7 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 	}
 	mark := len(s.objects.unsynced)
 	durable := !snap.Kind.Candidate()
-	mayUseReserve := snap.Kind == schema.KindRevert || snap.Kind == schema.KindRollback
+	mayUseReserve := snap.Kind == record.KindRevert || snap.Kind == record.KindRollback
 	var dirs []string
 	var files []looseFile
 	err = s.withReserve(mayUseReserve, func() (err error) {
@@ -87,7 +87,7 @@ func (s *Store) Commit(ctx context.Context, rec schema.Snapshot) (*schema.Snapsh
 // append writes the record's objects and moves the head ref to its commit. The
 // directories it returns make the move durable when they are synced; the files
 // are those of the objects.
-func (s *Store) append(snap *schema.Snapshot, durable bool) (dirs []string, files []looseFile, err error) {
+func (s *Store) append(snap *record.Record, durable bool) (dirs []string, files []looseFile, err error) {
 	mark := len(s.objects.unsynced)
 	h, err := s.writeObjects(snap)
 	if err != nil {
@@ -111,7 +111,7 @@ func (s *Store) append(snap *schema.Snapshot, durable bool) (dirs []string, file
 
 // prepare gives a record all that is the store's to give, and checks that it
 // can follow the head.
-func (s *Store) prepare(rec schema.Snapshot) (*schema.Snapshot, error) {
+func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 	snap := cleanse(rec)
 	head := s.head
 	switch {
@@ -119,7 +119,7 @@ func (s *Store) prepare(rec schema.Snapshot) (*schema.Snapshot, error) {
 		return nil, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
 	case snap.Instance != "" && snap.Instance != s.opts.Instance:
 		return nil, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
-	case !snap.Kind.Candidate() && (snap.Kind != schema.KindRevert && snap.Kind != schema.KindNote || head == nil):
+	case !snap.Kind.Candidate() && (snap.Kind != record.KindRevert && snap.Kind != record.KindNote || head == nil):
 		return nil, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(head))
 	case snap.OutcomeOf != nil && (head == nil || snap.OutcomeOf.ID != head.ID || !settles(snap.OutcomeOf.Outcome)):
 		return nil, fmt.Errorf("the outcome %q of %q cannot be said by a child of %s", snap.OutcomeOf.Outcome, snap.OutcomeOf.ID, idOf(head))
@@ -128,13 +128,13 @@ func (s *Store) prepare(rec schema.Snapshot) (*schema.Snapshot, error) {
 	if now.Unix() < 0 {
 		now = time.Unix(0, 0)
 	}
-	snap.Format = schema.SnapshotFormat
+	snap.Format = record.FormatOf(snap.Config)
 	snap.Environment, snap.Instance = s.opts.Environment, s.opts.Instance
 	snap.Index, snap.Parent = 1, ""
 	if head != nil {
 		snap.Index, snap.Parent = head.Index+1, head.Commit
 	}
-	snap.ID, snap.Timestamp = formatID(now.Unix(), snap.Index), schema.Unix(now)
+	snap.ID, snap.Timestamp = formatID(now.Unix(), snap.Index), record.Unix(now)
 	if snap.AgentVersion == "" {
 		snap.AgentVersion = oneLine(s.opts.AgentVersion, maxLine)
 	}
@@ -142,7 +142,7 @@ func (s *Store) prepare(rec schema.Snapshot) (*schema.Snapshot, error) {
 		snap.Description = subject(&snap, s.headSubject())
 	}
 	if o := snap.OutcomeOf; o != nil {
-		snap.OutcomeOf = &schema.Settlement{ID: o.ID, Outcome: o.Outcome}
+		snap.OutcomeOf = &record.Settlement{ID: o.ID, Outcome: o.Outcome}
 	}
 	if uid := snap.RequestedBy; uid != nil {
 		u := *uid
@@ -151,7 +151,7 @@ func (s *Store) prepare(rec schema.Snapshot) (*schema.Snapshot, error) {
 	return &snap, nil
 }
 
-func idOf(head *schema.Snapshot) string {
+func idOf(head *record.Record) string {
 	if head == nil {
 		return "an empty history"
 	}
@@ -167,16 +167,16 @@ func (s *Store) headSubject() string {
 
 // writeObjects writes the blobs, the tree and the commit of a record, in this
 // order, so that nothing names what is not there.
-func (s *Store) writeObjects(snap *schema.Snapshot) (plumbing.Hash, error) {
-	record, err := encodeSnapshot(snap)
+func (s *Store) writeObjects(snap *record.Record) (plumbing.Hash, error) {
+	text, err := encodeSnapshot(snap)
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}
-	parameters, err := s.objects.put(plumbing.BlobObject, snap.Config.Canonical())
+	parameters, err := s.objects.put(plumbing.BlobObject, snap.Config.YAML())
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}
-	story, err := s.objects.put(plumbing.BlobObject, record)
+	story, err := s.objects.put(plumbing.BlobObject, text)
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}
@@ -192,7 +192,7 @@ func (s *Store) writeObjects(snap *schema.Snapshot) (plumbing.Hash, error) {
 
 // commitObject is the record's commit. Its times never go back behind the
 // parent's, though the clock may: the id and snapshot.json keep the clock's.
-func (s *Store) commitObject(snap *schema.Snapshot, tree plumbing.Hash) *object.Commit {
+func (s *Store) commitObject(snap *record.Record, tree plumbing.Hash) *object.Commit {
 	when := time.Unix(int64(snap.Timestamp), 0).UTC()
 	if s.head != nil && s.headTime.After(when) {
 		when = s.headTime
@@ -202,7 +202,7 @@ func (s *Store) commitObject(snap *schema.Snapshot, tree plumbing.Hash) *object.
 	author := committer
 	// A revert or a note is the agent's own doing, whoever wrote the state that
 	// it repeats.
-	if name, mail, ok := signature(snap.Source.Author); ok && snap.Kind == schema.KindChange {
+	if name, mail, ok := signature(snap.Source.Author); ok && snap.Kind == record.KindChange {
 		author = object.Signature{Name: name, Email: mail, When: when}
 	}
 	c := &object.Commit{
@@ -225,7 +225,7 @@ func mailHost(instance string) string {
 }
 
 // encodeSnapshot is the content of snapshot.json.
-func encodeSnapshot(snap *schema.Snapshot) ([]byte, error) {
+func encodeSnapshot(snap *record.Record) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -284,7 +284,7 @@ func (s *Store) Confirm(ctx context.Context) error {
 	if err := s.stillOurs(ctx); err != nil {
 		return fmt.Errorf("confirm: %w", err)
 	}
-	mayUseReserve := s.head.Kind == schema.KindRevert || s.head.Kind == schema.KindRollback
+	mayUseReserve := s.head.Kind == record.KindRevert || s.head.Kind == record.KindRollback
 	if err := s.withReserve(mayUseReserve, s.confirm); err != nil {
 		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
 	}
@@ -370,7 +370,7 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 		return fmt.Errorf("set retried: the history is empty")
 	}
 	h := plumbing.NewHash(s.head.Commit)
-	err := s.withReserve(s.head.Kind == schema.KindRollback, func() error {
+	err := s.withReserve(s.head.Kind == record.KindRollback, func() error {
 		if err := s.syncHead(); err != nil {
 			return err
 		}

@@ -64,7 +64,7 @@ func (s *Store) compact() {
 		return
 	}
 	s.packAt = s.head.Index + packEvery
-	p := &packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, view: s.view(), begin: s.begin, keep: s.opts.KeepSnapshots}
+	p := &packer{repo: newRepo(s.opts.Dir, s.opts.Environment), log: s.log, view: s.view(), begin: s.begin, keep: s.opts.KeepSnapshots, known: s.opts.Known}
 	s.compaction = &compaction{make(chan struct{}), p}
 	go func() {
 		defer close(s.compaction.over)
@@ -107,6 +107,7 @@ type packer struct {
 	view  view
 	begin plumbing.Hash // where the view's history is cut, zero if nowhere
 	keep  int           // records to keep at least; 0 keeps all
+	known func(name string) bool
 
 	// sound: the packs are those that were last seen to be whole, but for what
 	// was added here, and nothing was found damaged.

@@ -12,7 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // smallDisk is a file system of size bytes.
@@ -78,7 +79,7 @@ func TestFullDisk(t *testing.T) {
 	refused(f.attempt(s, filepath.Join(disk, "filler")))
 	expect(t, s, b, a)
 	free0 := fillAgain(t, disk, -1)
-	if err := s.Probe(t.Context()); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the disk is full: free some space there") {
+	if err := s.Probe(t.Context()); !errors.Is(err, syscall.ENOSPC) || problem.Hint(err) != "free space on "+f.dir {
 		t.Errorf("probe of a full disk: %v", err)
 	}
 	if n := f.reserved(); n != reserveSize {
@@ -134,7 +135,7 @@ func (f *fixture) attempt(s *Store, filler string) error {
 
 // rollBackOnFull rolls back until the reserve is used up, and fills the disk each
 // time before.
-func (f *fixture) rollBackOnFull(s *Store, disk string) (last *schema.Snapshot, frees []func()) {
+func (f *fixture) rollBackOnFull(s *Store, disk string) (last *record.Record, frees []func()) {
 	f.t.Helper()
 	for n := 0; ; n++ {
 		frees = append(frees, fillAgain(f.t, disk, 2*n))
@@ -142,13 +143,13 @@ func (f *fixture) rollBackOnFull(s *Store, disk string) (last *schema.Snapshot, 
 		if _, err := s.Commit(f.t.Context(), change(4096)); !errors.Is(err, syscall.ENOSPC) {
 			f.t.Fatalf("a change after %d rollbacks: %v", n, err)
 		}
-		_, err := s.Commit(f.t.Context(), schema.Snapshot{Kind: schema.KindRollback, Config: sized(64 + n)})
+		_, err := s.Commit(f.t.Context(), record.Record{Kind: record.KindRollback, Config: sized(64 + n)})
 		if err == nil {
 			frees = append(frees, fillAgain(f.t, disk, 2*n+1))
 			confirm(f.t, s)
 			continue
 		}
-		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the space that is kept in reserve for reverts and rollbacks is used up too: free some space in "+f.dir) {
+		if !errors.Is(err, syscall.ENOSPC) || !strings.HasSuffix(err.Error(), "; the space that is kept in reserve for reverts and rollbacks is used up too") || problem.Hint(err) != "free space on "+f.dir {
 			f.t.Errorf("without a reserve: %v", err)
 		}
 		if n < 24 || f.reserved() >= reserveSlice/2 {
@@ -186,7 +187,7 @@ func TestReadOnlyMount(t *testing.T) {
 	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Skipf("remounting a tmpfs: %v", err)
 	}
-	if _, _, err := Open(t.Context(), f.options()); !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), "mount it writable, or choose another --state") {
+	if _, _, err := Open(t.Context(), f.options()); !errors.Is(err, syscall.EROFS) || problem.Hint(err) != "mount the file system writable, or choose another --state" {
 		t.Errorf("opened read-only: %v", err)
 	}
 	if rec, err := f.reader().Lookup(t.Context(), "1"); err != nil || rec.ID != a.ID {

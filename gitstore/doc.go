@@ -4,9 +4,10 @@
 //
 // # What lies where
 //
-//	<state>/format           "1"; a newer one is refused
+//	<state>/format           "1"; a newer one is refused; written last
 //	<state>/identity         environment and instance the directory belongs to
 //	<state>/lock             flock of the one writer; holds its pid
+//	<state>/lost             there was a history of which nothing can be read
 //	<state>/reserve          1 MiB, given up by slices for reverts on a full disk
 //	<state>/set-aside/       what was found damaged, under names that say why
 //	<state>/walked           down to where the history needs no second walk; where it begins
@@ -19,8 +20,10 @@
 //	    refs/dtesn/set-aside/<time>      foreign commits found on the branch
 //	    tmp/                             files on their way to another place
 //
-// A commit's tree is parameters.yaml (canonical) and snapshot.json (the whole
-// record); its last paragraph is trailers, written by this package alone.
+// A commit's tree is parameters.yaml and snapshot.json (the whole record); its
+// last paragraph is trailers, written by this package alone. Records are read by
+// name, from snapshot.json: parameters that today's schema lacks are kept and
+// shown. parameters.yaml is a rendering for people.
 //
 // # The two promises
 //
@@ -58,7 +61,7 @@
 //	no second copy of the applied record     remade upon the newest whole record, with its Parameters as far as its commit, kind and files say them; what bore a hold holds all
 //	settlement at the head damaged           the same: a revert or a note was no candidate
 //	both refs lost                           the newest whole record that did not come to nothing is the head; applied as above
-//	no record readable                       the repository is kept, the history starts anew, with what the engine runs
+//	no record readable                       the repository is kept, the history starts anew; it is lost, see below
 //	history not the one that was applied     taken as it is, and told
 //	content of an old record damaged         listed as damaged; no rollback goes to it
 //	gap in the history                       the history begins above it, by git's file shallow; what is whole below is kept
@@ -88,8 +91,8 @@
 //	file or directory in a wrong place       kept; made anew
 //	file too large                           kept; as if it were missing
 //	name set-aside taken                     what has it is kept under another
-//	repository missing                       the history starts anew
-//	repository a file                        kept; the history starts anew
+//	repository missing                       the history starts anew; it is lost, see below
+//	repository a file                        kept; the same
 //	repository a link to nothing             refused: the disk with the history is not mounted
 //	format or identity torn                  written anew
 //	identity not that of the records         written anew, where the records and the settings agree
@@ -106,6 +109,17 @@
 // on a disk that is not mounted: then the start is refused). None of them is
 // never waited for; found later, while the Store is open, it holds nothing, like
 // a torn file.
+//
+// # When nothing can be read
+//
+// Where there was a history (the file format or identity is there, or a Store had
+// it open) and no record of it can be read, what an operator held and paused is
+// not known. The file lost says so before anything else is changed, and Lost
+// returns a pause, over restarts, until ClearLost. It ends by itself when a start
+// finds a head: somebody put the history back. A directory without those files is
+// new; a whole repository in which nothing was recorded is empty, and so is one
+// that cannot have had more than a first record, never confirmed, which a power
+// cut took. None of these is lost.
 //
 // # When the directory goes away
 //

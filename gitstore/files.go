@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"dtesn-agent/schema/problem"
 )
 
 // tempPrefix begins the name of every file that is on its way to another one.
@@ -227,23 +229,23 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// stateError words a failure of the state directory itself: what was
-// attempted, on what, why it failed, and the way out.
+// stateError returns a failure of the state directory itself, with what to do
+// about it.
 func stateError(attempt, dir string, err error) error {
 	way := "choose another --state"
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		way = fmt.Sprintf("it must be readable and writable for uid %d: chown it, or choose another --state", os.Getuid())
+		way = fmt.Sprintf("chown it, so that uid %d can read and write it, or choose another --state", os.Getuid())
 	case errors.Is(err, syscall.EROFS):
-		way = "the file system is mounted read-only: mount it writable, or choose another --state"
+		way = "mount the file system writable, or choose another --state"
 	case errors.Is(err, errIrregular):
-		way = "it stands where a file belongs: remove it, or choose another --state"
+		way = "remove what stands where a file belongs, or choose another --state"
 	case errors.Is(err, syscall.ENOTDIR):
-		way = "a file stands where a directory must be: remove it, or choose another --state"
+		way = "remove the file that stands where a directory must be, or choose another --state"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		way = "the disk is full: free some space there"
+		way = "free space on " + dir
 	}
-	return fmt.Errorf("%s state directory %s: %w; %s", attempt, dir, err, way)
+	return &problem.Error{Op: attempt + " state directory", Place: dir, Err: err, Hint: way}
 }
 
 // fromDisk reports whether err is the system's, and not a judgement on what a

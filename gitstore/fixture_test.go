@@ -11,18 +11,33 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
-var params = schema.Parameters{
-	BSeriesMaxOrder: 8, CacheTTLSeconds: 300, EnableCaching: true,
-	EnablePerformanceMonitoring: true, ESNReservoirSize: 1024, MaxMembraneDepth: 4,
+var params = schema.Default().For("production").Defaults()
+
+const sizeName = "esn_reservoir_size"
+
+func sized(n int) schema.Parameters { return params.With(sizeName, schema.Int(n)) }
+
+func sizeOf(p schema.Parameters) int {
+	n, _ := p.Get(sizeName).Int()
+	return n
 }
 
-func sized(n int) schema.Parameters {
-	p := params
-	p.ESNReservoirSize = n
-	return p
+// anyName is for a schema that knows every parameter.
+func anyName(string) bool { return true }
+
+// holding is a hold of the values of each p, by the engine.
+func holding(list ...schema.Parameters) *record.Hold {
+	h := &record.Hold{By: "engine", Reason: "refused", Since: 1}
+	for _, p := range list {
+		e := record.EntryOf(p)
+		e.By, e.Reason, e.Since = h.By, h.Reason, h.Since
+		h.Entries = append(h.Entries, e)
+	}
+	return h
 }
 
 // fixture is a state directory that tests open again and again.
@@ -96,7 +111,7 @@ func (f *fixture) git(args ...string) string {
 }
 
 // gitFrom runs git with the content of a file as its input.
-func (f *fixture) gitFrom(path string, args ...string) {
+func (f *fixture) gitFrom(path string, args ...string) string {
 	f.t.Helper()
 	in, err := os.Open(path)
 	if err != nil {
@@ -105,9 +120,11 @@ func (f *fixture) gitFrom(path string, args ...string) {
 	defer in.Close()
 	cmd := exec.Command("git", append([]string{"--git-dir", f.repo()}, args...)...)
 	cmd.Stdin = in
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		f.t.Fatalf("git %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
+	return strings.TrimSpace(string(out))
 }
 
 // gitMay is git where a failure is an answer.
@@ -145,11 +162,11 @@ func (f *fixture) write(path, content string) {
 	}
 }
 
-func change(n int) schema.Snapshot {
-	return schema.Snapshot{Kind: schema.KindChange, Config: sized(n), RollbackPoint: true}
+func change(n int) record.Record {
+	return record.Record{Kind: record.KindChange, Config: sized(n), RollbackPoint: true}
 }
 
-func commit(t testing.TB, s *Store, rec schema.Snapshot) *schema.Snapshot {
+func commit(t testing.TB, s *Store, rec record.Record) *record.Record {
 	t.Helper()
 	snap, err := s.Commit(context.Background(), rec)
 	if err != nil {
@@ -172,7 +189,7 @@ func confirm(t testing.TB, s *Store) {
 }
 
 // applied commits and confirms a change.
-func applied(t testing.TB, s *Store, n int) *schema.Snapshot {
+func applied(t testing.TB, s *Store, n int) *record.Record {
 	t.Helper()
 	snap := commit(t, s, change(n))
 	confirm(t, s)
@@ -180,22 +197,22 @@ func applied(t testing.TB, s *Store, n int) *schema.Snapshot {
 }
 
 // revert settles the head as rejected, back to the parameters of to.
-func revert(head, to *schema.Snapshot, why ...string) schema.Snapshot {
-	return schema.Snapshot{
-		Kind: schema.KindRevert, Description: "the engine refused it", Config: to.Config, Errors: why, RollbackPoint: true,
-		OutcomeOf: &schema.Settlement{ID: head.ID, Outcome: schema.Rejected},
-		Held:      &schema.Hold{Digests: []schema.Digest{head.Digest()}, Reason: "refused", By: "engine", Since: 1},
+func revert(head, to *record.Record, why ...string) record.Record {
+	return record.Record{
+		Kind: record.KindRevert, Description: "the engine refused it", Config: to.Config, Errors: why, RollbackPoint: true,
+		OutcomeOf: &record.Settlement{ID: head.ID, Outcome: record.Rejected},
+		Held:      holding(head.Config),
 	}
 }
 
-func commitOf(s *schema.Snapshot) string {
+func commitOf(s *record.Record) string {
 	if s == nil {
 		return ""
 	}
 	return s.Commit
 }
 
-func expect(t testing.TB, s *Store, head, applied *schema.Snapshot) {
+func expect(t testing.TB, s *Store, head, applied *record.Record) {
 	t.Helper()
 	if commitOf(s.Head()) != commitOf(head) {
 		t.Errorf("head is %s, want %s", idOf(s.Head()), idOf(head))

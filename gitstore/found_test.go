@@ -15,7 +15,8 @@ import (
 	"syscall"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // foundAlone are the lines of the table that have a test of their own.
@@ -82,7 +83,7 @@ func TestFound(t *testing.T) {
 
 // long tells a history of n applied records and closes the store; a closed
 // history may be packed by git.
-func (f *fixture) long(n int) (records []*schema.Snapshot) {
+func (f *fixture) long(n int) (records []*record.Record) {
 	f.t.Helper()
 	s, _ := f.open()
 	for i := range n {
@@ -100,24 +101,24 @@ func (f *fixture) long(n int) (records []*schema.Snapshot) {
 func TestGap(t *testing.T) {
 	const n = 12
 	for name, row := range map[string]struct {
-		damage func(f *fixture, r []*schema.Snapshot)
+		damage func(f *fixture, r []*record.Record)
 		first  int
 		kept   []int // records at the tips that were set aside, newest first
 	}{
-		"a commit missing": {func(f *fixture, r []*schema.Snapshot) { f.remove(f.file(r[4].Commit)) }, 6, []int{4}},
-		"a commit torn":    {func(f *fixture, r []*schema.Snapshot) { f.halve(f.file(r[4].Commit)) }, 6, []int{4}},
-		"a commit missing that only its children name": {func(f *fixture, r []*schema.Snapshot) {
+		"a commit missing": {func(f *fixture, r []*record.Record) { f.remove(f.file(r[4].Commit)) }, 6, []int{4}},
+		"a commit torn":    {func(f *fixture, r []*record.Record) { f.halve(f.file(r[4].Commit)) }, 6, []int{4}},
+		"a commit missing that only its children name": {func(f *fixture, r []*record.Record) {
 			f.git("gc", "-q")
 			f.explode()
 			f.remove(f.file(r[4].Commit))
 		}, 6, []int{4}},
-		"two gaps": {func(f *fixture, r []*schema.Snapshot) {
+		"two gaps": {func(f *fixture, r []*record.Record) {
 			f.remove(f.file(r[7].Commit))
 			f.remove(f.file(r[3].Commit))
 		}, 9, []int{7, 3}},
-		"the first is gone":    {func(f *fixture, r []*schema.Snapshot) { f.remove(f.file(r[0].Commit)) }, 2, nil},
-		"applied's own parent": {func(f *fixture, r []*schema.Snapshot) { f.remove(f.file(r[10].Commit)) }, 12, []int{10}},
-		"all but the newest": {func(f *fixture, r []*schema.Snapshot) {
+		"the first is gone":    {func(f *fixture, r []*record.Record) { f.remove(f.file(r[0].Commit)) }, 2, nil},
+		"applied's own parent": {func(f *fixture, r []*record.Record) { f.remove(f.file(r[10].Commit)) }, 12, []int{10}},
+		"all but the newest": {func(f *fixture, r []*record.Record) {
 			for _, rec := range r[:11] {
 				f.remove(f.file(rec.Commit))
 			}
@@ -174,7 +175,7 @@ func (f *fixture) explode() {
 
 // beginsAt holds that the history of head begins at record first, for the Store,
 // for a Reader and for git, and that what is before is refused with the reason.
-func (f *fixture) beginsAt(s *Store, head *schema.Snapshot, first int) {
+func (f *fixture) beginsAt(s *Store, head *record.Record, first int) {
 	f.t.Helper()
 	want := head.Index - first + 1
 	f.fsck()
@@ -185,7 +186,7 @@ func (f *fixture) beginsAt(s *Store, head *schema.Snapshot, first int) {
 	if n, err := r.First(); n != first || err != nil {
 		f.t.Errorf("a Reader says that the first is %d, %v", n, err)
 	}
-	for who, list := range map[string]func(context.Context, string, int) ([]schema.Record, error){"store": s.List, "reader": r.List} {
+	for who, list := range map[string]func(context.Context, string, int) ([]record.Row, error){"store": s.List, "reader": r.List} {
 		records, err := list(f.t.Context(), "", 1000)
 		if err != nil || len(records) != want || records[want-1].Index != first {
 			f.t.Errorf("the %s lists %d records, %v", who, len(records), err)
@@ -243,6 +244,8 @@ func TestTornPack(t *testing.T) {
 					} else if percent > 60 && indexed {
 						t.Errorf("nothing was saved of a pack torn at %d %%: %v", percent, repairs)
 					}
+					f.lost(s, s.Head() == nil)
+					f.clearLost(s)
 					applied(t, s, 8192)
 					_, repairs = f.reopen(s)
 					noRepairs(t, repairs)
@@ -306,7 +309,7 @@ func TestReadOnly(t *testing.T) {
 	if err := syscall.Mount("", st.dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Open(t.Context(), st.options()); err == nil || !strings.Contains(err.Error(), "read-only: mount it writable") || !errors.Is(err, syscall.EROFS) {
+	if _, _, err := Open(t.Context(), st.options()); err == nil || !strings.HasPrefix(problem.Hint(err), "mount the file system writable") || !errors.Is(err, syscall.EROFS) {
 		t.Errorf("a read-only state directory: %v", err)
 	}
 	if err := syscall.Unmount(st.dir, 0); err != nil {

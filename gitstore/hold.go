@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"dtesn-agent/schema/problem"
 )
 
 // Holding reports whether the state directory is there and this Store's. It may
@@ -66,7 +68,7 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 		_ = s.letGo(false)
 	}
 	if _, err := os.Stat(s.repo.dir); errors.Is(err, fs.ErrNotExist) {
-		return false, fmt.Errorf("there is no history in %s any more: mount its disk or put it back, and the agent goes on with it; to begin a new one, restart the agent", s.opts.Dir)
+		return false, problem.New("", fmt.Errorf("there is no history in %s any more", s.opts.Dir), "mount its disk or put it back, and the agent goes on with it; to begin a new one, restart the agent")
 	} else if err != nil {
 		return false, stateError("read", s.opts.Dir, err)
 	}

@@ -6,7 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // TestDirectoryThatMoves takes the state directory away from a Store, and puts
@@ -17,7 +18,7 @@ func TestDirectoryThatMoves(t *testing.T) {
 	s, _ := f.open()
 	applied(t, s, 1024)
 	away := f.dir + "-away"
-	gone := func(want string) {
+	gone := func(want, hint string) {
 		t.Helper()
 		for what, err := range map[string]error{"probe": s.Probe(t.Context()), "confirm": s.Confirm(t.Context())} {
 			if err == nil && what == "confirm" { // what is confirmed is confirmed
@@ -27,8 +28,8 @@ func TestDirectoryThatMoves(t *testing.T) {
 				t.Errorf("%s says %v, not %q", what, err, want)
 			}
 		}
-		if _, err := s.Commit(t.Context(), change(2048)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("commit says %v, not %q", err, want)
+		if _, err := s.Commit(t.Context(), change(2048)); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(problem.Hint(err), hint) {
+			t.Errorf("commit says %v, not %q; its hint %q", err, want, problem.Hint(err))
 		}
 		if s.Holding() || s.Head() == nil || s.Applied() == nil {
 			t.Errorf("holding %v, head %v, applied %v", s.Holding(), s.Head(), s.Applied())
@@ -43,11 +44,11 @@ func TestDirectoryThatMoves(t *testing.T) {
 	}
 
 	move(f.dir, away)
-	gone("there is no history in " + f.dir + " any more: mount its disk or put it back")
+	gone("there is no history in "+f.dir+" any more", "mount its disk or put it back")
 	if err := os.Mkdir(f.dir, 0o700); err != nil { // as below a mount point
 		t.Fatal(err)
 	}
-	gone("there is no history in")
+	gone("there is no history in", "mount its disk or put it back")
 	if left, err := os.ReadDir(f.dir); err != nil || len(left) > 0 {
 		t.Errorf("in the place of the directory lies %v %v", left, err)
 	}
@@ -58,7 +59,7 @@ func TestDirectoryThatMoves(t *testing.T) {
 	o, _ := other.open()
 	held := applied(t, o, 4096)
 	move(away, f.dir)
-	gone("in use by another agent")
+	gone("in use by another agent", "stop that one")
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +129,7 @@ func TestNothingIsMadeBelowAMountPoint(t *testing.T) {
 	}
 }
 
-func commitOfTest(s *Store) *schema.Snapshot {
+func commitOfTest(s *Store) *record.Record {
 	snap, err := s.prepare(change(2048))
 	if err != nil {
 		panic(err)

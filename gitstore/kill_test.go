@@ -66,6 +66,23 @@ func ruins(lender string) map[string]ruin {
 			f.halve(f.file("production:snapshot.json"))
 			f.remove(filepath.Join(f.dir, appliedFile))
 		}},
+		"repository lost": {damage: func(f *fixture) { f.remove(f.repo()); f.remove(f.dir + "/" + appliedFile) }},
+		"repository a file": {damage: func(f *fixture) {
+			f.remove(f.repo())
+			f.write(f.repo(), "")
+			f.remove(f.dir + "/" + appliedFile)
+		}},
+		"refs and objects lost": {damage: func(f *fixture) {
+			f.remove(f.repo("refs"))
+			f.remove(f.repo("objects"))
+			f.remove(f.dir + "/" + appliedFile)
+		}},
+		"refs and objects torn": {damage: func(f *fixture) {
+			for _, sub := range []string{"refs", "objects"} {
+				f.eachFile(sub, func(path string) { f.write(path, "") })
+			}
+			f.remove(f.dir + "/" + appliedFile)
+		}},
 		"objects borrowed": {damage: func(f *fixture) {
 			f.write(f.repo("objects", "info", alternatesFile), lender+"\n")
 			f.remove(f.packs()[0])
@@ -186,9 +203,9 @@ func (f *fixture) openOnce(t *testing.T, at ...any) bool {
 func (f *fixture) outcome(t *testing.T, r ruin) string {
 	t.Helper()
 	s, _ := f.open()
-	story := fmt.Sprintf("head %s, applied %s, %d records", commitOf(s.Head()), commitOf(s.Applied()), s.Total())
+	story := fmt.Sprintf("head %s, applied %s, %d records, lost %v", commitOf(s.Head()), commitOf(s.Applied()), s.Total(), s.Lost() != nil)
 	if r.remade { // between its two refs it is pending
-		story = fmt.Sprintf("head %s %d of %d", s.Head().Kind, s.Head().Index, s.Head().Config.ESNReservoirSize)
+		story = fmt.Sprintf("head %s %d of %d", s.Head().Kind, s.Head().Index, sizeOf(s.Head().Config))
 	}
 	for _, place := range []string{f.dir, f.repo(), f.repo("tmp"), f.repo("objects", "pack")} {
 		if left, err := glob(place, "tmp-*"); err != nil || len(left) > 0 {

@@ -15,7 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 const (
@@ -132,13 +133,13 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 		if pid == "" {
 			pid = "unknown"
 		}
-		return nil, fmt.Errorf("state directory %s %w (pid %s): stop that one, or choose another --state", dir, schema.ErrInUse, pid)
+		return nil, problem.New("", fmt.Errorf("state directory %s %w (pid %s)", dir, record.ErrInUse, pid), "stop that one, or choose another --state")
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, err)
 	case errors.As(err, &atPath):
 		return nil, stateError("open the lock of", dir, err)
 	case err != nil:
-		return nil, fmt.Errorf("lock %s: %w; choose a --state on a file system that knows flock", path, err)
+		return nil, &problem.Error{Op: "lock", Place: path, Err: err, Hint: "choose a --state on a file system that knows flock"}
 	}
 	now, _ := os.ReadFile(bootIDFile)
 	thisBoot := strings.TrimSpace(string(now))

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // TestMain is the other process of TestLock too: it opens the directory that
@@ -69,10 +72,13 @@ func (f *fixture) refusedLock(pid int) {
 		_ = s.Close()
 		f.t.Fatal("two have the lock")
 	}
-	for _, say := range []string{"is in use by another agent", fmt.Sprintf("(pid %d)", pid), "stop that one, or choose another --state"} {
+	for _, say := range []string{"is in use by another agent", fmt.Sprintf("(pid %d)", pid)} {
 		if !strings.Contains(err.Error(), say) {
 			f.t.Errorf("the error does not say %q: %v", say, err)
 		}
+	}
+	if hint := problem.Hint(err); hint != "stop that one, or choose another --state" || !errors.Is(err, record.ErrInUse) {
+		f.t.Errorf("the hint is %q, of %v", hint, err)
 	}
 	if took < lockWait || took > 4*lockWait {
 		f.t.Errorf("refused after %v", took)

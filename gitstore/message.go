@@ -1,6 +1,8 @@
 package gitstore
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +11,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -28,6 +31,8 @@ const (
 	maxBody   = 4 << 10 // bytes of the body
 	maxErrors = 20      // errors kept of a rejection
 	indent    = "    "
+
+	maxEntries = 64 // entries of a hold
 )
 
 // The trailers; a message with any other key in its last paragraph is not ours.
@@ -84,8 +89,8 @@ const scissors = "------------------------ >8 ------------------------"
 
 // subject is the first line of the record's commit. rejected is the parent's
 // subject, for a revert.
-func subject(rec *schema.Snapshot, rejected string) string {
-	if rec.Kind == schema.KindRevert {
+func subject(rec *record.Record, rejected string) string {
+	if rec.Kind == record.KindRevert {
 		return `Revert "` + oneLine(rejected, maxLine-len(`Revert ""`)) + `"`
 	}
 	if s := oneLine(rec.Description, maxLine); s != "" {
@@ -96,11 +101,11 @@ func subject(rec *schema.Snapshot, rejected string) string {
 		names = append(names, c.Parameter)
 	}
 	switch {
-	case rec.Kind == schema.KindRollback:
+	case rec.Kind == record.KindRollback:
 		return "Roll back"
-	case rec.Kind == schema.KindNote && rec.Held == nil:
+	case rec.Kind == record.KindNote && rec.Held == nil:
 		return "End the hold"
-	case rec.Kind == schema.KindNote:
+	case rec.Kind == record.KindNote:
 		return "Hold"
 	case len(names) == 0:
 		return "Update nothing"
@@ -109,7 +114,7 @@ func subject(rec *schema.Snapshot, rejected string) string {
 }
 
 // body is the second paragraph: what changed, why, and what is held.
-func body(rec *schema.Snapshot, subject string) string {
+func body(rec *record.Record, subject string) string {
 	var lines []string
 	if rec.Description != subject {
 		lines = append(lines, rec.Description)
@@ -122,9 +127,7 @@ func body(rec *schema.Snapshot, subject string) string {
 			lines = append(lines, "error: "+e)
 		}
 	}
-	if h := rec.Held; h != nil {
-		lines = append(lines, holdLine(h))
-	}
+	lines = append(lines, holdLines(rec.Held)...)
 	var b strings.Builder
 	for i, line := range lines {
 		line = oneLine(line, maxLine)
@@ -140,20 +143,20 @@ func body(rec *schema.Snapshot, subject string) string {
 	return b.String()
 }
 
-// holdLine says a hold: what may not be tried, by whose verdict, and why.
-func holdLine(h *schema.Hold) string {
-	if h.Paused {
-		return fmt.Sprintf("paused by %s: %s", h.By, h.Reason)
+// holdLines returns who holds and why, and the values of each entry.
+func holdLines(h *record.Hold) []string {
+	if h == nil {
+		return nil
 	}
-	digests := make([]string, 0, len(h.Digests))
-	for _, d := range h.Digests {
-		digests = append(digests, cut(string(d), 15))
+	lines := []string{h.Text()}
+	for i := range h.Entries {
+		lines = append(lines, "held: "+h.Entries[i].String())
 	}
-	return fmt.Sprintf("held by %s (%s): %s", h.By, strings.Join(digests, ", "), h.Reason)
+	return lines
 }
 
 // message is the record's whole commit message.
-func message(rec *schema.Snapshot, subject string) string {
+func message(rec *record.Record, subject string) string {
 	var b strings.Builder
 	b.WriteString(subject + "\n\n")
 	if text := body(rec, subject); text != "" {
@@ -203,7 +206,7 @@ func parseTrailers(message string) (map[string]string, error) {
 
 // readTrailers gives snap what only the trailers say, and checks that they and
 // snapshot.json tell the same story.
-func readTrailers(snap *schema.Snapshot, message string) error {
+func readTrailers(snap *record.Record, message string) error {
 	t, err := parseTrailers(message)
 	if err != nil {
 		return err
@@ -228,21 +231,21 @@ func readTrailers(snap *schema.Snapshot, message string) error {
 	}
 	if v, ok := t[keyOutcomeOf]; ok {
 		id, outcome, _ := strings.Cut(v, " ")
-		if !settles(schema.Outcome(outcome)) {
+		if !settles(record.Outcome(outcome)) {
 			return fmt.Errorf("trailer %s: %q is no outcome of a candidate", keyOutcomeOf, v)
 		}
-		snap.OutcomeOf = &schema.Settlement{ID: id, Outcome: schema.Outcome(outcome)}
+		snap.OutcomeOf = &record.Settlement{ID: id, Outcome: record.Outcome(outcome)}
 	}
 	return nil
 }
 
 // settles reports whether a child may say o of its parent.
-func settles(o schema.Outcome) bool { return o == schema.Rejected || o == schema.Superseded }
+func settles(o record.Outcome) bool { return o == record.Rejected || o == record.Superseded }
 
 // cleanse returns rec with all foreign text made one line and bounded, with
 // its own slices, and with lists that are empty rather than null. What it
 // returns is what reading the record back gives.
-func cleanse(rec schema.Snapshot) schema.Snapshot {
+func cleanse(rec record.Record) record.Record {
 	line := func(s string) string { return oneLine(s, maxLine) }
 	lines := func(list []string) []string {
 		var clean []string
@@ -277,14 +280,46 @@ func cleanse(rec schema.Snapshot) schema.Snapshot {
 		before := *rec.Before
 		rec.Before = &before
 	}
-	if rec.Held != nil {
-		held := *rec.Held
-		held.Digests = append([]schema.Digest{}, held.Digests...)
-		slices.Sort(held.Digests)
-		held.Reason, held.By = line(held.Reason), line(held.By)
-		rec.Held = &held
-	}
+	rec.Held = cleanseHold(rec.Held, rec.Config)
 	return rec
+}
+
+// cleanseHold returns a copy of h as reading it back from a record of config
+// gives it, with all foreign text made one line, and the entries in the order in
+// which they began. More than maxEntries count as a pause; the oldest go.
+func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
+	if h == nil {
+		return nil
+	}
+	line := func(s string) string { return oneLine(s, maxLine) }
+	clean := func(by, reason *string, r *record.Requester) *record.Requester {
+		*by, *reason = line(*by), line(*reason)
+		if r == nil {
+			return nil
+		}
+		return &record.Requester{UID: r.UID, User: line(r.User), Login: line(r.Login)}
+	}
+	held := *h
+	held.Entries = slices.Clone(held.Entries)
+	slices.SortStableFunc(held.Entries, func(a, b record.Entry) int {
+		return cmp.Or(cmp.Compare(a.Since, b.Since), cmp.Compare(a.String(), b.String()))
+	})
+	if more := len(held.Entries) - maxEntries; more > 0 {
+		held.Entries = slices.Delete(held.Entries, 0, more)
+		held.Paused = true
+		held.Reason = fmt.Sprintf("more than %d entries count as a pause; %s", maxEntries, held.Reason)
+	}
+	held.Requester = clean(&held.By, &held.Reason, held.Requester)
+	for i := range held.Entries {
+		e := &held.Entries[i]
+		e.Requester = clean(&e.By, &e.Reason, e.Requester)
+	}
+	back := new(record.Hold)
+	if text, err := json.Marshal(held); err != nil || json.Unmarshal(text, back) != nil {
+		return &held // encodeSnapshot reports it
+	}
+	back.Cover(config.Names())
+	return back
 }
 
 // signature reads "Name <mail>" for the author of a commit; ok is false when

@@ -8,6 +8,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -41,21 +42,35 @@ var hostile = map[string]string{
 }
 
 // hostileRecord bears text wherever it can come from outside.
-func hostileRecord(text string) schema.Snapshot {
+func hostileRecord(text string) record.Record {
 	errs := make([]string, 30)
 	for i := range errs {
 		errs[i] = text
 	}
 	p := sized(2048)
-	return schema.Snapshot{
-		Kind: schema.KindChange, Config: p, Description: text, Errors: errs,
-		Source:       schema.Source{Kind: text, Location: text, Revision: text, Author: text + " <" + text + ">", Subject: text},
+	return record.Record{
+		Kind: record.KindChange, Config: p, Description: text, Errors: errs,
+		Source:       record.Source{Kind: text, Location: text, Revision: text, Author: text + " <" + text + ">", Subject: text},
 		Provenance:   schema.Provenance{text: {Position: schema.Position{File: text}, Layer: text, Commit: text}},
-		Changes:      []schema.Change{{Parameter: "esn_reservoir_size", Old: 1, New: 2}},
+		Changes:      []schema.Change{{Parameter: "esn_reservoir_size", Old: schema.Int(1), New: schema.Int(2)}},
 		Experiments:  []schema.Membership{{Name: text, Percent: 1}},
-		Held:         &schema.Hold{Digests: []schema.Digest{p.Digest()}, Reason: text, By: text, Since: 1},
+		Held:         hostileHold(text, p),
 		AgentVersion: text, SchemaDigest: text,
 	}
+}
+
+// hostileHold has more entries than are kept, and one by digest.
+func hostileHold(text string, p schema.Parameters) *record.Hold {
+	who := &record.Requester{UID: 1000, User: text, Login: text}
+	h := &record.Hold{By: text, Reason: text, Since: 1, Requester: who}
+	for i := range maxEntries + 6 {
+		h.Entries = append(h.Entries, record.Entry{
+			Values: map[string]schema.Value{sizeName: schema.Int(i), "unset": {}},
+			By:     text, Reason: text, Since: float64(i % 7), Requester: who,
+		})
+	}
+	h.Entries = append(h.Entries, record.Entry{Digest: p.Digest(), Since: 9})
+	return h
 }
 
 // isOneLine reports whether text is what foreign text becomes.
@@ -71,12 +86,12 @@ func TestHostileText(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
 	ids := map[string]string{}
-	var prev *schema.Snapshot
+	var prev *record.Record
 	for name, text := range hostile {
 		rec := hostileRecord(text)
 		snap := commit(t, s, rec)
 		ids[snap.ID] = name
-		rec.Kind, rec.OutcomeOf = schema.KindRevert, &schema.Settlement{ID: snap.ID, Outcome: schema.Rejected}
+		rec.Kind, rec.OutcomeOf = record.KindRevert, &record.Settlement{ID: snap.ID, Outcome: record.Rejected}
 		prev = commit(t, s, rec)
 		ids[prev.ID] = name + ", revert"
 	}
@@ -144,14 +159,14 @@ func TestOneLine(t *testing.T) {
 
 func TestSubjects(t *testing.T) {
 	changes := []schema.Change{{Parameter: "esn_reservoir_size"}, {Parameter: "enable_caching"}}
-	for want, rec := range map[string]schema.Snapshot{
-		"Deeper": {Kind: schema.KindChange, Description: "Deeper"},
-		"Update esn_reservoir_size, enable_caching": {Kind: schema.KindChange, Changes: changes},
-		"Update nothing": {Kind: schema.KindChange},
-		"Roll back":      {Kind: schema.KindRollback, Changes: changes},
-		"Hold":           {Kind: schema.KindNote, Held: &schema.Hold{}},
-		"End the hold":   {Kind: schema.KindNote},
-		`Revert "x"`:     {Kind: schema.KindRevert, Description: "why"},
+	for want, rec := range map[string]record.Record{
+		"Deeper": {Kind: record.KindChange, Description: "Deeper"},
+		"Update esn_reservoir_size, enable_caching": {Kind: record.KindChange, Changes: changes},
+		"Update nothing": {Kind: record.KindChange},
+		"Roll back":      {Kind: record.KindRollback, Changes: changes},
+		"Hold":           {Kind: record.KindNote, Held: &record.Hold{}},
+		"End the hold":   {Kind: record.KindNote},
+		`Revert "x"`:     {Kind: record.KindRevert, Description: "why"},
 	} {
 		if got := subject(&rec, "x"); got != want {
 			t.Errorf("subject is %q, want %q", got, want)
@@ -161,9 +176,13 @@ func TestSubjects(t *testing.T) {
 
 // The body says the hold in words, and stays within its bounds.
 func TestBody(t *testing.T) {
-	rec := &schema.Snapshot{Held: &schema.Hold{Paused: true, By: "operator", Reason: "night"}}
+	rec := &record.Record{Held: &record.Hold{Paused: true, By: "operator", Reason: "night"}}
 	if got := body(rec, ""); got != "    paused by operator: night\n" {
 		t.Errorf("a pause is %q", got)
+	}
+	rec.Held.Entries = []record.Entry{{Values: map[string]schema.Value{"b": schema.Int(2048), "a": schema.Bool(true), "c": {}}}, {Digest: params.Digest()}}
+	if got, want := body(rec, ""), "    paused by operator: night\n    held: a true, b 2048, c unset\n    held: digest "+string(params.Digest()[:12])+"\n"; got != want {
+		t.Errorf("a hold is %q, want %q", got, want)
 	}
 	for range 100 {
 		rec.Errors = append(rec.Errors, strings.Repeat("x", 300))
@@ -199,14 +218,14 @@ func FuzzMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text, reason, author string, kind uint8) {
 		uid := int(kind)
 		rec := hostileRecord(text)
-		rec.Kind = []schema.Kind{schema.KindChange, schema.KindRollback, schema.KindRevert, schema.KindNote}[kind%4]
+		rec.Kind = []record.Kind{record.KindChange, record.KindRollback, record.KindRevert, record.KindNote}[kind%4]
 		rec.Held.Reason, rec.Source.Author = reason, author
 		rec.Instance, rec.Environment, rec.ID = "web-1", "production", "snapshot_1_0001"
-		if rec.Kind == schema.KindRollback {
+		if rec.Kind == record.KindRollback {
 			rec.RequestedBy = &uid
 		}
-		if rec.Kind == schema.KindRevert {
-			rec.OutcomeOf = &schema.Settlement{ID: "snapshot_1_0000", Outcome: schema.Superseded}
+		if rec.Kind == record.KindRevert {
+			rec.OutcomeOf = &record.Settlement{ID: "snapshot_1_0000", Outcome: record.Superseded}
 		}
 		clean := cleanse(rec)
 		again := cleanse(clean)
@@ -220,16 +239,14 @@ func FuzzMessage(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		back := new(schema.Snapshot)
+		back := new(record.Record)
 		if err := json.Unmarshal(data, back); err != nil {
 			t.Fatal(err)
 		}
 		if err := readTrailers(back, msg); err != nil {
 			t.Fatalf("%v\n%q", err, msg)
 		}
-		for i := range back.Changes {
-			back.Changes[i].Old, back.Changes[i].New = plainValue(back.Changes[i].Old), plainValue(back.Changes[i].New)
-		}
+		back.Held.Cover(back.Config.Names())
 		if !reflect.DeepEqual(back, &clean) {
 			t.Errorf("reads back as\n%+v, was\n%+v", back, &clean)
 		}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // salvage is for refs of which neither can be trusted: the newest whole record
@@ -42,7 +42,7 @@ func (s *Store) salvage(ctx context.Context, head, applied named) error {
 		if err := s.create(); err != nil {
 			return err
 		}
-		s.repaired(found+", and no record is whole", "the repository was set aside; the history starts anew", kept)
+		s.repaired(found+", and no record is whole", "the repository was set aside; "+s.begunAnew(), kept)
 		return nil
 	}
 	if err := s.checkIdentity(best.Environment, best.Instance); err != nil {
@@ -72,23 +72,23 @@ func (s *Store) salvage(ctx context.Context, head, applied named) error {
 // were given up, and lie there with higher numbers; and those that came to nothing,
 // as a whole commit upon them says, though its content be damaged. settled is
 // the newest one, from there down, that must have been applied.
-func (s *Store) newestOfHistory(ctx context.Context, below int) (best, settled *schema.Snapshot, err error) {
+func (s *Store) newestOfHistory(ctx context.Context, below int) (best, settled *record.Record, err error) {
 	noted := s.repo.readNotes().applied
 	gainsaid, err := s.judgements(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	ours := func(snap *schema.Snapshot) bool {
+	ours := func(snap *record.Record) bool {
 		return snap.Environment == s.opts.Environment && snap.Instance == s.opts.Instance
 	}
-	for _, wanted := range []func(*schema.Snapshot) bool{
-		func(snap *schema.Snapshot) bool {
+	for _, wanted := range []func(*record.Record) bool{
+		func(snap *record.Record) bool {
 			return ours(snap) && (noted.index == 0 || !s.repo.standsElsewhere(snap, noted))
 		},
 		ours,
-		func(*schema.Snapshot) bool { return true },
+		func(*record.Record) bool { return true },
 	} {
-		best, err := s.newestRecord(ctx, func(snap *schema.Snapshot) bool {
+		best, err := s.newestRecord(ctx, func(snap *record.Record) bool {
 			return snap.Index < below && !gainsaid[hashOf(snap)] && wanted(snap)
 		})
 		if best == nil && err == nil {
@@ -129,7 +129,7 @@ func (s *Store) judgements(ctx context.Context) (gainsaid map[plumbing.Hash]bool
 // which does not say otherwise. A candidate is open until it is applied or its
 // child says what became of it, and nothing is put upon an open one. nil if there
 // is none.
-func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
+func (s *Store) lastSettled(head *record.Record) (*record.Record, error) {
 	if s.wasApplied(head) {
 		return head, nil
 	}
@@ -156,7 +156,7 @@ func (s *Store) lastSettled(head *schema.Snapshot) (*schema.Snapshot, error) {
 
 // standsElsewhere reports whether another record than the one of n has its place
 // below snap, or at it. Where the way down is damaged, nobody knows.
-func (r *repo) standsElsewhere(snap *schema.Snapshot, n note) bool {
+func (r *repo) standsElsewhere(snap *record.Record, n note) bool {
 	at := hashOf(snap)
 	for index := snap.Index; index > n.index; index-- {
 		parent, _, err := r.link(at)
@@ -190,8 +190,8 @@ func (r *repo) traces() (bool, error) {
 // newestRecord is the whole record of the highest index among all commits that
 // are there, loose or packed, and wanted; of several the one made last. nil if
 // none is.
-func (s *Store) newestRecord(ctx context.Context, wanted func(*schema.Snapshot) bool) (*schema.Snapshot, error) {
-	var best *schema.Snapshot
+func (s *Store) newestRecord(ctx context.Context, wanted func(*record.Record) bool) (*record.Record, error) {
+	var best *record.Record
 	consider := func(h plumbing.Hash) error {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -10,7 +10,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // appliedFile says once more, beside the repository, what the applied ref names;
@@ -31,7 +31,7 @@ type note struct {
 	index  int
 }
 
-func noteOf(snap *schema.Snapshot) note {
+func noteOf(snap *record.Record) note {
 	if snap == nil {
 		return note{}
 	}
@@ -83,14 +83,14 @@ func (s *Store) writeNotes(before note) {
 }
 
 // wasApplied reports whether it was noted that the record was applied.
-func (s *Store) wasApplied(snap *schema.Snapshot) bool {
+func (s *Store) wasApplied(snap *record.Record) bool {
 	n := s.repo.readNotes()
 	return n.applied.commit == hashOf(snap) || n.before.commit == hashOf(snap)
 }
 
 // notedBelow is the record that was noted to be applied, if it is whole, and what
 // is damaged between it and head keeps anybody from telling; nil if not.
-func (s *Store) notedBelow(head *schema.Snapshot) (*schema.Snapshot, error) {
+func (s *Store) notedBelow(head *record.Record) (*record.Record, error) {
 	last, err := s.repo.snapshot(s.repo.readNotes().applied.commit)
 	if err != nil {
 		return nil, unlessCurable(err)
@@ -129,21 +129,24 @@ func (s *Store) outdated(refs ...*named) error {
 // settleNotes tells when the history is not the one in which the agent stood:
 // somebody replaced it while no agent ran, or while one ran that may have ended
 // before anybody looked.
-func (s *Store) settleNotes() {
+func (s *Store) settleNotes() error {
 	n := s.repo.readNotes()
 	stood := n.applied
 	if n.left.index > 0 {
 		stood = n.left
 	}
 	if stood.index >= s.first && !s.opened && !s.explained && !s.inHistory(stood) {
-		did := "the history starts anew"
+		if err := s.loseHold(stood, stood == n.applied && s.mayHold(stood)); err != nil {
+			return err
+		}
+		did := s.begunAnew()
 		if s.head != nil {
 			did = "the history goes on from " + idOf(s.head)
 		}
 		s.repaired(fmt.Sprintf("the agent stood at %s, which is not in the history: that was replaced, or begun anew", stood.id), did, "")
 	}
 	if s.applied == nil || n == (notes{noteOf(s.applied), n.before, s.left}) && s.repo.spare(n.applied.commit) != nil {
-		return
+		return nil
 	}
 	before := note{}
 	for _, older := range []note{n.before, n.applied} {
@@ -152,6 +155,7 @@ func (s *Store) settleNotes() {
 		}
 	}
 	s.writeNotes(before)
+	return nil
 }
 
 // inHistory reports whether a record is the one of its number below, or at, the

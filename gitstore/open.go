@@ -17,7 +17,9 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // Options say which history to open, and for whom.
@@ -34,6 +36,9 @@ type Options struct {
 	// KeepSnapshots, if not 0, lets records go that are older than so many, by
 	// and by; see pruning in the package doc. 0 keeps all.
 	KeepSnapshots int
+	// Known reports whether the schema has a parameter, so that pruning keeps the
+	// record that a rollback without an id goes to; nil stands for all.
+	Known func(name string) bool
 	// AgentVersion goes into records that do not say one.
 	AgentVersion string
 	// Now is the clock; nil stands for time.Now.
@@ -71,7 +76,9 @@ type standing struct {
 	repo    *repo
 	objects objectWriter
 
-	head, applied *schema.Snapshot
+	head, applied *record.Record
+	lost          *record.Hold  // see lostFile
+	replaced      bool          // see lossJSON.Replaced
 	headFiles     []looseFile   // of the head's objects, if this process wrote them
 	first         int           // index of the oldest record
 	begin         plumbing.Hash // its line in the shallow file, zero if it is the first ever
@@ -87,6 +94,9 @@ const (
 	identityFile = "identity"
 	setAsideDir  = "set-aside"
 	newRepoGlob  = repoDir + ".new-*"
+
+	opOpen    = "open the snapshot repository"
+	upgradeIt = "upgrade the agent or choose another --state"
 )
 
 var environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
@@ -96,8 +106,8 @@ func validEnvironment(name string) bool { return environmentName.MatchString(nam
 
 // Open takes the lock of a state directory, makes the repository if and only
 // if nothing is there, finds and repairs what a crash, a disk or a person left
-// behind, and returns what it repaired, in order. The error is one message with
-// the way out: another agent holds the lock, the directory is of another
+// behind, and returns what it repaired, in order. The error says what is in the
+// way, with a hint: another agent holds the lock, the directory is of another
 // environment or instance, was written by a newer agent, or cannot be used.
 func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 	if err := ctx.Err(); err != nil {
@@ -124,17 +134,20 @@ func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 
 func (o *Options) check() error {
 	if o.Dir == "" {
-		return errors.New("open the snapshot repository: no state directory is given: use --state DIR")
+		return problem.New(opOpen, errors.New("no state directory is given"), "use --state DIR")
 	}
 	if !validEnvironment(string(o.Environment)) {
-		return fmt.Errorf("open the snapshot repository: %q is no environment: use --environment development|staging|production|testing", o.Environment)
+		return problem.New(opOpen, fmt.Errorf("%q is no environment", o.Environment), "use --environment with a name of the schema, such as production")
 	}
 	if o.Instance == "" || oneLine(o.Instance, maxLine) != o.Instance {
-		return fmt.Errorf("open the snapshot repository: %q is no instance name: --instance is one line of 1 to %d bytes without control characters", cut(o.Instance, 80), maxLine)
+		return problem.New(opOpen, fmt.Errorf("%q is no instance name", cut(o.Instance, 80)), fmt.Sprintf("give --instance one line of 1 to %d bytes without control characters", maxLine))
 	}
 	o.Dir = filepath.Clean(o.Dir)
 	if o.MaxSnapshots <= 0 {
 		o.MaxSnapshots = DefaultMaxSnapshots
+	}
+	if o.Known == nil {
+		o.Known = func(string) bool { return true }
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -149,6 +162,12 @@ func (o *Options) check() error {
 // is changed before it is clear that the directory is ours.
 func (s *Store) open(ctx context.Context) error {
 	s.explained = false
+	// clearPlace below may move the marks away, and what they say with them.
+	was, err := s.hadHistory()
+	if err != nil {
+		return stateError("read", s.opts.Dir, err)
+	}
+	before := s.lost
 	for _, name := range []string{formatFile, identityFile, reserveFile, walkedFile, appliedFile} {
 		if err := s.clearPlace(filepath.Join(s.opts.Dir, name), false); err != nil {
 			return stateError("clear", s.opts.Dir, err)
@@ -177,7 +196,7 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.sweep(); err != nil {
 		return stateError("sweep", s.opts.Dir, err)
 	}
-	there, err := s.findRepository(id != nil)
+	there, err := s.findRepository(was)
 	if err != nil {
 		return err
 	}
@@ -192,51 +211,71 @@ func (s *Store) open(ctx context.Context) error {
 	if err := s.writeMarks(id); err != nil {
 		return stateError("write into", s.opts.Dir, err)
 	}
-	s.settleNotes()
+	if err := s.found(before); err != nil {
+		return stateError("write into", s.opts.Dir, err)
+	}
+	if err := s.settleNotes(); err != nil {
+		return stateError("write into", s.opts.Dir, err)
+	}
 	size, err := makeReserve(s.opts.Dir)
 	s.reserveShort = err != nil || size < reserveSize
 	return nil
 }
 
-// findRepository reports whether there is a repository. A link that leads
-// nowhere is an error: the history is on a disk that is not mounted, and a new
-// one must not be begun in its stead.
-func (s *Store) findRepository(marked bool) (bool, error) {
-	path := s.repo.dir
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && info.IsDir():
-		return true, nil
-	case err == nil:
-		kept, err := s.setAside(path, repoDir+"-is-a-file-"+s.stamp())
-		if err != nil {
-			return false, stateError("clear", s.opts.Dir, err)
-		}
-		s.explained = true
-		s.repaired("a file where the snapshot repository belongs", "set aside; the history starts anew", kept)
-		return false, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return false, stateError("read", s.opts.Dir, err)
-	}
-	if target, err := os.Readlink(path); err == nil {
-		return false, fmt.Errorf("open the snapshot repository: %s is a link to %s, which is not there: mount or restore it, or remove the link to begin a new history", path, target)
+// hadHistory reads lostFile, and reports whether a start came to its end here: it
+// writes the marks last.
+func (s *Store) hadHistory() (bool, error) {
+	if err := s.readLost(); err != nil {
+		return false, err
 	}
 	format, err := exists(filepath.Join(s.opts.Dir, formatFile))
-	if err != nil {
+	identity, ierr := exists(filepath.Join(s.opts.Dir, identityFile))
+	return format || identity, errors.Join(err, ierr)
+}
+
+// findRepository reports whether there is a repository; was, whether there was
+// one once. A link that leads nowhere is an error: the history is on a disk that
+// is not mounted, and a new one must not be begun in its stead.
+func (s *Store) findRepository(was bool) (bool, error) {
+	path := s.repo.dir
+	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		return true, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, stateError("read", s.opts.Dir, err)
 	}
-	if marked || format { // the marks are written last
+	if target, rerr := os.Readlink(path); err != nil && rerr == nil {
+		return false, &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it is a link to %s, which is not there", target), Hint: "mount or restore it, or remove the link to begin a new history"}
+	}
+	found := "a file where the snapshot repository belongs"
+	if err != nil {
+		found = "the snapshot repository is gone from the state directory"
+	}
+	if was {
+		if err := s.lose(found); err != nil {
+			return false, stateError("write into", s.opts.Dir, err)
+		}
+	}
+	did, kept := s.begunAnew(), ""
+	if err == nil {
+		if kept, err = s.setAside(path, repoDir+"-is-a-file-"+s.stamp()); err != nil {
+			return false, stateError("clear", s.opts.Dir, err)
+		}
+		did = "set aside; " + did
+	}
+	if was || kept != "" {
 		s.explained = true
-		s.repaired("the snapshot repository is gone from the state directory", "the history starts anew", "")
+		s.repaired(found, did, kept)
 	}
 	return false, nil
 }
 
 // Head is the newest record, nil while there is none.
-func (s *Store) Head() *schema.Snapshot { return s.head }
+func (s *Store) Head() *record.Record { return s.head }
 
 // Applied is the record that the applied ref names, nil if none.
-func (s *Store) Applied() *schema.Snapshot { return s.applied }
+func (s *Store) Applied() *record.Record { return s.applied }
 
 // Total is the number of records that are there: all that were ever made, but
 // for those that were pruned or lost.
@@ -245,13 +284,13 @@ func (s *Store) Total() int { return s.view().total() }
 func (s *Store) view() view { return view{s.head, s.applied, max(s.first, 1)} }
 
 // Lookup is Reader.Lookup on what the Store stands at.
-func (s *Store) Lookup(ctx context.Context, id string) (schema.Record, error) {
+func (s *Store) Lookup(ctx context.Context, id string) (record.Row, error) {
 	return s.repo.lookup(ctx, s.view(), id)
 }
 
 // List is Reader.List on what the Store stands at; limit 0 or less stands for
 // Options.MaxSnapshots.
-func (s *Store) List(ctx context.Context, before string, limit int) ([]schema.Record, error) {
+func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
 	if limit <= 0 {
 		limit = s.opts.MaxSnapshots
 	}
@@ -268,8 +307,8 @@ func (s *Store) checkFormat() error {
 		return stateError("read", s.opts.Dir, err)
 	}
 	// A torn file says nothing; each record bears the format too.
-	if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n > schema.SnapshotFormat {
-		return fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d): upgrade the agent or choose another --state", s.opts.Dir, n, schema.SnapshotFormat)
+	if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n > record.Format {
+		return problem.New("", fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d)", s.opts.Dir, n, record.Format), upgradeIt)
 	}
 	return nil
 }
@@ -279,14 +318,14 @@ func (s *Store) checkIdentity(env schema.Environment, instance string) error {
 	if env == s.opts.Environment && instance == s.opts.Instance {
 		return nil
 	}
-	return fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q: choose another --state, or run with --environment %s --instance %s",
-		s.opts.Dir, env, instance, s.opts.Environment, s.opts.Instance, env, shellWord(instance))
+	return problem.New("", fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q", s.opts.Dir, env, instance, s.opts.Environment, s.opts.Instance),
+		fmt.Sprintf("choose another --state, or run with --environment %s --instance %s", env, shellWord(instance)))
 }
 
 // recordsAreOurs reports whether the records are of this environment and
 // instance. A file beside them that says otherwise is wrong.
 func (s *Store) recordsAreOurs() bool {
-	ours := func(snap *schema.Snapshot) bool {
+	ours := func(snap *record.Record) bool {
 		return snap.Environment == s.opts.Environment && snap.Instance == s.opts.Instance
 	}
 	for _, ref := range []string{headRef(s.opts.Environment), appliedRef(s.opts.Environment)} {
@@ -321,18 +360,25 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// writeMarks writes format and identity where they are not as they should be.
+// writeMarks writes identity and format where they are not as they should be:
+// format last, for it says that all else is there.
 func (s *Store) writeMarks(id *identity) error {
-	format := []byte(strconv.Itoa(schema.SnapshotFormat) + "\n")
-	path := filepath.Join(s.opts.Dir, formatFile)
-	if old, err := readBounded(path, maxRef); err != nil || string(old) != string(format) {
-		if err := writeDurable(path, format, 0o600); err != nil {
-			return err
-		}
-		if err == nil {
-			s.repaired(fmt.Sprintf("the file %s says %q", formatFile, cut(string(old), 80)), "written anew", "")
-		}
+	if err := s.writeIdentity(id); err != nil {
+		return err
 	}
+	format := []byte(strconv.Itoa(record.Format) + "\n")
+	path := filepath.Join(s.opts.Dir, formatFile)
+	old, err := readBounded(path, maxRef)
+	if err == nil && string(old) == string(format) {
+		return nil
+	}
+	if err == nil {
+		s.repaired(fmt.Sprintf("the file %s says %q", formatFile, cut(string(old), 80)), "written anew", "")
+	}
+	return writeDurable(path, format, 0o600)
+}
+
+func (s *Store) writeIdentity(id *identity) error {
 	ours := identity{s.opts.Environment, s.opts.Instance}
 	if id != nil && *id == ours {
 		return nil

@@ -10,7 +10,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // vouching are the calls by which a Store says on the disk what it knows of the
@@ -114,16 +114,16 @@ func TestCommitOnACandidate(t *testing.T) {
 // TestHeadRefIsLost takes the head ref away, as a disk or a race with `git
 // pack-refs` does, not a person: what stands on the record that it named goes on.
 func TestHeadRefIsLost(t *testing.T) {
-	for name, lose := range map[string]func(f *fixture, before *schema.Snapshot){
-		"removed":     func(f *fixture, _ *schema.Snapshot) { f.remove(f.ref("heads/production")) },
-		"torn":        func(f *fixture, _ *schema.Snapshot) { f.write(f.ref("heads/production"), "") },
-		"a directory": func(f *fixture, _ *schema.Snapshot) { toDir(f.t, f.ref("heads/production")) },
-		"packed as it was before": func(f *fixture, before *schema.Snapshot) {
+	for name, lose := range map[string]func(f *fixture, before *record.Record){
+		"removed":     func(f *fixture, _ *record.Record) { f.remove(f.ref("heads/production")) },
+		"torn":        func(f *fixture, _ *record.Record) { f.write(f.ref("heads/production"), "") },
+		"a directory": func(f *fixture, _ *record.Record) { toDir(f.t, f.ref("heads/production")) },
+		"packed as it was before": func(f *fixture, before *record.Record) {
 			f.git("update-ref", "refs/heads/production", before.Commit)
 			f.git("pack-refs", "--all")
 		},
-		"packed": func(f *fixture, _ *schema.Snapshot) { f.git("pack-refs", "--all") },
-		"gc":     func(f *fixture, _ *schema.Snapshot) { f.git("gc", "-q", "--prune=now") },
+		"packed": func(f *fixture, _ *record.Record) { f.git("pack-refs", "--all") },
+		"gc":     func(f *fixture, _ *record.Record) { f.git("gc", "-q", "--prune=now") },
 	} {
 		for by, vouch := range vouching {
 			t.Run(name+", "+by, func(t *testing.T) {
@@ -183,7 +183,7 @@ func TestReadAnewFails(t *testing.T) {
 	if err := s.SetRetried(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
-	unsynced := commit(t, s, schema.Snapshot{Kind: schema.KindChange, Config: sized(2048), OutcomeOf: &schema.Settlement{ID: b.ID, Outcome: schema.Superseded}})
+	unsynced := commit(t, s, record.Record{Kind: record.KindChange, Config: sized(2048), OutcomeOf: &record.Settlement{ID: b.ID, Outcome: record.Superseded}})
 	f.write(filepath.Join(f.dir, formatFile), "99\n") // a newer agent was here
 	f.write(f.ref("heads/production"), a.Commit+"\n")
 	for name, vouch := range vouching {
@@ -235,12 +235,12 @@ func TestRepositoryIsRemoved(t *testing.T) {
 // A ref of ours that was lost, torn or moved back while the agent ran is put back
 // where the Store left it, and told of; what `agent snapshots` says is right again.
 func TestPutsItsRefsBack(t *testing.T) {
-	for name, spoil := range map[string]func(f *fixture, ref string, all []*schema.Snapshot){
-		"lost":       func(f *fixture, ref string, _ []*schema.Snapshot) { f.remove(f.ref(ref)) },
-		"torn":       func(f *fixture, ref string, _ []*schema.Snapshot) { f.write(f.ref(ref), "") },
-		"moved back": func(f *fixture, ref string, all []*schema.Snapshot) { f.git("update-ref", "refs/"+ref, all[0].Commit) },
-		"to nothing": func(f *fixture, ref string, _ []*schema.Snapshot) { f.write(f.ref(ref), strings.Repeat("1", 40)+"\n") },
-		"old packed": func(f *fixture, ref string, all []*schema.Snapshot) {
+	for name, spoil := range map[string]func(f *fixture, ref string, all []*record.Record){
+		"lost":       func(f *fixture, ref string, _ []*record.Record) { f.remove(f.ref(ref)) },
+		"torn":       func(f *fixture, ref string, _ []*record.Record) { f.write(f.ref(ref), "") },
+		"moved back": func(f *fixture, ref string, all []*record.Record) { f.git("update-ref", "refs/"+ref, all[0].Commit) },
+		"to nothing": func(f *fixture, ref string, _ []*record.Record) { f.write(f.ref(ref), strings.Repeat("1", 40)+"\n") },
+		"old packed": func(f *fixture, ref string, all []*record.Record) {
 			f.write(f.repo("packed-refs"), "# pack-refs with: peeled fully-peeled sorted \n"+all[0].Commit+" refs/"+ref+"\n")
 			f.remove(f.ref(ref))
 		},
@@ -249,7 +249,7 @@ func TestPutsItsRefsBack(t *testing.T) {
 			t.Run(name+" "+ref, func(t *testing.T) {
 				f := newFixture(t)
 				s, _ := f.open()
-				all := []*schema.Snapshot{applied(t, s, 512), applied(t, s, 576)}
+				all := []*record.Record{applied(t, s, 512), applied(t, s, 576)}
 				if err := s.SetRetried(t.Context(), true); err != nil {
 					t.Fatal(err)
 				}

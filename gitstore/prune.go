@@ -12,7 +12,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // Pruning lets the oldest records go. It is done in two parts. Beside the
@@ -59,8 +59,8 @@ func (p *packer) boundary() int {
 		page, err := p.repo.list(ctx, v, before, DefaultMaxSnapshots)
 		for i := range page {
 			rec := &page[i]
-			held := v.head.Held != nil && slices.Contains(v.head.Held.Digests, rec.Digest())
-			if rec.Outcome == schema.Applied && rec.Kind.Candidate() && rec.Config != v.applied.Config && !held {
+			other := !rec.Config.Select(p.known).Equal(v.applied.Config.Select(p.known))
+			if rec.Outcome == record.Applied && rec.Kind.Candidate() && other && v.head.Held.Match(rec.Config, p.known) == nil {
 				first = min(first, rec.Index)
 				if first-v.first < max(packEvery, p.keep/8) {
 					return 0

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // person runs git as a person does, in a work tree or, where dir is empty, on the
@@ -29,12 +29,12 @@ func (f *fixture) person(dir string, args ...string) string {
 }
 
 // prunedUnder makes 20 records, lets a person work, and prunes all of those.
-func prunedUnder(t *testing.T, work func(f *fixture, all []*schema.Snapshot)) (*fixture, *Store, []*schema.Snapshot) {
+func prunedUnder(t *testing.T, work func(f *fixture, all []*record.Record)) (*fixture, *Store, []*record.Record) {
 	t.Helper()
 	often(t)
 	f := newMemory(t)
 	s, _ := f.openKeeping(10)
-	var all []*schema.Snapshot
+	var all []*record.Record
 	for i := range 20 {
 		all = append(all, applied(t, s, 64+i))
 	}
@@ -56,7 +56,7 @@ func prunedUnder(t *testing.T, work func(f *fixture, all []*schema.Snapshot)) (*
 // What git takes for a root stays, and what a person made: refs are not all.
 func TestPruneKeepsWhatAPersonHas(t *testing.T) {
 	var tree, blob, stash string
-	f, s, all := prunedUnder(t, func(f *fixture, all []*schema.Snapshot) {
+	f, s, all := prunedUnder(t, func(f *fixture, all []*record.Record) {
 		blob = func() string {
 			path := filepath.Join(t.TempDir(), "work")
 			f.write(path, "nothing names this yet\n")
@@ -113,7 +113,7 @@ func (f *fixture) soundly() {
 func TestPruneKeepsWhatIsLarge(t *testing.T) {
 	large := bytes.Repeat([]byte("0123456789abcdef\n"), maxObject/10)
 	var packed, loose string
-	f, s, all := prunedUnder(t, func(f *fixture, _ []*schema.Snapshot) {
+	f, s, all := prunedUnder(t, func(f *fixture, _ []*record.Record) {
 		path := filepath.Join(t.TempDir(), "large")
 		f.write(path, string(large))
 		packed = f.person("", "hash-object", "-w", path)
@@ -162,7 +162,7 @@ func TestPruneKeepsWhatIsLarge(t *testing.T) {
 // An old value of our own refs in packed-refs goes with the record: the next start
 // finds nothing amiss.
 func TestPruneClearsPackedRefs(t *testing.T) {
-	f, s, all := prunedUnder(t, func(f *fixture, _ []*schema.Snapshot) { f.git("pack-refs", "--all") })
+	f, s, all := prunedUnder(t, func(f *fixture, _ []*record.Record) { f.git("pack-refs", "--all") })
 	if data, err := os.ReadFile(f.repo("packed-refs")); err != nil || strings.Contains(string(data), all[19].Commit) {
 		t.Errorf("packed-refs has %s, %v", data, err)
 	}
@@ -177,7 +177,7 @@ func TestPruneMeetsANewWorkTree(t *testing.T) {
 	often(t)
 	f := newMemory(t)
 	s, _ := f.openKeeping(10)
-	var all []*schema.Snapshot
+	var all []*record.Record
 	for i := range 30 {
 		all = append(all, applied(t, s, 64+i))
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -40,7 +41,7 @@ func TestPrune(t *testing.T) {
 	often(t)
 	f := newMemory(t)
 	s, _ := f.openKeeping(20)
-	var all []*schema.Snapshot
+	var all []*record.Record
 	for i := range 120 {
 		all = append(all, applied(t, s, 64+i))
 		s.Prepare()
@@ -82,7 +83,7 @@ func TestPruneKeepsWhatARollbackNeeds(t *testing.T) {
 			for i := range 40 {
 				rec := change(2000 + i)
 				if i > 0 {
-					rec.OutcomeOf = &schema.Settlement{ID: s.Head().ID, Outcome: schema.Superseded}
+					rec.OutcomeOf = &record.Settlement{ID: s.Head().ID, Outcome: record.Superseded}
 				}
 				commit(t, s, rec)
 				s.objects.unsynced = nil // as after a restart that synced them
@@ -92,16 +93,26 @@ func TestPruneKeepsWhatARollbackNeeds(t *testing.T) {
 		}, 29},
 		"the state before, with notes above": {func(s *Store) {
 			for i := range 40 {
-				commit(t, s, schema.Snapshot{Kind: schema.KindNote, Config: s.Head().Config, Held: &schema.Hold{Paused: i%2 == 0, By: "operator"}})
+				commit(t, s, record.Record{Kind: record.KindNote, Config: s.Head().Config, Held: &record.Hold{Paused: i%2 == 0, By: "operator"}})
 				confirm(t, s)
 				s.Prepare()
 				s.settleCompaction()
 			}
 		}, 29},
+		"the state before the one that is held, by what the schema knows": {func(s *Store) {
+			held := holding(sized(64+28).With("unknown", schema.Int(1)))
+			for range 40 {
+				commit(t, s, record.Record{Kind: record.KindNote, Config: s.Head().Config, Held: held})
+				confirm(t, s)
+				s.Prepare()
+				s.settleCompaction()
+			}
+		}, 28},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newMemory(t)
 			s, _ := f.openKeeping(10)
+			s.opts.Known = func(name string) bool { return name != "unknown" }
 			for i := range 30 {
 				applied(t, s, 64+i)
 			}
@@ -119,7 +130,7 @@ func TestPruneKeepsOtherRefs(t *testing.T) {
 	often(t)
 	f := newMemory(t)
 	s, _ := f.openKeeping(10)
-	var all []*schema.Snapshot
+	var all []*record.Record
 	for i := range 20 {
 		all = append(all, applied(t, s, 64+i))
 	}
@@ -173,7 +184,7 @@ func TestPruneMeetsANewRef(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newMemory(t)
 			s, _ := f.openKeeping(10)
-			var all []*schema.Snapshot
+			var all []*record.Record
 			for i := range 30 {
 				all = append(all, applied(t, s, 64+i))
 			}
@@ -195,7 +206,7 @@ func TestPruneMeetsANewRef(t *testing.T) {
 			if got := f.git("show", "-s", "--format=%H", row.kept); got != want {
 				t.Errorf("%s names %s", row.kept, got)
 			}
-			if got := f.git("show", row.kept+":parameters.yaml") + "\n"; got != string(all[4].Config.Canonical()) {
+			if got := f.git("show", row.kept+":parameters.yaml") + "\n"; got != string(all[4].Config.YAML()) {
 				t.Errorf("the record holds %q", got)
 			}
 			f.beginsAt(s, all[30], s.first)
@@ -340,7 +351,7 @@ func (f *fixture) killAt(call string, n int) bool {
 }
 
 // pruned looks at what a kill left, and lets the next start go on.
-func (f *fixture) pruned(t *testing.T, records []*schema.Snapshot, when string) {
+func (f *fixture) pruned(t *testing.T, records []*record.Record, when string) {
 	t.Helper()
 	head := records[len(records)-1]
 	s, repairs := f.openKeeping(6)

@@ -11,13 +11,15 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A view is the repository at one moment: what its two refs named, and the
 // index of the oldest record of the head's history.
 type view struct {
-	head, applied *schema.Snapshot
+	head, applied *record.Record
 	first         int
 }
 
@@ -42,7 +44,7 @@ func (e *unknownError) Is(target error) bool { return target == fs.ErrNotExist }
 // A damaged record is shown as such; where the history cannot be followed any
 // further, the records up to there come with the error. It ends without one
 // where it was cut.
-func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]schema.Record, error) {
+func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]record.Row, error) {
 	if v.head == nil {
 		if before != "" {
 			return nil, r.unknown(v, before)
@@ -60,7 +62,7 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]sc
 		}
 		start = index - 1
 	}
-	records := make([]schema.Record, 0, max(0, min(limit, start-v.first+1)))
+	records := make([]record.Row, 0, max(0, min(limit, start-v.first+1)))
 	for index := start; index >= v.first && len(records) < limit; index-- {
 		if err := ctx.Err(); err != nil {
 			return records, err
@@ -76,26 +78,26 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) ([]sc
 
 // record is the record with the given index, with its outcome. One whose
 // commit is whole and whose content is not is returned as what is known of it.
-func (r *repo) record(v view, index int) (schema.Record, error) {
+func (r *repo) record(v view, index int) (record.Row, error) {
 	h, err := r.chain.at(r, v, index)
 	if err != nil {
-		return schema.Record{}, err
+		return record.Row{}, err
 	}
 	snap, err := r.snapshot(h)
 	if errors.Is(err, errDamaged) || errors.Is(err, errForeign) {
 		snap, err = r.remains(h, index, err)
 	}
 	if err != nil {
-		return schema.Record{}, err
+		return record.Row{}, err
 	}
 	return r.judge(v, snap)
 }
 
 // judge gives a snapshot the outcome that its child and the applied ref say.
-func (r *repo) judge(v view, snap *schema.Snapshot) (schema.Record, error) {
-	rec := schema.Record{Snapshot: *snap, Outcome: schema.Pending}
+func (r *repo) judge(v view, snap *record.Record) (record.Row, error) {
+	rec := record.Row{Record: *snap, Outcome: record.Pending}
 	if v.applied != nil && snap.Index <= v.applied.Index {
-		rec.Outcome = schema.Applied
+		rec.Outcome = record.Applied
 		rec.IsActive = snap.Commit == v.applied.Commit
 	}
 	if snap.Index >= v.head.Index {
@@ -114,7 +116,7 @@ func (r *repo) judge(v view, snap *schema.Snapshot) (schema.Record, error) {
 	}
 	if o := child.OutcomeOf; o != nil && o.ID == snap.ID {
 		rec.Outcome = o.Outcome
-		if o.Outcome == schema.Rejected {
+		if o.Outcome == record.Rejected {
 			rec.ValidationErrors = child.Errors
 		}
 	}
@@ -123,7 +125,7 @@ func (r *repo) judge(v view, snap *schema.Snapshot) (schema.Record, error) {
 
 // remains is what the commit alone says of a record whose content is damaged.
 // It is no rollback point, for its Parameters are not known.
-func (r *repo) remains(h plumbing.Hash, index int, damage error) (*schema.Snapshot, error) {
+func (r *repo) remains(h plumbing.Hash, index int, damage error) (*record.Record, error) {
 	c, err := r.commit(h)
 	if err != nil {
 		return nil, err
@@ -133,9 +135,9 @@ func (r *repo) remains(h plumbing.Hash, index int, damage error) (*schema.Snapsh
 		return nil, fmt.Errorf("commit %s: %w", h, errors.Join(damage, err))
 	}
 	title, _, _ := strings.Cut(c.Message, "\n")
-	snap := &schema.Snapshot{
-		Format: schema.SnapshotFormat, Index: index, ID: t[keyID], Kind: schema.Kind(t[keyKind]),
-		Timestamp: schema.Unix(c.Committer.When), Description: oneLine("(damaged) "+title, maxLine),
+	snap := &record.Record{
+		Format: record.Format, Index: index, ID: t[keyID], Kind: record.Kind(t[keyKind]),
+		Timestamp: record.Unix(c.Committer.When), Description: oneLine("(damaged) "+title, maxLine),
 		Environment: schema.Environment(t[keyEnvironment]), Instance: t[keyInstance],
 		Errors: []string{oneLine(damage.Error(), maxLine)},
 		Commit: h.String(),
@@ -144,21 +146,21 @@ func (r *repo) remains(h plumbing.Hash, index int, damage error) (*schema.Snapsh
 		snap.Parent = c.ParentHashes[0].String()
 	}
 	id, outcome, ok := strings.Cut(t[keyOutcomeOf], " ")
-	if ok && settles(schema.Outcome(outcome)) {
-		snap.OutcomeOf = &schema.Settlement{ID: id, Outcome: schema.Outcome(outcome)}
+	if ok && settles(record.Outcome(outcome)) {
+		snap.OutcomeOf = &record.Settlement{ID: id, Outcome: record.Outcome(outcome)}
 	}
 	return snap, nil
 }
 
 // lookup finds a record by what people and programs have of it.
-func (r *repo) lookup(ctx context.Context, v view, id string) (schema.Record, error) {
+func (r *repo) lookup(ctx context.Context, v view, id string) (record.Row, error) {
 	h, _, err := r.find(ctx, v, id)
 	if err != nil {
-		return schema.Record{}, err
+		return record.Row{}, err
 	}
 	snap, err := r.snapshot(h)
 	if err != nil {
-		return schema.Record{}, fmt.Errorf("snapshot %q is in the history but cannot be read: %w; the others are not touched by it: `agent snapshots --state %s` lists them", cut(id, 80), err, r.state)
+		return record.Row{}, &problem.Error{Op: "read snapshot", Place: cut(id, 80), Err: err, Hint: fmt.Sprintf("list the others, which are not touched by it, with `agent snapshots --state %s`", r.state)}
 	}
 	return r.judge(v, snap)
 }
@@ -219,7 +221,7 @@ func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (plumbing.
 			continue
 		}
 		if index != 0 {
-			return found, 0, &unknownError{fmt.Sprintf("commit prefix %s is not unique: records %d and %d both begin with it; give more digits", prefix, index, i)}
+			return found, 0, problem.New("", &unknownError{fmt.Sprintf("commit prefix %s is not unique: records %d and %d both begin with it", prefix, index, i)}, "give more digits")
 		}
 		found, index = h, i
 	}
@@ -229,11 +231,11 @@ func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (plumbing.
 	return found, index, nil
 }
 
-// unknown words that no record is meant by id: the nearest one, the newest
-// ones, and the way out.
+// unknown returns the error that no record is meant by id: with the nearest one
+// and the newest ones.
 func (r *repo) unknown(v view, id string) error {
 	if v.head == nil {
-		return &unknownError{fmt.Sprintf("no snapshot %q: the history in %s is empty; the first applied configuration makes the first snapshot", cut(oneLine(id, maxLine), 80), r.state)}
+		return problem.New("", &unknownError{fmt.Sprintf("no snapshot %q: the history in %s is empty", cut(oneLine(id, maxLine), 80), r.state)}, "apply a configuration: the first one makes the first snapshot")
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "no snapshot %q", cut(oneLine(id, maxLine), 80))
@@ -262,6 +264,5 @@ func (r *repo) unknown(v view, id string) error {
 		}
 		b.WriteString(rec.ID)
 	}
-	fmt.Fprintf(&b, "; `agent snapshots --state %s` lists them all", r.state)
-	return &unknownError{b.String()}
+	return problem.New("", &unknownError{b.String()}, fmt.Sprintf("list them all with `agent snapshots --state %s`", r.state))
 }

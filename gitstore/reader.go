@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // DefaultMaxSnapshots bounds the default page of a listing.
@@ -26,7 +29,7 @@ const DefaultMaxSnapshots = 50
 type Reader struct{ repo *repo }
 
 // OpenReader opens the history in a state directory. The error says what is
-// not there and how it comes to be.
+// missing, and its hint how it comes to be.
 func OpenReader(stateDir string) (*Reader, error) {
 	env, err := environmentOf(stateDir)
 	if err != nil {
@@ -40,10 +43,10 @@ func OpenReader(stateDir string) (*Reader, error) {
 func environmentOf(state string) (schema.Environment, error) {
 	info, err := os.Stat(filepath.Join(state, repoDir))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
-		return "", fmt.Errorf("no snapshot repository in %s: `agent run --state %s` makes one; is this the --state that the agent runs with?", state, state)
+		return "", problem.New("", fmt.Errorf("no snapshot repository in %s", state), fmt.Sprintf("use the --state that the agent runs with; `agent run --state %s` makes the repository", state))
 	}
 	if err != nil {
-		return "", fmt.Errorf("open state directory %s: %w; run as the user the agent runs as", state, err)
+		return "", &problem.Error{Op: "open state directory", Place: state, Err: err, Hint: "run as the user the agent runs as"}
 	}
 	id, err := readIdentity(state)
 	if err != nil {
@@ -58,7 +61,7 @@ func environmentOf(state string) (schema.Environment, error) {
 	}
 	name, ok := strings.CutPrefix(strings.TrimSpace(string(head)), "ref: refs/heads/")
 	if !ok || !validEnvironment(name) {
-		return "", fmt.Errorf("the snapshot repository in %s is damaged: neither %s nor HEAD names an environment; `agent run` with this --state repairs it", state, identityFile)
+		return "", problem.New("", fmt.Errorf("the snapshot repository in %s is damaged: neither %s nor HEAD names an environment", state, identityFile), "start `agent run` with this --state, which repairs it")
 	}
 	return schema.Environment(name), nil
 }
@@ -78,7 +81,7 @@ func (r *Reader) Environment() schema.Environment { return r.repo.env }
 // A head that is not whole is a candidate that a crash cut short: what stands
 // is the applied record, as the next start of the agent will find too.
 func (r *Reader) view() (view, error) {
-	var head, applied *schema.Snapshot
+	var head, applied *record.Record
 	var herr, aerr error
 	for range 10 {
 		applied, aerr = r.named(appliedRef(r.repo.env))
@@ -92,15 +95,15 @@ func (r *Reader) view() (view, error) {
 	case herr == nil && head == nil && applied != nil, herr != nil && aerr == nil && applied != nil:
 		head = applied
 	case herr != nil || aerr != nil:
-		return view{}, fmt.Errorf("read the history in %s: %w; %s", r.repo.state, joined(herr, aerr), repairsIt)
+		return view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: joined(herr, aerr), Hint: cmp.Or(problem.Hint(joined(herr, aerr)), repairsIt)}
 	case head == nil && applied == nil:
 		lost, err := r.repo.hasRecords()
 		if err != nil {
 			return view{}, fmt.Errorf("read the history in %s: %w", r.repo.state, err)
 		}
 		if lost {
-			return view{}, fmt.Errorf("the history in %s cannot be read as it stands: there are records, but neither %s nor %s; %s",
-				r.repo.state, headRef(r.repo.env), appliedRef(r.repo.env), repairsIt)
+			return view{}, problem.New("", fmt.Errorf("the history in %s cannot be read as it stands: there are records, but neither %s nor %s",
+				r.repo.state, headRef(r.repo.env), appliedRef(r.repo.env)), repairsIt)
 		}
 	}
 	if head != nil && applied != nil && applied.Index > head.Index {
@@ -110,10 +113,10 @@ func (r *Reader) view() (view, error) {
 	return view{head, applied, first}, err
 }
 
-const repairsIt = "the next start of the agent repairs it"
+const repairsIt = "restart the agent, which repairs it at its start"
 
 // named reads the record that a ref names; nil if there is no such ref.
-func (r *Reader) named(ref string) (*schema.Snapshot, error) {
+func (r *Reader) named(ref string) (*record.Record, error) {
 	h, err := r.repo.readRef(ref)
 	if err != nil || h == plumbing.ZeroHash {
 		return nil, err
@@ -122,13 +125,13 @@ func (r *Reader) named(ref string) (*schema.Snapshot, error) {
 }
 
 // Head is the newest record, nil while there is none.
-func (r *Reader) Head() (*schema.Snapshot, error) {
+func (r *Reader) Head() (*record.Record, error) {
 	v, err := r.view()
 	return v.head, err
 }
 
 // Applied is the record that is on record as applied, nil while none is.
-func (r *Reader) Applied() (*schema.Snapshot, error) {
+func (r *Reader) Applied() (*record.Record, error) {
 	v, err := r.view()
 	return v.applied, err
 }
@@ -152,7 +155,7 @@ func (r *Reader) ActiveCount(limit int) (int, error) {
 	records, err := r.List(context.Background(), "", limit)
 	n := 0
 	for i := range records {
-		if records[i].Outcome == schema.Applied {
+		if records[i].Outcome == record.Applied {
 			n++
 		}
 	}
@@ -164,7 +167,7 @@ func (r *Reader) ActiveCount(limit int) (int, error) {
 // DefaultMaxSnapshots. A record whose content is damaged is listed with a
 // description that says so; where the history cannot be followed, the records
 // up to there come with an error.
-func (r *Reader) List(ctx context.Context, before string, limit int) ([]schema.Record, error) {
+func (r *Reader) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
 	v, err := r.view()
 	if err != nil {
 		return nil, err
@@ -189,10 +192,10 @@ func (r *Reader) List(ctx context.Context, before string, limit int) ([]schema.R
 // Lookup finds a record by snapshot id, a unique prefix of at least four hex
 // digits of its commit, or its index in digits. The error for one that is not
 // there is fs.ErrNotExist to errors.Is; that for a damaged one is not.
-func (r *Reader) Lookup(ctx context.Context, id string) (schema.Record, error) {
+func (r *Reader) Lookup(ctx context.Context, id string) (record.Row, error) {
 	v, err := r.view()
 	if err != nil {
-		return schema.Record{}, err
+		return record.Row{}, err
 	}
 	return r.repo.lookup(ctx, v, id)
 }

@@ -10,7 +10,8 @@ import (
 	"sync"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 func (f *fixture) reader() *Reader {
@@ -25,37 +26,37 @@ func (f *fixture) reader() *Reader {
 
 // Every way in which a candidate ends, as git, a Reader and the Store say it.
 func TestOutcomeTable(t *testing.T) {
-	superseding := func(of *schema.Snapshot) schema.Snapshot {
+	superseding := func(of *record.Record) record.Record {
 		rec := change(4096)
-		rec.OutcomeOf = &schema.Settlement{ID: of.ID, Outcome: schema.Superseded}
+		rec.OutcomeOf = &record.Settlement{ID: of.ID, Outcome: record.Superseded}
 		return rec
 	}
-	rollback := schema.Snapshot{Kind: schema.KindRollback, Config: sized(512), RollbackPoint: true}
-	note := schema.Snapshot{Kind: schema.KindNote, Config: sized(512), Held: &schema.Hold{Paused: true, By: "operator", Reason: "night"}}
+	rollback := record.Record{Kind: record.KindRollback, Config: sized(512), RollbackPoint: true}
+	note := record.Record{Kind: record.KindNote, Config: sized(512), Held: &record.Hold{Paused: true, By: "operator", Reason: "night"}}
 	for name, row := range map[string]struct {
-		tell   func(t *testing.T, s *Store, a *schema.Snapshot)
+		tell   func(t *testing.T, s *Store, a *record.Record)
 		want   string // outcomes, newest first; * is the active record
 		active int
 	}{
-		"applied":               {func(t *testing.T, s *Store, _ *schema.Snapshot) { applied(t, s, 2048) }, "applied* applied", 2},
-		"pending":               {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, change(2048)) }, "pending applied*", 1},
-		"rejected, not durable": {func(t *testing.T, s *Store, a *schema.Snapshot) { commit(t, s, revert(commit(t, s, change(2048)), a)) }, "pending rejected applied*", 1},
-		"rejected": {func(t *testing.T, s *Store, a *schema.Snapshot) {
+		"applied":               {func(t *testing.T, s *Store, _ *record.Record) { applied(t, s, 2048) }, "applied* applied", 2},
+		"pending":               {func(t *testing.T, s *Store, _ *record.Record) { commit(t, s, change(2048)) }, "pending applied*", 1},
+		"rejected, not durable": {func(t *testing.T, s *Store, a *record.Record) { commit(t, s, revert(commit(t, s, change(2048)), a)) }, "pending rejected applied*", 1},
+		"rejected": {func(t *testing.T, s *Store, a *record.Record) {
 			commit(t, s, revert(commit(t, s, change(2048)), a))
 			confirm(t, s)
 		}, "applied* rejected applied", 2},
-		"withdrawn": {func(t *testing.T, s *Store, a *schema.Snapshot) {
+		"withdrawn": {func(t *testing.T, s *Store, a *record.Record) {
 			rec := revert(commit(t, s, change(2048)), a)
-			rec.OutcomeOf.Outcome, rec.Held = schema.Superseded, nil
+			rec.OutcomeOf.Outcome, rec.Held = record.Superseded, nil
 			commit(t, s, rec)
 			confirm(t, s)
 		}, "applied* superseded applied", 2},
-		"superseded": {func(t *testing.T, s *Store, _ *schema.Snapshot) {
+		"superseded": {func(t *testing.T, s *Store, _ *record.Record) {
 			commit(t, s, superseding(commit(t, s, change(2048))))
 		}, "pending superseded applied*", 1},
-		"rollback":  {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, rollback); confirm(t, s) }, "applied* applied", 2},
-		"note":      {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, note); confirm(t, s) }, "applied* applied", 2},
-		"open note": {func(t *testing.T, s *Store, _ *schema.Snapshot) { commit(t, s, note) }, "pending applied*", 1},
+		"rollback":  {func(t *testing.T, s *Store, _ *record.Record) { commit(t, s, rollback); confirm(t, s) }, "applied* applied", 2},
+		"note":      {func(t *testing.T, s *Store, _ *record.Record) { commit(t, s, note); confirm(t, s) }, "applied* applied", 2},
+		"open note": {func(t *testing.T, s *Store, _ *record.Record) { commit(t, s, note) }, "pending applied*", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
@@ -63,7 +64,7 @@ func TestOutcomeTable(t *testing.T) {
 			row.tell(t, s, applied(t, s, 512))
 			for range 2 {
 				r := f.reader()
-				for who, list := range map[string]func(context.Context, string, int) ([]schema.Record, error){"store": s.List, "reader": r.List} {
+				for who, list := range map[string]func(context.Context, string, int) ([]record.Row, error){"store": s.List, "reader": r.List} {
 					records, err := list(t.Context(), "", 0)
 					if got := outcomes(records); err != nil || got != row.want {
 						t.Errorf("the %s says %q, %v, want %q", who, got, err, row.want)
@@ -80,7 +81,7 @@ func TestOutcomeTable(t *testing.T) {
 	}
 }
 
-func outcomes(records []schema.Record) string {
+func outcomes(records []record.Row) string {
 	words := make([]string, 0, len(records))
 	for _, rec := range records {
 		word := string(rec.Outcome)
@@ -154,7 +155,7 @@ func TestReaderLookup(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
 	byDigit := map[byte]int{}
-	var last *schema.Snapshot
+	var last *record.Record
 	for i := range 20 { // two of 20 begin with the same hex digit
 		last = commit(t, s, change(64+i))
 		byDigit[last.Commit[0]]++
@@ -167,7 +168,7 @@ func TestReaderLookup(t *testing.T) {
 	if len(byDigit) == 20 {
 		t.Fatal("there are 16 hex digits")
 	}
-	if _, _, err := s.repo.findPrefix(t.Context(), s.view(), ""); err == nil || !strings.Contains(err.Error(), "is not unique") || !strings.Contains(err.Error(), "give more digits") {
+	if _, _, err := s.repo.findPrefix(t.Context(), s.view(), ""); err == nil || !strings.HasSuffix(err.Error(), "both begin with it") || problem.Hint(err) != "give more digits" || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a prefix of all: %v", err)
 	}
 	for id, want := range map[string]string{
@@ -182,7 +183,7 @@ func TestReaderLookup(t *testing.T) {
 
 func TestReaderWithoutAHistory(t *testing.T) {
 	f := newFixture(t)
-	if _, err := OpenReader(f.dir); err == nil || !strings.Contains(err.Error(), "agent run --state "+f.dir) {
+	if _, err := OpenReader(f.dir); err == nil || !strings.Contains(problem.Hint(err), "agent run --state "+f.dir) {
 		t.Errorf("no state directory: %v", err)
 	}
 	s, _ := f.open()
@@ -209,7 +210,7 @@ func TestReaderWithoutAHistory(t *testing.T) {
 		t.Errorf("by HEAD the environment is %q", r.Environment())
 	}
 	f.write(f.repo("HEAD"), "")
-	if _, err := OpenReader(f.dir); err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "repairs it") {
+	if _, err := OpenReader(f.dir); err == nil || !strings.Contains(err.Error(), "is damaged") || !strings.Contains(problem.Hint(err), "repairs it") {
 		t.Errorf("neither identity nor HEAD: %v", err)
 	}
 }
@@ -269,7 +270,7 @@ func TestReaderOnDamage(t *testing.T) {
 			if row.total != 0 && (err != nil || total != row.total) {
 				t.Errorf("total %d, %v, want %d", total, err, row.total)
 			}
-			if row.total == 0 && (err == nil || !strings.Contains(err.Error(), repairsIt) || strings.Contains(err.Error(), "\n") || strings.Count(err.Error(), "is missing") > 1) {
+			if row.total == 0 && (err == nil || problem.Hint(err) != repairsIt || strings.Contains(err.Error(), "\n") || strings.Count(err.Error(), "is missing") > 1) {
 				t.Errorf("total %d, %v", total, err)
 			}
 			if _, err := r.List(t.Context(), "", 0); (err == nil) != (row.total != 0) {
@@ -336,11 +337,11 @@ func readRound(ctx context.Context, r *Reader) (int, error) {
 	if err != nil || len(list) == 0 {
 		return 0, errors.Join(err, errors.New("list"))
 	}
-	if list[0].Outcome == schema.Rejected || list[0].Outcome == schema.Superseded {
+	if list[0].Outcome == record.Rejected || list[0].Outcome == record.Superseded {
 		return 0, fmt.Errorf("the newest is %s", list[0].Outcome)
 	}
 	for i := 1; i < len(list); i++ {
-		if list[i].Commit != list[i-1].Parent || list[i].Outcome == schema.Pending {
+		if list[i].Commit != list[i-1].Parent || list[i].Outcome == record.Pending {
 			return 0, fmt.Errorf("%s, %s, stands below %s", list[i].ID, list[i].Outcome, list[i-1].ID)
 		}
 	}

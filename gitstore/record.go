@@ -1,12 +1,10 @@
 package gitstore
 
 import (
-	"bytes"
 	"container/list"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"regexp"
 	"strconv"
 	"sync"
@@ -15,7 +13,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // agentName is the committer of every record.
@@ -59,7 +58,7 @@ func memoryObject(t plumbing.ObjectType, content []byte) *plumbing.MemoryObject 
 
 // snapshot reads the record that a commit is. It is immutable and shared. The
 // error is errDamaged, errForeign, or that of a disk that cannot be read.
-func (r *repo) snapshot(h plumbing.Hash) (*schema.Snapshot, error) {
+func (r *repo) snapshot(h plumbing.Hash) (*record.Record, error) {
 	if snap := r.cache.get(h); snap != nil {
 		return snap, nil
 	}
@@ -77,7 +76,7 @@ func (r *repo) snapshot(h plumbing.Hash) (*schema.Snapshot, error) {
 
 // decode reads the tree of a commit and checks that all of it is ours: the
 // committer, the two files, and that files and trailers tell the same story.
-func (r *repo) decode(c *object.Commit) (*schema.Snapshot, error) {
+func (r *repo) decode(c *object.Commit) (*record.Record, error) {
 	foreign := func(format string, args ...any) error {
 		return fmt.Errorf("%w: commit %s: "+format, append([]any{errForeign, c.Hash}, args...)...)
 	}
@@ -88,20 +87,18 @@ func (r *repo) decode(c *object.Commit) (*schema.Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("commit %s: %w", c.Hash, err)
 	}
-	snap := new(schema.Snapshot)
+	snap := new(record.Record)
 	if err := json.Unmarshal(files[1], snap); err != nil {
 		return nil, foreign("%s: %w", snapshotFile, err)
 	}
 	index, ok := indexOf(snap.ID)
 	switch {
-	case snap.Format > schema.SnapshotFormat:
-		return nil, fmt.Errorf("commit %s was written by a newer agent (format %d): upgrade the agent or choose another --state", c.Hash, snap.Format)
+	case snap.Format > record.FormatByName:
+		return nil, problem.New("", fmt.Errorf("commit %s was written by a newer agent (format %d)", c.Hash, snap.Format), upgradeIt)
 	case !ok || index != snap.Index || index < 1:
 		return nil, foreign("snapshot_id %q does not go with index %d", cut(snap.ID, 80), snap.Index)
 	case (index == 1) != (len(c.ParentHashes) == 0):
 		return nil, foreign("record %d with %d parents", index, len(c.ParentHashes))
-	case !bytes.Equal(files[0], snap.Config.Canonical()):
-		return nil, foreign("%s and %s differ", parametersFile, snapshotFile)
 	}
 	if err := readTrailers(snap, c.Message); err != nil {
 		return nil, foreign("%w", err)
@@ -110,10 +107,7 @@ func (r *repo) decode(c *object.Commit) (*schema.Snapshot, error) {
 	if len(c.ParentHashes) == 1 {
 		snap.Parent = c.ParentHashes[0].String()
 	}
-	for i := range snap.Changes {
-		snap.Changes[i].Old = plainValue(snap.Changes[i].Old)
-		snap.Changes[i].New = plainValue(snap.Changes[i].New)
-	}
+	snap.Held.Cover(snap.Config.Names())
 	return snap, nil
 }
 
@@ -144,23 +138,14 @@ func (r *repo) files(h plumbing.Hash) ([2][]byte, error) {
 	return files, nil
 }
 
-// plainValue undoes what JSON does to the value of a parameter: numbers come
-// back as float64, parameters are ints.
-func plainValue(v any) any {
-	if f, ok := v.(float64); ok && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
-		return int(f)
-	}
-	return v
-}
-
 // A recordCache keeps the snapshots that were used last, by commit.
 type recordCache struct {
 	mu    sync.Mutex
 	items map[plumbing.Hash]*list.Element
-	order list.List // of *schema.Snapshot, newest use first
+	order list.List // of *record.Record, newest use first
 }
 
-func (c *recordCache) get(h plumbing.Hash) *schema.Snapshot {
+func (c *recordCache) get(h plumbing.Hash) *record.Record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.items[h]
@@ -168,10 +153,10 @@ func (c *recordCache) get(h plumbing.Hash) *schema.Snapshot {
 		return nil
 	}
 	c.order.MoveToFront(e)
-	return e.Value.(*schema.Snapshot)
+	return e.Value.(*record.Record)
 }
 
-func (c *recordCache) put(h plumbing.Hash, snap *schema.Snapshot) {
+func (c *recordCache) put(h plumbing.Hash, snap *record.Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.items == nil {
@@ -182,7 +167,7 @@ func (c *recordCache) put(h plumbing.Hash, snap *schema.Snapshot) {
 	}
 	c.items[h] = c.order.PushFront(snap)
 	if c.order.Len() > cachedRecords {
-		oldest := c.order.Remove(c.order.Back()).(*schema.Snapshot)
+		oldest := c.order.Remove(c.order.Back()).(*record.Record)
 		delete(c.items, plumbing.NewHash(oldest.Commit))
 	}
 }

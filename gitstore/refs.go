@@ -15,6 +15,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 func headRef(env schema.Environment) string    { return "refs/heads/" + string(env) }
@@ -194,7 +195,7 @@ func lockPacked(ctx context.Context, path string) (*os.File, error) {
 			continue
 		}
 		if time.Since(start) > lockWait {
-			return nil, fmt.Errorf("%w: %s exists; if no git runs there, remove it", errRefsLocked, path)
+			return nil, problem.New("", fmt.Errorf("%w: %s exists", errRefsLocked, path), "remove "+path+" if no git runs there")
 		}
 		select {
 		case <-ctx.Done():

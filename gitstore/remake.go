@@ -11,6 +11,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -22,14 +23,14 @@ import (
 
 // A wreck is a record to be remade, and what it is to stand on.
 type wreck struct {
-	*schema.Snapshot       // what its commit says
-	whole            bool  // all of it can be read, but not what is below
-	bad              error // why it must be remade
+	*record.Record       // what its commit says
+	whole          bool  // all of it can be read, but not what is below
+	bad            error // why it must be remade
 
 	lost    []plumbing.Hash    // it, and those below that are lost with it
-	base    *schema.Snapshot   // the newest whole record below; nil if none
-	settled *schema.Settlement // what became of the base, if it was not applied
-	last    *schema.Snapshot   // the newest applied record at the base or below
+	base    *record.Record     // the newest whole record below; nil if none
+	settled *record.Settlement // what became of the base, if it was not applied
+	last    *record.Record     // the newest applied record at the base or below
 }
 
 // remake puts a new record in the place of one that the refs named, whose content
@@ -89,10 +90,10 @@ func (s *Store) wrecked(head, applied named) (*wreck, error) {
 		}
 		_, index, err := s.repo.link(n.hash)
 		if err == nil {
-			var w *schema.Snapshot
+			var w *record.Record
 			if w, err = s.repo.remains(n.hash, index, n.bad); err == nil && (n.ref == applied.ref || !w.Kind.Candidate()) {
 				_, err = s.repo.snapshot(n.hash)
-				return &wreck{Snapshot: w, whole: err == nil, bad: n.bad, lost: []plumbing.Hash{n.hash}}, unlessCurable(err)
+				return &wreck{Record: w, whole: err == nil, bad: n.bad, lost: []plumbing.Hash{n.hash}}, unlessCurable(err)
 			}
 		}
 		if unlessCurable(err) != nil {
@@ -104,7 +105,7 @@ func (s *Store) wrecked(head, applied named) (*wreck, error) {
 
 // dig goes down from a wreck to the newest record that is whole.
 func (s *Store) dig(ctx context.Context, w *wreck) (err error) {
-	for child := w.Snapshot; child.Parent != "" && w.base == nil; {
+	for child := w.Record; child.Parent != "" && w.base == nil; {
 		h := plumbing.NewHash(child.Parent)
 		parent, err := s.repo.snapshot(h)
 		if err == nil {
@@ -133,16 +134,16 @@ func (s *Store) dig(ctx context.Context, w *wreck) (err error) {
 // that lies there was applied, nobody knows, unless it was noted.
 func (s *Store) digOn(ctx context.Context, w *wreck) (err error) {
 	if w.base, w.last, err = s.newestOfHistory(ctx, w.Index); err == nil && w.base != nil && w.last != w.base && w.base.Kind.Candidate() {
-		w.settled = &schema.Settlement{ID: w.base.ID, Outcome: schema.Superseded}
+		w.settled = &record.Settlement{ID: w.base.ID, Outcome: record.Superseded}
 	}
 	return err
 }
 
 // recordOf is the record that takes the place of a wreck, nil if too little is
 // known of it.
-func (s *Store) recordOf(w *wreck) (*schema.Snapshot, error) {
+func (s *Store) recordOf(w *wreck) (*record.Record, error) {
 	config, known, err := s.repo.parametersOf(w.lost[0])
-	if err != nil || !known && (w.Kind == schema.KindChange || w.last == nil) {
+	if err != nil || !known && (w.Kind == record.KindChange || w.last == nil) {
 		return nil, err
 	}
 	c, err := s.repo.commit(w.lost[0])
@@ -150,24 +151,24 @@ func (s *Store) recordOf(w *wreck) (*schema.Snapshot, error) {
 		return nil, err
 	}
 	title, _, _ := strings.Cut(c.Message, "\n")
-	rec := &schema.Snapshot{
+	rec := &record.Record{
 		Kind: w.Kind, Description: "Made anew: " + title, OutcomeOf: w.settled,
 		Config: config, RollbackPoint: w.last != nil || w.Kind.Candidate(),
 	}
 	if !known {
 		rec.Config = w.last.Config
 	}
-	if w.last != nil && w.last.Config == rec.Config {
+	if w.last != nil && w.last.Config.Equal(rec.Config) {
 		rec.Source, rec.Provenance, rec.Experiments = w.last.Source, w.last.Provenance, w.last.Experiments
 	}
 	switch {
 	case w.base == nil:
-		rec.Kind = schema.KindChange // it is the first one now
+		rec.Kind = record.KindChange // it is the first one now
 	case w.Kind.Candidate():
 	case w.settled != nil:
-		rec.Kind = schema.KindRevert
+		rec.Kind = record.KindRevert
 	default:
-		rec.Kind = schema.KindNote
+		rec.Kind = record.KindNote
 	}
 	switch {
 	case w.whole:
@@ -176,9 +177,9 @@ func (s *Store) recordOf(w *wreck) (*schema.Snapshot, error) {
 			return nil, err
 		}
 		rec.Held = snap.Held
-	case w.Kind != schema.KindChange: // a change ends what was held
-		rec.Held = &schema.Hold{
-			Paused: true, By: "operator", Since: schema.Unix(s.opts.Now()),
+	case w.Kind != record.KindChange: // a change ends what was held
+		rec.Held = &record.Hold{
+			Paused: true, By: "operator", Since: record.Unix(s.opts.Now()),
 			Reason: "the record of the hold, " + w.ID + ", was damaged; agent resume ends it",
 		}
 	}
@@ -186,7 +187,7 @@ func (s *Store) recordOf(w *wreck) (*schema.Snapshot, error) {
 }
 
 // appendOn commits a record upon base, durably.
-func (s *Store) appendOn(base *schema.Snapshot, rec schema.Snapshot) (*schema.Snapshot, error) {
+func (s *Store) appendOn(base *record.Record, rec record.Record) (*record.Record, error) {
 	s.head = base
 	if base != nil {
 		c, err := s.repo.commit(hashOf(base))
@@ -229,11 +230,11 @@ func (r *repo) parametersOf(h plumbing.Hash) (p schema.Parameters, known bool, e
 		}
 		found := true
 		switch _, settles := t[keyOutcomeOf]; {
-		case t[keyKind] == string(schema.KindRollback):
+		case t[keyKind] == string(record.KindRollback):
 			h, found, err = r.targetOf(c)
-		case t[keyKind] == string(schema.KindRevert) && settles:
+		case t[keyKind] == string(record.KindRevert) && settles:
 			h, found, err = r.appliedBelow(c.ParentHashes[0])
-		case t[keyKind] == string(schema.KindRevert), t[keyKind] == string(schema.KindNote):
+		case t[keyKind] == string(record.KindRevert), t[keyKind] == string(record.KindNote):
 			h = c.ParentHashes[0]
 		default:
 			found = false
@@ -256,11 +257,11 @@ func (s *Store) derive(n named) (bool, error) {
 		return false, nil
 	}
 	text, err := s.repo.object(plumbing.BlobObject, blobs[1])
-	snap := new(schema.Snapshot)
+	snap := new(record.Record)
 	if err != nil || json.Unmarshal(text, snap) != nil {
 		return false, unlessCurable(err)
 	}
-	file, err := s.objects.encode(plumbing.BlobObject, snap.Config.Canonical())
+	file, err := s.objects.encode(plumbing.BlobObject, snap.Config.YAML())
 	if err != nil || file.hash != blobs[0] {
 		return false, err
 	}
@@ -282,7 +283,7 @@ func (r *repo) listedParameters(h plumbing.Hash) (p schema.Parameters, known boo
 	if err != nil {
 		return p, false, unlessCurable(err)
 	}
-	p, err = schema.ParseCanonical(text)
+	p, err = schema.ParseYAML(text)
 	return p, err == nil, nil
 }
 

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // A remakeRow damages a history of which the file applied has no second copy.
@@ -13,7 +13,7 @@ type remakeRow struct {
 	name   string
 	last   func(t *testing.T, s *Store) // what follows 512 and 640, both applied
 	damage []string                     // objects that are lost
-	kind   schema.Kind                  // of the head afterwards
+	kind   record.Kind                  // of the head afterwards
 	size   int                          // what it says is to run
 	index  int
 	paused bool
@@ -33,19 +33,20 @@ func rolledBack(t *testing.T, s *Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := &schema.Hold{Digests: []schema.Digest{s.Head().Digest()}, Reason: "burns", By: "operator", Since: 1}
-	commit(t, s, schema.Snapshot{Kind: schema.KindRollback, Description: "Rollback to " + target.ID + ": burns", Config: target.Config, RollbackPoint: true, Held: held})
+	held := holding(s.Head().Config)
+	held.By, held.Reason = "operator", "burns"
+	commit(t, s, record.Record{Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": burns", Config: target.Config, RollbackPoint: true, Held: held})
 	confirm(t, s)
 }
 
 // onPause has an operator pause, without a Confirm.
 func onPause(t *testing.T, s *Store) {
-	held := &schema.Hold{Paused: true, Reason: "incident", By: "operator", Since: 1}
-	commit(t, s, schema.Snapshot{Kind: schema.KindNote, Description: "Pause", Config: s.Head().Config, RollbackPoint: true, Held: held})
+	held := &record.Hold{Paused: true, Reason: "incident", By: "operator", Since: 1}
+	commit(t, s, record.Record{Kind: record.KindNote, Description: "Pause", Config: s.Head().Config, RollbackPoint: true, Held: held})
 }
 
 func remakeRows() []remakeRow {
-	const record, parameters, tree = "production:snapshot.json", "production:parameters.yaml", "production^{tree}"
+	const snapshot, parameters, tree = "production:snapshot.json", "production:parameters.yaml", "production^{tree}"
 	then := func(steps ...func(*testing.T, *Store)) func(*testing.T, *Store) {
 		return func(t *testing.T, s *Store) {
 			for _, step := range steps {
@@ -55,27 +56,27 @@ func remakeRows() []remakeRow {
 	}
 	larger := func(t *testing.T, s *Store) { applied(t, s, 768) }
 	return []remakeRow{
-		{"a revert", rejected, []string{record}, schema.KindRevert, 640, 4, true, true},
-		{"a revert, its tree", rejected, []string{tree}, schema.KindRevert, 640, 4, true, true},
-		{"a revert, and what it settles", rejected, []string{record, "production~1:snapshot.json"}, schema.KindNote, 640, 3, true, true},
-		{"a revert, and the commit of what it settles", rejected, []string{tree, "production~1"}, schema.KindRevert, 512, 3, true, true},
-		{"a rollback", rolledBack, []string{record}, schema.KindRollback, 512, 3, true, true},
-		{"a rollback, its tree", rolledBack, []string{tree}, schema.KindRollback, 512, 3, true, true},
-		{"a rollback, and a note upon it", then(rolledBack, onPause, func(t *testing.T, s *Store) { confirm(t, s) }), []string{tree, "production~1^{tree}"}, schema.KindNote, 512, 3, true, true},
-		{"a note", then(onPause, func(t *testing.T, s *Store) { confirm(t, s) }), []string{record, tree}, schema.KindNote, 640, 3, true, true},
-		{"a note at the head", onPause, []string{record}, schema.KindNote, 640, 3, true, true},
-		{"a note upon a revert, both", then(rejected, onPause), []string{record, "production~1:snapshot.json"}, schema.KindRevert, 640, 4, true, true},
-		{"a change", larger, []string{record}, schema.KindChange, 768, 3, false, true},
-		{"a change, its parameters.yaml", larger, []string{parameters}, schema.KindChange, 768, 3, false, false},
-		{"a change, all that it says", larger, []string{record, parameters}, schema.KindChange, 640, 2, false, false},
+		{"a revert", rejected, []string{snapshot}, record.KindRevert, 640, 4, true, true},
+		{"a revert, its tree", rejected, []string{tree}, record.KindRevert, 640, 4, true, true},
+		{"a revert, and what it settles", rejected, []string{snapshot, "production~1:snapshot.json"}, record.KindNote, 640, 3, true, true},
+		{"a revert, and the commit of what it settles", rejected, []string{tree, "production~1"}, record.KindRevert, 512, 3, true, true},
+		{"a rollback", rolledBack, []string{snapshot}, record.KindRollback, 512, 3, true, true},
+		{"a rollback, its tree", rolledBack, []string{tree}, record.KindRollback, 512, 3, true, true},
+		{"a rollback, and a note upon it", then(rolledBack, onPause, func(t *testing.T, s *Store) { confirm(t, s) }), []string{tree, "production~1^{tree}"}, record.KindNote, 512, 3, true, true},
+		{"a note", then(onPause, func(t *testing.T, s *Store) { confirm(t, s) }), []string{snapshot, tree}, record.KindNote, 640, 3, true, true},
+		{"a note at the head", onPause, []string{snapshot}, record.KindNote, 640, 3, true, true},
+		{"a note upon a revert, both", then(rejected, onPause), []string{snapshot, "production~1:snapshot.json"}, record.KindRevert, 640, 4, true, true},
+		{"a change", larger, []string{snapshot}, record.KindChange, 768, 3, false, true},
+		{"a change, its parameters.yaml", larger, []string{parameters}, record.KindChange, 768, 3, false, false},
+		{"a change, all that it says", larger, []string{snapshot, parameters}, record.KindChange, 640, 2, false, false},
 		{"a change upon a candidate that it supersedes, all that it says", func(t *testing.T, s *Store) {
 			c := commit(t, s, change(1024))
 			rec := change(768)
-			rec.OutcomeOf = &schema.Settlement{ID: c.ID, Outcome: schema.Superseded}
+			rec.OutcomeOf = &record.Settlement{ID: c.ID, Outcome: record.Superseded}
 			commit(t, s, rec)
 			confirm(t, s)
-		}, []string{record, parameters}, schema.KindChange, 640, 2, false, false},
-		{"all records", larger, []string{record, "production~1:snapshot.json", "production~2:snapshot.json"}, schema.KindChange, 768, 1, false, true},
+		}, []string{snapshot, parameters}, record.KindChange, 640, 2, false, false},
+		{"all records", larger, []string{snapshot, "production~1:snapshot.json", "production~2:snapshot.json"}, record.KindChange, 768, 1, false, true},
 	}
 }
 
@@ -127,8 +128,8 @@ func checkRemade(t *testing.T, s *Store, row remakeRow) {
 	if head == nil {
 		t.Fatal("an empty history")
 	}
-	if head.Kind != row.kind || head.Config.ESNReservoirSize != row.size || head.Index != row.index {
-		t.Errorf("the head is %s of %d, want %s %d of %d", idOf(head), head.Config.ESNReservoirSize, row.kind, row.index, row.size)
+	if head.Kind != row.kind || sizeOf(head.Config) != row.size || head.Index != row.index {
+		t.Errorf("the head is %s of %d, want %s %d of %d", idOf(head), sizeOf(head.Config), row.kind, row.index, row.size)
 	}
 	if hold := head.Hold(); row.paused != (hold != nil && hold.Paused && strings.Contains(hold.Reason, "agent resume")) {
 		t.Errorf("the hold is %+v", hold)
@@ -138,11 +139,11 @@ func checkRemade(t *testing.T, s *Store, row remakeRow) {
 		t.Fatal(err)
 	}
 	for _, rec := range list {
-		if size := rec.Config.ESNReservoirSize; size == 1024 && rec.Outcome != schema.Rejected && rec.Outcome != schema.Superseded {
+		if size := sizeOf(rec.Config); size == 1024 && rec.Outcome != record.Rejected && rec.Outcome != record.Superseded {
 			t.Errorf("%s is %s", rec.ID, rec.Outcome)
 		}
 	}
-	if s.Applied() == nil || s.Applied().Config != head.Config {
+	if s.Applied() == nil || !s.Applied().Config.Equal(head.Config) {
 		t.Errorf("%s is applied", idOf(s.Applied()))
 	}
 }

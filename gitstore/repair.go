@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -50,10 +51,10 @@ func (s *Store) Repairs() []Repair { return slices.Clone(s.repairs) }
 // A named is a ref and what it was found to name.
 type named struct {
 	ref  string
-	hash plumbing.Hash    // zero if the ref is absent or torn
-	snap *schema.Snapshot // nil unless it names a whole record of ours
-	bad  error            // why not: errTornRef, errDamaged or errForeign; nil if absent
-	gone bool             // no object has this name
+	hash plumbing.Hash  // zero if the ref is absent or torn
+	snap *record.Record // nil unless it names a whole record of ours
+	bad  error          // why not: errTornRef, errDamaged or errForeign; nil if absent
+	gone bool           // no object has this name
 }
 
 func (n named) absent() bool { return n.snap == nil && n.bad == nil }
@@ -120,7 +121,9 @@ func (s *Store) repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.tidy()
+	if err = s.suspectLoss(head, applied); err == nil {
+		err = s.tidy()
+	}
 	// Objects that were being written when the power went may be torn, though
 	// no ref names them: git fsck would find them.
 	if damaged := head.bad != nil || applied.bad != nil || (head.snap == nil) != (applied.snap == nil); err == nil && (damaged || s.lock.cut) {
@@ -265,12 +268,12 @@ func (s *Store) settleRefs(ctx context.Context, head, applied named) error {
 // way goes as far as it can be followed. A record of which only the commit is
 // whole is left out, where its child shows that it was applied once, so that it
 // was not lost as a candidate.
-func (s *Store) between(head, above *schema.Snapshot) ([]*schema.Snapshot, error) {
+func (s *Store) between(head, above *record.Record) ([]*record.Record, error) {
 	floor := 0
 	if above != nil {
 		floor = above.Index
 	}
-	var way []*schema.Snapshot
+	var way []*record.Record
 	at := head
 	for whole := true; at.Index > floor; {
 		if whole {
@@ -300,7 +303,7 @@ func (s *Store) between(head, above *schema.Snapshot) ([]*schema.Snapshot, error
 
 // backToApplied gives up a head that cannot be one. What a person put on the
 // branch is kept under a ref; what is damaged cannot be.
-func (s *Store) backToApplied(ctx context.Context, head named, applied *schema.Snapshot) (err error) {
+func (s *Store) backToApplied(ctx context.Context, head named, applied *record.Record) (err error) {
 	back, kept := applied, ""
 	found := "the head ref is missing"
 	switch {
@@ -337,7 +340,7 @@ func (s *Store) backToApplied(ctx context.Context, head named, applied *schema.S
 
 // ownTip is the newest record of ours at or below tip that stands above
 // applied; applied itself if there is none.
-func (s *Store) ownTip(ctx context.Context, tip plumbing.Hash, applied *schema.Snapshot) (*schema.Snapshot, error) {
+func (s *Store) ownTip(ctx context.Context, tip plumbing.Hash, applied *record.Record) (*record.Record, error) {
 	const enough = 1_000 // commits that a person stacked on the branch
 	for range enough {
 		if err := ctx.Err(); err != nil {
@@ -369,7 +372,7 @@ func (s *Store) ownTip(ctx context.Context, tip plumbing.Hash, applied *schema.S
 
 // rebuildApplied makes the applied ref name what the records say was applied last.
 // That there is none is right as long as the first candidate is open.
-func (s *Store) rebuildApplied(ctx context.Context, head, settled *schema.Snapshot, applied named) error {
+func (s *Store) rebuildApplied(ctx context.Context, head, settled *record.Record, applied named) error {
 	kept, err := s.keepNamed(ctx, applied)
 	if err != nil {
 		return err

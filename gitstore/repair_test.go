@@ -3,6 +3,7 @@ package gitstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,7 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 func TestRepair(t *testing.T) {
@@ -22,7 +24,7 @@ func TestRepair(t *testing.T) {
 			t.Parallel()
 			st := newStory(t)
 			row.damage(st)
-			records := map[string]*schema.Snapshot{"a": st.a, "b": st.b, "c": st.c, "d": st.d}
+			records := map[string]*record.Record{"a": st.a, "b": st.b, "c": st.c, "d": st.d}
 			s, repairs := st.open()
 			expect(t, s, records[row.head], records[row.applied])
 			checkRepairs(t, st.fixture, repairs, row)
@@ -30,7 +32,10 @@ func TestRepair(t *testing.T) {
 				st.fsck()
 			}
 			checkRefs(t, st.fixture, s)
+			lost := row.head == ""
+			st.lost(s, lost)
 			s, repairs = st.reopen(s) // what was repaired stays so
+			st.lost(s, lost)
 			if len(repairs) > 0 && (s.Head() != nil || !strings.HasPrefix(repairs[0].Found, replaced)) {
 				t.Errorf("repaired twice: %v", repairs)
 			}
@@ -40,9 +45,11 @@ func TestRepair(t *testing.T) {
 			if s.Head() != nil {
 				next = s.Head().Index + 1
 			}
+			st.clearLost(s)
 			further := applied(t, s, 4096) // what was lost is written again
 			s, repairs = st.reopen(s)
 			noRepairs(t, repairs)
+			st.lost(s, false)
 			expect(t, s, further, further)
 			list, err := s.List(t.Context(), "", 0)
 			if err != nil || s.Total() != total+1 || len(list) != total+1 || further.Index != next {
@@ -131,10 +138,10 @@ func TestDamagedRecordIsListed(t *testing.T) {
 	if err != nil || len(list) != 4 {
 		t.Fatal(list, err)
 	}
-	if rec := list[3]; rec.ID != st.a.ID || rec.Outcome != schema.Applied || rec.RollbackPoint || !strings.HasPrefix(rec.Description, "(damaged) ") || len(rec.Errors) != 1 {
+	if rec := list[3]; rec.ID != st.a.ID || rec.Outcome != record.Applied || rec.RollbackPoint || !strings.HasPrefix(rec.Description, "(damaged) ") || len(rec.Errors) != 1 {
 		t.Errorf("the damaged record is listed as %+v", rec)
 	}
-	if _, err := s.Lookup(t.Context(), st.a.ID); err == nil || !strings.Contains(err.Error(), "cannot be read") || !strings.Contains(err.Error(), "agent snapshots --state") {
+	if _, err := s.Lookup(t.Context(), st.a.ID); err == nil || !strings.HasPrefix(err.Error(), "read snapshot "+st.a.ID+": ") || !strings.Contains(problem.Hint(err), "agent snapshots --state "+st.dir) {
 		t.Errorf("lookup of a damaged record: %v", err)
 	}
 	if _, err := s.Lookup(t.Context(), st.b.ID); err != nil {
@@ -177,7 +184,7 @@ func TestGitBesideAnOpenStore(t *testing.T) {
 		confirm(t, s)
 		f.fsck()
 		list, err := s.List(t.Context(), "", 100)
-		if err != nil || len(list) != 2*i+2 || list[0].ID != snap.ID || list[0].Outcome != schema.Applied {
+		if err != nil || len(list) != 2*i+2 || list[0].ID != snap.ID || list[0].Outcome != record.Applied {
 			t.Fatalf("after git %v: %d records, %v", args, len(list), err)
 		}
 		if got := f.git("rev-parse", "production", "refs/dtesn/applied/production"); got != snap.Commit+"\n"+snap.Commit {
@@ -236,7 +243,7 @@ func refusals() map[string]refusal {
 		"objects borrowed: of what is away": {damage: func(st *story) {
 			st.borrow()
 			st.remove(st.lender())
-		}, says: []string{"can be read neither here nor where", "objects/info/alternates points", "repack -a -d && rm "}},
+		}, says: []string{"objects/info/alternates: 2 objects", "can be read neither here nor where it points", "repack -a -d && rm "}},
 		"format newer": {
 			damage: func(st *story) { st.write(filepath.Join(st.dir, formatFile), "2\n") },
 			says:   []string{"written by a newer agent (format 2, this agent knows 1)", "upgrade the agent"},
@@ -244,7 +251,7 @@ func refusals() map[string]refusal {
 		"options: no directory":            {options: func(o *Options) { o.Dir = "" }, says: []string{"--state DIR"}},
 		"options: no environment":          {options: func(o *Options) { o.Environment = "../x" }, says: []string{`"../x" is no environment`}},
 		"options: no instance":             {options: func(o *Options) { o.Instance = "a\nb" }, says: []string{"no instance name"}},
-		"state directory a file":           {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile) }, says: []string{"not a directory", "a file stands where a directory must be"}},
+		"state directory a file":           {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile) }, says: []string{"not a directory", "remove the file that stands where a directory must be"}},
 		"state directory a file: a parent": {options: func(o *Options) { o.Dir = filepath.Join(o.Dir, formatFile, "x") }, says: []string{"not a directory", "choose another --state"}},
 		"options: a context that is over":  {options: nil, says: []string{"context canceled"}},
 		"repository a link to nothing": {damage: func(st *story) {
@@ -256,7 +263,7 @@ func refusals() map[string]refusal {
 	}
 }
 
-// What is not ours is refused with the way out, and not touched.
+// What is not ours is refused with a hint, and not touched.
 func TestRefused(t *testing.T) {
 	for name, row := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -280,9 +287,12 @@ func TestRefused(t *testing.T) {
 				t.Fatalf("opened, with repairs %v", repairs)
 			}
 			for _, say := range row.says {
-				if !strings.Contains(err.Error(), say) {
-					t.Errorf("the error does not say %q: %v", say, err)
+				if !strings.Contains(problem.Text(err), say) {
+					t.Errorf("the error does not say %q: %v", say, problem.Text(err))
 				}
+			}
+			if hint := problem.Hint(err); (hint == "") != errors.Is(err, context.Canceled) || hint != "" && strings.Contains(err.Error(), hint) {
+				t.Errorf("%v, with the hint %q", err, hint)
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than a line: %v", err)
@@ -334,8 +344,8 @@ func TestPermissions(t *testing.T) {
 				if err == nil {
 					_ = s.Close()
 					t.Errorf("opened, with repairs %v", repairs)
-				} else if !strings.Contains(err.Error(), "permission denied") || !strings.Contains(err.Error(), st.dir) || !strings.Contains(err.Error(), "chown it, or choose another --state") {
-					t.Errorf("the error is: %v", err)
+				} else if !strings.Contains(err.Error(), "permission denied") || !strings.Contains(err.Error(), st.dir) || !strings.HasPrefix(problem.Hint(err), "chown it, so that uid ") {
+					t.Errorf("the error is: %v", problem.Text(err))
 				}
 			})
 			st.eachMode()

@@ -1,17 +1,18 @@
 package gitstore
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // backedUp is a history of two applied records, of which a backup holds the
 // first, with the store open.
-func backedUp(t *testing.T) (f *fixture, s *Store, backup string, first, second *schema.Snapshot) {
+func backedUp(t *testing.T) (f *fixture, s *Store, backup string, first, second *record.Record) {
 	f = newMemory(t)
 	s, _ = f.open()
 	first = applied(t, s, 1024)
@@ -91,6 +92,8 @@ func TestChangedByHand(t *testing.T) {
 				if row.kept && f.git("rev-parse", last.Kept) != left.Commit {
 					t.Errorf("%s is not what was left behind", last.Kept)
 				}
+				f.lost(s, row.index == 0)
+				f.clearLost(s)
 				if got := applied(t, s, 3072); got.Index != row.index+1 {
 					t.Errorf("the next is record %d", got.Index)
 				}
@@ -120,7 +123,9 @@ func TestGoneUntold(t *testing.T) {
 		if len(repairs) != 1 || !strings.HasPrefix(repairs[0].Found, replaced+second.ID) || !strings.Contains(repairs[0].Did, "starts anew") {
 			t.Errorf("repairs: %v", repairs)
 		}
+		f.lost(s, true)
 	}
+	f.clearLost(s)
 	applied(t, s, 3072)
 	_, repairs := f.reopen(s)
 	noRepairs(t, repairs)
@@ -171,5 +176,61 @@ func TestPushedUnderAStore(t *testing.T) {
 			_, repairs := f.reopen(s)
 			noRepairs(t, repairs)
 		})
+	}
+}
+
+// TestReplacedByAnOlderHistory: what an operator held stays held where a backup
+// from before the hold is put back, over restarts, until somebody resumes. A backup
+// that takes no hold away is taken as it is.
+func TestReplacedByAnOlderHistory(t *testing.T) {
+	for name, held := range map[string]bool{"a hold": true, "none": false} {
+		for _, running := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", running ", running), func(t *testing.T) {
+				f, s, backup, first, _ := backedUp(t)
+				rec := change(3072)
+				if held {
+					entry := record.EntryOf(sized(2048))
+					rec.Held = &record.Hold{By: "operator", Reason: "order 20 is bad", Since: 1, Entries: []record.Entry{entry}}
+				}
+				if _, err := s.Commit(t.Context(), rec); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Confirm(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if !running {
+					if err := s.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				f.putBack(backup, false)
+				if running {
+					if err := s.Probe(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					s, _ = f.open()
+				}
+				for range 3 {
+					lost := s.Lost()
+					if held != (lost != nil) || held && !strings.Contains(lost.Reason, "was replaced by one without") || s.Applied().ID != first.ID {
+						t.Fatalf("lost %+v, applied %s", lost, s.Applied().ID)
+					}
+					if err := s.Close(); err != nil {
+						t.Fatal(err)
+					}
+					s, _ = f.open()
+				}
+				if err := s.ClearLost(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if s, _ = f.open(); s.Lost() != nil {
+					t.Errorf("after resume: %+v", s.Lost())
+				}
+			})
+		}
 	}
 }

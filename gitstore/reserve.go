@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"dtesn-agent/schema/problem"
 )
 
 const (
@@ -104,7 +106,7 @@ func (s *Store) withReserve(allowed bool, do func() error) error {
 		s.log.Warn("the disk is full: this was written into the space kept in reserve", "directory", s.opts.Dir, "left", left)
 	}
 	if full(err) {
-		return fmt.Errorf("%w; the space that is kept in reserve for reverts and rollbacks is used up too: free some space in %s", err, s.opts.Dir)
+		return problem.New("", fmt.Errorf("%w; the space that is kept in reserve for reverts and rollbacks is used up too", err), "free space on "+s.opts.Dir)
 	}
 	return err
 }

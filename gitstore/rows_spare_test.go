@@ -141,7 +141,7 @@ func TestSpareIsExact(t *testing.T) {
 	}
 	s, repairs := f.reopen(s)
 	expect(t, s, s2, s2)
-	if hold := s.Head().Hold(); hold == nil || len(hold.Digests) != 1 {
+	if hold := s.Head().Hold(); hold == nil || len(hold.Entries) != 1 {
 		t.Errorf("the hold is %+v", hold)
 	}
 	if len(repairs) != 1 || !strings.HasPrefix(repairs[0].Found, spareUsed) || !strings.Contains(repairs[0].Did, "of its objects were written anew") {

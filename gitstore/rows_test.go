@@ -165,7 +165,7 @@ func fileRows() []repairRow {
 		{"format or identity torn", func(st *story) {
 			st.write(filepath.Join(st.dir, formatFile), "")
 			st.write(filepath.Join(st.dir, identityFile), "")
-		}, "d", "b", []string{`the file format says "": written anew`, "the file identity is torn: written anew"}, false},
+		}, "d", "b", []string{"the file identity is torn: written anew", `the file format says "": written anew`}, false},
 		{"torn object that nothing names: after a power cut", func(st *story) {
 			st.write(st.repo("objects", "12", strings.Repeat("3", 38)), "")
 			st.write(filepath.Join(st.dir, lockFile), "1 another-boot\n")

@@ -14,7 +14,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // stamp is the time in the name of what is set aside.
@@ -284,7 +284,7 @@ func (r *repo) eachLoose(do func(h plumbing.Hash, path string) error) error {
 // sweepObjects sets torn loose objects aside: those that do not read back, but for
 // large ones, which are not ours, from more than an hour before the applied record.
 // A date alone says little: the clock may have been set back since.
-func (s *Store) sweepObjects(applied *schema.Snapshot) error {
+func (s *Store) sweepObjects(applied *record.Record) error {
 	var since time.Time
 	if applied != nil {
 		since = applied.Time().Add(-time.Hour)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // shallowFile is git's own: one commit a line, whose parents count as absent
@@ -76,7 +76,7 @@ type line struct {
 
 // first is the index of the oldest record in the history of head: 1 unless it
 // was cut.
-func (r *repo) first(head *schema.Snapshot) (int, error) {
+func (r *repo) first(head *record.Record) (int, error) {
 	if head == nil {
 		return 1, nil
 	}
@@ -102,7 +102,7 @@ func (r *repo) first(head *schema.Snapshot) (int, error) {
 // which it is not whole. Lines of other histories, which a `git fetch --depth`
 // leaves, say nothing of it; needless are those of its own that would hide what is
 // there. A line that is known to be the beginning spares the walk down to it.
-func (r *repo) begins(head *schema.Snapshot, c cuts, known plumbing.Hash) (begin line, needless []line, err error) {
+func (r *repo) begins(head *record.Record, c cuts, known plumbing.Hash) (begin line, needless []line, err error) {
 	lines, err := r.lines(c, head.Index)
 	if err != nil {
 		return begin, nil, err

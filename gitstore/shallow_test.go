@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // records are the indexes that a Reader lists, newest first.
@@ -115,7 +115,7 @@ func TestPruneMindsNoNeedlessLine(t *testing.T) {
 	often(t)
 	f := newMemory(t)
 	s, _ := f.openKeeping(10)
-	var all []*schema.Snapshot
+	var all []*record.Record
 	for i := range 30 {
 		all = append(all, applied(t, s, 64+i))
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/object"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // The applied record is what the engine runs and the hold in force, and there is
@@ -74,7 +74,7 @@ func partsOf(commit plumbing.Hash, read func(plumbing.ObjectType, plumbing.Hash)
 //
 // Syscalls: none for the head that this process wrote; else those of
 // repo.object.
-func (s *Store) spareOf(snap *schema.Snapshot) (all []byte) {
+func (s *Store) spareOf(snap *record.Record) (all []byte) {
 	recent := map[plumbing.Hash][]byte{}
 	for _, file := range s.headFiles {
 		recent[file.hash] = file.data

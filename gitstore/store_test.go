@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 func TestRecordsReadBackAsCommitted(t *testing.T) {
@@ -22,9 +24,9 @@ func TestRecordsReadBackAsCommitted(t *testing.T) {
 		t.Fatal("a fresh history is not empty")
 	}
 	uid, before := 1000, sized(512)
-	rec := schema.Snapshot{
-		Kind: schema.KindChange, Description: "Deeper tree", Config: sized(2048), RollbackPoint: true,
-		Source:      schema.Source{Kind: "git", Location: "https://example.org/c.git", Revision: strings.Repeat("a", 40), Author: "Ada L <ada@example.org>", Subject: "deeper"},
+	rec := record.Record{
+		Kind: record.KindChange, Description: "Deeper tree", Config: sized(2048), RollbackPoint: true,
+		Source:      record.Source{Kind: "git", Location: "https://example.org/c.git", Revision: strings.Repeat("a", 40), Author: "Ada L <ada@example.org>", Subject: "deeper"},
 		Provenance:  schema.Provenance{"esn_reservoir_size": {Position: schema.Position{File: "production.yaml", Line: 4, Column: 3}, Layer: "environment"}},
 		Changes:     sized(2048).Diff(before),
 		Before:      &before,
@@ -33,19 +35,19 @@ func TestRecordsReadBackAsCommitted(t *testing.T) {
 	}
 	want := commit(t, s, rec)
 	confirm(t, s)
-	if want.Index != 1 || want.Format != 1 || want.Parent != "" || want.Environment != "production" || want.Instance != "web-1" || want.AgentVersion != "test" {
+	if want.Index != 1 || want.Format != record.FormatOf(want.Config) || want.Parent != "" || want.Environment != "production" || want.Instance != "web-1" || want.AgentVersion != "test" {
 		t.Errorf("committed as %+v", want)
 	}
-	second := commit(t, s, schema.Snapshot{Kind: schema.KindNote, Config: sized(2048)})
+	second := commit(t, s, record.Record{Kind: record.KindNote, Config: sized(2048)})
 	s, repairs = f.reopen(s)
 	noRepairs(t, repairs)
-	for _, want := range []*schema.Snapshot{want, second} {
+	for _, want := range []*record.Record{want, second} {
 		got, err := s.Lookup(t.Context(), want.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !reflect.DeepEqual(&got.Snapshot, want) {
-			t.Errorf("read back\n%+v, committed\n%+v", &got.Snapshot, want)
+		if !reflect.DeepEqual(&got.Record, want) {
+			t.Errorf("read back\n%+v, committed\n%+v", &got.Record, want)
 		}
 	}
 	if second.Parent != want.Commit || s.Total() != 2 {
@@ -68,7 +70,7 @@ func TestPlainGitReadsIt(t *testing.T) {
 	if got, want := f.git("log", "--format=%(trailers:key=Snapshot-Id,valueonly,separator=)", "production"), back.ID+"\n"+rejected.ID+"\n"+first.ID; got != want {
 		t.Errorf("snapshot ids in git log:\n%s\nwant\n%s", got, want)
 	}
-	if got := f.git("show", "production:parameters.yaml") + "\n"; got != string(first.Config.Canonical()) {
+	if got := f.git("show", "production:parameters.yaml") + "\n"; got != string(first.Config.YAML()) {
 		t.Errorf("parameters.yaml: %s", got)
 	}
 	if got := f.git("log", "-1", "--format=%(trailers:key=Outcome-Of,valueonly,separator=)"); got != rejected.ID+" rejected" {
@@ -77,7 +79,7 @@ func TestPlainGitReadsIt(t *testing.T) {
 	if got := f.git("log", "-1", "--format=%s"); got != `Revert "`+rejected.Description+`"` {
 		t.Errorf("subject of the revert: %q", got)
 	}
-	if got := f.git("log", "-1", "--format=%B"); !strings.Contains(got, "    the engine refused it\n") || !strings.Contains(got, "    error: no memory\n") || !strings.Contains(got, "    held by engine (") {
+	if got := f.git("log", "-1", "--format=%B"); !strings.Contains(got, "    the engine refused it\n") || !strings.Contains(got, "    error: no memory\n") || !strings.Contains(got, "    held by engine: refused\n    held: "+holding(rejected.Config).Entries[0].String()+"\n") {
 		t.Errorf("body of the revert:\n%s", got)
 	}
 	clone := filepath.Join(t.TempDir(), "clone")
@@ -88,7 +90,7 @@ func TestPlainGitReadsIt(t *testing.T) {
 	if got := f.git("diff", "production~2", "production~1", "--", "parameters.yaml"); !strings.Contains(got, "-esn_reservoir_size: 1024\n+esn_reservoir_size: 2048") {
 		t.Errorf("git diff:\n%s", got)
 	}
-	for ref, want := range map[string]*schema.Snapshot{"production": back, "refs/dtesn/applied/production": back, "HEAD": back} {
+	for ref, want := range map[string]*record.Record{"production": back, "refs/dtesn/applied/production": back, "HEAD": back} {
 		if got := f.git("rev-parse", ref); got != want.Commit {
 			t.Errorf("%s is %s, want %s", ref, got, want.Commit)
 		}
@@ -99,8 +101,8 @@ func TestOutcomes(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
 	type row struct {
-		snap    *schema.Snapshot
-		outcome schema.Outcome
+		snap    *record.Record
+		outcome record.Outcome
 	}
 	a := applied(t, s, 1024)
 	b := commit(t, s, change(2048))
@@ -108,16 +110,16 @@ func TestOutcomes(t *testing.T) {
 	confirm(t, s)
 	d := commit(t, s, change(3072))
 	e := change(4096)
-	e.OutcomeOf = &schema.Settlement{ID: d.ID, Outcome: schema.Superseded}
+	e.OutcomeOf = &record.Settlement{ID: d.ID, Outcome: record.Superseded}
 	eSnap := commit(t, s, e)
-	check := func(active *schema.Snapshot, rows []row) {
+	check := func(active *record.Record, rows []row) {
 		t.Helper()
 		r, err := OpenReader(f.dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = r.Close() }()
-		for name, list := range map[string]func(context.Context, string, int) ([]schema.Record, error){"store": s.List, "reader": r.List} {
+		for name, list := range map[string]func(context.Context, string, int) ([]record.Row, error){"store": s.List, "reader": r.List} {
 			records, err := list(t.Context(), "", 100)
 			if err != nil || len(records) != len(rows) {
 				t.Fatalf("%s lists %d records, %v", name, len(records), err)
@@ -132,9 +134,9 @@ func TestOutcomes(t *testing.T) {
 			}
 		}
 	}
-	check(c, []row{{eSnap, schema.Pending}, {d, schema.Superseded}, {c, schema.Applied}, {b, schema.Rejected}, {a, schema.Applied}})
+	check(c, []row{{eSnap, record.Pending}, {d, record.Superseded}, {c, record.Applied}, {b, record.Rejected}, {a, record.Applied}})
 	confirm(t, s)
-	check(eSnap, []row{{eSnap, schema.Applied}, {d, schema.Superseded}, {c, schema.Applied}, {b, schema.Rejected}, {a, schema.Applied}})
+	check(eSnap, []row{{eSnap, record.Applied}, {d, record.Superseded}, {c, record.Applied}, {b, record.Rejected}, {a, record.Applied}})
 	r, err := OpenReader(f.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -161,15 +163,15 @@ func TestLookup(t *testing.T) {
 		t.Errorf("lookup in an empty history: %v", err)
 	}
 	a, b := applied(t, s, 1024), applied(t, s, 2048)
-	for id, want := range map[string]*schema.Snapshot{a.ID: a, "1": a, "2": b, b.Commit: b, a.Commit[:12]: a} {
+	for id, want := range map[string]*record.Record{a.ID: a, "1": a, "2": b, b.Commit: b, a.Commit[:12]: a} {
 		if got, err := s.Lookup(t.Context(), id); err != nil || got.Commit != want.Commit {
 			t.Errorf("lookup %s: %s, %v", id, got.ID, err)
 		}
 	}
 	for _, id := range []string{"snapshot_1_0001", "snapshot_1_0009", "3", "0", "-1", "abc", "", "zzzz", strings.Repeat("f", 40), "0000\n0000"} {
 		_, err := s.Lookup(t.Context(), id)
-		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), b.ID) || !strings.Contains(err.Error(), "agent snapshots --state "+f.dir) {
-			t.Errorf("lookup %q: %v", id, err)
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), b.ID) || !strings.HasSuffix(problem.Hint(err), "`agent snapshots --state "+f.dir+"`") {
+			t.Errorf("lookup %q: %v", id, problem.Text(err))
 		}
 	}
 	if _, err := s.Lookup(t.Context(), "snapshot_1_0001"); !strings.Contains(err.Error(), "record 1 is "+a.ID) {
@@ -180,12 +182,12 @@ func TestLookup(t *testing.T) {
 func TestCommitRefusesWhatCannotFollow(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
-	for name, rec := range map[string]schema.Snapshot{
-		"a revert of nothing":    {Kind: schema.KindRevert, Config: params},
+	for name, rec := range map[string]record.Record{
+		"a revert of nothing":    {Kind: record.KindRevert, Config: params},
 		"no kind":                {Config: params},
-		"another environment":    {Kind: schema.KindChange, Config: params, Environment: "staging"},
-		"another instance":       {Kind: schema.KindChange, Config: params, Instance: "web-2"},
-		"an outcome of no child": {Kind: schema.KindChange, Config: params, OutcomeOf: &schema.Settlement{ID: "snapshot_1_0001", Outcome: schema.Rejected}},
+		"another environment":    {Kind: record.KindChange, Config: params, Environment: "staging"},
+		"another instance":       {Kind: record.KindChange, Config: params, Instance: "web-2"},
+		"an outcome of no child": {Kind: record.KindChange, Config: params, OutcomeOf: &record.Settlement{ID: "snapshot_1_0001", Outcome: record.Rejected}},
 	} {
 		if snap, err := s.Commit(t.Context(), rec); err == nil || s.Head() != nil {
 			t.Errorf("%s: committed as %+v", name, snap)
@@ -266,7 +268,7 @@ func TestRetried(t *testing.T) {
 func TestFirstCommitCutBeforeItsRef(t *testing.T) {
 	f := newFixture(t)
 	s, _ := f.open()
-	rec, err := s.Commit(context.Background(), schema.Snapshot{Kind: schema.KindChange, Config: params})
+	rec, err := s.Commit(context.Background(), record.Record{Kind: record.KindChange, Config: params})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +295,7 @@ func TestDirectoryIsNoPattern(t *testing.T) {
 		}
 		f := &fixture{t: t, dir: filepath.Join(above, name), now: time.Now()}
 		s, _ := f.open()
-		if _, err := s.Commit(context.Background(), schema.Snapshot{Kind: schema.KindChange, Config: params}); err != nil {
+		if _, err := s.Commit(context.Background(), record.Record{Kind: record.KindChange, Config: params}); err != nil {
 			t.Fatal(err)
 		}
 		left := filepath.Join(f.dir, "tmp-left")

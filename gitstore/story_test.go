@@ -12,14 +12,14 @@ import (
 	"testing/fstest"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // story is the history that the rows of TestRepair damage: a and b are applied,
 // c and d are candidates, c superseded by d.
 type story struct {
 	*fixture
-	a, b, c, d *schema.Snapshot
+	a, b, c, d *record.Record
 }
 
 // newStory copies the one story that is told, for telling it takes a while.
@@ -59,7 +59,7 @@ var tell = sync.OnceValue(func() (told template) {
 	if s, _, told.err = Open(context.Background(), told.options()); told.err != nil {
 		return told
 	}
-	record := func(rec schema.Snapshot, confirm bool) *schema.Snapshot {
+	add := func(rec record.Record, confirm bool) *record.Record {
 		snap, err := s.Commit(context.Background(), rec)
 		if err == nil && confirm {
 			err = s.Confirm(context.Background())
@@ -67,11 +67,11 @@ var tell = sync.OnceValue(func() (told template) {
 		told.err = errors.Join(told.err, err)
 		return snap
 	}
-	told.a, told.b, told.c = record(change(512), true), record(change(1024), true), record(change(2048), false)
+	told.a, told.b, told.c = add(change(512), true), add(change(1024), true), add(change(2048), false)
 	if told.err == nil {
 		rec := change(4096)
-		rec.OutcomeOf = &schema.Settlement{ID: told.c.ID, Outcome: schema.Superseded}
-		told.d = record(rec, false)
+		rec.OutcomeOf = &record.Settlement{ID: told.c.ID, Outcome: record.Superseded}
+		told.d = add(rec, false)
 	}
 	if told.err = errors.Join(told.err, s.Close(), os.Remove(filepath.Join(dir, reserveFile))); told.err == nil {
 		told.files, told.err = readAll(dir)

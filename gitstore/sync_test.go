@@ -104,7 +104,7 @@ func TestPrepare(t *testing.T) {
 		t.Errorf("%d left by Close", n)
 	}
 	f.fsck()
-	if got := s.Applied().Config.ESNReservoirSize; got != 2048 {
+	if got := sizeOf(s.Applied().Config); got != 2048 {
 		t.Errorf("applied %d, want 2048", got)
 	}
 }

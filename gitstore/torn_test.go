@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // packs are the packs that lie in the repository.
@@ -125,7 +125,7 @@ func TestDamageIsNotPackedAnew(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newMemory(t)
 			s, _ := f.open()
-			var records []*schema.Snapshot
+			var records []*record.Record
 			pack := func() {
 				for range packEvery {
 					records = append(records, applied(t, s, 64+len(records)))
@@ -268,6 +268,8 @@ func TestSetAsideAcrossLayers(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(head)) != st.d.Commit {
 		t.Errorf("the head in what was set aside: %q, %v", head, err)
 	}
+	st.lost(s, true)
+	st.clearLost(s)
 	next := applied(t, s, 512)
 	s, repairs = st.reopen(s)
 	noRepairs(t, repairs)

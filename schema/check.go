@@ -10,161 +10,192 @@ import (
 	"strings"
 )
 
-// Check judges a full set of values that stands in no file, as a JSON decoder
-// leaves it: an integer may be an int of any size, a json.Number or a float64
-// without a fraction. Unknown names, wrong types, missing values and broken
-// rules are violations without a position, in canonical order of the
-// parameters and then of the rules. The Parameters are good only if there is
-// none. cache_ttl_seconds may be absent while caching is off; it is then the
-// default.
-func Check(values map[string]any) (Parameters, []Violation) {
-	j := newJudge()
-	p := j.facts.defaults
-	good, bad := map[string]any{}, map[string]bool{}
-	var list []Violation
-	for i := range j.facts.infos {
-		info := &j.facts.infos[i]
-		given, ok := values[info.Name]
-		if !ok {
-			continue
-		}
-		value, v := j.checkValue(info, given)
-		if v == nil {
-			v = faultOf(p.Set(info.Name, value))
-		}
-		if v != nil {
-			bad[info.Name] = true
-			list = append(list, *v)
-			continue
-		}
-		good[info.Name] = value
-	}
-	for _, name := range missing(good, func(name string) bool { return bad[name] }) {
-		list = append(list, missingValue(j.facts.info(name), "is missing"))
-	}
-	slices.SortStableFunc(list, func(a, b Violation) int { return strings.Compare(a.Parameter, b.Parameter) })
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		if j.facts.info(name) == nil {
-			list = append(list, unknownName(name))
-		}
-	}
-	broken, err := j.broken(good, func(name string) bool { return bad[name] })
-	if v := faultOf(err); v != nil {
-		list = append(list, *v)
-	}
-	for _, b := range broken {
-		blamed := b.Operands[0]
-		list = append(list, Violation{
-			Path: blamed, Parameter: blamed, Value: fmt.Sprint(good[blamed]),
-			Rule: b.Rule, Message: b.Message, Hint: b.Hint,
-		})
-	}
-	return p, list
+// A literal is a value as it is written.
+type literal struct {
+	text   string
+	isBare bool   // a scalar without quotation marks
+	isText bool   // a scalar on one line, with or without them
+	isYAML bool   // by a person, who may have meant what a generous reader of YAML reads
+	shown  string // as messages show it
 }
 
-// CheckParameters judges Parameters as Check does. Those of an older snapshot
-// may no longer be valid.
-func CheckParameters(p Parameters) []Violation {
-	_, list := Check(p.Map())
+// parse reads the value of the parameter, or says why it cannot be that.
+func (p *Parameter) parse(l literal) (Value, *Violation) {
+	v, ok := p.read(l)
+	if ok && p.fits(v) {
+		return v, nil
+	}
+	violation := p.invalid(l)
+	if !ok && l.isYAML {
+		p.suggestSpelling(l.text, violation)
+	}
+	return Value{}, violation
+}
+
+// read takes one spelling of each value: an int in plain decimal digits, a
+// number as in JSON, a bool as true or false. What YAML reads more generously
+// (0777, 1_000, yes) means different things to different readers.
+func (p *Parameter) read(l literal) (v Value, ok bool) {
+	const maxDigits = 64
+	switch {
+	case p.Type == "string":
+		return Text(l.text), l.isText
+	case !l.isBare:
+		return Value{}, false
+	case p.Type == "bool":
+		return Value{l.text}, l.text == "true" || l.text == "false"
+	case len(l.text) > maxDigits && strings.Trim(l.text, "-0123456789") == "":
+		return Value{}, true // beyond any range
+	case len(l.text) > maxDigits || l.text == "-0" || p.Type == "int" && strings.ContainsAny(l.text, ".eE"):
+		return Value{}, false
+	}
+	return Number(l.text)
+}
+
+// fits reports whether the parameter can be v, which is of its type.
+func (p *Parameter) fits(v Value) bool {
+	switch p.Type {
+	case "bool":
+		return true
+	case "string":
+		return slices.Contains(p.Values, v.String())
+	}
+	return !v.IsZero() && float(p.Minimum) <= float(v) && float(v) <= float(p.Maximum)
+}
+
+func float(v Value) float64 { f, _ := v.Float(); return f }
+
+// invalid returns the violation of a value that the parameter cannot be.
+func (p *Parameter) invalid(l literal) *Violation {
+	v := &Violation{Value: l.shown, Rule: p.Range, Message: fmt.Sprintf("Invalid value for %s: %s", p.Name, l.shown)}
+	switch near, ok := Suggest(l.text, p.Values); {
+	case ok:
+		v.Hint = fmt.Sprintf("did you mean %s?", near)
+	case p.Type == "string":
+		v.Hint = "use " + strings.Join(p.Values, ", ")
+	case p.Type == "bool":
+		v.Hint = "use true or false"
+	case p.Type == "int":
+		v.Hint = fmt.Sprintf("use an integer from %v to %v", p.Minimum, p.Maximum)
+	default:
+		v.Hint = fmt.Sprintf("use a number from %v to %v", p.Minimum, p.Maximum)
+	}
+	if !p.isPercent() {
+		v.Parameter = p.Name
+	}
+	if !p.Default.IsZero() {
+		v.Hint += fmt.Sprintf("; the default is %v", p.Default)
+	}
+	return v
+}
+
+// suggestSpelling makes v say how to write a value that may be meant well, and
+// is written in another way than read takes.
+func (p *Parameter) suggestSpelling(text string, v *Violation) {
+	text = strings.TrimSpace(text)
+	var meant string
+	switch p.Type {
+	case "bool":
+		v.Rule = "true or false, without quotes"
+		meant = respellBool(text)
+	case "int":
+		v.Rule = "an integer in plain decimal digits"
+		meant = respellNumber(text)
+	case "number":
+		v.Rule = "a number in decimal digits, as in JSON"
+		meant = respellNumber(text)
+	}
+	if n, ok := p.read(literal{text: meant, isBare: true}); ok && p.fits(n) {
+		v.Hint = "write " + meant
+	} else if strings.Contains(text, "$") || strings.Contains(text, "{{") {
+		v.Hint = "there are no variables and no expressions; " + v.Hint
+	}
+}
+
+func respellBool(s string) string {
+	switch strings.ToLower(s) {
+	case "true", "yes", "on", "y", "1":
+		return "true"
+	case "false", "no", "off", "n", "0":
+		return "false"
+	}
+	return ""
+}
+
+// respellNumber guesses the plain spelling of a number that was written
+// otherwise: 16 for 0x10, 10 for 1_0, 50 for 5e1; "" if that cannot be told. An
+// integer with leading zeros is octal to one reader and decimal to the next.
+func respellNumber(s string) string {
+	if strings.HasPrefix(s, "0x") || strings.HasPrefix(s, "0o") || strings.HasPrefix(s, "0b") {
+		if n, err := strconv.ParseInt(s, 0, 0); err == nil {
+			return strconv.FormatInt(n, 10)
+		}
+	}
+	if digits := strings.TrimLeft(s, "+-"); len(digits) > 1 && digits[0] == '0' && digits[1] != '.' {
+		return ""
+	}
+	f, err := strconv.ParseFloat(strings.ReplaceAll(s, "_", ""), 64)
+	if err != nil || math.Abs(f) >= maxExact || math.IsNaN(f) {
+		return ""
+	}
+	return strconv.FormatFloat(f+0, 'f', -1, 64) // -0 + 0 is 0
+}
+
+// Check checks a full set of values that stands in no file. A value is a Value,
+// or anything that encodes to one in JSON. Unknown names, wrong types, missing
+// values and broken rules are violations without a position, in order of the
+// names, and broken rules last. The Parameters are good only if there is none; a
+// managed parameter that values lack has its default there.
+func (r *Rules) Check(values map[string]any) (Parameters, []Violation) {
+	l, set := &loader{Rules: r, reported: map[string]bool{}}, effective{}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		p := r.Parameter(name)
+		if p == nil {
+			l.add(Position{}, "known parameters only", "no parameter is named "+quote(name), didYouMean(name, r.names)).Path = oneLine(name)
+			continue
+		}
+		if v, isValue := values[name].(Value); isValue && v.IsZero() {
+			continue
+		}
+		v, violation := p.parse(literalOf(values[name]))
+		set[name] = setting{value: v}
+		if violation != nil {
+			violation.Path = name
+			l.found.add(*violation)
+		}
+	}
+	l.checkMissing(set)
+	l.checkRules(set, "")
+	return r.Complete(NewParameters(set.values())), l.found.List
+}
+
+// CheckParameters is Check for Parameters. Those of an older record may no
+// longer be valid, and may have parameters that this schema does not have,
+// which are not violations.
+func (r *Rules) CheckParameters(p Parameters) []Violation {
+	values := map[string]any{}
+	for name, v := range r.Known(p).values {
+		values[name] = v
+	}
+	_, list := r.Check(values)
 	return list
 }
 
-func (j *judge) checkValue(info *ParameterInfo, given any) (any, *Violation) {
-	value, shown, ok := fromJSON(info.Type, given)
-	if ok && j.fits(info.Name, value) {
-		return value, nil
+// literalOf returns the literal of a value in JSON.
+func literalOf(given any) literal {
+	text, err := json.Marshal(given)
+	if err != nil { // such as NaN
+		text = []byte(fmt.Sprint(given))
 	}
-	v := info.invalidValue(shown)
-	v.Path = info.Name
-	return nil, &v
-}
-
-// fromJSON turns what a JSON decoder made of a value into an int or a bool,
-// and into the text that messages show.
-func fromJSON(typ string, given any) (value any, shown string, ok bool) {
-	if typ == "bool" {
-		if b, ok := given.(bool); ok {
-			return b, strconv.FormatBool(b), true
-		}
+	v := Value{string(text)}
+	s, isText := v.Text()
+	switch {
+	case isText:
+		return literal{text: s, isText: true, shown: quoted(s)}
+	case text[0] == '{':
+		return literal{shown: "an object"}
+	case text[0] == '[':
+		return literal{shown: "a list"}
 	}
-	switch v := given.(type) {
-	case nil:
-		return nil, "null", false
-	case string:
-		return nil, quoted(v), false
-	case json.Number:
-		n, ok := plainInt(v.String())
-		return n, quote(v.String()), ok && typ == "int"
-	case float64:
-		text := strconv.FormatFloat(v, 'g', -1, 64)
-		if v == math.Trunc(v) && math.Abs(v) < 1<<53 {
-			text = strconv.FormatInt(int64(v), 10)
-		}
-		n, ok := plainInt(text)
-		return n, text, ok && typ == "int"
-	case int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64:
-		n, ok := plainInt(fmt.Sprint(v))
-		return n, fmt.Sprint(v), ok && typ == "int"
-	case map[string]any:
-		return nil, "an object", false
-	case []any:
-		return nil, "a list", false
-	}
-	return nil, quote(fmt.Sprint(given)), false
-}
-
-// missing lists the parameters that values lack, but for those that skip knows
-// about and cache_ttl_seconds where caching is off, or on: then a rule says so.
-func missing(values map[string]any, skip func(name string) bool) []string {
-	var names []string
-	for _, name := range Names() {
-		if _, ok := values[name]; ok || skip(name) {
-			continue
-		}
-		_, caching := values[EnableCaching]
-		if name == CacheTTLSeconds && (caching || skip(EnableCaching)) {
-			continue
-		}
-		names = append(names, name)
-	}
-	return names
-}
-
-func missingValue(info *ParameterInfo, what string) Violation {
-	return Violation{
-		Path: info.Name, Parameter: info.Name,
-		Rule:    "every parameter is set",
-		Message: info.Name + " " + what,
-		Hint:    fmt.Sprintf("set it, for instance to the default, %v", info.Default),
-	}
-}
-
-func unknownName(name string) Violation {
-	return Violation{
-		Path:    oneLine(name),
-		Rule:    "known parameters only",
-		Message: "no parameter is named " + quote(name),
-		Hint:    didYouMean(name, Names()),
-	}
-}
-
-// didYouMean is the hint for a name that is none of the candidates.
-func didYouMean(name string, candidates []string) string {
-	if s, ok := Suggest(name, candidates); ok {
-		return fmt.Sprintf("did you mean %s?", s)
-	}
-	return "it is one of " + strings.Join(candidates, ", ")
-}
-
-// faultOf makes a violation of an error that is a fault of the program, nil of
-// nil: nobody's document may stop it.
-func faultOf(err error) *Violation {
-	if err == nil {
-		return nil
-	}
-	return &Violation{
-		Rule:    "the schema can be evaluated",
-		Message: "the values could not be judged: " + oneLine(err.Error()),
-		Hint:    "this is a fault of the agent; please report it with the configuration",
-	}
+	return literal{text: v.json, isBare: true, shown: quote(v.json)}
 }

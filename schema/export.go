@@ -2,10 +2,19 @@ package schema
 
 import (
 	"bytes"
+	_ "embed"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
+
+// The JSON Schema of configuration files, without what a Schema declares. What is
+// read as text may look like a number or a bool to an editor, hence its types.
+//
+//go:embed files.schema.json
+var filesSchema []byte
 
 type object = map[string]any
 
@@ -17,128 +26,137 @@ type object = map[string]any
 // parameters, and can neither extend nor experiment. It cannot say what
 // depends on a file's name, on the other files or on the spelling of YAML:
 // `agent validate` does.
-func JSONSchema() ([]byte, error) {
-	f := schemaFacts()
-	schema := object{
-		"$schema":              "http://json-schema.org/draft-07/schema#",
-		"title":                "DTESN configuration",
-		"description":          "An environment's file, base.yaml or a template of a DTESN configuration.",
-		"type":                 "object",
-		"additionalProperties": false,
-		"definitions":          object{"parameters": parametersSchema(f), "experiment": experimentSchema(f)},
-		"properties":           fileProperties(f),
-		"anyOf":                []object{{"required": []string{keyParameters}}, {"required": []string{keyEnvironment}}},
-		"dependencies": object{
-			keyExtends:     []string{keyEnvironment},
-			keyExperiments: []string{keyEnvironment},
-		},
+func (s *Schema) JSONSchema() ([]byte, error) {
+	var schema object
+	if err := json.Unmarshal(filesSchema, &schema); err != nil {
+		return nil, fmt.Errorf("decode the JSON Schema of files: %w", err)
 	}
+	at := func(path ...string) object {
+		o := schema
+		for _, key := range path {
+			o = o[key].(object)
+		}
+		return o
+	}
+	at("properties", keyEnvironment)["enum"] = s.environments
+	at("definitions", "parameters")["description"] = "What this file sets. Across files: " + strings.Join(s.relations("%s"), "; ") + "."
+	for _, p := range s.widest() {
+		at("definitions", "parameters", "properties")[p.Name] = p.jsonSchema()
+	}
+	maps.Copy(at("definitions", "experiment", "properties", keyPercent), s.first().percent.jsonSchema())
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	if err := e.Encode(schema); err != nil {
-		return nil, fmt.Errorf("encoding the JSON Schema: %w", err)
+		return nil, fmt.Errorf("encode the JSON Schema: %w", err)
 	}
 	return b.Bytes(), nil
 }
 
-// What is read as text may look like a number or a bool to an editor.
-var (
-	anyText    = []string{"string", "number", "boolean"}
-	anyOfWords = []string{"string", "integer"}
-)
-
-func fileProperties(f *facts) object {
-	return object{
-		keyEnvironment: object{"enum": f.environments, "description": "The environment, equal to the file's name. Environment files only."},
-		keyDescription: object{"type": anyText, "description": "What this configuration is for. An environment's becomes the snapshot's description. Not in base.yaml."},
-		keyExtends: object{
-			"type": "array", "uniqueItems": true, "maxItems": maxExtends,
-			"description": "Templates to lay over base.yaml, in order: the names of files under templates/, without .yaml. Environment files only.",
-			"items":       object{"type": anyOfWords, "pattern": templateName.String(), "minimum": 0},
-		},
-		keyParameters: object{"$ref": "#/definitions/parameters"},
-		keyExperiments: object{
-			"type": "array", "maxItems": maxExperiments,
-			"description": "Part of the fleet, chosen by hash, gets other values. Environment files only.",
-			"items":       object{"$ref": "#/definitions/experiment"},
-		},
+// widest lists the parameters with all that they may be in some environment:
+// base.yaml and templates serve them all.
+func (s *Schema) widest() []Parameter {
+	list := s.first().Parameters()
+	for _, env := range s.environments {
+		for i, other := range s.rules[env].parameters {
+			p := &list[i]
+			if float(other.Minimum) < float(p.Minimum) {
+				p.Minimum = other.Minimum
+			}
+			if float(other.Maximum) > float(p.Maximum) {
+				p.Maximum = other.Maximum
+			}
+			p.Values = slices.Concat(p.Values, slices.DeleteFunc(slices.Clone(other.Values), func(v string) bool { return slices.Contains(p.Values, v) }))
+		}
 	}
+	return list
 }
 
-func parametersSchema(f *facts) object {
-	properties := object{}
-	for i := range f.infos {
-		properties[f.infos[i].Name] = jsonType(&f.infos[i])
+func (p *Parameter) jsonSchema() object {
+	o := object{}
+	switch p.Type {
+	case "bool":
+		o["type"] = "boolean"
+	case "string":
+		o["enum"] = p.Values
+	case "int":
+		o["type"], o["minimum"], o["maximum"] = "integer", p.Minimum, p.Maximum
+	case "number":
+		o["type"], o["minimum"], o["maximum"] = "number", p.Minimum, p.Maximum
 	}
-	return object{
-		"type":                 "object",
-		"description":          "What this file sets. Across files: " + strings.Join(f.rules, "; ") + ".",
-		"additionalProperties": false,
-		"properties":           properties,
+	if !p.isPercent() {
+		o["description"] = p.title() + "." + p.effects()
 	}
-}
-
-func experimentSchema(f *facts) object {
-	percent := jsonType(&f.percent)
-	percent["description"] = "The share of the fleet that is in the experiment."
-	return object{
-		"type":                 "object",
-		"additionalProperties": false,
-		"required":             []string{keyName, keyPercent, keyParameters},
-		"properties": object{
-			keyName: object{
-				"type": anyText, "minLength": 1, "maxLength": maxLabel,
-				// printable, no space at the ends
-				"pattern":     `^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$`,
-				"description": "The name, which decides together with the instance's who is in.",
-			},
-			keyPercent: percent,
-			// draft 7 ignores what stands beside a $ref
-			keyParameters: object{"allOf": []object{{"$ref": "#/definitions/parameters"}, {"minProperties": 1}}},
-		},
-	}
-}
-
-func jsonType(info *ParameterInfo) object {
-	if info.Type == "bool" {
-		return object{"type": "boolean", "default": info.Default, "description": info.about()}
-	}
-	o := object{"type": "integer", "minimum": *info.Minimum, "maximum": *info.Maximum}
-	if info.Default != nil {
-		o["default"], o["description"] = info.Default, info.about()
+	if !p.Default.IsZero() {
+		o["default"] = p.Default
 	}
 	return o
 }
 
-// about is the description of a parameter with its impact.
-func (info *ParameterInfo) about() string {
-	s := fmt.Sprintf("%s. Affects %s.", info.Description, info.Impact)
-	if info.Critical {
+// title is the description of a parameter with its unit.
+func (p *Parameter) title() string {
+	if p.Unit == "" {
+		return p.Description
+	}
+	return p.Description + " (" + p.Unit + ")"
+}
+
+func (p *Parameter) effects() (s string) {
+	if p.Impact != "" {
+		s += " Affects " + p.Impact + "."
+	}
+	if p.Critical {
 		s += " Critical: the engine rebuilds components."
 	}
 	return s
 }
 
-// Markdown is the table of parameters and the rules between them, for
-// documentation.
-func Markdown() string {
-	f := schemaFacts()
+// Markdown returns the table of parameters and the rules between them, for
+// documentation. What holds in some environments only is said of them.
+func (s *Schema) Markdown() string {
 	var b strings.Builder
-	b.WriteString("| parameter | type | range | default | critical | description | impact |\n")
-	b.WriteString("|---|---|---|---|---|---|---|\n")
-	for _, info := range f.infos {
-		critical := "no"
-		if info.Critical {
+	b.WriteString("| parameter | type | range | default | critical | description | impact |\n|---|---|---|---|---|---|---|\n")
+	for _, p := range s.first().parameters {
+		ranges, value, critical := p.Range, "none (optional)", "no"
+		for _, env := range s.environments {
+			if other := s.rules[env].Parameter(p.Name).Range; other != p.Range {
+				ranges += fmt.Sprintf(" (%s: %s)", env, other)
+			}
+		}
+		if !p.Default.IsZero() {
+			value = p.Default.String()
+		}
+		if p.Critical {
 			critical = "yes"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %v | %s | %s | %s |\n",
-			info.Name, info.Type, info.Range, info.Default, critical, info.Description, info.Impact)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n",
+			p.Name, p.Type, strings.ReplaceAll(ranges, "|", ", "), value, critical, p.title(), p.Impact)
 	}
 	b.WriteString("\nRules between parameters:\n\n")
-	for _, rule := range f.rules {
-		fmt.Fprintf(&b, "* `%s`\n", rule)
+	for _, rule := range s.relations("`%s`") {
+		b.WriteString("* " + rule + "\n")
 	}
 	return b.String()
+}
+
+// relations lists the rules between parameters, with the environments that have
+// them if not all do.
+func (s *Schema) relations(format string) (list []string) {
+	in := map[string][]string{}
+	for _, env := range s.environments {
+		for _, rule := range s.rules[env].Relations() {
+			if in[rule] == nil {
+				list = append(list, rule)
+			}
+			in[rule] = append(in[rule], string(env))
+		}
+	}
+	for i, rule := range list {
+		list[i] = fmt.Sprintf(format, rule)
+		if len(in[rule]) < len(s.environments) {
+			list[i] += " (" + strings.Join(in[rule], ", ") + ")"
+		}
+	}
+	return list
 }

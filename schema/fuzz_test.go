@@ -2,6 +2,7 @@ package schema
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 // within its bounds and says one thing; what it takes, it takes for good
 // reason.
 func FuzzLoad(f *testing.F) {
+	r := mustParse(f, ofAllTypes).For("production")
 	paths, err := filepath.Glob("testdata/*.txtar")
 	if err != nil {
 		f.Fatal(err)
@@ -36,15 +38,15 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Add([]byte(productionText), []byte(baseText))
 	f.Fuzz(func(t *testing.T, production, base []byte) {
-		doc := document(production)
-		doc.Files[0].Bytes = base
+		in := input(string(production))
+		in.Files[0].Bytes = base
 		bounded(t, func() {
-			c, v := Load(doc, "node-1")
+			c, v := r.Load(in)
 			if (c == nil) == (v == nil) {
 				t.Fatalf("Load returned %v and %v", c, v)
 			}
 			wellFormed(t, v)
-			for _, path := range Extends(production) {
+			for _, path := range Extends(in.Files[1]) {
 				if !strings.HasPrefix(path, "templates/") || strings.Count(path, "/") != 1 || strings.Contains(path, "..") {
 					t.Errorf("extends %q", path)
 				}
@@ -52,28 +54,76 @@ func FuzzLoad(f *testing.F) {
 			if c == nil {
 				return
 			}
-			if bytes.ContainsAny(production, "&*") && bytes.Contains(production, []byte("<<:")) {
-				t.Logf("taken: %q", production)
-			}
-			if broken := CheckParameters(c.Parameters); broken != nil {
+			if broken := r.CheckParameters(c.Parameters); broken != nil {
 				t.Errorf("loaded what Check refuses: %v", broken)
 			}
 		})
 	})
 }
 
-// FuzzParseCanonical: what ParseCanonical takes is what Canonical writes.
-func FuzzParseCanonical(f *testing.F) {
-	f.Add(Defaults().Canonical())
+// FuzzParseYAML: what ParseYAML takes is what YAML writes.
+func FuzzParseYAML(f *testing.F) {
+	text := production().Defaults().YAML()
+	f.Add(text)
 	f.Add([]byte("bseries_max_order: 08\n"))
-	f.Add(bytes.Replace(Defaults().Canonical(), []byte("\n"), []byte("\r\n"), 1))
+	f.Add([]byte("a: 1.50\nb: \"int8\"\nc: [1,{\"d\":null}]\n"))
+	f.Add(bytes.Replace(text, []byte("\n"), []byte("\r\n"), 1))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		p, err := ParseCanonical(text)
+		p, err := ParseYAML(text)
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(p.Canonical(), text) {
-			t.Errorf("%q is taken, and written %q", text, p.Canonical())
+		if !bytes.Equal(p.YAML(), text) {
+			t.Errorf("%q is taken, and written %q", text, p.YAML())
 		}
+		encoded, err := p.MarshalJSON()
+		var q Parameters
+		if err == nil {
+			err = q.UnmarshalJSON(encoded)
+		}
+		if err != nil || !p.Equal(q) || p.Digest() != q.Digest() {
+			t.Errorf("%q becomes %v in JSON: %v", text, q, err)
+		}
+	})
+}
+
+// FuzzSchema: whatever a schema file holds, Open returns, and says one thing
+// with a hint; what it takes can be used.
+func FuzzSchema(f *testing.F) {
+	f.Add(string(embedded))
+	for _, file := range badSchemas(f).Files {
+		f.Add(string(file.Data))
+	}
+	f.Add(ofAllTypes)
+	paths, err := filepath.Glob("../examples/schema/*.cue")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(text))
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if len(text) > maxSchemaBytes {
+			return
+		}
+		s, err := newReader("schema.cue").read([]byte(text))
+		if err != nil {
+			wellFormedProblem(t, err)
+			return
+		}
+		for _, env := range s.Environments() {
+			r := s.For(env)
+			if v := r.CheckParameters(r.Defaults()); v != nil {
+				t.Logf("the managed defaults alone break a rule: %v", v)
+			}
+		}
+		if _, err := s.JSONSchema(); err != nil {
+			t.Error(err)
+		}
+		s.Markdown()
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"cuelang.org/go/cue"
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
@@ -28,7 +30,7 @@ var beyondJSONSchema = map[string][]string{
 	},
 	"what the files set together": {"missing-parameters"},
 	"which files there are": {
-		"agent-environment-unknown", "missing-base", "missing-both", "missing-environment-file", "missing-template",
+		"missing-base", "missing-both", "missing-environment-file", "missing-template",
 		"refused-environment", "refused-template",
 	},
 	"what the name of the file tells": {
@@ -85,9 +87,9 @@ func plain(v any) any {
 	return v
 }
 
-func compileJSONSchema(t *testing.T) *jsonschema.Schema {
+func compileJSONSchema(t *testing.T, s *Schema) *jsonschema.Schema {
 	t.Helper()
-	text, err := JSONSchema()
+	text, err := s.JSONSchema()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +117,13 @@ func compile(t *testing.T, text []byte) *jsonschema.Schema {
 // file of a good case is taken, and of every bad case a file is refused, but
 // for what a JSON Schema cannot say.
 func TestJSONSchemaOnTheCorpus(t *testing.T) {
-	s := compileJSONSchema(t)
+	for name, schema := range oneParameterMore(t) {
+		t.Run(name, func(t *testing.T) { testJSONSchemaOnTheCorpus(t, schema) })
+	}
+}
+
+func testJSONSchemaOnTheCorpus(t *testing.T, schema *Schema) {
+	s := compileJSONSchema(t, schema)
 	beyond := map[string]string{}
 	for why, names := range beyondJSONSchema {
 		for _, name := range names {
@@ -132,10 +140,10 @@ func TestJSONSchemaOnTheCorpus(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		doc, _, _ := readCase(t, archive)
+		fixture := readFixture(t, schema, archive)
 		var refused []string
-		for _, f := range doc.Files {
-			if f.Refused != "" || !partOf(doc, f.Path) {
+		for _, f := range fixture.in.Files {
+			if f.Refused != "" || !fixture.loads(f.Path) {
 				continue
 			}
 			v, err := asJSON(t, f.Bytes)
@@ -162,10 +170,11 @@ func TestJSONSchemaOnTheCorpus(t *testing.T) {
 	}
 }
 
-// partOf reports whether the loader reads the file.
-func partOf(doc *Document, path string) bool {
-	text, _ := doc.File(doc.Environment.File())
-	return path == BaseFile || path == doc.Environment.File() || slices.Contains(Extends(text), path)
+// loads reports whether the loader reads the file.
+func (f *fixture) loads(path string) bool {
+	own := f.rules.environment.File()
+	i := slices.IndexFunc(f.in.Files, func(f File) bool { return f.Path == own })
+	return path == BaseFile || path == own || i >= 0 && slices.Contains(Extends(f.in.Files[i]), path)
 }
 
 // TestExamplesFitTheirSchema holds that each example names, from where it
@@ -209,20 +218,22 @@ func TestExamplesFitTheirSchema(t *testing.T) {
 	}
 }
 
-// TestJSONSchemaAgreesWithCUE holds, for random sets of values, that the JSON
-// Schema takes a value exactly if CUE does.
-func TestJSONSchemaAgreesWithCUE(t *testing.T) {
-	s := compileJSONSchema(t)
+// TestRangesAgree holds, for random values, that CUE, Check and the JSON Schema
+// take the same ones.
+func TestRangesAgree(t *testing.T) {
+	schema := mustParse(t, ofAllTypes)
+	rules, s := schema.For("production"), compileJSONSchema(t, schema)
 	taken, refused := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		values := map[string]any{}
-		for _, info := range Info() {
-			if rapid.Bool().Draw(t, info.Name+" is set") {
-				values[info.Name] = valueFor(&info).Draw(t, info.Name)
+		for _, p := range rules.Parameters() {
+			if rapid.Bool().Draw(t, p.Name+" is set") {
+				values[p.Name] = valueFor(&p).Draw(t, p.Name)
 			}
 		}
-		_, violations := Check(values)
-		for name, value := range values {
+		_, violations := rules.Check(values)
+		for name, given := range values {
+			value := Value{literalJSON(given)}
 			encoded, err := json.Marshal(map[string]any{keyParameters: map[string]any{name: value}})
 			if err != nil {
 				t.Fatal(err)
@@ -231,13 +242,20 @@ func TestJSONSchemaAgreesWithCUE(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cue := !slices.ContainsFunc(violations, func(v Violation) bool {
+			ok := !slices.ContainsFunc(violations, func(v Violation) bool {
 				return v.Parameter == name && strings.HasPrefix(v.Message, "Invalid value")
 			})
-			if err := s.Validate(v); (err == nil) != cue {
-				t.Fatalf("%s: CUE takes it: %v; the JSON Schema: %v", encoded, cue, err)
+			if err := s.Validate(v); (err == nil) != ok {
+				t.Fatalf("%s: Check takes it: %v; the JSON Schema: %v", encoded, ok, err)
 			}
-			if cue {
+			field := rules.definition.LookupPath(cue.MakePath(cue.Str(name).Optional()))
+			if !field.Exists() {
+				field = rules.definition.LookupPath(cue.MakePath(cue.Str(name).Required()))
+			}
+			if err := field.Unify(schema.context.Encode(value)).Validate(cue.Concrete(true)); (err == nil) != ok {
+				t.Fatalf("%s: Check takes it: %v; CUE: %v", encoded, ok, err)
+			}
+			if ok {
 				taken++
 			} else {
 				refused++
@@ -249,18 +267,33 @@ func TestJSONSchemaAgreesWithCUE(t *testing.T) {
 	}
 }
 
+func literalJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
 // valueFor draws values of every type, mostly at the bounds of the parameter.
-func valueFor(info *ParameterInfo) *rapid.Generator[any] {
+func valueFor(p *Parameter) *rapid.Generator[any] {
 	kinds := []*rapid.Generator[any]{
 		rapid.Map(rapid.Bool(), func(b bool) any { return b }),
 		rapid.Map(rapid.Int(), func(n int) any { return n }),
 		rapid.SampledFrom([]any{nil, "", "8", "true", 0.5, 1e300, -1.5, []any{}, []any{8}, map[string]any{}, 0, -1}),
 	}
-	if info.Type == "int" {
-		lo, hi := *info.Minimum, *info.Maximum
+	lo, hi := float(p.Minimum), float(p.Maximum)
+	switch p.Type {
+	case "int":
 		kinds = append(kinds,
-			rapid.SampledFrom([]any{lo - 1, lo, lo + 1, hi - 1, hi, hi + 1, float64(hi), float64(hi) + 0.5}),
-			rapid.Map(rapid.IntRange(lo, hi), func(n int) any { return n }))
+			rapid.SampledFrom([]any{lo - 1, lo, lo + 1, hi - 1, hi, hi + 1, int(hi), hi + 0.5}),
+			rapid.Map(rapid.IntRange(int(lo), int(hi)), func(n int) any { return n }))
+	case "number":
+		kinds = append(kinds,
+			rapid.SampledFrom([]any{lo - 0.01, lo, lo + 0.01, hi - 0.01, hi, hi + 0.01, math.Nextafter(hi, hi+1)}),
+			rapid.Map(rapid.Float64Range(lo, hi), func(f float64) any { return f }))
+	case "string":
+		kinds = append(kinds, rapid.Map(rapid.SampledFrom(append([]string{p.Range, " "}, p.Values...)), func(s string) any { return s }))
 	}
 	return rapid.OneOf(kinds...)
 }
@@ -269,7 +302,7 @@ func valueFor(info *ParameterInfo) *rapid.Generator[any] {
 // on: what may stand in a file that says its environment, and in one that does
 // not.
 func TestJSONSchemaKnowsTheKindsOfFiles(t *testing.T) {
-	s := compileJSONSchema(t)
+	s := compileJSONSchema(t, Default())
 	for text, want := range map[string]bool{
 		"parameters: {}\n": true, // base.yaml
 		"description: text\nparameters: {bseries_max_order: 1}\n":      true, // a template

@@ -145,7 +145,7 @@ func serveAgent(t *testing.T, socket string, env ...string) *served {
 	if err := os.Mkdir(s.config, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s.write("base.yaml", "parameters:\n  max_membrane_depth: 4\n  esn_reservoir_size: 512\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n")
+	s.write("base.yaml", baseYAML)
 	s.declare(1, false)
 	port, err := freePort()
 	if err != nil {

@@ -27,7 +27,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Mkdir(k.config, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	k.write("base.yaml", "parameters:\n  max_membrane_depth: 4\n  esn_reservoir_size: 512\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n")
+	k.write("base.yaml", baseYAML)
 	runs := func(n float64) func(*statusAnswer) bool {
 		return func(s *statusAnswer) bool { return s.Status.InSync && s.Status.Current["cache_ttl_seconds"] == n }
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -46,7 +47,7 @@ func (m *matrix) awaitGood(size int) {
 	m.t.Helper()
 	m.good = size
 	m.await(fmt.Sprintf("%d units applied", size), func(v view) bool {
-		return v.State == apply.StateInSync && v.InSync && v.Ready && v.Current.ESNReservoirSize == size && v.Held == nil
+		return v.State == apply.StateInSync && v.InSync && v.Ready && v.size() == size && v.Held == nil
 	})
 	m.agrees("in sync")
 }
@@ -55,20 +56,21 @@ func (m *matrix) awaitGood(size int) {
 // same, and that nothing was committed but what had to be.
 func (m *matrix) agrees(what string) {
 	m.t.Helper()
-	v, err := m.view()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	var shown struct{ Status apply.Status }
-	if code, err := m.httpSays("/v1/config/status", &shown); err != nil || code != http.StatusOK ||
-		shown.Status.State != v.State || shown.Status.InSync != v.InSync || (shown.Status.Held == nil) != (v.Held == nil) ||
-		shown.Status.Attempted.Outcome != v.Attempted.Outcome || *shown.Status.Current != *v.Current {
-		m.t.Errorf("%s: HTTP says %d %v %+v, the control socket %+v", what, code, err, shown.Status, v.Status)
-	}
+	var v view
+	m.until(what+": HTTP and the control socket say the same", func() bool {
+		var shown struct{ Status apply.Status }
+		var err error
+		if v, err = m.view(); err != nil {
+			m.t.Fatal(err)
+		}
+		code, err := m.httpSays("/v1/config/status", &shown)
+		return err == nil && code == http.StatusOK && shown.Status.State == v.State && shown.Status.InSync == v.InSync &&
+			(shown.Status.Held == nil) == (v.Held == nil) && shown.Status.Attempted.Outcome == v.Attempted.Outcome && shown.Status.Current.Equal(*v.Current)
+	})
 	if code, err := m.httpSays("/readyz", nil); err != nil || (code == http.StatusOK) != v.Ready {
 		m.t.Errorf("%s: /readyz is %d %v, ready %v", what, code, err, v.Ready)
 	}
-	if runs := m.e.running(); runs != *v.Current {
+	if runs := m.e.running(); !runs.Equal(*v.Current) {
 		m.t.Errorf("%s: the engine runs %+v, the status says %+v", what, runs, v.Current)
 	}
 	records := m.snapshots()
@@ -102,7 +104,7 @@ const (
 type mannered struct {
 	name    string
 	batch   func(http.ResponseWriter, *http.Request, schema.Parameters)
-	outcome schema.Outcome
+	outcome record.Outcome
 	says    string // in the reason of the attempt, or of the state
 	ending  ending // of what is not applied
 }
@@ -116,34 +118,34 @@ func TestEngineMatrix(t *testing.T) {
 	m := newMatrix(t)
 	e := m.e
 	for n, c := range []mannered{
-		{"refuses", e.answers(422, `{"detail": "no memory"}`), schema.Rejected, "no memory", otherDocument},
-		{"accepts and lies", e.answers(200, `{"success": true}`), schema.Rejected, "runs something else", otherDocument},
-		{"accepts partly", e.partly, schema.Rejected, "runs something else", rollback},
-		{"hangs before taking it", e.hangs, schema.Pending, "not known", cure},
-		{"hangs after taking it", e.takesAndHangs, schema.Applied, "", ""},
-		{"drops it", e.drops, schema.Pending, "not known", otherDocument},
-		{"takes it and drops the reply", e.takesAndDrops, schema.Applied, "", ""},
-		{"dies each time", e.dies, schema.Rejected, "died twice", otherDocument},
-		{"answers garbage", e.answers(200, "<h1>It works!</h1>"), schema.Pending, "neither yes nor no", rollback},
-		{"answers 10 MB", e.answers(200, huge), schema.Pending, "larger than", cure},
-		{"answers a byte at a time", e.trickles, schema.Pending, "not known", otherDocument},
-		{"500 for ever", e.answers(500, "boom"), schema.Pending, "boom", rollback},
-		{"503 at times", e.atTimes, schema.Applied, "", ""},
-		{"has no batch", e.answers(404, "no such page"), schema.Pending, "not a DTESN engine", cure},
+		{"refuses", e.answers(422, `{"detail": "no memory"}`), record.Rejected, "no memory", otherDocument},
+		{"accepts and lies", e.answers(200, `{"success": true}`), record.Rejected, "runs something else", otherDocument},
+		{"accepts partly", e.partly, record.Rejected, "runs something else", rollback},
+		{"hangs before taking it", e.hangs, record.Pending, "not known", cure},
+		{"hangs after taking it", e.takesAndHangs, record.Applied, "", ""},
+		{"drops it", e.drops, record.Pending, "not known", otherDocument},
+		{"takes it and drops the reply", e.takesAndDrops, record.Applied, "", ""},
+		{"dies each time", e.dies, record.Rejected, "died twice", otherDocument},
+		{"answers garbage", e.answers(200, "<h1>It works!</h1>"), record.Pending, "neither yes nor no", rollback},
+		{"answers 10 MB", e.answers(200, huge), record.Pending, "larger than", cure},
+		{"answers a byte at a time", e.trickles, record.Pending, "not known", otherDocument},
+		{"500 for ever", e.answers(500, "boom"), record.Pending, "boom", rollback},
+		{"503 at times", e.atTimes, record.Applied, "", ""},
+		{"has no batch", e.answers(404, "no such page"), record.Pending, "not a DTESN engine", cure},
 	} {
 		bad, next := tooMuch+n, 1100+n
 		e.change(func() { e.batch = c.batch })
 		m.declare(bad)
 		m.records++
 		switch c.outcome {
-		case schema.Applied:
+		case record.Applied:
 			m.awaitGood(bad)
 			e.good()
 			m.declare(next)
 			m.records++
 			m.awaitGood(next)
 			continue
-		case schema.Rejected:
+		case record.Rejected:
 			m.records, m.rejected = m.records+1, m.rejected+1
 			m.isRejected(c, bad)
 		default:
@@ -156,9 +158,9 @@ func TestEngineMatrix(t *testing.T) {
 func (m *matrix) isRejected(c mannered, bad int) {
 	m.t.Helper()
 	v := m.await(c.name+": rejected", func(v view) bool {
-		return v.State == apply.StateHeld && v.Ready && v.Current.ESNReservoirSize == m.good
+		return v.State == apply.StateHeld && v.Ready && v.size() == m.good
 	})
-	if a := v.Attempted; a.Outcome != schema.Rejected || !strings.Contains(a.Reason, c.says) || v.Held.By != "engine" || !strings.Contains(v.Hint, "agent resume") {
+	if a := v.Attempted; a.Outcome != record.Rejected || !strings.Contains(a.Reason, c.says) || v.Held.By != "engine" || !strings.Contains(v.Hint, "agent resume") {
 		m.t.Errorf("%s: %+v, held %+v, hint %q", c.name, a, v.Held, v.Hint)
 	}
 	m.agrees(c.name)
@@ -167,7 +169,7 @@ func (m *matrix) isRejected(c mannered, bad int) {
 func (m *matrix) isPending(c mannered, bad int) {
 	m.t.Helper()
 	v := m.await(c.name+": pending", func(v view) bool {
-		return v.State == apply.StateDegraded && v.Attempted.Outcome == schema.Pending && strings.Contains(v.Reason, c.says)
+		return v.State == apply.StateDegraded && v.Attempted.Outcome == record.Pending && strings.Contains(v.Reason, c.says)
 	})
 	if v.Hint == "" || v.Held != nil || v.InSync || !strings.Contains(v.Text, v.Hint) {
 		m.t.Errorf("%s: hint %q, held %+v, in sync %v\n%s", c.name, v.Hint, v.Held, v.InSync, v.Text)
@@ -191,7 +193,7 @@ func (m *matrix) end(c mannered, bad, next int) {
 		m.order("rollback", id, "--reason", "night")
 		m.records++
 		v := m.await(c.name+": rolled back", func(v view) bool { return v.State == apply.StateHeld && v.Held.By == "operator" })
-		if !v.Ready || v.Current.ESNReservoirSize >= tooMuch {
+		if !v.Ready || v.size() >= tooMuch {
 			m.t.Errorf("%s: rolled back: ready %v, runs %+v", c.name, v.Ready, v.Current)
 		}
 		m.agrees(c.name + ", rolled back")
@@ -223,7 +225,7 @@ func TestEngineMatrixAtRest(t *testing.T) {
 	e := m.e
 	back := func(what string) {
 		t.Helper()
-		m.until(what, func() bool { return e.running().ESNReservoirSize == m.good })
+		m.until(what, func() bool { return sizeOf(e.running()) == m.good })
 		m.awaitGood(m.good)
 	}
 	for range 3 { // no loop, no drift, no record
@@ -266,7 +268,7 @@ func TestEngineMatrixAtRest(t *testing.T) {
 		}
 		m.declare(1100 + n) // on record, and not sent
 		m.records++
-		v = m.await(c.name+", a change", func(v view) bool { return v.Attempted.Outcome == schema.Pending })
+		v = m.await(c.name+", a change", func(v view) bool { return v.Attempted.Outcome == record.Pending })
 		if got := e.sent(); got != sent {
 			t.Errorf("%s: %d batches were sent", c.name, got-sent)
 		}
@@ -281,8 +283,7 @@ func TestEngineMatrixAtRest(t *testing.T) {
 
 func (m *matrix) severalWorkers() {
 	m.t.Helper()
-	other := m.e.running()
-	other.ESNReservoirSize = 640
+	other := m.e.running().With(sizeName, schema.Int(640))
 	m.e.change(func() { m.e.workers = []schema.Parameters{m.e.runs, other, m.e.runs} })
 	v := m.await("several", func(v view) bool {
 		return v.State == apply.StateDegraded && strings.Contains(v.Reason, "several engines")
@@ -305,23 +306,23 @@ func TestProbation(t *testing.T) {
 		m.declare(size)
 		m.records++
 		return m.await(fmt.Sprintf("%d on probation", size), func(v view) bool {
-			return v.State == apply.StateProbation && v.Current.ESNReservoirSize == size
+			return v.State == apply.StateProbation && v.size() == size
 		})
 	}
 	rejected := func(what, why string) {
 		t.Helper()
 		m.records, m.rejected = m.records+1, m.rejected+1
 		v := m.await(what, func(v view) bool {
-			return v.State == apply.StateHeld && v.Ready && v.Current.ESNReservoirSize == m.good
+			return v.State == apply.StateHeld && v.Ready && v.size() == m.good
 		})
-		if v.Held.By != "probation" || !strings.Contains(v.Attempted.Reason, why) || v.Attempted.Outcome != schema.Rejected {
+		if v.Held.By != "probation" || !strings.Contains(v.Attempted.Reason, why) || v.Attempted.Outcome != record.Rejected {
 			t.Errorf("%s: held %+v, attempted %+v", what, v.Held, v.Attempted)
 		}
 		m.agrees(what)
 		m.wantMetric(`dtesn_agent_rollbacks_total{cause="probation"}`, float64(m.rejected))
 	}
 	begun := time.Now()
-	if v := onTrial(1100); !v.Ready || v.InSync || v.Attempted.Outcome != schema.Pending || v.Running.Confirmed || !strings.Contains(v.Hint, "agent rollback") {
+	if v := onTrial(1100); !v.Ready || v.InSync || v.Attempted.Outcome != record.Pending || v.Running.Confirmed || !strings.Contains(v.Hint, "agent rollback") {
 		t.Errorf("on probation: %+v", v.Status)
 	}
 	// Who opens the socket to a group does not restart the engine.
@@ -357,7 +358,7 @@ func TestProbation(t *testing.T) {
 	}
 	m.records++
 	v := m.await("rolled back", func(v view) bool { return v.State == apply.StateHeld && v.Held.By == "operator" })
-	if v.Current.ESNReservoirSize != 1102 || !v.Ready {
+	if v.size() != 1102 || !v.Ready {
 		t.Errorf("rolled back in the middle of a probation: %+v", v.Status)
 	}
 	m.agrees("rolled back")
@@ -372,7 +373,7 @@ func (m *matrix) onceMore() {
 		size := map[bool]int{true: 1106, false: 1107}[well]
 		m.declare(size)
 		m.records++
-		m.await("on probation", func(v view) bool { return v.State == apply.StateProbation && v.Current.ESNReservoirSize == size })
+		m.await("on probation", func(v view) bool { return v.State == apply.StateProbation && v.size() == size })
 		kill(m.running)
 		if !well {
 			m.e.change(func() { m.e.health = answering(500, "boom") })
@@ -385,13 +386,13 @@ func (m *matrix) onceMore() {
 		})
 		if !well {
 			m.records++
-			v := m.await("rejected", func(v view) bool { return v.State == apply.StateHeld && v.Current.ESNReservoirSize == m.good })
+			v := m.await("rejected", func(v view) bool { return v.State == apply.StateHeld && v.size() == m.good })
 			if v.Held.By != "probation" {
 				m.t.Errorf("held %+v", v.Held)
 			}
 			continue
 		}
-		m.await("applied", func(v view) bool { return v.InSync && v.Current.ESNReservoirSize == size })
+		m.await("applied", func(v view) bool { return v.InSync && v.size() == size })
 		m.good = size
 		if took := time.Since(begun); took < 2*time.Second {
 			m.t.Errorf("applied %s after a restart, the window is 2 s", took)
@@ -433,9 +434,9 @@ func TestARollbackDoesNotWaitForAHungLabel(t *testing.T) {
 	e.good()
 	r.order("rollback", "1", "--reason", "night")
 	r.await("rolled back", func(v view) bool {
-		return v.State == apply.StateHeld && v.Ready && v.Current.ESNReservoirSize == 1024
+		return v.State == apply.StateHeld && v.Ready && v.size() == 1024
 	})
-	if runs := e.running(); runs.ESNReservoirSize != 1024 {
+	if runs := e.running(); sizeOf(runs) != 1024 {
 		t.Errorf("the engine runs %+v", runs)
 	}
 }
@@ -462,7 +463,7 @@ func TestEngineUID(t *testing.T) {
 		}
 	})
 	r.engineOf(uid)
-	r.await("applied", func(v view) bool { return v.InSync && v.Current.ESNReservoirSize == 1024 })
+	r.await("applied", func(v view) bool { return v.InSync && v.size() == 1024 })
 	if e.sent() != 0 {
 		t.Error("root's server was told something")
 	}

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/test/gitserver"
 )
@@ -63,8 +64,8 @@ var contents = []content{
 	{"a pointer of LFS", false, func(f *follower) {
 		f.file("testing.yaml", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
 	}, []string{"testing.yaml: the file is a pointer of Git LFS", "git lfs untrack"}},
-	{"a byte too large", true, func(f *follower) { f.file("testing.yaml", strings.Repeat("#", schema.MaxFileBytes+1)) }, []string{"testing.yaml: the file is larger than 1048576 bytes"}},
-	{"huge", true, func(f *follower) { f.file("base.yaml", strings.Repeat("# much of the same\n", 1<<18)) }, []string{"base.yaml: the file is larger than 1048576 bytes"}},
+	{"a byte too large", true, func(f *follower) { f.file("testing.yaml", strings.Repeat("#", schema.MaxFileBytes+1)) }, []string{"testing.yaml: the file is larger than 64 KiB"}},
+	{"huge", true, func(f *follower) { f.file("base.yaml", strings.Repeat("# much of the same\n", 1<<18)) }, []string{"base.yaml: the file is larger than 64 KiB"}},
 	{"names that differ in case", false, func(f *follower) { f.file("BASE.yaml", contentGood) }, []string{`base.yaml: the file stands beside "BASE.yaml": names that differ only in case are one file elsewhere`, "rename one"}},
 	{"no UTF-8", false, func(f *follower) { f.file("testing.yaml", contentGood+"# \xff\n") }, []string{"testing.yaml:5:3", "UTF-8"}},
 	{"only a BOM", false, func(f *follower) { f.file("testing.yaml", "\ufeff") }, []string{"testing.yaml", "empty"}},
@@ -134,11 +135,11 @@ func (f *follower) meets(row content, plain string) {
 	v := f.await(row.name, func(v view) bool {
 		return v.Attempted != nil && v.Attempted.Revision == head && v.Seen.Revision == head
 	})
-	if v.Current.CacheTTLSeconds != 2 || !v.Ready {
+	if v.ttl() != 2 || !v.Ready {
 		t.Errorf("%s: the engine runs %+v, ready %v", row.name, v.Current, v.Ready)
 	}
 	if row.say == nil {
-		if v.Attempted.Outcome != schema.Unchanged {
+		if v.Attempted.Outcome != record.Unchanged {
 			t.Errorf("%s: %+v", row.name, v.Attempted)
 		}
 		return
@@ -152,7 +153,7 @@ func (f *follower) meets(row content, plain string) {
 			t.Errorf("%s: %q is not said:\n%s", row.name, words, &said)
 		}
 	}
-	if v.State != apply.StateInvalid || v.Attempted.Outcome != schema.Invalid || v.InSync || strings.Contains(v.Text, "\x1b") {
+	if v.State != apply.StateInvalid || v.Attempted.Outcome != record.Invalid || v.InSync || strings.Contains(v.Text, "\x1b") {
 		t.Errorf("%s: %s, %s, in sync %v\n%s", row.name, v.State, v.Attempted.Outcome, v.InSync, v.Text)
 	}
 	log, err := os.ReadFile(f.log)

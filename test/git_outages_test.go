@@ -156,13 +156,13 @@ func TestGitOutages(t *testing.T) {
 			}
 			return v.Source.LastError != "" && !v.Checks.SourceFresh
 		})
-		said := v.Source.LastError + v.Reason
+		said := v.Source.LastError + "\n" + v.Source.Hint + "\n" + v.Reason
 		for _, words := range row.say {
 			if !strings.Contains(said, words) {
 				t.Errorf("%s: %q is not said: %s", row.name, words, said)
 			}
 		}
-		if v.Current.CacheTTLSeconds != n || !v.Ready || strings.Contains(v.Text, "\x1b") || !strings.Contains(v.Text, "last read ") {
+		if v.ttl() != n || !v.Ready || strings.Contains(v.Text, "\x1b") || !strings.Contains(v.Text, "last read ") {
 			t.Errorf("%s: state %d should run on\n%s", row.name, n, v.Text)
 		}
 		row.on()

@@ -8,14 +8,14 @@ import (
 	"strings"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/test/gitserver"
 )
 
 // once does `agent run --once` on a state of its own beside its embedded
 // engine, in this process, for it is done often; it returns the exit code, what
 // it said, and its records.
-func (f *follower) once(repo string, flags ...string) (code int, said string, records []schema.Record) {
+func (f *follower) once(repo string, flags ...string) (code int, said string, records []record.Row) {
 	f.t.Helper()
 	state, err := os.MkdirTemp(f.dir, "once")
 	ok(f.t, err)
@@ -26,10 +26,10 @@ func (f *follower) once(repo string, flags ...string) (code int, said string, re
 }
 
 // recordsOf are the records below state, newest first.
-func recordsOf(t testing.TB, state string) []schema.Record {
+func recordsOf(t testing.TB, state string) []record.Row {
 	t.Helper()
 	_, out := agent("snapshots", "--state", state, "--json")
-	var list struct{ Snapshots []schema.Record }
+	var list struct{ Snapshots []record.Row }
 	if err := json.Unmarshal([]byte(out), &list); err != nil && !strings.Contains(out, "nothing was recorded") {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -87,13 +87,13 @@ func TestGitRefs(t *testing.T) {
 		{http, hash[2], "config", 2, ""},
 		{http, "HEAD", "config", 7, ""},
 
-		{f.bare, "both", "config", 0, "both is both a branch and a tag there: say refs/heads/both or refs/tags/both"},
+		{f.bare, "both", "config", 0, "both is both a branch and a tag there\nhint: say refs/heads/both or refs/tags/both"},
 		{f.bare, "none", "config", 0, "the ref none does not exist there"},
 		{http, "refs/heads/none", "config", 0, "the ref refs/heads/none does not exist there"},
 		{f.bare, "blob", "config", 0, "the ref names a blob, not a commit"},
 		{f.bare, strings.Repeat("a", 40), "config", 0, "object not found"},
 		{http, strings.Repeat("a", 40), "config", 0, "not our ref"},
-		{f.bare, "main~1", "config", 0, `"main~1" is no name of a ref: use a branch, a tag, refs/… or a full commit`},
+		{f.bare, "main~1", "config", 0, "\"main~1\" is no name of a ref\nhint: use a branch, a tag, refs/… or a full commit"},
 		{f.bare, "main", "../config", 0, "must be a path within the repository"},
 		{f.bare, "main", "nowhere", 0, "nowhere"},
 		{f.bare, "main", "", 0, "the directory at the root has none"},
@@ -114,7 +114,7 @@ func TestGitRefs(t *testing.T) {
 				}
 				return
 			}
-			if code != 0 || len(records) != 1 || records[0].Config.CacheTTLSeconds != row.want || records[0].Outcome != schema.Applied {
+			if code != 0 || len(records) != 1 || ttlOf(records[0].Config) != row.want || records[0].Outcome != record.Applied {
 				t.Errorf("exit %d, want state %d: %+v\n%s", code, row.want, records, said)
 			}
 		})
@@ -181,7 +181,7 @@ func TestGitLocalWatch(t *testing.T) {
 			gone2 := filepath.Join(f.dir, "gone")
 			ok(t, os.Rename(f.bare, gone2))
 			v := f.await("that it is gone is said", func(v view) bool { return v.Source.LastError != "" })
-			if v.Current.CacheTTLSeconds != n || !v.Ready {
+			if v.ttl() != n || !v.Ready {
 				t.Errorf("without its repository: %s", v.Text)
 			}
 			ok(t, os.Rename(gone2, f.bare))

@@ -89,7 +89,7 @@ func (f *follower) says(words ...string) {
 	f.sync()
 	f.await(fmt.Sprintf("it is said: %q", words), func(v view) bool {
 		for _, w := range words {
-			if !strings.Contains(v.Source.LastError, w) {
+			if !strings.Contains(v.Source.LastError+"\n"+v.Source.Hint, w) {
 				return false
 			}
 		}

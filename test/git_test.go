@@ -133,7 +133,7 @@ func (f *follower) await(what string, holds func(v view) bool) (v view) {
 func (f *follower) runs(n int) view {
 	f.t.Helper()
 	return f.await(fmt.Sprintf("state %d runs", n), func(v view) bool {
-		return v.InSync && v.Current != nil && v.Current.CacheTTLSeconds == n
+		return v.InSync && v.Current != nil && v.ttl() == n
 	})
 }
 
@@ -205,7 +205,7 @@ func TestGitServers(t *testing.T) {
 			f.sync()
 			v := f.await("the outage is said", func(v view) bool { return v.Source.LastError != "" })
 			t.Log("outage:", v.Source.LastError)
-			if v.Current.CacheTTLSeconds != 6 || !v.Ready {
+			if v.ttl() != 6 || !v.Ready {
 				t.Errorf("during the outage the engine runs %+v, ready %v", v.Current, v.Ready)
 			}
 			pushed := f.push()
@@ -326,7 +326,7 @@ func TestGitRefused(t *testing.T) {
 	ok(t, os.WriteFile(signers, []byte("nobody "+gitserver.NewKey(t, filepath.Join(f.dir, "third"), "")+"\n"), 0o644))
 	f.sync()
 	v = f.await("judged again", func(v view) bool { return v.State == apply.StateRefused })
-	if v.Current.CacheTTLSeconds != 2 || !v.Ready || v.InSync {
+	if v.ttl() != 2 || !v.Ready || v.InSync {
 		t.Errorf("%+v", v.Status)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/test/gitserver"
 )
 
@@ -63,9 +63,9 @@ func (f *follower) refuses(n int, words ...string) view {
 				return false
 			}
 		}
-		return v.State == apply.StateRefused && v.Attempted.Outcome == schema.Refused && v.Attempted.Revision == v.Seen.Revision
+		return v.State == apply.StateRefused && v.Attempted.Outcome == record.Refused && v.Attempted.Revision == v.Seen.Revision
 	})
-	if n > 0 && (v.Current.CacheTTLSeconds != n || !v.Ready || v.InSync || v.Hint == "") {
+	if n > 0 && (v.ttl() != n || !v.Ready || v.InSync || v.Hint == "") {
 		f.t.Errorf("refused, but state %d does not run, or is not told so:\n%s", n, v.Text)
 	}
 	return v

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // stall makes each sync of a process hang, from now on until end is called.
@@ -45,11 +45,11 @@ func TestADiskThatHangs(t *testing.T) {
 
 	end := r.stall(cmd)
 	r.declare(1100)
-	r.until("the engine runs it", func() bool { return e.running().ESNReservoirSize == 1100 })
+	r.until("the engine runs it", func() bool { return sizeOf(e.running()) == 1100 })
 	live := func() int { code, _ := r.httpSays("/livez", nil); return code }
 	r.until("liveness says so", func() bool { return live() == http.StatusServiceUnavailable })
 	v, err := r.view()
-	if err != nil || v.Attempted.Outcome != schema.Pending || v.InSync {
+	if err != nil || v.Attempted.Outcome != record.Pending || v.InSync {
 		t.Errorf("while the disk hangs: %+v %v", v.Status, err)
 	}
 	if code, out := agent("status", "--live", "--state", r.state); code != 1 || !strings.Contains(out, "transaction loop has not turned") {
@@ -64,7 +64,7 @@ func TestADiskThatHangs(t *testing.T) {
 
 	end = r.stall(cmd)
 	r.declare(1101)
-	r.until("the engine runs it", func() bool { return e.running().ESNReservoirSize == 1101 })
+	r.until("the engine runs it", func() bool { return sizeOf(e.running()) == 1101 })
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	begun := time.Now()
 	r.untilWithin(time.Minute, "it ends", func() bool {
@@ -77,12 +77,12 @@ func TestADiskThatHangs(t *testing.T) {
 	}
 	cmd = r.agent(flags...)
 	r.await("the next one finishes it", func(v view) bool {
-		return v.State == apply.StateInSync && v.InSync && v.Current.ESNReservoirSize == 1101
+		return v.State == apply.StateInSync && v.InSync && v.size() == 1101
 	})
 
 	end = r.stall(cmd)
 	r.declare(1102)
-	r.until("the engine runs it", func() bool { return e.running().ESNReservoirSize == 1102 })
+	r.until("the engine runs it", func() bool { return sizeOf(e.running()) == 1102 })
 	r.until("a second signal kills", func() bool {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // two that come at once are one
 		return dying(cmd.Process.Pid)

@@ -6,7 +6,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -21,6 +24,7 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/cli"
 	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -29,18 +33,26 @@ const module = "dtesn-agent"
 // mayImport says which of our packages each may import; what is not here may
 // import nothing of ours.
 var mayImport = map[string][]string{
-	"watcher":          {"schema", "watcher/local", "watcher/remote", "watcher/signature", "watcher/smallfile"},
-	"watcher/local":    {"watcher/smallfile"},
-	"watcher/remote":   {"watcher/smallfile"},
-	"gitstore":         {"schema"},
-	"dtesn":            {"schema"},
-	"apply":            {"schema"},
-	"dtesn/engine":     {"schema", "dtesn"},
-	"cmd/agent/status": {"schema", "apply"},
-	"cmd/agent/cli":    {"schema", "apply", "watcher", "gitstore", "dtesn", "dtesn/engine", "cmd/agent/status", "watcher/remote"},
-	"cmd/agent":        {"cmd/agent/cli"},
-	"test/bench":       {"schema", "dtesn", "dtesn/engine", "gitstore", "test/gitserver"},
-	"test/crash":       {"schema", "apply", "gitstore"},
+	"schema":            {"schema/problem"},
+	"watcher":           {"schema", "schema/problem", "watcher/document", "watcher/local", "watcher/remote", "watcher/signature", "watcher/smallfile"},
+	"watcher/document":  {"schema"},
+	"watcher/signature": {"schema/problem"},
+	"watcher/local":     {"schema/problem", "watcher/smallfile"},
+	"watcher/remote":    {"schema/problem", "watcher/smallfile"},
+	"gitstore":          {"schema", "schema/problem", "gitstore/record"},
+	"gitstore/record":   {"schema"},
+	"dtesn":             {"schema", "schema/problem", "dtesn/api"},
+	"dtesn/api":         {"schema"},
+	"dtesn/engine":      {"schema", "dtesn", "dtesn/api"},
+	"apply":             {"schema", "schema/problem", "gitstore/record", "watcher/document", "dtesn/api"},
+	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply"},
+	"cmd/agent/cli": {
+		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
+		"dtesn", "dtesn/api", "dtesn/engine", "cmd/agent/status",
+	},
+	"cmd/agent":  {"cmd/agent/cli"},
+	"test/bench": {"schema", "dtesn", "dtesn/engine", "gitstore", "gitstore/record", "test/gitserver"},
+	"test/crash": {"schema", "apply", "gitstore", "gitstore/record"},
 }
 
 // topLevel are the folders there may be at the top.
@@ -73,6 +85,54 @@ func TestImports(t *testing.T) {
 	}
 	if seen < len(mayImport) {
 		t.Errorf("%d packages found, %d expected", seen, len(mayImport))
+	}
+}
+
+// TestNoParameterIsNamed holds that the parameters are data: no Go code outside
+// the reference engine names one, as an identifier or in a string. Tests, and
+// the programs below test/, may.
+func TestNoParameterIsNamed(t *testing.T) {
+	separators := strings.NewReplacer("_", "", "-", "", " ", "")
+	plain := func(s string) string { return strings.ToLower(separators.Replace(s)) }
+	var names []string
+	for _, name := range schema.Default().Names() {
+		names = append(names, plain(name))
+	}
+	files := 0
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel("..", path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (rel == "test" || rel == "dtesn/engine" || rel != "." && strings.HasPrefix(d.Name(), ".")):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		files++
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			text := ""
+			switch n := n.(type) {
+			case *ast.Ident:
+				text = n.Name
+			case *ast.BasicLit:
+				text = n.Value
+			}
+			text = plain(text)
+			if slices.ContainsFunc(names, func(name string) bool { return strings.Contains(text, name) }) {
+				t.Errorf("%s names a parameter: parameters are data, take them from the schema", strings.TrimPrefix(set.Position(n.Pos()).String(), "../"))
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil || files < 100 {
+		t.Errorf("%d files were looked through: %v", files, err)
 	}
 }
 
@@ -153,13 +213,13 @@ func TestReadmeParameters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range schema.Info() {
+	for _, p := range production.Parameters() {
 		row := regexp.MustCompile("(?m)^\\| `" + p.Name + "` \\| ([^|]+) \\| ([^|]+) \\| ([^|]+) \\|").FindStringSubmatch(string(text))
 		if row == nil {
 			t.Errorf("README.md does not list %s", p.Name)
 			continue
 		}
-		if row[1] != p.Type || row[2] != p.Range || row[3] != fmt.Sprint(p.Default) {
+		if row[1] != p.Type || row[2] != p.Range || row[3] != p.Default.String() {
 			t.Errorf("README.md says %s is %s, %s, default %s; the schema says %s, %s, %s", p.Name, row[1], row[2], row[3], p.Type, p.Range, p.Default)
 		}
 	}
@@ -171,8 +231,8 @@ func TestExamplesAreValid(t *testing.T) {
 	if code != 0 {
 		t.Errorf("agent validate examples/config: exit %d\n%s", code, out)
 	}
-	for _, env := range []string{"development", "testing", "staging", "production"} {
-		if !strings.Contains(out, env+" is valid") {
+	for _, env := range schema.Default().Environments() {
+		if !strings.Contains(out, string(env)+" is valid") {
 			t.Errorf("%s was not checked:\n%s", env, out)
 		}
 	}
@@ -183,6 +243,19 @@ func TestExamplesAreValid(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(text), "# yaml-language-server: $schema=") {
 			t.Errorf("%s does not begin with the line that tells editors its schema (%v)", file, err)
 		}
+	}
+	schemas, _ := filepath.Glob("../examples/schema/*.cue")
+	for _, file := range schemas {
+		code, out := agent("schema", "--format", "cue", "--schema", file)
+		again := filepath.Join(t.TempDir(), "again.cue")
+		if err := os.WriteFile(again, []byte(out), 0o644); code != 0 || err != nil {
+			t.Errorf("%s: exit %d, %v\n%s", file, code, err, out)
+		} else if code, twice := agent("schema", "--format", "cue", "--schema", again); code != 0 || twice != out {
+			t.Errorf("%s as it is printed: exit %d\n%s", file, code, twice)
+		}
+	}
+	if len(schemas) < 2 {
+		t.Errorf("the examples of schemas are %v", schemas)
 	}
 	_, want := agent("schema", "--format", "jsonschema")
 	if got, err := os.ReadFile("../examples/config/dtesn.schema.json"); err != nil || string(got) != want {
@@ -236,7 +309,7 @@ func TestReadmeWords(t *testing.T) {
 		return words
 	}
 	var outcomes []string
-	for _, o := range schema.Outcomes() {
+	for _, o := range record.Outcomes() {
 		outcomes = append(outcomes, string(o))
 	}
 	same(t, "outcomes", first(readmeRows(t, "outcome")), outcomes)
@@ -251,16 +324,25 @@ func TestReadmeWords(t *testing.T) {
 	same(t, "states", first(readmeRows(t, "state")), states)
 }
 
-// still is a source that shows an empty status.
-type still struct{}
+// still is a source that shows a status in which the engine runs something.
+type still struct{ runs schema.Parameters }
 
-func (still) Status() *apply.Status { return &apply.Status{} }
+func (s still) Status() *apply.Status { return &apply.Status{Current: &s.runs} }
+
+// textCUE has a parameter that is a text.
+const textCUE = `package dtesn
+
+#extends: "dtesn"
+
+#Parameters: quantisation?: "none" | "int8" @dtesn(description="Precision of the weights")
+`
 
 // TestReadmeMetrics holds that the table of metrics, with their labels and the
 // values it names of them, is what the agent serves.
 func TestReadmeMetrics(t *testing.T) {
-	metrics := status.NewMetrics("test", "production")
-	server := status.New(status.Options{Source: still{}, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
+	rules := rulesOf(t, filepath.Join(t.TempDir(), "text.cue"), textCUE)
+	metrics := status.NewMetrics("test", rules)
+	server := status.New(status.Options{Source: still{rules.Defaults().With("quantisation", schema.Text("int8"))}, Rules: rules, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
 	answer := httptest.NewRecorder()
 	server.HealthHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
 	served := map[string]string{} // a metric and its labels

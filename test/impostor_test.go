@@ -3,7 +3,10 @@ package test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -16,8 +19,9 @@ import (
 	"dtesn-agent/schema"
 )
 
-// An impostor is a DTESN server whose only purpose is to misbehave: as its
-// manners say, for what is over their limit, and well with the rest.
+// An impostor is a DTESN server that takes any parameter, and whose purpose is
+// to misbehave: as its manners say, for what is over their limit, and well with
+// the rest. It answers what README.md lists.
 type impostor struct {
 	t      *testing.T
 	socket string
@@ -25,14 +29,17 @@ type impostor struct {
 	over   chan struct{} // closed at the end of the test
 
 	mu      sync.Mutex
-	servers []*http.Server // the newest last; earlier ones may linger
+	servers []*http.Server    // the newest last; earlier ones may linger
+	starts  schema.Parameters // what a new process runs
 	runs    schema.Parameters
 	label   string
 	batches int
-	asked   int // readings, for those who answer in turn
+	body    string // of the newest batch
+	asked   int    // readings, for those who answer in turn
 	// Answers in place of the good ones; nil for good.
 	batch                        func(w http.ResponseWriter, q *http.Request, p schema.Parameters)
 	current, environment, health http.HandlerFunc
+	schema                       http.HandlerFunc    // nil: it has no GET schema
 	sticks                       bool                // the label does
 	workers                      []schema.Parameters // several configurations, in turn
 }
@@ -42,7 +49,13 @@ const tooMuch = 3000
 
 func newImpostor(t *testing.T, socket string) *impostor {
 	t.Helper()
-	e := &impostor{t: t, socket: socket, over: make(chan struct{})}
+	return newImpostorWith(t, socket, production.Defaults())
+}
+
+// newImpostorWith starts one that has other parameters.
+func newImpostorWith(t *testing.T, socket string, starts schema.Parameters) *impostor {
+	t.Helper()
+	e := &impostor{t: t, socket: socket, over: make(chan struct{}), starts: starts}
 	t.Cleanup(func() {
 		close(e.over)
 		e.change(func() {
@@ -66,7 +79,7 @@ func (e *impostor) start() {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // the next one may have taken the path
 	server := &http.Server{Handler: http.HandlerFunc(e.answer)}
-	e.change(func() { e.servers, e.runs, e.label = append(e.servers, server), schema.Defaults(), "development" })
+	e.change(func() { e.servers, e.runs, e.label = append(e.servers, server), e.starts, "development" })
 	e.group.Go(func() { _ = server.Serve(l) })
 }
 
@@ -102,7 +115,7 @@ func (e *impostor) answer(w http.ResponseWriter, q *http.Request) {
 	var custom http.HandlerFunc
 	e.change(func() {
 		custom = map[string]http.HandlerFunc{
-			dtesn.PathCurrent: e.current, dtesn.PathEnvironment: e.environment, dtesn.PathHealth: e.health,
+			dtesn.PathCurrent: e.current, dtesn.PathEnvironment: e.environment, dtesn.PathHealth: e.health, dtesn.PathSchema: e.schema,
 		}[q.URL.Path]
 	})
 	switch {
@@ -137,21 +150,18 @@ func (e *impostor) answer(w http.ResponseWriter, q *http.Request) {
 
 func (e *impostor) takeBatch(w http.ResponseWriter, q *http.Request) {
 	var r dtesn.BatchUpdate
-	p := schema.Parameters{}
-	if err := json.NewDecoder(q.Body).Decode(&r); err != nil {
+	body, err := io.ReadAll(q.Body)
+	if err := errors.Join(err, json.Unmarshal(body, &r)); err != nil {
 		e.t.Error(err)
 	}
+	values := map[string]schema.Value{}
 	for _, u := range r.Updates {
-		if n, ok := u.Value.(float64); ok {
-			u.Value = int(n)
-		}
-		if err := p.Set(u.Parameter, u.Value); err != nil {
-			e.t.Error(err)
-		}
+		values[u.Parameter] = u.Value
 	}
+	p := schema.NewParameters(values)
 	var custom func(http.ResponseWriter, *http.Request, schema.Parameters)
-	e.change(func() { e.batches, custom = e.batches+1, e.batch })
-	if custom != nil && p.ESNReservoirSize >= tooMuch {
+	e.change(func() { e.batches, e.body, custom = e.batches+1, string(body), e.batch })
+	if custom != nil && sizeOf(p) >= tooMuch {
 		custom(w, q, p)
 		return
 	}
@@ -159,7 +169,14 @@ func (e *impostor) takeBatch(w http.ResponseWriter, q *http.Request) {
 	says(w, 200, `{"success": true, "message": "done"}`)
 }
 
-func (e *impostor) take(p schema.Parameters) { e.change(func() { e.runs = p }) }
+// take runs p; what it does not set stays as it is.
+func (e *impostor) take(p schema.Parameters) {
+	e.change(func() {
+		values := e.runs.Map()
+		maps.Copy(values, p.Map())
+		e.runs = schema.NewParameters(values)
+	})
+}
 
 func says(w http.ResponseWriter, status int, body string) {
 	w.WriteHeader(status)
@@ -172,11 +189,9 @@ func (e *impostor) answers(status int, body string) func(http.ResponseWriter, *h
 	return func(w http.ResponseWriter, _ *http.Request, _ schema.Parameters) { says(w, status, body) }
 }
 
-// partly takes three of the six.
+// partly takes all but one.
 func (e *impostor) partly(w http.ResponseWriter, _ *http.Request, p schema.Parameters) {
-	e.change(func() {
-		e.runs.BSeriesMaxOrder, e.runs.CacheTTLSeconds, e.runs.EnableCaching = p.BSeriesMaxOrder, p.CacheTTLSeconds, p.EnableCaching
-	})
+	e.change(func() { e.runs = p.With(sizeName, e.runs.Get(sizeName)) })
 	says(w, 200, `{"success": true}`)
 }
 

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 func TestPythonServer(t *testing.T) {
@@ -63,15 +63,15 @@ func TestPythonServerRefuses(t *testing.T) {
 		r.awaitApplied(good)
 		r.misbehave(`{"refuse": "` + c.how + `"}`)
 		r.declare(bad)
-		v := r.await(c.how+": held", func(v view) bool { return v.State == apply.StateHeld && v.Current.ESNReservoirSize == good })
-		if v.Attempted.Outcome != schema.Rejected || v.Attempted.Reason != want || !strings.Contains(v.Text, want) || v.Held.By != "engine" || !v.Ready {
+		v := r.await(c.how+": held", func(v view) bool { return v.State == apply.StateHeld && v.size() == good })
+		if v.Attempted.Outcome != record.Rejected || v.Attempted.Reason != want || !strings.Contains(v.Text, want) || v.Held.By != "engine" || !v.Ready {
 			t.Errorf("%s: %+v, want the reason %q\n%s", c.how, v.Attempted, want, v.Text)
 		}
-		if now, err := r.current(); err != nil || now.Configuration.ESNReservoirSize != good {
+		if now, err := r.current(); err != nil || sizeOf(now.Configuration) != good {
 			t.Errorf("%s: the server runs %+v %v, want %d", c.how, now, err, good)
 		}
 		s := r.snapshots()
-		if s[0].Kind != "revert" || s[0].ConfigData.ESNReservoirSize != good || s[1].Outcome != "rejected" || s[1].ConfigData.ESNReservoirSize != bad {
+		if s[0].Kind != "revert" || sizeOf(s[0].ConfigData) != good || s[1].Outcome != "rejected" || sizeOf(s[1].ConfigData) != bad {
 			t.Errorf("%s: the history says %+v", c.how, s[:2])
 		}
 		if got := strings.Join(s[1].ValidationErrors, "; "); got != want {
@@ -93,7 +93,7 @@ func TestPythonServerDriftCorrected(t *testing.T) {
 	records := len(r.snapshots())
 
 	runs := func(size int) func() bool {
-		return func() bool { c, err := r.current(); return err == nil && c.Configuration.ESNReservoirSize == size }
+		return func() bool { c, err := r.current(); return err == nil && sizeOf(c.Configuration) == size }
 	}
 	r.byHand(640)
 	r.order("sync")
@@ -114,11 +114,11 @@ func TestPythonServerDriftCorrected(t *testing.T) {
 
 	r.misbehave(`{"refuse": "400"}`)
 	r.declare(4096)
-	r.await("held", func(v view) bool { return v.State == apply.StateHeld && v.Current.ESNReservoirSize == 1024 })
+	r.await("held", func(v view) bool { return v.State == apply.StateHeld && v.size() == 1024 })
 	records = len(r.snapshots())
 	r.byHand(640)
 	r.until("it is brought back while held", runs(1024))
-	v := r.await("held still", func(v view) bool { return v.State == apply.StateHeld && v.Current.ESNReservoirSize == 1024 })
+	v := r.await("held still", func(v view) bool { return v.State == apply.StateHeld && v.size() == 1024 })
 	if v.Held == nil || len(r.snapshots()) != records {
 		t.Errorf("held %+v, %d records more", v.Held, len(r.snapshots())-records)
 	}
@@ -144,7 +144,7 @@ func TestPythonServerDriftReported(t *testing.T) {
 	reads := r.count("/v1/config/current")
 	r.until("it looked again", func() bool { return r.count("/v1/config/current") >= reads+10 })
 	r.order("sync")
-	if c, _ := r.current(); c.Configuration.ESNReservoirSize != 640 || r.count("/v1/config/batch-update") != batches || len(r.snapshots()) != records {
+	if c, _ := r.current(); sizeOf(c.Configuration) != 640 || r.count("/v1/config/batch-update") != batches || len(r.snapshots()) != records {
 		t.Errorf("reported drift was touched: the server runs %+v", c)
 	}
 	r.wantMetric("dtesn_agent_drift_total", 1)
@@ -242,7 +242,7 @@ func TestPythonWrongServer(t *testing.T) {
 		v := r.await("no batch", func(v view) bool {
 			return v.State == apply.StateDegraded && strings.Contains(v.Reason, strconv.Itoa(status))
 		})
-		if v.Held != nil || v.Attempted.Outcome != schema.Pending || v.Current.ESNReservoirSize == size || !v.Ready {
+		if v.Held != nil || v.Attempted.Outcome != record.Pending || v.size() == size || !v.Ready {
 			t.Errorf("batch %d: %+v, held %+v", status, v.Attempted, v.Held)
 		}
 		r.misbehave(`{"batch_status": 0}`)
@@ -300,7 +300,7 @@ func TestPythonSeveralWorkers(t *testing.T) {
 		kill(server)
 		r.engine("--workers", "1")
 		r.await("well with one worker", func(v view) bool {
-			return v.InSync && v.State == apply.StateInSync && v.Current.ESNReservoirSize == 1088
+			return v.InSync && v.State == apply.StateInSync && v.size() == 1088
 		})
 		for _, s := range r.snapshots() {
 			if s.Outcome == "rejected" {
@@ -351,7 +351,7 @@ func TestPythonTwoAgents(t *testing.T) {
 	one.order("sync")
 	one.until("the survivor's state runs", func() bool {
 		c, err := one.current()
-		return err == nil && c.Configuration.ESNReservoirSize == 1024
+		return err == nil && sizeOf(c.Configuration) == 1024
 	})
 }
 
@@ -428,7 +428,7 @@ func TestPythonOnce(t *testing.T) {
 	_ = running.Process.Signal(syscall.SIGTERM)
 	_ = running.Wait()
 	once(1, "held: paused by the operator: night")
-	if c, err := r.current(); err != nil || c.Configuration.ESNReservoirSize != 1088 {
+	if c, err := r.current(); err != nil || sizeOf(c.Configuration) != 1088 {
 		t.Errorf("the server runs %+v %v", c, err)
 	}
 }
@@ -444,18 +444,18 @@ func TestPythonHangs(t *testing.T) {
 	r.awaitApplied(1024)
 	r.misbehave(`{"slow": 5, "slow_read": 5}`)
 	r.declare(1088)
-	r.await("pending", func(v view) bool { return v.Attempted.Outcome == schema.Pending })
+	r.await("pending", func(v view) bool { return v.Attempted.Outcome == record.Pending })
 	begun := time.Now()
 	r.order("pause", "--reason", "it hangs", "--timeout", "8s")
 	if took := time.Since(begun); took > 6*time.Second {
 		t.Errorf("a pause took %s", took)
 	}
-	if v, err := r.view(); err != nil || v.Held == nil || !v.Held.Paused || v.Attempted.Outcome != schema.Superseded {
+	if v, err := r.view(); err != nil || v.Held == nil || !v.Held.Paused || v.Attempted.Outcome != record.Superseded {
 		t.Errorf("after the pause: held %+v, attempted %+v %v", v.Held, v.Attempted, err)
 	}
 	r.misbehave(`{"slow": 0, "slow_read": 0}`)
 	r.await("well again", func(v view) bool {
-		return v.State == apply.StateHeld && v.Ready && v.Current.ESNReservoirSize == 1024
+		return v.State == apply.StateHeld && v.Ready && v.size() == 1024
 	})
 	r.order("resume")
 	r.awaitApplied(1088)
@@ -482,8 +482,8 @@ func TestPythonServerDies(t *testing.T) {
 		}
 		server = r.server("server:app", dies)
 	}
-	v := r.await("held", func(v view) bool { return v.State == apply.StateHeld && v.Current.ESNReservoirSize == 1024 })
-	if v.Attempted.Outcome != schema.Rejected || !strings.Contains(v.Attempted.Reason, "died twice") || !v.Ready {
+	v := r.await("held", func(v view) bool { return v.State == apply.StateHeld && v.size() == 1024 })
+	if v.Attempted.Outcome != record.Rejected || !strings.Contains(v.Attempted.Reason, "died twice") || !v.Ready {
 		t.Errorf("%+v, ready %v", v.Attempted, v.Ready)
 	}
 	if syscall.Kill(server.Process.Pid, 0) != nil {

@@ -20,8 +20,40 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
+
+// The parameters that the tests change. What is held of them holds of any other.
+const (
+	sizeName = "esn_reservoir_size"
+	ttlName  = "cache_ttl_seconds"
+)
+
+// production are the rules of the agents that are given no other schema.
+var production = schema.Default().For("production")
+
+// baseYAML declares the default of every parameter.
+var baseYAML = "parameters:\n" + indent(production.Defaults())
+
+// indent returns p as lines below "parameters:".
+func indent(p schema.Parameters) (lines string) {
+	for line := range strings.Lines(string(p.YAML())) {
+		lines += "  " + line
+	}
+	return lines
+}
+
+func sizeOf(p schema.Parameters) int { return intOf(p, sizeName) }
+func ttlOf(p schema.Parameters) int  { return intOf(p, ttlName) }
+
+// intOf returns an integer of p, -1 if p has none of that name.
+func intOf(p schema.Parameters, name string) int {
+	if n, ok := p.Get(name).Int(); ok {
+		return n
+	}
+	return -1
+}
 
 // The agent beside a server of the Python family: python/server.py, on
 // FastAPI, under uvicorn.
@@ -53,7 +85,7 @@ func newBareRig(t *testing.T) *rig {
 	if err := os.Mkdir(r.config, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r.write("base.yaml", "parameters:\n  max_membrane_depth: 4\n  esn_reservoir_size: 512\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n")
+	r.write("base.yaml", baseYAML)
 	return r
 }
 
@@ -261,6 +293,10 @@ type view struct {
 	Text         string
 }
 
+// size and ttl are those of what the engine was last read to run.
+func (v view) size() int { return sizeOf(*v.Current) }
+func (v view) ttl() int  { return ttlOf(*v.Current) }
+
 func (r *rig) view() (v view, err error) { return viewOf(r.state) }
 
 func viewOf(state string) (v view, err error) {
@@ -314,9 +350,9 @@ func (r *rig) await(what string, ok func(v view) bool) (v view) {
 func (r *rig) awaitApplied(size int) {
 	r.t.Helper()
 	r.await(fmt.Sprintf("%d units applied", size), func(v view) bool {
-		return v.State == apply.StateInSync && v.InSync && v.Current.ESNReservoirSize == size && v.Attempted.Outcome == schema.Applied
+		return v.State == apply.StateInSync && v.InSync && v.size() == size && v.Attempted.Outcome == record.Applied
 	})
-	if c, err := r.current(); err != nil || c.Configuration.ESNReservoirSize != size || c.Environment != "production" {
+	if c, err := r.current(); err != nil || sizeOf(c.Configuration) != size || c.Environment != "production" {
 		r.t.Errorf("the server runs %+v %v, want %d units in production", c, err, size)
 	}
 }
@@ -351,7 +387,9 @@ func (r *rig) wantMetric(sample string, want float64) {
 
 // A snap is one record as `agent snapshots --json` lists it.
 type snap struct {
+	ID                         string `json:"snapshot_id"`
 	Kind, Outcome, Description string
+	Changes                    []schema.Change
 	ValidationErrors           []string          `json:"validation_errors"`
 	ConfigData                 schema.Parameters `json:"config_data"`
 }
@@ -399,7 +437,7 @@ func (r *rig) agreeing(parameter string, value int) {
 	same := 0
 	r.until("all workers agree", func() bool {
 		c, err := r.current()
-		if same++; err != nil || c.Configuration.Get(parameter) != value {
+		if same++; err != nil || intOf(c.Configuration, parameter) != value {
 			same = 0
 			r.post("/v1/config/update", fmt.Sprintf(`{"parameter": %q, "value": %d}`, parameter, value))
 		}

@@ -1,9 +1,12 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"dtesn-agent/cmd/agent/cli"
+	"dtesn-agent/schema"
 )
 
 // TestMain lets this binary be the agent, so that stories run the real program
@@ -36,7 +40,8 @@ func TestMain(m *testing.M) {
 //	edit FILE from to                 replaces text and renames the file into place
 //
 // A URL that begins with unix:SOCKET: is asked over a Unix socket. Each story
-// has $PORT and $URL for its agent.
+// has $PORT and $URL for its agent. A base.yaml that begins with "parameters:" is
+// completed by the defaults of what it does not set.
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "stories",
@@ -47,11 +52,30 @@ func TestStories(t *testing.T) {
 			env.Setenv("S", "http://127.0.0.1:"+port+"/v1/config/status")
 			env.Setenv("GIT_CONFIG_GLOBAL", os.DevNull)
 			env.Setenv("GORACE", os.Getenv("GORACE"))
-			return err
+			return errors.Join(err, completeBases(env.WorkDir))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "expect": expect, "code": httpCode, "edit": edit,
 		},
+	})
+}
+
+// completeBases adds to each base.yaml of a story the default of every required
+// parameter that it does not set, so that a parameter more touches no story.
+func completeBases(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != schema.BaseFile {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil || !bytes.HasPrefix(text, []byte("parameters:\n")) {
+			return err
+		}
+		defaults := production.Defaults()
+		missing := defaults.Select(func(name string) bool {
+			return production.Parameter(name).Required && !bytes.Contains(text, []byte("\n  "+name+":"))
+		})
+		return os.WriteFile(path, append(text, indent(missing)...), 0o644)
 	})
 }
 

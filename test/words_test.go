@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // What people read of the agent: in its log, from its commands, on its page.
@@ -44,7 +44,7 @@ func TestHealthOfAnotherShape(t *testing.T) {
 	m.declare(1100)
 	m.records++
 	v := m.await("it cannot be asked", func(v view) bool { return v.State == apply.StateDegraded })
-	if v.Held != nil || v.Attempted.Outcome != schema.Pending || v.Current.ESNReservoirSize != 1100 || !v.Ready ||
+	if v.Held != nil || v.Attempted.Outcome != record.Pending || v.size() != 1100 || !v.Ready ||
 		!strings.Contains(v.Reason, `answered "{\"status\": \"healthy\"}", want {"success": true, "health": {"healthy": true or false, `) {
 		t.Errorf("%s: held %+v, attempted %+v", v.Reason, v.Held, v.Attempted)
 	}

@@ -83,7 +83,7 @@ func newHalves(t *testing.T) *halves {
 	for _, file := range halfFiles {
 		h.put(file, h.next(file))
 	}
-	h.whole[h.now()] = true
+	h.whole[h.now().Digest()] = true
 	return h
 }
 
@@ -95,8 +95,8 @@ func (h *halves) next(file string) string {
 	p := numbered(h.n)
 	lines := strings.SplitAfter(text(p, 2000*h.random.IntN(3)), "\n")
 	omit := map[string][]string{
-		"templates/wide.yaml": {schema.BSeriesMaxOrder, schema.MaxMembraneDepth},
-		"production.yaml":     {schema.CacheTTLSeconds, schema.EnablePerformanceMonitoring},
+		"templates/wide.yaml": {"bseries_max_order", "max_membrane_depth"},
+		"production.yaml":     {ttlName, "enable_performance_monitoring"},
 	}[file]
 	var b strings.Builder
 	for _, line := range lines {
@@ -114,11 +114,11 @@ func (h *halves) next(file string) string {
 // now is what the whole texts declare.
 func (h *halves) now() schema.Parameters {
 	h.t.Helper()
-	doc := &schema.Document{Environment: "production"}
+	in := schema.Input{Instance: "any"}
 	for file, text := range h.texts {
-		doc.Files = append(doc.Files, schema.File{Path: file, Bytes: []byte(text)})
+		in.Files = append(in.Files, schema.File{Path: file, Bytes: []byte(text)})
 	}
-	c, v := schema.Load(doc, "any")
+	c, v := production.Load(in)
 	if v != nil {
 		h.t.Fatalf("the whole texts are not valid: %+v", v)
 	}
@@ -152,7 +152,7 @@ func (h *halves) write() {
 		if h.parts++; !last.IsZero() && time.Since(last) > h.settle {
 			h.slow++
 			if valid {
-				h.whole[between] = true
+				h.whole[between.Digest()] = true
 			}
 		}
 		last = begin
@@ -169,7 +169,7 @@ func (h *halves) write() {
 		}
 		h.pause(h.upTo(h.settle * 6 / 10))
 	}
-	h.whole[h.now()] = true
+	h.whole[h.now().Digest()] = true
 	step(func() error { return f.Truncate(int64(len(text))) })
 }
 
@@ -179,7 +179,7 @@ func (h *halves) stillWhole(file, old, text string) {
 	h.t.Helper()
 	if got, err := os.ReadFile(filepath.Join(h.root, file)); err == nil && string(got) == old {
 		h.texts[file] = old
-		h.whole[h.now()] = true
+		h.whole[h.now().Digest()] = true
 		h.texts[file] = text
 	}
 }
@@ -202,7 +202,7 @@ func TestWritersHalfAtStart(t *testing.T) {
 	const settle = 2500 * time.Millisecond
 	s := newSite(t)
 	whole := s.declare(1)
-	delete(s.whole, numbered(0))
+	delete(s.whole, numbered(0).Digest())
 	half := whole[:strings.Index(whole, "  esn_reservoir_size")]
 	begin := time.Now()
 	s.put("production.yaml", half)
@@ -228,10 +228,7 @@ func TestWritersTwoFiles(t *testing.T) {
 		return fmt.Sprintf("environment: production\nparameters:\n  cache_ttl_seconds: %d\n", 10000+n)
 	}
 	state := func(b, e int) schema.Parameters {
-		return schema.Parameters{
-			BSeriesMaxOrder: 3, CacheTTLSeconds: 10000 + e, EnableCaching: b%2 == 0,
-			EnablePerformanceMonitoring: true, ESNReservoirSize: 128, MaxMembraneDepth: 1,
-		}
+		return baseState.With(ttlName, schema.Int(10000+e)).With("enable_caching", schema.Bool(b%2 == 0))
 	}
 	s.put("base.yaml", base(0))
 	s.put("production.yaml", env(0))

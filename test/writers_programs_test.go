@@ -187,10 +187,9 @@ func TestWritersEditors(t *testing.T) {
 			c.awaitScreen("environment: production")
 			for range 3 {
 				n++
-				p := base
-				p.CacheTTLSeconds = 20000 + n
-				s.whole[p] = true
-				e.save(c, fmt.Sprintf("  %s: %d", schema.CacheTTLSeconds, p.CacheTTLSeconds))
+				p := base.With(ttlName, schema.Int(20000+n))
+				s.whole[p.Digest()] = true
+				e.save(c, fmt.Sprintf("  %s: %d", ttlName, ttlOf(p)))
 				t.Logf("arrived %s after it was typed", s.awaitState(p))
 			}
 			c.press(e.quit...)

@@ -34,7 +34,7 @@ type site struct {
 	t           *testing.T
 	root, state string
 	// whole are the states that may reach the engine.
-	whole map[schema.Parameters]bool
+	whole map[schema.Digest]bool
 	cmd   *exec.Cmd
 	log   *lines
 	// worst is the longest that a change took.
@@ -44,21 +44,20 @@ type site struct {
 // The states of these tests are declared by texts that are never wrong in
 // part: any line of production.yaml may be missing, and the number of any line
 // be cut, and what is left is still valid, but no state that was declared.
-const baseText = `parameters:
-  max_membrane_depth: 1
-  esn_reservoir_size: 128
-  bseries_max_order: 3
-  enable_caching: true
-  cache_ttl_seconds: 77
-  enable_performance_monitoring: true
-`
+var (
+	baseText  = "parameters:\n" + indent(baseState)
+	baseState = production.Complete(schema.NewParameters(map[string]schema.Value{
+		"max_membrane_depth": schema.Int(1), sizeName: schema.Int(128), "bseries_max_order": schema.Int(3),
+		"enable_caching": schema.Bool(true), ttlName: schema.Int(77), "enable_performance_monitoring": schema.Bool(true),
+	}))
+)
 
 // numbered is the n-th state. Nothing in it makes the engine rebuild.
 func numbered(n int) schema.Parameters {
-	return schema.Parameters{
-		BSeriesMaxOrder: 12, CacheTTLSeconds: 10000 + n, EnableCaching: n%2 == 0,
-		EnablePerformanceMonitoring: n%4 < 2, ESNReservoirSize: 640, MaxMembraneDepth: 2,
-	}
+	return production.Complete(schema.NewParameters(map[string]schema.Value{
+		"bseries_max_order": schema.Int(12), ttlName: schema.Int(10000 + n), "enable_caching": schema.Bool(n%2 == 0),
+		"enable_performance_monitoring": schema.Bool(n%4 < 2), sizeName: schema.Int(640), "max_membrane_depth": schema.Int(2),
+	}))
 }
 
 // text declares p in production.yaml, with so many bytes of comments between
@@ -66,7 +65,7 @@ func numbered(n int) schema.Parameters {
 func text(p schema.Parameters, padding int) string {
 	var b strings.Builder
 	b.WriteString("environment: production\nparameters:\n")
-	for _, name := range schema.Names() {
+	for _, name := range p.Names() {
 		for used := 0; used < padding/6; used += 64 {
 			b.WriteString("  # " + strings.Repeat("-", 59) + "\n")
 		}
@@ -79,7 +78,7 @@ func text(p schema.Parameters, padding int) string {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
-	s := &site{t: t, root: filepath.Join(dir, "config"), state: filepath.Join(dir, "s"), whole: map[schema.Parameters]bool{}}
+	s := &site{t: t, root: filepath.Join(dir, "config"), state: filepath.Join(dir, "s"), whole: map[schema.Digest]bool{}}
 	s.put("base.yaml", baseText)
 	s.put("production.yaml", s.declare(0))
 	return s
@@ -94,7 +93,7 @@ func (s *site) in(t *testing.T) (out func()) {
 
 // declare is the text of the n-th state, which from now on may run.
 func (s *site) declare(n int) string {
-	s.whole[numbered(n)] = true
+	s.whole[numbered(n).Digest()] = true
 	return text(numbered(n), 0)
 }
 
@@ -204,7 +203,7 @@ func (s *site) await(n int) time.Duration {
 func (s *site) awaitState(p schema.Parameters) time.Duration {
 	s.t.Helper()
 	took := s.until(fmt.Sprintf("the engine runs %+v", p), arrival, func(now *siteStatus) bool {
-		return now.InSync && now.Current != nil && *now.Current == p
+		return now.InSync && now.Current != nil && now.Current.Equal(p)
 	})
 	s.worst = max(s.worst, took)
 	return took
@@ -241,7 +240,7 @@ func (s *site) onlyWhole(least int) {
 	s.t.Helper()
 	all := s.records()
 	for i, p := range all {
-		if !s.whole[p] {
+		if !s.whole[p.Digest()] {
 			s.t.Errorf("record %d is no state that was ever declared: %+v", i+1, p)
 		}
 	}
@@ -273,7 +272,7 @@ func (s *site) onDisk() (schema.Parameters, bool) {
 	if err != nil {
 		return schema.Parameters{}, false
 	}
-	c, v := schema.Load(doc, "any")
+	c, v := production.Load(schema.Input{Files: doc.Files, Instance: "any"})
 	if v != nil {
 		return schema.Parameters{}, false
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // A Sink takes what a source has to say. Its methods are called from one
@@ -13,7 +14,7 @@ import (
 type Sink interface {
 	// Document takes a Document that differs from the one taken before, or
 	// that is the first to be read after a SourceError.
-	Document(doc *schema.Document)
+	Document(doc *document.Document)
 	// SourceError says that the source cannot be read, once for each new
 	// message. The next Document says that it can be read again.
 	SourceError(err error)

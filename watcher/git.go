@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 	"dtesn-agent/watcher/remote"
 )
 
@@ -150,7 +152,7 @@ func (g *Git) Location() string { return g.origin.location() }
 // Vouch says whether a revision that was taken from a git source earlier, as its
 // record tells, would be trusted with now; nil if so. An error says that the
 // signers cannot be read.
-func (g *Git) Vouch(s schema.Source) (*schema.Refusal, error) {
+func (g *Git) Vouch(s document.Source) (*document.Refusal, error) {
 	if g.opt.Verify == "" {
 		return nil, nil
 	}
@@ -159,9 +161,18 @@ func (g *Git) Vouch(s schema.Source) (*schema.Refusal, error) {
 		return nil, err
 	}
 	if err := trust.Allows(s.Key, clock()); err != nil {
-		return &schema.Refusal{Reason: err.Error(), Hint: "sign it with a key in " + g.opt.Signers + ", or have the key put there"}, nil
+		return &document.Refusal{Reason: err.Error(), Hint: g.signHint(err)}, nil
 	}
 	return nil, nil
+}
+
+// signHint returns what to do about a revision whose signature is not accepted.
+func (g *Git) signHint(err error) string {
+	hint := "sign it with a key in " + g.opt.Signers + ", or have the key put there"
+	if own := problem.Hint(err); own != "" {
+		hint = own + "; " + hint
+	}
+	return hint
 }
 
 // Sync makes the loop look now, and returns at once.
@@ -257,7 +268,7 @@ func (g *Git) look(ctx context.Context) time.Duration {
 	case err != nil:
 		g.fails++
 		g.last = sighting{}
-		if text := err.Error(); text != g.told {
+		if text := problem.Text(err); text != g.told {
 			g.told = text
 			g.sink.SourceError(err)
 		} else if g.opt.OnRead != nil {
@@ -286,7 +297,7 @@ func (g *Git) wait() time.Duration {
 }
 
 // read is one look: nil and no error if nothing is new.
-func (g *Git) read(ctx context.Context) (*schema.Document, error) {
+func (g *Git) read(ctx context.Context) (*document.Document, error) {
 	target, err := g.target(ctx)
 	if err != nil {
 		return nil, err
@@ -330,20 +341,20 @@ func (g *Git) read(ctx context.Context) (*schema.Document, error) {
 
 // document makes the Document of the commit that target leads to. It is not
 // proven if it is refused for what could not be found out.
-func (g *Git) document(ctx context.Context, o objects, target target, trust *allowed, running string) (doc *schema.Document, proven bool, err error) {
+func (g *Git) document(ctx context.Context, o objects, target target, trust *allowed, running string) (doc *document.Document, proven bool, err error) {
 	c, err := readCommit(o, target.hash)
 	if err != nil {
 		return nil, false, err
 	}
-	doc = &schema.Document{Environment: g.opt.Environment, Source: schema.Source{
+	doc = &document.Document{Environment: g.opt.Environment, Source: document.Source{
 		Kind: "git", Location: g.origin.location(), Revision: c.hash.String(), Author: c.author, Subject: c.subject,
 	}}
 	if trust != nil {
 		who, err := trust.judge(g.opt.Verify, c, target)
 		if err != nil {
-			doc.Refused = &schema.Refusal{
+			doc.Refused = &document.Refusal{
 				Reason: fmt.Sprintf("commit %s is not trusted: %s", c.hash.String()[:12], err),
-				Hint:   "sign it with a key in " + g.opt.Signers + ", or have the key put there",
+				Hint:   g.signHint(err),
 			}
 			return doc, true, nil
 		}
@@ -357,7 +368,7 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 }
 
 // rewound says why the ref must not move to c while running is what runs.
-func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (why *schema.Refusal, proven bool, err error) {
+func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (why *document.Refusal, proven bool, err error) {
 	if running == "" || running == c.hash.String() || c.child(running) {
 		return nil, true, nil
 	}
@@ -373,7 +384,7 @@ func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string)
 			"ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "why", not.why)
 		return nil, true, nil
 	}
-	why = &schema.Refusal{
+	why = &document.Refusal{
 		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which runs", g.opt.Ref, c.hash.String()[:12], not.why, running[:min(12, len(running))]),
 		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
 	}

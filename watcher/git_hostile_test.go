@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // TestGitForgedObject: a loose object that is not what its name says proves no
@@ -69,6 +69,21 @@ func TestGitBorrowedInACircle(t *testing.T) {
 	}
 	g.Sync()
 	sink.revision(t, s.git("rev-parse", "HEAD"))
+}
+
+// TestGitBorrowedFromAbove: a repository within another one borrows its objects
+// by a relative path, of which go-git would make the repository's own objects.
+func TestGitBorrowedFromAbove(t *testing.T) {
+	s := newGitSite(t)
+	inner := filepath.Join(s.bare, "modules", "inner.git")
+	s.git("clone", "-q", "--bare", "--shared", s.bare, inner)
+	if err := os.WriteFile(filepath.Join(inner, "objects", "info", "alternates"), []byte("../../../objects\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, sink := runGit(t, GitOptions{Repo: inner})
+	sink.revision(t, s.git("rev-parse", "HEAD"))
+	_, sink = runGit(t, GitOptions{Repo: inner, Ref: strings.Repeat("a", 40)})
+	sink.failure(t, "object not found")
 }
 
 // TestGitPipeForARef: a named pipe in the place of a ref is an error, not a
@@ -135,7 +150,7 @@ func TestGitJudgedAgain(t *testing.T) {
 	s.git("checkout", "-q", "main")
 	second := s.commit("second")
 	s.push()
-	var doc *schema.Document
+	var doc *document.Document
 	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != first {
 		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
 	}

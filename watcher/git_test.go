@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
 )
 
 // A gitSite is a work tree and the bare repository that it pushes to.
@@ -107,7 +108,7 @@ func runGit(t testing.TB, opt GitOptions) (*Git, chanSink) {
 	return g, sink
 }
 
-func (s chanSink) revision(t testing.TB, revision string) *schema.Document {
+func (s chanSink) revision(t testing.TB, revision string) *document.Document {
 	t.Helper()
 	got := s.next(t)
 	if got.err != nil || got.doc.Revision() != revision {
@@ -169,8 +170,8 @@ func TestGitContent(t *testing.T) {
 		"an LFS pointer": {func(s *gitSite) {
 			s.commit("x", env, "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
 		}, env, "Git LFS", false},
-		"a huge file":           {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", 3<<20)) }, env, "larger than", false},
-		"a file just too large": {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", schema.MaxFileBytes+1)) }, env, "larger than", false},
+		"a huge file":           {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", 3<<20)) }, env, "larger than 64 KiB; ", false},
+		"a file just too large": {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", schema.MaxFileBytes+1)) }, env, "larger than 64 KiB; ", false},
 		"the largest file":      {func(s *gitSite) { s.commit("x", env, strings.Repeat("#", schema.MaxFileBytes)) }, env, "", false},
 		"a directory":           {func(s *gitSite) { s.git("rm", "-q", "config/"+env); s.commit("x", env+"/x", "y") }, env, "directory", false},
 		"a clash of case":       {func(s *gitSite) { s.commit("x", "Production.yaml", "y") }, env, `"Production.yaml"`, false},

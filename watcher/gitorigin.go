@@ -13,6 +13,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/local"
 	"dtesn-agent/watcher/remote"
 	"dtesn-agent/watcher/signature"
@@ -53,7 +54,7 @@ var (
 // readSigners reads the file of allowed signers, and its digest.
 func readSigners(path string) (*allowed, string, error) {
 	if path == "" {
-		return nil, "", errors.New("--verify needs --allowed-signers FILE: who may sign, as in ssh-keygen(1), ALLOWED SIGNERS")
+		return nil, "", problem.New("", errors.New("--verify needs --allowed-signers FILE"), "name a file of who may sign, as in ssh-keygen(1), ALLOWED SIGNERS")
 	}
 	text, err := smallfile.Read(path, 1<<20)
 	if err != nil {
@@ -87,8 +88,8 @@ func (l *localOrigin) open(context.Context, plumbing.Hash) (objects, func(), err
 	if err != nil {
 		return nil, nil, err
 	}
-	s := r.Storage()
-	return s, func() { _ = s.Close() }, nil
+	o := r.Objects()
+	return o, func() { _ = o.Close() }, nil
 }
 
 // maxWalk bounds the commits of a local repository that are looked at.

@@ -17,6 +17,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/object"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/remote"
 	"dtesn-agent/watcher/signature"
 )
@@ -32,14 +33,22 @@ const (
 	maxCommit = 1 << 20
 	maxTree   = 16 << 20
 	maxTags   = 5 // tags of tags
+	// maxHintTrees and maxHintTree bound what is read for a hint alone.
+	maxHintTrees = 100
+	maxHintTree  = 64 << 10
 )
 
 var errOversize = errors.New("it is too large")
 
 // readObject reads one object and checks that it is what its name says: a
-// loose file of a local repository may be anything.
+// loose file of a local repository may be anything. An object that is larger
+// than limit is not inflated.
 func readObject(o objects, want plumbing.ObjectType, h plumbing.Hash, limit int64) (plumbing.ObjectType, []byte, error) {
-	if size, err := o.EncodedObjectSize(h); err == nil && size > limit { // before it is inflated
+	size, err := o.EncodedObjectSize(h)
+	if err != nil {
+		return 0, nil, fmt.Errorf("read object %s: %w", h, err)
+	}
+	if size > limit {
 		return 0, nil, fmt.Errorf("read object %s: %w: %d bytes, over %d", h, errOversize, size, limit)
 	}
 	obj, err := o.EncodedObject(want, h)
@@ -55,7 +64,7 @@ func readObject(o objects, want plumbing.ObjectType, h plumbing.Hash, limit int6
 		return 0, nil, fmt.Errorf("read object %s: %w", h, err)
 	}
 	if plumbing.ComputeHash(obj.Type(), content) != h {
-		return 0, nil, fmt.Errorf("read object %s: it is damaged: git fsck", h)
+		return 0, nil, &problem.Error{Op: "read object", Place: h.String(), Err: errors.New("it is damaged"), Hint: "check the repository with git fsck"}
 	}
 	return obj.Type(), content, nil
 }
@@ -74,6 +83,8 @@ type commit struct {
 func (c *commit) child(of string) bool {
 	return slices.ContainsFunc(c.parents, func(p plumbing.Hash) bool { return p.String() == of })
 }
+
+const hintRef = "name another with --ref"
 
 // readCommit follows tags to a commit.
 func readCommit(o objects, h plumbing.Hash) (*commit, error) {
@@ -96,10 +107,10 @@ func readCommit(o objects, h plumbing.Hash) (*commit, error) {
 			}
 			h = plumbing.NewHash(hex)
 		default:
-			return nil, fmt.Errorf("the ref names a %s, not a commit: name another with --ref", kind)
+			return nil, problem.New("", fmt.Errorf("the ref names a %s, not a commit", kind), hintRef)
 		}
 	}
-	return nil, errors.New("the ref names a tag of a tag of a tag: name another with --ref")
+	return nil, problem.New("", errors.New("the ref names a tag of a tag of a tag"), hintRef)
 }
 
 func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
@@ -171,11 +182,11 @@ func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]sche
 		place := &placeError{"the directory " + cmp.Or(dir, "at the root"), "has none", "did you mean --config " + path.Join(dir, elsewhere) + "?"}
 		return place.files(c, env), nil
 	}
-	var files []schema.File
+	var read collection
 	add := func(name string) error {
 		f, ok, err := t.file(base, name)
 		if ok {
-			files = append(files, f)
+			read.add(f)
 		}
 		return err
 	}
@@ -183,22 +194,25 @@ func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]sche
 		return nil, err
 	}
 	var extends []string
-	if len(files) == 1 && len(files[0].Bytes) <= schema.MaxFileBytes {
-		extends = schema.Extends(files[0].Bytes)
+	if len(read.files) == 1 {
+		extends = schema.Extends(read.files[0])
 	}
 	for _, name := range append([]string{schema.BaseFile}, extends...) {
+		if read.exceedsLimits() {
+			break
+		}
 		if err := add(name); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortFunc(files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
-	return slices.CompactFunc(files, func(a, b schema.File) bool { return a.Path == b.Path }), nil
+	read.sort()
+	return read.files, nil
 }
 
 type treeReader struct{ o objects }
 
-func (t *treeReader) tree(h plumbing.Hash) (*object.Tree, error) {
-	_, raw, err := readObject(t.o, plumbing.TreeObject, h, maxTree)
+func (t *treeReader) tree(h plumbing.Hash, limit int64) (*object.Tree, error) {
+	_, raw, err := readObject(t.o, plumbing.TreeObject, h, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -216,15 +230,15 @@ const missing = "does not exist"
 // elsewhere is a directory below that has the base.yaml which is not here; "" if
 // it is here, or nowhere.
 func (t *treeReader) elsewhere(base plumbing.Hash) string {
-	tree, err := t.tree(base)
+	tree, err := t.tree(base, maxTree)
 	if err != nil || entry(tree, schema.BaseFile) != nil {
 		return ""
 	}
-	for _, e := range tree.Entries[:min(len(tree.Entries), 100)] {
+	for _, e := range tree.Entries[:min(len(tree.Entries), maxHintTrees)] {
 		if e.Mode != filemode.Dir {
 			continue
 		}
-		if below, err := t.tree(e.Hash); err == nil && entry(below, schema.BaseFile) != nil {
+		if below, err := t.tree(e.Hash, maxHintTree); err == nil && entry(below, schema.BaseFile) != nil {
 			return e.Name
 		}
 	}
@@ -252,7 +266,7 @@ func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error)
 		if name == "" {
 			continue
 		}
-		tree, err := t.tree(h)
+		tree, err := t.tree(h, maxTree)
 		if err != nil {
 			return h, err
 		}
@@ -285,7 +299,7 @@ func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bo
 	if err != nil {
 		return f, false, err
 	}
-	tree, err := t.tree(h)
+	tree, err := t.tree(h, maxTree)
 	if err != nil {
 		return f, false, err
 	}
@@ -308,7 +322,7 @@ func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, er
 	_, content, err := readObject(t.o, plumbing.BlobObject, h, schema.MaxFileBytes)
 	switch {
 	case errors.Is(err, errOversize), errors.Is(err, plumbing.ErrObjectNotFound) && isFiltered(t.o):
-		f.Refused = fmt.Sprintf("is larger than %d bytes", schema.MaxFileBytes)
+		f.Refused = fmt.Sprintf("is larger than %d KiB; this is probably not a configuration file; remove what does not belong into it", schema.MaxFileBytes>>10)
 		return f, true, nil
 	case err != nil:
 		return f, false, err
@@ -316,8 +330,7 @@ func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, er
 		f.Refused = "is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)"
 		return f, true, nil
 	}
-	f.Bytes = content
-	return f, true, nil
+	return schema.NewFile(f.Path, content), true, nil
 }
 
 // isFiltered reports whether the server left large objects out.

@@ -94,7 +94,7 @@ func (w *refWatch) renew() {
 		w.mode(ModePoll)
 		if text := err.Error(); text != w.told {
 			w.told = text
-			w.log.Warn("the repository cannot be watched; it is looked at once a second", "repo", w.path, "error", err)
+			w.log.Warn("the repository cannot be watched; it is looked at once a second", append([]any{"repo", w.path}, logged(err)...)...)
 		}
 	}
 	poke(w.hints)

@@ -9,7 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // patience is how long a test waits for what must come.
@@ -17,7 +18,7 @@ const patience = 10 * time.Second
 
 // A said is one word of a source: a Document or an error.
 type said struct {
-	doc *schema.Document
+	doc *document.Document
 	err error
 	at  time.Time
 }
@@ -25,8 +26,8 @@ type said struct {
 // A chanSink hands on what it is told.
 type chanSink chan said
 
-func (s chanSink) Document(doc *schema.Document) { s <- said{doc: doc, at: time.Now()} }
-func (s chanSink) SourceError(err error)         { s <- said{err: err, at: time.Now()} }
+func (s chanSink) Document(doc *document.Document) { s <- said{doc: doc, at: time.Now()} }
+func (s chanSink) SourceError(err error)           { s <- said{err: err, at: time.Now()} }
 
 // next is the next word, which must come.
 func (s chanSink) next(t testing.TB) said {
@@ -52,23 +53,34 @@ func (s chanSink) document(t testing.TB, path, text string) said {
 	if !ok || string(bytes) != text {
 		t.Fatalf("delivered %s = %q (there: %v), want %q", path, bytes, ok, text)
 	}
-	if want := schema.FilesRevision(got.doc.Files); got.doc.Revision() != want {
+	if want := document.FilesRevision(got.doc.Files); got.doc.Revision() != want {
 		t.Fatalf("revision %s, want %s", got.doc.Revision(), want)
 	}
 	return got
 }
 
-// failure is the next word, which must be an error that says all of words.
+// failure is the next word, which must be an error whose text and hint have all
+// of words.
 func (s chanSink) failure(t testing.TB, words ...string) {
 	t.Helper()
 	got := s.next(t)
 	if got.err == nil {
 		t.Fatalf("delivered %s, want an error", got.doc.Revision())
 	}
+	checkError(t, got.err, words...)
+}
+
+// checkError wants words in the text of an error and its hint together, and the
+// hint apart from the text.
+func checkError(t testing.TB, err error, words ...string) {
+	t.Helper()
 	for _, word := range words {
-		if !strings.Contains(got.err.Error(), word) {
-			t.Errorf("error %q does not say %q", got.err, word)
+		if !strings.Contains(problem.Text(err), word) {
+			t.Errorf("error %q does not say %q", problem.Text(err), word)
 		}
+	}
+	if hint := problem.Hint(err); hint != "" && strings.Contains(err.Error(), hint) {
+		t.Errorf("the text of error %q has its hint %q", err, hint)
 	}
 }
 
@@ -85,7 +97,7 @@ func (s chanSink) silent(t testing.TB, d time.Duration) {
 	}
 }
 
-func show(doc *schema.Document) string {
+func show(doc *document.Document) string {
 	var b strings.Builder
 	for _, f := range doc.Files {
 		b.WriteString(f.Path + "=" + string(f.Bytes) + " ")

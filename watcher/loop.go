@@ -8,6 +8,8 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // A loop is what Run knows; all of it belongs to Run's goroutine.
@@ -23,8 +25,8 @@ type loop struct {
 	// looked: the first reading is over.
 	looked bool
 
-	delivered *schema.Document // what the sink has; nil before the first
-	reported  string           // the error the sink has; empty: none
+	delivered *document.Document // what the sink has; nil before the first
+	reported  string             // the error the sink has; empty: none
 	// failing is since when nothing can be read, zero while it can: an error
 	// is reported once it has lasted for Settle.
 	failing time.Time
@@ -168,8 +170,10 @@ func (l *loop) look() {
 		return
 	}
 	if l.candidate != nil && l.busy(start) {
-		l.report(fmt.Errorf("read configuration directory %s: its files have been changing for more than %s without a pause of %s: write them once, by a rename",
-			l.opt.Root, busyAfter*l.opt.Settle, l.opt.Settle))
+		l.report(&problem.Error{
+			Op: opDirectory, Place: l.opt.Root, Hint: hintRename,
+			Err: fmt.Errorf("its files have been changing for more than %s without a pause of %s", busyAfter*l.opt.Settle, l.opt.Settle),
+		})
 	}
 	l.candidate, l.candidateAt = r, time.Now()
 	if l.burst.IsZero() {
@@ -237,7 +241,8 @@ func (l *loop) follow(t trail) bool {
 		l.tried = time.Now()
 		if l.refused != err.Error() {
 			l.refused = err.Error()
-			l.opt.Logger.Warn("polling, because inotify cannot be had or cannot be relied on", "root", l.opt.Root, "every", min(pollEvery, l.opt.Resync), "error", err)
+			l.opt.Logger.Warn("polling, because inotify cannot be had or cannot be relied on",
+				append([]any{"root", l.opt.Root, "every", min(pollEvery, l.opt.Resync)}, logged(err)...)...)
 		}
 		return false
 	}
@@ -281,11 +286,11 @@ func (l *loop) takeRename() bool {
 
 // current reports whether the sink has doc, and does not think that the source
 // cannot be read.
-func (l *loop) current(doc *schema.Document) bool {
+func (l *loop) current(doc *document.Document) bool {
 	return l.delivered != nil && l.reported == "" && sameFiles(l.delivered.Files, doc.Files)
 }
 
-func (l *loop) deliver(doc *schema.Document) {
+func (l *loop) deliver(doc *document.Document) {
 	l.delivered, l.reported = doc, ""
 	l.calm()
 	l.sink.Document(doc)
@@ -337,9 +342,19 @@ func (l *loop) report(err error) {
 	l.mu.Lock()
 	l.lastErr = err
 	l.mu.Unlock()
-	if l.reported == err.Error() {
+	if l.reported == problem.Text(err) {
 		return
 	}
-	l.reported = err.Error()
+	l.reported = problem.Text(err)
 	l.sink.SourceError(err)
+}
+
+// logged returns the attributes of an error in the log: error, and hint if it
+// has one.
+func logged(err error) []any {
+	attributes := []any{"error", err}
+	if hint := problem.Hint(err); hint != "" {
+		attributes = append(attributes, "hint", hint)
+	}
+	return attributes
 }

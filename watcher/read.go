@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // maxPasses bounds how often the files are read until two passes agree.
@@ -22,8 +24,8 @@ const maxPasses = 10
 // files as two passes in a row saw them. It returns an error, and no Document,
 // when root is not a directory that can be read, when a file cannot be read
 // for want of permission or by a fault of the disk, and when the files change
-// faster than they are read; the error names the file and the way out.
-func Read(root string, env schema.Environment) (*schema.Document, error) {
+// faster than they are read; the error is a *problem.Error that names the file.
+func Read(root string, env schema.Environment) (*document.Document, error) {
 	r, err := readFiles(root, env)
 	if err != nil {
 		return nil, err
@@ -42,14 +44,14 @@ func ReadFile(root, path string) (schema.File, error) {
 	defer dir.Close()
 	file, _, err := readFile(dir, path)
 	if err != nil {
-		return schema.File{}, fmt.Errorf("read configuration file %s in %s: %w", path, root, bare(err))
+		return schema.File{}, fileError(root, path, err)
 	}
 	return file, nil
 }
 
 // A reading is a Document and what the loop must know about it.
 type reading struct {
-	doc *schema.Document
+	doc *document.Document
 	// times are when each file last changed, as the file system says; around
 	// is when the youngest of their directories did.
 	times  map[string]time.Time
@@ -82,23 +84,58 @@ func readFiles(root string, env schema.Environment) (*reading, error) {
 		}
 		previous = p
 	}
-	return nil, fmt.Errorf("read configuration directory %s: its files changed during each of %d readings: write them once, by a rename", root, maxPasses)
+	return nil, &problem.Error{
+		Op: opDirectory, Place: root, Err: fmt.Errorf("its files changed during each of %d readings", maxPasses),
+		Hint: hintRename,
+	}
+}
+
+const (
+	opDirectory = "read configuration directory"
+	hintRename  = "write them once, by a rename"
+)
+
+// A collection is the files of a document as they are read.
+type collection struct {
+	files []schema.File
+	bytes int
+}
+
+// add adds a file, unless there is one with its path.
+func (c *collection) add(f schema.File) {
+	if slices.ContainsFunc(c.files, func(own schema.File) bool { return own.Path == f.Path }) {
+		return
+	}
+	c.files = append(c.files, f)
+	c.bytes += len(f.Bytes)
+}
+
+// exceedsLimits reports whether the files exceed the limits of a document. Then
+// no more need be read: Load refuses it in any case.
+func (c *collection) exceedsLimits() bool {
+	return c.bytes > schema.MaxDocumentBytes || len(c.files) > schema.MaxDocumentFiles
+}
+
+func (c *collection) sort() {
+	slices.SortFunc(c.files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
 }
 
 // A pass is one look at every file.
 type pass struct {
-	files    []schema.File // sorted by path
-	times    map[string]time.Time
-	around   time.Time
-	envBytes []byte
-	extends  []string
+	collection
+	// known are the files of the pass before. One that did not change is taken
+	// from there, with its parse.
+	known   []schema.File
+	times   map[string]time.Time
+	around  time.Time
+	extends []string
 }
 
 func (p *pass) reading(root string, env schema.Environment) *reading {
 	return &reading{
-		doc: &schema.Document{
+		doc: &document.Document{
 			Environment: env,
-			Source:      schema.Source{Kind: "file", Location: root, Revision: schema.FilesRevision(p.files)},
+			Source:      document.Source{Kind: "file", Location: root, Revision: document.FilesRevision(p.files)},
 			Files:       p.files,
 		},
 		times:  p.times,
@@ -108,8 +145,7 @@ func (p *pass) reading(root string, env schema.Environment) *reading {
 }
 
 // readPass holds the directory open while it reads, so that one pass never
-// mixes the files of two directories. What the environment's file extends is
-// taken from the previous pass if the file is the same.
+// mixes the files of two directories.
 func readPass(root string, env schema.Environment, previous *pass) (*pass, error) {
 	dir, err := openDirectory(root)
 	if err != nil {
@@ -118,6 +154,9 @@ func readPass(root string, env schema.Environment, previous *pass) (*pass, error
 	defer dir.Close()
 
 	p := &pass{times: map[string]time.Time{}}
+	if previous != nil {
+		p.known = previous.files
+	}
 	for _, name := range []string{".", templatesDir} {
 		if info, err := dir.Stat(name); err == nil && changedAt(info).After(p.around) {
 			p.around = changedAt(info)
@@ -127,23 +166,18 @@ func readPass(root string, env schema.Environment, previous *pass) (*pass, error
 		return nil, err
 	}
 	if len(p.files) == 1 {
-		p.envBytes = p.files[0].Bytes
+		p.extends = schema.Extends(p.files[0])
 	}
-	switch {
-	case previous != nil && bytes.Equal(p.envBytes, previous.envBytes):
-		p.extends = previous.extends
-	case len(p.envBytes) <= schema.MaxFileBytes:
-		p.extends = schema.Extends(p.envBytes)
-	}
-	if err := p.add(dir, schema.BaseFile); err != nil {
-		return nil, err
-	}
-	for _, path := range p.extends {
+	for _, path := range append([]string{schema.BaseFile}, p.extends...) {
+		if p.exceedsLimits() {
+			break
+		}
 		if err := p.add(dir, path); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortFunc(p.files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
+	p.sort()
+	p.known = nil
 	return p, nil
 }
 
@@ -151,22 +185,28 @@ func readPass(root string, env schema.Environment, previous *pass) (*pass, error
 // named pipe would wait for a writer.
 func openDirectory(root string) (*os.Root, error) {
 	info, err := os.Stat(root)
+	e := &problem.Error{Op: opDirectory, Place: root}
 	if err == nil && !info.IsDir() {
-		return nil, fmt.Errorf("read configuration directory %s: it is not a directory: name the directory that holds %s with --config", root, schema.BaseFile)
+		e.Err = errors.New("it is not a directory")
+		e.Hint = fmt.Sprintf("name the directory that holds %s with --config", schema.BaseFile)
+		return nil, e
 	}
 	var dir *os.Root
 	if err == nil {
 		dir, err = os.OpenRoot(root)
 	}
+	if err == nil {
+		return dir, nil
+	}
+	e.Err = bare(err)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("read configuration directory %s: it does not exist: put it back, or name another with --config: %w", root, bare(err))
+		e.Err = fmt.Errorf("it does not exist: %w", e.Err)
+		e.Hint = "put it back, or name another with --config"
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("read configuration directory %s: %w: give the agent's user (uid %d) the right to read and search it, for instance chmod o+rx", root, bare(err), os.Getuid())
-	case err != nil:
-		return nil, fmt.Errorf("read configuration directory %s: %w", root, bare(err))
+		e.Hint = fmt.Sprintf("give the agent's user (uid %d) the right to read and search it, for instance chmod o+rx", os.Getuid())
 	}
-	return dir, nil
+	return nil, e
 }
 
 // add reads the file at path into the pass; one that does not exist is left
@@ -174,18 +214,28 @@ func openDirectory(root string) (*os.Root, error) {
 func (p *pass) add(dir *os.Root, path string) error {
 	file, info, err := readFile(dir, path)
 	switch {
-	case err == nil:
-		p.files = append(p.files, file)
-		if info != nil {
-			p.times[path] = changedAt(info)
-		}
-		return nil
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
 		return nil
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("read configuration file %s in %s: %w: give the agent's user (uid %d) the right to read it, for instance chmod o+r", path, dir.Name(), bare(err), os.Getuid())
+	case err != nil:
+		return fileError(dir.Name(), path, err)
 	}
-	return fmt.Errorf("read configuration file %s in %s: %w", path, dir.Name(), bare(err))
+	if i := slices.IndexFunc(p.known, func(f schema.File) bool { return sameFile(f, file) }); i >= 0 {
+		file = p.known[i]
+	}
+	p.collection.add(file)
+	if info != nil {
+		p.times[path] = changedAt(info)
+	}
+	return nil
+}
+
+// fileError returns the error for a file that cannot be read.
+func fileError(root, path string, err error) error {
+	e := &problem.Error{Op: "read configuration file", Place: path + " in " + root, Err: bare(err)}
+	if errors.Is(err, fs.ErrPermission) {
+		e.Hint = fmt.Sprintf("give the agent's user (uid %d) the right to read it, for instance chmod o+r", os.Getuid())
+	}
+	return e
 }
 
 // readFile reads one regular file, one byte more than it may hold at most.
@@ -216,8 +266,7 @@ func readFile(dir *os.Root, path string) (file schema.File, info fs.FileInfo, er
 	if _, err := buf.ReadFrom(io.LimitReader(f, schema.MaxFileBytes+1)); err != nil {
 		return file, nil, err
 	}
-	file.Bytes = buf.Bytes()
-	return file, info, nil
+	return schema.NewFile(path, buf.Bytes()), info, nil
 }
 
 // refuseLink turns the errors that only a link can cause into a refusal. That
@@ -256,7 +305,7 @@ func irregular(mode fs.FileMode) string {
 }
 
 // hasFile reports whether doc holds the same file.
-func hasFile(doc *schema.Document, file schema.File) bool {
+func hasFile(doc *document.Document, file schema.File) bool {
 	return slices.ContainsFunc(doc.Files, func(f schema.File) bool { return sameFile(f, file) })
 }
 

@@ -1,6 +1,8 @@
 package watcher
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +12,8 @@ import (
 	"testing"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 func TestReadTakesWhatTheEnvironmentIsMadeOf(t *testing.T) {
@@ -28,7 +32,7 @@ func TestReadTakesWhatTheEnvironmentIsMadeOf(t *testing.T) {
 	if want := []string{"base.yaml", "production.yaml", "templates/wide.yaml"}; !slices.Equal(paths, want) {
 		t.Errorf("files %v, want %v", paths, want)
 	}
-	want := schema.Source{Kind: "file", Location: root, Revision: schema.FilesRevision(doc.Files)}
+	want := document.Source{Kind: "file", Location: root, Revision: document.FilesRevision(doc.Files)}
 	if doc.Source != want || doc.Environment != "production" {
 		t.Errorf("source %+v of %s, want %+v", doc.Source, doc.Environment, want)
 	}
@@ -106,8 +110,12 @@ func TestReadWithoutADirectory(t *testing.T) {
 	must(t, syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o644))
 	for path, want := range map[string]string{"absent": "does not exist", "file": "not a directory", "pipe": "not a directory"} {
 		_, err := Read(filepath.Join(dir, path), "production")
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--config") {
-			t.Errorf("Read(%s): %v, want %q and the way out", path, err, want)
+		if err == nil || !strings.Contains(problem.Hint(err), "--config") {
+			t.Errorf("Read(%s): %v, hint %q", path, err, problem.Hint(err))
+		}
+		checkError(t, err, want)
+		if errors.Is(err, fs.ErrNotExist) != (path == "absent") {
+			t.Errorf("Read(%s): errors.Is(%v, fs.ErrNotExist) is wrong", path, err)
 		}
 	}
 }

@@ -2,12 +2,13 @@ package watcher
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"dtesn-agent/schema/problem"
 )
 
 // templatesDir is the one folder below the configuration directory.
@@ -90,8 +91,11 @@ func (t trail) trusted() error {
 		}
 	}
 	if len(mounts) > 0 {
-		return fmt.Errorf("%s: a mount of its own (a Kubernetes subPath, or one file bound into the container), so a file that takes its place where it comes from is never seen here: mount the directory instead",
-			strings.Join(mounts, ", "))
+		return &problem.Error{
+			Place: strings.Join(mounts, ", "),
+			Err:   errors.New("a mount of its own (a Kubernetes subPath, or one file bound into the container), so a file that takes its place where it comes from is never seen here"),
+			Hint:  "mount the directory instead",
+		}
 	}
 	return remote
 }

@@ -57,6 +57,9 @@ func explained(mux *http.ServeMux) http.Handler {
 	})
 }
 
+// unixSeconds returns t as the API has times, with milliseconds.
+func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
+
 // statusOnly keeps the status and the headers of an answer, and drops its text.
 type statusOnly struct {
 	header http.Header
@@ -69,20 +72,20 @@ func (s *statusOnly) Write(text []byte) (int, error) { return len(text), nil }
 
 func (e *Engine) getCurrent(w http.ResponseWriter, _ *http.Request) {
 	now := e.current.Load()
-	answer(w, http.StatusOK, dtesn.Current{
-		Success: true, Configuration: now.params, Environment: now.environment,
-		Timestamp: schema.Unix(now.since), SnapshotID: now.active().SnapshotID,
+	answer(w, http.StatusOK, Current{
+		Success: true, Configuration: now.values, Environment: now.environment,
+		Timestamp: unixSeconds(now.since), SnapshotID: now.active().SnapshotID,
 	})
 }
 
 func (e *Engine) getStatus(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, dtesn.StatusResponse{Success: true, Status: e.status()})
+	answer(w, http.StatusOK, StatusResponse{Success: true, Status: e.status()})
 }
 
-func (e *Engine) status() dtesn.Status {
+func (e *Engine) status() Status {
 	now := e.current.Load()
-	return dtesn.Status{
-		CurrentConfig: now.params, Environment: now.environment,
+	return Status{
+		CurrentConfig: now.values, Environment: now.environment,
 		TotalSnapshots: len(now.snapshots), MaxSnapshots: maxSnapshots,
 		MemoryBytes: e.memory(), MemoryLimitBytes: e.limit,
 		Generation: now.generation, Performance: now.latencies.figures(),
@@ -92,7 +95,7 @@ func (e *Engine) status() dtesn.Status {
 func (e *Engine) getHealth(w http.ResponseWriter, _ *http.Request) {
 	// Each holds by construction: New fails otherwise, and snapshots are kept
 	// in memory.
-	answer(w, http.StatusOK, dtesn.HealthResponse{Success: true, Status: e.status(), Health: dtesn.Health{
+	answer(w, http.StatusOK, HealthResponse{Success: true, Status: e.status(), Health: Health{
 		Healthy: true,
 		Checks: map[string]bool{
 			"config_manager_initialized": true, "config_loaded": true,
@@ -102,17 +105,17 @@ func (e *Engine) getHealth(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (e *Engine) getSchema(w http.ResponseWriter, _ *http.Request) {
-	text, err := schema.JSONSchema()
+	text, err := schema.Default().JSONSchema()
 	if err != nil {
 		fail(w, http.StatusInternalServerError, "The schema cannot be written", err.Error())
 		return
 	}
-	info := map[string]schema.ParameterInfo{}
-	for _, parameter := range schema.Info() {
+	info := map[string]schema.Parameter{}
+	for _, parameter := range rules().Parameters() {
 		info[parameter.Name] = parameter
 	}
 	answer(w, http.StatusOK, map[string]any{
-		"success": true, "schema": json.RawMessage(text), "parameter_info": info, "environments": schema.Environments(),
+		"success": true, "schema": json.RawMessage(text), "parameter_info": info, "environments": schema.Default().Environments(),
 	})
 }
 
@@ -120,7 +123,7 @@ func (e *Engine) getSnapshots(w http.ResponseWriter, _ *http.Request) {
 	list := slices.Clone(e.current.Load().snapshots)
 	list[len(list)-1].IsActive = true
 	slices.Reverse(list)
-	answer(w, http.StatusOK, dtesn.Snapshots{Success: true, Snapshots: list, TotalCount: len(list)})
+	answer(w, http.StatusOK, Snapshots{Success: true, Snapshots: list, TotalCount: len(list)})
 }
 
 func (e *Engine) postUpdate(w http.ResponseWriter, r *http.Request) {
@@ -132,7 +135,7 @@ func (e *Engine) postUpdate(w http.ResponseWriter, r *http.Request) {
 		e.validate(w, update)
 		return
 	}
-	wish := change{values: map[string]any{update.Parameter: update.Value}, description: update.Description}
+	wish := change{values: map[string]schema.Value{update.Parameter: update.Value}, description: update.Description}
 	if wish.description == "" {
 		wish.description = "Update " + update.Parameter
 	}
@@ -140,17 +143,17 @@ func (e *Engine) postUpdate(w http.ResponseWriter, r *http.Request) {
 	if refused(w, "Failed to update "+update.Parameter, reasons, err) {
 		return
 	}
-	changed(w, dtesn.Response{
+	answer(w, http.StatusOK, Response{
 		Success: true, Message: fmt.Sprintf("Parameter %s updated successfully", update.Parameter),
-		Data: dtesn.UpdateData{
+		Data: UpdateData{
 			Updated:    updated(before, after, update.Parameter),
 			SnapshotID: after.active().SnapshotID, RollbackSnapshot: before.active().SnapshotID,
 		},
 	})
 }
 
-func updated(before, after *state, name string) dtesn.Updated {
-	return dtesn.Updated{Parameter: name, OldValue: before.params.Get(name), NewValue: after.params.Get(name)}
+func updated(before, after *state, name string) Updated {
+	return Updated{Parameter: name, OldValue: before.values.Get(name), NewValue: after.values.Get(name)}
 }
 
 func (e *Engine) postBatch(w http.ResponseWriter, r *http.Request) {
@@ -171,21 +174,21 @@ func (e *Engine) postBatch(w http.ResponseWriter, r *http.Request) {
 	if refused(w, "Batch update failed", reasons, err) {
 		return
 	}
-	data := dtesn.BatchData{
+	data := BatchData{
 		SnapshotID: after.active().SnapshotID, RollbackSnapshot: before.active().SnapshotID,
-		Reinitialized: append([]string{}, reinitialized(before.params, after.params)...),
+		Reinitialized: append([]string{}, reinitialized(before.values, after.values)...),
 	}
 	for _, update := range batch.Updates {
 		data.UpdatedParameters = append(data.UpdatedParameters, updated(before, after, update.Parameter))
 	}
-	changed(w, dtesn.Response{
+	answer(w, http.StatusOK, Response{
 		Success: true, Message: fmt.Sprintf("%d parameters updated successfully", len(values)), Data: data,
 	})
 }
 
 // valuesOf collects what a batch sets, or says why it is none.
-func valuesOf(batch dtesn.BatchUpdate) (map[string]any, string) {
-	values := make(map[string]any, len(batch.Updates))
+func valuesOf(batch dtesn.BatchUpdate) (map[string]schema.Value, string) {
+	values := make(map[string]schema.Value, len(batch.Updates))
 	dry := batch.ValidateOnly
 	for _, update := range batch.Updates {
 		if _, twice := values[update.Parameter]; twice {
@@ -212,12 +215,12 @@ func (e *Engine) postValidate(w http.ResponseWriter, r *http.Request) {
 
 // validate judges one value laid over what runs, and changes nothing.
 func (e *Engine) validate(w http.ResponseWriter, update dtesn.Update) {
-	_, reasons := overlay(e.current.Load().params, map[string]any{update.Parameter: update.Value})
-	answer(w, http.StatusOK, dtesn.Response{Success: reasons == nil, Message: "Validation completed", Errors: reasons})
+	_, reasons := overlay(e.current.Load().values, map[string]schema.Value{update.Parameter: update.Value})
+	answer(w, http.StatusOK, Response{Success: reasons == nil, Message: "Validation completed", Errors: reasons})
 }
 
 func (e *Engine) postRollback(w http.ResponseWriter, r *http.Request) {
-	var request dtesn.RollbackRequest
+	var request RollbackRequest
 	if !decode(w, r, &request) {
 		return
 	}
@@ -232,11 +235,11 @@ func (e *Engine) postRollback(w http.ResponseWriter, r *http.Request) {
 	if refused(w, "Rollback failed", reasons, err) {
 		return
 	}
-	changed(w, dtesn.Response{
+	answer(w, http.StatusOK, Response{
 		Success: true, Message: "Configuration rolled back to " + target.SnapshotID,
-		Data: dtesn.RollbackData{
+		Data: RollbackData{
 			SnapshotID: after.active().SnapshotID, RestoredSnapshot: target.SnapshotID,
-			RollbackSnapshot: before.active().SnapshotID, Configuration: after.params,
+			RollbackSnapshot: before.active().SnapshotID, Configuration: after.values,
 		},
 	})
 }
@@ -246,7 +249,7 @@ func (e *Engine) postEnvironment(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &request) {
 		return
 	}
-	environment, err := schema.ParseEnvironment(request.Environment)
+	environment, err := schema.Default().ParseEnvironment(request.Environment)
 	if err != nil {
 		fail(w, http.StatusBadRequest, "Failed to set environment", err.Error())
 		return
@@ -256,9 +259,9 @@ func (e *Engine) postEnvironment(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusConflict, "Failed to set environment", fmt.Sprintf("this engine is pinned to %s", previous))
 		return
 	}
-	answer(w, http.StatusOK, dtesn.Response{
+	answer(w, http.StatusOK, Response{
 		Success: true, Message: fmt.Sprintf("Environment set to %s", environment),
-		Data: dtesn.EnvironmentData{Environment: string(environment), PreviousEnvironment: previous},
+		Data: EnvironmentData{Environment: string(environment), PreviousEnvironment: previous},
 	})
 }
 
@@ -282,7 +285,6 @@ func decode(w http.ResponseWriter, r *http.Request, request any) bool {
 	conn := http.NewResponseController(w) // what a test hands in may know no deadlines
 	_ = conn.SetReadDeadline(time.Now().Add(transferTime))
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, dtesn.MaxBody))
-	decoder.UseNumber()
 	err := decoder.Decode(request)
 	if err == nil && decoder.Decode(&struct{}{}) != io.EOF {
 		err = errors.New("more follows the first JSON value")
@@ -313,15 +315,7 @@ func refused(w http.ResponseWriter, message string, reasons []string, err error)
 }
 
 func fail(w http.ResponseWriter, status int, message string, reasons ...string) {
-	answer(w, status, dtesn.Response{Message: message, Errors: reasons})
-}
-
-// changed answers for a change that came to pass, and then, when nobody waits,
-// makes ready what judging the next one takes.
-func changed(w http.ResponseWriter, response dtesn.Response) {
-	answer(w, http.StatusOK, response)
-	_ = http.NewResponseController(w).Flush()
-	schema.Prepare()
+	answer(w, status, Response{Message: message, Errors: reasons})
 }
 
 func answer(w http.ResponseWriter, status int, value any) {

@@ -51,9 +51,9 @@ func get(t testing.TB, e *Engine, path string) object {
 	return answer
 }
 
-func statusOf(t testing.TB, e *Engine) dtesn.Status {
+func statusOf(t testing.TB, e *Engine) Status {
 	t.Helper()
-	_, answer := ask[dtesn.StatusResponse](t, e, "GET", dtesn.PathStatus, "")
+	_, answer := ask[StatusResponse](t, e, "GET", dtesn.PathStatus, "")
 	return answer.Status
 }
 
@@ -73,7 +73,7 @@ func accept(t testing.TB, e *Engine, path, body string) object {
 func reject(t testing.TB, e *Engine, want int, path, body string) string {
 	t.Helper()
 	before := e.current.Load()
-	status, answer := ask[dtesn.Response](t, e, "POST", path, body)
+	status, answer := ask[Response](t, e, "POST", path, body)
 	if status != want || answer.Success || answer.Message == "" || len(answer.Errors) == 0 || answer.Data != nil {
 		t.Errorf("POST %s %.80s: %d %+v, want %d and reasons", path, body, status, answer, want)
 	}
@@ -162,10 +162,10 @@ func TestSchemaTellsTheRules(t *testing.T) {
 	t.Parallel()
 	answer := get(t, newEngine(t, Options{}), dtesn.PathSchema)
 	info := answer["parameter_info"].(object)
-	if size := info["esn_reservoir_size"].(object); len(info) != 6 || size["minimum"] != 64.0 || size["maximum"] != 16384.0 || size["critical"] != true {
+	if size := info["esn_reservoir_size"].(object); len(info) != len(rules().Names()) || size["apply"] != "rebuild" || size["managed"] != true || size["minimum"] != 64.0 || size["maximum"] != 16384.0 || size["critical"] != true {
 		t.Errorf("parameter_info is %v", info)
 	}
-	if len(answer["environments"].([]any)) != len(schema.Environments()) || answer["schema"].(object)["$schema"] == nil {
+	if len(answer["environments"].([]any)) != len(schema.Default().Environments()) || answer["schema"].(object)["$schema"] == nil {
 		t.Errorf("schema answers %v", answer)
 	}
 }
@@ -183,7 +183,10 @@ func TestUpdateRefuses(t *testing.T) {
 		{set("esn_reservoir_size", "[1024]"), "esn_reservoir_size"},
 		{set("esn_reservoir_size", "1e400"), "esn_reservoir_size"},
 		{set("enable_caching", 1), "enable_caching"},
-		{set("enable_docs", "true"), "enable_docs"},
+		{set("enable_docs", "true"), "no parameter is named enable_docs"},
+		{set("temperature", 0.5), "no parameter is named temperature"},
+		{set("cache_ttl_seconds", "null"), "cache_ttl_seconds"}, // not the default
+		{`{"parameter": "cache_ttl_seconds"}`, "cache_ttl_seconds"},
 		{set("max_membrane_depth", 17), "membrane depth 17"}, // alone it is in range
 		{set("esn_reservoir_size", strings.Repeat("[", 5000)+strings.Repeat("]", 5000)), "esn_reservoir_size"},
 		{set("esn_reservoir_size", strings.Repeat("9", 5000)), "esn_reservoir_size"},
@@ -192,7 +195,7 @@ func TestUpdateRefuses(t *testing.T) {
 		if reason := reject(t, e, 200, dtesn.PathUpdate, c.body); !strings.Contains(reason, c.reason) {
 			t.Errorf("%s: the reason %q does not name %q", c.body, reason, c.reason)
 		}
-		status, answer := ask[dtesn.Response](t, e, "POST", dtesn.PathValidate, c.body)
+		status, answer := ask[Response](t, e, "POST", dtesn.PathValidate, c.body)
 		if status != 200 || answer.Success || len(answer.Errors) == 0 {
 			t.Errorf("validate %s: %d %+v", c.body, status, answer)
 		}
@@ -245,7 +248,7 @@ func TestBatchIsAllOrNothing(t *testing.T) {
 	if newest["description"] != "deep" || newest["revision"] != "abc" || newest["snapshot_id"] != "snapshot_1699123456_0015" {
 		t.Errorf("the snapshot is %v", newest)
 	}
-	if status := statusOf(t, e); status.Generation != 2 || status.CurrentConfig.MaxMembraneDepth != 64 || status.CurrentConfig.CacheTTLSeconds != 7 {
+	if status := statusOf(t, e); status.Generation != 2 || status.CurrentConfig.Get("max_membrane_depth") != schema.Int(64) || status.CurrentConfig.Get("cache_ttl_seconds") != schema.Int(7) {
 		t.Errorf("after the batch: %+v", status)
 	}
 	data = accept(t, e, dtesn.PathBatchUpdate, batchOf(set("cache_ttl_seconds", 8)))
@@ -267,7 +270,7 @@ func TestRollback(t *testing.T) {
 		t.Errorf("back to %+v, %v", p, data)
 	}
 	data = accept(t, e, dtesn.PathRollback, fmt.Sprintf(`{"snapshot_id": %q}`, e.current.Load().snapshots[0].SnapshotID))
-	if p := e.current.Load().params; p != schema.Defaults() || data["configuration"].(object)["esn_reservoir_size"] != 512.0 {
+	if p := e.current.Load().params; p != defaults() || data["configuration"].(object)["esn_reservoir_size"] != 512.0 {
 		t.Errorf("back to %+v, %v", p, data)
 	}
 	if reason := reject(t, e, 200, dtesn.PathRollback, `{"snapshot_id": "snapshot_1_1"}`); !strings.Contains(reason, "snapshot_1_1") {
@@ -282,11 +285,11 @@ func TestHistoryIsBounded(t *testing.T) {
 	for i := range maxSnapshots + 5 {
 		accept(t, e, dtesn.PathUpdate, set("cache_ttl_seconds", i+1))
 	}
-	_, answer := ask[dtesn.Snapshots](t, e, "GET", dtesn.PathSnapshots, "")
+	_, answer := ask[Snapshots](t, e, "GET", dtesn.PathSnapshots, "")
 	seen := map[string]bool{}
 	for i, snapshot := range answer.Snapshots {
 		seen[snapshot.SnapshotID] = true
-		if snapshot.IsActive != (i == 0) || snapshot.ConfigData.CacheTTLSeconds != maxSnapshots+5-i {
+		if snapshot.IsActive != (i == 0) || snapshot.ConfigData.Get("cache_ttl_seconds") != schema.Int(maxSnapshots+5-i) {
 			t.Errorf("snapshot %d is %+v", i, snapshot)
 		}
 	}
@@ -343,7 +346,7 @@ func TestWhatIsNotUnderstood(t *testing.T) {
 			case !slices.Contains(gets, path) && !slices.Contains(posts, path):
 				want = http.StatusNotFound
 			}
-			status, answer := ask[dtesn.Response](t, e, method, path, "")
+			status, answer := ask[Response](t, e, method, path, "")
 			if status != want || answer.Success || answer.Message == "" || len(answer.Errors) != 1 {
 				t.Errorf("%s %s: %d %+v, want %d and a reason", method, path, status, answer, want)
 			}
@@ -381,7 +384,7 @@ func FuzzHandler(f *testing.F) {
 		if !json.Valid(text) || w.Code >= 500 {
 			t.Errorf("POST %s %q: %d %q", name, body, w.Code, text)
 		}
-		if _, violations := schema.Check(e.current.Load().params.Map()); violations != nil {
+		if violations := rules().CheckParameters(e.current.Load().values); violations != nil {
 			t.Errorf("POST %s %q made it run %+v", name, body, e.current.Load().params)
 		}
 	})

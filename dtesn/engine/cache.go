@@ -6,8 +6,6 @@ import (
 	"math"
 	"sync"
 	"time"
-
-	"dtesn-agent/dtesn"
 )
 
 // entryBytes is what a forecast of horizon samples takes in the cache at most,
@@ -35,7 +33,7 @@ type cacheEntry struct {
 
 func newCache() *cache { return &cache{entries: map[cacheKey]cacheEntry{}} }
 
-func keyOf(request dtesn.ProcessRequest) cacheKey {
+func keyOf(request ProcessRequest) cacheKey {
 	bytes := make([]byte, 0, 8*len(request.Series))
 	for _, value := range request.Series {
 		bytes = binary.LittleEndian.AppendUint64(bytes, math.Float64bits(value))

@@ -27,6 +27,10 @@
 // swaps; requests in flight finish on the old one. The rebuild takes turns with
 // requests on the processors, so that it neither holds them up nor starves.
 //
+// The engine accepts the parameters of the schema that the program ships and the
+// labels of its environments. An agent with a further environment (--schema)
+// needs one of these labels for it.
+//
 // # Memory
 //
 // What is accounted is what the networks that live take, with all their

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"dtesn-agent/dtesn"
 	"dtesn-agent/schema"
 )
 
@@ -52,14 +50,15 @@ type Engine struct {
 // A state is all that requests see. It is immutable but for what says
 // otherwise, and swapped whole.
 type state struct {
-	params      schema.Parameters
+	values      schema.Parameters
+	params      parameters // of values
 	environment string
 	network     *network
 	generation  uint64
 	since       time.Time
 	cache       *cache     // nil while caching is off; has its own lock
 	latencies   *latencies // nil while monitoring is off; atomic
-	snapshots   []dtesn.Snapshot
+	snapshots   []Snapshot
 	sequence    int // of the newest snapshot
 }
 
@@ -72,15 +71,15 @@ func New(options Options) (*Engine, error) {
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
-	label := "development"
+	label := startLabel
 	if options.Environment != "" {
-		environment, err := schema.ParseEnvironment(options.Environment)
+		environment, err := schema.Default().ParseEnvironment(options.Environment)
 		if err != nil {
 			return nil, fmt.Errorf("start the engine: %w", err)
 		}
 		label, e.pinned = string(environment), true
 	}
-	params := schema.Defaults()
+	params := defaults()
 	if e.reserve(e.need(params)) != nil {
 		return nil, fmt.Errorf("start the engine: its defaults take %s while they are built, the memory limit is %s: raise --memory-limit",
 			mebibytes(fixedBytes+e.need(params)), mebibytes(e.limit))
@@ -90,14 +89,13 @@ func New(options Options) (*Engine, error) {
 		return nil, fmt.Errorf("start the engine: %w", err)
 	}
 	first := &state{environment: label, network: network, generation: 1}
-	e.current.Store(first.follow(params, change{description: "Start with the defaults"}))
-	schema.Prepare() // for the first change
+	e.current.Store(first.follow(rules().Defaults(), change{description: "Start with the defaults"}))
 	return e, nil
 }
 
 // A change is a wish: values to lay over what runs, and its story.
 type change struct {
-	values                            map[string]any
+	values                            map[string]schema.Value
 	description, snapshotID, revision string
 }
 
@@ -113,23 +111,23 @@ func (e *Engine) apply(ctx context.Context, wish change) (before, after *state, 
 		return nil, nil, nil, errGone // and perhaps has sent something newer
 	}
 	before = e.current.Load()
-	params, reasons := overlay(before.params, wish.values)
+	values, reasons := overlay(before.values, wish.values)
 	if reasons != nil {
 		return before, nil, reasons, nil
 	}
 	built := *before
-	if reinitialized(before.params, params) != nil {
-		if built.network, reasons, err = e.rebuild(ctx, params); reasons != nil || err != nil {
+	if reinitialized(before.values, values) != nil {
+		if built.network, reasons, err = e.rebuild(ctx, parametersOf(values)); reasons != nil || err != nil {
 			e.log.Warn("change refused", "reason", strings.Join(reasons, "; "), "error", err)
 			return before, nil, reasons, err
 		}
 		built.generation++
 		built.cache = nil
 	}
-	after = built.follow(params, wish)
+	after = built.follow(values, wish)
 	e.swap(before, after)
 	e.log.Info("configuration changed", "snapshot", after.active().SnapshotID, "generation", after.generation,
-		"changes", fmt.Sprint(params.Diff(before.params)))
+		"changes", fmt.Sprint(rules().Diff(before.values, values)))
 	return before, after, nil, nil
 }
 
@@ -142,32 +140,9 @@ func (e *Engine) swap(before, after *state) {
 	}
 }
 
-// overlay lays values over p and judges the whole.
-func overlay(p schema.Parameters, values map[string]any) (schema.Parameters, []string) {
-	all := p.Map()
-	maps.Copy(all, values)
-	p, violations := schema.Check(all)
-	var reasons []string
-	for _, v := range violations {
-		reasons = append(reasons, v.Message)
-	}
-	return p, reasons
-}
-
-// reinitialized lists the critical parameters that differ.
-func reinitialized(old, p schema.Parameters) []string {
-	var names []string
-	for _, c := range p.Diff(old) {
-		if c.Critical {
-			names = append(names, c.Parameter)
-		}
-	}
-	return names
-}
-
 // rebuild builds the network for p beside the one that runs. reasons are a
 // verdict on p; an error is none.
-func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (n *network, reasons []string, err error) {
+func (e *Engine) rebuild(ctx context.Context, p parameters) (n *network, reasons []string, err error) {
 	switch err := e.reserve(e.need(p)); {
 	case errors.Is(err, errTooLarge):
 		return nil, []string{e.tooLarge(p)}, nil
@@ -182,7 +157,7 @@ func (e *Engine) rebuild(ctx context.Context, p schema.Parameters) (n *network, 
 
 // construct builds and trains a network whose building is reserved, and gives
 // back what only that takes. No request ever sees a network that is not whole.
-func (e *Engine) construct(ctx context.Context, p schema.Parameters) (*network, error) {
+func (e *Engine) construct(ctx context.Context, p parameters) (*network, error) {
 	if e.deskGrowth(p) > 0 {
 		e.desk = nil // the old one goes before the new one comes
 		e.desk = newDesk(min(p.ESNReservoirSize, maxFeatures))
@@ -237,13 +212,13 @@ var snapshotID = regexp.MustCompile(`^snapshot_[0-9]{1,20}_[0-9]{1,20}$`)
 // the wish brings is kept, so that the engine's history reads as the agent's
 // does.
 func (s state) follow(p schema.Parameters, wish change) *state {
-	s.params, s.since = p, time.Now()
-	if !p.EnableCaching {
+	s.values, s.params, s.since = p, parametersOf(p), time.Now()
+	if !s.params.EnableCaching {
 		s.cache = nil
 	} else if s.cache == nil {
 		s.cache = newCache()
 	}
-	if !p.EnablePerformanceMonitoring {
+	if !s.params.EnablePerformanceMonitoring {
 		s.latencies = nil
 	} else if s.latencies == nil {
 		s.latencies = new(latencies)
@@ -255,8 +230,8 @@ func (s state) follow(p schema.Parameters, wish change) *state {
 	}
 	wish.description, wish.revision = clip(wish.description), clip(wish.revision)
 	kept := s.snapshots[max(0, len(s.snapshots)+1-maxSnapshots):]
-	s.snapshots = append(slices.Clone(kept), dtesn.Snapshot{
-		SnapshotID: id, Timestamp: schema.Unix(s.since), Description: wish.description,
+	s.snapshots = append(slices.Clone(kept), Snapshot{
+		SnapshotID: id, Timestamp: unixSeconds(s.since), Description: wish.description,
 		Environment: s.environment, ConfigData: p, Revision: wish.revision,
 	})
 	return &s
@@ -272,11 +247,11 @@ func clip(text string) string {
 }
 
 // active is the snapshot that runs.
-func (s *state) active() *dtesn.Snapshot { return &s.snapshots[len(s.snapshots)-1] }
+func (s *state) active() *Snapshot { return &s.snapshots[len(s.snapshots)-1] }
 
 // snapshot finds the newest snapshot of that id; "" is the one before the
 // active one.
-func (s *state) snapshot(id string) (dtesn.Snapshot, bool) {
+func (s *state) snapshot(id string) (Snapshot, bool) {
 	if id == "" && len(s.snapshots) > 1 {
 		return s.snapshots[len(s.snapshots)-2], true
 	}
@@ -285,5 +260,5 @@ func (s *state) snapshot(id string) (dtesn.Snapshot, bool) {
 			return snapshot, true
 		}
 	}
-	return dtesn.Snapshot{}, false
+	return Snapshot{}, false
 }

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sort"
 	"time"
-
-	"dtesn-agent/schema"
 )
 
 const (
@@ -29,7 +27,7 @@ const (
 
 // footprint is how many bytes a trained network with p takes, the workspaces
 // of its requests included.
-func footprint(p schema.Parameters) int64 {
+func footprint(p parameters) int64 {
 	n := newNetwork(p)
 	size, entries := p.ESNReservoirSize, n.entries()
 	features := min(size, maxFeatures)
@@ -41,21 +39,21 @@ func footprint(p schema.Parameters) int64 {
 
 // schooling is how many bytes more it takes while it is trained, beside the
 // desk.
-func schooling(p schema.Parameters) int64 {
+func schooling(p parameters) int64 {
 	features := min(p.ESNReservoirSize, maxFeatures)
 	return int64(8 * workspaceLength(p.ESNReservoirSize, lessonOrder, newNetwork(p).largest, features))
 }
 
 // building is what must be free to build a network with p, beside the desk.
-func building(p schema.Parameters) int64 { return footprint(p) + schooling(p) }
+func building(p parameters) int64 { return footprint(p) + schooling(p) }
 
 // deskGrowth is how many bytes the desk lacks for a training with p.
-func (e *Engine) deskGrowth(p schema.Parameters) int64 {
+func (e *Engine) deskGrowth(p parameters) int64 {
 	return max(0, 8*int64(trainingLength(min(p.ESNReservoirSize, maxFeatures)))-e.desk.bytes())
 }
 
 // need is what must be free for a change to p.
-func (e *Engine) need(p schema.Parameters) int64 { return building(p) + e.deskGrowth(p) }
+func (e *Engine) need(p parameters) int64 { return building(p) + e.deskGrowth(p) }
 
 // errCrowded: what was wished for fits as soon as requests have ended that run
 // on networks swapped out before.
@@ -116,7 +114,7 @@ func (e *Engine) sweep() (waited int64) {
 }
 
 // tooLarge says, for people, why p cannot be built now and what could.
-func (e *Engine) tooLarge(p schema.Parameters) string {
+func (e *Engine) tooLarge(p parameters) string {
 	need, used := e.need(p), e.memory()
 	return fmt.Sprintf(
 		"esn_reservoir_size %d does not fit: %s (it needs %s while it is built beside the %s in use, %s together; the memory limit is %s)",
@@ -125,7 +123,7 @@ func (e *Engine) tooLarge(p schema.Parameters) string {
 
 // fitting names the largest reservoir that can be built in free bytes with the
 // other parameters of p.
-func (e *Engine) fitting(p schema.Parameters, free int64) string {
+func (e *Engine) fitting(p parameters, free int64) string {
 	least := max(minReservoir(), minMembrane*p.MaxMembraneDepth)
 	units := least - 1 + sort.Search(max(0, p.ESNReservoirSize-least), func(i int) bool {
 		q := p
@@ -140,12 +138,8 @@ func (e *Engine) fitting(p schema.Parameters, free int64) string {
 
 // minReservoir is the least esn_reservoir_size.
 func minReservoir() int {
-	for _, info := range schema.Info() {
-		if info.Name == schema.ESNReservoirSize && info.Minimum != nil {
-			return *info.Minimum
-		}
-	}
-	return minMembrane
+	least, _ := rules().Parameter(reservoirSize).Minimum.Int()
+	return least
 }
 
 func mebibytes(bytes int64) string { return fmt.Sprintf("%.2f MiB", float64(bytes)/(1<<20)) }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"dtesn-agent/dtesn"
-	"dtesn-agent/schema"
 )
 
 // fill puts forecasts into the cache until the first one is pushed out.
@@ -58,7 +57,7 @@ func heap() int64 {
 // runs, a network that is built and not yet swapped in counts too.
 func TestMemoryIsWhatTheHeapGrowsBy(t *testing.T) {
 	newEngine(t, Options{}) // what is made once
-	all := []schema.Parameters{sized(64, 2, 1), sized(512, 4, 8), sized(2048, 64, 4), sized(4096, 1, 32), sized(16384, 4, 8)}
+	all := []parameters{sized(64, 2, 1), sized(512, 4, 8), sized(2048, 64, 4), sized(4096, 1, 32), sized(16384, 4, 8)}
 	if raceDetector {
 		all = all[:3] // the others take a minute
 	}
@@ -110,8 +109,10 @@ func TestMemoryLimit(t *testing.T) {
 	e := newEngine(t, Options{MemoryLimit: limit})
 	look := func() {
 		t.Helper()
-		if s := statusOf(t, e); s.MemoryLimitBytes != limit || s.MemoryBytes != fixedBytes+e.desk.bytes()+footprint(s.CurrentConfig) {
-			t.Errorf("%d units: %d bytes, accounted %d, the limit is %d", s.CurrentConfig.ESNReservoirSize, fixedBytes+e.desk.bytes()+footprint(s.CurrentConfig), s.MemoryBytes, limit)
+		s := statusOf(t, e)
+		p := parametersOf(s.CurrentConfig)
+		if s.MemoryLimitBytes != limit || s.MemoryBytes != fixedBytes+e.desk.bytes()+footprint(p) {
+			t.Errorf("%d units: %d bytes, accounted %d, the limit is %d", p.ESNReservoirSize, fixedBytes+e.desk.bytes()+footprint(p), s.MemoryBytes, limit)
 		}
 	}
 	look()
@@ -158,7 +159,7 @@ func TestRefusalsSayWhatFits(t *testing.T) {
 // By default the largest network there is follows the largest.
 func TestDefaultLimitHoldsTheLargest(t *testing.T) {
 	t.Parallel()
-	for _, p := range []schema.Parameters{sized(16384, 1, 32), sized(16384, 64, 32)} {
+	for _, p := range []parameters{sized(16384, 1, 32), sized(16384, 64, 32)} {
 		if need := fixedBytes + newDesk(maxFeatures).bytes() + footprint(p) + building(p); need > DefaultMemoryLimit {
 			t.Errorf("depth %d: two of the largest take %s", p.MaxMembraneDepth, mebibytes(need))
 		}
@@ -169,7 +170,7 @@ func TestDefaultLimitHoldsTheLargest(t *testing.T) {
 // has ended; a change that needs them waits for that, 5 s long.
 func TestRequestsInFlightKeepTheirNetwork(t *testing.T) {
 	t.Parallel()
-	large := schema.Defaults()
+	large := defaults()
 	large.ESNReservoirSize = 4096
 	limit := fixedBytes + newDesk(maxFeatures).bytes() + footprint(large) + building(large) // the default beside them is too much
 	synctest.Test(t, func(t *testing.T) {
@@ -177,7 +178,7 @@ func TestRequestsInFlightKeepTheirNetwork(t *testing.T) {
 		accept(t, e, dtesn.PathUpdate, set("esn_reservoir_size", 4096))
 		inFlight := e.enter()
 		accept(t, e, dtesn.PathUpdate, set("esn_reservoir_size", 512))
-		both := fixedBytes + e.desk.bytes() + footprint(inFlight.params) + footprint(schema.Defaults())
+		both := fixedBytes + e.desk.bytes() + footprint(inFlight.params) + footprint(defaults())
 		if got := statusOf(t, e).MemoryBytes; got != both {
 			t.Errorf("while a request runs on the old network %d bytes are accounted, want %d", got, both)
 		}
@@ -213,7 +214,7 @@ func TestTwiceIsEnough(t *testing.T) {
 		p := sized(size, 2, 8)
 		fixed := fixedBytes + newDesk(min(size, maxFeatures)).bytes()
 		runs := fixed + footprint(p)
-		for _, before := range []schema.Parameters{schema.Defaults(), p} {
+		for _, before := range []parameters{defaults(), p} {
 			if need := fixed + footprint(before) + building(p); need > 2*runs {
 				t.Errorf("%d units: %d bytes are accounted, building them beside %d takes %d", size, runs, before.ESNReservoirSize, need)
 			}

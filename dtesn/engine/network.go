@@ -4,8 +4,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-
-	"dtesn-agent/schema"
 )
 
 // The slowest mode of the innermost level decays within about 1 / (innerLeak
@@ -47,7 +45,7 @@ type matrix struct {
 // the tree of levels of different speed after Gallicchio, Micheli and Pedrelli,
 // Neurocomputing 268, 2017). Once trained it is immutable.
 type network struct {
-	params    schema.Parameters
+	params    parameters
 	membranes []membrane // parents before children
 	largest   int        // units of the largest membrane
 	recurrent matrix
@@ -95,7 +93,7 @@ func membranesOf(size, depth int) []membrane {
 	return slices.Clone(tree)
 }
 
-func newNetwork(p schema.Parameters) *network {
+func newNetwork(p parameters) *network {
 	n := &network{params: p, membranes: membranesOf(p.ESNReservoirSize, p.MaxMembraneDepth)}
 	for _, m := range n.membranes {
 		n.largest = max(n.largest, m.end-m.start)
@@ -122,7 +120,7 @@ func (m membrane) degree() int {
 // build constructs a network and scales its weights; it is yet to be trained.
 // Equal parameters and seeds give equal networks; of the parameters only the
 // critical ones count. Its error is t's.
-func build(t *turn, p schema.Parameters, seed uint64) (*network, error) {
+func build(t *turn, p parameters, seed uint64) (*network, error) {
 	n := newNetwork(p)
 	n.life = &life{bytes: footprint(p), drained: make(chan struct{})}
 	size, entries := p.ESNReservoirSize, n.entries()

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
-
-	"dtesn-agent/dtesn"
 )
 
 const (
@@ -34,12 +32,12 @@ func (e *Engine) postProcess(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusServiceUnavailable, "The series was not processed", err.Error())
 		return
 	}
-	answer(w, http.StatusOK, dtesn.Response{Success: true, Message: "Series processed", Data: data})
+	answer(w, http.StatusOK, Response{Success: true, Message: "Series processed", Data: data})
 }
 
 // process counts on one network from here to its end, and no further: who is
 // slow to read the answer keeps no network.
-func (e *Engine) process(ctx context.Context, request dtesn.ProcessRequest, began time.Time) (data dtesn.ProcessData, err error) {
+func (e *Engine) process(ctx context.Context, request ProcessRequest, began time.Time) (data ProcessData, err error) {
 	now := e.enter()
 	defer now.network.leave()
 	var key cacheKey
@@ -63,7 +61,7 @@ func (e *Engine) process(ctx context.Context, request dtesn.ProcessRequest, bega
 
 // decodeProcess reads a request, or answers 400. A null in the series is none
 // of its values, though a decoder would make 0 of it.
-func decodeProcess(w http.ResponseWriter, r *http.Request) (request dtesn.ProcessRequest, ok bool) {
+func decodeProcess(w http.ResponseWriter, r *http.Request) (request ProcessRequest, ok bool) {
 	var raw struct {
 		Series  json.RawMessage `json:"series"`
 		Horizon int             `json:"horizon"`
@@ -92,7 +90,7 @@ func decodeProcess(w http.ResponseWriter, r *http.Request) (request dtesn.Proces
 }
 
 // unfit says why a request cannot be processed, "" if it can.
-func unfit(request dtesn.ProcessRequest) string {
+func unfit(request ProcessRequest) string {
 	if n := len(request.Series); n < 1 || n > maxSeries {
 		return fmt.Sprintf("series has %d values, it takes 1 to %d", n, maxSeries)
 	}
@@ -124,11 +122,11 @@ func (l *latencies) note(took time.Duration, cached bool) {
 	l.ring[(l.requests.Add(1)-1)%uint64(len(l.ring))].Store(max(1, int64(took)))
 }
 
-func (l *latencies) figures() *dtesn.Performance {
+func (l *latencies) figures() *Performance {
 	if l == nil {
 		return nil
 	}
-	p := &dtesn.Performance{Requests: l.requests.Load(), Cached: l.cached.Load()}
+	p := &Performance{Requests: l.requests.Load(), Cached: l.cached.Load()}
 	var took []int64
 	for i := range l.ring {
 		if t := l.ring[i].Load(); t > 0 {

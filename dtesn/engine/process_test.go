@@ -16,18 +16,18 @@ import (
 )
 
 func processBody(series []float64, horizon int) string {
-	text, err := json.Marshal(dtesn.ProcessRequest{Series: series, Horizon: horizon})
+	text, err := json.Marshal(ProcessRequest{Series: series, Horizon: horizon})
 	if err != nil {
 		panic(err)
 	}
 	return string(text)
 }
 
-func process(t testing.TB, e *Engine, body string) dtesn.ProcessData {
+func process(t testing.TB, e *Engine, body string) ProcessData {
 	t.Helper()
 	status, answer := ask[struct {
 		Success bool
-		Data    dtesn.ProcessData
+		Data    ProcessData
 	}](t, e, "POST", dtesn.PathProcess, body)
 	if status != 200 || !answer.Success {
 		t.Fatalf("POST process: %d", status)
@@ -158,7 +158,7 @@ func TestMonitoring(t *testing.T) {
 		t.Errorf("figures while monitoring is off: %+v", p)
 	}
 	accept(t, e, dtesn.PathUpdate, set("enable_performance_monitoring", true))
-	if p := statusOf(t, e).Performance; p == nil || *p != (dtesn.Performance{}) {
+	if p := statusOf(t, e).Performance; p == nil || *p != (Performance{}) {
 		t.Errorf("figures from before: %+v", p)
 	}
 }

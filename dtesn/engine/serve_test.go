@@ -57,8 +57,8 @@ func serve(t *testing.T, options Options) *served {
 	return s
 }
 
-func (s *served) process(body string) (dtesn.ProcessData, error) {
-	var answer struct{ Data dtesn.ProcessData }
+func (s *served) process(body string) (ProcessData, error) {
+	var answer struct{ Data ProcessData }
 	response, err := s.client.Post("http://engine"+dtesn.PathProcess, "application/json", strings.NewReader(body))
 	if err != nil {
 		return answer.Data, err
@@ -169,7 +169,7 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 		held = append(held, <-network.slots)
 	}
 	type result struct {
-		data dtesn.ProcessData
+		data ProcessData
 		err  error
 	}
 	answered := make(chan result, 1)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"dtesn-agent/dtesn"
-	"dtesn-agent/schema"
 )
 
 const trafficClients = 8
@@ -17,7 +16,7 @@ const trafficClients = 8
 // An observation is one answered request.
 type observation struct {
 	body int // which of the bodies
-	data dtesn.ProcessData
+	data ProcessData
 	took time.Duration
 }
 
@@ -62,14 +61,14 @@ func TestChangesUnderTraffic(t *testing.T) {
 	t.Parallel()
 	const horizon = 6
 	s := serve(t, Options{})
-	shapes := []schema.Parameters{sized(64, 1, 3), sized(256, 4, 8), sized(96, 3, 5), sized(256, 2, 8), sized(256, 4, 2)}
+	shapes := []parameters{sized(64, 1, 3), sized(256, 4, 8), sized(96, 3, 5), sized(256, 2, 8), sized(256, 4, 2)}
 	all := mackeyGlass(60)
 	series := [][]float64{all[:20], all[20:40], all[40:], all[10:30], all[:60]}
 	var bodies []string
 	for _, one := range series {
 		bodies = append(bodies, processBody(one, horizon))
 	}
-	configurations := map[uint64]schema.Parameters{1: schema.Defaults()} // by generation; one goroutine changes
+	configurations := map[uint64]parameters{1: defaults()} // by generation; one goroutine changes
 	seen := traffic(t, s, bodies, func() {
 		for i := range 50 {
 			p := shapes[i%len(shapes)]
@@ -82,11 +81,11 @@ func TestChangesUnderTraffic(t *testing.T) {
 		}
 	})
 	type question struct {
-		p    schema.Parameters
+		p    parameters
 		body int
 	}
 	quiet, generations, cached := map[question][]float64{}, map[uint64]bool{}, 0
-	for _, p := range append(shapes, schema.Defaults()) {
+	for _, p := range append(shapes, defaults()) {
 		n := school(t, p, 0)
 		for i := range series {
 			predictions, err := n.forecast(t.Context(), series[i], horizon)
@@ -224,7 +223,6 @@ func TestRuntimeChangesAreQuick(t *testing.T) {
 		var took []time.Duration
 		for i := range 51 {
 			body := []string{set("cache_ttl_seconds", 1+i+round), set("enable_caching", i%2 == 0), set("enable_performance_monitoring", i%2 == 0)}[i%3]
-			post(dtesn.PathEnvironment, `{"environment": "development"}`) // when it is answered, nothing of the change before is left to do
 			began := time.Now()
 			post(dtesn.PathUpdate, body)
 			took = append(took, time.Since(began))

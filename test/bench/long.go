@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -132,17 +133,19 @@ func (s *stretch) reading(ctx context.Context, opt gitstore.Options) error {
 	return nil
 }
 
+// production are the rules of what is recorded here.
+var production = schema.Default().For("production")
+
 // longRecord is a change of usual size, another one each time.
-func longRecord(i int) schema.Snapshot {
-	config := schema.Parameters{MaxMembraneDepth: 4, ESNReservoirSize: 512, BSeriesMaxOrder: 8, EnableCaching: true, CacheTTLSeconds: 1 + i%80000, EnablePerformanceMonitoring: true}
-	before := config
-	before.CacheTTLSeconds = 1 + (i+79999)%80000
-	rec := schema.Snapshot{
-		Kind: schema.KindChange, Config: config, RollbackPoint: true, Description: fmt.Sprintf("State %d of a long history", i),
-		Source:     schema.Source{Kind: "git", Location: "https://git.example.com/team/dtesn.git", Revision: fmt.Sprintf("%040x", i*2654435761), Author: "Ada L <ada@example.org>", Subject: fmt.Sprintf("Set state %d", i)},
-		Provenance: schema.Provenance{}, Changes: config.Diff(before),
+func longRecord(i int) record.Record {
+	config := production.Defaults().With("cache_ttl_seconds", schema.Int(1+i%80000))
+	before := config.With("cache_ttl_seconds", schema.Int(1+(i+79999)%80000))
+	rec := record.Record{
+		Kind: record.KindChange, Config: config, RollbackPoint: true, Description: fmt.Sprintf("State %d of a long history", i),
+		Source:     record.Source{Kind: "git", Location: "https://git.example.com/team/dtesn.git", Revision: fmt.Sprintf("%040x", i*2654435761), Author: "Ada L <ada@example.org>", Subject: fmt.Sprintf("Set state %d", i)},
+		Provenance: schema.Provenance{}, Changes: production.Diff(before, config),
 	}
-	for line, name := range schema.Names() {
+	for line, name := range config.Names() {
 		rec.Provenance[name] = schema.Origin{Position: schema.Position{File: "production.yaml", Line: line + 3, Column: 3}, Layer: "environment"}
 	}
 	return rec

@@ -125,7 +125,10 @@ func (b *bed) prepare() error {
 	if err := os.MkdirAll(b.config, 0o755); err != nil {
 		return err
 	}
-	base := "parameters:\n  max_membrane_depth: 4\n  esn_reservoir_size: 512\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n"
+	base := "parameters:\n"
+	for line := range strings.Lines(string(production.Defaults().YAML())) {
+		base += "  " + line
+	}
 	if err := os.WriteFile(filepath.Join(b.config, "base.yaml"), []byte(base), 0o644); err != nil {
 		return err
 	}

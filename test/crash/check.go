@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/schema"
 )
 
 // check holds what must be true whenever the agent has come to rest: engine,
@@ -99,10 +100,10 @@ func (w *world) checkRunning(v *apply.Status, head string) error {
 	if err != nil {
 		return fmt.Errorf("ask the engine: %w", err)
 	}
-	if v.Current == nil || string(v.Current.Canonical()) != tree || string(engine.Canonical()) != tree {
-		return fmt.Errorf("the head says\n%sthe engine runs\n%sstatus says %+v", tree, engine.Canonical(), v.Current)
+	if v.Current == nil || string(v.Current.YAML()) != tree || string(engine.YAML()) != tree {
+		return fmt.Errorf("the head says\n%sthe engine runs\n%sstatus says %+v", tree, engine.YAML(), v.Current)
 	}
-	if engine.ESNReservoirSize == tooBig {
+	if intOf(engine, sizeName) == tooBig {
 		return errors.New("the engine runs what it refuses")
 	}
 	if r := v.Running; !r.Confirmed || r.Revision == "" {
@@ -163,6 +164,22 @@ func (w *world) checkFiles(records int) error {
 	return nil
 }
 
+// The parameters that the stories change.
+const (
+	sizeName = "esn_reservoir_size"
+	ttlName  = "cache_ttl_seconds"
+)
+
+func ttlOf(p schema.Parameters) int { return intOf(p, ttlName) }
+
+// intOf returns an integer of p, -1 if p has none of that name.
+func intOf(p schema.Parameters, name string) int {
+	if n, ok := p.Get(name).Int(); ok {
+		return n
+	}
+	return -1
+}
+
 // A want is what a step comes to rest at.
 type want struct {
 	state  apply.State
@@ -171,6 +188,6 @@ type want struct {
 }
 
 func (x want) met(v *apply.Status) bool {
-	return v.State == x.state && v.Current != nil && v.Current.CacheTTLSeconds == x.ttl && v.InSync == (x.state == apply.StateInSync) &&
+	return v.State == x.state && v.Current != nil && ttlOf(*v.Current) == x.ttl && v.InSync == (x.state == apply.StateInSync) &&
 		(v.Held != nil && v.Held.Paused) == x.paused
 }

@@ -44,8 +44,8 @@ import (
 // A failure is kept as a directory with this file beside the state.
 const planFile = "plan.json"
 
-// A record of a round is enough to tell it again.
-type record struct {
+// A retold is a round of a story that failed, enough to tell it again.
+type retold struct {
 	Story string `json:"story"`
 	Cuts  []cut  `json:"cuts"`
 	Error string `json:"error"`
@@ -198,7 +198,7 @@ func (c *campaign) fail(dir string, s *story, r *round, failure error) {
 	if err == nil {
 		err = exec.Command("cp", "-a", dir, filepath.Join(kept, "world")).Run() // with its sockets
 	}
-	text, _ := json.MarshalIndent(record{s.name, r.cuts, failure.Error()}, "", "  ")
+	text, _ := json.MarshalIndent(retold{s.name, r.cuts, failure.Error()}, "", "  ")
 	plan := filepath.Join(kept, planFile)
 	err = errors.Join(err, os.WriteFile(plan, text, 0o644))
 	last := "no kill"
@@ -221,7 +221,7 @@ func (c *campaign) again() error {
 	if err != nil {
 		return err
 	}
-	var r record
+	var r retold
 	if err := json.Unmarshal(text, &r); err != nil {
 		return fmt.Errorf("%s: %w", c.plan, err)
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"fmt"
 	"io"
 	"log"
@@ -14,6 +15,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"dtesn-agent/schema"
 )
 
 // An origin is where the agent takes its configuration from.
@@ -24,20 +27,20 @@ type origin interface {
 	close()
 }
 
-const baseText = `parameters:
-  max_membrane_depth: 4
-  esn_reservoir_size: 512
-  bseries_max_order: 8
-  enable_caching: true
-  cache_ttl_seconds: 300
-  enable_performance_monitoring: true
-`
+// baseText declares the default of every parameter.
+func baseText() string {
+	text := "parameters:\n"
+	for line := range strings.Lines(string(schema.Default().For(environment).Defaults().YAML())) {
+		text += "  " + line
+	}
+	return text
+}
 
 // files are a directory.
 type files struct{ dir string }
 
 func newFiles(w *world) (origin, error) {
-	return files{w.config}, os.WriteFile(filepath.Join(w.config, "base.yaml"), []byte(baseText), 0o644)
+	return files{w.config}, os.WriteFile(filepath.Join(w.config, "base.yaml"), []byte(baseText()), 0o644)
 }
 
 func (f files) flags() []string { return []string{"--config", f.dir} }
@@ -59,12 +62,14 @@ func newWorktree(w *world) (origin, error) {
 	if err != nil {
 		return nil, err
 	}
-	// so much that a fetch is written in several pieces
-	noise := make([]byte, 0, 100_000)
-	for random := rand.New(rand.NewPCG(1, 1)); len(noise) < cap(noise)-100; {
-		noise = fmt.Appendf(noise, "# %016x%016x%016x%016x\n", random.Uint64(), random.Uint64(), random.Uint64(), random.Uint64())
+	// so much that a fetch is written in several pieces, and as much as a file may have
+	var noise []byte
+	line := make([]byte, 48)
+	for random := rand.NewChaCha8([32]byte{1}); len(noise) < schema.MaxFileBytes-2048; {
+		_, _ = random.Read(line)
+		noise = fmt.Appendf(noise, "# %s\n", base64.StdEncoding.EncodeToString(line))
 	}
-	if err := os.WriteFile(filepath.Join(w.config, "base.yaml"), append([]byte(baseText), noise...), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(w.config, "base.yaml"), append([]byte(baseText()), noise...), 0o644); err != nil {
 		return nil, err
 	}
 	return worktree{f.(files)}, git(w.config, "init", "-q", "-b", "main")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -35,9 +36,8 @@ func prepareRecords(dir string, from int, pack bool) error {
 		return err
 	}
 	for n := range recordsOfAPack {
-		p := schema.Defaults()
-		p.CacheTTLSeconds = 1000 + from + n
-		if _, err := s.Commit(ctx, schema.Snapshot{Kind: schema.KindChange, Source: schema.Source{Kind: "file"}, Config: p, RollbackPoint: true}); err != nil {
+		p := schema.Default().For(environment).Defaults().With(ttlName, schema.Int(1000+from+n))
+		if _, err := s.Commit(ctx, record.Record{Kind: record.KindChange, Source: record.Source{Kind: "file"}, Config: p, RollbackPoint: true}); err != nil {
 			return err
 		}
 	}

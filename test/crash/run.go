@@ -182,7 +182,7 @@ func (w *world) rest(st *step) (*apply.Status, error) {
 		if _, quiet := w.agent.calls(); quiet < settled || !w.over(st, v) {
 			continue
 		}
-		if engine, err := w.runs(); err == nil && v.Current != nil && engine == *v.Current && v.TotalSnapshots > 0 {
+		if engine, err := w.runs(); err == nil && v.Current != nil && engine.Equal(*v.Current) && v.TotalSnapshots > 0 {
 			if w.agent.disarm() {
 				<-w.agent.done
 				return nil, nil

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -118,8 +119,8 @@ func rollbackTo(n int, x want, or *want, flags ...string) step {
 		var list struct {
 			Snapshots []struct {
 				ID      string `json:"snapshot_id"`
-				Kind    schema.Kind
-				Outcome schema.Outcome
+				Kind    record.Kind
+				Outcome record.Outcome
 				Config  schema.Parameters `json:"config_data"`
 			}
 		}
@@ -127,7 +128,7 @@ func rollbackTo(n int, x want, or *want, flags ...string) step {
 			return err
 		}
 		for _, r := range list.Snapshots {
-			if r.Outcome == schema.Applied && r.Kind.Candidate() && r.Config.CacheTTLSeconds == n {
+			if r.Outcome == record.Applied && r.Kind.Candidate() && ttlOf(r.Config) == n {
 				return w.order(s.or == nil, append([]string{"rollback", r.ID, "--reason", "back to what was"}, flags...)...)
 			}
 		}
@@ -246,7 +247,7 @@ func probationStory() *story {
 			return errors.Join(err, until("state 5 is on probation", func() bool {
 				runs, err := w.runs()
 				ended, _ := w.agent.dead()
-				return err == nil && runs.CacheTTLSeconds == 5 || ended
+				return err == nil && ttlOf(runs) == 5 || ended
 			}), w.declare(6))
 		}},
 		order("rollback", held(4), inSync(6), "rollback", "--reason", "the way back"),

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/test/gitserver"
 )
@@ -38,7 +39,33 @@ type site struct {
 	said   witness
 }
 
-const base = "parameters:\n  max_membrane_depth: 4\n  esn_reservoir_size: 512\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n"
+// The parameters that the tests change.
+const (
+	sizeName = "esn_reservoir_size"
+	ttlName  = "cache_ttl_seconds"
+)
+
+// production are the rules of the agent here.
+var production = schema.Default().For("production")
+
+func ttlOf(p schema.Parameters) int { return intOf(p, ttlName) }
+
+// intOf returns an integer of p, -1 if p has none of that name.
+func intOf(p schema.Parameters, name string) int {
+	if n, ok := p.Get(name).Int(); ok {
+		return n
+	}
+	return -1
+}
+
+// baseYAML declares the default of every parameter.
+func baseYAML() string {
+	text := "parameters:\n"
+	for line := range strings.Lines(string(production.Defaults().YAML())) {
+		text += "  " + line
+	}
+	return text
+}
 
 func newSite(t testing.TB, d *disk, git bool) *site {
 	t.Helper()
@@ -48,7 +75,7 @@ func newSite(t testing.TB, d *disk, git bool) *site {
 	if git {
 		gitserver.Git(t, s.config, "init", "-q", "-b", "main")
 	}
-	ok(t, os.WriteFile(filepath.Join(s.config, "base.yaml"), []byte(base), 0o644))
+	ok(t, os.WriteFile(filepath.Join(s.config, "base.yaml"), []byte(baseYAML()), 0o644))
 	s.startEngine()
 	t.Cleanup(func() { s.kill(); end(s.engine) })
 	return s
@@ -191,23 +218,23 @@ func (s *site) ask(verb string) (done bool, id string, err error) {
 	}
 	defer resp.Body.Close()
 	var a struct {
-		Outcome    schema.Outcome
+		Outcome    record.Outcome
 		SnapshotID string `json:"snapshot_id"`
 	}
 	err = json.NewDecoder(resp.Body).Decode(&a)
-	return a.Outcome == schema.Applied, a.SnapshotID, err
+	return a.Outcome == record.Applied, a.SnapshotID, err
 }
 
-// A record is what a listing says of one snapshot.
-type record struct {
+// A listed is what a listing says of one snapshot.
+type listed struct {
 	ID, Kind, Outcome, Description string
 	Config                         schema.Parameters
 }
 
 // records lists the whole history, without an agent.
-func (s *site) records() map[string]record {
+func (s *site) records() map[string]listed {
 	s.t.Helper()
-	all := map[string]record{}
+	all := map[string]listed{}
 	for before := ""; ; {
 		args := []string{"snapshots", "--limit", "1000", "--json"}
 		if before != "" {
@@ -227,7 +254,7 @@ func (s *site) records() map[string]record {
 			s.t.Fatalf("agent snapshots: exit %d, %v\n%s", code, err, out)
 		}
 		for _, r := range page.Snapshots {
-			all[r.ID] = record{r.ID, r.Kind, r.Outcome, r.Description, r.Config}
+			all[r.ID] = listed{r.ID, r.Kind, r.Outcome, r.Description, r.Config}
 			before = r.ID
 		}
 		if len(page.Snapshots) < 1000 {

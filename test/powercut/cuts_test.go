@@ -16,6 +16,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -69,7 +70,7 @@ func (p *power) next(tooBig bool) {
 func (p *power) synced() {
 	p.t.Helper()
 	p.await(fmt.Sprintf("state %d runs", p.n), func(st *apply.Status) bool {
-		return st.InSync && st.Current.CacheTTLSeconds == p.n
+		return st.InSync && ttlOf(*st.Current) == p.n
 	})
 }
 
@@ -114,7 +115,7 @@ func (p *power) turnOn() apply.Status {
 	p.start()
 	return p.await("settled", func(st *apply.Status) bool {
 		if st.InSync {
-			return st.Current.CacheTTLSeconds == p.n && !p.tooBig
+			return ttlOf(*st.Current) == p.n && !p.tooBig
 		}
 		return st.State == apply.StateHeld && st.Running.Confirmed
 	})
@@ -187,7 +188,7 @@ func (p *power) cutWhilePending(kind cutKind) {
 	ok(p.t, syscall.Kill(pid, syscall.SIGSTOP))
 	p.next(false)
 	st := p.await("pending", func(st *apply.Status) bool {
-		return st.Attempted != nil && st.Attempted.Outcome == schema.Pending
+		return st.Attempted != nil && st.Attempted.Outcome == record.Pending
 	})
 	p.candidate = st.Attempted.SnapshotID
 	ok(p.t, p.disk.cut(kind))
@@ -326,9 +327,8 @@ func history(t testing.TB, dir string, records, packs int) map[string]string {
 	ok(t, err)
 	applied := map[string]string{}
 	for n := range records {
-		config := schema.Defaults()
-		config.CacheTTLSeconds = 10_000 + n
-		snap, err := store.Commit(t.Context(), schema.Snapshot{Kind: schema.KindChange, Config: config, RollbackPoint: true, Description: fmt.Sprintf("state %d", 10_000+n)})
+		config := production.Defaults().With(ttlName, schema.Int(10_000+n))
+		snap, err := store.Commit(t.Context(), record.Record{Kind: record.KindChange, Config: config, RollbackPoint: true, Description: fmt.Sprintf("state %d", 10_000+n)})
 		ok(t, err)
 		ok(t, store.Confirm(t.Context()))
 		applied[snap.ID] = strconv.Itoa(10_000 + n)

@@ -17,6 +17,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/dtesn"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -36,7 +37,7 @@ func TestDiskFaults(t *testing.T) {
 		p.next(false)
 		st := p.await("degraded by "+what, p.diskRefuses)
 		// A change that is sent before it is synced runs; what is not on record does not.
-		runs := st.Current.CacheTTLSeconds
+		runs := ttlOf(*st.Current)
 		if runs != good && (row.call != "fsync" || runs != p.n) {
 			t.Errorf("%s: state %d was good, %d is declared, and %d runs", what, good, p.n, runs)
 		}
@@ -62,9 +63,9 @@ func TestDiskSlow(t *testing.T) {
 	p.next(false)
 	p.until("the engine runs it", func() bool {
 		reading, err := p.runs()
-		return err == nil && reading.CacheTTLSeconds == p.n
+		return err == nil && ttlOf(reading) == p.n
 	})
-	if st, err := p.status(); err != nil || st.Attempted.Outcome != schema.Pending {
+	if st, err := p.status(); err != nil || st.Attempted.Outcome != record.Pending {
 		t.Errorf("before anything was synced the outcome is %+v %v", st.Attempted, err)
 	}
 	p.alive()
@@ -83,7 +84,7 @@ func TestDiskNoDescriptors(t *testing.T) {
 	ok(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
 	p.next(false)
 	p.until("the log says why", func() bool { return strings.Contains(p.said.tail(), "too many open files") })
-	if reading, err := p.runs(); err != nil || reading.CacheTTLSeconds != good {
+	if reading, err := p.runs(); err != nil || ttlOf(reading) != good {
 		t.Errorf("state %d was good, and the engine runs %+v %v", good, reading, err)
 	}
 	ok(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &before, nil))
@@ -93,7 +94,7 @@ func TestDiskNoDescriptors(t *testing.T) {
 
 // runs asks the engine what it runs, past the agent.
 func (s *site) runs() (schema.Parameters, error) {
-	client := dtesn.New(dtesn.Options{Socket: s.socket, Environment: "production", Timeout: 5 * time.Second, ReadOnly: true})
+	client := dtesn.New(dtesn.Options{Socket: s.socket, Rules: production, Timeout: 5 * time.Second, ReadOnly: true})
 	defer client.Close()
 	reading, err := client.Read(s.t.Context())
 	return reading.Parameters, err
@@ -184,7 +185,7 @@ func (p *power) mended(what string) {
 	_ = p.disk.root.Close()
 	ok(p.t, unix.Unmount(p.disk.dir, unix.MNT_DETACH))
 	p.until("the disk is let go", func() bool { return p.disk.loop() == "" })
-	if st, err := p.status(); err != nil || st.State != apply.StateDegraded || !strings.Contains(st.Reason, "mount its disk or put it back") {
+	if st, err := p.status(); err != nil || st.State != apply.StateDegraded || !strings.Contains(st.Hint, "mount its disk or put it back") {
 		p.t.Errorf("%s, unmounted: %+v %v", what, st, err)
 	}
 	if left, err := os.ReadDir(p.disk.dir); err != nil || len(left) > 0 {
@@ -213,8 +214,8 @@ func (p *power) refused(why string, good int) {
 	p.t.Helper()
 	p.next(false)
 	st := p.await("degraded: "+why, p.diskRefuses)
-	if !strings.Contains(st.Reason, why) || st.Current.CacheTTLSeconds != good {
-		p.t.Errorf("the disk is %s: state %d was good, %d runs: %s", why, good, st.Current.CacheTTLSeconds, st.Reason)
+	if !strings.Contains(st.Reason, why) || ttlOf(*st.Current) != good {
+		p.t.Errorf("the disk is %s: state %d was good, %d runs: %s", why, good, ttlOf(*st.Current), st.Reason)
 	}
 	p.alive()
 }

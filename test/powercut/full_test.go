@@ -95,10 +95,10 @@ func (p *power) full(act string, left int64) (stopped bool) {
 	}
 	p.next(act == "rejected")
 	st := p.await("an outcome or a word about the disk", func(st *apply.Status) bool {
-		return st.InSync && st.Current.CacheTTLSeconds == p.n || st.State == apply.StateHeld || p.diskRefuses(st)
+		return st.InSync && ttlOf(*st.Current) == p.n || st.State == apply.StateHeld || p.diskRefuses(st)
 	})
 	stopped = p.diskRefuses(&st)
-	if stopped && act != "start" && st.Current.CacheTTLSeconds != good && st.Current.CacheTTLSeconds != p.n {
+	if stopped && act != "start" && ttlOf(*st.Current) != good && ttlOf(*st.Current) != p.n {
 		p.t.Errorf("the disk is full, and the engine runs %+v", st.Current)
 	}
 	p.alive()

@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // look holds what the start found against what was said before the cut.
@@ -29,7 +29,7 @@ func (p *power) look(st *apply.Status, mode string) {
 	if _, there := p.records()[p.candidate]; mode == "pending" && !gaveUp && !there {
 		p.t.Errorf("the candidate %s is gone, and nothing was said of it", p.candidate)
 	}
-	if st.Current.ESNReservoirSize == 16384 {
+	if intOf(*st.Current, sizeName) == 16384 {
 		p.t.Error("a rejected state runs")
 	}
 	var faults []byte
@@ -68,9 +68,9 @@ func (p *power) lost() (lost []string) {
 	for id, ttl := range told {
 		r, there := all[id]
 		switch {
-		case !there || r.Outcome != string(schema.Applied):
+		case !there || r.Outcome != string(record.Applied):
 			lost = append(lost, fmt.Sprintf("%s was called applied, and after the cut it is %+v", id, r))
-		case ttl != "" && strconv.Itoa(r.Config.CacheTTLSeconds) != ttl:
+		case ttl != "" && strconv.Itoa(ttlOf(r.Config)) != ttl:
 			lost = append(lost, fmt.Sprintf("%s was called applied with %s s, and after the cut it is %+v", id, ttl, r))
 		}
 	}

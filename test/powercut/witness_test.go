@@ -8,7 +8,7 @@ import (
 	"sync"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
 
 // A witness keeps what the agent said to be so, by whatever way. It is safe
@@ -64,12 +64,12 @@ func (w *witness) line(text []byte) {
 
 func (w *witness) status(st *apply.Status) {
 	for _, a := range st.Attempts {
-		if a.Outcome == schema.Applied {
+		if a.Outcome == record.Applied {
 			w.note("status", a.SnapshotID, "")
 		}
 	}
 	if r := st.Running; r.Confirmed && st.Current != nil {
-		w.note("status", r.SnapshotID, strconv.Itoa(st.Current.CacheTTLSeconds))
+		w.note("status", r.SnapshotID, strconv.Itoa(ttlOf(*st.Current)))
 	}
 }
 

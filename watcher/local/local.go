@@ -16,12 +16,14 @@ import (
 	"syscall"
 
 	"github.com/go-git/go-billy/v5"
+	"github.com/go-git/go-billy/v5/memfs"
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 	"github.com/go-git/go-git/v5/storage/filesystem/dotgit"
 
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/smallfile"
 )
 
@@ -30,6 +32,9 @@ type Repository struct {
 	// Dir is the git directory; Common is that of the repository it is a linked
 	// work tree of, the same as Dir where it is none.
 	Dir, Common string
+	// lenders are the object directories that it borrows from:
+	// gitrepository-layout(5), alternates.
+	lenders []string
 }
 
 // Find finds the repository at path: a work tree, a linked one, or a bare
@@ -46,63 +51,76 @@ func Find(path string) (Repository, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		dir = path
 	case err != nil:
-		return Repository{}, fmt.Errorf("open repository %s: %w", path, err)
+		return Repository{}, openError(path, err, "")
 	case !info.IsDir():
 		text, err := small(dir)
 		to, ok := strings.CutPrefix(text, "gitdir: ")
 		if err != nil || !ok {
-			return Repository{}, fmt.Errorf("open repository %s: its file .git names no git directory", path)
+			return Repository{}, openError(path, errors.New("its file .git names no git directory"), "")
 		}
 		dir = absolute(path, to)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "HEAD")); err != nil {
-		return Repository{}, fmt.Errorf("open repository %s: it is no git repository: --repo is a work tree or a bare repository: %w", path, bare(err))
+		return Repository{}, openError(path, fmt.Errorf("it is no git repository: %w", bare(err)), "name a work tree or a bare repository with --repo")
 	}
-	r := Repository{dir, dir}
+	r := Repository{Dir: dir, Common: dir}
 	if to, err := small(filepath.Join(dir, "commondir")); err == nil {
 		r.Common = absolute(dir, to)
 	}
-	return r, r.readable()
+	if err := r.readable(); err != nil {
+		return Repository{}, err
+	}
+	return r, r.findLenders(filepath.Join(r.Common, "objects"), nil)
+}
+
+func openError(path string, err error, hint string) error {
+	return &problem.Error{Op: "open repository", Place: path, Err: err, Hint: hint}
 }
 
 // readable refuses the formats that go-git would misread.
 func (r Repository) readable() error {
 	conf, err := small(filepath.Join(r.Common, "config"))
 	if err != nil {
-		return fmt.Errorf("open repository %s: %w", r.Dir, err)
+		return openError(r.Dir, err, "")
 	}
 	flat := strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(conf, " ", ""), "\t", ""))
 	for _, format := range []string{"objectformat=sha256", "refstorage=reftable"} {
 		if strings.Contains(flat, format) {
-			return fmt.Errorf("open repository %s: its %s is not read by this agent: use a clone in git's usual format (sha1, files)", r.Dir, format)
+			return openError(r.Dir, fmt.Errorf("its %s is not read by this agent", format), "use a clone in git's usual format (sha1, files)")
 		}
 	}
-	return r.lent(filepath.Join(r.Common, "objects"), nil)
+	return nil
 }
 
 // maxLent is how many repositories may lend objects, one through the other.
 const maxLent = 5
 
-// lent refuses object directories that borrow from each other in a circle,
-// which go-git would follow without end: gitrepository-layout(5), alternates.
-func (r Repository) lent(objects string, before []string) error {
+// findLenders finds the object directories that one borrows from, and those
+// that they borrow from, each once. It refuses a repository that borrows from
+// itself.
+func (r *Repository) findLenders(objects string, before []string) error {
 	text, err := small(filepath.Join(objects, "info", "alternates"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("open repository %s: read where it borrows objects: %w", r.Dir, err)
+		return openError(r.Dir, fmt.Errorf("read where it borrows objects: %w", err), "")
 	}
 	real, err := filepath.EvalSymlinks(objects)
 	if err != nil {
-		return fmt.Errorf("open repository %s: %w", r.Dir, bare(err))
+		return openError(r.Dir, bare(err), "")
 	}
 	if before = append(before, real); slices.Contains(before[:len(before)-1], real) || len(before) > maxLent {
-		return fmt.Errorf("open repository %s: it borrows objects in a circle, or through more than %d others: mend objects/info/alternates", r.Dir, maxLent)
+		return openError(r.Dir, fmt.Errorf("it borrows objects in a circle, or through more than %d others", maxLent), "mend objects/info/alternates")
 	}
 	for path := range strings.Lines(text) {
 		if path = strings.TrimSpace(path); path != "" && !strings.HasPrefix(path, "#") {
-			if err := r.lent(absolute(objects, path), before); err != nil {
+			path = filepath.Clean(absolute(objects, path))
+			if slices.Contains(r.lenders, path) {
+				continue
+			}
+			r.lenders = append(r.lenders, path)
+			if err := r.findLenders(path, before); err != nil {
 				return err
 			}
 		}
@@ -110,15 +128,58 @@ func (r Repository) lent(objects string, before []string) error {
 	return nil
 }
 
-// Storage opens the objects. A repack takes packs away from under an open one,
+// Objects are the objects of a repository and of those that it borrows from.
+// go-git follows alternates too, but it inflates an object there to learn its
+// size, misreads relative paths, and may follow a circle without end.
+type Objects struct{ stores []*filesystem.Storage }
+
+// Objects opens the objects. A repack takes packs away from under an open one,
 // so it is opened anew for each use.
-func (r Repository) Storage() *filesystem.Storage {
+func (r Repository) Objects() *Objects {
 	var common billy.Filesystem
 	if r.Common != r.Dir {
 		common = osfs.New(r.Common)
 	}
-	return filesystem.NewStorageWithOptions(dotgit.NewRepositoryFilesystem(osfs.New(r.Dir), common), cache.NewObjectLRU(4<<20),
-		filesystem.Options{AlternatesFS: osfs.New("/"), LargeObjectThreshold: 4 << 20})
+	shared := cache.NewObjectLRU(4 << 20)
+	none := memfs.New() // go-git finds no alternates in it
+	open := func(fs billy.Filesystem) *filesystem.Storage {
+		return filesystem.NewStorageWithOptions(fs, shared, filesystem.Options{AlternatesFS: none, LargeObjectThreshold: 4 << 20})
+	}
+	o := &Objects{[]*filesystem.Storage{open(dotgit.NewRepositoryFilesystem(osfs.New(r.Dir), common))}}
+	for _, objects := range r.lenders {
+		o.stores = append(o.stores, open(osfs.New(filepath.Dir(objects))))
+	}
+	return o
+}
+
+// EncodedObjectSize returns the size of an object; it inflates no more than a
+// delta.
+func (o *Objects) EncodedObjectSize(h plumbing.Hash) (size int64, err error) {
+	for _, s := range o.stores {
+		if size, err = s.EncodedObjectSize(h); !errors.Is(err, plumbing.ErrObjectNotFound) {
+			break
+		}
+	}
+	return size, err
+}
+
+// EncodedObject returns an object.
+func (o *Objects) EncodedObject(kind plumbing.ObjectType, h plumbing.Hash) (obj plumbing.EncodedObject, err error) {
+	for _, s := range o.stores {
+		if obj, err = s.EncodedObject(kind, h); !errors.Is(err, plumbing.ErrObjectNotFound) {
+			break
+		}
+	}
+	return obj, err
+}
+
+// Close closes the files that are open.
+func (o *Objects) Close() error {
+	var errs []error
+	for _, s := range o.stores {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // maxSymbolic is how many symbolic refs are followed.
@@ -146,18 +207,22 @@ func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
 		return r.packed(name)
 	}
 	if err != nil {
-		return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: %w", name, r.Dir, err)
+		return plumbing.ZeroHash, r.refError(name, err, "")
 	}
 	if to, ok := strings.CutPrefix(text, "ref: "); ok {
 		if links == 0 || !strings.HasPrefix(to, "refs/") || !filepath.IsLocal(to) {
-			return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: it leads nowhere", name, r.Dir)
+			return plumbing.ZeroHash, r.refError(name, errors.New("it leads nowhere"), "")
 		}
 		return r.resolve(to, links-1)
 	}
 	if !plumbing.IsHash(text) {
-		return plumbing.ZeroHash, fmt.Errorf("read ref %s of %s: it is torn: the repository needs mending (git fsck)", name, r.Dir)
+		return plumbing.ZeroHash, r.refError(name, errors.New("it is torn"), "the repository needs mending (git fsck)")
 	}
 	return plumbing.NewHash(text), nil
+}
+
+func (r Repository) refError(name string, err error, hint string) error {
+	return &problem.Error{Op: "read ref", Place: name + " of " + r.Dir, Err: err, Hint: hint}
 }
 
 func (r Repository) packed(name string) (plumbing.Hash, error) {

@@ -1,10 +1,13 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
+
+	"dtesn-agent/schema/problem"
 )
 
 var schemes = []string{"https", "http", "ssh", "git"}
@@ -62,7 +65,7 @@ func (a address) String() string {
 // parse takes an address as git does: a URL, or [user@]host:path for SSH.
 func parse(repo string) (address, error) {
 	bad := func(why string) (address, error) {
-		return address{}, &Error{What: "--repo: " + why, Hint: "use a local path, https://HOST/PATH, ssh://USER@HOST/PATH, USER@HOST:PATH, http:// or git://"}
+		return address{}, problem.New("--repo", errors.New(why), "use a local path, https://HOST/PATH, ssh://USER@HOST/PATH, USER@HOST:PATH, http:// or git://")
 	}
 	if strings.ContainsAny(repo, "\x00\r\n\t ") {
 		return bad("the address holds a space or a control character")
@@ -90,7 +93,7 @@ func parse(repo string) (address, error) {
 		return bad(fmt.Sprintf("the scheme %q is none that can be read", u.Scheme))
 	}
 	if _, has := u.User.Password(); has {
-		return address{}, &Error{What: "--repo: a password stands in the address", Hint: "take it out and give it in a file: --git-password-file or --git-token-file"}
+		return address{}, problem.New("--repo", errors.New("a password stands in the address"), "take it out and give it in a file: --git-password-file or --git-token-file")
 	}
 	if u.Hostname() == "" || strings.HasPrefix(u.Host, "-") || strings.Trim(u.Path, "/") == "" {
 		return bad("the address names no host and path")

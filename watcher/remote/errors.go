@@ -12,15 +12,22 @@ import (
 	"unicode"
 )
 
-// An Error is what keeps a remote repository from being read: one line, with
-// the way out. It never holds a secret.
-type Error struct {
-	What string // what was attempted and what came of it
-	Hint string // the way out
-	Err  error  // the cause, nil if there is none below
-	// Passing: it is a fault of the network or the server, which may be over at
-	// the next try without anybody's doing.
-	Passing bool
+// A fault is the cause of a failed exchange, as one line of text that is the
+// same for the same cause.
+type fault struct {
+	err     error
+	passing bool
+}
+
+func (f *fault) Error() string { return oneLine([]byte(cause(f.err)), 1000) }
+
+func (f *fault) Unwrap() error { return f.err }
+
+// Passing reports whether err is a fault of the network or the server that may
+// be over at the next try, without anybody's doing.
+func Passing(err error) bool {
+	var f *fault
+	return errors.As(err, &f) && f.passing
 }
 
 func passes(err error) bool {
@@ -37,17 +44,6 @@ func passes(err error) bool {
 		errors.Is(err, errSlow) || errors.Is(err, errSilent)
 }
 
-func (e *Error) Error() string {
-	text := e.What
-	if e.Err != nil {
-		text += ": " + oneLine([]byte(cause(e.Err)), 1000)
-	}
-	if e.Hint != "" {
-		text += ": " + e.Hint
-	}
-	return text
-}
-
 // cause words what the network says for people, and so that the same fault has
 // the same words: a connection of ours has another port each time.
 func cause(err error) string {
@@ -62,8 +58,6 @@ func cause(err error) string {
 	}
 	return err.Error()
 }
-
-func (e *Error) Unwrap() error { return e.Err }
 
 // A serverError is what the server itself said, in its words.
 type serverError struct{ text string }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/smallfile"
 )
 
@@ -54,7 +55,7 @@ func (t *httpTransport) open(b bounds, known bool) (exchange, error) {
 	}
 	if ct := resp.Header.Get("Content-Type"); ct != "application/x-git-upload-pack-advertisement" {
 		ex.close()
-		return nil, &notGitError{fmt.Sprintf("an answer of type %q; is this the address that `git clone` takes?", line([]byte(ct)))}
+		return nil, problem.New("", &notGitError{fmt.Sprintf("an answer of type %q", line([]byte(ct)))}, "is this the address that `git clone` takes?")
 	}
 	ex.first = ex.reader(resp, maxListing, "the list of refs")
 	return ex, nil
@@ -83,13 +84,13 @@ func (t *httpTransport) renew() error {
 	if t.files.CA != "" {
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(pem[t.files.CA]) {
-			return &Error{What: t.files.CA + " holds no certificate", Hint: "--git-ca-file is PEM: -----BEGIN CERTIFICATE-----"}
+			return problem.New("", errors.New(t.files.CA+" holds no certificate"), "--git-ca-file is PEM: -----BEGIN CERTIFICATE-----")
 		}
 	}
 	if t.files.Cert != "" {
 		pair, err := tls.X509KeyPair(pem[t.files.Cert], pem[t.files.Key])
 		if err != nil {
-			return &Error{What: "use " + t.files.Cert + " and " + t.files.Key, Hint: "--git-cert-file and --git-key-file are PEM and belong together", Err: err}
+			return &problem.Error{Op: "use", Place: t.files.Cert + " and " + t.files.Key, Err: err, Hint: "--git-cert-file and --git-key-file are PEM and belong together"}
 		}
 		conf.Certificates = []tls.Certificate{pair}
 	}
@@ -163,10 +164,10 @@ func (t *httpTransport) login() (login, error) {
 func readSecret(path string) ([]byte, error) {
 	b, err := smallfile.Read(path, 1<<20)
 	if err != nil {
-		return nil, &Error{What: "read " + path, Hint: "it must be a file that the agent's user can read", Err: err}
+		return nil, &problem.Error{Op: "read", Place: path, Err: err, Hint: "it must be a file that the agent's user can read"}
 	}
 	if len(bytes.TrimSpace(b)) == 0 {
-		return nil, &Error{What: path + " is empty", Hint: "write it whole, by a rename"}
+		return nil, problem.New("", errors.New(path+" is empty"), "write it whole, by a rename")
 	}
 	return b, nil
 }
@@ -256,11 +257,11 @@ func (t *httpTransport) explain(err error) error {
 	var host x509.HostnameError
 	switch {
 	case errors.As(err, &redirect):
-		return &Error{What: redirect.Error(), Hint: "if that is where the repository is now, name it with --repo; it is not followed by itself"}
+		return problem.New("", redirect, "if that is where the repository is now, name it with --repo; it is not followed by itself")
 	case errors.As(err, &unknown):
-		return &Error{What: "the server's certificate is signed by nobody this machine trusts", Hint: "name its authority with --git-ca-file"}
+		return problem.New("", errors.New("the server's certificate is signed by nobody this machine trusts"), "name its authority with --git-ca-file")
 	case errors.As(err, &host):
-		return &Error{What: "the server's certificate is of another host", Hint: "use the name that it bears in --repo"}
+		return problem.New("", errors.New("the server's certificate is of another host"), "use the name that it bears in --repo")
 	case !errors.As(err, &status):
 		return nil
 	}
@@ -275,5 +276,5 @@ func (t *httpTransport) explain(err error) error {
 	case status.code >= 500:
 		hint = "the server has a fault; it is tried again"
 	}
-	return &Error{What: status.Error(), Hint: hint}
+	return problem.New("", status, hint)
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/storage/filesystem"
+
+	"dtesn-agent/schema/problem"
 )
 
 // Objects are what one fetch brought, in a directory of their own.
@@ -49,7 +51,7 @@ func (o *Objects) take(from io.Reader) (err error) {
 	if err == nil || errors.As(err, &large) || errors.As(err, &own) {
 		return err
 	}
-	return &Error{What: "the pack that came is damaged", Hint: "it is fetched anew; if that goes on, see whether the repository is sound: git fsck", Err: err}
+	return problem.New("", fmt.Errorf("the pack that came is damaged: %w", err), "it is fetched anew; if that goes on, see whether the repository is sound: git fsck")
 }
 
 // measure refuses a pack whose objects are larger than the bounds, without

@@ -27,6 +27,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/storage/filesystem"
+
+	"dtesn-agent/schema/problem"
 )
 
 const agent = "dtesn-agent"
@@ -84,7 +86,8 @@ type transport interface {
 	// open begins an exchange, which b bounds. known says that the
 	// advertisement need not be sent again, where that can be.
 	open(b bounds, known bool) (exchange, error)
-	// explain words what went wrong, and the way out.
+	// explain returns a *problem.Error for what it knows more about, nil for
+	// anything else.
 	explain(err error) error
 	// secrets are what was last sent to be let in.
 	secrets() []string
@@ -114,10 +117,10 @@ func New(opt Options) (*Remote, error) {
 		r.transport = &httpTransport{at: at, files: opt.Files}
 	case "ssh":
 		if opt.Files.KnownHosts == "" {
-			return nil, &Error{What: "host keys of " + at.host + " cannot be checked without --git-known-hosts-file", Hint: "`" + at.keyscan() + "` prints them; compare them with what the host's administrator says"}
+			return nil, problem.New("", errors.New("host keys of "+at.host+" cannot be checked without --git-known-hosts-file"), "`"+at.keyscan()+"` prints them; compare them with what the host's administrator says")
 		}
 		if opt.Files.SSHKey == "" {
-			return nil, &Error{What: "--git-ssh-key-file is needed for " + at.String(), Hint: "the private key that may read the repository"}
+			return nil, problem.New("", errors.New("--git-ssh-key-file is needed for "+at.String()), "give the private key that may read the repository")
 		}
 		r.transport = &sshTransport{at: at, files: opt.Files}
 	case "git":
@@ -220,37 +223,37 @@ func (r *Remote) fetch(s *session, w want, o *Objects) error {
 	return nil
 }
 
-// fail words an error once, at the top. A server may have repeated what it was
-// sent.
-func (r *Remote) fail(attempt string, cause error) error {
-	err := r.word(attempt, cause)
-	err.Passing = passes(cause)
-	if leaks(err.Error(), r.transport.secrets()) {
-		return &Error{What: attempt + " " + r.at.String(), Err: errors.New("the server repeats the login that it was sent")}
+// fail makes the error that List and Fetch return, whose text is one line. A
+// server may have repeated what it was sent; the error never does.
+func (r *Remote) fail(attempt string, err error) error {
+	hint, cause := r.explain(err)
+	e := &problem.Error{Op: attempt, Place: r.at.String(), Err: &fault{cause, passes(err)}, Hint: hint}
+	if leaks(problem.Text(e), r.transport.secrets()) {
+		e.Err, e.Hint = errors.New("the server repeats the login that it was sent"), ""
 	}
-	return err
+	return e
 }
 
-func (r *Remote) word(attempt string, err error) *Error {
-	what := attempt + " " + r.at.String()
+// explain returns what to do about an error, and what of it is reported.
+func (r *Remote) explain(err error) (hint string, cause error) {
 	var large *tooLargeError
 	var server *serverError
 	switch {
 	case errors.As(err, &large):
-		return &Error{What: what, Hint: "keep the configuration in a repository of its own", Err: large}
+		return "keep the configuration in a repository of its own", large
 	case errors.As(err, &server):
-		return &Error{What: what, Hint: "look at --repo and --ref", Err: server}
+		return "look at --repo and --ref", server
 	case errors.Is(err, errSlow), errors.Is(err, context.DeadlineExceeded):
-		return &Error{What: what, Hint: "the server is too slow, or the repository too large", Err: errSlow}
+		return "the server is too slow, or the repository too large", errSlow
 	}
 	if e := r.transport.explain(err); e != nil {
 		err = e
 	}
-	var own *Error
+	var own *problem.Error
 	if errors.As(err, &own) {
-		return &Error{What: what + ": " + own.What, Hint: own.Hint, Err: own.Err}
+		return own.Hint, own
 	}
-	return &Error{What: what, Err: err}
+	return "", err
 }
 
 // A bounded reader fails, rather than ends, where too much comes.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
+
+	"dtesn-agent/schema/problem"
 )
 
 // sshTransport runs git-upload-pack on the host, each time in a session of one
@@ -126,19 +128,19 @@ func (t *sshTransport) config(key, phrase []byte) (*ssh.ClientConfig, error) {
 	var locked *ssh.PassphraseMissingError
 	if errors.As(err, &locked) {
 		if phrase == nil {
-			return nil, &Error{What: t.files.SSHKey + " is locked by a passphrase", Hint: "give it with --git-ssh-passphrase-file"}
+			return nil, problem.New("", errors.New(t.files.SSHKey+" is locked by a passphrase"), "give it with --git-ssh-passphrase-file")
 		}
 		signer, err = ssh.ParsePrivateKeyWithPassphrase(key, phrase)
 	}
 	switch {
 	case errors.Is(err, x509.IncorrectPasswordError):
-		return nil, &Error{What: "the passphrase in " + t.files.SSHPassphrase + " does not open " + t.files.SSHKey, Hint: "both files are read anew at the next try"}
+		return nil, problem.New("", errors.New("the passphrase in "+t.files.SSHPassphrase+" does not open "+t.files.SSHKey), "both files are read anew at the next try")
 	case err != nil:
-		return nil, &Error{What: "use the SSH key in " + t.files.SSHKey, Hint: "it must be the private half, in OpenSSH's or PEM format", Err: err}
+		return nil, &problem.Error{Op: "use the SSH key in", Place: t.files.SSHKey, Err: err, Hint: "it must be the private half, in OpenSSH's or PEM format"}
 	}
 	db, err := knownhosts.NewDB(t.files.KnownHosts)
 	if err != nil {
-		return nil, &Error{What: "read host keys from " + t.files.KnownHosts, Hint: "its lines are those of ssh-keyscan", Err: err}
+		return nil, &problem.Error{Op: "read host keys from", Place: t.files.KnownHosts, Err: err, Hint: "its lines are those of ssh-keyscan"}
 	}
 	addr := t.at.hostPort("22")
 	return &ssh.ClientConfig{
@@ -161,11 +163,11 @@ func (t *sshTransport) secrets() []string { return nil }
 func (t *sshTransport) explain(err error) error {
 	switch {
 	case knownhosts.IsHostKeyChanged(err):
-		return &Error{What: "the host shows another key than " + t.files.KnownHosts + " has", Hint: "somebody may be in between; if the host really has a new key, put that into the file"}
+		return problem.New("", errors.New("the host shows another key than "+t.files.KnownHosts+" has"), "somebody may be in between; if the host really has a new key, put that into the file")
 	case knownhosts.IsHostUnknown(err):
-		return &Error{What: t.files.KnownHosts + " has no key of " + t.at.hostPort("22"), Hint: "`" + t.at.keyscan() + "` prints it; compare it with what the host's administrator says"}
+		return problem.New("", errors.New(t.files.KnownHosts+" has no key of "+t.at.hostPort("22")), "`"+t.at.keyscan()+"` prints it; compare it with what the host's administrator says")
 	case err != nil && strings.Contains(err.Error(), "unable to authenticate"):
-		return &Error{What: fmt.Sprintf("the host does not let the user %s in with the key in %s", t.user(), t.files.SSHKey), Hint: "is that the user, and is its public half allowed to read this repository? the file is read anew at the next try"}
+		return problem.New("", fmt.Errorf("the host does not let the user %s in with the key in %s", t.user(), t.files.SSHKey), "is that the user, and is its public half allowed to read this repository? the file is read anew at the next try")
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/test/gitserver"
 )
 
@@ -36,8 +36,8 @@ func put(t testing.TB, dir, name, text string) string {
 	return path
 }
 
-// failure lists and wants an error that says all of words, and never the
-// secret.
+// failure lists and wants an error whose text and hint have all of words, and
+// never the secret.
 func failure(t testing.TB, r *Remote, words ...string) {
 	t.Helper()
 	found, err := r.List(t.Context(), []string{"refs/heads/main"})
@@ -45,12 +45,15 @@ func failure(t testing.TB, r *Remote, words ...string) {
 		t.Fatalf("listed %v, want an error with %q", found, words)
 	}
 	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%q does not say %q", err, w)
+		if !strings.Contains(problem.Text(err), w) {
+			t.Errorf("%q does not say %q", problem.Text(err), w)
 		}
 	}
-	if strings.Contains(err.Error(), canary) {
-		t.Errorf("the secret is in %q", err)
+	if strings.Contains(problem.Text(err), canary) {
+		t.Errorf("the secret is in %q", problem.Text(err))
+	}
+	if hint := problem.Hint(err); hint != "" && strings.Contains(err.Error(), hint) {
+		t.Errorf("the text of %q has its hint %q", err, hint)
 	}
 }
 
@@ -345,9 +348,12 @@ func TestSlow(t *testing.T) {
 	failure(t, trickle(time.Millisecond), "it took too long", "too slow")
 	failure(t, trickle(time.Hour), "was silent for 300ms")
 	_, err := trickle(time.Hour).List(t.Context(), []string{"refs/heads/main"})
-	var e *Error
-	if !errors.As(err, &e) || !e.Passing {
+	if !Passing(err) || !Passing(fmt.Errorf("look: %w", err)) {
 		t.Errorf("%v is passing", err)
+	}
+	r := newRemote(t, Options{URL: httptest.NewServer(http.NotFoundHandler()).URL + "/x.git"})
+	if _, err := r.List(t.Context(), []string{"refs/heads/main"}); err == nil || Passing(err) {
+		t.Errorf("%v is not passing", err)
 	}
 }
 
@@ -390,8 +396,8 @@ func TestAddresses(t *testing.T) {
 	} {
 		if at, err := parse(repo); err == nil {
 			t.Errorf("%s was taken for %v", repo, at)
-		} else if strings.Contains(err.Error(), canary) {
-			t.Errorf("the secret is in %q", err)
+		} else if strings.Contains(problem.Text(err), canary) {
+			t.Errorf("the secret is in %q", problem.Text(err))
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema/problem"
 )
 
 // An advert is what a server says first: gitprotocol-v2(5) its capabilities,
@@ -104,10 +106,10 @@ func (a *advert) takeRef(text string, first bool, wanted map[string]bool) error 
 	return nil
 }
 
-// format says how the repository names objects; "" is sha1.
+// checkFormat refuses a repository that names objects otherwise than by SHA-1.
 func (a *advert) checkFormat() error {
 	if f := a.caps["object-format"]; f != "" && f != "sha1" {
-		return fmt.Errorf("the repository uses %s object names, which this agent does not read: use a repository of format sha1", line([]byte(f)))
+		return problem.New("", fmt.Errorf("the repository uses %s object names, which this agent does not read", line([]byte(f))), "use a repository of format sha1")
 	}
 	return nil
 }

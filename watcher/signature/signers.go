@@ -11,12 +11,15 @@ package signature
 
 import (
 	"crypto/rsa"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"dtesn-agent/schema/problem"
 )
 
 // namespace is what git signs for: gitformat-signature(5).
@@ -57,7 +60,7 @@ func ParseSigners(text []byte) (*Signers, error) {
 		s.lines = append(s.lines, e)
 	}
 	if len(s.lines) == 0 {
-		return nil, fmt.Errorf("it names no signer: each line is NAME [OPTIONS] KEYTYPE KEY, as in ssh-keygen(1), ALLOWED SIGNERS")
+		return nil, problem.New("", errors.New("it names no signer"), "each line is NAME [OPTIONS] KEYTYPE KEY, as in ssh-keygen(1), ALLOWED SIGNERS")
 	}
 	return s, nil
 }
@@ -79,7 +82,7 @@ func parseEntry(line string) (entry, error) {
 		}
 	}
 	if strings.ContainsAny(e.principals, "*?!") {
-		return entry{}, fmt.Errorf("the name %.40q is a pattern: give each signer a name of its own, so that the status can tell who it was", e.principals)
+		return entry{}, problem.New("", fmt.Errorf("the name %.40q is a pattern", e.principals), "give each signer a name of its own, so that the status can tell who it was")
 	}
 	return e, weak(key)
 }
@@ -95,7 +98,7 @@ func (e *entry) option(option string) (err error) {
 	case "valid-before":
 		e.before, err = parseTime(value)
 	default:
-		return fmt.Errorf("the option %.40q is not understood: namespaces, valid-after and valid-before are", name)
+		return problem.New("", fmt.Errorf("the option %.40q is not understood", name), "use namespaces, valid-after and valid-before only")
 	}
 	return err
 }
@@ -113,7 +116,7 @@ func parseTime(s string) (time.Time, error) {
 			}
 		}
 	}
-	return time.Time{}, fmt.Errorf("%.40q is no time: write YYYYMMDD[HHMM[SS]][Z]", s)
+	return time.Time{}, problem.New("", fmt.Errorf("%.40q is no time", s), "write YYYYMMDD[HHMM[SS]][Z]")
 }
 
 // weak refuses keys that should sign nothing any more.
@@ -136,7 +139,7 @@ func weak(key ssh.PublicKey) error {
 // at now. It is for what was verified before; "" is what bore no signature.
 func (s *Signers) Allows(fingerprint string, now time.Time) error {
 	if fingerprint == "" {
-		return fmt.Errorf("it was taken without a signature")
+		return errors.New("it was taken without a signature")
 	}
 	_, err := s.find(fingerprint, now)
 	return err

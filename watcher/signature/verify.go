@@ -9,6 +9,8 @@ import (
 
 	"github.com/hiddeco/sshsig"
 	"golang.org/x/crypto/ssh"
+
+	"dtesn-agent/schema/problem"
 )
 
 // A Signer is who signed.
@@ -109,7 +111,7 @@ func splitCommit(raw []byte) (payload, armored []byte, err error) {
 // unsigned words why there is no SSH signature.
 func unsigned(raw []byte) error {
 	if bytes.Contains(raw, []byte("-----BEGIN PGP")) || bytes.Contains(raw, []byte("-----BEGIN SIGNED")) {
-		return errors.New("it is signed by OpenPGP or X.509; SSH signatures are read: git config gpg.format ssh")
+		return problem.New("", errors.New("it is signed by OpenPGP or X.509; SSH signatures are read"), "git config gpg.format ssh")
 	}
 	return ErrUnsigned
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"dtesn-agent/schema/problem"
 )
 
 // ask speaks to the agent that runs on the state directory.
@@ -46,14 +48,14 @@ func ask(ctx context.Context, state, method, path string, body, answer any, pati
 	}}
 	resp, err := client.Do(q)
 	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
-		return fault(fmt.Errorf("the agent on %s did not answer within %s", state, patience), "see whether it hangs or is stopped: its log, and the pid in "+filepath.Join(state, "lock"))
+		return problem.New("", fmt.Errorf("the agent on %s did not answer within %s", state, patience), "see whether it hangs or is stopped: its log, and the pid in "+filepath.Join(state, "lock"))
 	}
 	if err != nil {
 		return notRunning(state, err)
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
-		return fault(fmt.Errorf("read the agent's answer: %w", err), "")
+		return fmt.Errorf("read the response of the agent on %s: %w", state, err)
 	}
 	return nil
 }
@@ -78,19 +80,28 @@ func lockedBy(state string) string {
 
 // notRunning explains why no agent answered.
 func notRunning(state string, err error) error {
+	p := &problem.Error{}
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		pid := lockedBy(state)
 		if _, statErr := os.Stat(state); statErr != nil {
-			return fault(fmt.Errorf("there is no state directory %s", state), "check --state; it is the one `agent run` was given; an agent whose disk is away still answers on its --listen address, and comes back to it by itself")
+			p.Err = fmt.Errorf("there is no state directory %s", state)
+			p.Hint = "check --state; it is the one `agent run` was given; an agent whose disk is away still answers on its --listen address, and comes back to it by itself"
+		} else if pid != "" {
+			p.Err = fmt.Errorf("the agent on %s (pid %s) does not listen on its control socket", state, pid)
+			p.Hint = "wait some seconds, it makes it anew; if it does not: its log says why"
+		} else {
+			p.Err = fmt.Errorf("no agent runs on %s", state)
+			p.Hint = "start one with `agent run`; what it recorded: agent snapshots --state " + shellWord(state)
 		}
-		if pid := lockedBy(state); pid != "" {
-			return fault(fmt.Errorf("the agent on %s (pid %s) does not listen on its control socket", state, pid), "wait some seconds, it makes it anew; if it does not: its log says why")
-		}
-		return fault(fmt.Errorf("no agent runs on %s", state), "start one with `agent run`; what it recorded: agent snapshots --state "+shellWord(state))
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-		return fault(fmt.Errorf("the agent on %s went away before it answered", state), "what it had recorded goes on at its next start: agent snapshots --state "+shellWord(state))
+		p.Err = fmt.Errorf("the agent on %s went away before it answered", state)
+		p.Hint = "what it had recorded goes on at its next start: agent snapshots --state " + shellWord(state)
 	case errors.Is(err, unix.EACCES):
-		return fault(fmt.Errorf("the agent on %s is not yours to command", state), "run this as the user that runs the agent, or with sudo")
+		p.Err = fmt.Errorf("permission denied on %s", filepath.Join(state, "agent.sock"))
+		p.Hint = "run this as the user that runs the agent, or with sudo"
+	default:
+		return fmt.Errorf("ask the agent on %s: %w", state, err)
 	}
-	return fault(fmt.Errorf("ask the agent on %s: %w", state, err), "")
+	return p
 }

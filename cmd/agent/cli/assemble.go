@@ -16,7 +16,7 @@ import (
 	"dtesn-agent/dtesn"
 	"dtesn-agent/dtesn/engine"
 	"dtesn-agent/gitstore"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/watcher"
 )
 
@@ -57,20 +57,19 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 			a = nil
 		}
 	}()
-	env := schema.Environment(s.environment)
-	if err := a.openStore(ctx, env); err != nil {
+	if err := a.openStore(ctx); err != nil {
 		return a, err
 	}
-	if err := a.openEngine(env); err != nil {
+	if err := a.openEngine(); err != nil {
 		return a, err
 	}
-	metrics := status.NewMetrics(version(), env)
-	from, stale, err := a.openSource(env)
+	metrics := status.NewMetrics(version(), s.rules)
+	from, stale, err := a.openSource()
 	if err != nil {
 		return a, err
 	}
 	opt := apply.Options{
-		Environment: env, Instance: s.instance, AgentVersion: version(),
+		Rules: s.rules, Instance: s.instance, AgentVersion: version(),
 		Store: a.store, Engine: a.client, Metrics: metrics, Logger: logger,
 		Source: from, ReadSource: a.source.Status, SourceStale: stale, Judge: a.judge, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
@@ -86,20 +85,20 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	a.web = status.New(status.Options{
-		Source: a.reconciler, History: a.reader, Metrics: metrics, Loops: a.loops,
+		Source: a.reconciler, History: a.reader, Rules: s.rules, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger,
 	})
 	return a, a.listen()
 }
 
-func (a *agent) openStore(ctx context.Context, env schema.Environment) error {
+func (a *agent) openStore(ctx context.Context) error {
 	s := a.settings
 	store, repairs, err := gitstore.Open(ctx, gitstore.Options{
-		Dir: s.state, Environment: env, Instance: s.instance, MaxSnapshots: s.maxSnapshots,
-		KeepSnapshots: s.keep, Logger: a.log, AgentVersion: version(),
+		Dir: s.state, Environment: s.rules.Environment(), Instance: s.instance, MaxSnapshots: s.maxSnapshots,
+		KeepSnapshots: s.keep, Known: s.rules.Has, Logger: a.log, AgentVersion: version(),
 	})
 	if err != nil {
-		return fault(err, "")
+		return err
 	}
 	a.store = store
 	a.closers = append(a.closers, store.Close)
@@ -119,12 +118,12 @@ func (a *agent) openStore(ctx context.Context, env schema.Environment) error {
 func (a *agent) repairs() []apply.Repair {
 	var list []apply.Repair
 	for _, r := range a.store.Repairs() {
-		list = append(list, apply.Repair{At: schema.Unix(r.At), Found: r.Found, Did: r.Did, Kept: r.Kept})
+		list = append(list, apply.Repair{At: record.Unix(r.At), Found: r.Found, Did: r.Did, Kept: r.Kept})
 	}
 	return list
 }
 
-func (a *agent) openEngine(env schema.Environment) error {
+func (a *agent) openEngine() error {
 	s := a.settings
 	a.socket = s.engine
 	if s.embedded {
@@ -132,7 +131,7 @@ func (a *agent) openEngine(env schema.Environment) error {
 		// What it does the agent says already, and in the agent's words.
 		e, err := engine.New(engine.Options{Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
-			return fault(err, "")
+			return err
 		}
 		if err := a.listenEngine(); err != nil {
 			return err
@@ -140,7 +139,7 @@ func (a *agent) openEngine(env schema.Environment) error {
 		a.embedded = e
 		a.closers = append(a.closers, func() error { return a.engineListener.Close() })
 	}
-	opt := dtesn.Options{Socket: a.socket, Environment: env, Timeout: s.engineTimeout, ReadOnly: s.observe}
+	opt := dtesn.Options{Socket: a.socket, Rules: s.rules, Timeout: s.engineTimeout, ReadOnly: s.observe}
 	if s.engineUID >= 0 {
 		uid := uint32(s.engineUID)
 		opt.UID = &uid

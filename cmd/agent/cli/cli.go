@@ -3,13 +3,12 @@
 //
 // # Rules of output
 //
-// What was asked for goes to standard output, all else to standard error. A
-// message to a person is lower case, on one line, says what was attempted and
-// what is wrong with which value, and ends with the way out; a hint stands on
-// a line of its own. Text from elsewhere (descriptions, reasons, the engine's
-// words) is shown without control characters. JSON is for programs: with
-// --json nothing else is printed to standard output. Nothing is coloured,
-// nothing blinks, nothing asks.
+// What was asked for goes to standard output, all else to standard error. An
+// error is lower case, on one line, and says what was attempted and what is
+// wrong with which value; its hint (problem.Hint) follows on a line of its own.
+// Text from elsewhere (descriptions, reasons, the engine's words) is shown
+// without control characters. JSON is for programs: with --json nothing else is
+// printed to standard output. Nothing is coloured, nothing blinks, nothing asks.
 //
 // Exit codes are a promise: see the constants.
 package cli
@@ -29,6 +28,7 @@ import (
 
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // The exit codes of every command.
@@ -40,26 +40,24 @@ const (
 	exitRejected = 4 // the engine rejected it
 )
 
-// A failure is an error with an exit code of its own and, if it helps, a hint:
-// the way out, on a line of its own.
+// A failure is an error with an exit code of its own.
 type failure struct {
 	code int
 	err  error
-	hint string
 }
 
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
-// quiet is a failure that has already said everything.
+// quiet returns a failure that was reported already.
 func quiet(code int) error { return &failure{code: code} }
 
 func usage(format string, args ...any) error {
-	return &failure{code: exitUsage, err: fmt.Errorf(format, args...)}
+	return &failure{exitUsage, fmt.Errorf(format, args...)}
 }
 
-func fault(err error, hint string) error {
-	return &failure{code: exitFault, err: err, hint: hint}
+func usageHint(hint, format string, args ...any) error {
+	return &failure{exitUsage, problem.New("", fmt.Errorf(format, args...), hint)}
 }
 
 // Main runs the command line of this process and returns its exit code. The
@@ -93,12 +91,11 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return code
 }
 
-// complain says what went wrong and the way out.
+// complain writes an error, and its hint on a line of its own.
 func complain(w io.Writer, err error) {
 	fmt.Fprintf(w, "agent: %s\n", status.Plain(err.Error()))
-	var f *failure
-	if errors.As(err, &f) && f.hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", status.Plain(f.hint))
+	if hint := problem.Hint(err); hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", status.Plain(hint))
 	}
 }
 
@@ -119,7 +116,7 @@ engine or on probation.`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &failure{code: exitUsage, err: err, hint: flagHint(cmd, err)}
+		return usageHint(flagHint(cmd, err), "%w", err)
 	})
 	root.AddCommand(
 		newRun(), newEngine(), newValidate(), newStatus(),
@@ -141,7 +138,7 @@ func wrapArgs(cmd *cobra.Command) {
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return &failure{code: exitUsage, err: err, hint: "usage: " + cmd.UseLine()}
+			return usageHint("usage: "+cmd.UseLine(), "%w", err)
 		}
 		return nil
 	}
@@ -160,7 +157,7 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	if near, ok := schema.Suggest(args[0], names); ok {
 		hint = "did you mean `agent " + near + "`?"
 	}
-	return &failure{code: exitUsage, err: fmt.Errorf("unknown command %q", args[0]), hint: hint}
+	return usageHint(hint, "unknown command %q", args[0])
 }
 
 // flagHint names the flag that was probably meant.

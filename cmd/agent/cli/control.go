@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // maxSocketPath is the longest path a Unix socket can have on Linux (sun_path
@@ -41,10 +42,11 @@ type order struct {
 }
 
 type orderResult struct {
-	Outcome    schema.Outcome `json:"outcome"`
+	Outcome    record.Outcome `json:"outcome"`
 	SnapshotID string         `json:"snapshot_id,omitempty"`
 	Text       string         `json:"text,omitempty"`
 	Error      string         `json:"error,omitempty"`
+	Hint       string         `json:"hint,omitempty"`
 }
 
 // newControl listens on path.
@@ -63,7 +65,7 @@ func (c *control) listen() error {
 		return err
 	}
 	if err := os.Remove(c.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fault(fmt.Errorf("remove the control socket of an earlier agent: %w", err), "")
+		return fmt.Errorf("remove the control socket of an earlier agent: %w", err)
 	}
 	// The mode is set before the bind, so that the socket is never open to
 	// others, not for a moment.
@@ -74,7 +76,7 @@ func (c *control) listen() error {
 	}}
 	listener, err := config.Listen(context.Background(), "unix", c.path)
 	if err != nil {
-		return fault(fmt.Errorf("listen on the control socket: %w", err), "")
+		return fmt.Errorf("listen on the control socket: %w", err)
 	}
 	c.listener = listener.(*net.UnixListener)
 	c.listener.SetUnlinkOnClose(false) // what lies there then may be another's
@@ -92,7 +94,7 @@ func (c *control) close() error {
 
 func checkSocketPath(path string) error {
 	if len(path) > maxSocketPath {
-		return fault(fmt.Errorf("the path of the control socket has %d bytes, a Unix socket takes %d: %s", len(path), maxSocketPath, path),
+		return problem.New("", fmt.Errorf("the path of the control socket has %d bytes, a Unix socket takes %d: %s", len(path), maxSocketPath, path),
 			"choose a shorter --state, or a short link to it")
 	}
 	return nil
@@ -194,7 +196,7 @@ func (c *control) order(w http.ResponseWriter, q *http.Request, verb string) {
 	defer cancel()
 	result, err := c.agent.reconciler.Do(ctx, apply.Command{Verb: verb, ID: o.ID, Reason: o.Reason, Pause: o.Pause, UID: uid})
 	if err != nil {
-		writeJSON(w, http.StatusConflict, orderResult{Error: err.Error()})
+		writeJSON(w, http.StatusConflict, orderResult{Error: err.Error(), Hint: problem.Hint(err)})
 		return
 	}
 	writeJSON(w, http.StatusOK, orderResult{Outcome: result.Outcome, SnapshotID: result.SnapshotID, Text: result.Text})

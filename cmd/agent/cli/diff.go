@@ -6,13 +6,17 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 func newDiff() *cobra.Command {
 	var state string
 	var asJSON bool
+	var open func() (*schema.Schema, error)
 	cmd := &cobra.Command{
 		Use:   "diff ID [ID] --state DIR",
 		Short: "Show what differs between a record and what is applied, or between two",
@@ -22,7 +26,7 @@ records, the first as the old side. It needs no running agent.`,
   agent diff 14 15 --state /var/lib/dtesn-agent`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := history(state)
+			r, err := gitstore.OpenReader(state)
 			if err != nil {
 				return err
 			}
@@ -30,7 +34,14 @@ records, the first as the old side. It needs no running agent.`,
 			if err != nil {
 				return err
 			}
+			s, err := open()
+			if err != nil {
+				return err
+			}
 			changes := current.Config.Diff(old.Config)
+			if rules := s.For(current.Environment); rules != nil {
+				changes = rules.Diff(old.Config, current.Config) // which knows what is critical
+			}
 			if asJSON {
 				differences := map[string]any{}
 				for _, c := range changes {
@@ -41,7 +52,7 @@ records, the first as the old side. It needs no running agent.`,
 				})
 			}
 			for _, c := range changes {
-				fmt.Fprintln(cmd.OutOrStdout(), c)
+				fmt.Fprintln(cmd.OutOrStdout(), status.Plain(c.String()))
 			}
 			if len(changes) == 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s and %s have the same parameters\n", old.ID, current.ID)
@@ -49,6 +60,7 @@ records, the first as the old side. It needs no running agent.`,
 			return nil
 		},
 	}
+	open = schemaOf(cmd)
 	stateFlag(cmd, &state)
 	cmd.ValidArgsFunction = completeID(&state)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/diff/{id}")
@@ -56,22 +68,20 @@ records, the first as the old side. It needs no running agent.`,
 }
 
 // sides are the two records of a diff.
-func sides(cmd *cobra.Command, r *gitstore.Reader, args []string) (old, current schema.Record, err error) {
+func sides(cmd *cobra.Command, r *gitstore.Reader, args []string) (old, current record.Row, err error) {
 	if old, err = r.Lookup(cmd.Context(), args[0]); err != nil {
-		return old, current, fault(err, "")
+		return old, current, err
 	}
 	if len(args) == 2 {
-		if current, err = r.Lookup(cmd.Context(), args[1]); err != nil {
-			return old, current, fault(err, "")
-		}
-		return old, current, nil
+		current, err = r.Lookup(cmd.Context(), args[1])
+		return old, current, err
 	}
 	applied, err := r.Applied()
 	if err != nil {
-		return old, current, fault(err, "")
+		return old, current, err
 	}
 	if applied == nil {
-		return old, current, fault(errors.New("nothing was applied yet, so there is nothing to compare with"), "name two records")
+		return old, current, problem.New("", errors.New("nothing was applied yet, so there is nothing to compare with"), "name two records")
 	}
-	return old, schema.Record{Snapshot: *applied}, nil
+	return old, record.Row{Record: *applied}, nil
 }

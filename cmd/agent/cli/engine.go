@@ -61,21 +61,21 @@ against. It refuses what does not fit into --memory-limit.`,
   agent engine --socket /tmp/engine.sock --memory-limit 64MiB --environment production`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if socket == "" {
-				return &failure{code: exitUsage, err: errors.New("--socket is needed"), hint: "a path for the socket, such as /tmp/engine.sock"}
+				return usageHint("a path for the socket, such as /tmp/engine.sock", "--socket is needed")
 			}
 			if environment != "" {
-				if _, err := schema.ParseEnvironment(environment); err != nil {
+				if _, err := schema.Default().ParseEnvironment(environment); err != nil {
 					return usage("--environment: %w", err)
 				}
 			}
 			logger := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			e, err := engine.New(engine.Options{Environment: environment, MemoryLimit: int64(limit), Logger: logger})
 			if err != nil {
-				return fault(err, "")
+				return err
 			}
 			listener, err := engine.Listen(socket)
 			if err != nil {
-				return fault(err, "")
+				return err
 			}
 			defer listener.Close()
 			fmt.Fprintf(cmd.OutOrStdout(), "the engine listens on %s (try: curl --unix-socket %s http://engine/v1/config/current)\n", socket, shellWord(socket))

@@ -33,8 +33,9 @@ func TestWatchdogCeases(t *testing.T) {
 	t.Setenv("WATCHDOG_PID", "")
 
 	ctx, cancel := context.WithCancel(t.Context())
+	rules := schema.Default().For("production")
 	s := &settings{
-		environment: "production", config: dir, state: filepath.Join(dir, "state"), embedded: true, instance: "i",
+		environment: "production", rules: rules, config: dir, state: filepath.Join(dir, "state"), embedded: true, instance: "i",
 		listen: "127.0.0.1:0", resync: time.Minute, settle: time.Millisecond, engineTimeout: time.Second, maxSnapshots: 50,
 		drift: string(apply.DriftCorrect), driftInterval: time.Minute,
 	}
@@ -48,7 +49,7 @@ func TestWatchdogCeases(t *testing.T) {
 	}
 	var hangs atomic.Bool
 	a.web = status.New(status.Options{
-		Source: a.reconciler, Metrics: status.NewMetrics("", "production"), Stuck: time.Minute,
+		Source: a.reconciler, Metrics: status.NewMetrics("", rules), Stuck: time.Minute,
 		Loops: func() map[string]time.Time {
 			if hangs.Load() {
 				return map[string]time.Time{"a": time.Now(), "b": time.Now().Add(-time.Hour)}

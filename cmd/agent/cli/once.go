@@ -3,15 +3,16 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"time"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher"
+	"dtesn-agent/watcher/document"
 	"dtesn-agent/watcher/remote"
 )
 
@@ -22,8 +23,9 @@ type once struct {
 	over    chan struct{}
 
 	mu      sync.Mutex // guards what follows until over is closed
-	outcome schema.Outcome
+	outcome record.Outcome
 	reason  string
+	hint    string // of what is unreadable
 	by      string // who holds it, unless paused
 	paused  bool
 	late    bool // the time was over
@@ -38,13 +40,13 @@ func (o *once) status(s *apply.Status) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	a := s.Attempted
-	if o.outcome != "" || a == nil || a.Outcome == schema.Pending || a.Revision != s.Seen.Revision {
+	if o.outcome != "" || a == nil || a.Outcome == record.Pending || a.Revision != s.Seen.Revision {
 		return
 	}
-	if (a.Outcome == schema.Applied || a.Outcome == schema.Unchanged) && !s.InSync {
+	if (a.Outcome == record.Applied || a.Outcome == record.Unchanged) && !s.InSync {
 		return
 	}
-	if a.Outcome == schema.Rejected && !s.Running.Confirmed {
+	if a.Outcome == record.Rejected && !s.Running.Confirmed {
 		return // the engine is not back yet
 	}
 	o.outcome, o.reason = a.Outcome, a.Reason
@@ -64,21 +66,20 @@ type onceSink struct {
 	seen bool
 }
 
-func (s *onceSink) Document(doc *schema.Document) {
+func (s *onceSink) Document(doc *document.Document) {
 	s.seen = true
 	s.Sink.Document(doc)
 }
 
 func (s *onceSink) SourceError(err error) {
 	s.Sink.SourceError(err)
-	var remote *remote.Error
-	if s.seen || (errors.As(err, &remote) && remote.Passing) {
+	if s.seen || remote.Passing(err) {
 		return // what was seen may still come to its outcome, or something be seen
 	}
 	s.once.mu.Lock()
 	defer s.once.mu.Unlock()
 	if s.once.outcome == "" {
-		s.once.outcome, s.once.reason = "unreadable", err.Error()
+		s.once.outcome, s.once.reason, s.once.hint = "unreadable", err.Error(), problem.Hint(err)
 		close(s.once.over)
 	}
 }
@@ -104,13 +105,13 @@ func (o *once) result(last *apply.Status) error {
 	}
 	err := fmt.Errorf("%s: %s", o.outcome, o.reason)
 	switch o.outcome {
-	case schema.Applied, schema.Unchanged:
+	case record.Applied, record.Unchanged:
 		return nil
-	case schema.Invalid:
-		return &failure{code: exitInvalid, err: err}
-	case schema.Rejected:
-		return &failure{code: exitRejected, err: err}
-	case schema.Held:
+	case record.Invalid:
+		return &failure{exitInvalid, err}
+	case record.Rejected:
+		return &failure{exitRejected, err}
+	case record.Held:
 		code := exitRejected // now or before, by the engine or on probation
 		if o.paused || o.by == "operator" {
 			code = exitFault
@@ -119,9 +120,9 @@ func (o *once) result(last *apply.Status) error {
 		if o.paused {
 			hint = "run the agent without --once and use agent resume: only that ends a pause"
 		}
-		return &failure{code: code, err: err, hint: hint}
+		return &failure{code, problem.New("", err, hint)}
 	}
-	return fault(err, "")
+	return problem.New("", err, o.hint)
 }
 
 // unfinished says what there was to wait for.
@@ -133,12 +134,12 @@ func (o *once) unfinished(last *apply.Status) error {
 	err := fmt.Errorf("%s: %s: %s", what, last.State, last.Reason)
 	hint := strings.TrimSuffix(last.Hint, "; the agent goes on by itself") // this one has ended
 	a := last.Attempted
-	if a != nil && (a.Outcome == schema.Rejected || a.Rejecting() != "") {
+	if a != nil && (a.Outcome == record.Rejected || a.Rejecting() != "") {
 		err = fmt.Errorf("rejected: %s; and the engine is not back on the last good state: %w", cmp.Or(a.Rejecting(), a.Reason), err)
-		return &failure{code: exitRejected, err: err, hint: hint + "; the next start on this --state goes on with it"}
+		return &failure{exitRejected, problem.New("", err, hint+"; the next start on this --state goes on with it")}
 	}
-	if a != nil && a.Outcome == schema.Pending {
+	if a != nil && a.Outcome == record.Pending {
 		hint = strings.TrimPrefix(hint+"; ", "; ") + a.SnapshotID + " is on record and goes on at the next start on this --state"
 	}
-	return fault(err, hint)
+	return problem.New("", err, hint)
 }

@@ -7,15 +7,27 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 	"dtesn-agent/watcher/remote"
 )
+
+// unreachable returns the error of a git server that nobody listens for.
+func unreachable(t *testing.T) error {
+	t.Helper()
+	r, err := remote.New(remote.Options{URL: "http://127.0.0.1:1/r.git"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.List(t.Context(), []string{"refs/heads/main"})
+	return err
+}
 
 // deaf takes what a source says.
 type deaf struct{}
 
-func (deaf) Document(*schema.Document) {}
-func (deaf) SourceError(error)         {}
+func (deaf) Document(*document.Document) {}
+func (deaf) SourceError(error)           {}
 
 func ended(o *once) bool {
 	select {
@@ -38,7 +50,7 @@ func TestOnceWaitsOutAGap(t *testing.T) {
 			t.Fatal("a gap ended the run")
 		}
 		if seen {
-			sink.Document(&schema.Document{})
+			sink.Document(&document.Document{})
 		}
 		sink.SourceError(errors.New("it does not exist"))
 		if ended(o) == seen {
@@ -56,7 +68,11 @@ func TestOnceWaitsForTheNetwork(t *testing.T) {
 	for _, passing := range []bool{true, false} {
 		o := newOnce(time.Minute)
 		sink := &onceSink{Sink: deaf{}, once: o}
-		sink.SourceError(fmt.Errorf("look: %w", &remote.Error{What: "list the refs", Passing: passing}))
+		var cause error = problem.New("", errors.New("no ref main"), "push it")
+		if passing {
+			cause = unreachable(t)
+		}
+		sink.SourceError(fmt.Errorf("look: %w", cause))
 		if ended(o) == passing {
 			t.Errorf("passing: %v, the run ended: %v", passing, ended(o))
 		}

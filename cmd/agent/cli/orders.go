@@ -9,7 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/cmd/agent/status"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
 
 // stateFlag adds --state to a command and has it settled from the environment.
@@ -20,7 +21,7 @@ func stateFlag(cmd *cobra.Command, state *string) {
 			return err
 		}
 		if *state == "" {
-			return &failure{code: exitUsage, err: errors.New("--state is needed"), hint: "the directory that `agent run` was given; or set " + envName("state")}
+			return usageHint("the directory that `agent run` was given; or set "+envName("state"), "--state is needed")
 		}
 		return nil
 	}
@@ -33,20 +34,20 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 		return err
 	}
 	if res.Error != "" {
-		return fault(errors.New(res.Error), "")
+		return problem.New("", errors.New(res.Error), res.Hint)
 	}
 	text := status.Plain(res.Text)
 	switch res.Outcome {
-	case schema.Applied, "":
+	case record.Applied, "":
 		if verb == "rollback" {
 			text = "applied as " + res.SnapshotID + ": " + text
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), text)
 		return nil
-	case schema.Rejected:
-		return &failure{code: exitRejected, err: fmt.Errorf("%s was rejected by the engine: %s", verb, text), hint: "what runs now: agent status --state " + shellWord(state)}
+	case record.Rejected:
+		return &failure{exitRejected, problem.New("", fmt.Errorf("%s was rejected by the engine: %s", verb, text), "what runs now: agent status --state "+shellWord(state))}
 	}
-	return fault(fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
+	return problem.New("", fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
 }
 
 // needReason makes --reason a must: the next operator will want it.
@@ -58,7 +59,7 @@ func needReason(cmd *cobra.Command, reason *string) {
 			return err
 		}
 		if *reason == "" {
-			return &failure{code: exitUsage, err: errors.New("--reason is needed"), hint: "say why; it stands in the history for the next one who looks"}
+			return usageHint("say why; it stands in the history for the next one who looks", "--reason is needed")
 		}
 		return nil
 	}

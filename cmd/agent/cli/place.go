@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"dtesn-agent/dtesn/engine"
+	"dtesn-agent/schema/problem"
 )
 
 // socketLook is how often is looked whether a socket of ours is still there.
@@ -63,7 +64,7 @@ func (a *agent) again(ctx context.Context, what, path string, listen func() erro
 				return true
 			}
 			if !said {
-				a.log.Warn("the "+what+" is gone", "socket", path, "error", err)
+				a.log.Warn("the "+what+" is gone", "socket", path, "error", problem.Text(err))
 				said = true
 			}
 		} else {
@@ -83,7 +84,7 @@ func (a *agent) listenEngine() (err error) {
 		return err
 	}
 	if a.engineListener, err = engine.Listen(a.socket); err != nil {
-		return fault(err, "")
+		return err
 	}
 	a.enginePlace, err = placeOf(a.socket)
 	return err
@@ -119,11 +120,12 @@ func (a *agent) clearSocket(path string) error {
 	}
 	dir := filepath.Join(a.settings.state, "set-aside")
 	kept := filepath.Join(dir, filepath.Base(path)+"-"+time.Now().UTC().Format("20060102T150405.000000000Z"))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fault(fmt.Errorf("%s is in the way: it is not a socket, and cannot be set aside: %w", path, err), "move it away")
+	err = os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.Rename(path, kept)
 	}
-	if err := os.Rename(path, kept); err != nil {
-		return fault(fmt.Errorf("%s is in the way: it is not a socket, and cannot be set aside: %w", path, err), "move it away")
+	if err != nil {
+		return problem.New("", fmt.Errorf("%s is in the way: it is not a socket, and cannot be set aside: %w", path, err), "move it away")
 	}
 	a.log.Warn("what was no socket was set aside", "path", path, "kept", kept)
 	return nil

@@ -12,6 +12,7 @@ import (
 
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // reviewFormats write what validate found, one function a --format.
@@ -21,8 +22,8 @@ var reviewFormats = map[string]func(*cobra.Command, *review) error{
 
 func reviewJSON(cmd *cobra.Command, r *review) error {
 	failed := []string{}
-	for _, err := range r.faults {
-		failed = append(failed, err.Error())
+	if r.failed != nil {
+		failed = append(failed, problem.Text(r.failed))
 	}
 	return printJSON(cmd, map[string]any{
 		"success": r.valid() && len(failed) == 0,
@@ -37,7 +38,7 @@ func reviewText(cmd *cobra.Command, r *review) error {
 	for _, v := range r.verdicts {
 		again := 0
 		for _, violation := range v.Violations {
-			line := v.placed(violation, under).String()
+			line := v.placed(violation, filepath.Join).String()
 			if printed[line] {
 				again++
 				continue
@@ -139,7 +140,7 @@ func reviewGitHub(cmd *cobra.Command, r *review) error {
 	if err != nil {
 		return err
 	}
-	in := func(parts ...string) string { return fromWorkspace(base, under(parts...)) }
+	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
 	for _, a := range annotations(r.verdicts, in) {
 		properties := []string{"file=" + commandProperty(a.File)}
 		if a.Line > 0 {

@@ -18,6 +18,7 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher"
 )
 
@@ -26,6 +27,8 @@ import (
 // text of the flag is the documentation of the setting.
 type settings struct {
 	environment, config       string
+	schema                    string
+	rules                     *schema.Rules // of the schema, for the environment; see check
 	git                       gitSettings
 	engine                    string
 	embedded                  bool
@@ -46,8 +49,9 @@ type settings struct {
 // flags defines the settings on a flag set.
 func (s *settings) flags(f *pflag.FlagSet) {
 	host, _ := os.Hostname() // without a name the setting is asked for
-	f.StringVar(&s.environment, "environment", "", "the environment to run: development, testing, staging or production")
+	f.StringVar(&s.environment, "environment", "", "environment to run, one of the schema, such as production")
 	f.StringVar(&s.config, "config", "", "the `directory` with base.yaml and the environments' files; with --repo, the one within the repository")
+	f.StringVar(&s.schema, schemaFlag, "", schemaUsage)
 	s.git.flags(f)
 	f.StringVar(&s.engine, "engine", "", "the Unix `socket` of the DTESN server, such as /run/dtesn/engine.sock")
 	f.BoolVar(&s.embedded, "embedded-engine", false, "run the reference engine in this process, on <state>/engine.sock")
@@ -120,47 +124,42 @@ func complete(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// completeEnvironment offers the four names to a shell.
-func completeEnvironment(cmd *cobra.Command) {
-	_ = cmd.RegisterFlagCompletionFunc("environment", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		var names []string
-		for _, e := range schema.Environments() {
-			names = append(names, string(e))
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	})
-}
-
 // check finds what is wrong with the settings before anything is touched.
 func (s *settings) check() error {
+	declared, err := openSchema(s.schema)
+	if err != nil {
+		return err
+	}
 	needs := []struct{ name, value, hint string }{
-		{"environment", s.environment, "one of development, testing, staging, production"},
+		{"environment", s.environment, "one of " + environmentNames(declared)},
 		{"config", s.config + s.git.repo, "the directory with base.yaml, such as examples/config; or a git repository, with --repo"},
 		{"state", s.state, "a directory that is this agent's alone, such as /var/lib/dtesn-agent"},
 		{"instance", s.instance, "a name for this instance; this machine has no host name to take"},
 	}
 	for _, n := range needs {
 		if n.value == "" {
-			return &failure{code: exitUsage, err: fmt.Errorf("--%s is needed", n.name), hint: n.hint}
+			return usageHint(n.hint, "--%s is needed", n.name)
 		}
 	}
-	if _, err := schema.ParseEnvironment(s.environment); err != nil {
+	env, err := declared.ParseEnvironment(s.environment)
+	if err != nil {
 		return usage("--environment: %w", err)
 	}
+	s.rules = declared.For(env)
 	if err := s.git.check(); err != nil {
 		return err
 	}
 	if s.git.repo == "" && inside(s.state, s.config) {
-		return usage("--state: %s lies in the configuration directory %s, which is watched and belongs to a repository of its own; choose another", s.state, s.config)
+		return usageHint("choose a directory outside: the configuration is watched and belongs to a repository of its own", "--state: %s lies in the configuration directory %s", s.state, s.config)
 	}
 	switch {
 	case s.embedded && s.engine != "":
-		return usage("--engine and --embedded-engine exclude each other: choose the server's socket or the engine inside")
+		return usageHint("choose the server's socket or the engine inside", "--engine and --embedded-engine exclude each other")
 	case !s.embedded && s.engine == "":
-		return &failure{code: exitUsage, err: fmt.Errorf("--engine is needed"), hint: "the server's socket, or --embedded-engine to try things out"}
+		return usageHint("the server's socket, or --embedded-engine to try things out", "--engine is needed")
 	}
 	if strings.Contains(s.engine, "://") {
-		return usage("--engine: %q is an address, and the server is reached by a Unix socket: start it with one (uvicorn: --uds PATH) and name the path", s.engine)
+		return usageHint("start the server with a socket (uvicorn: --uds PATH) and name its path", "--engine: %q is an address, and the server is reached by a Unix socket", s.engine)
 	}
 	if s.once && s.observe {
 		return usage("--once and --observe exclude each other: one waits for an outcome that the other never brings")
@@ -193,7 +192,7 @@ func (s *settings) check() error {
 		return usage("--max-snapshots: %d is out of range: 1 to 1000", s.maxSnapshots)
 	}
 	if s.keep != 0 && s.keep < s.maxSnapshots {
-		return usage("--prune-history: %d would leave less than a listing shows: 0 (keep all), or at least --max-snapshots, %d", s.keep, s.maxSnapshots)
+		return usageHint(fmt.Sprintf("use 0 (keep all), or at least --max-snapshots, %d", s.maxSnapshots), "--prune-history: %d would leave less than a listing shows", s.keep)
 	}
 	if d := apply.DriftMode(s.drift); d != apply.DriftCorrect && d != apply.DriftReport {
 		return usage("--drift: %q is neither correct nor report", s.drift)
@@ -206,7 +205,7 @@ func (s *settings) check() error {
 			return usage("--health-listen: %w", err)
 		}
 	}
-	_, err := s.logger(io.Discard)
+	_, err = s.logger(io.Discard)
 	return err
 }
 
@@ -251,7 +250,7 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	}
 	err = runParts(ctx, stopTime+s.engineTimeout, a.stages(ctx)...)
 	if stuck := (*stuckError)(nil); errors.As(err, &stuck) {
-		return fault(err, "see what hangs: the engine at "+a.socket+", or the disk or network file system under "+s.state+"; what is on record is finished at the next start")
+		return problem.New("", err, "see what hangs: the engine at "+a.socket+", or the disk or network file system under "+s.state+"; what is on record is finished at the next start")
 	}
 	defer a.close()
 	if s.once && err == nil {
@@ -292,13 +291,17 @@ func (a *agent) banner(w io.Writer) {
 	if s.observe {
 		records = ""
 	}
+	rules := ""
+	if s.schema != "" {
+		rules = fmt.Sprintf("  schema    %s, read once: restart the agent after a change\n", s.schema)
+	}
 	fmt.Fprintf(w, `agent %s (pid %d) %s.
 
   edit      %s
-  status    http://%s/    or: %s status --state %s
+%s  status    http://%s/    or: %s status --state %s
 %s  stop      Ctrl-C (%s)
 
-`, version(), os.Getpid(), what, edit,
+`, version(), os.Getpid(), what, edit, rules,
 		a.httpAddr, self, shellWord(s.state), records, end)
 }
 

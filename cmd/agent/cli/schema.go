@@ -1,20 +1,72 @@
 package cli
 
 import (
-	"fmt"
+	"cmp"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/schema"
 )
 
+const (
+	schemaFlag  = "schema"
+	schemaUsage = "CUE `file` with the parameters, rules and environments (default: the embedded ones)"
+)
+
+// schemaOf adds --schema to a command that has no settings besides. The function
+// that it returns opens the file that the flag or DTESN_AGENT_SCHEMA names.
+func schemaOf(cmd *cobra.Command) func() (*schema.Schema, error) {
+	path := cmd.Flags().String(schemaFlag, "", schemaUsage)
+	return func() (*schema.Schema, error) { return openSchema(cmp.Or(*path, os.Getenv(envName(schemaFlag)))) }
+}
+
+// openSchema reads the schema file at path, the embedded schema if that is
+// empty. A file that is wrong is a usage error.
+func openSchema(path string) (*schema.Schema, error) {
+	if path == "" {
+		return schema.Default(), nil
+	}
+	s, err := schema.Open(path)
+	if err != nil {
+		return nil, &failure{exitUsage, err}
+	}
+	return s, nil
+}
+
+func environmentNames(s *schema.Schema) string {
+	var names []string
+	for _, e := range s.Environments() {
+		names = append(names, string(e))
+	}
+	return strings.Join(names, ", ")
+}
+
+// completeEnvironment offers the environments of a command's schema to a shell.
+func completeEnvironment(cmd *cobra.Command) {
+	_ = cmd.RegisterFlagCompletionFunc("environment", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		path := ""
+		if f := cmd.Flags().Lookup(schemaFlag); f != nil {
+			path = cmp.Or(f.Value.String(), os.Getenv(envName(schemaFlag)))
+		}
+		s, err := openSchema(path)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return strings.Split(environmentNames(s), ", "), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
 func newSchema() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:   "schema [--format cue|jsonschema|markdown]",
+		Use:   "schema [--schema FILE.cue] [--format cue|jsonschema|markdown]",
 		Short: "Print the rules that configurations are checked against",
-		Long: `schema prints the rules: the CUE file that says them, a JSON Schema (draft 7) of
-the configuration files for editors, or a table for people.
+		Long: `schema prints the rules: as one CUE file that --schema takes back, as a JSON
+Schema (draft 7) of the configuration files for editors, or as a table for
+people. It prints the schema of --schema, or of DTESN_AGENT_SCHEMA, or the
+embedded one.
 
 An editor with yaml-language-server (VS Code, Neovim, Helix, …) completes and
 checks a file whose first line names the JSON Schema, relative to the file:
@@ -22,28 +74,33 @@ checks a file whose first line names the JSON Schema, relative to the file:
   # yaml-language-server: $schema=./dtesn.schema.json
   # yaml-language-server: $schema=../dtesn.schema.json      in templates/
 
-It says types, ranges and keys. What spans files it cannot say: agent validate does.`,
+It knows types, ranges and keys. For rules across files use agent validate.`,
 		Example: `  agent schema --format markdown
-  agent schema --format jsonschema > config/dtesn.schema.json`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var text []byte
-			var err error
-			switch format {
-			case "cue":
-				text = schema.CUE()
-			case "jsonschema":
-				text, err = schema.JSONSchema()
-			case "markdown":
-				text = []byte(schema.Markdown())
-			default:
-				err = usage("--format: %q is none of cue, jsonschema, markdown", format)
-			}
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s", text)
+  agent schema --format jsonschema > config/dtesn.schema.json
+  agent schema --schema more.cue --format cue > whole.cue`,
+	}
+	open := schemaOf(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := open()
+		if err != nil {
 			return err
-		},
+		}
+		var text []byte
+		switch format {
+		case "cue":
+			text = s.CUE()
+		case "jsonschema":
+			text, err = s.JSONSchema()
+		case "markdown":
+			text = []byte(s.Markdown())
+		default:
+			err = usage("--format: %q is none of cue, jsonschema, markdown", format)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(text)
+		return err
 	}
 	cmd.Flags().StringVar(&format, "format", "markdown", "cue, jsonschema or markdown")
 	complete(cmd, "format", "cue", "jsonschema", "markdown")

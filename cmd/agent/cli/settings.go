@@ -119,7 +119,7 @@ func settingsFile(path string, known []string) (map[string]origin, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			hint = "create it, or leave --settings away"
 		}
-		return nil, &failure{code: exitUsage, err: fmt.Errorf("read the settings: %w", err), hint: hint}
+		return nil, usageHint(hint, "read the settings: %w", err)
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
@@ -181,5 +181,5 @@ func knownSetting(name string, known []string, place string, spell func(string) 
 	if near, ok := schema.Suggest(name, known); ok {
 		hint = "did you mean " + spell(near) + "?"
 	}
-	return &failure{code: exitUsage, err: fmt.Errorf("%s: there is no setting %q", place, spell(name)), hint: hint}
+	return usageHint(hint, "%s: there is no setting %q", place, spell(name))
 }

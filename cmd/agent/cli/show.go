@@ -9,7 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/cmd/agent/status"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 )
 
 func newShow() *cobra.Command {
@@ -25,13 +26,13 @@ digits of its commit. It needs no running agent.`,
   agent show 15 --state /var/lib/dtesn-agent --json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := history(state)
+			r, err := gitstore.OpenReader(state)
 			if err != nil {
 				return err
 			}
 			rec, err := r.Lookup(cmd.Context(), args[0])
 			if err != nil {
-				return fault(err, "")
+				return err
 			}
 			if asJSON {
 				text, err := status.RecordJSON(rec)
@@ -49,7 +50,10 @@ digits of its commit. It needs no running agent.`,
 	return cmd
 }
 
-func recordText(w io.Writer, rec *schema.Record) error {
+// date formats the time of a record.
+func date(unix float64) string { return record.FromUnix(unix).UTC().Format(time.RFC3339) }
+
+func recordText(w io.Writer, rec *record.Row) error {
 	var b strings.Builder
 	line := func(name, value string) {
 		if value != "" {
@@ -58,7 +62,7 @@ func recordText(w io.Writer, rec *schema.Record) error {
 	}
 	line("snapshot", rec.ID)
 	line("commit", rec.Commit)
-	line("when", rec.Time().UTC().Format(time.RFC3339))
+	line("when", date(rec.Timestamp))
 	line("kind", string(rec.Kind))
 	line("outcome", string(rec.Outcome))
 	line("why", strings.Join(rec.ValidationErrors, "; "))
@@ -72,11 +76,18 @@ func recordText(w io.Writer, rec *schema.Record) error {
 	if rec.Source.Signer != "" {
 		line("signed by", rec.Source.Signer+" ("+rec.Source.Key+")")
 	}
-	if h := rec.Held; h != nil {
-		line("hold", fmt.Sprintf("by %s: %s", h.By, h.Reason))
+	if rec.Held != nil {
+		name := "hold"
+		if rec.Held.Paused {
+			name = "pause"
+		}
+		for _, text := range status.HoldLines(rec.Held, rec.Config, date) {
+			line(name, text)
+			name = ""
+		}
 	}
 	b.WriteString("parameters\n")
-	for _, name := range schema.Names() {
+	for _, name := range rec.Config.Names() {
 		place := ""
 		if o, ok := rec.Provenance[name]; ok {
 			place = o.Layer
@@ -87,12 +98,12 @@ func recordText(w io.Writer, rec *schema.Record) error {
 				}
 			}
 		}
-		fmt.Fprintf(&b, "  %-30s %-8v %s\n", name, rec.Config.Get(name), status.Plain(place))
+		b.WriteString(status.Plain(fmt.Sprintf("  %-30s %-8v %s", name, rec.Config.Get(name), place)) + "\n")
 	}
 	if len(rec.Changes) > 0 {
 		b.WriteString("changes\n")
 		for _, c := range rec.Changes {
-			fmt.Fprintf(&b, "  %s\n", c)
+			b.WriteString(status.Plain("  "+c.String()) + "\n")
 		}
 	}
 	_, err := io.WriteString(w, b.String())

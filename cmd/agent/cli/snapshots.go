@@ -7,23 +7,13 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore"
-	"dtesn-agent/schema"
+	"dtesn-agent/gitstore/record"
 )
-
-// history opens the snapshot repository for reading; no agent need run.
-func history(state string) (*gitstore.Reader, error) {
-	r, err := gitstore.OpenReader(state)
-	if err != nil {
-		return nil, fault(err, "")
-	}
-	return r, nil
-}
 
 // completeID offers the newest snapshots' ids to a shell.
 func completeID(state *string) cobra.CompletionFunc {
@@ -57,13 +47,13 @@ came of it, and what changed. It needs no running agent.`,
 			if limit < 1 || limit > 1000 {
 				return usage("--limit: %d is out of range: 1 to 1000", limit)
 			}
-			r, err := history(state)
+			r, err := gitstore.OpenReader(state)
 			if err != nil {
 				return err
 			}
 			records, listErr := r.List(cmd.Context(), before, limit)
 			if listErr != nil && len(records) == 0 {
-				return fault(listErr, "")
+				return listErr
 			}
 			note := beginning(r, records)
 			if asJSON {
@@ -84,7 +74,7 @@ came of it, and what changed. It needs no running agent.`,
 				return err
 			}
 			if listErr != nil { // what could be read is shown all the same
-				return fault(listErr, "what is older than this cannot be read")
+				return fmt.Errorf("list older records: %w", listErr)
 			}
 			return nil
 		},
@@ -107,7 +97,7 @@ func cut(s string, n int) string {
 
 // beginning says, below a page that ends with the oldest record, that there were
 // older ones; "" if there were none, or they are on the next page.
-func beginning(r *gitstore.Reader, records []schema.Record) string {
+func beginning(r *gitstore.Reader, records []record.Row) string {
 	first, err := r.First()
 	if err != nil || first == 1 || len(records) == 0 || records[len(records)-1].Index != first {
 		return ""
@@ -115,7 +105,7 @@ func beginning(r *gitstore.Reader, records []schema.Record) string {
 	return fmt.Sprintf("the history begins here: records 1 to %d are not kept (pruned, or lost to damage)", first-1)
 }
 
-func listText(w io.Writer, records []schema.Record, note string) error {
+func listText(w io.Writer, records []record.Row, note string) error {
 	if len(records) == 0 {
 		_, err := fmt.Fprintln(w, "nothing was recorded yet")
 		return err
@@ -135,8 +125,8 @@ func listText(w io.Writer, records []schema.Record, note string) error {
 		if len(changes) == 0 {
 			changes = []string{"-"}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, rec.Time().UTC().Format(time.RFC3339), rec.Kind, rec.Outcome, mark,
-			cut(strings.Join(changes, ", "), 70), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, date(rec.Timestamp), rec.Kind, rec.Outcome, mark,
+			cut(status.Plain(strings.Join(changes, ", ")), 70), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
 	}
 	if err := t.Flush(); err != nil || note == "" {
 		return err
@@ -147,12 +137,12 @@ func listText(w io.Writer, records []schema.Record, note string) error {
 
 // doer is who brought a record about: the author of the source's commit, with
 // its subject; or the user who asked for it.
-func doer(rec *schema.Record) string {
+func doer(rec *record.Row) string {
 	s := rec.Source
 	switch {
 	case rec.RequestedBy != nil:
 		return fmt.Sprintf("uid %d", *rec.RequestedBy)
-	case rec.Kind == schema.KindChange && s.Author != "":
+	case rec.Kind == record.KindChange && s.Author != "":
 		name, _, _ := strings.Cut(s.Author, " <")
 		return fmt.Sprintf("%s: %s (%s)", name, s.Subject, s.Revision[:min(12, len(s.Revision))])
 	}

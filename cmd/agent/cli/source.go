@@ -14,7 +14,6 @@ import (
 	"golang.org/x/term"
 
 	"dtesn-agent/apply"
-	"dtesn-agent/schema"
 	"dtesn-agent/watcher"
 	"dtesn-agent/watcher/remote"
 )
@@ -99,8 +98,9 @@ func (g *gitSettings) check() error {
 
 // openSource makes the source, says where it is, and after how long without a
 // good read it is stale.
-func (a *agent) openSource(env schema.Environment) (from apply.SourceStatus, stale time.Duration, err error) {
+func (a *agent) openSource() (from apply.SourceStatus, stale time.Duration, err error) {
 	s := a.settings
+	env := s.rules.Environment()
 	read := func() { a.reconciler.SourceRead() }
 	if s.git.repo == "" {
 		a.source = watcher.NewFiles(watcher.FilesOptions{

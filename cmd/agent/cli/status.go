@@ -6,6 +6,8 @@ import (
 	"net/http"
 
 	"github.com/spf13/cobra"
+
+	"dtesn-agent/schema/problem"
 )
 
 func newStatus() *cobra.Command {
@@ -27,11 +29,11 @@ or 1, for probes and scripts.`,
 			}
 			switch {
 			case ready:
-				return answer(r.Ready, "not ready", r.Why)
+				return answer(r.Ready, "not ready", r.Why, r.Status.Hint)
 			case live:
-				return answer(r.Live, "not live", r.Why)
+				return answer(r.Live, "not live", r.Why, "")
 			case inSync:
-				return answer(r.Status.InSync, "not in sync", string(r.Status.State)+": "+r.Status.Reason)
+				return answer(r.Status.InSync, "not in sync", string(r.Status.State)+": "+r.Status.Reason, r.Status.Hint)
 			case asJSON:
 				return printJSON(cmd, map[string]any{"success": true, "status": r.Status})
 			}
@@ -49,11 +51,11 @@ or 1, for probes and scripts.`,
 	return cmd
 }
 
-func answer(yes bool, no, why string) error {
+func answer(yes bool, no, why, hint string) error {
 	if yes {
 		return nil
 	}
-	return fault(fmt.Errorf("%s: %s", no, why), "")
+	return problem.New("", fmt.Errorf("%s: %s", no, why), hint)
 }
 
 func printJSON(cmd *cobra.Command, v any) error {

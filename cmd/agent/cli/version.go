@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -15,7 +16,7 @@ func newVersion() *cobra.Command {
 		Short: "Print the version of the agent and of its schema",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "agent %s (snapshot format %d, schema %.12s, %s %s/%s)\n",
-				version(), schema.SnapshotFormat, schema.SchemaDigest(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				version(), record.FormatByName, schema.Default().Digest(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}

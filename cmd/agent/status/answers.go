@@ -6,16 +6,21 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
 
-	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // maxBody bounds the body of a dry run, in bytes.
 const maxBody = 64 << 10
+
+// dryRun is the form of a dry run.
+const dryRun = `{"parameter": NAME, "value": VALUE} or {"configuration": {NAME: VALUE, …}}`
 
 func (s *Server) current(w http.ResponseWriter, _ *http.Request) {
 	st := s.opt.Source.Status()
@@ -24,7 +29,7 @@ func (s *Server) current(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	reply(w, http.StatusOK, map[string]any{
-		"success": true, "configuration": st.Current, "environment": st.Environment, "timestamp": schema.Unix(time.Now()),
+		"success": true, "configuration": st.Current, "environment": st.Environment, "timestamp": record.Unix(time.Now()),
 		"snapshot_id": st.Running.SnapshotID, "revision": st.Running.Revision,
 	})
 }
@@ -46,34 +51,34 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) schema(w http.ResponseWriter, _ *http.Request) {
-	jsonSchema, err := schema.JSONSchema()
+	jsonSchema, err := s.opt.Rules.Schema().JSONSchema()
 	if err != nil {
 		fail(w, http.StatusInternalServerError, err.Error())
 		return
 	}
-	info := map[string]schema.ParameterInfo{}
-	for _, p := range schema.Info() {
+	info := map[string]schema.Parameter{}
+	for _, p := range s.opt.Rules.Parameters() {
 		info[p.Name] = p
 	}
 	reply(w, http.StatusOK, map[string]any{
-		"success": true, "schema": json.RawMessage(jsonSchema), "parameter_info": info, "environments": schema.Environments(),
+		"success": true, "schema": json.RawMessage(jsonSchema), "parameter_info": info, "environments": s.opt.Rules.Schema().Environments(),
 	})
 }
 
 // RecordJSON is a record as the API shows it: the content of snapshot.json
 // with what follows from the commits around it.
-func RecordJSON(rec schema.Record) (json.RawMessage, error) {
+func RecordJSON(rec record.Row) (json.RawMessage, error) {
 	var errs any
 	if len(rec.ValidationErrors) > 0 {
 		errs = rec.ValidationErrors
 	}
 	return json.Marshal(struct {
-		schema.Snapshot
+		record.Record
 		IsActive         bool           `json:"is_active"`
-		Outcome          schema.Outcome `json:"outcome"`
+		Outcome          record.Outcome `json:"outcome"`
 		ValidationErrors any            `json:"validation_errors"`
 		Revision         string         `json:"revision"`
-	}{rec.Snapshot, rec.IsActive, rec.Outcome, errs, rec.Commit})
+	}{rec.Record, rec.IsActive, rec.Outcome, errs, rec.Commit})
 }
 
 // noRecord answers why a record is not shown: with code where there is none of
@@ -82,7 +87,7 @@ func noRecord(w http.ResponseWriter, code int, err error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		code = http.StatusInternalServerError
 	}
-	fail(w, code, err.Error())
+	fail(w, code, problem.Text(err))
 }
 
 func (s *Server) snapshots(w http.ResponseWriter, q *http.Request) {
@@ -163,29 +168,27 @@ func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
 	err := dec.Decode(&ask)
 	var shape *json.UnmarshalTypeError
 	if errors.As(err, &shape) {
-		err = fmt.Errorf("a JSON %s stands where there should be something else", shape.Value)
+		err = fmt.Errorf("unexpected JSON %s", shape.Value)
 	}
 	if err == nil && !errors.Is(dec.Decode(new(json.RawMessage)), io.EOF) {
 		err = errors.New("something follows the JSON object")
 	}
 	if err == nil && (ask.Parameter == "") == (ask.Configuration == nil) {
-		err = errors.New(`give either {"parameter": NAME, "value": VALUE} or {"configuration": {…}}`)
+		err = errors.New("need either a parameter or a configuration")
+	}
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the body is empty")
 	}
 	if err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the body is empty")
-		}
-		fail(w, http.StatusBadRequest, "this is no dry run: "+err.Error()+`; an example: {"parameter": "max_membrane_depth", "value": 8}`)
+		fail(w, http.StatusBadRequest, "invalid dry run: "+err.Error()+"; send "+dryRun)
 		return
 	}
-	values := over(s.opt.Source.Status())
+	values := s.runs()
 	if ask.Configuration == nil {
 		ask.Configuration = map[string]any{ask.Parameter: ask.Value}
 	}
-	for name, value := range ask.Configuration {
-		values[name] = value
-	}
-	_, violations := schema.Check(values)
+	maps.Copy(values, ask.Configuration)
+	_, violations := s.opt.Rules.Check(values)
 	messages := make([]string, len(violations))
 	for i, v := range violations {
 		messages[i] = v.Message
@@ -198,11 +201,17 @@ func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
 	})
 }
 
-func over(st *apply.Status) map[string]any {
-	if st.Current == nil {
-		return schema.Defaults().Map()
+// runs returns the values that a dry run is laid over.
+func (s *Server) runs() map[string]any {
+	p := s.opt.Rules.Defaults()
+	if st := s.opt.Source.Status(); st.Current != nil {
+		p = s.opt.Rules.Known(*st.Current)
 	}
-	return st.Current.Map()
+	values := map[string]any{}
+	for name, v := range p.Map() {
+		values[name] = v
+	}
+	return values
 }
 
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, s.Text()) }

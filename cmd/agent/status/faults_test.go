@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -31,16 +32,21 @@ func (b *broken) Status() *apply.Status {
 	return b.status
 }
 
-func (b *broken) List(context.Context, string, int) ([]schema.Record, error) { return nil, b.err }
+func (b *broken) List(context.Context, string, int) ([]record.Row, error) { return nil, b.err }
 
-func (b *broken) Lookup(context.Context, string) (schema.Record, error) {
-	return schema.Record{}, b.err
+func (b *broken) Lookup(context.Context, string) (record.Row, error) {
+	return record.Row{}, b.err
 }
 
 // serveBroken serves b on a real port and returns a way to ask it.
 func serveBroken(t *testing.T, b *broken, log *slog.Logger) func(method, path, body string) (*http.Response, string) {
 	t.Helper()
-	s := New(Options{Source: b, History: b, Metrics: NewMetrics("test", "production"), Loops: func() map[string]time.Time { return nil }, Logger: log})
+	return serve(t, b, production, log)
+}
+
+func serve(t *testing.T, b *broken, rules *schema.Rules, log *slog.Logger) func(method, path, body string) (*http.Response, string) {
+	t.Helper()
+	s := New(Options{Source: b, History: b, Rules: rules, Metrics: NewMetrics("test", rules), Loops: func() map[string]time.Time { return nil }, Logger: log})
 	server := httptest.NewServer(s.Handler())
 	t.Cleanup(server.Close)
 	return func(method, path, body string) (*http.Response, string) {
@@ -124,5 +130,39 @@ func TestTextIsPlain(t *testing.T) {
 	}
 	if !strings.HasPrefix(page, "state      degraded\n") {
 		t.Errorf("the state does not come first: %q", page)
+	}
+}
+
+// TestTextOfAHold: each entry shows what it keeps away from what is applied, and
+// who holds it if that is not who holds the whole.
+func TestTextOfAHold(t *testing.T) {
+	defaults := production.Defaults()
+	names := defaults.Names()
+	whole := record.EntryOf(defaults.With(names[0], schema.Int(7)).With("gone", schema.Text("int8")))
+	whole.By, whole.Reason, whole.Since = "operator", "slow", 1000
+	whole.Requester = &record.Requester{UID: 1000, User: "ada"}
+	other := record.Entry{Values: map[string]schema.Value{"gone": {}}, By: "engine", Reason: "no\nmemory", Since: 2000}
+	s := &apply.Status{
+		Current: &defaults, Applied: &record.Record{Config: defaults.With("extra", schema.Int(1))},
+		Held: &record.Hold{By: "operator", Reason: "slow", Since: 1000, Requester: &record.Requester{UID: 1000, User: "ada"}, Entries: []record.Entry{whole, other}},
+	}
+	page := Text(s, record.FromUnix(1060))
+	want := `
+held       by operator (uid 1000, user ada) since 1970-01-01T00:16:40Z (60 s ago): slow
+           not applied: ` + names[0] + ` 7, gone int8
+           not applied: gone unset, by engine since 1970-01-01T00:33:20Z (0 s ago): no memory
+           ends with: agent resume, or when something else is declared
+`
+	if !strings.Contains(page, want) {
+		t.Errorf("no %s in\n%s", want, page)
+	}
+	for _, name := range append(names, "extra") {
+		if !strings.Contains(page, "\n           "+name+" ") {
+			t.Errorf("no %s in\n%s", name, page)
+		}
+	}
+	s.Held.Paused, s.Held.Entries = true, nil
+	if page := Text(s, record.FromUnix(1060)); !strings.Contains(page, "\npaused     by operator (uid 1000, user ada) since 1970-01-01T00:16:40Z (60 s ago): slow\n           ends with: agent resume\n") {
+		t.Error(page)
 	}
 }

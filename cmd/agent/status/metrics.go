@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -28,6 +29,7 @@ const documentLabel = "_document"
 // Metrics are the counters of the transaction, and the gauges that a scrape
 // reads off the status. It is an apply.Metrics.
 type Metrics struct {
+	rules                                  *schema.Rules
 	registry                               *prometheus.Registry
 	updates, invalid, rollbacks, stageErrs *prometheus.CounterVec
 	durations                              *prometheus.HistogramVec
@@ -36,11 +38,12 @@ type Metrics struct {
 }
 
 // NewMetrics makes all series of one agent.
-func NewMetrics(version string, env schema.Environment) *Metrics {
+func NewMetrics(version string, rules *schema.Rules) *Metrics {
 	counter := func(name, help string, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
 	m := &Metrics{
+		rules:     rules,
 		registry:  prometheus.NewRegistry(),
 		updates:   counter("dtesn_agent_updates_total", "Attempts to bring a document to the engine, by outcome.", "outcome"),
 		invalid:   counter("dtesn_agent_validation_failures_total", "Invalid documents, by the parameter concerned.", "parameter"),
@@ -55,10 +58,10 @@ func NewMetrics(version string, env schema.Environment) *Metrics {
 			Name: "dtesn_agent_last_success_timestamp_seconds", Help: "When a loop last did its work, in Unix seconds.",
 		}, []string{"loop"}),
 	}
-	for _, o := range schema.Outcomes() {
+	for _, o := range record.Outcomes() {
 		m.updates.WithLabelValues(string(o))
 	}
-	for _, p := range append(schema.Names(), documentLabel) {
+	for _, p := range append(rules.Names(), documentLabel) {
 		m.invalid.WithLabelValues(p)
 	}
 	for _, c := range causes {
@@ -75,7 +78,7 @@ func NewMetrics(version string, env schema.Environment) *Metrics {
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "dtesn_agent_info", Help: "1, with what this agent is.",
-		ConstLabels: prometheus.Labels{"version": version, "environment": string(env)},
+		ConstLabels: prometheus.Labels{"version": version, "environment": string(rules.Environment())},
 	})
 	info.Set(1)
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -86,12 +89,12 @@ func NewMetrics(version string, env schema.Environment) *Metrics {
 }
 
 // Outcome counts an attempt that came to its outcome.
-func (m *Metrics) Outcome(o schema.Outcome) { m.updates.WithLabelValues(string(o)).Inc() }
+func (m *Metrics) Outcome(o record.Outcome) { m.updates.WithLabelValues(string(o)).Inc() }
 
 // ValidationFailures counts an invalid Document for each parameter concerned.
 func (m *Metrics) ValidationFailures(parameters []string) {
 	for _, p := range parameters {
-		if !slices.Contains(schema.Names(), p) {
+		if !m.rules.Has(p) {
 			p = documentLabel
 		}
 		m.invalid.WithLabelValues(p).Inc()
@@ -120,10 +123,13 @@ func (m *Metrics) handler() http.Handler {
 }
 
 // show registers the gauges that a scrape reads off the status.
-func (m *Metrics) show(source Source) { m.registry.MustRegister(&gauges{source: source}) }
+func (m *Metrics) show(source Source) { m.registry.MustRegister(&gauges{source, m.rules}) }
 
 // gauges is a prometheus.Collector over the status.
-type gauges struct{ source Source }
+type gauges struct {
+	source Source
+	rules  *schema.Rules
+}
 
 var (
 	gaugeInSync    = prometheus.NewDesc("dtesn_agent_in_sync", "1 while the engine runs what the source declares.", nil, nil)
@@ -131,12 +137,13 @@ var (
 	gaugeEngineUp  = prometheus.NewDesc("dtesn_agent_engine_up", "1 while the engine answers.", nil, nil)
 	gaugeSnapshots = prometheus.NewDesc("dtesn_agent_active_snapshots", "Applied states within the default page.", nil, nil)
 	gaugeLast      = prometheus.NewDesc("dtesn_agent_last_apply_successful", "1 if the last attempt was applied or changed nothing.", nil, nil)
-	gaugeParameter = prometheus.NewDesc("dtesn_agent_parameter", "What the engine was last read to run; a bool is 0 or 1.", []string{"parameter"}, nil)
+	gaugeParameter = prometheus.NewDesc("dtesn_agent_parameter", "Number that the engine was last read to run; a bool is 0 or 1.", []string{"parameter"}, nil)
+	gaugeText      = prometheus.NewDesc("dtesn_agent_parameter_info", "1, with the text that the engine was last read to run.", []string{"parameter", "value"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter} {
+	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText} {
 		ch <- d
 	}
 }
@@ -156,12 +163,13 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	if s.Current != nil {
 		runs = *s.Current
 	}
-	for _, name := range schema.Names() {
-		switch v := runs.Get(name).(type) {
-		case int:
-			put(gaugeParameter, float64(v), name)
-		case bool:
-			put(gaugeParameter, number(v), name)
+	for _, p := range g.rules.Parameters() {
+		v := runs.Get(p.Name)
+		if f, ok := v.Float(); ok {
+			put(gaugeParameter, f, p.Name)
+		}
+		if text, ok := v.Text(); ok && slices.Contains(p.Values, text) {
+			put(gaugeText, 1, p.Name, text)
 		}
 	}
 }
@@ -171,9 +179,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 func lastApplied(s *apply.Status) bool {
 	for _, a := range s.Attempts {
 		switch a.Outcome {
-		case schema.Applied, schema.Unchanged:
+		case record.Applied, record.Unchanged:
 			return true
-		case schema.Pending, schema.Superseded:
+		case record.Pending, record.Superseded:
 			continue
 		}
 		return false

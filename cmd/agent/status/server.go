@@ -22,7 +22,9 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A Source says how things stand; *apply.Reconciler is one.
@@ -32,14 +34,15 @@ type Source interface {
 
 // A History reads the snapshot repository; it is safe for concurrent use.
 type History interface {
-	List(ctx context.Context, before string, limit int) ([]schema.Record, error)
-	Lookup(ctx context.Context, id string) (schema.Record, error)
+	List(ctx context.Context, before string, limit int) ([]record.Row, error)
+	Lookup(ctx context.Context, id string) (record.Row, error)
 }
 
 // Options are what a Server is made of.
 type Options struct {
 	Source  Source
 	History History
+	Rules   *schema.Rules
 	Metrics *Metrics
 	// Loops says when each loop last turned; one that has not for Stuck (15 s
 	// if 0) is reported by /livez.
@@ -68,12 +71,12 @@ func New(opt Options) *Server {
 func CheckAddress(addr string, loopbackOnly bool) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("%q is not an address such as 127.0.0.1:9310: %w", addr, err)
+		return problem.New("", fmt.Errorf("%q is not an address: %w", addr, err), "use an address such as 127.0.0.1:9310")
 	}
 	if loopbackOnly && host != "localhost" {
 		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-			return fmt.Errorf("%s is not a loopback address, and the endpoint has no tokens and no TLS; "+
-				"listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", addr, port)
+			return problem.New("", fmt.Errorf("%s is not a loopback address, and the endpoint has no tokens and no TLS", addr),
+				fmt.Sprintf("listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", port))
 		}
 	}
 	return nil
@@ -91,7 +94,10 @@ func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
 	}
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s is in use by another program; choose another address with %s, such as 127.0.0.1:0 for any free port", addr, flag)
+		return nil, &problem.Error{
+			Op: "listen on", Place: addr, Err: errors.New("it is in use by another program"),
+			Hint: fmt.Sprintf("choose another address with %s, such as 127.0.0.1:0 for any free port", flag),
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
@@ -170,7 +176,7 @@ func (s *Server) Handler() http.Handler {
 	}
 	mux := s.healthMux(gets)
 	mux.HandleFunc("POST "+base+"validate", s.validate)
-	mux.HandleFunc(base+"validate", notAllowed("POST", "POST {\"parameter\": …, \"value\": …} or {\"configuration\": {…}} for a dry run"))
+	mux.HandleFunc(base+"validate", notAllowed("POST", "for a dry run, POST "+dryRun))
 	for path, way := range changing {
 		mux.HandleFunc(base+path, notAllowed("", "this endpoint changes nothing: "+way))
 	}
@@ -213,7 +219,7 @@ func (s *Server) healthMux(gets map[string]http.HandlerFunc) *http.ServeMux {
 func notAllowed(allow, words string) http.HandlerFunc {
 	return func(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("Allow", allow)
-		fail(w, http.StatusMethodNotAllowed, q.Method+" is not answered here: "+words)
+		fail(w, http.StatusMethodNotAllowed, "method "+q.Method+" not allowed: "+words)
 	}
 }
 

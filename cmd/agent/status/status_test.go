@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,10 +18,17 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/dtesn"
+	"dtesn-agent/dtesn/api"
 	"dtesn-agent/dtesn/engine"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
+
+// production are the rules that most tests need.
+var production = schema.Default().For("production")
 
 // bench is a whole agent without its command line: a real store, a real
 // engine, the real transaction, and the endpoint on a real port. What is
@@ -42,6 +51,13 @@ func (b *bench) with(change func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	change()
+}
+
+// comparing is a client of an engine that says how its schema differs.
+type comparing struct{ *dtesn.Client }
+
+func (comparing) Bounds(context.Context) (map[string]api.Bounds, error) {
+	return map[string]api.Bounds{"esn_reservoir_size": {Minimum: schema.Int(64), Maximum: schema.Int(128)}}, nil
 }
 
 // probing is a store whose probe can be told to fail.
@@ -70,10 +86,10 @@ func newBench(t *testing.T) *bench {
 	}
 	b.store = store
 	b.startEngine("")
-	client := dtesn.New(dtesn.Options{Socket: b.socket, Environment: "production", Timeout: 5 * time.Second})
-	metrics := NewMetrics("test", "production")
+	client := dtesn.New(dtesn.Options{Socket: b.socket, Rules: production, Timeout: 5 * time.Second})
+	metrics := NewMetrics("test", production)
 	b.r = apply.New(apply.Options{
-		Environment: "production", Instance: "one", Store: probing{store, b}, Engine: client, Metrics: metrics, Logger: log,
+		Rules: production, Instance: "one", Store: probing{store, b}, Engine: comparing{client}, Metrics: metrics, Logger: log,
 		Source: apply.SourceStatus{Kind: "file", Location: "config"},
 		ReadSource: func() (string, time.Time, error) {
 			b.mu.Lock()
@@ -87,7 +103,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	server := New(Options{
-		Source: b.r, History: reader, Metrics: metrics, Stuck: 15 * time.Second, Logger: log,
+		Source: b.r, History: reader, Rules: production, Metrics: metrics, Stuck: 15 * time.Second, Logger: log,
 		Loops: func() map[string]time.Time {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -136,7 +152,7 @@ func (b *bench) declare(units string) {
 		{Path: "base.yaml", Bytes: []byte("parameters:\n  max_membrane_depth: 4\n  bseries_max_order: 8\n  enable_caching: true\n  cache_ttl_seconds: 300\n  enable_performance_monitoring: true\n")},
 		{Path: "production.yaml", Bytes: []byte("environment: production\ndescription: " + units + " units\nparameters:\n  esn_reservoir_size: " + units + "\n")},
 	}
-	b.r.Document(&schema.Document{Environment: "production", Files: files, Source: schema.Source{Kind: "file", Location: "config", Revision: schema.FilesRevision(files)}})
+	b.r.Document(&document.Document{Environment: "production", Files: files, Source: document.Source{Kind: "file", Location: "config", Revision: document.FilesRevision(files)}})
 }
 
 func (b *bench) ask(method, path, body string) (int, http.Header, []byte) {
@@ -251,8 +267,8 @@ func TestReasons(t *testing.T) {
 	b.await("ready again", func() bool { return b.code("/readyz") == 200 && b.unhealthy() == "" })
 
 	// Drift that is reported keeps it ready: whoever changed the engine meant it.
-	other := dtesn.New(dtesn.Options{Socket: b.socket, Environment: "production", Timeout: 5 * time.Second})
-	if a := other.Send(t.Context(), schema.Batch{Parameters: schema.Defaults(), SnapshotID: "snapshot_1_0001"}); a.Verdict != schema.VerdictAccepted {
+	other := dtesn.New(dtesn.Options{Socket: b.socket, Rules: production, Timeout: 5 * time.Second})
+	if a := other.Send(t.Context(), api.Batch{Parameters: production.Defaults(), SnapshotID: "snapshot_1_0001"}); a.Verdict != api.VerdictAccepted {
 		t.Fatal(a)
 	}
 	b.await("drifted", func() bool { return b.r.Status().State == apply.StateDrifted })
@@ -268,7 +284,7 @@ func TestShapes(t *testing.T) {
 	b.declare("2048")
 	b.await("applied", func() bool {
 		s := b.r.Status()
-		return s.InSync && s.Current.ESNReservoirSize == 2048 && s.TotalSnapshots == 2
+		return s.InSync && s.Current.Get("esn_reservoir_size") == schema.Int(2048) && s.TotalSnapshots == 2
 	})
 
 	_, v := b.get("/v1/config/snapshots")
@@ -292,15 +308,15 @@ func TestShapes(t *testing.T) {
 		t.Errorf("diff: %v", v)
 	}
 	_, v = b.get("/v1/config/current")
-	if v["environment"] != "production" || v["snapshot_id"] != newest["snapshot_id"] || len(v["configuration"].(map[string]any)) != 6 || len(v["revision"].(string)) != 40 {
+	if v["environment"] != "production" || v["snapshot_id"] != newest["snapshot_id"] || len(v["configuration"].(map[string]any)) != len(production.Names()) || len(v["revision"].(string)) != 40 {
 		t.Errorf("current: %v", v)
 	}
 	_, v = b.get("/v1/config/schema")
 	info := v["parameter_info"].(map[string]any)["esn_reservoir_size"].(map[string]any)
-	if info["type"] != "int" || info["critical"] != true || len(v["environments"].([]any)) != 4 || v["schema"].(map[string]any)["$schema"] == nil {
+	if info["type"] != "int" || info["critical"] != true || info["apply"] != "rebuild" || info["range"] != "64-16384" || len(v["environments"].([]any)) != len(production.Schema().Environments()) || v["schema"].(map[string]any)["$schema"] == nil {
 		t.Errorf("schema: %v", v)
 	}
-	if code, _, page := b.ask("GET", "/", ""); code != 200 || !strings.Contains(string(page), "in_sync") || !strings.Contains(string(page), newest["snapshot_id"].(string)) {
+	if code, _, page := b.ask("GET", "/", ""); code != 200 || !strings.Contains(string(page), "in_sync") || !strings.Contains(string(page), newest["snapshot_id"].(string)) || !strings.Contains(string(page), "engine schema  esn_reservoir_size: the engine accepts 64-128, the schema 64-16384") {
 		t.Errorf("page: %d %s", code, page)
 	}
 	for path, want := range map[string]int{
@@ -363,7 +379,7 @@ func TestDryRun(t *testing.T) {
 		}
 	}
 	for _, body := range []string{"", "{", "[]", "{}", `{"parameter": "x", "configuration": {}}`, `{"parmeter": "x"}`, `{"parameter": "x", "value": 1} {}`, `{"parameter": "` + strings.Repeat("x", 70000) + `"}`} {
-		if code, _, text := b.ask("POST", "/v1/config/validate", body); code != 400 || !strings.Contains(string(text), "no dry run") {
+		if code, _, text := b.ask("POST", "/v1/config/validate", body); code != 400 || !strings.Contains(string(text), "invalid dry run") {
 			t.Errorf("%.40s: %d %s", body, code, text)
 		}
 	}
@@ -378,10 +394,10 @@ func TestMetricsFromTheStart(t *testing.T) {
 	b := newBench(t)
 	_, _, text := b.ask("GET", "/metrics", "")
 	want := []string{"dtesn_agent_drift_total 0", "dtesn_agent_in_sync 0", "dtesn_agent_held 0", "dtesn_agent_engine_up", "dtesn_agent_active_snapshots 0", "dtesn_agent_last_apply_successful 0", `dtesn_agent_info{environment="production",version="test"} 1`}
-	for _, o := range schema.Outcomes() {
+	for _, o := range record.Outcomes() {
 		want = append(want, `dtesn_agent_updates_total{outcome="`+string(o)+`"} 0`)
 	}
-	for _, p := range append(schema.Names(), "_document") {
+	for _, p := range append(production.Names(), "_document") {
 		want = append(want, `dtesn_agent_validation_failures_total{parameter="`+p+`"} 0`)
 	}
 	for _, s := range stages {
@@ -416,9 +432,129 @@ func TestMetricsFromTheStart(t *testing.T) {
 	})
 }
 
+// extended are rules with a parameter of every type.
+func extended(t *testing.T) *schema.Rules {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "more.cue")
+	text := `package dtesn
+#extends: "dtesn"
+#Parameters: {
+	quantization?: "int8" | "int4" | "none" @dtesn(apply=rebuild, description="Weights")
+	temperature?:  number & >=0 & <=2       @dtesn(description="Sampling temperature")
+}
+`
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, err := schema.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.For("production")
+}
+
+// running is a status of an engine that runs the defaults and these values.
+func running(rules *schema.Rules, values map[string]schema.Value) *apply.Status {
+	p := rules.Defaults()
+	for name, v := range values {
+		p = p.With(name, v)
+	}
+	return &apply.Status{Current: &p, MaxSnapshots: 50}
+}
+
+// TestMetricsOfEveryType: a number and a bool are values, a text is a label, and
+// what the schema does not list is no series.
+func TestMetricsOfEveryType(t *testing.T) {
+	rules := extended(t)
+	half, _ := schema.Number("0.50")
+	b := &broken{}
+	ask := serve(t, b, rules, slog.New(slog.DiscardHandler))
+	series := func(values map[string]schema.Value) (lines []string) {
+		t.Helper()
+		b.status = running(rules, values)
+		_, text := ask("GET", "/metrics", "")
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, "dtesn_agent_parameter") {
+				lines = append(lines, strings.TrimSuffix(line, "\n"))
+			}
+		}
+		return lines
+	}
+	defaults := series(nil)
+	if len(defaults) != rules.Defaults().Len() || !slices.Contains(defaults, `dtesn_agent_parameter{parameter="enable_caching"} 1`) {
+		t.Errorf("the defaults: %q", defaults)
+	}
+	for _, c := range []struct {
+		values map[string]schema.Value
+		more   []string
+	}{
+		{map[string]schema.Value{"temperature": half, "quantization": schema.Text("int8")}, []string{
+			`dtesn_agent_parameter{parameter="temperature"} 0.5`, `dtesn_agent_parameter_info{parameter="quantization",value="int8"} 1`,
+		}},
+		{map[string]schema.Value{"quantization": schema.Text("none")}, []string{`dtesn_agent_parameter_info{parameter="quantization",value="none"} 1`}},
+		{map[string]schema.Value{"quantization": schema.Text("int2"), "temperature": schema.Text("hot"), "foreign": schema.Int(1)}, nil},
+	} {
+		got := series(c.values)
+		for _, line := range append(slices.Clone(defaults), c.more...) {
+			i := slices.Index(got, line)
+			if i < 0 {
+				t.Errorf("%v: no %s", c.values, line)
+				continue
+			}
+			got = slices.Delete(got, i, i+1)
+		}
+		if len(got) > 0 {
+			t.Errorf("%v: also %q", c.values, got)
+		}
+	}
+	_, text := ask("GET", "/metrics", "")
+	for _, name := range append(rules.Names(), "_document") {
+		if !strings.Contains(text, "\n"+`dtesn_agent_validation_failures_total{parameter="`+name+`"} 0`) {
+			t.Errorf("no failures of %s", name)
+		}
+	}
+}
+
+// TestAnotherSchema: the description and the dry run are those of the schema that
+// the agent was given.
+func TestAnotherSchema(t *testing.T) {
+	rules := extended(t)
+	b := &broken{status: &apply.Status{}} // nothing runs: the defaults lie below
+	ask := serve(t, b, rules, slog.New(slog.DiscardHandler))
+	_, text := ask("GET", "/v1/config/schema", "")
+	var v struct {
+		Info map[string]struct {
+			Type, Range, Apply string
+			Values             []string
+			Required, Managed  bool
+		} `json:"parameter_info"`
+	}
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatal(err)
+	}
+	if q, n := v.Info["quantization"], v.Info["temperature"]; len(v.Info) != len(rules.Names()) || q.Type != "string" || q.Apply != "rebuild" ||
+		!slices.Equal(q.Values, []string{"int8", "int4", "none"}) || q.Required || q.Managed || n.Type != "number" || n.Range != "0-2" {
+		t.Errorf("%+v", v.Info)
+	}
+	dryRun := func(body, want string) {
+		t.Helper()
+		if code, text := ask("POST", "/v1/config/validate", body); code.StatusCode != 200 || !strings.Contains(text, want) || strings.Contains(text, `"success":true`) != (want == `"errors":[]`) {
+			t.Errorf("%s: %d %s, want %s", body, code.StatusCode, text, want)
+		}
+	}
+	const good = `"errors":[]`
+	dryRun(`{"parameter": "temperature", "value": 1.50}`, good)
+	dryRun(`{"parameter": "quantization", "value": "int5"}`, "did you mean int8?")
+	dryRun(`{"parameter": "max_membrane_depth", "value": 32}`, "should be at least 1024 for membrane depth 32")
+	// what runs lies below instead; what the schema does not have does not count
+	b.status = running(rules, map[string]schema.Value{"esn_reservoir_size": schema.Int(2048), "foreign": schema.Int(1)})
+	dryRun(`{"parameter": "max_membrane_depth", "value": 32}`, good)
+	dryRun(`{"parameter": "foreign", "value": 1}`, "no parameter is named foreign")
+}
+
 func TestHealthListenServesOnlyHealth(t *testing.T) {
 	b := newBench(t)
-	server := New(Options{Source: b.r, Metrics: NewMetrics("test", "production"), Loops: func() map[string]time.Time { return nil }, Stuck: time.Second, Logger: slog.New(slog.DiscardHandler)})
+	server := New(Options{Source: b.r, Metrics: NewMetrics("test", production), Loops: func() map[string]time.Time { return nil }, Stuck: time.Second, Logger: slog.New(slog.DiscardHandler)})
 	listener, err := Listen("127.0.0.1:0", false)
 	if err != nil {
 		t.Fatal(err)
@@ -444,7 +580,7 @@ func TestListen(t *testing.T) {
 			t.Errorf("%s: %v", addr, err)
 		}
 	}
-	if _, err := Listen("9310", true); err == nil || !strings.Contains(err.Error(), "127.0.0.1:9310") {
+	if _, err := Listen("9310", true); err == nil || !strings.Contains(problem.Text(err), "127.0.0.1:9310") {
 		t.Errorf("a bare port: %v", err)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -452,7 +588,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if _, err := Listen(taken.Addr().String(), true); err == nil || !strings.Contains(err.Error(), "in use") || !strings.Contains(err.Error(), "--listen") {
+	if _, err := Listen(taken.Addr().String(), true); err == nil || !strings.Contains(err.Error(), "in use") || !strings.Contains(problem.Hint(err), "--listen") {
 		t.Errorf("in use: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"unicode"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -93,7 +95,7 @@ func (p *page) when(unix float64) string {
 	if unix == 0 {
 		return "never"
 	}
-	t := schema.FromUnix(unix)
+	t := record.FromUnix(unix)
 	return t.UTC().Format(time.RFC3339) + " (" + age(p.now.Sub(t)) + " ago)"
 }
 
@@ -114,7 +116,7 @@ func (p *page) running(s *apply.Status) {
 		p.line("runs", "not known: the engine was not read since the agent started")
 		if a := s.Applied; a != nil {
 			p.more("applied last: " + a.ID + ", on record since " + p.when(a.Timestamp))
-			p.parameters(&a.Config)
+			p.parameters(a.Config, a.Config)
 		}
 		p.gap()
 		return
@@ -130,7 +132,7 @@ func (p *page) running(s *apply.Status) {
 	default:
 		p.line("runs", r.SnapshotID+", not yet confirmed")
 	}
-	p.parameters(s.Current)
+	p.parameters(*s.Current, applied(s))
 	if r.SourceRevision != "" {
 		p.more("declared by " + who(r.SourceRevision, r.Origin))
 	}
@@ -140,9 +142,23 @@ func (p *page) running(s *apply.Status) {
 	p.gap()
 }
 
-func (p *page) parameters(values *schema.Parameters) {
-	for _, name := range schema.Names() {
-		p.more(fmt.Sprintf("%-30s %v", name, values.Get(name)))
+func applied(s *apply.Status) (p schema.Parameters) {
+	if s.Applied != nil {
+		p = s.Applied.Config
+	}
+	return p
+}
+
+// parameters lists what runs, and what is on record but the engine does not have.
+func (p *page) parameters(runs, recorded schema.Parameters) {
+	all := recorded.Map()
+	maps.Copy(all, runs.Map())
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		value := runs.Get(name).String()
+		if runs.Get(name).IsZero() {
+			value = "not read: unknown to the engine, or to the schema"
+		}
+		p.more(fmt.Sprintf("%-30s %s", name, value))
 	}
 }
 
@@ -175,7 +191,7 @@ func (p *page) declared(s *apply.Status) {
 		which = "what is seen"
 	}
 	p.line("attempted", fmt.Sprintf("%s: %s, %s", which, a.Outcome, p.when(a.At)))
-	if a.Outcome != schema.Invalid && a.Outcome != schema.Unchanged {
+	if a.Outcome != record.Invalid && a.Outcome != record.Unchanged {
 		p.line("", a.Reason)
 	}
 	for i, v := range a.Violations {
@@ -196,7 +212,10 @@ func (p *page) obstacles(s *apply.Status) {
 		if h.Paused {
 			what = "paused"
 		}
-		p.line(what, fmt.Sprintf("by %s since %s: %s", h.By, p.when(h.Since), h.Reason))
+		for _, text := range HoldLines(h, applied(s), p.when) {
+			p.line(what, text)
+			what = ""
+		}
 		p.more("ends with: agent resume" + map[bool]string{false: ", or when something else is declared"}[h.Paused])
 		p.gap()
 	}
@@ -217,10 +236,19 @@ func (p *page) surroundings(s *apply.Status) {
 	p.line("engine", engine+", last read "+p.when(s.Engine.LastRead))
 	if s.Engine.LastError != "" {
 		p.more(s.Engine.LastError)
+		if !strings.HasPrefix(s.Hint, s.Engine.Hint) { // the line "do" has it
+			p.more(s.Engine.Hint)
+		}
+	}
+	for _, d := range s.Engine.Differences {
+		p.more("engine schema  " + d)
 	}
 	p.line("source", fmt.Sprintf("%s %s by %s, last read %s", s.Source.Kind, s.Source.Location, s.Source.Mode, p.when(s.Source.LastRead)))
 	if s.Source.LastError != "" {
 		p.more("cannot be read since " + p.when(s.Source.FailingSince) + ": " + s.Source.LastError)
+		if !strings.HasPrefix(s.Hint, s.Source.Hint) { // the line "do" has it
+			p.line("", s.Source.Hint)
+		}
 	}
 	p.line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
 	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))

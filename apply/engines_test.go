@@ -1,0 +1,575 @@
+package apply_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+)
+
+// The engines here are of another version than the agent's schema: they lack a
+// parameter, have one more, or bound one more tightly.
+
+// lacking is a world under the rules r whose engine has no temperature; A was
+// applied under the default rules, and w.drift is mode.
+func lacking(t *testing.T, r *schema.Rules, mode apply.DriftMode, story func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.drift = mode
+		w.start()
+		w.declare(stateA, "")
+		w.check("before", inSync(stateA))
+		w.under(r)
+		story(t, w)
+		w.end()
+		fsck(t, w.dir)
+	})
+}
+
+// isUnknown holds that the status says that the engine does not know the
+// temperature, and what to do.
+func (w *world) isUnknown(name string) {
+	w.t.Helper()
+	s, hint := w.r.Status(), "upgrade the engine, or remove temperature from the configuration"
+	if w.rules.Parameter(temperature).Managed {
+		hint = "upgrade the engine, or run the agent with a schema (--schema) that does not require temperature"
+	}
+	if s.Reason != "the engine does not know temperature" || !strings.HasPrefix(s.Hint, hint) {
+		w.t.Errorf("%s: %s (%s; %s)", name, s.State, s.Reason, s.Hint)
+	}
+	if s.Held != nil || s.Drift != nil || w.counts.drifted() != 0 {
+		w.t.Errorf("%s: held %+v, drift %+v, %d drifts", name, s.Held, s.Drift, w.counts.drifted())
+	}
+}
+
+// unknown is how a change stands that has a parameter the engine does not know.
+var unknown = want{runs: stateA, outcome: record.Pending, state: apply.StateDegraded, ready: true, open: true}
+
+var modes = []apply.DriftMode{apply.DriftCorrect, apply.DriftReport}
+
+// TestAChangeThatTheEngineDoesNotKnow waits, and nothing is sent, until the engine
+// is another. A restart of the agent changes nothing about it.
+func TestAChangeThatTheEngineDoesNotKnow(t *testing.T) {
+	more := larger(t)
+	for _, mode := range modes {
+		for _, restart := range []bool{false, true} {
+			lacking(t, more, mode, func(t *testing.T, w *world) {
+				sends, total := w.engine.allSends(), w.store.Total()
+				b := at(stateB, "1.25")
+				w.declare(b, "")
+				w.check("declared", unknown)
+				w.isUnknown("declared")
+				w.pass(10 * time.Minute)
+				if restart {
+					w.restart()
+					w.declare(b, "")
+				}
+				w.pass(10 * time.Minute)
+				w.check("later", unknown)
+				w.isUnknown("later")
+				if n, grew := w.engine.allSends()-sends, w.store.Total()-total; n != 0 || grew != 1 {
+					t.Errorf("%d batches, %d records more", n, grew)
+				}
+				// One that restarts is still brought to what is applied, which it knows.
+				w.engine.tell((*scripted).restart)
+				w.r.EngineHint()
+				w.pass(time.Second)
+				w.check("restarted", unknown)
+				w.isUnknown("restarted")
+				if n := w.engine.allSends() - sends; n != 1 || w.engine.sent(b) != 0 {
+					t.Errorf("%d batches, %d of the change", n, w.engine.sent(b))
+				}
+				w.engine.tell(func(e *scripted) { e.down = true })
+				w.r.EngineHint()
+				w.pass(time.Second)
+				if s := w.r.Status(); s.State != apply.StateWaiting || s.Ready || s.Attempted.Outcome != record.Pending {
+					t.Errorf("down: %s (%s), ready %v", s.State, s.Reason, s.Ready)
+				}
+				batches := w.engine.batchesSince()
+				w.engine.tell(func(e *scripted) { e.upgrade(more.Defaults()) })
+				w.pass(time.Second)
+				w.check("upgraded", inSync(b))
+				if got := batches(); !slices.EqualFunc(got, []schema.Parameters{b}, schema.Parameters.Equal) {
+					t.Errorf("the new engine was sent %v", got)
+				}
+				if w.store.Total() != total+1 || w.counts.drifted() != 0 {
+					t.Errorf("%d records more, %d drifts", w.store.Total()-total, w.counts.drifted())
+				}
+			})
+		}
+	}
+}
+
+// TestAnEngineComesBackWithoutAParameter that the change which waits for it has: it
+// is brought to what is applied, for it restarted and did not drift.
+func TestAnEngineComesBackWithoutAParameter(t *testing.T) {
+	for _, mode := range modes {
+		lacking(t, larger(t), mode, func(t *testing.T, w *world) {
+			w.declare(at(stateA, "1"), "known for once")
+			w.engine.tell(func(e *scripted) { e.down = true })
+			w.r.EngineHint()
+			w.declare(at(stateB, "1.25"), "")
+			w.engine.tell((*scripted).restart)
+			w.pass(time.Second)
+			w.check("came back", unknown)
+			w.isUnknown("came back")
+		})
+	}
+}
+
+// TestAFirstDocumentThatTheEngineDoesNotKnow is not said to run, though the engine
+// runs all of it that it knows.
+func TestAFirstDocumentThatTheEngineDoesNotKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.rules = larger(t)
+		w.start()
+		w.declare(w.rules.Defaults(), "")
+		w.pass(time.Minute)
+		x := unknown
+		x.runs, x.ready = rules.Defaults(), false
+		w.check("first", x)
+		w.isUnknown("first")
+		if s := w.r.Status(); s.Running.SnapshotID != "" || s.Unready != "nothing was applied yet" || w.engine.allSends() != 0 {
+			t.Errorf("running %+v, %s, %d batches", s.Running, s.Unready, w.engine.allSends())
+		}
+		w.engine.tell(func(e *scripted) { e.upgrade(w.rules.Defaults()) })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		w.check("upgraded", inSync(w.rules.Defaults()))
+		w.end()
+	})
+}
+
+// TestWhatTheEngineDoesNotKnowIsSuperseded by a document without it, and by an
+// operator, whether or not the schema requires it.
+func TestWhatTheEngineDoesNotKnowIsSuperseded(t *testing.T) {
+	for name, c := range map[string]struct {
+		rules *schema.Rules
+		do    func(w *world)
+		want  want
+	}{
+		"another document": {optional(t), func(w *world) { w.declare(stateC, "") }, inSync(stateC)},
+		"the way back": {optional(t), func(w *world) { w.declare(stateA, "") }, want{
+			runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true,
+		}},
+		"a rollback": {optional(t), func(w *world) { w.order(apply.Command{Verb: "rollback", Reason: "night"}) }, want{
+			runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{at(stateB, "1.25")},
+		}},
+		"a rollback under a schema that requires it": {larger(t), func(w *world) { w.order(apply.Command{Verb: "rollback", Reason: "night"}) }, want{
+			runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{at(stateB, "1.25")},
+		}},
+		"another document that it does not know": {larger(t), func(w *world) { w.declare(at(stateC, "1"), "") }, unknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lacking(t, c.rules, apply.DriftCorrect, func(t *testing.T, w *world) {
+				w.declare(at(stateB, "1.25"), "")
+				w.check("declared", unknown)
+				pending := w.store.Head().ID
+				c.do(w)
+				w.pass(10 * time.Second)
+				w.check(name, c.want)
+				if rec := must(w.store.Lookup(t.Context(), pending)); rec.Outcome != record.Superseded {
+					t.Errorf("%s is %s", rec.ID, rec.Outcome)
+				}
+				if n := w.engine.sent(at(stateB, "1.25")); n != 0 {
+					t.Errorf("it was sent %d times", n)
+				}
+				select {
+				case err := <-w.refused:
+					t.Error(err)
+				default:
+				}
+			})
+		})
+	}
+}
+
+// TestAnEngineIsDowngraded: what is applied has a parameter that the new engine
+// does not know. That is no drift, and it is ready as long as it runs the rest.
+func TestAnEngineIsDowngraded(t *testing.T) {
+	more := optional(t)
+	for _, mode := range modes {
+		synctest.Test(t, func(t *testing.T) {
+			w := emptyWorld(t, t.TempDir())
+			w.rules, w.drift = more, mode
+			w.engine.upgrade(more.Defaults().With(temperature, at(stateA, "0.5").Get(temperature)))
+			w.start()
+			w.declare(at(stateA, "1.5"), "")
+			w.check("before", inSync(at(stateA, "1.5")))
+			total, sends := w.store.Total(), w.engine.allSends()
+			w.engine.tell(func(e *scripted) { e.upgrade(stateA) })
+			w.r.EngineHint()
+			less := want{runs: stateA, outcome: record.Applied, state: apply.StateDegraded, ready: true}
+			for i, d := range []time.Duration{time.Second, 10 * time.Minute} {
+				w.pass(d)
+				w.check(fmt.Sprint("downgraded ", i), less)
+				w.isUnknown("downgraded")
+			}
+			if s := w.r.Status(); s.Running.SnapshotID != w.store.Applied().ID {
+				t.Errorf("running %+v", s.Running)
+			}
+			w.restart()
+			w.declare(at(stateA, "1.5"), "")
+			if s := w.r.Status(); s.State != apply.StateDegraded || !s.Ready || s.InSync {
+				t.Errorf("after a restart: %s (%s), ready %v", s.State, s.Reason, s.Ready)
+			}
+			w.isUnknown("after a restart")
+			// One with other values restarted, and is brought to what it knows of it.
+			w.engine.tell(func(e *scripted) { e.upgrade(rules.Defaults()) })
+			w.r.EngineHint()
+			w.pass(time.Minute)
+			if s := w.r.Status(); s.State != apply.StateDegraded || !s.Ready || s.InSync || !w.engine.running().Equal(stateA) {
+				t.Errorf("other values: %s (%s), ready %v", s.State, s.Reason, s.Ready)
+			}
+			w.isUnknown("other values")
+			if w.store.Total() != total || w.engine.allSends() != sends+1 {
+				t.Errorf("%d records, %d batches more", w.store.Total()-total, w.engine.allSends()-sends)
+			}
+			w.declare(stateA, "removed")
+			w.check("removed", inSync(stateA))
+			w.end()
+		})
+	}
+}
+
+// TestAnEngineThatKnowsNothingOfWhatIsApplied is not ready.
+func TestAnEngineThatKnowsNothingOfWhatIsApplied(t *testing.T) {
+	schemas(t, optional(t), func(t *testing.T, w *world) {
+		w.declare(stateA, "removed")
+		sends := w.engine.allSends()
+		w.engine.tell(func(e *scripted) { e.upgrade(at(schema.Parameters{}, "0.5")) })
+		w.r.EngineHint()
+		w.pass(time.Minute)
+		if s := w.r.Status(); s.Ready || s.InSync || s.State != apply.StateDegraded || !strings.Contains(s.Reason, "the engine does not know") || w.engine.allSends() != sends {
+			t.Errorf("%s (%s), ready %v, %d batches", s.State, s.Reason, s.Ready, w.engine.allSends()-sends)
+		}
+	})
+}
+
+// TestDriftOfAnEngineThatLacksAParameter names what was changed, not what the
+// engine does not know.
+func TestDriftOfAnEngineThatLacksAParameter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.rules, w.drift = larger(t), apply.DriftReport
+		w.engine.upgrade(w.rules.Defaults())
+		w.start()
+		w.declare(at(stateA, "1.5"), "")
+		w.engine.tell(func(e *scripted) { e.upgrade(stateA) })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		w.engine.tell(func(e *scripted) { e.runs = stateC })
+		w.pass(31 * time.Second)
+		s := w.r.Status()
+		if s.Drift == nil || len(s.Drift.Differences) != 1 || s.Drift.Differences[0].Parameter != reservoir || w.counts.drifted() != 1 {
+			t.Errorf("%s (%s), drift %+v", s.State, s.Reason, s.Drift)
+		}
+		w.end()
+	})
+}
+
+// TestASettlementThatTheEngineDoesNotKnow is no dead end: a document that the
+// engine can take replaces it.
+func TestASettlementThatTheEngineDoesNotKnow(t *testing.T) {
+	more := optional(t)
+	schemas(t, more, func(t *testing.T, w *world) {
+		w.engine.will(at(stateB, "1.5"), callback)
+		w.engine.will(at(stateA, "1.5"), busy)
+		w.declare(at(stateB, "1.5"), "")
+		w.pass(time.Second)
+		if head := w.store.Head(); head.Kind != record.KindRevert || head.Commit == w.store.Applied().Commit {
+			t.Fatalf("the head is %+v", head)
+		}
+		w.engine.tell(func(e *scripted) { e.upgrade(rules.Defaults()) })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		s := w.r.Status()
+		if s.State != apply.StateDegraded || !s.Ready || !strings.Contains(s.Reason, "the engine does not know temperature") || !w.engine.running().Equal(stateA) {
+			t.Errorf("%s (%s), ready %v", s.State, s.Reason, s.Ready)
+		}
+		sends := w.engine.allSends() // the part that it knows was sent
+		w.pass(10 * time.Minute)
+		if n := w.engine.allSends() - sends; n != 0 {
+			t.Errorf("%d batches were sent", n)
+		}
+		w.declare(stateC, "without it")
+		w.check("without it", inSync(stateC))
+	})
+}
+
+// TestAnEngineWithAParameterMore that the schema does not have: it is not sent, and
+// what the engine does with it is its own.
+func TestAnEngineWithAParameterMore(t *testing.T) {
+	for _, mode := range modes {
+		schemas(t, rules, func(t *testing.T, w *world) {
+			w.drift = mode
+			w.restart()
+			w.declare(stateA, "")
+			total, sends := w.store.Total(), w.engine.allSends()
+			for i := range 5 {
+				w.engine.tell(func(e *scripted) { e.runs = at(stateA, fmt.Sprint(i)) })
+				w.pass(31 * time.Second)
+			}
+			x := inSync(at(stateA, "4"))
+			x.outcome = record.Unchanged
+			w.check("it changes", x)
+			w.engine.tell(func(e *scripted) { e.workers = []schema.Parameters{at(stateA, "1"), at(stateA, "2")} })
+			w.pass(10 * time.Minute)
+			w.engine.tell(func(e *scripted) { e.workers = nil })
+			x.runs = w.engine.running()
+			w.r.EngineHint()
+			w.pass(time.Second)
+			w.check("it changes at each reading", x)
+			if w.store.Total() != total || w.engine.allSends() != sends || w.counts.drifted() != 0 {
+				t.Errorf("%d records, %d batches more, %d drifts", w.store.Total()-total, w.engine.allSends()-sends, w.counts.drifted())
+			}
+			batches := w.engine.batchesSince()
+			w.declare(stateB, "")
+			w.check("a change", inSync(stateB.With(temperature, x.runs.Get(temperature))))
+			if got := batches(); len(got) != 1 || !got[0].Equal(stateB) {
+				t.Errorf("sent %v", got)
+			}
+			w.engine.will(stateC, refuse)
+			w.declare(stateC, "")
+			w.check("a rejected one", want{
+				runs: stateB.With(temperature, x.runs.Get(temperature)), outcome: record.Rejected, state: apply.StateHeld, ready: true,
+				held: []schema.Parameters{stateC},
+			})
+			if rec := w.store.Head(); !rec.Config.Equal(stateB) || rec.Before == nil || !rec.Before.Get(temperature).IsZero() {
+				t.Errorf("on record is %s, before %s", rec.Config, rec.Before)
+			}
+		})
+	}
+}
+
+// TestAnUnknownParameterOfARecordIsNotWatched: the smaller schema does not compare
+// what it does not know, though what is applied has it. Readings that differ in
+// that alone are of one engine.
+func TestAnUnknownParameterOfARecordIsNotWatched(t *testing.T) {
+	schemas(t, larger(t), func(t *testing.T, w *world) {
+		w.drift = apply.DriftReport
+		w.under(rules)
+		w.declare(stateA, "")
+		sends := w.engine.allSends()
+		w.engine.tell(func(e *scripted) { e.workers = []schema.Parameters{at(stateA, "1"), at(stateA, "2")} })
+		w.pass(10 * time.Minute)
+		s := w.r.Status()
+		if s.State != apply.StateInSync || w.engine.allSends() != sends || w.counts.drifted() != 0 {
+			t.Errorf("%s (%s), %d batches, %d drifts", s.State, s.Reason, w.engine.allSends()-sends, w.counts.drifted())
+		}
+		w.engine.tell(func(e *scripted) { e.workers = []schema.Parameters{at(stateC, "1"), at(stateC, "2")} })
+		w.pass(31 * time.Second)
+		s = w.r.Status()
+		if s.State != apply.StateDrifted || s.Drift == nil || len(s.Drift.Differences) != 1 || s.Drift.Differences[0].Parameter != reservoir {
+			t.Errorf("%s (%s), drift %+v", s.State, s.Reason, s.Drift)
+		}
+		batches := w.engine.batchesSince()
+		w.engine.tell(func(e *scripted) { e.workers = nil; e.restart() })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		if got := batches(); len(got) != 1 || !got[0].Equal(stateA) || !w.engine.running().Equal(at(stateA, "0.5")) {
+			t.Errorf("a restarted engine was sent %v and runs %s", got, w.engine.running())
+		}
+	})
+}
+
+// TestAReplacedHistoryThatTheEngineDoesNotKnow: a change in the history that took
+// the place of another one under the agent is superseded as any other.
+func TestAReplacedHistoryThatTheEngineDoesNotKnow(t *testing.T) {
+	lacking(t, optional(t), apply.DriftCorrect, func(t *testing.T, w *world) {
+		repo, backup := filepath.Join(w.dir, "snapshots.git"), t.TempDir()
+		w.declare(at(stateB, "1.25"), "")
+		w.check("declared", unknown)
+		if err := os.CopyFS(backup, os.DirFS(repo)); err != nil {
+			t.Fatal(err)
+		}
+		w.declare(stateA, "the way back")
+		w.pass(time.Second)
+		if err := errors.Join(os.RemoveAll(repo), os.CopyFS(repo, os.DirFS(backup))); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(time.Minute)
+		x := inSync(stateA)
+		x.outcome = record.Unchanged
+		w.check("replaced", x)
+		if head := w.store.Head(); head.Kind != record.KindRevert {
+			t.Errorf("the head is a %s", head.Kind)
+		}
+	})
+}
+
+// narrow is what an engine with less memory accepts.
+var narrow = map[string]api.Bounds{reservoir: {Type: "int", Maximum: schema.Int(1500)}}
+
+// TestTighterBounds: each process of the engine is asked once how its schema
+// differs, before the first change of it is on record; the status says so.
+func TestTighterBounds(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		tighter := []string{reservoir + ": the engine accepts 64-1500, the schema 64-16384"}
+		differences := func() []string { return w.r.Status().Engine.Differences }
+		asked := func() (n int) { w.engine.tell(func(e *scripted) { n = e.asked }); return n }
+		if n := asked(); n != 1 || differences() == nil || len(differences()) != 0 {
+			t.Errorf("asked %d times: %q", n, differences())
+		}
+		w.pass(10 * time.Minute)
+		w.declare(stateB, "")
+		if n := asked(); n != 1 {
+			t.Errorf("asked %d times", n)
+		}
+		w.engine.tell(func(e *scripted) { e.bounds = narrow; e.restart() })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		if n := asked(); n != 2 || !slices.Equal(differences(), tighter) {
+			t.Errorf("a new process was asked %d times: %q", n-1, differences())
+		}
+		x := inSync(stateB)
+		w.check("a difference is no fault", x)
+
+		// A restart that is seen together with the change.
+		records := -1
+		w.engine.tell(func(e *scripted) {
+			e.bounds, e.onAsk = nil, func() { records = e.store.Total() }
+			e.restart()
+		})
+		total := w.store.Total()
+		w.r.EngineHint()
+		w.declare(stateC, "")
+		w.check("a change", inSync(stateC))
+		if n := asked(); n != 3 || records != total || len(differences()) != 0 {
+			t.Errorf("asked %d times, with %d records of %d: %q", n, records, total, differences())
+		}
+		w.restart() // a new agent knows nothing
+		w.declare(stateC, "")
+		if n := asked(); n != 4 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
+// TestTighterBoundsBeforeTheFirstChange of a process that was met while something
+// else went on, and was not read since.
+func TestTighterBoundsBeforeTheFirstChange(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		tighter := []string{reservoir + ": the engine accepts 64-1500, the schema 64-16384"}
+		w.engine.will(stateB, busy)
+		w.declare(stateB, "")
+		w.engine.tell(func(e *scripted) { e.bounds = narrow; e.restart() })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		before := -1
+		w.engine.tell(func(e *scripted) { e.onAsk = func() { before = e.store.Total() } })
+		total := w.store.Total()
+		w.declare(stateC, "")
+		w.check("a fix", inSync(stateC))
+		if got := w.r.Status().Engine.Differences; before != total || !slices.Equal(got, tighter) {
+			t.Errorf("asked with %d records, there were %d: %q", before, total, got)
+		}
+	})
+}
+
+// TestBoundsOfAnOptionalParameter: that the engine does not know it is said while
+// something sets it.
+func TestBoundsOfAnOptionalParameter(t *testing.T) {
+	lacking(t, optional(t), apply.DriftCorrect, func(t *testing.T, w *world) {
+		tighter, missing := reservoir+": the engine accepts 64-1500, the schema 64-16384", "the engine does not know temperature"
+		says := func(lines ...string) {
+			t.Helper()
+			if got := w.r.Status().Engine.Differences; !slices.Equal(got, lines) {
+				t.Errorf("differences %q, want %q", got, lines)
+			}
+		}
+		w.engine.tell(func(e *scripted) { e.bounds = narrow })
+		w.declare(stateA, "")
+		says(tighter)
+		w.declare(at(stateB, "1.25"), "")
+		w.check("declared", unknown)
+		says(tighter, missing)
+		w.declare(stateA, "the way back")
+		w.pass(time.Minute)
+		x := inSync(stateA)
+		x.outcome = record.Unchanged
+		w.check("back", x)
+		says(tighter)
+	})
+}
+
+// TestAnErrorOfTheComparisonIsNoFault: the engine is asked again with its next
+// reading, and no change waits for it.
+func TestAnErrorOfTheComparisonIsNoFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.engine.bounds = narrow
+		w.start()
+		w.declare(stateA, "")
+		if got := w.r.Status().Engine.Differences; len(got) != 1 {
+			t.Errorf("differences %q", got)
+		}
+		w.engine.tell(func(e *scripted) { e.boundsErr = errors.New("HTTP 500"); e.restart() })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		w.check("it cannot say", inSync(stateA))
+		s := w.r.Status()
+		if len(s.Engine.Differences) != 0 || !s.Engine.Reachable || s.Engine.LastError != "" { // those were another engine's
+			t.Errorf("%+v", s.Engine)
+		}
+		w.declare(stateB, "")
+		w.check("a change", inSync(stateB))
+		asked := 0
+		w.engine.tell(func(e *scripted) { asked = e.asked; e.boundsErr = nil })
+		w.pass(31 * time.Second)
+		w.engine.tell(func(e *scripted) { asked = e.asked - asked })
+		if got := w.r.Status().Engine.Differences; asked != 1 || len(got) != 1 {
+			t.Errorf("asked %d times again: %q", asked, got)
+		}
+		w.end()
+	})
+}
+
+// TestARollbackBringsBackAnOptionalParameter to what the engine ran before it was
+// set, where the target does not have it and the schema has no default.
+func TestARollbackBringsBackAnOptionalParameter(t *testing.T) {
+	bare := extended(t, "#Parameters: temperature?: number & >=0 & <=2 @dtesn(description=\"x\")\n")
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.rules = bare
+		w.engine.upgrade(at(stateC, "0.25"))
+		w.start()
+		w.declare(stateA, "")
+		w.check("without it", inSync(at(stateA, "0.25")))
+		w.declare(at(stateA, "1.5"), "")
+		w.check("with it", inSync(at(stateA, "1.5")))
+		if res, err := w.do(apply.Command{Verb: "rollback", Reason: "1.5 is bad"}); err != nil || res.Outcome != record.Applied {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		if got := w.engine.running(); !got.Equal(at(stateA, "0.25")) {
+			t.Errorf("the engine runs %s", got)
+		}
+		w.end()
+	})
+}
+
+// TestAHoldSaysWhatWasUnset: what was rolled back from without an optional
+// parameter is not held with one.
+func TestAHoldSaysWhatWasUnset(t *testing.T) {
+	schemas(t, optional(t), func(t *testing.T, w *world) {
+		w.declare(stateA, "")
+		w.declare(stateB, "")
+		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "b is bad"}); err != nil {
+			t.Fatal(err)
+		}
+		w.declare(at(stateB, "1.5"), "")
+		w.check("another", inSync(at(stateB, "1.5")))
+	})
+}

@@ -1,0 +1,215 @@
+package apply
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+)
+
+// A record may have been written under another schema, and an engine may be of
+// another version: each may know parameters that the schema of today does not,
+// or lack some. All comparisons of parameters are made here.
+
+// known returns the part of p that the schema of today has. Nothing else is
+// sent, compared or held.
+func (r *Reconciler) known(p schema.Parameters) schema.Parameters { return r.opt.Rules.Known(p) }
+
+// same reports whether p and q are the same under the schema of today.
+func (r *Reconciler) same(p, q schema.Parameters) bool { return r.known(p).Equal(r.known(q)) }
+
+// runs reports whether the engine was read to run all of p.
+func (r *Reconciler) runs(reading api.Reading, p schema.Parameters) bool {
+	return reading.Parameters.Contains(r.known(p))
+}
+
+// agrees reports whether the engine was read to run p as far as it knows the
+// parameters of p. One that knows none of them is another server.
+func (r *Reconciler) agrees(reading api.Reading, p schema.Parameters) bool {
+	p = r.known(p)
+	knows := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
+	return reading.Parameters.Agrees(p) && (p.Len() == 0 || slices.ContainsFunc(p.Names(), knows))
+}
+
+// differences lists what the engine runs otherwise than p.
+func (r *Reconciler) differences(reading api.Reading, p schema.Parameters) []schema.Change {
+	p = r.known(p)
+	return r.opt.Rules.Diff(p, reading.Parameters.Select(func(name string) bool { return !p.Get(name).IsZero() }))
+}
+
+// managed returns the part of a reading that the agent manages. The rest is the
+// server's own.
+func (r *Reconciler) managed(reading api.Reading) schema.Parameters {
+	return r.known(reading.Parameters).Select(r.sets)
+}
+
+// sets reports whether the newest record, the applied one or the source sets the
+// parameter.
+func (r *Reconciler) sets(name string) bool {
+	for _, s := range []*record.Record{r.opt.Store.Head(), r.opt.Store.Applied()} {
+		if s != nil && !s.Config.Get(name).IsZero() {
+			return true
+		}
+	}
+	return r.seen.config != nil && !r.seen.config.Parameters.Get(name).IsZero()
+}
+
+// unknownToEngine lists the parameters of p that the engine does not report: it
+// is of another version. It is nil if there are none.
+func (r *Reconciler) unknownToEngine(p schema.Parameters) (names []string) {
+	if !r.engine.known || !r.engine.reachable {
+		return nil
+	}
+	for _, name := range r.known(p).Names() {
+		if r.engine.reading.Parameters.Get(name).IsZero() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// unknownText says that the engine does not know some parameters, and what to do.
+func (r *Reconciler) unknownText(names []string) (reason, hint string) {
+	list := strings.Join(names, ", ")
+	remove := "remove " + list + " from the configuration"
+	if slices.ContainsFunc(names, func(name string) bool { return r.opt.Rules.Parameter(name).Managed }) {
+		remove = "run the agent with a schema (--schema) that does not require " + list
+	}
+	return "the engine does not know " + list, "upgrade the engine, or " + remove + "; nothing is sent until then"
+}
+
+// complete returns what a record means as the target of a rollback: with a value
+// for each parameter that is managed now and that the record does not have. That
+// is the schema's default, or else what the engine ran before the parameter was
+// set. What was never applied is left out for an engine that does not know the
+// parameter.
+func (r *Reconciler) complete(ctx context.Context, s *record.Record) schema.Parameters {
+	p := r.opt.Rules.Complete(s.Config)
+	for _, now := range []*record.Record{r.opt.Store.Head(), r.opt.Store.Applied()} {
+		if now == nil {
+			continue
+		}
+		for _, name := range r.known(now.Config).Names() {
+			if p.Get(name).IsZero() {
+				value := r.opt.Rules.Parameter(name).Default
+				if value.IsZero() {
+					value = r.valueBefore(ctx, name)
+				}
+				p = p.With(name, value)
+			}
+		}
+	}
+	applied := r.opt.Store.Applied()
+	for _, name := range p.Names() {
+		unknown := r.engine.known && r.engine.reading.Parameters.Get(name).IsZero()
+		if unknown && s.Config.Get(name).IsZero() && (applied == nil || applied.Config.Get(name).IsZero()) {
+			p = p.With(name, schema.Value{})
+		}
+	}
+	return p
+}
+
+// valueBefore returns what the engine ran before the newest records began to set a
+// parameter, the zero Value if that is not on record.
+func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
+	for before := ""; ; {
+		page, err := r.opt.Store.List(ctx, before, 50)
+		for i := range page {
+			if page[i].Config.Get(name).IsZero() {
+				return v
+			}
+			v = schema.Value{}
+			if b := page[i].Before; b != nil {
+				v = b.Get(name)
+			}
+		}
+		if err != nil || len(page) == 0 {
+			return v
+		}
+		before = page[len(page)-1].ID
+	}
+}
+
+// restored returns the settlement s with the earlier value of each parameter that
+// only candidates on top of what is applied have, where the engine was read to run
+// the value of such a candidate.
+func (r *Reconciler) restored(ctx context.Context, s *record.Record, reading api.Reading) *record.Record {
+	lacks := func(name string) bool { return s.Config.Get(name).IsZero() && !reading.Parameters.Get(name).IsZero() }
+	if !slices.ContainsFunc(r.opt.Rules.Names(), lacks) {
+		return s
+	}
+	back := *s
+	candidates, _ := r.candidatesBelow(ctx)
+	for _, name := range r.opt.Rules.Names() {
+		if !lacks(name) {
+			continue
+		}
+		before, isFirst, taken := r.opt.Rules.Parameter(name).Default, true, false
+		for _, c := range slices.Backward(candidates) { // the oldest one knows what ran before all of them
+			v := c.Config.Get(name)
+			if v.IsZero() {
+				continue
+			}
+			if isFirst && c.Before != nil && !c.Before.Get(name).IsZero() {
+				before = c.Before.Get(name)
+			}
+			isFirst = false
+			taken = taken || v.Equal(reading.Parameters.Get(name))
+		}
+		if taken {
+			back.Config = back.Config.With(name, before)
+		}
+	}
+	return &back
+}
+
+// hold returns the hold in force, nil for none.
+func (r *Reconciler) hold() *record.Hold {
+	if lost := r.opt.Store.Lost(); lost != nil {
+		return lost
+	}
+	return r.opt.Store.Head().Hold()
+}
+
+// holds reports whether p must not be applied.
+func (r *Reconciler) holds(hold *record.Hold, p schema.Parameters) bool {
+	return hold.Holds(p, r.opt.Rules.Has)
+}
+
+// entryOf returns an entry of hold with what p has under the schema of today.
+func (r *Reconciler) entryOf(p schema.Parameters, hold *record.Hold) record.Entry {
+	e := record.EntryOf(r.known(p))
+	for _, name := range r.opt.Rules.Names() {
+		e.Values[name] = p.Get(name) // what is unset counts too
+	}
+	e.By, e.Reason, e.Since, e.Requester = hold.By, hold.Reason, hold.Since, hold.Requester
+	return e
+}
+
+// anyName is for comparing entries with all they have, also with parameters that
+// the schema of today does not know.
+func anyName(string) bool { return true }
+
+// dormant returns what is left of a hold when a change or the source ends it:
+// the entries with parameters that the schema of today does not have, which
+// another version of the schema may bring back. It is nil if there are none.
+func (r *Reconciler) dormant(hold *record.Hold) *record.Hold {
+	if hold == nil {
+		return nil
+	}
+	left := *hold
+	left.Paused, left.Entries = false, nil
+	for _, e := range hold.Entries {
+		names := append(schema.NewParameters(e.Values).Names(), e.Names...)
+		if slices.ContainsFunc(names, func(name string) bool { return !r.opt.Rules.Has(name) }) {
+			left.Entries = append(left.Entries, e)
+		}
+	}
+	if left.Entries == nil {
+		return nil
+	}
+	return &left
+}

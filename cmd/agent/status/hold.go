@@ -1,0 +1,54 @@
+package status
+
+import (
+	"fmt"
+	"reflect"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+)
+
+// HoldLines describes a hold: a line with who holds since when and why, then a
+// line an entry. An entry shows the values that differ from what is applied, or
+// all if none does, and who holds them if that is not on the first line.
+func HoldLines(h *record.Hold, applied schema.Parameters, when func(unix float64) string) []string {
+	lines := []string{heldBy(h.By, h.Reason, h.Since, h.Requester, when)}
+	for i := range h.Entries {
+		e := &h.Entries[i]
+		line := "not applied: " + differing(e, applied)
+		if e.By != h.By || e.Reason != h.Reason || e.Since != h.Since || !reflect.DeepEqual(e.Requester, h.Requester) {
+			line += ", " + heldBy(e.By, e.Reason, e.Since, e.Requester, when)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+func heldBy(by, reason string, since float64, requester *record.Requester, when func(unix float64) string) string {
+	if r := requester; r != nil {
+		who := fmt.Sprintf("uid %d", r.UID)
+		if r.User != "" {
+			who += ", user " + r.User
+		}
+		if r.Login != "" {
+			who += ", login " + r.Login
+		}
+		by += " (" + who + ")"
+	}
+	return fmt.Sprintf("by %s since %s: %s", by, when(since), reason)
+}
+
+// differing returns the values of an entry that are not the applied ones, all if
+// there are none.
+func differing(e *record.Entry, applied schema.Parameters) string {
+	left := record.Entry{Values: map[string]schema.Value{}}
+	for name, v := range e.Values {
+		if !applied.Get(name).Equal(v) {
+			left.Values[name] = v
+		}
+	}
+	if len(left.Values) == 0 {
+		return e.String()
+	}
+	return left.String()
+}

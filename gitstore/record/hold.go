@@ -1,0 +1,245 @@
+package record
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"dtesn-agent/schema"
+)
+
+// A Hold is what must not be applied. The record at the head has the hold in
+// force. In JSON it is
+//
+//	{"paused": false, "by": "operator", "reason": "…", "since": 1699123456.5,
+//	 "requester": {"uid": 1000}, "entries": [{"values": {"NAME": 2048, …},
+//	 "by": "…", "reason": "…", "since": …, "requester": …}], "digests": ["…"]}
+//
+// The digests are those of the entries, for agents that know holds by digest
+// only. A hold with anything that this agent does not understand counts as
+// paused.
+type Hold struct {
+	// Paused: nothing may be applied until `agent resume`.
+	Paused bool
+	// By is "engine", "operator", "probation", "hook", or "agent" where the agent
+	// found no history that it could read.
+	By     string
+	Reason string
+	// Since is in Unix seconds.
+	Since float64
+	// Requester is who ordered it; nil if nobody did.
+	Requester *Requester
+	Entries   []Entry
+}
+
+// A Requester is who gave an order.
+type Requester struct {
+	// UID is the user of the process that asked, proven by the kernel.
+	UID int `json:"uid"`
+	// User and Login are the name of that user and of the login behind it, as
+	// the client claims.
+	User  string `json:"user,omitempty"`
+	Login string `json:"login,omitempty"`
+}
+
+// An Entry is values that must not come together again: Parameters that have all
+// of them must not be applied.
+type Entry struct {
+	// Values are by name; the zero Value means that the parameter is unset.
+	Values    map[string]schema.Value `json:"values"`
+	By        string                  `json:"by"`
+	Reason    string                  `json:"reason"`
+	Since     float64                 `json:"since"`
+	Requester *Requester              `json:"requester"`
+
+	// Digest stands for the values in an entry of a record that was written
+	// before entries had any; Names are the parameters that it covers.
+	Digest schema.Digest `json:"digest,omitempty"`
+	Names  []string      `json:"parameters,omitempty"`
+}
+
+// EntryOf returns an entry with all values of p.
+func EntryOf(p schema.Parameters) Entry { return Entry{Values: p.Map()} }
+
+// Matches reports whether p has all values of the entry. Parameters that the
+// schema does not know, for which known reports false, do not count; an entry of
+// only such ones matches nothing. A digest whose values the schema does not all
+// know matches every p that lacks one of them: nobody can tell.
+func (e *Entry) Matches(p schema.Parameters, known func(name string) bool) bool {
+	if e.Digest != "" {
+		unclear := func(name string) bool { return !known(name) && p.Get(name).IsZero() }
+		covered := func(name string) bool { return len(e.Names) == 0 || slices.Contains(e.Names, name) }
+		return slices.ContainsFunc(e.Names, unclear) || p.Select(covered).Digest() == e.Digest
+	}
+	counts := 0
+	for name, v := range e.Values {
+		if !known(name) {
+			continue
+		}
+		if counts++; !p.Get(name).Equal(v) {
+			return false
+		}
+	}
+	return counts > 0
+}
+
+// digest returns the digest of the values.
+func (e *Entry) digest() schema.Digest {
+	if e.Digest != "" {
+		return e.Digest
+	}
+	return schema.NewParameters(e.Values).Digest()
+}
+
+// unknown returns what the entry has that is no value of a parameter, "" if it
+// has values alone.
+func (e *Entry) unknown() string {
+	if len(e.Values) == 0 && e.Digest == "" {
+		return "an entry without values"
+	}
+	if e.Digest != "" && !isDigest(e.Digest) {
+		return "an entry with the digest " + string(e.Digest)
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Values)) {
+		v := e.Values[name]
+		_, number := v.Float()
+		if _, text := v.Text(); !number && !text && !v.IsZero() {
+			return fmt.Sprintf("an entry with %s = %s", name, v)
+		}
+	}
+	return ""
+}
+
+// isDigest reports whether d is 64 lower-case hex digits.
+func isDigest(d schema.Digest) bool {
+	return len(d) == 64 && strings.Trim(string(d), "0123456789abcdef") == ""
+}
+
+// String returns the values on one line, sorted by name.
+func (e *Entry) String() string {
+	if e.Digest != "" {
+		return "digest " + string(e.Digest[:min(len(e.Digest), 12)])
+	}
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(e.Values)) {
+		parts = append(parts, name+" "+e.Values[name].String())
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Match returns the first entry that matches p, nil if none does. It does not
+// look at Paused. A nil Hold has no entries.
+func (h *Hold) Match(p schema.Parameters, known func(name string) bool) *Entry {
+	if h == nil {
+		return nil
+	}
+	for i := range h.Entries {
+		if h.Entries[i].Matches(p, known) {
+			return &h.Entries[i]
+		}
+	}
+	return nil
+}
+
+// Holds reports whether p must not be applied: the hold is paused, or an entry
+// matches. A nil Hold holds nothing.
+func (h *Hold) Holds(p schema.Parameters, known func(name string) bool) bool {
+	return h != nil && (h.Paused || h.Match(p, known) != nil)
+}
+
+// Without returns the entries that do not match p.
+func (h *Hold) Without(p schema.Parameters, known func(name string) bool) []Entry {
+	if h == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(h.Entries), func(e Entry) bool { return e.Matches(p, known) })
+}
+
+// holdJSON is the JSON of a Hold.
+type holdJSON struct {
+	Paused    bool       `json:"paused"`
+	By        string     `json:"by"`
+	Reason    string     `json:"reason"`
+	Since     float64    `json:"since"`
+	Requester *Requester `json:"requester"`
+	Entries   []Entry    `json:"entries"`
+	// Digests are those of the entries, sorted.
+	Digests []schema.Digest `json:"digests"`
+}
+
+// digests returns the digests of the entries, sorted.
+func digests(entries []Entry) []schema.Digest {
+	list := []schema.Digest{}
+	for i := range entries {
+		list = append(list, entries[i].digest())
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// MarshalJSON implements json.Marshaler.
+func (h Hold) MarshalJSON() ([]byte, error) {
+	j := holdJSON{h.Paused, h.By, h.Reason, h.Since, h.Requester, append([]Entry{}, h.Entries...), digests(h.Entries)}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(j); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler. It never fails: what it does not
+// understand becomes a pause, so that what an operator held stays held. Digests
+// that no entry has, as older agents wrote them, become entries: see Cover.
+func (h *Hold) UnmarshalJSON(text []byte) error {
+	var j holdJSON
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(&j) // it goes on after what it does not know
+	*h = Hold{j.Paused, j.By, j.Reason, j.Since, j.Requester, j.Entries}
+	known := digests(h.Entries)
+	for _, d := range j.Digests {
+		if !slices.Contains(known, d) {
+			h.Entries = append(h.Entries, Entry{By: j.By, Reason: j.Reason, Since: j.Since, Requester: j.Requester, Digest: d})
+		}
+	}
+	unknown := ""
+	if err != nil {
+		unknown = strings.TrimPrefix(err.Error(), "json: ")
+	}
+	for i := range h.Entries {
+		unknown = cmp.Or(unknown, h.Entries[i].unknown())
+	}
+	if unknown != "" && !h.Paused {
+		h.Paused, h.By = true, cmp.Or(h.By, "agent")
+		h.Reason = strings.TrimPrefix(h.Reason+"; the hold has unknown content ("+unknown+") and counts as paused", "; ")
+	}
+	return nil
+}
+
+// Cover gives the entries that an older agent wrote the names that their digests
+// cover: all parameters of the record that has the hold.
+func (h *Hold) Cover(names []string) {
+	if h == nil {
+		return
+	}
+	for i := range h.Entries {
+		if e := &h.Entries[i]; e.Digest != "" && e.Names == nil {
+			e.Names = names
+		}
+	}
+}
+
+// Text returns who holds, and why, on one line: "held by the operator: order 20
+// is bad".
+func (h *Hold) Text() string {
+	if h.Paused {
+		return fmt.Sprintf("paused by %s: %s", h.By, h.Reason)
+	}
+	return fmt.Sprintf("held by %s: %s", h.By, h.Reason)
+}

@@ -1,0 +1,640 @@
+package schema
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+
+	"cuelang.org/go/cue"
+	"cuelang.org/go/cue/ast"
+	"cuelang.org/go/cue/cuecontext"
+	cueerrors "cuelang.org/go/cue/errors"
+	"cuelang.org/go/cue/format"
+	"cuelang.org/go/cue/parser"
+	"cuelang.org/go/cue/token"
+
+	"dtesn-agent/schema/problem"
+)
+
+// What a schema file declares; dtesn.cue explains each.
+const (
+	defParameters   = "#Parameters"
+	defRules        = "#rules"
+	defDefaults     = "#defaults"
+	defEnvironments = "#environments"
+	defEnvironment  = "#environment"
+	defPercent      = "#percent"
+	defExtends      = "#extends"
+	extendsEmbedded = `"dtesn"`
+)
+
+// Bounds of a schema file.
+const (
+	maxSchemaBytes  = 64 << 10
+	maxRuleOperands = 8
+	maxCUEMessage   = 400
+)
+
+var (
+	environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+	parameterName   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+)
+
+// Open reads a schema file. It replaces the embedded schema, or extends it if
+// it says `#extends: "dtesn"`. The error is a *problem.Error whose place is the
+// file, the line and the column.
+func Open(path string) (*Schema, error) {
+	r := newReader(path)
+	text, err := readFile(path)
+	if err != nil {
+		var pathError *os.PathError
+		if errors.As(err, &pathError) {
+			err = pathError.Err
+		}
+		return nil, r.fail("", "give --schema a CUE file; `agent schema --format cue` prints one", "%w", err)
+	}
+	return r.read(text)
+}
+
+// readFile reads a regular file: anything else may never end.
+func readFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxSchemaBytes+1))
+	if err == nil && len(text) > maxSchemaBytes {
+		err = fmt.Errorf("larger than %d KiB", maxSchemaBytes>>10)
+	}
+	return text, err
+}
+
+// A reader reads one schema file.
+type reader struct {
+	path   string
+	schema *Schema
+	// places are where the file has its fields: "#Parameters.cache_ttl_seconds".
+	places map[string]token.Pos
+	// compared are the texts that the file compares #environment with.
+	compared []*ast.BasicLit
+	extends  bool
+}
+
+func newReader(path string) *reader {
+	return &reader{
+		path:   path,
+		schema: &Schema{context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}},
+		places: map[string]token.Pos{},
+	}
+}
+
+func (r *reader) read(text []byte) (s *Schema, err error) {
+	defer func() {
+		if p := recover(); p != nil { // in CUE
+			s, err = nil, r.fail("", "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
+		}
+	}()
+	r.schema.text = text
+	file, err := parser.ParseFile(r.path, text, parser.ParseComments)
+	if err != nil {
+		return nil, r.cueProblem(err)
+	}
+	if err := r.index(file); err != nil {
+		return nil, err
+	}
+	if file, err = r.extend(file); err != nil {
+		return nil, err
+	}
+	root := r.schema.context.BuildFile(file)
+	if err := root.Err(); err != nil {
+		return nil, r.cueProblem(err)
+	}
+	for _, def := range []string{defEnvironments, defParameters, defDefaults, defPercent} {
+		if !lookup(root, def).Exists() {
+			return nil, r.fail("", "declare it; `agent schema --format cue` prints a schema to begin from", "%s is missing", def)
+		}
+	}
+	if err := r.readEnvironments(root); err != nil {
+		return nil, err
+	}
+	for _, env := range r.schema.environments {
+		if err := r.readRules(env, root.FillPath(cue.ParsePath(defEnvironment), string(env))); err != nil {
+			return nil, err
+		}
+	}
+	if err := root.Validate(); err != nil { // what no one has looked at so far
+		return nil, r.cueProblem(err)
+	}
+	return r.schema, nil
+}
+
+// index notes the places of all fields, and refuses what CUE allows and a schema
+// file must not have.
+func (r *reader) index(file *ast.File) (err error) {
+	var path []string
+	ast.Walk(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.ImportDecl:
+			err = r.failAt(n.Pos(), "remove the import; a schema file stands alone", "imports are not allowed")
+		case *ast.EmbedDecl: // CUE 0.17.1 exhausts the stack over some
+			err = r.failAt(n.Pos(), "write name: value, or & where it goes on from the line before", "a value without a name")
+		case *ast.Attribute:
+			if key, _ := n.Split(); key != "dtesn" {
+				err = r.failAt(n.Pos(), "remove it; the only attribute is @dtesn", "unknown attribute @%s", quote(key))
+			}
+		case *ast.BinaryExpr:
+			text, isText := n.Y.(*ast.BasicLit)
+			if name, ok := n.X.(*ast.Ident); ok && isText && name.Name == defEnvironment && (n.Op == token.EQL || n.Op == token.NEQ) {
+				r.compared = append(r.compared, text)
+			}
+		case *ast.Comprehension:
+			if len(path) > 0 && path[0] == defParameters && len(path) < 3 { // outside of a rule
+				err = cmp.Or(err, r.checkConditions(n))
+			}
+		case *ast.Field:
+			err = cmp.Or(err, r.checkLabel(path, n))
+			path = append(path, labelOf(n))
+			place := strings.Join(path, ".")
+			first, known := r.places[place]
+			if known && len(n.Attrs) > 0 {
+				err = r.failAt(n.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Line()),
+					"parameter %s is declared twice", quote(labelOf(n)))
+			}
+			if !known {
+				r.places[place] = n.Pos()
+			}
+		}
+		return err == nil
+	}, func(n ast.Node) {
+		if _, ok := n.(*ast.Field); ok {
+			path = path[:len(path)-1]
+		}
+	})
+	return err
+}
+
+// checkConditions refuses a condition on more than the environment: ranges are read
+// before there are values.
+func (r *reader) checkConditions(c *ast.Comprehension) (err error) {
+	for _, clause := range c.Clauses {
+		condition, ok := clause.(*ast.IfClause)
+		if !ok {
+			return r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
+		}
+		ast.Walk(condition.Condition, func(n ast.Node) bool {
+			if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment {
+				err = cmp.Or(err, r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …", "a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment))
+			}
+			return true
+		}, nil)
+	}
+	return err
+}
+
+// checkLabel refuses a definition that is misspelled, which CUE takes for another
+// one, and a parameter that is neither required nor optional.
+func (r *reader) checkLabel(path []string, f *ast.Field) error {
+	name, known := labelOf(f), []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
+	inParameters := len(path) == 1 && path[0] == defParameters
+	if inParameters {
+		known = []string{defRules}
+	}
+	meant, near := Suggest(name, known)
+	switch {
+	case len(path) == 0 && name != "" && !strings.HasPrefix(name, "#") && !strings.HasPrefix(name, "_"):
+		return r.failAt(f.Pos(), didYouMean("#"+name, known), "unknown field %s", quote(name))
+	case (len(path) == 0 || inParameters) && strings.HasPrefix(name, "#") && near && meant != name:
+		return r.failAt(f.Pos(), fmt.Sprintf("did you mean %s?", meant), "unknown definition %s", quote(name))
+	case inParameters && parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0:
+		return r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name), "parameter %s has neither ! nor ?", name)
+	}
+	return nil
+}
+
+func labelOf(d ast.Decl) string {
+	if f, ok := d.(*ast.Field); ok {
+		name, isIdent, _ := ast.LabelName(f.Label)
+		if isIdent || !strings.HasPrefix(name, "#") { // "#a" in quotation marks is no definition
+			return name
+		}
+	}
+	return ""
+}
+
+// extend returns what is to be compiled: the file, or the embedded one with the
+// file's declarations added.
+func (r *reader) extend(own *ast.File) (*ast.File, error) {
+	i := slices.IndexFunc(own.Decls, func(d ast.Decl) bool { return labelOf(d) == defExtends })
+	if i < 0 {
+		return own, nil
+	}
+	if name, ok := own.Decls[i].(*ast.Field).Value.(*ast.BasicLit); !ok || name.Value != extendsEmbedded {
+		return nil, r.fail(defExtends, "write "+defExtends+": "+extendsEmbedded+", or remove the line to replace the schema",
+			"%s names an unknown schema", defExtends)
+	}
+	r.extends = true
+	file, err := parser.ParseFile("the embedded dtesn.cue", embedded, parser.ParseComments)
+	if err != nil {
+		return nil, err
+	}
+	structs := map[string]*ast.StructLit{}
+	for _, d := range file.Decls {
+		if body := structOf(d); body != nil {
+			structs[labelOf(d)] = body
+		}
+	}
+	for _, d := range slices.Delete(slices.Clone(own.Decls), i, i+1) {
+		if _, ok := d.(*ast.Package); ok {
+			continue
+		}
+		added, to := structOf(d), structs[labelOf(d)]
+		if added == nil || to == nil {
+			file.Decls = append(file.Decls, d)
+			continue
+		}
+		to.Elts = append(to.Elts, added.Elts...) // there they see the other names
+	}
+	ast.Walk(file, func(n ast.Node) bool {
+		if name, ok := n.(*ast.Ident); ok { // to be resolved in the whole
+			name.Node, name.Scope = nil, nil
+		}
+		return true
+	}, nil)
+	r.schema.text, err = format.Node(file)
+	return file, err
+}
+
+func structOf(d ast.Decl) *ast.StructLit {
+	if f, ok := d.(*ast.Field); ok {
+		body, _ := f.Value.(*ast.StructLit)
+		return body
+	}
+	return nil
+}
+
+// fail returns the error of a field, or of the nearest one around it that the
+// file has.
+func (r *reader) fail(place, hint, message string, args ...any) error {
+	for place != "" && !r.places[place].IsValid() {
+		place = place[:max(0, strings.LastIndexByte(place, '.'))]
+	}
+	return r.failAt(r.places[place], hint, message, args...)
+}
+
+func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) error {
+	at := Position{File: r.path}
+	if pos.IsValid() {
+		at = Position{r.path, pos.Line(), pos.Column()}
+	}
+	return &problem.Error{Op: "read schema", Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
+}
+
+// cueProblem returns an error of CUE with the place in the file that it is
+// about; CUE lists the places of all that conflicts.
+func (r *reader) cueProblem(err error) error {
+	hint := "correct this line; `agent schema --format cue` prints a schema to compare with"
+	first := cueerrors.Errors(err)[0]
+	place := strings.Join(first.Path(), ".")
+	conflict := strings.Contains(first.Error(), "conflicting values")
+	if rule, ok := strings.CutPrefix(place, defDefaults+"."+defRules+"."); ok && conflict && strings.HasSuffix(rule, ".holds") {
+		rule = strings.TrimSuffix(rule, ".holds")
+		return r.fail(defParameters+"."+defRules+"."+rule, "correct "+defDefaults+", or the rule", "the defaults break the rule %s", quote(rule))
+	}
+	if r.extends && conflict && strings.HasPrefix(place, defDefaults+".") {
+		hint = "remove it: an extension cannot change a built-in default; to do so, replace the schema"
+	}
+	if strings.HasPrefix(place, defDefaults) && r.places[place].IsValid() { // not the bound that it does not fit
+		return r.fail(place, hint, "%s", cueMessage(err))
+	}
+	for _, p := range cueerrors.Positions(first) {
+		if p.Filename() == r.path {
+			return r.failAt(p, hint, "%s", cueMessage(err))
+		}
+	}
+	return r.fail(place, hint, "%s", cueMessage(err))
+}
+
+// cueMessage returns the first of the errors that err has, on one line.
+func cueMessage(err error) string { return escape(cueerrors.Errors(err)[0].Error(), "", maxCUEMessage) }
+
+func (r *reader) readEnvironments(root cue.Value) error {
+	fields, err := lookup(root, defEnvironments).Fields()
+	if err != nil {
+		return r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}", "%s is missing or not a struct", defEnvironments)
+	}
+	for fields.Next() {
+		env := Environment(fields.Selector().Unquoted())
+		place := defEnvironments + "." + string(env)
+		if !environmentName.MatchString(string(env)) {
+			return r.fail(place, "use at most 63 of a-z 0-9 -, beginning with a letter", "invalid environment name %s", quote(string(env)))
+		}
+		r.schema.labels[env] = string(env)
+		members, _ := fields.Value().Fields()
+		for members != nil && members.Next() {
+			key := members.Selector().Unquoted()
+			label, err := members.Value().String()
+			if key != "label" || err != nil {
+				return r.fail(place, `write it as in canary: {label: "production"}`, "environment %s has an invalid %s", env, quote(key))
+			}
+			r.schema.labels[env] = label
+		}
+		r.schema.environments = append(r.schema.environments, env)
+	}
+	if len(r.schema.environments) == 0 {
+		return r.fail(defEnvironments, "declare at least one", "%s is empty", defEnvironments)
+	}
+	for _, text := range r.compared {
+		if _, err := r.schema.ParseEnvironment(strings.Trim(text.Value, `"`)); err != nil {
+			return r.failAt(text.Pos(), "compare with one of them", "%w", err)
+		}
+	}
+	return nil
+}
+
+// readRules reads what the schema says for one environment.
+func (r *reader) readRules(env Environment, root cue.Value) error {
+	if err := lookup(root, defEnvironment).Err(); err != nil {
+		return r.cueProblem(err)
+	}
+	rules := &Rules{schema: r.schema, environment: env, percent: Parameter{Name: "percent"}, definition: lookup(root, defParameters)}
+	if err := r.readType(&rules.percent, lookup(root, defPercent), defPercent); err != nil || rules.percent.Type != "int" {
+		return cmp.Or(err, r.fail(defPercent, "write "+defPercent+": int & >=0 & <=100", "%s is no int", defPercent))
+	}
+	fields, err := rules.definition.Fields(cue.Optional(true))
+	if err != nil {
+		return r.cueProblem(err)
+	}
+	for fields.Next() {
+		p, err := r.readParameter(fields, lookup(root, defDefaults))
+		if err != nil {
+			return err
+		}
+		rules.parameters = append(rules.parameters, p)
+	}
+	if len(rules.parameters) == 0 {
+		return r.fail(defParameters, "declare at least one", "%s declares no parameter", defParameters)
+	}
+	slices.SortFunc(rules.parameters, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range rules.parameters {
+		rules.names = append(rules.names, p.Name)
+	}
+	r.schema.rules[env] = rules
+	first := r.schema.first()
+	for _, p := range slices.Concat(rules.parameters, first.parameters) {
+		if a, b := rules.Parameter(p.Name), first.Parameter(p.Name); a == nil || b == nil || a.Required != b.Required {
+			return r.fail(defParameters+"."+p.Name, "declare it once for all, and repeat its ! or ? where its bounds depend on the environment",
+				"parameter %s is not the same in %s and %s", p.Name, first.environment, env)
+		}
+	}
+	return r.readRelations(rules)
+}
+
+func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parameter, error) {
+	field, name := fields.Value(), fields.Selector().Unquoted()
+	place := defParameters + "." + name
+	p := Parameter{Name: name, Required: fields.FieldType()&cue.OptionalConstraint == 0, Apply: ApplyHot}
+	if !parameterName.MatchString(name) {
+		return p, r.fail(place, "use at most 64 of a-z 0-9 _, beginning with a letter", "invalid parameter name %s", quote(name))
+	}
+	if err := r.readType(&p, field, place); err != nil {
+		return p, err
+	}
+	if err := r.readAttribute(&p, field.Attribute("dtesn"), place); err != nil {
+		return p, err
+	}
+	p.Managed = p.Managed || p.Required
+	value := defaults.LookupPath(cue.MakePath(cue.Str(name)))
+	if !value.Exists() {
+		if p.Managed {
+			return p, r.fail(place, "add it to "+defDefaults, "parameter %s has no default", name)
+		}
+		return p, nil
+	}
+	place = r.defaultPlace(name, place)
+	if err := value.Validate(cue.Concrete(true)); err != nil {
+		return p, r.fail(place, p.invalid(literal{}).Hint, "the default of %s is invalid: %s", name, cueMessage(err))
+	}
+	text, err := value.MarshalJSON()
+	if err != nil {
+		return p, r.cueProblem(err)
+	}
+	v, violation := p.parse(literalOf(Value{string(text)}))
+	if violation != nil {
+		hint := violation.Hint
+		if r.extends && !r.places[defDefaults+"."+name].IsValid() {
+			hint = "let its bounds include the built-in default, or replace the schema: begin from `agent schema --format cue`"
+		}
+		return p, r.fail(place, hint, "the default of %s is invalid: %s is not in %s", name, violation.Value, p.Range)
+	}
+	p.Default = v
+	return p, nil
+}
+
+// defaultPlace is where the file has the default of a parameter, or else what
+// that default does not fit.
+func (r *reader) defaultPlace(name, otherwise string) string {
+	if place := defDefaults + "." + name; r.places[place].IsValid() {
+		return place
+	}
+	return otherwise
+}
+
+// readAttribute reads @dtesn(managed, apply=rebuild, unit="s", description="…",
+// impact="…").
+func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place string) error {
+	texts := map[string]*string{"apply": &p.Apply, "description": &p.Description, "impact": &p.Impact, "unit": &p.Unit}
+	for i := range attribute.NumArgs() {
+		key, value := attribute.Arg(i)
+		text := texts[key]
+		switch {
+		case key == "managed" && value == "":
+			p.Managed = true
+		case text == nil || value == "":
+			return r.fail(place, `the keys are managed, apply=hot or rebuild, description="…", impact="…" and unit="…"`,
+				"parameter %s: unexpected %s in @dtesn", p.Name, quoted(key))
+		default:
+			*text = value
+		}
+	}
+	switch p.Critical = p.Apply == ApplyRebuild; {
+	case !p.Critical && p.Apply != ApplyHot:
+		return r.fail(place, "write apply=hot or apply=rebuild", "parameter %s: invalid apply %s", p.Name, quoted(p.Apply))
+	case p.Description == "":
+		return r.fail(place, `add @dtesn(description="…")`, "parameter %s has no description", p.Name)
+	}
+	return nil
+}
+
+// readType reads the type of a parameter and what limits it. Whatever a range
+// and a list of values cannot say has to be a rule, so that messages, the JSON
+// Schema and editors say the same as CUE.
+func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
+	v = v.Eval()
+	op, parts := v.Expr()
+	if op != cue.AndOp && op != cue.OrOp {
+		parts = []cue.Value{v}
+	}
+	switch kind := v.IncompleteKind(); {
+	case kind == cue.BottomKind:
+		return r.cueProblem(v.Err())
+	case op == cue.OrOp && (kind == cue.IntKind || kind == cue.NumberKind):
+		return r.fail(place, "write one range, and anything else as a rule", "parameter %s has alternatives", p.Name)
+	case kind == cue.BoolKind && !v.IsConcrete():
+		p.Type, p.Range = "bool", "true/false"
+		return nil
+	case kind == cue.StringKind:
+		p.Type = "string"
+		for _, part := range parts {
+			text, err := part.String()
+			if err != nil {
+				return r.fail(place, `write "a" | "b" | "c"`, "parameter %s is a string without a list of values", p.Name)
+			}
+			if text == "" || quote(text) != text {
+				return r.fail(place, "use words of letters, digits and _ - + .", "parameter %s: invalid value %s", p.Name, quoted(text))
+			}
+			p.Values = append(p.Values, text)
+		}
+		p.Range = strings.Join(p.Values, "|")
+		return nil
+	case kind == cue.IntKind:
+		p.Type = "int"
+	case kind == cue.NumberKind:
+		p.Type = "number"
+	default:
+		return r.fail(place, "declare it as one of these", "parameter %s is neither int, number, bool nor a string of listed values", p.Name)
+	}
+	for _, part := range parts {
+		op, operands := part.Expr()
+		bound := &p.Minimum
+		switch {
+		case op == cue.NoOp && !part.IsConcrete(): // int or number
+			continue
+		case op == cue.LessThanEqualOp:
+			bound = &p.Maximum
+		case op != cue.GreaterThanEqualOp:
+			return r.fail(place, "write bounds with >= and <=, and anything else as a rule",
+				"parameter %s is limited by %v, which is no inclusive bound", p.Name, part)
+		}
+		text, err := operands[0].MarshalJSON()
+		if err != nil {
+			return r.cueProblem(err)
+		}
+		if *bound = (Value{string(text)}); float(*bound) >= maxExact || float(*bound) <= -maxExact {
+			return r.fail(place, "use a bound below 2^53", "parameter %s: the bound %v is too large", p.Name, *bound)
+		}
+	}
+	if p.Minimum.IsZero() || p.Maximum.IsZero() {
+		return r.fail(place, "write both, for instance "+p.Type+" & >=0 & <=100", "parameter %s has no bounds", p.Name)
+	}
+	p.Range = fmt.Sprintf("%v-%v", p.Minimum, p.Maximum)
+	return nil
+}
+
+// readRelations reads the rules between parameters, and refuses rules that the
+// defaults break or that cannot be evaluated although each operand has one.
+func (r *reader) readRelations(rules *Rules) error {
+	defaults := rules.defaults(func(*Parameter) bool { return true }).values
+	v := rules.evaluate(defaults)
+	if !v.Exists() {
+		return nil
+	}
+	fields, err := v.Fields()
+	if err != nil {
+		return r.cueProblem(err)
+	}
+	for fields.Next() {
+		rule, rel := fields.Value(), relation{name: fields.Selector().Unquoted()}
+		place := defParameters + "." + defRules + "." + rel.name
+		fail := func(hint, message string, args ...any) error {
+			return r.fail(place, hint, "rule "+quote(rel.name)+" "+message, args...)
+		}
+		err := lookup(rule, "rule").Decode(&rel.rule)
+		if err == nil {
+			err = lookup(rule, "operands").Decode(&rel.operands)
+		}
+		unknown := slices.IndexFunc(rel.operands, func(name string) bool { return !rules.Has(name) })
+		switch {
+		case err != nil:
+			return fail("give it rule, operands, holds, message and hint", "cannot be read: %s", cueMessage(err))
+		case rules.Has(rel.name):
+			return fail("rename the rule: within it the name would not mean the parameter", "has the name of a parameter")
+		case unknown >= 0:
+			return fail(didYouMean(rel.operands[unknown], rules.names), "has an unknown operand, %s", quote(rel.operands[unknown]))
+		case len(rel.operands) == 0 || len(rel.operands) > maxRuleOperands:
+			return fail(fmt.Sprintf("name 1 to %d", maxRuleOperands), "has %d operands", len(rel.operands))
+		}
+		rules.relations = append(rules.relations, rel)
+		if rel.lacks(defaults) {
+			continue
+		}
+		operands := maps.Clone(defaults)
+		maps.DeleteFunc(operands, func(name string, _ Value) bool { return !slices.Contains(rel.operands, name) })
+		rule = lookup(rules.evaluate(operands), rel.name)
+		holds, err := lookup(rule, "holds").Bool()
+		if err == nil {
+			err = rule.Validate(cue.Concrete(true))
+		}
+		if err != nil {
+			return fail("give it holds, message and hint, and name each parameter that they use in operands", "cannot be evaluated with the defaults: %s", cueMessage(err))
+		}
+		if !holds {
+			return r.fail(r.defaultPlace(rel.operands[0], place), textOf(rule, "hint"),
+				"the defaults break the rule %s in %s: %s", quote(rel.name), rules.environment, textOf(rule, "message"))
+		}
+	}
+	slices.SortFunc(rules.relations, func(a, b relation) int { return strings.Compare(a.name, b.name) })
+	return nil
+}
+
+// lookup returns the field of v with that name or definition.
+func lookup(v cue.Value, name string) cue.Value { return v.LookupPath(cue.ParsePath(name)) }
+
+// evaluate returns the rules between parameters for values.
+func (r *Rules) evaluate(values map[string]Value) cue.Value {
+	return lookup(r.definition.Unify(r.schema.context.Encode(values)), defRules)
+}
+
+// broken lists the rules that values break. Each value must fit its own range;
+// a rule is left out if isInvalid reports that one of its operands is set to
+// something else, or if it needs a value that is absent.
+func (r *Rules) broken(values map[string]Value, isInvalid func(name string) bool) (list []relation) {
+	r.schema.mu.Lock()
+	defer r.schema.mu.Unlock()
+	rules := r.evaluate(values)
+	for _, rel := range r.relations {
+		rule := rules.LookupPath(cue.MakePath(cue.Str(rel.name)))
+		holds, err := lookup(rule, "holds").Bool()
+		if holds || err != nil && rel.lacks(values) || slices.ContainsFunc(rel.operands, isInvalid) {
+			continue
+		}
+		rel.message, rel.hint = cmp.Or(textOf(rule, "message"), rel.rule+" does not hold"), textOf(rule, "hint")
+		if err != nil {
+			rel.message, rel.hint = "the rule cannot be evaluated: "+cueMessage(err), "correct the rule "+rel.name+" in the schema"
+		}
+		list = append(list, rel)
+	}
+	return list
+}
+
+func textOf(v cue.Value, name string) string {
+	text, _ := lookup(v, name).String()
+	return text
+}
+
+// lacks reports whether an operand has no value.
+func (rel *relation) lacks(values map[string]Value) bool {
+	return slices.ContainsFunc(rel.operands, func(name string) bool { return values[name].IsZero() })
+}

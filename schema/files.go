@@ -1,0 +1,109 @@
+package schema
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// The names of the files of a configuration directory.
+const (
+	// BaseFile holds the shared defaults.
+	BaseFile       = "base.yaml"
+	templatePrefix = "templates/"
+	fileSuffix     = ".yaml"
+)
+
+// Limits of a configuration.
+const (
+	// MaxFileBytes is the most that one file may hold. A source reads one byte
+	// more at most, so that Load can tell.
+	MaxFileBytes = 64 << 10
+	// MaxDocumentBytes and MaxDocumentFiles bound all files together.
+	MaxDocumentBytes = 256 << 10
+	MaxDocumentFiles = 64
+)
+
+// An Environment is one of those that the schema lists; the embedded one has
+// development, staging, production and testing.
+type Environment string
+
+// File returns the path of the environment's file: "production.yaml".
+func (e Environment) File() string { return string(e) + fileSuffix }
+
+func templateFile(name string) string { return templatePrefix + name + fileSuffix }
+
+// A template's name has no slash and no dot: it cannot leave templates/.
+var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+
+// ParseTemplatePath returns the name of the template at a path such as
+// "templates/high-throughput.yaml". It is not ok if no extends could name that
+// file.
+func ParseTemplatePath(path string) (name string, ok bool) {
+	name, isTemplate := strings.CutPrefix(path, templatePrefix)
+	name, isYAML := strings.CutSuffix(name, fileSuffix)
+	return name, isTemplate && isYAML && templateName.MatchString(name)
+}
+
+// A File is one file of a configuration.
+type File struct {
+	// Path is relative to the configuration root, with slashes:
+	// "templates/high-throughput.yaml".
+	Path  string
+	Bytes []byte
+	// Refused is why a source did not take the bytes, worded to follow "the
+	// file": "is a link that leaves the configuration directory". Bytes is nil
+	// then. What follows a "; " is the hint, if replacing it by a regular file is
+	// not what helps.
+	Refused string
+
+	parsed *parsedFile // shared by the copies of a File that NewFile made
+}
+
+type parsedFile struct {
+	once sync.Once
+	root *yaml.Node
+	v    *Violation
+}
+
+// NewFile returns a File that is parsed once, however often it is loaded. The
+// bytes must not change afterwards.
+func NewFile(path string, text []byte) File {
+	return File{Path: path, Bytes: text, parsed: new(parsedFile)}
+}
+
+// parse is parseYAML. What it returns must not be changed.
+func (f *File) parse() (*yaml.Node, *Violation) {
+	if f.parsed == nil {
+		return parseYAML(f.Bytes)
+	}
+	f.parsed.once.Do(func() { f.parsed.root, f.parsed.v = parseYAML(f.Bytes) })
+	return f.parsed.root, f.parsed.v
+}
+
+// Extends lists the files that an environment's file extends, such as
+// "templates/high-throughput.yaml": its well-formed entries, in order, each
+// once. It never fails: of bytes that make no sense it lists nothing. A source
+// asks it which files belong to a document.
+func Extends(environmentFile File) (paths []string) {
+	root, _ := environmentFile.parse()
+	if root == nil {
+		return nil
+	}
+	for key, list := range pairsOf(root) {
+		if key.Value != keyExtends || list.Kind != yaml.SequenceNode {
+			continue
+		}
+		for _, item := range list.Content {
+			path := templateFile(item.Value)
+			if item.Kind == yaml.ScalarNode && templateName.MatchString(item.Value) && !slices.Contains(paths, path) && len(paths) < maxExtends {
+				paths = append(paths, path)
+			}
+		}
+		break
+	}
+	return paths
+}

@@ -1,0 +1,418 @@
+package schema
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// The names of the layers that stand in files, as in Origin.Layer.
+const (
+	layerBase        = "base"
+	layerTemplate    = "template:"
+	layerEnvironment = "environment"
+	layerExperiment  = "experiment:"
+	layerSchema      = "schema"
+)
+
+// An Origin is the Provenance of one parameter: the place that set it.
+type Origin struct {
+	Position
+	// Layer is "base", "template:NAME", "environment", "experiment:NAME", or
+	// "schema" for the default of a managed parameter that no layer sets.
+	Layer string `json:"layer"`
+	// Commit is the source commit, for a git source.
+	Commit string `json:"commit,omitempty"`
+}
+
+// Provenance says for each parameter what set it.
+type Provenance map[string]Origin
+
+// A Membership says whether this instance is in an experiment's cohort.
+type Membership struct {
+	Name    string `json:"name"`
+	Percent int    `json:"percent"`
+	Member  bool   `json:"member"`
+}
+
+// A Configuration is a set of files that were loaded and found valid for one
+// instance.
+type Configuration struct {
+	Parameters  Parameters
+	Provenance  Provenance
+	Description string
+	Experiments []Membership
+}
+
+// An Input is the files of one environment, as a source has them.
+type Input struct {
+	// Files are base.yaml, the environment's file and the templates. One that
+	// does not exist is not among them, which is a violation.
+	Files []File
+	// Commit is the commit they are from, "" for files that no commit names.
+	Commit string
+	// Instance decides which experiments apply.
+	Instance string
+}
+
+// Load turns files into the Configuration of one instance, or into all the
+// Violations they have; exactly one is not nil. What follows only from another
+// violation is left out: a parameter is not called missing while a file that may
+// set it cannot be read. Load keeps no state and may be called from any
+// goroutine. It takes well under a millisecond for files as people write them.
+func (r *Rules) Load(in Input) (*Configuration, *Violations) { return r.load(in, false) }
+
+// Review is Load for all instances at once: every combination of experiments is
+// checked that some instance may be in, and the Configuration is that of an
+// instance in none.
+func (r *Rules) Review(in Input) (*Configuration, *Violations) { return r.load(in, true) }
+
+func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
+	l := &loader{Rules: r, in: in, review: review, reported: map[string]bool{}}
+	if v := l.try(r.environment.File(), func() { c = l.resolve(l.files()) }); v != nil {
+		return nil, v
+	}
+	return c, nil
+}
+
+// CheckTemplate checks a template alone, as Load checks one that is extended:
+// its YAML, its keys and the range of each value. It returns nil if nothing is
+// wrong. It is for reviews: no agent reads a template that nothing extends.
+func (r *Rules) CheckTemplate(template File) *Violations {
+	l := &loader{Rules: r, in: Input{Files: []File{template}}}
+	return l.try(template.Path, func() { l.file(template.Path, layerTemplate, templateKeys, nil) })
+}
+
+// A loader holds one load.
+type loader struct {
+	*Rules
+	in     Input
+	review bool
+	found  Violations
+	// incomplete: a layer is missing or was not read in full, so that what the
+	// layers give together is unknown.
+	incomplete bool
+	// baseParameters is where base.yaml has its parameters.
+	baseParameters Position
+	// reported are the broken rules, by rule and places.
+	reported map[string]bool
+}
+
+// try returns the violations that load adds. A panic in CUE or YAML becomes one
+// of them: a document must not stop the program.
+func (l *loader) try(file string, load func()) *Violations {
+	func() {
+		defer func() {
+			if p := recover(); p != nil {
+				l.add(Position{File: file}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
+					"this is a fault of the agent; please report it with the configuration")
+			}
+		}()
+		load()
+	}()
+	if l.found.Total == 0 {
+		return nil
+	}
+	l.found.cut()
+	return &l.found
+}
+
+// inFiles reports whether the values are those of files; Check has none.
+func (l *loader) inFiles() bool { return l.baseParameters.File != "" }
+
+// add adds a violation and returns it.
+func (l *loader) add(at Position, rule, message, hint string) *Violation {
+	return l.found.add(*violationAt(at, rule, message, hint))
+}
+
+// files reads the files. The layers are in their order, lowest first; env is
+// the environment's file, nil if it could not be read.
+func (l *loader) files() (layers []layer, env *configFile) {
+	size := 0
+	for _, f := range l.in.Files {
+		size += len(f.Bytes)
+	}
+	if size > MaxDocumentBytes || len(l.in.Files) > MaxDocumentFiles {
+		l.incomplete = true
+		l.add(Position{File: l.environment.File()}, fmt.Sprintf("at most %d KiB and %d files together", MaxDocumentBytes>>10, MaxDocumentFiles),
+			fmt.Sprintf("the configuration is too large: %d KiB in %d files", (size+1023)>>10, len(l.in.Files)),
+			"remove templates from extends, or what does not belong into the files")
+		return nil, nil
+	}
+	base := l.file(BaseFile, layerBase, baseKeys, nil)
+	env = l.file(l.environment.File(), layerEnvironment, environmentKeys, nil)
+	if base != nil {
+		l.baseParameters = base.parametersAt
+		layers = append(layers, base.layer)
+	}
+	if env == nil {
+		return layers, nil
+	}
+	l.checkEnvironment(env)
+	for _, t := range env.extends {
+		if f := l.file(templateFile(t.name), layerTemplate+t.name, templateKeys, &t); f != nil {
+			layers = append(layers, f.layer)
+		}
+	}
+	return append(layers, env.layer), env
+}
+
+// file reads one file; from is the entry of extends that asks for it.
+func (l *loader) file(path, layerName string, known []string, from *template) *configFile {
+	f := l.readFile(path, layerName, known, from)
+	l.incomplete = l.incomplete || f == nil
+	return f
+}
+
+func (l *loader) readFile(path, layerName string, known []string, from *template) *configFile {
+	i := slices.IndexFunc(l.in.Files, func(f File) bool { return f.Path == path })
+	if i < 0 {
+		l.missingFile(path, from)
+		return nil
+	}
+	f := &l.in.Files[i]
+	if why, hint, found := strings.Cut(f.Refused, "; "); why != "" {
+		if !found {
+			hint = "replace it by a regular file"
+		}
+		v := l.add(Position{File: path}, "a readable file inside the configuration directory",
+			"the file "+escape(why, "", maxRefusal), escape(hint, "", maxRefusal))
+		if from != nil {
+			v.Related = []Position{from.at}
+		}
+		return nil
+	}
+	root, v := f.parse()
+	if v != nil {
+		l.add(Position{path, v.Line, v.Column}, v.Rule, v.Message, v.Hint).Value = v.Value
+	}
+	if root == nil {
+		return nil
+	}
+	before := l.found.Total
+	read := newDecoder(l, path, f.Bytes).decode(root, layerName, known)
+	if read.parametersAt.Line == 0 && layerName != layerEnvironment && l.found.Total == before {
+		l.incomplete = true
+		l.add(read.parametersAt, "base.yaml and templates have parameters", "the file has no parameters",
+			"add parameters: and the values below it, or parameters: {} to set nothing here").Path = keyParameters
+	}
+	return read
+}
+
+// maxRefusal bounds what a source says of a file that it refuses, in bytes.
+const maxRefusal = 200
+
+func (l *loader) missingFile(path string, from *template) {
+	const rule, message = "base.yaml and the environment's file exist", "the file does not exist"
+	switch {
+	case from != nil:
+		hint := "create it or remove the entry"
+		if s, ok := Suggest(from.name, l.templates()); ok {
+			hint = fmt.Sprintf("did you mean %s?", s)
+		}
+		v := l.add(from.at, "a template that is extended exists", path+" does not exist", hint)
+		v.Path, v.Value = from.path, from.name
+	case path == BaseFile:
+		l.add(Position{File: path}, rule, message, "create it with parameters: and the values that all environments share")
+	default:
+		l.add(Position{File: path}, rule, message, "create it with environment: "+string(l.environment)+
+			" and what differs from base.yaml, or point the agent at another directory or environment")
+	}
+}
+
+func (l *loader) templates() (names []string) {
+	for _, f := range l.in.Files {
+		if name, ok := ParseTemplatePath(f.Path); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (l *loader) checkEnvironment(env *configFile) {
+	switch want := string(l.environment); {
+	case env.environmentAt.Line == 0 && !l.incomplete:
+		l.add(Position{File: l.environment.File()}, "an environment's file names its environment", "the file has no environment",
+			"add environment: "+want).Path = keyEnvironment
+	case env.hasEnvironment && env.environment != want:
+		v := l.add(env.environmentAt, "environment equals the file's name and the agent's --environment",
+			fmt.Sprintf("environment is %s, and this is the file of %s", quote(env.environment), want),
+			fmt.Sprintf("write environment: %s, or rename the file", want))
+		v.Path, v.Value = keyEnvironment, oneLine(env.environment)
+	}
+}
+
+// An effective set is what some layers give together: the topmost setting of
+// each parameter, valid or not.
+type effective map[string]setting
+
+// merge lays the layers over each other, lowest first, and the experiments over
+// them.
+func merge(layers []layer, experiments ...experiment) effective {
+	e := effective{}
+	for _, x := range experiments {
+		layers = append(slices.Clip(layers), x.layer)
+	}
+	for i, layer := range layers {
+		for name, s := range layer.set {
+			s.rank = i + 1
+			e[name] = s
+		}
+	}
+	return e
+}
+
+func (e effective) values() map[string]Value {
+	values := map[string]Value{}
+	for name, s := range e {
+		if !s.value.IsZero() {
+			values[name] = s.value
+		}
+	}
+	return values
+}
+
+// isInvalid reports whether the parameter is set to what it cannot be.
+func (e effective) isInvalid(name string) bool {
+	s, ok := e[name]
+	return ok && s.value.IsZero()
+}
+
+// resolve lays the layers together, checks what they give alone, with each
+// experiment, and with those this instance is in, and returns the last. What it
+// returns is good only if nothing was reported.
+func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
+	plain := merge(layers)
+	l.checkMissing(plain)
+	l.checkRules(plain, "")
+	if env == nil {
+		return nil
+	}
+	c := &Configuration{Provenance: Provenance{}, Description: env.description}
+	var joined []experiment
+	for _, e := range env.experiments {
+		l.checkRules(merge(layers, e), ", in the experiment "+quote(e.label))
+		member := e.counts && !l.review && InCohort(e.label, l.in.Instance, e.percent)
+		c.Experiments = append(c.Experiments, Membership{Name: e.label, Percent: e.percent, Member: member})
+		if member {
+			joined = append(joined, e)
+		}
+	}
+	result := merge(layers, joined...)
+	if len(joined) > 1 {
+		l.checkRules(result, together(joined, "on this instance"))
+	}
+	if l.review && l.found.Total == 0 {
+		for _, set := range l.combinations(env.experiments) {
+			l.checkRules(merge(layers, set...), together(set, "on some instances"))
+		}
+	}
+	c.Parameters = l.Complete(NewParameters(result.values()))
+	for name := range c.Parameters.values {
+		c.Provenance[name] = Origin{Layer: layerSchema}
+		if s, ok := result[name]; ok {
+			c.Provenance[name] = Origin{s.at, s.layer, l.in.Commit}
+		}
+	}
+	return c
+}
+
+// together says which experiments a rule is broken in.
+func together(experiments []experiment, where string) string {
+	var labels []string
+	for _, e := range experiments {
+		labels = append(labels, quote(e.label))
+	}
+	return ", in the experiments " + strings.Join(labels, " and ") + " together, as " + where
+}
+
+// combinations lists the sets of two or more experiments that may break a rule
+// together on some instance: for each rule, those that set an operand of it. No
+// two experiments set the same parameter, so that they are few.
+func (r *Rules) combinations(experiments []experiment) (all [][]experiment) {
+	for _, rel := range r.relations {
+		sets := [][]experiment{nil}
+		for _, e := range experiments {
+			if e.percent > 0 && slices.ContainsFunc(rel.operands, func(name string) bool { _, ok := e.set[name]; return ok }) {
+				for _, set := range sets {
+					sets = append(sets, append(slices.Clip(set), e))
+				}
+			}
+		}
+		all = append(all, slices.DeleteFunc(sets, func(set []experiment) bool { return len(set) < 2 })...)
+	}
+	return all
+}
+
+// checkMissing reports the parameters that no layer sets and some layer must. A
+// managed one need not be set, unless a rule about it cannot be evaluated because
+// a required one is absent too.
+func (l *loader) checkMissing(e effective) {
+	absent := func(name string) bool { _, ok := e[name]; return !ok }
+	needed := map[string]bool{}
+	for _, rel := range l.relations {
+		if slices.ContainsFunc(rel.operands, func(o string) bool { return absent(o) && l.Parameter(o).Required }) {
+			for _, operand := range rel.operands {
+				needed[operand] = l.Parameter(operand).Managed
+			}
+		}
+	}
+	for _, p := range l.parameters {
+		if l.incomplete || !absent(p.Name) || !p.Required && !needed[p.Name] {
+			continue
+		}
+		v := l.add(l.baseParameters, "every parameter is set", p.Name+" is missing", fmt.Sprintf("set it, for instance to the default, %v", p.Default))
+		v.Path, v.Parameter = p.Name, p.Name
+		if l.inFiles() {
+			v.Path, v.Message = keyParameters+"."+p.Name, p.Name+" is not set in any file"
+			v.Hint = fmt.Sprintf("add %s: %v, the default, below parameters: in %s", p.Name, p.Default, BaseFile)
+		}
+	}
+}
+
+// checkRules reports the rules between parameters that the set breaks; where is
+// appended to the messages. What was reported of an earlier set, because the
+// operands stand where they stood, is not reported again.
+func (l *loader) checkRules(e effective, where string) {
+	if l.incomplete {
+		return
+	}
+	values := e.values()
+	broken := l.broken(values, e.isInvalid)
+	if managed := l.Complete(NewParameters(values)).values; len(broken)+l.found.Total == 0 && len(managed) > len(values) {
+		broken = l.broken(managed, e.isInvalid) // the defaults that the server will be told
+	}
+	for _, b := range broken {
+		// The operand of the highest layer is to blame, the first one in doubt. One
+		// that is absent has no rank.
+		operands := slices.Clone(b.operands)
+		slices.SortStableFunc(operands, func(a, b string) int { return cmp.Compare(e[b].rank, e[a].rank) })
+		blamed := operands[0]
+		v := violationAt(e[blamed].at, b.rule, b.message+where, b.hint)
+		v.Path, v.Parameter, v.Value = blamed, blamed, e[blamed].value.String()
+		if l.inFiles() {
+			v.File, v.Path = cmp.Or(v.File, l.environment.File()), keyParameters+"."+blamed
+		}
+		for _, name := range operands[1:] {
+			if e[name].rank > 0 {
+				v.Related = append(v.Related, e[name].at)
+			}
+		}
+		if key := fmt.Sprint(v.Rule, v.Position, v.Related); !l.reported[key] {
+			l.reported[key] = true
+			l.found.add(*v)
+		}
+	}
+}
+
+// InCohort reports whether an instance is in the cohort of an experiment: the
+// first 8 bytes, big-endian, of SHA-256(name + NUL + instance), modulo 10000,
+// are below percent times 100. A larger percent keeps the members it had.
+func InCohort(experiment, instance string, percent int) bool {
+	const slots, perPercent = 10_000, 100
+	sum := sha256.Sum256([]byte(experiment + "\x00" + instance))
+	return int(binary.BigEndian.Uint64(sum[:8])%slots) < percent*perPercent
+}

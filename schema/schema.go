@@ -1,0 +1,217 @@
+package schema
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"cuelang.org/go/cue"
+)
+
+// A Schema is what a CUE file declares: the parameters, the rules between them
+// and the environments. It is immutable and safe for concurrent use.
+type Schema struct {
+	text         []byte
+	environments []Environment
+	labels       map[Environment]string
+	rules        map[Environment]*Rules
+	context      *cue.Context
+	mu           sync.Mutex // the context serves one caller at a time
+}
+
+// Rules are a Schema for one environment: what its parameters may be. They are
+// safe for concurrent use.
+type Rules struct {
+	schema      *Schema
+	environment Environment
+	parameters  []Parameter // sorted by name
+	names       []string
+	percent     Parameter // an experiment's
+	relations   []relation
+	definition  cue.Value // #Parameters
+}
+
+// A relation is a rule between parameters.
+type relation struct {
+	name     string
+	rule     string // as people read it
+	operands []string
+	// What to say where it is broken.
+	message, hint string
+}
+
+// A Parameter is what the schema says about one parameter. The JSON is an entry
+// of parameter_info in GET /v1/config/schema, by name.
+type Parameter struct {
+	Name string `json:"-"`
+	// Type is "int", "number", "bool" or "string".
+	Type string `json:"type"`
+	// Range is "64-16384" for a number, "true/false" for a bool and
+	// "int8|int4" for a string.
+	Range string `json:"range"`
+	// Minimum and Maximum are inclusive; zero for a bool and a string.
+	Minimum Value `json:"minimum,omitzero"`
+	Maximum Value `json:"maximum,omitzero"`
+	// Values lists what a string may be.
+	Values []string `json:"values,omitempty"`
+	// Default is zero for an optional parameter that has none.
+	Default Value `json:"default"`
+	// Required: some layer must set it.
+	Required bool `json:"required"`
+	// Managed: the server is always told a value, the default where no layer
+	// sets one. A parameter that is neither required nor managed is left to the
+	// server until a layer sets it.
+	Managed bool `json:"managed"`
+	// Critical: the engine rebuilds components to take a new value; Apply says
+	// the same, as ApplyRebuild or ApplyHot.
+	Critical    bool   `json:"critical"`
+	Apply       string `json:"apply"`
+	Unit        string `json:"unit,omitempty"`
+	Description string `json:"description"`
+	Impact      string `json:"impact,omitempty"`
+}
+
+// isPercent reports whether p is an experiment's percent.
+func (p *Parameter) isPercent() bool { return p.Apply == "" }
+
+//go:embed dtesn.cue
+var embedded []byte
+
+// The embedded file is part of the program: if it cannot be read the program
+// is broken, which a test finds.
+var embeddedSchema = sync.OnceValue(func() *Schema {
+	s, err := newReader("dtesn.cue").read(embedded)
+	if err != nil {
+		panic(err)
+	}
+	return s
+})
+
+// Default returns the schema that the program ships, of dtesn.cue.
+func Default() *Schema { return embeddedSchema() }
+
+// For returns the rules of an environment; nil if the schema does not have it.
+func (s *Schema) For(env Environment) *Rules { return s.rules[env] }
+
+// first returns the rules of the first environment: all environments have the
+// same parameters.
+func (s *Schema) first() *Rules { return s.rules[s.environments[0]] }
+
+// Environments lists the environments, in the order of the schema.
+func (s *Schema) Environments() []Environment { return slices.Clone(s.environments) }
+
+// Label returns the environment label that the server is told.
+func (s *Schema) Label(env Environment) string {
+	if label, ok := s.labels[env]; ok {
+		return label
+	}
+	return string(env)
+}
+
+// ParseEnvironment returns the environment of that name. The error names them
+// all, and the one that was probably meant.
+func (s *Schema) ParseEnvironment(name string) (Environment, error) {
+	var names []string
+	for _, e := range s.environments {
+		names = append(names, string(e))
+	}
+	if slices.Contains(names, name) {
+		return Environment(name), nil
+	}
+	meant := ""
+	if near, ok := Suggest(name, names); ok {
+		meant = fmt.Sprintf(" (did you mean %s?)", near)
+	}
+	return "", fmt.Errorf("no environment is named %s%s: it is one of %s", quote(name), meant, strings.Join(names, ", "))
+}
+
+// CUE returns the schema as one CUE file, which Open takes back.
+func (s *Schema) CUE() []byte { return bytes.Clone(s.text) }
+
+// Digest names the schema: lower-case hex of the SHA-256 of its CUE text.
+func (s *Schema) Digest() string {
+	sum := sha256.Sum256(s.text)
+	return hex.EncodeToString(sum[:])
+}
+
+// Names lists all parameters of the schema, sorted.
+func (s *Schema) Names() []string { return s.first().Names() }
+
+// Schema returns the schema that the rules are of.
+func (r *Rules) Schema() *Schema { return r.schema }
+
+// Environment returns the environment that the rules are for.
+func (r *Rules) Environment() Environment { return r.environment }
+
+// Parameters lists what the schema says about each parameter, sorted by name.
+func (r *Rules) Parameters() []Parameter { return slices.Clone(r.parameters) }
+
+// Parameter returns what the schema says about one parameter; nil if it does
+// not have it. It must not be changed.
+func (r *Rules) Parameter(name string) *Parameter {
+	i, ok := slices.BinarySearch(r.names, name)
+	if !ok {
+		return nil
+	}
+	return &r.parameters[i]
+}
+
+// Has reports whether the schema has the named parameter.
+func (r *Rules) Has(name string) bool { return r.Parameter(name) != nil }
+
+// Names lists the parameters, sorted.
+func (r *Rules) Names() []string { return slices.Clone(r.names) }
+
+// Known returns the part of p that the schema has. A record of another schema
+// may have more.
+func (r *Rules) Known(p Parameters) Parameters { return p.Select(r.Has) }
+
+// Complete returns p with the default of each managed parameter that p lacks,
+// and without what the schema does not have: what a record of another schema
+// means under this one.
+func (r *Rules) Complete(p Parameters) Parameters {
+	values := r.Defaults().Map()
+	maps.Copy(values, r.Known(p).values)
+	return NewParameters(values)
+}
+
+// Defaults returns the defaults of the managed parameters. They are no layer of
+// a configuration: the files set what is required.
+func (r *Rules) Defaults() Parameters {
+	return r.defaults(func(p *Parameter) bool { return p.Managed })
+}
+
+func (r *Rules) defaults(of func(p *Parameter) bool) Parameters {
+	values := map[string]Value{}
+	for i := range r.parameters {
+		if p := &r.parameters[i]; of(p) {
+			values[p.Name] = p.Default
+		}
+	}
+	return NewParameters(values)
+}
+
+// Diff is Parameters.Diff from old to new, with how each change is applied.
+func (r *Rules) Diff(from, to Parameters) []Change {
+	changes := to.Diff(from)
+	for i := range changes {
+		if p := r.Parameter(changes[i].Parameter); p != nil {
+			changes[i].Critical, changes[i].Apply = p.Critical, p.Apply
+		}
+	}
+	return changes
+}
+
+// Relations lists the rules between parameters, as people read them.
+func (r *Rules) Relations() (list []string) {
+	for _, rel := range r.relations {
+		list = append(list, rel.rule)
+	}
+	return list
+}

@@ -1,0 +1,239 @@
+package schema
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A Position is a place in a file. Line and Column count from 1; 0 means the
+// file as a whole.
+type Position struct {
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+}
+
+// String returns the position as compilers write it: "file:line:column", or the
+// file alone.
+func (p Position) String() string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
+}
+
+// A Violation is one broken rule of a configuration.
+type Violation struct {
+	Position
+	// Path is where in the file: "parameters.cache_ttl_seconds".
+	Path string `json:"path,omitempty"`
+	// Parameter is the parameter concerned, if it is one.
+	Parameter string `json:"parameter,omitempty"`
+	// Value is what the file says, as written, at most 80 bytes.
+	Value string `json:"value,omitempty"`
+	// Rule is the rule that is broken: "64-16384", "known keys only".
+	Rule string `json:"rule"`
+	// Message says what is wrong, Hint what to do, each on one line.
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+	// Related are the other places concerned, such as the other operand.
+	Related []Position `json:"related,omitempty"`
+}
+
+// String returns the violation on one line, as compilers write it:
+// "file:line:col: parameter: what is wrong (rule: the rule); what to do". The
+// place is left out where there is none, and the parameter or path where the
+// message names it.
+func (v Violation) String() string {
+	var b strings.Builder
+	if v.File != "" {
+		b.WriteString(v.Position.String() + ": ")
+	}
+	switch {
+	case v.Parameter != "" && (v.File != "" || !strings.Contains(v.Message, v.Parameter)):
+		b.WriteString(v.Parameter + ": ")
+	case v.Path != "" && !strings.Contains(v.Message, v.Path):
+		b.WriteString(v.Path + ": ")
+	}
+	b.WriteString(v.Message)
+	if v.Rule != "" {
+		b.WriteString(" (rule: " + v.Rule + ")")
+	}
+	if v.Hint != "" {
+		b.WriteString("; " + v.Hint)
+	}
+	for _, r := range v.Related {
+		if r.Line > 0 {
+			b.WriteString(" [see " + r.String() + "]")
+		}
+	}
+	return b.String()
+}
+
+// MaxViolations is how many violations of a configuration are kept; the rest
+// are counted.
+const MaxViolations = 100
+
+// Violations are all the broken rules of a configuration, found in one pass, in
+// order of file, line and column.
+type Violations struct {
+	// List holds the first MaxViolations.
+	List []Violation
+	// Total counts them all.
+	Total int
+}
+
+// add adds a violation and returns it, good until the next one is added. However
+// many there are, few are kept.
+func (v *Violations) add(violation Violation) *Violation {
+	if len(v.List) >= 4*MaxViolations {
+		v.cut()
+	}
+	v.Total++
+	v.List = append(v.List, violation)
+	return &v.List[len(v.List)-1]
+}
+
+// cut keeps the first MaxViolations, in order.
+func (v *Violations) cut() {
+	slices.SortStableFunc(v.List, func(a, b Violation) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	v.List = v.List[:min(len(v.List), MaxViolations)]
+}
+
+// Error makes Violations an error where one is wanted; it is the first
+// violation and how many more there are.
+func (v *Violations) Error() string {
+	switch v.Total {
+	case 0:
+		return "no violations"
+	case 1:
+		return v.List[0].String()
+	}
+	return fmt.Sprintf("%s (and %d more)", v.List[0], v.Total-1)
+}
+
+// maxForeign is the most of a foreign text that a message repeats, in bytes.
+const maxForeign = 80
+
+// quote makes a foreign text safe to repeat: one line of at most maxForeign
+// bytes. A plain word stays as it is, anything else is quoted.
+func quote(s string) string {
+	if s != "" && len(s) <= maxForeign && strings.IndexFunc(s, notWord) < 0 {
+		return s
+	}
+	return quoted(s)
+}
+
+// quoted is quote with quotation marks around a plain word too.
+func quoted(s string) string { return `"` + escape(s, `"\`, maxForeign-2) + `"` }
+
+// oneLine is quote without the quotation marks.
+func oneLine(s string) string { return escape(s, "", maxForeign) }
+
+func notWord(r rune) bool {
+	switch {
+	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("_-+.", r):
+		return false
+	}
+	return true
+}
+
+// escape replaces what does not print, puts a backslash before the special
+// characters, and cuts s so that at most limit bytes result.
+func escape(s, special string, limit int) string {
+	const ellipsis = "…"
+	var b strings.Builder
+	fits := 0 // length of what is kept if the rest must go
+	for _, r := range s {
+		switch {
+		case strings.ContainsRune(special, r):
+			b.WriteString(`\` + string(r))
+		case strconv.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+		if b.Len() > limit {
+			return b.String()[:fits] + ellipsis
+		}
+		if b.Len() <= limit-len(ellipsis) {
+			fits = b.Len()
+		}
+	}
+	return b.String()
+}
+
+// didYouMean is the hint for a name that is not one of the candidates.
+func didYouMean(name string, candidates []string) string {
+	if s, ok := Suggest(name, candidates); ok {
+		return fmt.Sprintf("did you mean %s?", s)
+	}
+	return "it is one of " + strings.Join(candidates, ", ")
+}
+
+// maxWord bounds the words that Suggest compares, in bytes: a longer one is no
+// misspelling.
+const maxWord = 64
+
+// Suggest finds the candidate that word was probably meant to be: the one at
+// the least edit distance, if that is at most a third of the word's length,
+// or else the only one that contains it. Case and the difference of "-" and
+// "_" do not count.
+func Suggest(word string, candidates []string) (string, bool) {
+	if slices.Contains(candidates, word) {
+		return word, true
+	}
+	if word = foldWord(word); word == "" || len(word) > maxWord {
+		return "", false
+	}
+	best, least := "", max(1, len(word)/3)+1
+	var containing []string
+	for _, c := range candidates {
+		folded := foldWord(c)
+		if len(folded) > maxWord {
+			continue
+		}
+		if apart := len(folded) - len(word); -least < apart && apart < least { // else the distance is too
+			if d := editDistance(word, folded); d < least && d < len(folded) {
+				best, least = c, d
+			}
+		}
+		if len(word) >= 3 && strings.Contains(folded, word) {
+			containing = append(containing, c)
+		}
+	}
+	if best == "" && len(containing) == 1 {
+		best = containing[0]
+	}
+	return best, best != ""
+}
+
+func foldWord(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }
+
+// editDistance counts the insertions, deletions, substitutions and swaps of
+// neighbours that turn a into b (optimal string alignment), in bytes, of which
+// there are at most maxWord in each.
+func editDistance(a, b string) int {
+	var d [maxWord + 1][maxWord + 1]int // d[i][j] is the distance of a[:i] and b[:j]
+	for i := range len(a) + 1 {
+		for j := range len(b) + 1 {
+			if i == 0 || j == 0 {
+				d[i][j] = i + j
+				continue
+			}
+			d[i][j] = min(d[i-1][j], d[i][j-1], d[i-1][j-1]) + 1
+			if a[i-1] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-1][j-1])
+			}
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}
