@@ -73,9 +73,6 @@ func (r *Reconciler) upkeep(ctx context.Context, applied *record.Record, spare b
 		return r.engine.reachable
 	}
 	reading, err := r.read(ctx)
-	if err == nil {
-		r.compareSchema(ctx)
-	}
 	switch {
 	case err != nil:
 		return false

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"dtesn-agent/gitstore/record"
@@ -29,6 +30,11 @@ type ledger struct {
 // account brings the ledger up to date, after everything was told: nobody
 // waits for it.
 func (r *Reconciler) account(ctx context.Context) {
+	if before := r.engine.differences; r.engine.reachable && !r.opt.Observe {
+		if r.compareSchema(ctx); !slices.Equal(before, r.engine.differences) {
+			r.publish()
+		}
+	}
 	r.opt.Store.Prepare()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit) {

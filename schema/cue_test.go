@@ -414,3 +414,21 @@ func TestRuleThatFailsLater(t *testing.T) {
 		}
 	}
 }
+
+// The embedded schema is read for its first environment only: as a file, which is
+// read for each, it says the same.
+func TestEmbeddedIsTheSameEverywhere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "schema.cue")
+	if err := os.WriteFile(path, Default().CUE(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, env := range Default().Environments() {
+		if !reflect.DeepEqual(s.For(env).Parameters(), Default().For(env).Parameters()) || !slices.Equal(s.For(env).Relations(), Default().For(env).Relations()) {
+			t.Errorf("%s differs", env)
+		}
+	}
+}

@@ -86,7 +86,7 @@ var embedded []byte
 // The embedded file is part of the program: if it cannot be read the program
 // is broken, which a test finds.
 var embeddedSchema = sync.OnceValue(func() *Schema {
-	s, err := newReader("dtesn.cue").read(embedded)
+	s, err := newReader(embeddedName).read(embedded)
 	if err != nil {
 		panic(err)
 	}
