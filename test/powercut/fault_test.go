@@ -21,24 +21,33 @@ import (
 	"dtesn-agent/schema"
 )
 
-// TestDiskFaults lets every sync, or every rename, of a running agent fail for a
+// The system calls by which bytes and names come onto a disk, whichever of them a
+// store uses. write(2) is not among them: pipes and sockets are written by it too.
+const (
+	syncCalls = "fsync,fdatasync,sync_file_range,syncfs"
+	// sync_file_range(2) only begins to write; nobody waits for it.
+	slowCalls  = "fsync,fdatasync,syncfs"
+	writeCalls = "renameat,renameat2,linkat,pwrite64,pwritev,pwritev2"
+)
+
+// TestDiskFaults lets every sync, or every write, of a running agent fail for a
 // while, as a bad disk, a quota or a read-only mount does.
 func TestDiskFaults(t *testing.T) {
 	t.Parallel()
 	needs(t, "strace")
 	p := newPower(newSite(t, newDisk(t, "ext4", ""), false), 200)
 	p.begin()
-	for _, row := range []struct{ call, errno string }{
-		{"fsync", "EIO"}, {"renameat", "EIO"}, {"fsync", "ENOSPC"}, {"renameat", "EDQUOT"}, {"renameat", "EROFS"},
+	for _, row := range []struct{ calls, errno string }{
+		{syncCalls, "EIO"}, {writeCalls, "EIO"}, {syncCalls, "ENOSPC"}, {writeCalls, "EDQUOT"}, {writeCalls, "EROFS"},
 	} {
-		what := row.errno + " at " + row.call
+		what := row.errno + " at " + row.calls
 		good := p.n
-		end := p.inject(row.call + ":error=" + row.errno)
+		end := p.inject(row.calls + ":error=" + row.errno)
 		p.next(false)
 		st := p.await("degraded by "+what, p.diskRefuses)
 		// A change that is sent before it is synced runs; what is not on record does not.
 		runs := ttlOf(*st.Current)
-		if runs != good && (row.call != "fsync" || runs != p.n) {
+		if runs != good && (row.calls != syncCalls || runs != p.n) {
 			t.Errorf("%s: state %d was good, %d is declared, and %d runs", what, good, p.n, runs)
 		}
 		if p.toldOf(p.n) {
@@ -58,13 +67,10 @@ func TestDiskSlow(t *testing.T) {
 	needs(t, "strace")
 	p := newPower(newSite(t, newDisk(t, "ext4", ""), false), 300)
 	p.begin()
-	end := p.inject("fsync:delay_enter=300000")
+	end := p.inject(slowCalls + ":delay_enter=300000")
 	defer end()
 	p.next(false)
-	p.until("the engine runs it", func() bool {
-		reading, err := p.runs()
-		return err == nil && ttlOf(reading) == p.n
-	})
+	p.sent()
 	if st, err := p.status(); err != nil || st.Attempted.Outcome != record.Pending {
 		t.Errorf("before anything was synced the outcome is %+v %v", st.Attempted, err)
 	}
@@ -100,13 +106,22 @@ func (s *site) runs() (schema.Parameters, error) {
 	return reading.Parameters, err
 }
 
+// sent waits until the engine runs what is declared, whatever is on record.
+func (p *power) sent() {
+	p.t.Helper()
+	p.until("the engine runs it", func() bool {
+		reading, err := p.runs()
+		return err == nil && ttlOf(reading) == p.n
+	})
+}
+
 // inject attaches to the agent and tampers with its system calls until end is
 // called: strace(1), inject.
 func (p *power) inject(how string) (end func()) {
 	p.t.Helper()
-	call, _, _ := strings.Cut(how, ":")
+	calls, _, _ := strings.Cut(how, ":")
 	var out bytes.Buffer
-	cmd := exec.Command("strace", "-f", "-p", strconv.Itoa(p.agent.Process.Pid), "-o", os.DevNull, "-e", "trace="+call, "-e", "inject="+how)
+	cmd := exec.Command("strace", "-f", "-p", strconv.Itoa(p.agent.Process.Pid), "-o", os.DevNull, "-e", "trace="+calls, "-e", "inject="+how)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = &out
 	ok(p.t, cmd.Start())

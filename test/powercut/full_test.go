@@ -27,14 +27,16 @@ func TestDiskFull(t *testing.T) {
 	first := p.random.IntN(len(acts))
 	stopped := 0
 	for i := range *fills {
-		left := int64(i*96 / *fills) << 10 &^ 4095 // a commit and its confirmation take about 40 KiB
+		// Half of the points are below 96 KiB, where a commit or what comes after it
+		// may not fit any more, and a store refuses changes before that.
+		left := int64(i*i*384 / *fills / *fills) << 10 &^ 4095
 		act := acts[(first+i)%len(acts)]
 		if p.full(act, left) {
 			stopped++
 		}
 		p.look(ptr(p.status()), fmt.Sprintf("%s with %d KiB left", act, left>>10))
 	}
-	t.Logf("%d points of 0 to 96 KiB left, the change did not fit at %d; %d states called applied, all found", *fills, stopped, p.tally.reported)
+	t.Logf("%d points of 0 to 384 KiB left, the change did not fit at %d; %d states called applied, all found", *fills, stopped, p.tally.reported)
 }
 
 func ptr(st apply.Status, _ error) *apply.Status { return &st }

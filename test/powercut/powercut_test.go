@@ -105,8 +105,8 @@ func TestPowerCutCanFail(t *testing.T) {
 	needs(t, "strace")
 	p := newPower(newSite(t, newDisk(t, "ext4", "commit=600"), false), 0)
 	p.under = []string{
-		"strace", "-f", "-qq", "-o", os.DevNull, "--seccomp-bpf", "-e", "trace=fsync,fdatasync,sync_file_range",
-		"-e", "inject=fsync,fdatasync,sync_file_range:retval=0",
+		"strace", "-f", "-qq", "-o", os.DevNull, "--seccomp-bpf", "-e", "trace=" + syncCalls,
+		"-e", "inject=" + syncCalls + ":retval=0",
 	}
 	p.begin()
 	for n := 1; ; n++ {
