@@ -1,13 +1,18 @@
 package apply_test
 
 import (
-	"os"
+	"log/slog"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/go-git/go-billy/v5/osfs"
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/storage/filesystem"
+
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
@@ -53,18 +58,62 @@ func (w *world) audit(c *faultCase, declared *schema.Parameters) {
 	}
 }
 
-// auditRefs looks at the files themselves.
+// auditRefs holds what git says of the repository against the head.
 func (w *world) auditRefs(head *record.Record) {
 	w.t.Helper()
-	for _, ref := range []string{"refs/heads/production", "refs/dtesn/applied/production"} {
-		text, err := os.ReadFile(filepath.Join(w.dir, "snapshots.git", ref))
-		if err != nil || strings.TrimSpace(string(text)) != head.Commit {
-			w.t.Errorf("%s is %q (%v), the head %s", ref, text, err, head.Commit)
+	for _, name := range []plumbing.ReferenceName{"refs/heads/production", "refs/dtesn/applied/production"} {
+		if names, err := w.gitRef(name); err != nil || names != head.Commit {
+			w.t.Errorf("%s is %q (%v), the head %s", name, names, err, head.Commit)
 		}
 	}
-	text, _ := os.ReadFile(filepath.Join(w.dir, "snapshots.git/refs/dtesn/retried/production"))
-	if names := strings.TrimSpace(string(text)) == head.Commit; names != w.store.Retried() || (names && !head.Kind.Candidate()) {
-		w.t.Errorf("the retried ref is %q, the head %s", text, head.Commit)
+	if w.store.Retried() && !head.Kind.Candidate() {
+		w.t.Errorf("the head %s, a %s, is marked to be tried again", head.ID, head.Kind)
+	}
+}
+
+// gitRef reads a ref of the repository, without a process of its own.
+func (w *world) gitRef(name plumbing.ReferenceName) (string, error) {
+	repo := filesystem.NewStorage(osfs.New(filepath.Join(w.dir, "snapshots.git")), cache.NewObjectLRUDefault())
+	defer repo.Close()
+	ref, err := repo.Reference(name)
+	if err != nil {
+		return "", err
+	}
+	return ref.Hash().String(), nil
+}
+
+// endAudited ends the agent, and holds that the store says when it is opened
+// anew what it said before.
+func (w *world) endAudited() {
+	w.t.Helper()
+	type facts struct {
+		head, applied string // commits
+		retried, lost bool
+		total         int
+	}
+	of := func(s *gitstore.Store) facts {
+		f := facts{retried: s.Retried(), lost: s.Lost() != nil, total: s.Total()}
+		if s.Head() != nil {
+			f.head = s.Head().Commit
+		}
+		if s.Applied() != nil {
+			f.applied = s.Applied().Commit
+		}
+		return f
+	}
+	before := of(w.store.Store)
+	w.end()
+	again, _, err := gitstore.Open(w.t.Context(), gitstore.Options{
+		Dir: w.dir, Environment: production, Instance: "one", MaxSnapshots: 50, Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if after := of(again); before != after || len(again.Repairs()) > 0 {
+		w.t.Errorf("before the end %+v, afterwards %+v, repaired %v", before, after, again.Repairs())
+	}
+	if err := again.Close(); err != nil {
+		w.t.Error(err)
 	}
 }
 

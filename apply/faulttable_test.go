@@ -225,7 +225,7 @@ func (c *faultCase) play(w *world) {
 	w.pass(15 * time.Minute)
 	w.audit(c, declared)
 	w.rests(time.Hour)
-	w.end()
+	w.endAudited()
 }
 
 // declare offers the next Document; nil for an invalid one.

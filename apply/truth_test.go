@@ -1,7 +1,9 @@
 package apply_test
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -292,15 +294,8 @@ func TestNoRollbackToWhatIsDamaged(t *testing.T) {
 		w.declare(stateB, "")
 		damaged := w.store.Head()
 		w.declare(stateC, "")
-		out, err := exec.Command("git", "--git-dir", filepath.Join(w.dir, "snapshots.git"), "rev-parse", damaged.Commit+":snapshot.json").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		blob := strings.TrimSpace(string(out))
 		w.end()
-		if err := os.Remove(filepath.Join(w.dir, "snapshots.git", "objects", blob[:2], blob[2:])); err != nil {
-			t.Fatal(err)
-		}
+		loseObject(t, filepath.Join(w.dir, "snapshots.git"), damaged.Commit+":snapshot.json")
 		w.start()
 		w.declare(stateC, "")
 		w.pass(time.Second)
@@ -309,6 +304,29 @@ func TestNoRollbackToWhatIsDamaged(t *testing.T) {
 			t.Errorf("it runs %v units: %+v, %v", w.engine.running().Get(reservoir), res, err)
 		}
 	})
+}
+
+// loseObject takes an object out of a repository at rest, packed or not.
+func loseObject(t *testing.T, repo, name string) {
+	t.Helper()
+	git := func(in io.Reader, args ...string) string {
+		cmd := exec.Command("git", append([]string{"--git-dir", repo}, args...)...)
+		cmd.Stdin = in
+		return strings.TrimSpace(string(must(cmd.Output())))
+	}
+	hash := git(nil, "rev-parse", name)
+	away := t.TempDir() // git unpacks no object that it has
+	for _, pack := range must(filepath.Glob(filepath.Join(repo, "objects/pack/*"))) {
+		if err := os.Rename(pack, filepath.Join(away, filepath.Base(pack))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, pack := range must(filepath.Glob(filepath.Join(away, "*.pack"))) {
+		git(bytes.NewReader(must(os.ReadFile(pack))), "unpack-objects", "-q")
+	}
+	if err := os.Remove(filepath.Join(repo, "objects", hash[:2], hash[2:])); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestAPauseOutlivesTheRollback that it was given beside: only resume ends it.
