@@ -54,7 +54,7 @@ func (w *world) checkHistory(v *apply.Status) error {
 		names[name] = hash
 	}
 	head := names["refs/heads/"+environment]
-	delete(names, "refs/dtesn/retried/"+environment) // of a record that is settled it says nothing
+	delete(names, "refs/dtesn/retried/"+environment) // there may be one; of a record that is settled it says nothing
 	if len(names) != 2 || head == "" || head != names["refs/dtesn/applied/"+environment] {
 		return fmt.Errorf("nothing is open, and the refs are\n%s", refs)
 	}
@@ -118,12 +118,12 @@ func (w *world) checkRunning(v *apply.Status, head string) error {
 const (
 	mostLoose = 1200
 	mostPacks = 9
-	mostBytes = 1<<20 + 4<<20 // the reserve, and what so few records take
+	mostBytes = 2<<20 + 4<<20 // what is allocated ahead, and what so few records take
 )
 
 // checkFiles finds leftovers and looks how large the state directory is.
 func (w *world) checkFiles(records int) error {
-	own := fmt.Sprintf("tmp-%d-", w.agent.pid) // made ahead for the next commit
+	own := fmt.Sprintf("tmp-%d-", w.agent.pid) // may be made ahead for the next commit
 	loose, packs, size := 0, 0, int64(0)
 	err := filepath.WalkDir(w.state, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {

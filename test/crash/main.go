@@ -9,8 +9,8 @@
 // to die) or after it had it and before the program hears of it.
 //
 // A point to kill at is named by the call, the place and how manyeth of these
-// it is in its phase of the story, such as "after #2 of renameat
-// state/snapshots.git/objects/xx/H"; not by a number of a thread, for which
+// it is in its phase of the story, such as "after #2 of mkdirat
+// state/snapshots.git/objects/xx"; not by a number of a thread, for which
 // thread does what differs from run to run. Each phase (a change, a rejection, a
 // start after a kill, …) is run unharmed first, and what it does is the list of
 // points. What is guaranteed: with -all, each call of an unharmed phase is killed at,
