@@ -19,7 +19,7 @@ import (
 func (r *rig) stall(cmd *exec.Cmd) (end func()) {
 	r.t.Helper()
 	pid := cmd.Process.Pid
-	const sync = "fsync,fdatasync,sync_file_range"
+	const sync = "fsync,fdatasync,sync_file_range,syncfs"
 	s := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-p", fmt.Sprint(pid),
 		"-e", "trace="+sync, "-e", "inject="+sync+":delay_enter=600s")
 	r.process(s)

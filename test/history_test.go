@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,20 +23,25 @@ import (
 // and ready, says why, and sends nothing until `agent resume`.
 func TestHistoryIsLost(t *testing.T) {
 	t.Parallel()
+	gone := func(t *testing.T, repository string) { ok(t, os.RemoveAll(repository)) }
 	for _, c := range []struct {
 		name string
 		lose func(t *testing.T, repository string)
 		// by and reason are those of the pause; "" is any.
 		by, reason string
 	}{
-		{"the repository is gone", func(t *testing.T, repository string) { ok(t, os.RemoveAll(repository)) }, "agent", ""},
-		{"it is an empty directory", func(t *testing.T, repository string) {
-			ok(t, errors.Join(os.RemoveAll(repository), os.Mkdir(repository, 0o700)))
+		{"all is gone", func(t *testing.T, repository string) { loseHistory(t, filepath.Dir(repository)) }, "agent", ""},
+		{"the repository is an empty directory, and all else is gone", func(t *testing.T, repository string) {
+			loseHistory(t, filepath.Dir(repository))
+			ok(t, os.Mkdir(repository, 0o700))
 		}, "agent", ""},
-		{"its objects are gone", func(t *testing.T, repository string) { ok(t, os.RemoveAll(filepath.Join(repository, "objects"))) }, "operator", "night"}, // there is a copy of what is applied
-		{"it is a file", func(t *testing.T, repository string) {
-			ok(t, errors.Join(os.RemoveAll(repository), os.WriteFile(repository, []byte("no repository"), 0o600)))
+		{"it is a file, and all else is gone", func(t *testing.T, repository string) {
+			loseHistory(t, filepath.Dir(repository))
+			ok(t, os.WriteFile(repository, []byte("no repository"), 0o600))
 		}, "agent", ""},
+		// What stands beside it may know of the pause.
+		{"the repository is gone", gone, "", ""},
+		{"its objects are gone", func(t *testing.T, repository string) { gone(t, filepath.Join(repository, "objects")) }, "operator", "night"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -84,6 +90,19 @@ func TestHistoryIsLost(t *testing.T) {
 	}
 }
 
+// loseHistory leaves of a state directory what says that an agent was here, and
+// nothing of what it did.
+func loseHistory(t *testing.T, state string) {
+	t.Helper()
+	there, err := os.ReadDir(state)
+	ok(t, err)
+	for _, e := range there {
+		if !slices.Contains([]string{"format", "identity", "lock"}, e.Name()) {
+			ok(t, os.RemoveAll(filepath.Join(state, e.Name())))
+		}
+	}
+}
+
 // awaitSync waits until size is applied, by this agent or by one before it.
 func (r *rig) awaitSync(size int) {
 	r.t.Helper()
@@ -109,7 +128,7 @@ func TestHistoryComesBack(t *testing.T) {
 	r.stop()
 	repository, mirror := filepath.Join(r.state, "snapshots.git"), filepath.Join(r.dir, "mirror.git")
 	r.git("clone", "-q", "--mirror", repository, mirror)
-	ok(t, os.RemoveAll(repository))
+	loseHistory(t, r.state)
 	r.agent()
 	r.lostHistory("lost", "agent", "")
 	r.stop()
@@ -126,13 +145,14 @@ func TestHistoryComesBack(t *testing.T) {
 	r.awaitApplied(2048)
 }
 
-// lostHistory holds that the agent is paused because it has no history.
+// lostHistory holds that the agent is paused because it has no history, or that
+// what it has besides says so; by and reason are any if "".
 func (r *rig) lostHistory(what, by, reason string) {
 	r.t.Helper()
 	v := r.await(what+": paused", func(v view) bool {
 		return v.State == apply.StateHeld && v.Held != nil && v.Held.Paused && v.Ready && v.Current != nil
 	})
-	if v.Held.By != by || v.Held.Reason == "" || reason != "" && v.Held.Reason != reason || !strings.Contains(v.Reason, v.Held.Reason) || !strings.Contains(v.Hint, "agent resume") || v.InSync || v.Attempted.Outcome != record.Held {
+	if by != "" && v.Held.By != by || v.Held.Reason == "" || reason != "" && v.Held.Reason != reason || !strings.Contains(v.Reason, v.Held.Reason) || !strings.Contains(v.Hint, "agent resume") || v.InSync || v.Attempted.Outcome != record.Held {
 		r.t.Errorf("%s: state %s, reason %q, hint %q, held %+v, attempted %+v", what, v.State, v.Reason, v.Hint, v.Held, v.Attempted)
 	}
 	if !strings.Contains(v.Text, v.Held.Reason) || !strings.Contains(v.Text, "agent resume") {
