@@ -179,7 +179,7 @@ func (l *loader) readFile(path, layerName string, known []string, from *template
 			hint = "replace it by a regular file"
 		}
 		v := l.add(Position{File: path}, "a readable file inside the configuration directory",
-			"the file "+escape(why, "", maxRefusal), escape(hint, "", maxRefusal))
+			"the file "+shorten(why, maxRefusal, escape), shorten(hint, maxRefusal, escape))
 		if from != nil {
 			v.Related = []Position{from.at}
 		}

@@ -3,9 +3,11 @@ package schema
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // A Position is a place in a file. Line and Column count from 1; 0 means the
@@ -120,52 +122,40 @@ func (v *Violations) Error() string {
 // maxForeign is the most of a foreign text that a message repeats, in bytes.
 const maxForeign = 80
 
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_.+-]{1,80}$`)
+
 // quote makes a foreign text safe to repeat: one line of at most maxForeign
 // bytes. A plain word stays as it is, anything else is quoted.
 func quote(s string) string {
-	if s != "" && len(s) <= maxForeign && strings.IndexFunc(s, notWord) < 0 {
+	if plainWord.MatchString(s) {
 		return s
 	}
 	return quoted(s)
 }
 
 // quoted is quote with quotation marks around a plain word too.
-func quoted(s string) string { return `"` + escape(s, `"\`, maxForeign-2) + `"` }
+func quoted(s string) string { return shorten(s, maxForeign, strconv.Quote) }
 
 // oneLine is quote without the quotation marks.
-func oneLine(s string) string { return escape(s, "", maxForeign) }
+func oneLine(s string) string { return shorten(s, maxForeign, escape) }
 
-func notWord(r rune) bool {
-	switch {
-	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("_-+.", r):
-		return false
-	}
-	return true
+var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`)
+
+// escape replaces what does not print, as strconv.Quote does.
+func escape(s string) string {
+	text := strconv.Quote(s)
+	return unescape.Replace(text[1 : len(text)-1])
 }
 
-// escape replaces what does not print, puts a backslash before the special
-// characters, and cuts s so that at most limit bytes result.
-func escape(s, special string, limit int) string {
-	const ellipsis = "…"
-	var b strings.Builder
-	fits := 0 // length of what is kept if the rest must go
-	for _, r := range s {
-		switch {
-		case strings.ContainsRune(special, r):
-			b.WriteString(`\` + string(r))
-		case strconv.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-		if b.Len() > limit {
-			return b.String()[:fits] + ellipsis
-		}
-		if b.Len() <= limit-len(ellipsis) {
-			fits = b.Len()
-		}
+// shorten returns show of s, or of its beginning and an ellipsis if that takes
+// more than limit bytes.
+func shorten(s string, limit int, show func(string) string) string {
+	text := show(s)
+	for s = s[:min(len(s), limit)]; len(text) > limit; text = show(s + "…") {
+		_, size := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-size]
 	}
-	return b.String()
+	return text
 }
 
 // didYouMean is the hint for a name that is not one of the candidates.
@@ -195,13 +185,8 @@ func Suggest(word string, candidates []string) (string, bool) {
 	var containing []string
 	for _, c := range candidates {
 		folded := foldWord(c)
-		if len(folded) > maxWord {
-			continue
-		}
-		if apart := len(folded) - len(word); -least < apart && apart < least { // else the distance is too
-			if d := editDistance(word, folded); d < least && d < len(folded) {
-				best, least = c, d
-			}
+		if d := editDistance(word, folded); d < least && d < len(folded) {
+			best, least = c, d
 		}
 		if len(word) >= 3 && strings.Contains(folded, word) {
 			containing = append(containing, c)
@@ -216,9 +201,11 @@ func Suggest(word string, candidates []string) (string, bool) {
 func foldWord(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }
 
 // editDistance counts the insertions, deletions, substitutions and swaps of
-// neighbours that turn a into b (optimal string alignment), in bytes, of which
-// there are at most maxWord in each.
+// neighbours that turn a into b (optimal string alignment), in bytes.
 func editDistance(a, b string) int {
+	if len(b) > min(maxWord, 2*len(a)) {
+		return len(b) // too far apart for Suggest
+	}
 	var d [maxWord + 1][maxWord + 1]int // d[i][j] is the distance of a[:i] and b[:j]
 	for i := range len(a) + 1 {
 		for j := range len(b) + 1 {
