@@ -333,7 +333,9 @@ func (r *reader) cueProblem(err error) error {
 }
 
 // cueMessage returns the first of the errors that err has, on one line.
-func cueMessage(err error) string { return shorten(cueerrors.Errors(err)[0].Error(), maxCUEMessage, escape) }
+func cueMessage(err error) string {
+	return shorten(cueerrors.Errors(err)[0].Error(), maxCUEMessage, escape)
+}
 
 func (r *reader) readEnvironments(root cue.Value) error {
 	fields, err := lookup(root, defEnvironments).Fields()

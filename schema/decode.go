@@ -1,7 +1,6 @@
 package schema
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"iter"
@@ -91,18 +90,6 @@ type decoder struct {
 	file string
 	// bad are the nodes that refuse reported: their values are not looked at.
 	bad map[*yaml.Node]bool
-	// lines are those of the text; nil if there is no tag in it.
-	lines [][]rune
-}
-
-func newDecoder(l *loader, file string, text []byte) *decoder {
-	d := &decoder{loader: l, file: file, bad: map[*yaml.Node]bool{}}
-	if bytes.ContainsRune(text, '!') {
-		for _, line := range lineBreak.Split(string(trimBOM(text)), -1) {
-			d.lines = append(d.lines, []rune(line))
-		}
-	}
-	return d
 }
 
 func (d *decoder) at(n *yaml.Node) Position {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // The names of the layers that stand in files, as in Origin.Layer.
@@ -125,7 +127,7 @@ func (l *loader) inFiles() bool { return l.baseParameters.File != "" }
 
 // add adds a violation and returns it.
 func (l *loader) add(at Position, rule, message, hint string) *Violation {
-	return l.found.add(*violationAt(at, rule, message, hint))
+	return l.found.add(Violation{Position: at, Rule: rule, Message: message, Hint: hint})
 }
 
 // files reads the files. The layers are in their order, lowest first; env is
@@ -193,7 +195,7 @@ func (l *loader) readFile(path, layerName string, known []string, from *template
 		return nil
 	}
 	before := l.found.Total
-	read := newDecoder(l, path, f.Bytes).decode(root, layerName, known)
+	read := (&decoder{l, path, map[*yaml.Node]bool{}}).decode(root, layerName, known)
 	if read.parametersAt.Line == 0 && layerName != layerEnvironment && l.found.Total == before {
 		l.incomplete = true
 		l.add(read.parametersAt, "base.yaml and templates have parameters", "the file has no parameters",
@@ -391,7 +393,7 @@ func (l *loader) checkRules(e effective, where string) {
 		operands := slices.Clone(b.operands)
 		slices.SortStableFunc(operands, func(a, b string) int { return cmp.Compare(e[b].rank, e[a].rank) })
 		blamed := operands[0]
-		v := violationAt(e[blamed].at, b.rule, b.message+where, b.hint)
+		v := Violation{Position: e[blamed].at, Rule: b.rule, Message: b.message + where, Hint: b.hint}
 		v.Path, v.Parameter, v.Value = blamed, blamed, e[blamed].value.String()
 		if l.inFiles() {
 			v.File, v.Path = cmp.Or(v.File, l.environment.File()), keyParameters+"."+blamed
@@ -403,7 +405,7 @@ func (l *loader) checkRules(e effective, where string) {
 		}
 		if key := fmt.Sprint(v.Rule, v.Position, v.Related); !l.reported[key] {
 			l.reported[key] = true
-			l.found.add(*v)
+			l.found.add(v)
 		}
 	}
 }

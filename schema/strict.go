@@ -2,24 +2,24 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"regexp"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
 
-// violationAt returns the violation at a position; its file may still be unknown.
-func violationAt(at Position, rule, message, hint string) *Violation {
-	return &Violation{Position: at, Rule: rule, Message: message, Hint: hint}
+// violationAt returns a violation of a file that the caller names.
+func violationAt(line, column int, rule, message, hint string) *Violation {
+	return &Violation{Position: Position{Line: line, Column: column}, Rule: rule, Message: message, Hint: hint}
 }
 
-// parseYAML returns the value that a file holds, and why it is not to be used:
-// nothing, if it is fit. The value is nil if there is none. The File of the
-// violation is for the caller to set. No bytes make it panic or hang.
+// parseYAML returns the value that a file holds, nil if there is none, and the
+// violation if the file must not be used; the caller sets its File. No bytes
+// make it panic or hang.
 func parseYAML(text []byte) (root *yaml.Node, v *Violation) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -36,13 +36,12 @@ func parseYAML(text []byte) (root *yaml.Node, v *Violation) {
 	}
 	switch {
 	case root == nil && err == nil, root != nil && root.Kind == yaml.ScalarNode && root.Value == "" && root.Style == 0 && root.Anchor == "":
-		return nil, violationAt(Position{}, "a file is not empty", "the file is empty or holds only comments",
+		return nil, violationAt(0, 0, "a file is not empty", "the file is empty or holds only comments",
 			"restore its content, or write parameters: {} to set nothing here")
 	case err != nil:
 		return root, syntaxError(text, err)
 	case len(documents) > 1:
-		return root, violationAt(Position{Line: documents[1].Line, Column: documents[1].Column},
-			"one YAML document in a file", "a second YAML document begins here",
+		return root, violationAt(documents[1].Line, documents[1].Column, "one YAML document in a file", "a second YAML document begins here",
 			"remove the line --- and merge what follows into the first document")
 	}
 	return root, nil
@@ -71,79 +70,63 @@ func trimBOM(text []byte) []byte { return bytes.TrimPrefix(text, []byte(string(b
 // checkBytes refuses what no parser should see.
 func checkBytes(text []byte) *Violation {
 	if len(text) > MaxFileBytes {
-		return violationAt(Position{}, fmt.Sprintf("at most %d bytes", MaxFileBytes),
-			fmt.Sprintf("the file is larger than %d KiB", MaxFileBytes>>10),
+		return violationAt(0, 0, fmt.Sprintf("at most %d bytes", MaxFileBytes), fmt.Sprintf("the file is larger than %d KiB", MaxFileBytes>>10),
 			"this is probably not a configuration file; remove what does not belong into it")
 	}
 	text = trimBOM(text)
-	for i, r := range string(text) {
-		if r == utf8.RuneError && !bytes.HasPrefix(text[i:], []byte(string(r))) {
-			v := violationAt(positionOf(text, i), "UTF-8", fmt.Sprintf("byte 0x%02x is not UTF-8", text[i]), "save the file as UTF-8")
-			v.Value = fmt.Sprintf(`\x%02x`, text[i])
-			return v
+	for i, size := 0, 0; i < len(text); i += size {
+		var r rune
+		r, size = utf8.DecodeRune(text[i:])
+		rule, message, hint := "no control characters", "", "remove it"
+		switch {
+		case r == utf8.RuneError && size == 1:
+			rule, message, hint = "UTF-8", fmt.Sprintf("byte 0x%02x is not UTF-8", text[i]), "save the file as UTF-8"
+		case r == 0:
+			message, hint = "the file holds a NUL byte", "save the file as UTF-8 text; UTF-16 and torn writes look like this"
+		case r == bom:
+			message = "a byte order mark stands behind the beginning of the file, where nobody sees it"
+			hint = "remove it; it comes from joining files, or from an editor that adds one to what has one"
+		case r < ' ' && r != '\t' && r != '\n' && r != '\r', r == 0x7f:
+			message = fmt.Sprintf("the file holds a control character, 0x%02x", r)
+		default:
+			continue
 		}
-		if r < ' ' && !strings.ContainsRune("\t\n\r", r) || r == 0x7f || r == bom {
-			return controlCharacter(positionOf(text, i), r)
-		}
+		line, column := bytes.Count(text[:i], []byte("\n"))+1, utf8.RuneCount(text[bytes.LastIndexByte(text[:i], '\n')+1:i])+1
+		v := violationAt(line, column, rule, message, hint)
+		v.Value = oneLine(string(text[i : i+size]))
+		return v
 	}
 	return nil
 }
 
-func controlCharacter(at Position, r rune) *Violation {
-	v := violationAt(at, "no control characters", fmt.Sprintf("the file holds a control character, 0x%02x", r), "remove it")
-	v.Value = fmt.Sprintf(`\x%02x`, r)
-	switch r {
-	case 0:
-		v.Message = "the file holds a NUL byte"
-		v.Hint = "save the file as UTF-8 text; UTF-16 and torn writes look like this"
-	case bom:
-		v.Value = `\ufeff`
-		v.Message = "a byte order mark stands behind the beginning of the file, where nobody sees it"
-		v.Hint = "remove it; it comes from joining files, or from an editor that adds one to what has one"
-	}
-	return v
-}
-
-// positionOf is the line and the column, in characters, of the byte at offset.
-func positionOf(text []byte, offset int) Position {
-	start := bytes.LastIndexByte(text[:offset], '\n') + 1
-	return Position{Line: bytes.Count(text[:offset], []byte("\n")) + 1, Column: utf8.RuneCount(text[start:offset]) + 1}
-}
-
-var yamlLine = regexp.MustCompile(`^line (\d+): `)
+var (
+	yamlPrefix = regexp.MustCompile(`^yaml: (line \d+: )?`)
+	// conflict finds what git leaves in a file that it could not merge.
+	conflict = regexp.MustCompile(`(?m)^(<<<<<<<|>>>>>>>) `)
+)
 
 // syntaxError is the violation of a text that is not YAML.
 func syntaxError(text []byte, err error) *Violation {
-	message := strings.TrimPrefix(err.Error(), "yaml: ")
-	line := 1
-	if m := yamlLine.FindStringSubmatch(message); m != nil {
-		line, _ = strconv.Atoi(m[1])
-		message = strings.TrimPrefix(message, m[0])
+	line := brokenLine(text)
+	if line == 0 {
+		line = 1
+		_, _ = fmt.Sscanf(err.Error(), "yaml: line %d: ", &line)
 	}
-	if l := brokenLine(text); l > 0 {
-		line = l
-	}
-	return violationAt(Position{Line: line, Column: 1}, "well-formed YAML", "the file is not YAML: "+oneLine(message), syntaxHint(text, message))
-}
-
-// conflict finds what git leaves in a file that it could not merge.
-var conflict = regexp.MustCompile(`(?m)^(<<<<<<<|>>>>>>>) `)
-
-// syntaxHint says what to do about text of which the parser says message.
-func syntaxHint(text []byte, message string) string {
+	message := yamlPrefix.ReplaceAllString(err.Error(), "")
+	hint := "check the indentation, colons, brackets and quotation marks of this line and the one before"
 	switch {
 	case conflict.Match(text):
-		return "resolve the merge conflict, and remove the lines that begin with <<<<<<<, ======= and >>>>>>>"
+		hint = "resolve the merge conflict, and remove the lines that begin with <<<<<<<, ======= and >>>>>>>"
 	case strings.Contains(message, "cannot start any token"):
-		return "indent with spaces, not tabs, and quote text that begins with @ or `"
+		hint = "indent with spaces, not tabs, and quote text that begins with @ or `"
 	case strings.Contains(message, "unknown anchor"):
-		return "write the value itself; quote text that begins with *"
+		hint = "write the value itself; quote text that begins with *"
 	case strings.Contains(message, "incompatible YAML document"):
-		return "remove the line that begins with %"
+		hint = "remove the line that begins with %"
 	case strings.Contains(message, "<document start>"):
-		return "remove the line ..., which ends a document, or what follows it"
+		hint = "remove the line ..., which ends a document, or what follows it"
 	}
-	return "check the indentation, colons, brackets and quotation marks of this line and the one before"
+	return violationAt(line, 1, "well-formed YAML", "the file is not YAML: "+oneLine(message), hint)
 }
 
 // brokenLine finds the line from which on a text is not YAML: the first behind
@@ -155,10 +138,10 @@ func brokenLine(text []byte) int {
 	if len(text) > maxSearch {
 		return 0
 	}
-	for try := 0; try < maxTries && len(text) > 0; try++ {
-		text = text[:bytes.LastIndexByte(bytes.TrimSuffix(text, []byte("\n")), '\n')+1]
-		if _, err := parseDocuments(text); err == nil {
-			return bytes.Count(text, []byte("\n")) + 1
+	lines := bytes.SplitAfter(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
+	for n := len(lines) - 1; n >= max(0, len(lines)-maxTries); n-- {
+		if _, err := parseDocuments(bytes.Join(lines[:n], nil)); err == nil {
+			return n + 1
 		}
 	}
 	return 0
@@ -178,13 +161,9 @@ const (
 // nesting that is too deep, in n and below.
 func (d *decoder) refuse(n *yaml.Node, path string, depth int) {
 	switch {
-	case n.Kind == yaml.AliasNode:
-		d.bad[n] = true
-		d.report(n, path, "no aliases", "an alias, *"+quote(n.Value)+", stands here", "write the value itself")
 	case d.refuseMarks(n, path):
 	case n.Kind != yaml.ScalarNode && depth > maxNesting:
-		d.bad[n] = true
-		d.report(n, path, fmt.Sprintf("at most %d levels of nesting", maxNesting), fmt.Sprintf("nesting is deeper than %d levels", maxNesting),
+		d.refuseNode(n, path, fmt.Sprintf("at most %d levels of nesting", maxNesting), fmt.Sprintf("nesting is deeper than %d levels", maxNesting),
 			"no key of this format needs more than a few levels; look for a bracket too many")
 	case n.Kind == yaml.MappingNode:
 		first := map[string]*yaml.Node{}
@@ -199,52 +178,46 @@ func (d *decoder) refuse(n *yaml.Node, path string, depth int) {
 	}
 }
 
-// refuseMarks reports an anchor, a tag or a null on the node itself, and
-// whether that leaves nothing to look at.
+// refuseNode reports a node whose value is not looked at.
+func (d *decoder) refuseNode(n *yaml.Node, path, rule, message, hint string) *Violation {
+	d.bad[n] = true
+	return d.report(n, path, rule, message, hint)
+}
+
+// refuseMarks reports an anchor, a tag, an alias or a null, and whether that
+// leaves nothing to look at.
 func (d *decoder) refuseMarks(n *yaml.Node, path string) (refused bool) {
 	if n.Anchor != "" {
 		d.report(n, path, "no anchors", "an anchor, &"+quote(n.Anchor)+", stands here",
 			"remove it; what several files share belongs into base.yaml or a template")
 	}
 	switch {
-	case n.Style&yaml.TaggedStyle != 0 || d.beginsWithTag(n):
-		d.report(n, path, "no tags", "a tag stands here", "remove what begins with !")
+	case n.Kind == yaml.AliasNode:
+		d.refuseNode(n, path, "no aliases", "an alias, *"+quote(n.Value)+", stands here", "write the value itself")
+	case n.Style&yaml.TaggedStyle != 0:
+		d.refuseNode(n, path, "no tags", "a tag stands here", "remove what begins with !")
 	case n.Kind == yaml.ScalarNode && n.Tag == nullTag:
-		d.report(n, path, "no empty values", subject(path)+" has no value", "give it a value or remove it")
-	default:
-		return false
+		d.refuseNode(n, path, "no empty values", subject(path)+" has no value", "give it a value or remove it")
 	}
-	d.bad[n] = true
-	return true
+	return d.bad[n]
 }
 
-// refuseKey reports a key that is no plain word or stands there twice, and
-// marks it bad. The first key of each name is kept in first.
+// refuseKey reports a key that is no plain word or stands there twice. The first
+// key of each name is kept in first.
 func (d *decoder) refuseKey(key *yaml.Node, path string, first map[string]*yaml.Node) {
 	switch before := first[key.Value]; {
 	case key.Kind == yaml.ScalarNode && key.Tag == mergeTag:
-		d.report(key, path, "no merge keys", "a merge key, <<, stands here",
+		d.refuseNode(key, path, "no merge keys", "a merge key, <<, stands here",
 			"write the values themselves, or put them into a template and name it under extends")
 	case key.Kind != yaml.ScalarNode || key.Tag == nullTag && key.Style&yaml.TaggedStyle == 0:
-		d.report(key, path, "a key is a word", "a key is "+kindOf(key), "write key: value")
+		d.refuseNode(key, path, "a key is a word", "a key is "+kindOf(key), "write key: value")
 	case d.refuseMarks(key, path):
 	case before != nil:
-		d.report(key, join(path, key.Value), "each key once", quote(key.Value)+" is set twice",
+		d.refuseNode(key, join(path, key.Value), "each key once", quote(key.Value)+" is set twice",
 			fmt.Sprintf("remove one of them; the first is on line %d", before.Line)).Related = []Position{d.at(before)}
 	default:
 		first[key.Value] = key
-		return
 	}
-	d.bad[key] = true
-}
-
-// lineBreak is what the YAML parser counts as the end of a line.
-var lineBreak = regexp.MustCompile("\r\n|[\n\r\u0085\u2028\u2029]")
-
-// beginsWithTag reports whether the node begins with "!". The parser forgets a
-// tag that is nothing else.
-func (d *decoder) beginsWithTag(n *yaml.Node) bool {
-	return n.Line <= len(d.lines) && n.Column <= len(d.lines[n.Line-1]) && d.lines[n.Line-1][n.Column-1] == '!'
 }
 
 // join appends a key, which may be foreign text, to a path.
@@ -258,12 +231,7 @@ func join(path, key string) string {
 func index(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
 
 // subject is what a message calls the node at path.
-func subject(path string) string {
-	if path == "" {
-		return "the file"
-	}
-	return path
-}
+func subject(path string) string { return cmp.Or(path, "the file") }
 
 // kindOf says what a node is, as messages call it.
 func kindOf(n *yaml.Node) string {
