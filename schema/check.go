@@ -147,7 +147,7 @@ func respellNumber(s string) string {
 // names, and broken rules last. The Parameters are good only if there is none; a
 // managed parameter that values lack has its default there.
 func (r *Rules) Check(values map[string]any) (Parameters, []Violation) {
-	l, set := &loader{Rules: r, reported: map[string]bool{}}, effective{}
+	l, set := &loader{Rules: r}, effective{}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		p := r.Parameter(name)
 		if p == nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -56,13 +55,9 @@ type setting struct {
 // A configFile is what was read from one file.
 type configFile struct {
 	layer
-	// environment is the value of the key of that name, if it is a text.
-	environment    string
-	hasEnvironment bool
-	environmentAt  Position // of what says it, well or not
-	description    string
-	extends        []template
-	experiments    []experiment
+	description string
+	extends     []template
+	experiments []experiment
 	// parametersAt is where the parameters stand, the whole file if nowhere.
 	parametersAt Position
 }
@@ -106,6 +101,7 @@ func (d *decoder) report(n *yaml.Node, path, rule, message, hint string) *Violat
 // decode reads the file's root; known are the keys that its kind may have.
 func (d *decoder) decode(root *yaml.Node, layerName string, known []string) *configFile {
 	f := &configFile{layer: layer{layerName, map[string]setting{}}, parametersAt: Position{File: d.file}}
+	before := d.found.Total
 	d.refuse(root, "", 1)
 	fields := d.mapping(root, "", known)
 	description, _ := d.text(fields[keyDescription].value, keyDescription, "Deeper tree for the autumn catalogue")
@@ -113,20 +109,37 @@ func (d *decoder) decode(root *yaml.Node, layerName string, known []string) *con
 	if field, ok := fields[keyParameters]; ok {
 		f.parametersAt = d.at(field.key)
 		d.parameters(field.value, keyParameters, &f.layer)
-	}
-	if field, ok := fields[keyEnvironment]; ok {
-		f.environmentAt = d.at(cmp.Or(field.value, field.key))
-		f.environment, f.hasEnvironment = d.text(field.value, keyEnvironment, strings.TrimSuffix(d.file, fileSuffix))
+	} else if layerName != layerEnvironment && d.found.Total == before {
+		d.incomplete = true
+		d.add(f.parametersAt, "base.yaml and templates have parameters", "the file has no parameters",
+			"add parameters: and the values below it, or parameters: {} to set nothing here").Path = keyParameters
 	}
 	d.extends(fields[keyExtends].value, f)
 	d.experiments(fields[keyExperiments].value, f)
+	if layerName == layerEnvironment {
+		d.checkEnvironment(fields)
+	}
 	return f
+}
+
+// checkEnvironment reports a file that does not say that it is the environment's.
+func (d *decoder) checkEnvironment(fields map[string]field) {
+	field, ok := fields[keyEnvironment]
+	if !ok && !d.incomplete {
+		d.add(Position{File: d.file}, "an environment's file names its environment", "the file has no environment",
+			"add environment: "+string(d.environment)).Path = keyEnvironment
+	}
+	if name, ok := d.text(field.value, keyEnvironment, string(d.environment)); ok && name != string(d.environment) {
+		d.report(field.value, keyEnvironment, "environment equals the file's name and the agent's --environment",
+			fmt.Sprintf("environment is %s, and this is the file of %s", quote(name), d.environment),
+			fmt.Sprintf("write environment: %s, or rename the file", d.environment))
+	}
 }
 
 // pairsOf yields the keys of a mapping with their values.
 func pairsOf(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
 	return func(yield func(key, value *yaml.Node) bool) {
-		if n.Kind != yaml.MappingNode {
+		if n == nil || n.Kind != yaml.MappingNode {
 			return
 		}
 		for pair := range slices.Chunk(n.Content, 2) {
@@ -210,7 +223,8 @@ func (d *decoder) text(n *yaml.Node, path, example string) (string, bool) {
 // as set.
 func (d *decoder) parameters(n *yaml.Node, path string, l *layer) {
 	for name, field := range d.mapping(n, path, d.names) {
-		l.set[name] = setting{value: d.value(field.value, path, d.Parameter(name)), at: d.at(cmp.Or(field.value, field.key)), layer: l.name}
+		at := d.at(cmp.Or(field.value, field.key))
+		l.set[name] = setting{value: d.value(field.value, path, d.Parameter(name)), at: at, layer: l.name}
 	}
 }
 
@@ -273,8 +287,8 @@ func (d *decoder) extends(n *yaml.Node, f *configFile) {
 func (d *decoder) experiments(n *yaml.Node, f *configFile) {
 	p := d.Rules.parameters[max(0, slices.IndexFunc(d.Rules.parameters, func(p Parameter) bool { return p.Required }))]
 	examples := []string{exampleLabel, "10", fmt.Sprintf("{%s: %v}", p.Name, p.Default)} // of experimentKeys
-	items := d.items(n, keyExperiments, maxExperiments, fmt.Sprintf("[{name: %s, percent: %s, parameters: %s}]", examples[0], examples[1], examples[2]))
-	for i, item := range items {
+	example := fmt.Sprintf("[{name: %s, percent: %s, parameters: %s}]", examples[0], examples[1], examples[2])
+	for i, item := range d.items(n, keyExperiments, maxExperiments, example) {
 		path := index(keyExperiments, i)
 		fields := d.mapping(item, path, experimentKeys)
 		if fields == nil {
@@ -282,7 +296,8 @@ func (d *decoder) experiments(n *yaml.Node, f *configFile) {
 		}
 		for i, key := range experimentKeys {
 			if _, ok := fields[key]; !ok {
-				d.report(item, path, "an experiment has a name, a percent and parameters", path+" has no "+key, fmt.Sprintf("add %s: %s", key, examples[i]))
+				d.report(item, path, "an experiment has a name, a percent and parameters", path+" has no "+key,
+					fmt.Sprintf("add %s: %s", key, examples[i]))
 			}
 		}
 		e := experiment{layer: layer{set: map[string]setting{}}}
@@ -295,16 +310,14 @@ func (d *decoder) experiments(n *yaml.Node, f *configFile) {
 	}
 }
 
-// experimentName reads the name of e, which none of the experiments before may
-// have.
+// experimentName reads the name of e, which no experiment before may have.
 func (d *decoder) experimentName(n *yaml.Node, path string, e *experiment, before []experiment) bool {
 	label, ok := d.text(n, path, exampleLabel)
 	if !ok {
 		return false
 	}
 	e.label, e.name, e.at = label, layerExperiment+label, d.at(n)
-	if label == "" || len(label) > maxLabel || strings.TrimSpace(label) != label ||
-		strings.ContainsFunc(label, func(r rune) bool { return !strconv.IsPrint(r) }) {
+	if label == "" || len(label) > maxLabel || strings.TrimSpace(label) != label || escape(label) != label {
 		d.report(n, path, fmt.Sprintf("1 to %d bytes of printable text", maxLabel),
 			quoted(label)+" cannot name an experiment", "use a short name such as "+exampleLabel)
 		return false
@@ -317,14 +330,10 @@ func (d *decoder) experimentName(n *yaml.Node, path string, e *experiment, befor
 	return true
 }
 
-// experimentParameters reads what e sets, which none of the experiments before
-// may set.
+// experimentParameters reads what e sets, which no experiment before may set.
 func (d *decoder) experimentParameters(n *yaml.Node, path string, e *experiment, before []experiment) {
 	d.parameters(n, path, &e.layer)
-	if n == nil {
-		return
-	}
-	if n.Kind == yaml.MappingNode && len(n.Content) == 0 {
+	if n != nil && n.Kind == yaml.MappingNode && len(n.Content) == 0 {
 		d.report(n, path, "an experiment sets a parameter", "the experiment sets nothing",
 			"give it the parameters it is about, or remove it")
 	}

@@ -73,7 +73,7 @@ func (r *Rules) Load(in Input) (*Configuration, *Violations) { return r.load(in,
 func (r *Rules) Review(in Input) (*Configuration, *Violations) { return r.load(in, true) }
 
 func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
-	l := &loader{Rules: r, in: in, review: review, reported: map[string]bool{}}
+	l := &loader{Rules: r, in: in, review: review}
 	if v := l.try(r.environment.File(), func() { c = l.resolve(l.files()) }); v != nil {
 		return nil, v
 	}
@@ -97,10 +97,8 @@ type loader struct {
 	// incomplete: a layer is missing or was not read in full, so that what the
 	// layers give together is unknown.
 	incomplete bool
-	// baseParameters is where base.yaml has its parameters.
+	// baseParameters is where base.yaml has its parameters; Check has no files.
 	baseParameters Position
-	// reported are the broken rules, by rule and places.
-	reported map[string]bool
 }
 
 // try returns the violations that load adds. A panic in CUE or YAML becomes one
@@ -121,9 +119,6 @@ func (l *loader) try(file string, load func()) *Violations {
 	l.found.cut()
 	return &l.found
 }
-
-// inFiles reports whether the values are those of files; Check has none.
-func (l *loader) inFiles() bool { return l.baseParameters.File != "" }
 
 // add adds a violation and returns it.
 func (l *loader) add(at Position, rule, message, hint string) *Violation {
@@ -153,7 +148,6 @@ func (l *loader) files() (layers []layer, env *configFile) {
 	if env == nil {
 		return layers, nil
 	}
-	l.checkEnvironment(env)
 	for _, t := range env.extends {
 		if f := l.file(templateFile(t.name), layerTemplate+t.name, templateKeys, &t); f != nil {
 			layers = append(layers, f.layer)
@@ -162,46 +156,33 @@ func (l *loader) files() (layers []layer, env *configFile) {
 	return append(layers, env.layer), env
 }
 
-// file reads one file; from is the entry of extends that asks for it.
+// file reads one file, nil if it cannot be read; from is the entry of extends
+// that asks for it.
 func (l *loader) file(path, layerName string, known []string, from *template) *configFile {
-	f := l.readFile(path, layerName, known, from)
-	l.incomplete = l.incomplete || f == nil
-	return f
-}
-
-func (l *loader) readFile(path, layerName string, known []string, from *template) *configFile {
+	var root *yaml.Node
+	var v *Violation
 	i := slices.IndexFunc(l.in.Files, func(f File) bool { return f.Path == path })
-	if i < 0 {
+	switch {
+	case i < 0:
 		l.missingFile(path, from)
-		return nil
-	}
-	f := &l.in.Files[i]
-	if why, hint, found := strings.Cut(f.Refused, "; "); why != "" {
-		if !found {
-			hint = "replace it by a regular file"
-		}
+	case l.in.Files[i].Refused != "":
+		why, hint, _ := strings.Cut(l.in.Files[i].Refused, "; ")
 		v := l.add(Position{File: path}, "a readable file inside the configuration directory",
-			"the file "+shorten(why, maxRefusal, escape), shorten(hint, maxRefusal, escape))
+			"the file "+shorten(why, maxRefusal, escape), shorten(cmp.Or(hint, "replace it by a regular file"), maxRefusal, escape))
 		if from != nil {
 			v.Related = []Position{from.at}
 		}
-		return nil
+	default:
+		root, v = l.in.Files[i].parse()
 	}
-	root, v := f.parse()
 	if v != nil {
 		l.add(Position{path, v.Line, v.Column}, v.Rule, v.Message, v.Hint).Value = v.Value
 	}
 	if root == nil {
+		l.incomplete = true
 		return nil
 	}
-	before := l.found.Total
-	read := (&decoder{l, path, map[*yaml.Node]bool{}}).decode(root, layerName, known)
-	if read.parametersAt.Line == 0 && layerName != layerEnvironment && l.found.Total == before {
-		l.incomplete = true
-		l.add(read.parametersAt, "base.yaml and templates have parameters", "the file has no parameters",
-			"add parameters: and the values below it, or parameters: {} to set nothing here").Path = keyParameters
-	}
-	return read
+	return (&decoder{l, path, map[*yaml.Node]bool{}}).decode(root, layerName, known)
 }
 
 // maxRefusal bounds what a source says of a file that it refuses, in bytes.
@@ -232,19 +213,6 @@ func (l *loader) templates() (names []string) {
 		}
 	}
 	return names
-}
-
-func (l *loader) checkEnvironment(env *configFile) {
-	switch want := string(l.environment); {
-	case env.environmentAt.Line == 0 && !l.incomplete:
-		l.add(Position{File: l.environment.File()}, "an environment's file names its environment", "the file has no environment",
-			"add environment: "+want).Path = keyEnvironment
-	case env.hasEnvironment && env.environment != want:
-		v := l.add(env.environmentAt, "environment equals the file's name and the agent's --environment",
-			fmt.Sprintf("environment is %s, and this is the file of %s", quote(env.environment), want),
-			fmt.Sprintf("write environment: %s, or rename the file", want))
-		v.Path, v.Value = keyEnvironment, oneLine(env.environment)
-	}
 }
 
 // An effective set is what some layers give together: the topmost setting of
@@ -287,31 +255,29 @@ func (e effective) isInvalid(name string) bool {
 // experiment, and with those this instance is in, and returns the last. What it
 // returns is good only if nothing was reported.
 func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
-	plain := merge(layers)
-	l.checkMissing(plain)
-	l.checkRules(plain, "")
 	if env == nil {
 		return nil
 	}
+	l.checkMissing(merge(layers))
 	c := &Configuration{Provenance: Provenance{}, Description: env.description}
 	var joined []experiment
+	sets := [][]experiment{nil}
 	for _, e := range env.experiments {
-		l.checkRules(merge(layers, e), ", in the experiment "+quote(e.label))
+		sets = append(sets, []experiment{e})
 		member := e.counts && !l.review && InCohort(e.label, l.in.Instance, e.percent)
 		c.Experiments = append(c.Experiments, Membership{Name: e.label, Percent: e.percent, Member: member})
 		if member {
 			joined = append(joined, e)
 		}
 	}
-	result := merge(layers, joined...)
 	if len(joined) > 1 {
-		l.checkRules(result, together(joined, "on this instance"))
+		sets = append(sets, joined)
 	}
+	l.checkSets(layers, sets, "this instance")
 	if l.review && l.found.Total == 0 {
-		for _, set := range l.combinations(env.experiments) {
-			l.checkRules(merge(layers, set...), together(set, "on some instances"))
-		}
+		l.checkSets(layers, l.combinations(env.experiments), "some instances")
 	}
+	result := merge(layers, joined...)
 	c.Parameters = l.Complete(NewParameters(result.values()))
 	for name := range c.Parameters.values {
 		c.Provenance[name] = Origin{Layer: layerSchema}
@@ -322,13 +288,23 @@ func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
 	return c
 }
 
-// together says which experiments a rule is broken in.
-func together(experiments []experiment, where string) string {
-	var labels []string
-	for _, e := range experiments {
-		labels = append(labels, quote(e.label))
+// checkSets checks the rules on the layers with each set of experiments. Where
+// names who is in several.
+func (l *loader) checkSets(layers []layer, sets [][]experiment, where string) {
+	for _, set := range sets {
+		var labels []string
+		for _, e := range set {
+			labels = append(labels, quote(e.label))
+		}
+		in := ""
+		switch names := strings.Join(labels, " and "); {
+		case len(set) == 1:
+			in = ", in the experiment " + names
+		case len(set) > 1:
+			in = ", in the experiments " + names + " together, as on " + where
+		}
+		l.checkRules(merge(layers, set...), in)
 	}
-	return ", in the experiments " + strings.Join(labels, " and ") + " together, as " + where
 }
 
 // combinations lists the sets of two or more experiments that may break a rule
@@ -368,7 +344,7 @@ func (l *loader) checkMissing(e effective) {
 		}
 		v := l.add(l.baseParameters, "every parameter is set", p.Name+" is missing", fmt.Sprintf("set it, for instance to the default, %v", p.Default))
 		v.Path, v.Parameter = p.Name, p.Name
-		if l.inFiles() {
+		if l.baseParameters.File != "" {
 			v.Path, v.Message = keyParameters+"."+p.Name, p.Name+" is not set in any file"
 			v.Hint = fmt.Sprintf("add %s: %v, the default, below parameters: in %s", p.Name, p.Default, BaseFile)
 		}
@@ -395,7 +371,7 @@ func (l *loader) checkRules(e effective, where string) {
 		blamed := operands[0]
 		v := Violation{Position: e[blamed].at, Rule: b.rule, Message: b.message + where, Hint: b.hint}
 		v.Path, v.Parameter, v.Value = blamed, blamed, e[blamed].value.String()
-		if l.inFiles() {
+		if l.baseParameters.File != "" {
 			v.File, v.Path = cmp.Or(v.File, l.environment.File()), keyParameters+"."+blamed
 		}
 		for _, name := range operands[1:] {
@@ -403,8 +379,10 @@ func (l *loader) checkRules(e effective, where string) {
 				v.Related = append(v.Related, e[name].at)
 			}
 		}
-		if key := fmt.Sprint(v.Rule, v.Position, v.Related); !l.reported[key] {
-			l.reported[key] = true
+		isReported := func(o Violation) bool {
+			return o.Rule == v.Rule && o.Position == v.Position && slices.Equal(o.Related, v.Related)
+		}
+		if !slices.ContainsFunc(l.found.List, isReported) {
 			l.found.add(v)
 		}
 	}
