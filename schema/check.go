@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"cuelang.org/go/cue"
 )
 
 // A literal is a value as it is written.
@@ -198,4 +201,41 @@ func literalOf(given any) literal {
 		return literal{shown: "a list"}
 	}
 	return literal{text: v.json, isBare: true, shown: quote(v.json)}
+}
+
+// evaluate returns the rules between parameters for values.
+func (r *Rules) evaluate(values map[string]Value) cue.Value {
+	return lookup(r.definition.Unify(r.schema.context.Encode(values)), defRules)
+}
+
+// broken lists the rules that values break. Each value must fit its own range;
+// a rule is left out if isInvalid reports that one of its operands is set to
+// something else, or if it needs a value that is absent.
+func (r *Rules) broken(values map[string]Value, isInvalid func(name string) bool) (list []relation) {
+	r.schema.mu.Lock()
+	defer r.schema.mu.Unlock()
+	rules := r.evaluate(values)
+	for _, rel := range r.relations {
+		rule := rules.LookupPath(cue.MakePath(cue.Str(rel.name)))
+		holds, err := lookup(rule, "holds").Bool()
+		if holds || err != nil && rel.lacks(values) || slices.ContainsFunc(rel.operands, isInvalid) {
+			continue
+		}
+		rel.message, rel.hint = cmp.Or(textOf(rule, "message"), rel.rule+" does not hold"), textOf(rule, "hint")
+		if err != nil {
+			rel.message, rel.hint = "the rule cannot be evaluated: "+cueMessage(err), "correct the rule "+rel.name+" in the schema"
+		}
+		list = append(list, rel)
+	}
+	return list
+}
+
+func textOf(v cue.Value, name string) string {
+	text, _ := lookup(v, name).String()
+	return text
+}
+
+// lacks reports whether an operand has no value.
+func (rel *relation) lacks(values map[string]Value) bool {
+	return slices.ContainsFunc(rel.operands, func(name string) bool { return values[name].IsZero() })
 }

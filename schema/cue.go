@@ -4,13 +4,11 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 
 	"cuelang.org/go/cue"
 	"cuelang.org/go/cue/ast"
@@ -34,6 +32,7 @@ const (
 	defExtends      = "#extends"
 	extendsEmbedded = `"dtesn"`
 	embeddedName    = "the embedded dtesn.cue"
+	opRead          = "read schema"
 )
 
 // Bounds of a schema file.
@@ -52,35 +51,25 @@ var (
 // it says `#extends: "dtesn"`. The error is a *problem.Error whose place is the
 // file, the line and the column.
 func Open(path string) (*Schema, error) {
-	r := newReader(path)
-	text, err := readFile(path)
+	var text []byte
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular(): // anything else may never end
+		err = errors.New("not a regular file")
+	case info.Size() > maxSchemaBytes:
+		err = fmt.Errorf("larger than %d KiB", maxSchemaBytes>>10)
+	default:
+		text, err = os.ReadFile(path)
+	}
 	if err != nil {
 		var pathError *os.PathError
 		if errors.As(err, &pathError) {
 			err = pathError.Err
 		}
-		return nil, r.fail("", "give --schema a CUE file; `agent schema --format cue` prints one", "%w", err)
+		return nil, &problem.Error{Op: opRead, Place: path, Err: err, Hint: "give --schema a CUE file; `agent schema --format cue` prints one"}
 	}
-	return r.read(text)
-}
-
-// readFile reads a regular file: anything else may never end.
-func readFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("not a regular file")
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxSchemaBytes+1))
-	if err == nil && len(text) > maxSchemaBytes {
-		err = fmt.Errorf("larger than %d KiB", maxSchemaBytes>>10)
-	}
-	return text, err
+	return read(path, text)
 }
 
 // A reader reads one schema file.
@@ -94,22 +83,19 @@ type reader struct {
 	extends  bool
 }
 
-func newReader(path string) *reader {
-	return &reader{
-		path:   path,
-		schema: &Schema{context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}},
-		places: map[string]token.Pos{},
-	}
-}
-
-func (r *reader) read(text []byte) (s *Schema, err error) {
+// read reads the schema file at path, which has this text.
+func read(path string, text []byte) (s *Schema, err error) {
+	s = &Schema{text: text, context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}}
+	r := &reader{path: path, schema: s, places: map[string]token.Pos{}}
 	defer func() {
 		if p := recover(); p != nil { // in CUE
-			s, err = nil, r.fail("", "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
+			err = r.fail("", "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
+		}
+		if err != nil {
+			s = nil
 		}
 	}()
-	r.schema.text = text
-	file, err := parser.ParseFile(r.path, text, parser.ParseComments)
+	file, err := parser.ParseFile(path, text, parser.ParseComments)
 	if err != nil {
 		return nil, r.cueProblem(err)
 	}
@@ -119,7 +105,7 @@ func (r *reader) read(text []byte) (s *Schema, err error) {
 	if file, err = r.extend(file); err != nil {
 		return nil, err
 	}
-	root := r.schema.context.BuildFile(file)
+	root := s.context.BuildFile(file)
 	if err := root.Err(); err != nil {
 		return nil, r.cueProblem(err)
 	}
@@ -131,11 +117,11 @@ func (r *reader) read(text []byte) (s *Schema, err error) {
 	if err := r.readEnvironments(root); err != nil {
 		return nil, err
 	}
-	for i, env := range r.schema.environments {
-		if i > 0 && r.path == embeddedName { // it is the same in all, which a test holds: a start is quicker
-			same := *r.schema.first()
+	for i, env := range s.environments {
+		if i > 0 && path == embeddedName { // it is the same in all, which a test holds: a start is quicker
+			same := *s.first()
 			same.environment = env
-			r.schema.rules[env] = &same
+			s.rules[env] = &same
 		} else if err := r.readRules(env, root.FillPath(cue.ParsePath(defEnvironment), string(env))); err != nil {
 			return nil, err
 		}
@@ -143,22 +129,25 @@ func (r *reader) read(text []byte) (s *Schema, err error) {
 	if err := root.Validate(); err != nil { // what no one has looked at so far
 		return nil, r.cueProblem(err)
 	}
-	return r.schema, nil
+	return s, nil
 }
 
 // index notes the places of all fields, and refuses what CUE allows and a schema
 // file must not have.
 func (r *reader) index(file *ast.File) (err error) {
 	var path []string
+	fail := func(n ast.Node, hint, message string, args ...any) {
+		err = cmp.Or(err, r.failAt(n.Pos(), hint, message, args...))
+	}
 	ast.Walk(file, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.ImportDecl:
-			err = r.failAt(n.Pos(), "remove the import; a schema file stands alone", "imports are not allowed")
+			fail(n, "remove the import; a schema file stands alone", "imports are not allowed")
 		case *ast.EmbedDecl: // CUE 0.17.1 exhausts the stack over some
-			err = r.failAt(n.Pos(), "write name: value, or & where it goes on from the line before", "a value without a name")
+			fail(n, "write name: value, or & where it goes on from the line before", "a value without a name")
 		case *ast.Attribute:
 			if key, _ := n.Split(); key != "dtesn" {
-				err = r.failAt(n.Pos(), "remove it; the only attribute is @dtesn", "unknown attribute @%s", quote(key))
+				fail(n, "remove it; the only attribute is @dtesn", "unknown attribute @%s", quote(key))
 			}
 		case *ast.BinaryExpr:
 			text, isText := n.Y.(*ast.BasicLit)
@@ -170,17 +159,8 @@ func (r *reader) index(file *ast.File) (err error) {
 				err = cmp.Or(err, r.checkConditions(n))
 			}
 		case *ast.Field:
-			err = cmp.Or(err, r.checkLabel(path, n))
+			err = cmp.Or(err, r.indexField(path, n))
 			path = append(path, labelOf(n))
-			place := strings.Join(path, ".")
-			first, known := r.places[place]
-			if known && len(n.Attrs) > 0 {
-				err = r.failAt(n.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Line()),
-					"parameter %s is declared twice", quote(labelOf(n)))
-			}
-			if !known {
-				r.places[place] = n.Pos()
-			}
 		}
 		return err == nil
 	}, func(n ast.Node) {
@@ -191,42 +171,55 @@ func (r *reader) index(file *ast.File) (err error) {
 	return err
 }
 
+// indexField notes the place of a field. It refuses a parameter that is declared
+// twice, or is neither required nor optional, and a definition that is
+// misspelled, which CUE takes for another one.
+func (r *reader) indexField(path []string, f *ast.Field) error {
+	name := labelOf(f)
+	place := strings.Join(append(slices.Clip(path), name), ".")
+	first, known := r.places[place]
+	if !known {
+		r.places[place] = f.Pos()
+	} else if len(f.Attrs) > 0 {
+		return r.failAt(f.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Line()),
+			"parameter %s is declared twice", quote(name))
+	}
+	definitions := []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
+	isParameter := len(path) == 1 && path[0] == defParameters
+	if isParameter {
+		definitions = []string{defRules}
+	}
+	isDefinition, meant := strings.HasPrefix(name, "#"), ""
+	if isDefinition && (len(path) == 0 || isParameter) {
+		meant, _ = Suggest(name, definitions)
+	}
+	switch {
+	case len(path) == 0 && name != "" && !isDefinition && !strings.HasPrefix(name, "_"):
+		return r.failAt(f.Pos(), didYouMean("#"+name, definitions), "unknown field %s", quote(name))
+	case meant != "" && meant != name:
+		return r.failAt(f.Pos(), fmt.Sprintf("did you mean %s?", meant), "unknown definition %s", quote(name))
+	case isParameter && parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0:
+		return r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name), "parameter %s has neither ! nor ?", name)
+	}
+	return nil
+}
+
 // checkConditions refuses a condition on more than the environment: ranges are read
 // before there are values.
 func (r *reader) checkConditions(c *ast.Comprehension) (err error) {
 	for _, clause := range c.Clauses {
-		condition, ok := clause.(*ast.IfClause)
-		if !ok {
+		if _, ok := clause.(*ast.IfClause); !ok {
 			return r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
 		}
-		ast.Walk(condition.Condition, func(n ast.Node) bool {
+		ast.Walk(clause, func(n ast.Node) bool {
 			if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment {
-				err = cmp.Or(err, r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …", "a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment))
+				err = cmp.Or(err, r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
+					"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment))
 			}
 			return true
 		}, nil)
 	}
 	return err
-}
-
-// checkLabel refuses a definition that is misspelled, which CUE takes for another
-// one, and a parameter that is neither required nor optional.
-func (r *reader) checkLabel(path []string, f *ast.Field) error {
-	name, known := labelOf(f), []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
-	inParameters := len(path) == 1 && path[0] == defParameters
-	if inParameters {
-		known = []string{defRules}
-	}
-	meant, near := Suggest(name, known)
-	switch {
-	case len(path) == 0 && name != "" && !strings.HasPrefix(name, "#") && !strings.HasPrefix(name, "_"):
-		return r.failAt(f.Pos(), didYouMean("#"+name, known), "unknown field %s", quote(name))
-	case (len(path) == 0 || inParameters) && strings.HasPrefix(name, "#") && near && meant != name:
-		return r.failAt(f.Pos(), fmt.Sprintf("did you mean %s?", meant), "unknown definition %s", quote(name))
-	case inParameters && parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0:
-		return r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name), "parameter %s has neither ! nor ?", name)
-	}
-	return nil
 }
 
 func labelOf(d ast.Decl) string {
@@ -261,16 +254,15 @@ func (r *reader) extend(own *ast.File) (*ast.File, error) {
 			structs[labelOf(d)] = body
 		}
 	}
-	for _, d := range slices.Delete(slices.Clone(own.Decls), i, i+1) {
-		if _, ok := d.(*ast.Package); ok {
-			continue
-		}
+	for j, d := range own.Decls {
 		added, to := structOf(d), structs[labelOf(d)]
-		if added == nil || to == nil {
+		switch _, isPackage := d.(*ast.Package); {
+		case isPackage || j == i:
+		case added != nil && to != nil:
+			to.Elts = append(to.Elts, added.Elts...) // there they see the other names
+		default:
 			file.Decls = append(file.Decls, d)
-			continue
 		}
-		to.Elts = append(to.Elts, added.Elts...) // there they see the other names
 	}
 	ast.Walk(file, func(n ast.Node) bool {
 		if name, ok := n.(*ast.Ident); ok { // to be resolved in the whole
@@ -304,7 +296,7 @@ func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) error 
 	if pos.IsValid() {
 		at = Position{r.path, pos.Line(), pos.Column()}
 	}
-	return &problem.Error{Op: "read schema", Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
+	return &problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
 }
 
 // cueProblem returns an error of CUE with the place in the file that it is
@@ -312,16 +304,18 @@ func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) error 
 func (r *reader) cueProblem(err error) error {
 	hint := "correct this line; `agent schema --format cue` prints a schema to compare with"
 	first := cueerrors.Errors(err)[0]
-	place := strings.Join(first.Path(), ".")
-	conflict := strings.Contains(first.Error(), "conflicting values")
-	if rule, ok := strings.CutPrefix(place, defDefaults+"."+defRules+"."); ok && conflict && strings.HasSuffix(rule, ".holds") {
-		rule = strings.TrimSuffix(rule, ".holds")
-		return r.fail(defParameters+"."+defRules+"."+rule, "correct "+defDefaults+", or the rule", "the defaults break the rule %s", quote(rule))
+	path := first.Path()
+	place := strings.Join(path, ".")
+	inDefaults := len(path) > 0 && path[0] == defDefaults
+	if inDefaults && strings.Contains(first.Error(), "conflicting values") {
+		if len(path) == 4 && path[1] == defRules && path[3] == "holds" {
+			return r.fail(defParameters+"."+defRules+"."+path[2], "correct "+defDefaults+", or the rule", "the defaults break the rule %s", quote(path[2]))
+		}
+		if r.extends {
+			hint = "remove it: an extension cannot change a built-in default; to do so, replace the schema"
+		}
 	}
-	if r.extends && conflict && strings.HasPrefix(place, defDefaults+".") {
-		hint = "remove it: an extension cannot change a built-in default; to do so, replace the schema"
-	}
-	if strings.HasPrefix(place, defDefaults) && r.places[place].IsValid() { // not the bound that it does not fit
+	if inDefaults && r.places[place].IsValid() { // not the bound that it does not fit
 		return r.fail(place, hint, "%s", cueMessage(err))
 	}
 	for _, p := range cueerrors.Positions(first) {
@@ -431,14 +425,15 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parame
 		return p, nil
 	}
 	place = r.defaultPlace(name, place)
-	if err := value.Validate(cue.Concrete(true)); err != nil {
+	var given Value
+	err := value.Validate(cue.Concrete(true))
+	if err == nil {
+		err = value.Decode(&given)
+	}
+	if err != nil {
 		return p, r.fail(place, p.invalid(literal{}).Hint, "the default of %s is invalid: %s", name, cueMessage(err))
 	}
-	text, err := value.MarshalJSON()
-	if err != nil {
-		return p, r.cueProblem(err)
-	}
-	v, violation := p.parse(literalOf(Value{string(text)}))
+	v, violation := p.parse(literalOf(given))
 	if violation != nil {
 		hint := violation.Hint
 		if r.extends && !r.places[defDefaults+"."+name].IsValid() {
@@ -450,8 +445,7 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parame
 	return p, nil
 }
 
-// defaultPlace is where the file has the default of a parameter, or else what
-// that default does not fit.
+// defaultPlace is the place of a default, or else of what it does not fit.
 func (r *reader) defaultPlace(name, otherwise string) string {
 	if place := defDefaults + "." + name; r.places[place].IsValid() {
 		return place
@@ -489,6 +483,9 @@ func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place stri
 // and a list of values cannot say has to be a rule, so that messages, the JSON
 // Schema and editors say the same as CUE.
 func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
+	fail := func(hint, message string, args ...any) error {
+		return r.fail(place, hint, "parameter "+p.Name+message, args...)
+	}
 	v = v.Eval()
 	op, parts := v.Expr()
 	if op != cue.AndOp && op != cue.OrOp {
@@ -497,8 +494,6 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 	switch kind := v.IncompleteKind(); {
 	case kind == cue.BottomKind:
 		return r.cueProblem(v.Err())
-	case op == cue.OrOp && (kind == cue.IntKind || kind == cue.NumberKind):
-		return r.fail(place, "write one range, and anything else as a rule", "parameter %s has alternatives", p.Name)
 	case kind == cue.BoolKind && !v.IsConcrete():
 		p.Type, p.Range = "bool", "true/false"
 		return nil
@@ -507,10 +502,10 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 		for _, part := range parts {
 			text, err := part.String()
 			if err != nil {
-				return r.fail(place, `write "a" | "b" | "c"`, "parameter %s is a string without a list of values", p.Name)
+				return fail(`write "a" | "b" | "c"`, " is a string without a list of values")
 			}
-			if text == "" || quote(text) != text {
-				return r.fail(place, "use words of letters, digits and _ - + .", "parameter %s: invalid value %s", p.Name, quoted(text))
+			if !plainWord.MatchString(text) {
+				return fail("use words of letters, digits and _ - + .", ": invalid value %s", quoted(text))
 			}
 			p.Values = append(p.Values, text)
 		}
@@ -521,7 +516,10 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 	case kind == cue.NumberKind:
 		p.Type = "number"
 	default:
-		return r.fail(place, "declare it as one of these", "parameter %s is neither int, number, bool nor a string of listed values", p.Name)
+		return fail("declare it as one of these", " is neither int, number, bool nor a string of listed values")
+	}
+	if op == cue.OrOp {
+		return fail("write one range, and anything else as a rule", " has alternatives")
 	}
 	for _, part := range parts {
 		op, operands := part.Expr()
@@ -532,19 +530,17 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 		case op == cue.LessThanEqualOp:
 			bound = &p.Maximum
 		case op != cue.GreaterThanEqualOp:
-			return r.fail(place, "write bounds with >= and <=, and anything else as a rule",
-				"parameter %s is limited by %v, which is no inclusive bound", p.Name, part)
+			return fail("write bounds with >= and <=, and anything else as a rule", " is limited by %v, which is no inclusive bound", part)
 		}
-		text, err := operands[0].MarshalJSON()
-		if err != nil {
+		if err := operands[0].Decode(bound); err != nil {
 			return r.cueProblem(err)
 		}
-		if *bound = (Value{string(text)}); float(*bound) >= maxExact || float(*bound) <= -maxExact {
-			return r.fail(place, "use a bound below 2^53", "parameter %s: the bound %v is too large", p.Name, *bound)
+		if float(*bound) >= maxExact || float(*bound) <= -maxExact {
+			return fail("use a bound below 2^53", ": the bound %v is too large", *bound)
 		}
 	}
 	if p.Minimum.IsZero() || p.Maximum.IsZero() {
-		return r.fail(place, "write both, for instance "+p.Type+" & >=0 & <=100", "parameter %s has no bounds", p.Name)
+		return fail("write both, for instance "+p.Type+" & >=0 & <=100", " has no bounds")
 	}
 	p.Range = fmt.Sprintf("%v-%v", p.Minimum, p.Maximum)
 	return nil
@@ -553,12 +549,16 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 // readRelations reads the rules between parameters, and refuses rules that the
 // defaults break or that cannot be evaluated although each operand has one.
 func (r *reader) readRelations(rules *Rules) error {
-	defaults := rules.defaults(func(*Parameter) bool { return true }).values
-	v := rules.evaluate(defaults)
-	if !v.Exists() {
+	defaults := map[string]Value{}
+	for _, p := range rules.parameters {
+		defaults[p.Name] = p.Default
+	}
+	maps.DeleteFunc(defaults, func(_ string, v Value) bool { return v.IsZero() })
+	all := rules.evaluate(defaults)
+	if !all.Exists() {
 		return nil
 	}
-	fields, err := v.Fields()
+	fields, err := all.Fields()
 	if err != nil {
 		return r.cueProblem(err)
 	}
@@ -587,15 +587,18 @@ func (r *reader) readRelations(rules *Rules) error {
 		if rel.lacks(defaults) {
 			continue
 		}
-		operands := maps.Clone(defaults)
-		maps.DeleteFunc(operands, func(name string, _ Value) bool { return !slices.Contains(rel.operands, name) })
+		operands := map[string]Value{}
+		for _, name := range rel.operands {
+			operands[name] = defaults[name]
+		}
 		rule = lookup(rules.evaluate(operands), rel.name)
 		holds, err := lookup(rule, "holds").Bool()
 		if err == nil {
 			err = rule.Validate(cue.Concrete(true))
 		}
 		if err != nil {
-			return fail("give it holds, message and hint, and name each parameter that they use in operands", "cannot be evaluated with the defaults: %s", cueMessage(err))
+			return fail("give it holds, message and hint, and name each parameter that they use in operands",
+				"cannot be evaluated with the defaults: %s", cueMessage(err))
 		}
 		if !holds {
 			return r.fail(r.defaultPlace(rel.operands[0], place), textOf(rule, "hint"),
@@ -608,40 +611,3 @@ func (r *reader) readRelations(rules *Rules) error {
 
 // lookup returns the field of v with that name or definition.
 func lookup(v cue.Value, name string) cue.Value { return v.LookupPath(cue.ParsePath(name)) }
-
-// evaluate returns the rules between parameters for values.
-func (r *Rules) evaluate(values map[string]Value) cue.Value {
-	return lookup(r.definition.Unify(r.schema.context.Encode(values)), defRules)
-}
-
-// broken lists the rules that values break. Each value must fit its own range;
-// a rule is left out if isInvalid reports that one of its operands is set to
-// something else, or if it needs a value that is absent.
-func (r *Rules) broken(values map[string]Value, isInvalid func(name string) bool) (list []relation) {
-	r.schema.mu.Lock()
-	defer r.schema.mu.Unlock()
-	rules := r.evaluate(values)
-	for _, rel := range r.relations {
-		rule := rules.LookupPath(cue.MakePath(cue.Str(rel.name)))
-		holds, err := lookup(rule, "holds").Bool()
-		if holds || err != nil && rel.lacks(values) || slices.ContainsFunc(rel.operands, isInvalid) {
-			continue
-		}
-		rel.message, rel.hint = cmp.Or(textOf(rule, "message"), rel.rule+" does not hold"), textOf(rule, "hint")
-		if err != nil {
-			rel.message, rel.hint = "the rule cannot be evaluated: "+cueMessage(err), "correct the rule "+rel.name+" in the schema"
-		}
-		list = append(list, rel)
-	}
-	return list
-}
-
-func textOf(v cue.Value, name string) string {
-	text, _ := lookup(v, name).String()
-	return text
-}
-
-// lacks reports whether an operand has no value.
-func (rel *relation) lacks(values map[string]Value) bool {
-	return slices.ContainsFunc(rel.operands, func(name string) bool { return values[name].IsZero() })
-}

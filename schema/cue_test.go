@@ -18,7 +18,7 @@ import (
 // mustParse makes a Schema of the text of a file.
 func mustParse(t testing.TB, text string) *Schema {
 	t.Helper()
-	s, err := newReader("schema.cue").read([]byte(text))
+	s, err := read("schema.cue", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}

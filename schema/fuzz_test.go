@@ -110,7 +110,7 @@ func FuzzSchema(f *testing.F) {
 		if len(text) > maxSchemaBytes {
 			return
 		}
-		s, err := newReader("schema.cue").read([]byte(text))
+		s, err := read("schema.cue", []byte(text))
 		if err != nil {
 			wellFormedProblem(t, err)
 			return

@@ -86,7 +86,7 @@ var embedded []byte
 // The embedded file is part of the program: if it cannot be read the program
 // is broken, which a test finds.
 var embeddedSchema = sync.OnceValue(func() *Schema {
-	s, err := newReader(embeddedName).read(embedded)
+	s, err := read(embeddedName, embedded)
 	if err != nil {
 		panic(err)
 	}
@@ -184,13 +184,9 @@ func (r *Rules) Complete(p Parameters) Parameters {
 // Defaults returns the defaults of the managed parameters. They are no layer of
 // a configuration: the files set what is required.
 func (r *Rules) Defaults() Parameters {
-	return r.defaults(func(p *Parameter) bool { return p.Managed })
-}
-
-func (r *Rules) defaults(of func(p *Parameter) bool) Parameters {
 	values := map[string]Value{}
-	for i := range r.parameters {
-		if p := &r.parameters[i]; of(p) {
+	for _, p := range r.parameters {
+		if p.Managed {
 			values[p.Name] = p.Default
 		}
 	}

@@ -451,7 +451,7 @@ func BenchmarkExtends(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := newReader(embeddedName).read(embedded); err != nil {
+		if _, err := read(embeddedName, embedded); err != nil {
 			b.Fatal(err)
 		}
 	}
