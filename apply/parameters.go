@@ -31,7 +31,7 @@ func (r *Reconciler) runs(reading api.Reading, p schema.Parameters) bool {
 func (r *Reconciler) agrees(reading api.Reading, p schema.Parameters) bool {
 	p = r.known(p)
 	knows := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
-	return reading.Parameters.Agrees(p) && (p.Len() == 0 || slices.ContainsFunc(p.Names(), knows))
+	return reading.Parameters.Contains(p.Select(knows)) && (p.Len() == 0 || slices.ContainsFunc(p.Names(), knows))
 }
 
 // differences lists what the engine runs otherwise than p.

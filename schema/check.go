@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,18 +96,15 @@ func (p *Parameter) invalid(l literal) *Violation {
 // is written in another way than read takes.
 func (p *Parameter) suggestSpelling(text string, v *Violation) {
 	text = strings.TrimSpace(text)
-	var meant string
 	switch p.Type {
 	case "bool":
 		v.Rule = "true or false, without quotes"
-		meant = respellBool(text)
 	case "int":
 		v.Rule = "an integer in plain decimal digits"
-		meant = respellNumber(text)
 	case "number":
 		v.Rule = "a number in decimal digits, as in JSON"
-		meant = respellNumber(text)
 	}
+	meant := p.respell(text)
 	if n, ok := p.read(literal{text: meant, isBare: true}); ok && p.fits(n) {
 		v.Hint = "write " + meant
 	} else if strings.Contains(text, "$") || strings.Contains(text, "{{") {
@@ -115,34 +112,33 @@ func (p *Parameter) suggestSpelling(text string, v *Violation) {
 	}
 }
 
-func respellBool(s string) string {
-	switch strings.ToLower(s) {
-	case "true", "yes", "on", "y", "1":
-		return "true"
-	case "false", "no", "off", "n", "0":
-		return "false"
-	}
-	return ""
-}
-
-// respellNumber guesses the plain spelling of a number that was written
-// otherwise: 16 for 0x10, 10 for 1_0, 50 for 5e1; "" if that cannot be told. An
+// respell guesses the plain spelling of a value that was written otherwise: true
+// for yes, 16 for 0x10, 10 for 1_0, 50 for 5e1; "" if that cannot be told. An
 // integer with leading zeros is octal to one reader and decimal to the next.
-func respellNumber(s string) string {
-	if strings.HasPrefix(s, "0x") || strings.HasPrefix(s, "0o") || strings.HasPrefix(s, "0b") {
-		if n, err := strconv.ParseInt(s, 0, 0); err == nil {
-			return strconv.FormatInt(n, 10)
+func (p *Parameter) respell(s string) string {
+	if p.Type == "bool" {
+		switch strings.ToLower(s) {
+		case "true", "yes", "on", "y", "1":
+			return "true"
+		case "false", "no", "off", "n", "0":
+			return "false"
 		}
-	}
-	if digits := strings.TrimLeft(s, "+-"); len(digits) > 1 && digits[0] == '0' && digits[1] != '.' {
 		return ""
+	}
+	if leadingZero.MatchString(s) {
+		return ""
+	}
+	if n, err := strconv.ParseInt(s, 0, 0); err == nil {
+		return strconv.FormatInt(n, 10)
 	}
 	f, err := strconv.ParseFloat(strings.ReplaceAll(s, "_", ""), 64)
-	if err != nil || math.Abs(f) >= maxExact || math.IsNaN(f) {
+	if err != nil {
 		return ""
 	}
-	return strconv.FormatFloat(f+0, 'f', -1, 64) // -0 + 0 is 0
+	return strconv.FormatFloat(f, 'f', -1, 64)
 }
+
+var leadingZero = regexp.MustCompile(`^[+-]?0[0-9_]`)
 
 // Check checks a full set of values that stands in no file. A value is a Value,
 // or anything that encodes to one in JSON. Unknown names, wrong types, missing

@@ -60,28 +60,20 @@ type File struct {
 	// not what helps.
 	Refused string
 
-	parsed *parsedFile // shared by the copies of a File that NewFile made
-}
-
-type parsedFile struct {
-	once sync.Once
-	root *yaml.Node
-	v    *Violation
+	parsed func() (*yaml.Node, *Violation) // nil if NewFile did not make it
 }
 
 // NewFile returns a File that is parsed once, however often it is loaded. The
 // bytes must not change afterwards.
 func NewFile(path string, text []byte) File {
-	return File{Path: path, Bytes: text, parsed: new(parsedFile)}
+	return File{path, text, "", sync.OnceValues(func() (*yaml.Node, *Violation) { return parseYAML(text) })}
 }
 
-// parse is parseYAML. What it returns must not be changed.
 func (f *File) parse() (*yaml.Node, *Violation) {
 	if f.parsed == nil {
 		return parseYAML(f.Bytes)
 	}
-	f.parsed.once.Do(func() { f.parsed.root, f.parsed.v = parseYAML(f.Bytes) })
-	return f.parsed.root, f.parsed.v
+	return f.parsed()
 }
 
 // Extends lists the files that an environment's file extends, such as

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -38,10 +39,7 @@ func Text(s string) Value {
 // "1e-3". It is not ok for other spellings and for numbers beyond float64.
 func Number(s string) (v Value, ok bool) {
 	v = Value{s}
-	if !v.isNumber() || !json.Valid([]byte(s)) {
-		return Value{}, false
-	}
-	if _, ok := v.Float(); !ok {
+	if _, ok = v.Float(); !ok || !v.isNumber() || !json.Valid([]byte(s)) {
 		return Value{}, false
 	}
 	return v, true
@@ -190,15 +188,9 @@ func (p Parameters) Map() map[string]Value {
 
 // Select returns the part of p whose names keep reports true for.
 func (p Parameters) Select(keep func(name string) bool) Parameters {
-	drop := func(name string, _ Value) bool { return !keep(name) }
-	for name, v := range p.values {
-		if drop(name, v) {
-			values := p.Map()
-			maps.DeleteFunc(values, drop)
-			return NewParameters(values)
-		}
-	}
-	return p
+	values := p.Map()
+	maps.DeleteFunc(values, func(name string, _ Value) bool { return !keep(name) })
+	return NewParameters(values)
 }
 
 // Equal reports whether p and q have the same names with equal values.
@@ -208,16 +200,6 @@ func (p Parameters) Equal(q Parameters) bool { return maps.EqualFunc(p.values, q
 func (p Parameters) Contains(q Parameters) bool {
 	for name, v := range q.values {
 		if !p.Get(name).Equal(v) {
-			return false
-		}
-	}
-	return true
-}
-
-// Agrees reports whether p and q have equal values where both have one.
-func (p Parameters) Agrees(q Parameters) bool {
-	for name, v := range q.values {
-		if w := p.Get(name); !w.IsZero() && !w.Equal(v) {
 			return false
 		}
 	}
@@ -254,14 +236,13 @@ func ParseYAML(text []byte) (Parameters, error) {
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(line, ": ")
 		var v Value
-		if err := v.UnmarshalJSON([]byte(value)); err != nil {
-			return Parameters{}, fmt.Errorf("parse parameters: unexpected line %s", quote(line))
+		if v.UnmarshalJSON([]byte(value)) == nil {
+			values[name] = v
 		}
-		values[name] = v
 	}
 	p := NewParameters(values)
 	if !bytes.Equal(p.YAML(), text) || !utf8.Valid(text) {
-		return Parameters{}, fmt.Errorf("parse parameters: not one `name: value` a line, sorted by name")
+		return Parameters{}, errors.New("parse parameters: not one `name: value` a line, sorted by name")
 	}
 	return p, nil
 }
