@@ -41,7 +41,7 @@ func TestBadSchemas(t *testing.T) {
 			}
 			s, err := Open(path)
 			if err == nil {
-				t.Fatalf("it is taken: %s", s.Markdown())
+				t.Fatalf("it is taken: %s", s.CUE())
 			}
 			wellFormedProblem(t, err)
 			got := strings.ReplaceAll(problem.Text(err), path, "schema.cue") + "\n"

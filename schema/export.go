@@ -39,9 +39,10 @@ func (s *Schema) JSONSchema() ([]byte, error) {
 		return o
 	}
 	at("properties", keyEnvironment)["enum"] = s.environments
-	at("definitions", "parameters")["description"] = "What this file sets. Across files: " + strings.Join(s.relations("%s"), "; ") + "."
+	parameters := at("definitions", "parameters")
+	parameters["description"] = "What this file sets. Across files: " + strings.Join(s.Relations("%s"), "; ") + "."
 	for _, p := range s.widest() {
-		at("definitions", "parameters", "properties")[p.Name] = p.jsonSchema()
+		parameters["properties"].(object)[p.Name] = p.jsonSchema()
 	}
 	maps.Copy(at("definitions", "experiment", "properties", keyPercent), s.first().percent.jsonSchema())
 	var b bytes.Buffer
@@ -67,26 +68,38 @@ func (s *Schema) widest() []Parameter {
 			if float(other.Maximum) > float(p.Maximum) {
 				p.Maximum = other.Maximum
 			}
-			p.Values = slices.Concat(p.Values, slices.DeleteFunc(slices.Clone(other.Values), func(v string) bool { return slices.Contains(p.Values, v) }))
+			for _, v := range other.Values {
+				if !slices.Contains(p.Values, v) {
+					p.Values = append(slices.Clip(p.Values), v)
+				}
+			}
 		}
 	}
 	return list
 }
 
 func (p *Parameter) jsonSchema() object {
-	o := object{}
+	o := object{"type": p.Type}
 	switch p.Type {
 	case "bool":
 		o["type"] = "boolean"
 	case "string":
-		o["enum"] = p.Values
+		o = object{"enum": p.Values}
 	case "int":
-		o["type"], o["minimum"], o["maximum"] = "integer", p.Minimum, p.Maximum
+		o["type"] = "integer"
+		fallthrough
 	case "number":
-		o["type"], o["minimum"], o["maximum"] = "number", p.Minimum, p.Maximum
+		o["minimum"], o["maximum"] = p.Minimum, p.Maximum
 	}
 	if !p.isPercent() {
-		o["description"] = p.title() + "." + p.effects()
+		description := p.Title() + "."
+		if p.Impact != "" {
+			description += " Affects " + p.Impact + "."
+		}
+		if p.Critical {
+			description += " Critical: the engine rebuilds components."
+		}
+		o["description"] = description
 	}
 	if !p.Default.IsZero() {
 		o["default"] = p.Default
@@ -94,62 +107,24 @@ func (p *Parameter) jsonSchema() object {
 	return o
 }
 
-// title is the description of a parameter with its unit.
-func (p *Parameter) title() string {
+// Title returns the description with the unit.
+func (p *Parameter) Title() string {
 	if p.Unit == "" {
 		return p.Description
 	}
 	return p.Description + " (" + p.Unit + ")"
 }
 
-func (p *Parameter) effects() (s string) {
-	if p.Impact != "" {
-		s += " Affects " + p.Impact + "."
-	}
-	if p.Critical {
-		s += " Critical: the engine rebuilds components."
-	}
-	return s
-}
-
-// Markdown returns the table of parameters and the rules between them, for
-// documentation. What holds in some environments only is said of them.
-func (s *Schema) Markdown() string {
-	var b strings.Builder
-	b.WriteString("| parameter | type | range | default | critical | description | impact |\n|---|---|---|---|---|---|---|\n")
-	for _, p := range s.first().parameters {
-		ranges, value, critical := p.Range, "none (optional)", "no"
-		for _, env := range s.environments {
-			if other := s.rules[env].Parameter(p.Name).Range; other != p.Range {
-				ranges += fmt.Sprintf(" (%s: %s)", env, other)
-			}
-		}
-		if !p.Default.IsZero() {
-			value = p.Default.String()
-		}
-		if p.Critical {
-			critical = "yes"
-		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n",
-			p.Name, p.Type, strings.ReplaceAll(ranges, "|", ", "), value, critical, p.title(), p.Impact)
-	}
-	b.WriteString("\nRules between parameters:\n\n")
-	for _, rule := range s.relations("`%s`") {
-		b.WriteString("* " + rule + "\n")
-	}
-	return b.String()
-}
-
-// relations lists the rules between parameters, with the environments that have
-// them if not all do.
-func (s *Schema) relations(format string) (list []string) {
+// Relations lists the rules between parameters, each in format, with the
+// environments that have it if not all do.
+func (s *Schema) Relations(format string) (list []string) {
 	in := map[string][]string{}
 	for _, env := range s.environments {
-		for _, rule := range s.rules[env].Relations() {
-			if in[rule] == nil {
-				list = append(list, rule)
+		for _, rel := range s.rules[env].relations {
+			if in[rel.rule] == nil {
+				list = append(list, rel.rule)
 			}
-			in[rule] = append(in[rule], string(env))
+			in[rel.rule] = append(in[rel.rule], string(env))
 		}
 	}
 	for i, rule := range list {

@@ -124,6 +124,6 @@ func FuzzSchema(f *testing.F) {
 		if _, err := s.JSONSchema(); err != nil {
 			t.Error(err)
 		}
-		s.Markdown()
+		s.Relations("%s")
 	})
 }

@@ -203,11 +203,3 @@ func (r *Rules) Diff(from, to Parameters) []Change {
 	}
 	return changes
 }
-
-// Relations lists the rules between parameters, as people read them.
-func (r *Rules) Relations() (list []string) {
-	for _, rel := range r.relations {
-		list = append(list, rel.rule)
-	}
-	return list
-}

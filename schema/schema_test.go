@@ -207,23 +207,6 @@ func TestJSONSchema(t *testing.T) {
 	}
 }
 
-func TestMarkdown(t *testing.T) {
-	got := mustParse(t, ofAllTypes).Markdown()
-	for _, want := range []string{
-		"| `esn_reservoir_size` | int | 64-16384 | 512 | yes | ",
-		"| `enable_caching` | bool | true/false | true | no | ",
-		"| `quantisation` | string | none, int8, int4 | int8 | yes | ",
-		"| `temperature` | number | 0-1.50 | 0.70 | no | ",
-		"| `max_tokens` | int | 1-4096 | none (optional) | no | Longest answer | latency |\n",
-		"* `esn_reservoir_size >= max_membrane_depth * 32`\n",
-		"* `max_tokens <= scheduler_budget * 10`\n",
-	} {
-		if !strings.Contains(got, want) {
-			t.Errorf("no %q in\n%s", want, got)
-		}
-	}
-}
-
 func TestDigest(t *testing.T) {
 	d := Default().Digest()
 	if len(d) != 64 || strings.Trim(d, "0123456789abcdef") != "" {

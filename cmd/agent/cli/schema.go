@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"fmt"
 	"os"
 	"strings"
 
@@ -92,7 +93,7 @@ It knows types, ranges and keys. For rules across files use agent validate.`,
 		case "jsonschema":
 			text, err = s.JSONSchema()
 		case "markdown":
-			text = []byte(s.Markdown())
+			text = []byte(schemaTable(s))
 		default:
 			err = usage("--format: %q is none of cue, jsonschema, markdown", format)
 		}
@@ -105,4 +106,32 @@ It knows types, ranges and keys. For rules across files use agent validate.`,
 	cmd.Flags().StringVar(&format, "format", "markdown", "cue, jsonschema or markdown")
 	complete(cmd, "format", "cue", "jsonschema", "markdown")
 	return cmd
+}
+
+// schemaTable returns the table of parameters and the rules between them, in
+// Markdown. What holds in some environments only is said of them.
+func schemaTable(s *schema.Schema) string {
+	var b strings.Builder
+	b.WriteString("| parameter | type | range | default | critical | description | impact |\n|---|---|---|---|---|---|---|\n")
+	for _, p := range s.For(s.Environments()[0]).Parameters() {
+		ranges, value, critical := p.Range, "none (optional)", "no"
+		for _, env := range s.Environments() {
+			if other := s.For(env).Parameter(p.Name).Range; other != p.Range {
+				ranges += fmt.Sprintf(" (%s: %s)", env, other)
+			}
+		}
+		if !p.Default.IsZero() {
+			value = p.Default.String()
+		}
+		if p.Critical {
+			critical = "yes"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n",
+			p.Name, p.Type, strings.ReplaceAll(ranges, "|", ", "), value, critical, p.Title(), p.Impact)
+	}
+	b.WriteString("\nRules between parameters:\n\n")
+	for _, rule := range s.Relations("`%s`") {
+		b.WriteString("* " + rule + "\n")
+	}
+	return b.String()
 }

@@ -94,6 +94,40 @@ func TestSchemaTakesBackWhatItPrints(t *testing.T) {
 	expect(t, 0, []string{schema.Default().Digest()[:12]}, "version")
 }
 
+func TestSchemaTable(t *testing.T) {
+	files(t, map[string]string{"more.cue": `package dtesn
+#extends: "dtesn"
+#Parameters: {
+	quantisation?: "none" | "int8" | "int4" @dtesn(managed, apply=rebuild, description="Bits of a weight")
+	temperature?:  number & >=0 & <=1.50    @dtesn(managed, description="Randomness")
+	max_tokens?:   int & >=1 & <=4096       @dtesn(unit="tokens", description="Longest answer", impact="latency")
+	if #environment == "production" {
+		esn_reservoir_size!: <=8192
+		#rules: measures: {
+			rule: "production measures"
+			operands: ["enable_performance_monitoring"]
+			holds:   enable_performance_monitoring
+			message: "monitoring is off"
+			hint:    "set it to true"
+		}
+	}
+}
+#defaults: {
+	quantisation: "int8"
+	temperature:  0.70
+}
+`})
+	expect(t, 0, []string{
+		"| `esn_reservoir_size` | int | 64-16384 (production: 64-8192) | 512 | yes | ",
+		"| `enable_caching` | bool | true/false | true | no | ",
+		"| `quantisation` | string | none, int8, int4 | int8 | yes | ",
+		"| `temperature` | number | 0-1.50 | 0.70 | no | ",
+		"| `max_tokens` | int | 1-4096 | none (optional) | no | Longest answer (tokens) | latency |\n",
+		"* `esn_reservoir_size >= max_membrane_depth * 32`\n",
+		"* `production measures` (production)\n",
+	}, "schema", "--schema", "more.cue", "--format", "markdown")
+}
+
 // TestSchemaExtendsEveryCommand: environments and parameters of the file are
 // those of the commands.
 func TestSchemaExtendsEveryCommand(t *testing.T) {
