@@ -1,10 +1,8 @@
 package schema
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -72,7 +70,8 @@ func Open(path string) (*Schema, error) {
 	return read(path, text)
 }
 
-// A reader reads one schema file.
+// A reader reads one schema file. Its methods panic with the *problem.Error that
+// read returns.
 type reader struct {
 	path   string
 	schema *Schema
@@ -88,66 +87,106 @@ func read(path string, text []byte) (s *Schema, err error) {
 	s = &Schema{text: text, context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}}
 	r := &reader{path: path, schema: s, places: map[string]token.Pos{}}
 	defer func() {
-		if p := recover(); p != nil { // in CUE
-			err = r.fail("", "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
-		}
-		if err != nil {
-			s = nil
+		switch p := recover().(type) {
+		case nil:
+		case *problem.Error:
+			s, err = nil, p
+		default: // in CUE
+			s, err = nil, r.problem(token.NoPos, "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
 		}
 	}()
-	file, err := parser.ParseFile(path, text, parser.ParseComments)
-	if err != nil {
-		return nil, r.cueProblem(err)
-	}
-	if err := r.index(file); err != nil {
-		return nil, err
-	}
-	if file, err = r.extend(file); err != nil {
-		return nil, err
-	}
-	root := s.context.BuildFile(file)
-	if err := root.Err(); err != nil {
-		return nil, r.cueProblem(err)
-	}
+	own, err := parser.ParseFile(path, text, parser.ParseComments)
+	r.must(err)
+	r.index(own)
+	root := s.context.BuildFile(r.extend(own))
+	r.must(root.Err())
 	for _, def := range []string{defEnvironments, defParameters, defDefaults, defPercent} {
 		if !lookup(root, def).Exists() {
-			return nil, r.fail("", "declare it; `agent schema --format cue` prints a schema to begin from", "%s is missing", def)
+			r.fail("", "declare it; `agent schema --format cue` prints a schema to begin from", "%s is missing", def)
 		}
 	}
-	if err := r.readEnvironments(root); err != nil {
-		return nil, err
-	}
+	r.readEnvironments(root)
 	for i, env := range s.environments {
 		if i > 0 && path == embeddedName { // it is the same in all, which a test holds: a start is quicker
 			same := *s.first()
 			same.environment = env
 			s.rules[env] = &same
-		} else if err := r.readRules(env, root.FillPath(cue.ParsePath(defEnvironment), string(env))); err != nil {
-			return nil, err
+		} else {
+			r.readRules(env, root.FillPath(cue.ParsePath(defEnvironment), string(env)))
 		}
 	}
-	if err := root.Validate(); err != nil { // what no one has looked at so far
-		return nil, r.cueProblem(err)
-	}
+	r.must(root.Validate()) // what no one has looked at so far
 	return s, nil
+}
+
+// fail ends the reading with the error of a field, or of the nearest one around
+// it that the file has.
+func (r *reader) fail(place, hint, message string, args ...any) {
+	for place != "" && !r.places[place].IsValid() {
+		place = place[:max(0, strings.LastIndexByte(place, '.'))]
+	}
+	r.failAt(r.places[place], hint, message, args...)
+}
+
+func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) {
+	panic(r.problem(pos, hint, message, args...))
+}
+
+func (r *reader) problem(pos token.Pos, hint, message string, args ...any) *problem.Error {
+	at := Position{File: r.path}
+	if pos.IsValid() {
+		at = Position{r.path, pos.Line(), pos.Column()}
+	}
+	return &problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
+}
+
+// must ends the reading with an error of CUE, and the place in the file that it is
+// about; CUE lists the places of all that conflicts.
+func (r *reader) must(err error) {
+	if err == nil {
+		return
+	}
+	hint := "correct this line; `agent schema --format cue` prints a schema to compare with"
+	first := cueerrors.Errors(err)[0]
+	path := first.Path()
+	place := strings.Join(path, ".")
+	inDefaults := len(path) > 0 && path[0] == defDefaults
+	if inDefaults && strings.Contains(first.Error(), "conflicting values") {
+		if len(path) == 4 && path[1] == defRules && path[3] == "holds" {
+			r.fail(rulePlace(path[2]), "correct "+defDefaults+", or the rule", "the defaults break the rule %s", quote(path[2]))
+		}
+		if r.extends {
+			hint = "remove it: an extension cannot change a built-in default; to do so, replace the schema"
+		}
+	}
+	if !inDefaults || !r.places[place].IsValid() { // else it is not about the bound that the default does not fit
+		for _, p := range cueerrors.Positions(first) {
+			if p.Filename() == r.path {
+				r.failAt(p, hint, "%s", cueMessage(err))
+			}
+		}
+	}
+	r.fail(place, hint, "%s", cueMessage(err))
+}
+
+// cueMessage returns the first of the errors that err has, on one line.
+func cueMessage(err error) string {
+	return shorten(cueerrors.Errors(err)[0].Error(), maxCUEMessage, escape)
 }
 
 // index notes the places of all fields, and refuses what CUE allows and a schema
 // file must not have.
-func (r *reader) index(file *ast.File) (err error) {
+func (r *reader) index(file *ast.File) {
 	var path []string
-	fail := func(n ast.Node, hint, message string, args ...any) {
-		err = cmp.Or(err, r.failAt(n.Pos(), hint, message, args...))
-	}
 	ast.Walk(file, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.ImportDecl:
-			fail(n, "remove the import; a schema file stands alone", "imports are not allowed")
+			r.failAt(n.Pos(), "remove the import; a schema file stands alone", "imports are not allowed")
 		case *ast.EmbedDecl: // CUE 0.17.1 exhausts the stack over some
-			fail(n, "write name: value, or & where it goes on from the line before", "a value without a name")
+			r.failAt(n.Pos(), "write name: value, or & where it goes on from the line before", "a value without a name")
 		case *ast.Attribute:
 			if key, _ := n.Split(); key != "dtesn" {
-				fail(n, "remove it; the only attribute is @dtesn", "unknown attribute @%s", quote(key))
+				r.failAt(n.Pos(), "remove it; the only attribute is @dtesn", "unknown attribute @%s", quote(key))
 			}
 		case *ast.BinaryExpr:
 			text, isText := n.Y.(*ast.BasicLit)
@@ -156,70 +195,66 @@ func (r *reader) index(file *ast.File) (err error) {
 			}
 		case *ast.Comprehension:
 			if len(path) > 0 && path[0] == defParameters && len(path) < 3 { // outside of a rule
-				err = cmp.Or(err, r.checkConditions(n))
+				r.checkConditions(n)
 			}
 		case *ast.Field:
-			err = cmp.Or(err, r.indexField(path, n))
+			r.indexField(path, n)
 			path = append(path, labelOf(n))
 		}
-		return err == nil
+		return true
 	}, func(n ast.Node) {
 		if _, ok := n.(*ast.Field); ok {
 			path = path[:len(path)-1]
 		}
 	})
-	return err
 }
 
 // indexField notes the place of a field. It refuses a parameter that is declared
 // twice, or is neither required nor optional, and a definition that is
 // misspelled, which CUE takes for another one.
-func (r *reader) indexField(path []string, f *ast.Field) error {
+func (r *reader) indexField(path []string, f *ast.Field) {
 	name := labelOf(f)
 	place := strings.Join(append(slices.Clip(path), name), ".")
 	first, known := r.places[place]
 	if !known {
 		r.places[place] = f.Pos()
 	} else if len(f.Attrs) > 0 {
-		return r.failAt(f.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Line()),
+		r.failAt(f.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Line()),
 			"parameter %s is declared twice", quote(name))
 	}
 	definitions := []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
-	isParameter := len(path) == 1 && path[0] == defParameters
-	if isParameter {
-		definitions = []string{defRules}
-	}
-	isDefinition, meant := strings.HasPrefix(name, "#"), ""
-	if isDefinition && (len(path) == 0 || isParameter) {
-		meant, _ = Suggest(name, definitions)
-	}
 	switch {
-	case len(path) == 0 && name != "" && !isDefinition && !strings.HasPrefix(name, "_"):
-		return r.failAt(f.Pos(), didYouMean("#"+name, definitions), "unknown field %s", quote(name))
-	case meant != "" && meant != name:
-		return r.failAt(f.Pos(), fmt.Sprintf("did you mean %s?", meant), "unknown definition %s", quote(name))
-	case isParameter && parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0:
-		return r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name), "parameter %s has neither ! nor ?", name)
+	case len(path) == 0 && name != "" && !strings.HasPrefix(name, "#") && !strings.HasPrefix(name, "_"):
+		r.failAt(f.Pos(), didYouMean("#"+name, definitions), "unknown field %s", quote(name))
+	case len(path) == 1 && path[0] == defParameters:
+		definitions = []string{defRules}
+		if parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0 {
+			r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name),
+				"parameter %s has neither ! nor ?", name)
+		}
+	case len(path) > 0:
+		return
 	}
-	return nil
+	if meant, ok := Suggest(name, definitions); ok && meant != name && strings.HasPrefix(name, "#") {
+		r.failAt(f.Pos(), fmt.Sprintf("did you mean %s?", meant), "unknown definition %s", quote(name))
+	}
 }
 
 // checkConditions refuses a condition on more than the environment: ranges are read
 // before there are values.
-func (r *reader) checkConditions(c *ast.Comprehension) (err error) {
+func (r *reader) checkConditions(c *ast.Comprehension) {
 	for _, clause := range c.Clauses {
 		if _, ok := clause.(*ast.IfClause); !ok {
-			return r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
+			r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
 		}
 		ast.Walk(clause, func(n ast.Node) bool {
 			if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment {
-				err = cmp.Or(err, r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
-					"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment))
+				r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
+					"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment)
 			}
 			return true
 		}, nil)
 	}
-	return err
 }
 
 func labelOf(d ast.Decl) string {
@@ -232,22 +267,28 @@ func labelOf(d ast.Decl) string {
 	return ""
 }
 
+func structOf(d ast.Decl) *ast.StructLit {
+	if f, ok := d.(*ast.Field); ok {
+		body, _ := f.Value.(*ast.StructLit)
+		return body
+	}
+	return nil
+}
+
 // extend returns what is to be compiled: the file, or the embedded one with the
 // file's declarations added.
-func (r *reader) extend(own *ast.File) (*ast.File, error) {
+func (r *reader) extend(own *ast.File) *ast.File {
 	i := slices.IndexFunc(own.Decls, func(d ast.Decl) bool { return labelOf(d) == defExtends })
 	if i < 0 {
-		return own, nil
+		return own
 	}
 	if name, ok := own.Decls[i].(*ast.Field).Value.(*ast.BasicLit); !ok || name.Value != extendsEmbedded {
-		return nil, r.fail(defExtends, "write "+defExtends+": "+extendsEmbedded+", or remove the line to replace the schema",
+		r.fail(defExtends, "write "+defExtends+": "+extendsEmbedded+", or remove the line to replace the schema",
 			"%s names an unknown schema", defExtends)
 	}
 	r.extends = true
 	file, err := parser.ParseFile(embeddedName, embedded, parser.ParseComments)
-	if err != nil {
-		return nil, err
-	}
+	r.must(err)
 	structs := map[string]*ast.StructLit{}
 	for _, d := range file.Decls {
 		if body := structOf(d); body != nil {
@@ -271,122 +312,57 @@ func (r *reader) extend(own *ast.File) (*ast.File, error) {
 		return true
 	}, nil)
 	r.schema.text, err = format.Node(file)
-	return file, err
+	r.must(err)
+	return file
 }
 
-func structOf(d ast.Decl) *ast.StructLit {
-	if f, ok := d.(*ast.Field); ok {
-		body, _ := f.Value.(*ast.StructLit)
-		return body
-	}
-	return nil
-}
-
-// fail returns the error of a field, or of the nearest one around it that the
-// file has.
-func (r *reader) fail(place, hint, message string, args ...any) error {
-	for place != "" && !r.places[place].IsValid() {
-		place = place[:max(0, strings.LastIndexByte(place, '.'))]
-	}
-	return r.failAt(r.places[place], hint, message, args...)
-}
-
-func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) error {
-	at := Position{File: r.path}
-	if pos.IsValid() {
-		at = Position{r.path, pos.Line(), pos.Column()}
-	}
-	return &problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
-}
-
-// cueProblem returns an error of CUE with the place in the file that it is
-// about; CUE lists the places of all that conflicts.
-func (r *reader) cueProblem(err error) error {
-	hint := "correct this line; `agent schema --format cue` prints a schema to compare with"
-	first := cueerrors.Errors(err)[0]
-	path := first.Path()
-	place := strings.Join(path, ".")
-	inDefaults := len(path) > 0 && path[0] == defDefaults
-	if inDefaults && strings.Contains(first.Error(), "conflicting values") {
-		if len(path) == 4 && path[1] == defRules && path[3] == "holds" {
-			return r.fail(defParameters+"."+defRules+"."+path[2], "correct "+defDefaults+", or the rule", "the defaults break the rule %s", quote(path[2]))
-		}
-		if r.extends {
-			hint = "remove it: an extension cannot change a built-in default; to do so, replace the schema"
-		}
-	}
-	if inDefaults && r.places[place].IsValid() { // not the bound that it does not fit
-		return r.fail(place, hint, "%s", cueMessage(err))
-	}
-	for _, p := range cueerrors.Positions(first) {
-		if p.Filename() == r.path {
-			return r.failAt(p, hint, "%s", cueMessage(err))
-		}
-	}
-	return r.fail(place, hint, "%s", cueMessage(err))
-}
-
-// cueMessage returns the first of the errors that err has, on one line.
-func cueMessage(err error) string {
-	return shorten(cueerrors.Errors(err)[0].Error(), maxCUEMessage, escape)
-}
-
-func (r *reader) readEnvironments(root cue.Value) error {
+func (r *reader) readEnvironments(root cue.Value) {
 	fields, err := lookup(root, defEnvironments).Fields()
 	if err != nil {
-		return r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}", "%s is missing or not a struct", defEnvironments)
+		r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}", "%s is missing or not a struct", defEnvironments)
 	}
 	for fields.Next() {
-		env := Environment(fields.Selector().Unquoted())
-		place := defEnvironments + "." + string(env)
-		if !environmentName.MatchString(string(env)) {
-			return r.fail(place, "use at most 63 of a-z 0-9 -, beginning with a letter", "invalid environment name %s", quote(string(env)))
+		name := fields.Selector().Unquoted()
+		env, place := Environment(name), defEnvironments+"."+name
+		if !environmentName.MatchString(name) {
+			r.fail(place, "use at most 63 of a-z 0-9 -, beginning with a letter", "invalid environment name %s", quote(name))
 		}
-		r.schema.labels[env] = string(env)
+		r.schema.environments = append(r.schema.environments, env)
 		members, _ := fields.Value().Fields()
 		for members != nil && members.Next() {
 			key := members.Selector().Unquoted()
 			label, err := members.Value().String()
 			if key != "label" || err != nil {
-				return r.fail(place, `write it as in canary: {label: "production"}`, "environment %s has an invalid %s", env, quote(key))
+				r.fail(place, `write it as in canary: {label: "production"}`, "environment %s has an invalid %s", env, quote(key))
 			}
 			r.schema.labels[env] = label
 		}
-		r.schema.environments = append(r.schema.environments, env)
 	}
 	if len(r.schema.environments) == 0 {
-		return r.fail(defEnvironments, "declare at least one", "%s is empty", defEnvironments)
+		r.fail(defEnvironments, "declare at least one", "%s is empty", defEnvironments)
 	}
 	for _, text := range r.compared {
 		if _, err := r.schema.ParseEnvironment(strings.Trim(text.Value, `"`)); err != nil {
-			return r.failAt(text.Pos(), "compare with one of them", "%w", err)
+			r.failAt(text.Pos(), "compare with one of them", "%w", err)
 		}
 	}
-	return nil
 }
 
 // readRules reads what the schema says for one environment.
-func (r *reader) readRules(env Environment, root cue.Value) error {
-	if err := lookup(root, defEnvironment).Err(); err != nil {
-		return r.cueProblem(err)
-	}
+func (r *reader) readRules(env Environment, root cue.Value) {
+	r.must(lookup(root, defEnvironment).Err())
 	rules := &Rules{schema: r.schema, environment: env, percent: Parameter{Name: "percent"}, definition: lookup(root, defParameters)}
-	if err := r.readType(&rules.percent, lookup(root, defPercent), defPercent); err != nil || rules.percent.Type != "int" {
-		return cmp.Or(err, r.fail(defPercent, "write "+defPercent+": int & >=0 & <=100", "%s is no int", defPercent))
+	r.readType(&rules.percent, lookup(root, defPercent), defPercent)
+	if rules.percent.Type != "int" {
+		r.fail(defPercent, "write "+defPercent+": int & >=0 & <=100", "%s is no int", defPercent)
 	}
 	fields, err := rules.definition.Fields(cue.Optional(true))
-	if err != nil {
-		return r.cueProblem(err)
-	}
+	r.must(err)
 	for fields.Next() {
-		p, err := r.readParameter(fields, lookup(root, defDefaults))
-		if err != nil {
-			return err
-		}
-		rules.parameters = append(rules.parameters, p)
+		rules.parameters = append(rules.parameters, r.readParameter(fields, lookup(root, defDefaults)))
 	}
 	if len(rules.parameters) == 0 {
-		return r.fail(defParameters, "declare at least one", "%s declares no parameter", defParameters)
+		r.fail(defParameters, "declare at least one", "%s declares no parameter", defParameters)
 	}
 	slices.SortFunc(rules.parameters, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })
 	for _, p := range rules.parameters {
@@ -394,35 +370,31 @@ func (r *reader) readRules(env Environment, root cue.Value) error {
 	}
 	r.schema.rules[env] = rules
 	first := r.schema.first()
-	for _, p := range slices.Concat(rules.parameters, first.parameters) {
-		if a, b := rules.Parameter(p.Name), first.Parameter(p.Name); a == nil || b == nil || a.Required != b.Required {
-			return r.fail(defParameters+"."+p.Name, "declare it once for all, and repeat its ! or ? where its bounds depend on the environment",
-				"parameter %s is not the same in %s and %s", p.Name, first.environment, env)
+	for _, name := range slices.Concat(rules.names, first.names) {
+		if a, b := rules.Parameter(name), first.Parameter(name); a == nil || b == nil || a.Required != b.Required {
+			r.fail(defParameters+"."+name, "declare it once for all, and repeat its ! or ? where its bounds depend on the environment",
+				"parameter %s is not the same in %s and %s", name, first.environment, env)
 		}
 	}
-	return r.readRelations(rules)
+	r.readRelations(rules)
 }
 
-func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parameter, error) {
+func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) Parameter {
 	field, name := fields.Value(), fields.Selector().Unquoted()
 	place := defParameters + "." + name
 	p := Parameter{Name: name, Required: fields.FieldType()&cue.OptionalConstraint == 0, Apply: ApplyHot}
 	if !parameterName.MatchString(name) {
-		return p, r.fail(place, "use at most 64 of a-z 0-9 _, beginning with a letter", "invalid parameter name %s", quote(name))
+		r.fail(place, "use at most 64 of a-z 0-9 _, beginning with a letter", "invalid parameter name %s", quote(name))
 	}
-	if err := r.readType(&p, field, place); err != nil {
-		return p, err
-	}
-	if err := r.readAttribute(&p, field.Attribute("dtesn"), place); err != nil {
-		return p, err
-	}
+	r.readType(&p, field, place)
+	r.readAttribute(&p, field.Attribute("dtesn"), place)
 	p.Managed = p.Managed || p.Required
 	value := defaults.LookupPath(cue.MakePath(cue.Str(name)))
 	if !value.Exists() {
 		if p.Managed {
-			return p, r.fail(place, "add it to "+defDefaults, "parameter %s has no default", name)
+			r.fail(place, "add it to "+defDefaults, "parameter %s has no default", name)
 		}
-		return p, nil
+		return p
 	}
 	place = r.defaultPlace(name, place)
 	var given Value
@@ -431,7 +403,7 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parame
 		err = value.Decode(&given)
 	}
 	if err != nil {
-		return p, r.fail(place, p.invalid(literal{}).Hint, "the default of %s is invalid: %s", name, cueMessage(err))
+		r.fail(place, p.invalid(literal{}).Hint, "the default of %s is invalid: %s", name, cueMessage(err))
 	}
 	v, violation := p.parse(literalOf(given))
 	if violation != nil {
@@ -439,10 +411,10 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parame
 		if r.extends && !r.places[defDefaults+"."+name].IsValid() {
 			hint = "let its bounds include the built-in default, or replace the schema: begin from `agent schema --format cue`"
 		}
-		return p, r.fail(place, hint, "the default of %s is invalid: %s is not in %s", name, violation.Value, p.Range)
+		r.fail(place, hint, "the default of %s is invalid: %s is not in %s", name, violation.Value, p.Range)
 	}
 	p.Default = v
-	return p, nil
+	return p
 }
 
 // defaultPlace is the place of a default, or else of what it does not fit.
@@ -455,37 +427,34 @@ func (r *reader) defaultPlace(name, otherwise string) string {
 
 // readAttribute reads @dtesn(managed, apply=rebuild, unit="s", description="…",
 // impact="…").
-func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place string) error {
+func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place string) {
 	texts := map[string]*string{"apply": &p.Apply, "description": &p.Description, "impact": &p.Impact, "unit": &p.Unit}
 	for i := range attribute.NumArgs() {
 		key, value := attribute.Arg(i)
-		text := texts[key]
-		switch {
+		switch text := texts[key]; {
 		case key == "managed" && value == "":
 			p.Managed = true
 		case text == nil || value == "":
-			return r.fail(place, `the keys are managed, apply=hot or rebuild, description="…", impact="…" and unit="…"`,
+			r.fail(place, `the keys are managed, apply=hot or rebuild, description="…", impact="…" and unit="…"`,
 				"parameter %s: unexpected %s in @dtesn", p.Name, quoted(key))
 		default:
 			*text = value
 		}
 	}
-	switch p.Critical = p.Apply == ApplyRebuild; {
-	case !p.Critical && p.Apply != ApplyHot:
-		return r.fail(place, "write apply=hot or apply=rebuild", "parameter %s: invalid apply %s", p.Name, quoted(p.Apply))
-	case p.Description == "":
-		return r.fail(place, `add @dtesn(description="…")`, "parameter %s has no description", p.Name)
+	p.Critical = p.Apply == ApplyRebuild
+	if !p.Critical && p.Apply != ApplyHot {
+		r.fail(place, "write apply=hot or apply=rebuild", "parameter %s: invalid apply %s", p.Name, quoted(p.Apply))
 	}
-	return nil
+	if p.Description == "" {
+		r.fail(place, `add @dtesn(description="…")`, "parameter %s has no description", p.Name)
+	}
 }
 
 // readType reads the type of a parameter and what limits it. Whatever a range
 // and a list of values cannot say has to be a rule, so that messages, the JSON
 // Schema and editors say the same as CUE.
-func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
-	fail := func(hint, message string, args ...any) error {
-		return r.fail(place, hint, "parameter "+p.Name+message, args...)
-	}
+func (r *reader) readType(p *Parameter, v cue.Value, place string) {
+	fail := func(hint, message string, args ...any) { r.fail(place, hint, "parameter "+p.Name+message, args...) }
 	v = v.Eval()
 	op, parts := v.Expr()
 	if op != cue.AndOp && op != cue.OrOp {
@@ -493,33 +462,33 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 	}
 	switch kind := v.IncompleteKind(); {
 	case kind == cue.BottomKind:
-		return r.cueProblem(v.Err())
+		r.must(v.Err())
 	case kind == cue.BoolKind && !v.IsConcrete():
 		p.Type, p.Range = "bool", "true/false"
-		return nil
+		return
 	case kind == cue.StringKind:
 		p.Type = "string"
 		for _, part := range parts {
 			text, err := part.String()
 			if err != nil {
-				return fail(`write "a" | "b" | "c"`, " is a string without a list of values")
+				fail(`write "a" | "b" | "c"`, " is a string without a list of values")
 			}
 			if !plainWord.MatchString(text) {
-				return fail("use words of letters, digits and _ - + .", ": invalid value %s", quoted(text))
+				fail("use words of letters, digits and _ - + .", ": invalid value %s", quoted(text))
 			}
 			p.Values = append(p.Values, text)
 		}
 		p.Range = strings.Join(p.Values, "|")
-		return nil
+		return
 	case kind == cue.IntKind:
 		p.Type = "int"
 	case kind == cue.NumberKind:
 		p.Type = "number"
 	default:
-		return fail("declare it as one of these", " is neither int, number, bool nor a string of listed values")
+		fail("declare it as one of these", " is neither int, number, bool nor a string of listed values")
 	}
 	if op == cue.OrOp {
-		return fail("write one range, and anything else as a rule", " has alternatives")
+		fail("write one range, and anything else as a rule", " has alternatives")
 	}
 	for _, part := range parts {
 		op, operands := part.Expr()
@@ -530,66 +499,62 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 		case op == cue.LessThanEqualOp:
 			bound = &p.Maximum
 		case op != cue.GreaterThanEqualOp:
-			return fail("write bounds with >= and <=, and anything else as a rule", " is limited by %v, which is no inclusive bound", part)
+			fail("write bounds with >= and <=, and anything else as a rule", " is limited by %v, which is no inclusive bound", part)
 		}
-		if err := operands[0].Decode(bound); err != nil {
-			return r.cueProblem(err)
-		}
+		r.must(operands[0].Decode(bound))
 		if float(*bound) >= maxExact || float(*bound) <= -maxExact {
-			return fail("use a bound below 2^53", ": the bound %v is too large", *bound)
+			fail("use a bound below 2^53", ": the bound %v is too large", *bound)
 		}
 	}
 	if p.Minimum.IsZero() || p.Maximum.IsZero() {
-		return fail("write both, for instance "+p.Type+" & >=0 & <=100", " has no bounds")
+		fail("write both, for instance "+p.Type+" & >=0 & <=100", " has no bounds")
 	}
 	p.Range = fmt.Sprintf("%v-%v", p.Minimum, p.Maximum)
-	return nil
 }
 
 // readRelations reads the rules between parameters, and refuses rules that the
 // defaults break or that cannot be evaluated although each operand has one.
-func (r *reader) readRelations(rules *Rules) error {
+func (r *reader) readRelations(rules *Rules) {
 	defaults := map[string]Value{}
 	for _, p := range rules.parameters {
-		defaults[p.Name] = p.Default
+		if !p.Default.IsZero() {
+			defaults[p.Name] = p.Default
+		}
 	}
-	maps.DeleteFunc(defaults, func(_ string, v Value) bool { return v.IsZero() })
 	all := rules.evaluate(defaults)
 	if !all.Exists() {
-		return nil
+		return
 	}
 	fields, err := all.Fields()
-	if err != nil {
-		return r.cueProblem(err)
-	}
+	r.must(err)
 	for fields.Next() {
 		rule, rel := fields.Value(), relation{name: fields.Selector().Unquoted()}
-		place := defParameters + "." + defRules + "." + rel.name
-		fail := func(hint, message string, args ...any) error {
-			return r.fail(place, hint, "rule "+quote(rel.name)+" "+message, args...)
+		fail := func(hint, message string, args ...any) {
+			r.fail(rulePlace(rel.name), hint, "rule "+quote(rel.name)+" "+message, args...)
 		}
 		err := lookup(rule, "rule").Decode(&rel.rule)
 		if err == nil {
 			err = lookup(rule, "operands").Decode(&rel.operands)
 		}
-		unknown := slices.IndexFunc(rel.operands, func(name string) bool { return !rules.Has(name) })
-		switch {
-		case err != nil:
-			return fail("give it rule, operands, holds, message and hint", "cannot be read: %s", cueMessage(err))
-		case rules.Has(rel.name):
-			return fail("rename the rule: within it the name would not mean the parameter", "has the name of a parameter")
-		case unknown >= 0:
-			return fail(didYouMean(rel.operands[unknown], rules.names), "has an unknown operand, %s", quote(rel.operands[unknown]))
-		case len(rel.operands) == 0 || len(rel.operands) > maxRuleOperands:
-			return fail(fmt.Sprintf("name 1 to %d", maxRuleOperands), "has %d operands", len(rel.operands))
+		if err != nil {
+			fail("give it rule, operands, holds, message and hint", "cannot be read: %s", cueMessage(err))
+		}
+		if rules.Has(rel.name) {
+			fail("rename the rule: within it the name would not mean the parameter", "has the name of a parameter")
+		}
+		if len(rel.operands) == 0 || len(rel.operands) > maxRuleOperands {
+			fail(fmt.Sprintf("name 1 to %d", maxRuleOperands), "has %d operands", len(rel.operands))
+		}
+		operands := map[string]Value{}
+		for _, name := range rel.operands {
+			if !rules.Has(name) {
+				fail(didYouMean(name, rules.names), "has an unknown operand, %s", quote(name))
+			}
+			operands[name] = defaults[name]
 		}
 		rules.relations = append(rules.relations, rel)
 		if rel.lacks(defaults) {
 			continue
-		}
-		operands := map[string]Value{}
-		for _, name := range rel.operands {
-			operands[name] = defaults[name]
 		}
 		rule = lookup(rules.evaluate(operands), rel.name)
 		holds, err := lookup(rule, "holds").Bool()
@@ -597,17 +562,18 @@ func (r *reader) readRelations(rules *Rules) error {
 			err = rule.Validate(cue.Concrete(true))
 		}
 		if err != nil {
-			return fail("give it holds, message and hint, and name each parameter that they use in operands",
+			fail("give it holds, message and hint, and name each parameter that they use in operands",
 				"cannot be evaluated with the defaults: %s", cueMessage(err))
 		}
 		if !holds {
-			return r.fail(r.defaultPlace(rel.operands[0], place), textOf(rule, "hint"),
+			r.fail(r.defaultPlace(rel.operands[0], rulePlace(rel.name)), textOf(rule, "hint"),
 				"the defaults break the rule %s in %s: %s", quote(rel.name), rules.environment, textOf(rule, "message"))
 		}
 	}
 	slices.SortFunc(rules.relations, func(a, b relation) int { return strings.Compare(a.name, b.name) })
-	return nil
 }
+
+func rulePlace(name string) string { return defParameters + "." + defRules + "." + name }
 
 // lookup returns the field of v with that name or definition.
 func lookup(v cue.Value, name string) cue.Value { return v.LookupPath(cue.ParsePath(name)) }
