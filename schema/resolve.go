@@ -74,10 +74,10 @@ func (r *Rules) Review(in Input) (*Configuration, *Violations) { return r.load(i
 
 func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 	l := &loader{Rules: r, in: in, review: review}
-	if v := l.try(r.environment.File(), func() { c = l.resolve(l.files()) }); v != nil {
-		return nil, v
+	if v = l.try(r.environment.File(), func() { c = l.resolve(l.files()) }); v != nil {
+		c = nil
 	}
-	return c, nil
+	return c, v
 }
 
 // CheckTemplate checks a template alone, as Load checks one that is extended:
@@ -103,21 +103,19 @@ type loader struct {
 
 // try returns the violations that load adds. A panic in CUE or YAML becomes one
 // of them: a document must not stop the program.
-func (l *loader) try(file string, load func()) *Violations {
-	func() {
-		defer func() {
-			if p := recover(); p != nil {
-				l.add(Position{File: file}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
-					"this is a fault of the agent; please report it with the configuration")
-			}
-		}()
-		load()
+func (l *loader) try(file string, load func()) (found *Violations) {
+	defer func() {
+		if p := recover(); p != nil {
+			l.add(Position{File: file}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
+				"this is a fault of the agent; please report it with the configuration")
+		}
+		if l.found.Total > 0 {
+			l.found.cut()
+			found = &l.found
+		}
 	}()
-	if l.found.Total == 0 {
-		return nil
-	}
-	l.found.cut()
-	return &l.found
+	load()
+	return nil
 }
 
 // add adds a violation and returns it.
@@ -139,14 +137,12 @@ func (l *loader) files() (layers []layer, env *configFile) {
 			"remove templates from extends, or what does not belong into the files")
 		return nil, nil
 	}
-	base := l.file(BaseFile, layerBase, baseKeys, nil)
-	env = l.file(l.environment.File(), layerEnvironment, environmentKeys, nil)
-	if base != nil {
+	if base := l.file(BaseFile, layerBase, baseKeys, nil); base != nil {
 		l.baseParameters = base.parametersAt
 		layers = append(layers, base.layer)
 	}
-	if env == nil {
-		return layers, nil
+	if env = l.file(l.environment.File(), layerEnvironment, environmentKeys, nil); env == nil {
+		return nil, nil
 	}
 	for _, t := range env.extends {
 		if f := l.file(templateFile(t.name), layerTemplate+t.name, templateKeys, &t); f != nil {
@@ -159,6 +155,7 @@ func (l *loader) files() (layers []layer, env *configFile) {
 // file reads one file, nil if it cannot be read; from is the entry of extends
 // that asks for it.
 func (l *loader) file(path, layerName string, known []string, from *template) *configFile {
+	const maxRefusal = 200 // bytes
 	var root *yaml.Node
 	var v *Violation
 	i := slices.IndexFunc(l.in.Files, func(f File) bool { return f.Path == path })
@@ -185,25 +182,22 @@ func (l *loader) file(path, layerName string, known []string, from *template) *c
 	return (&decoder{l, path, map[*yaml.Node]bool{}}).decode(root, layerName, known)
 }
 
-// maxRefusal bounds what a source says of a file that it refuses, in bytes.
-const maxRefusal = 200
-
 func (l *loader) missingFile(path string, from *template) {
-	const rule, message = "base.yaml and the environment's file exist", "the file does not exist"
-	switch {
-	case from != nil:
+	if from != nil {
 		hint := "create it or remove the entry"
 		if s, ok := Suggest(from.name, l.templates()); ok {
 			hint = fmt.Sprintf("did you mean %s?", s)
 		}
 		v := l.add(from.at, "a template that is extended exists", path+" does not exist", hint)
 		v.Path, v.Value = from.path, from.name
-	case path == BaseFile:
-		l.add(Position{File: path}, rule, message, "create it with parameters: and the values that all environments share")
-	default:
-		l.add(Position{File: path}, rule, message, "create it with environment: "+string(l.environment)+
-			" and what differs from base.yaml, or point the agent at another directory or environment")
+		return
 	}
+	hint := "create it with parameters: and the values that all environments share"
+	if path != BaseFile {
+		hint = "create it with environment: " + string(l.environment) +
+			" and what differs from base.yaml, or point the agent at another directory or environment"
+	}
+	l.add(Position{File: path}, "base.yaml and the environment's file exist", "the file does not exist", hint)
 }
 
 func (l *loader) templates() (names []string) {
@@ -297,11 +291,10 @@ func (l *loader) checkSets(layers []layer, sets [][]experiment, where string) {
 			labels = append(labels, quote(e.label))
 		}
 		in := ""
-		switch names := strings.Join(labels, " and "); {
-		case len(set) == 1:
-			in = ", in the experiment " + names
-		case len(set) > 1:
-			in = ", in the experiments " + names + " together, as on " + where
+		if len(set) == 1 {
+			in = ", in the experiment " + labels[0]
+		} else if len(set) > 1 {
+			in = ", in the experiments " + strings.Join(labels, " and ") + " together, as on " + where
 		}
 		l.checkRules(merge(layers, set...), in)
 	}

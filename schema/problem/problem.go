@@ -3,7 +3,11 @@
 // its own, so that a log, a status and a terminal can show them apart.
 package problem
 
-import "errors"
+import (
+	"cmp"
+	"errors"
+	"strings"
+)
 
 // An Error is a failure that a person can do something about.
 type Error struct {
@@ -23,20 +27,14 @@ func New(op string, err error, hint string) *Error { return &Error{Op: op, Err: 
 
 // Error returns "op place: cause", without the hint.
 func (e *Error) Error() string {
-	s := e.Op
-	if e.Place != "" {
-		if s != "" {
-			s += " "
-		}
-		s += e.Place
-	}
-	if e.Err == nil {
+	s := strings.TrimSpace(e.Op + " " + e.Place)
+	switch {
+	case e.Err == nil:
 		return s
+	case s == "":
+		return e.Err.Error()
 	}
-	if s != "" {
-		s += ": "
-	}
-	return s + e.Err.Error()
+	return s + ": " + e.Err.Error()
 }
 
 // Unwrap returns the cause.
@@ -44,17 +42,11 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Hint returns the outermost hint that err carries, "" if it has none.
 func Hint(err error) string {
-	for err != nil {
-		var e *Error
-		if !errors.As(err, &e) {
-			return ""
-		}
-		if e.Hint != "" {
-			return e.Hint
-		}
-		err = e.Err
+	var e *Error
+	if !errors.As(err, &e) {
+		return ""
 	}
-	return ""
+	return cmp.Or(e.Hint, Hint(e.Err))
 }
 
 // Text returns err with its hint, for where there is one line for both:
@@ -63,8 +55,5 @@ func Text(err error) string {
 	if err == nil {
 		return ""
 	}
-	if hint := Hint(err); hint != "" {
-		return err.Error() + "; " + hint
-	}
-	return err.Error()
+	return strings.TrimSuffix(err.Error()+"; "+Hint(err), "; ")
 }
