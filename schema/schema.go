@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	_ "embed"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -135,10 +134,7 @@ func (s *Schema) ParseEnvironment(name string) (Environment, error) {
 func (s *Schema) CUE() []byte { return bytes.Clone(s.text) }
 
 // Digest names the schema: lower-case hex of the SHA-256 of its CUE text.
-func (s *Schema) Digest() string {
-	sum := sha256.Sum256(s.text)
-	return hex.EncodeToString(sum[:])
-}
+func (s *Schema) Digest() string { return fmt.Sprintf("%x", sha256.Sum256(s.text)) }
 
 // Names lists all parameters of the schema, sorted.
 func (s *Schema) Names() []string { return s.first().Names() }

@@ -3,7 +3,6 @@ package schema
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -136,8 +135,7 @@ func (v *Value) UnmarshalJSON(text []byte) error {
 	if err := json.Compact(&b, text); err != nil {
 		return fmt.Errorf("decode value: %w", err)
 	}
-	*v = Value{b.String()}
-	if v.json == "null" {
+	if *v = (Value{b.String()}); v.json == "null" {
 		*v = Value{}
 	}
 	return nil
@@ -147,7 +145,7 @@ func (v *Value) UnmarshalJSON(text []byte) error {
 // managed: what the schema requires, and what some layer sets. The zero value
 // is empty. Parameters are immutable and safe for concurrent use.
 type Parameters struct {
-	values map[string]Value // none is zero; nil if empty
+	values map[string]Value // without zero Values
 }
 
 // NewParameters returns the Parameters with these values; a zero Value is left
@@ -155,9 +153,6 @@ type Parameters struct {
 func NewParameters(values map[string]Value) Parameters {
 	p := Parameters{maps.Clone(values)}
 	maps.DeleteFunc(p.values, func(_ string, v Value) bool { return v.IsZero() })
-	if len(p.values) == 0 {
-		p.values = nil
-	}
 	return p
 }
 
@@ -180,10 +175,9 @@ func (p Parameters) Len() int { return len(p.values) }
 
 // Map returns a copy of the values by name.
 func (p Parameters) Map() map[string]Value {
-	if p.values == nil {
-		return map[string]Value{}
-	}
-	return maps.Clone(p.values)
+	values := map[string]Value{}
+	maps.Copy(values, p.values)
+	return values
 }
 
 // Select returns the part of p whose names keep reports true for.
@@ -216,8 +210,7 @@ func (p Parameters) Digest() Digest {
 	for name, v := range canonical {
 		canonical[name] = v.canonical()
 	}
-	sum := sha256.Sum256(Parameters{canonical}.YAML())
-	return Digest(hex.EncodeToString(sum[:]))
+	return Digest(fmt.Sprintf("%x", sha256.Sum256(Parameters{canonical}.YAML())))
 }
 
 // YAML returns the content of parameters.yaml in a record: one parameter a
