@@ -3,7 +3,6 @@ package schema
 import (
 	"cmp"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
 
@@ -58,8 +57,6 @@ type configFile struct {
 	description string
 	extends     []template
 	experiments []experiment
-	// parametersAt is where the parameters stand, the whole file if nowhere.
-	parametersAt Position
 }
 
 // A template is a well-formed item of extends.
@@ -74,9 +71,7 @@ type experiment struct {
 	layer
 	label   string
 	at      Position // of the label
-	percent int
-	// counts: label and percent are valid, so that it has a cohort.
-	counts bool
+	percent int      // 0 if the file has something else
 }
 
 // A decoder reads one file for a load.
@@ -100,19 +95,22 @@ func (d *decoder) report(n *yaml.Node, path, rule, message, hint string) *Violat
 
 // decode reads the file's root; known are the keys that its kind may have.
 func (d *decoder) decode(root *yaml.Node, layerName string, known []string) *configFile {
-	f := &configFile{layer: layer{layerName, map[string]setting{}}, parametersAt: Position{File: d.file}}
-	before := d.found.Total
+	f := &configFile{layer: layer{layerName, map[string]setting{}}}
+	before, at := d.found.Total, Position{File: d.file}
 	d.refuse(root, "", 1)
 	fields := d.mapping(root, "", known)
 	description, _ := d.text(fields[keyDescription].value, keyDescription, "Deeper tree for the autumn catalogue")
 	f.description = strings.TrimSpace(description)
 	if field, ok := fields[keyParameters]; ok {
-		f.parametersAt = d.at(field.key)
+		at = d.at(field.key)
 		d.parameters(field.value, keyParameters, &f.layer)
 	} else if layerName != layerEnvironment && d.found.Total == before {
 		d.incomplete = true
-		d.add(f.parametersAt, "base.yaml and templates have parameters", "the file has no parameters",
+		d.add(at, "base.yaml and templates have parameters", "the file has no parameters",
 			"add parameters: and the values below it, or parameters: {} to set nothing here").Path = keyParameters
+	}
+	if layerName == layerBase {
+		d.baseParameters = at
 	}
 	d.extends(fields[keyExtends].value, f)
 	d.experiments(fields[keyExperiments].value, f)
@@ -133,20 +131,6 @@ func (d *decoder) checkEnvironment(fields map[string]field) {
 		d.report(field.value, keyEnvironment, "environment equals the file's name and the agent's --environment",
 			fmt.Sprintf("environment is %s, and this is the file of %s", quote(name), d.environment),
 			fmt.Sprintf("write environment: %s, or rename the file", d.environment))
-	}
-}
-
-// pairsOf yields the keys of a mapping with their values.
-func pairsOf(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
-	return func(yield func(key, value *yaml.Node) bool) {
-		if n == nil || n.Kind != yaml.MappingNode {
-			return
-		}
-		for pair := range slices.Chunk(n.Content, 2) {
-			if !yield(pair[0], pair[1]) {
-				return
-			}
-		}
 	}
 }
 
@@ -177,8 +161,8 @@ func (d *decoder) mapping(n *yaml.Node, path string, known []string) map[string]
 		return nil
 	}
 	fields := map[string]field{}
-	for key, value := range pairsOf(n) {
-		switch {
+	for pair := range slices.Chunk(n.Content, 2) {
+		switch key, value := pair[0], pair[1]; {
 		case d.bad[key]:
 			d.incomplete = d.incomplete || key.Tag == mergeTag
 		case slices.Contains(known, key.Value):
@@ -221,11 +205,13 @@ func (d *decoder) text(n *yaml.Node, path, example string) (string, bool) {
 
 // parameters reads a mapping of parameters into l. A misspelled parameter counts
 // as set.
-func (d *decoder) parameters(n *yaml.Node, path string, l *layer) {
-	for name, field := range d.mapping(n, path, d.names) {
+func (d *decoder) parameters(n *yaml.Node, path string, l *layer) map[string]field {
+	fields := d.mapping(n, path, d.names)
+	for name, field := range fields {
 		at := d.at(cmp.Or(field.value, field.key))
 		l.set[name] = setting{value: d.value(field.value, path, d.Parameter(name)), at: at, layer: l.name}
 	}
+	return fields
 }
 
 // value reads the value of a parameter; it is zero, and reported, if the
@@ -301,49 +287,45 @@ func (d *decoder) experiments(n *yaml.Node, f *configFile) {
 			}
 		}
 		e := experiment{layer: layer{set: map[string]setting{}}}
-		isNamed := d.experimentName(fields[keyName].value, join(path, keyName), &e, f.experiments)
-		var ok bool
-		e.percent, ok = d.value(fields[keyPercent].value, path, &d.percent).Int()
-		e.counts = ok && isNamed
+		d.experimentName(fields[keyName].value, join(path, keyName), &e, f.experiments)
+		e.percent, _ = d.value(fields[keyPercent].value, path, &d.percent).Int()
 		d.experimentParameters(fields[keyParameters].value, join(path, keyParameters), &e, f.experiments)
 		f.experiments = append(f.experiments, e)
 	}
 }
 
 // experimentName reads the name of e, which no experiment before may have.
-func (d *decoder) experimentName(n *yaml.Node, path string, e *experiment, before []experiment) bool {
+func (d *decoder) experimentName(n *yaml.Node, path string, e *experiment, before []experiment) {
 	label, ok := d.text(n, path, exampleLabel)
 	if !ok {
-		return false
+		return
 	}
 	e.label, e.name, e.at = label, layerExperiment+label, d.at(n)
-	if label == "" || len(label) > maxLabel || strings.TrimSpace(label) != label || escape(label) != label {
+	first := slices.IndexFunc(before, func(e experiment) bool { return e.label == label })
+	switch {
+	case label == "" || len(label) > maxLabel || strings.TrimSpace(label) != label || escape(label) != label:
 		d.report(n, path, fmt.Sprintf("1 to %d bytes of printable text", maxLabel),
 			quoted(label)+" cannot name an experiment", "use a short name such as "+exampleLabel)
-		return false
-	}
-	if i := slices.IndexFunc(before, func(e experiment) bool { return e.label == label }); i >= 0 {
+	case first >= 0:
+		at := before[first].at
 		d.report(n, path, "each experiment has a name of its own", "two experiments are named "+quote(label),
-			fmt.Sprintf("rename one of them; the first is on line %d", before[i].at.Line)).Related = []Position{before[i].at}
-		return false
+			fmt.Sprintf("rename one of them; the first is on line %d", at.Line)).Related = []Position{at}
 	}
-	return true
 }
 
 // experimentParameters reads what e sets, which no experiment before may set.
 func (d *decoder) experimentParameters(n *yaml.Node, path string, e *experiment, before []experiment) {
-	d.parameters(n, path, &e.layer)
+	fields := d.parameters(n, path, &e.layer)
 	if n != nil && n.Kind == yaml.MappingNode && len(n.Content) == 0 {
 		d.report(n, path, "an experiment sets a parameter", "the experiment sets nothing",
 			"give it the parameters it is about, or remove it")
 	}
-	for key := range pairsOf(n) {
-		name := key.Value
+	for name, field := range fields {
 		i := slices.IndexFunc(before, func(e experiment) bool { _, ok := e.set[name]; return ok })
-		if i < 0 || d.bad[key] || !d.Has(name) {
+		if i < 0 || field.value == nil {
 			continue
 		}
-		v := d.report(key, join(path, name), "a parameter is set by one experiment",
+		v := d.report(field.key, join(path, name), "a parameter is set by one experiment",
 			fmt.Sprintf("%s is set by the experiment %s already", name, quote(before[i].label)),
 			"an instance may be in both: remove it from one of them")
 		v.Parameter, v.Related = name, []Position{before[i].set[name].at}

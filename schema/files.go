@@ -82,14 +82,14 @@ func (f *File) parse() (*yaml.Node, *Violation) {
 // asks it which files belong to a document.
 func Extends(environmentFile File) (paths []string) {
 	root, _ := environmentFile.parse()
-	if root == nil {
+	if root == nil || root.Kind != yaml.MappingNode {
 		return nil
 	}
-	for key, list := range pairsOf(root) {
-		if key.Value != keyExtends || list.Kind != yaml.SequenceNode {
+	for pair := range slices.Chunk(root.Content, 2) {
+		if pair[0].Value != keyExtends || pair[1].Kind != yaml.SequenceNode {
 			continue
 		}
-		for _, item := range list.Content {
+		for _, item := range pair[1].Content {
 			path := templateFile(item.Value)
 			if item.Kind == yaml.ScalarNode && templateName.MatchString(item.Value) && !slices.Contains(paths, path) && len(paths) < maxExtends {
 				paths = append(paths, path)

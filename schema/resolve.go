@@ -138,7 +138,6 @@ func (l *loader) files() (layers []layer, env *configFile) {
 		return nil, nil
 	}
 	if base := l.file(BaseFile, layerBase, baseKeys, nil); base != nil {
-		l.baseParameters = base.parametersAt
 		layers = append(layers, base.layer)
 	}
 	if env = l.file(l.environment.File(), layerEnvironment, environmentKeys, nil); env == nil {
@@ -258,7 +257,7 @@ func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
 	sets := [][]experiment{nil}
 	for _, e := range env.experiments {
 		sets = append(sets, []experiment{e})
-		member := e.counts && !l.review && InCohort(e.label, l.in.Instance, e.percent)
+		member := !l.review && InCohort(e.label, l.in.Instance, e.percent)
 		c.Experiments = append(c.Experiments, Membership{Name: e.label, Percent: e.percent, Member: member})
 		if member {
 			joined = append(joined, e)

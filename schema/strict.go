@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -167,9 +168,9 @@ func (d *decoder) refuse(n *yaml.Node, path string, depth int) {
 			"no key of this format needs more than a few levels; look for a bracket too many")
 	case n.Kind == yaml.MappingNode:
 		first := map[string]*yaml.Node{}
-		for key, value := range pairsOf(n) {
-			d.refuseKey(key, path, first)
-			d.refuse(value, join(path, key.Value), depth+1)
+		for pair := range slices.Chunk(n.Content, 2) {
+			d.refuseKey(pair[0], path, first)
+			d.refuse(pair[1], join(path, pair[0].Value), depth+1)
 		}
 	case n.Kind == yaml.SequenceNode:
 		for i, item := range n.Content {
