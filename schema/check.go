@@ -71,14 +71,12 @@ func float(v Value) float64 { f, _ := v.Float(); return f }
 // invalid returns the violation of a value that the parameter cannot be.
 func (p *Parameter) invalid(l literal) *Violation {
 	v := &Violation{Value: l.shown, Rule: p.Range, Message: fmt.Sprintf("Invalid value for %s: %s", p.Name, l.shown)}
-	switch near, ok := Suggest(l.text, p.Values); {
-	case ok:
-		v.Hint = fmt.Sprintf("did you mean %s?", near)
-	case p.Type == "string":
-		v.Hint = "use " + strings.Join(p.Values, ", ")
-	case p.Type == "bool":
+	switch p.Type {
+	case "string":
+		v.Hint = suggestion(l.text, p.Values, "use "+strings.Join(p.Values, ", "))
+	case "bool":
 		v.Hint = "use true or false"
-	case p.Type == "int":
+	case "int":
 		v.Hint = fmt.Sprintf("use an integer from %v to %v", p.Minimum, p.Maximum)
 	default:
 		v.Hint = fmt.Sprintf("use a number from %v to %v", p.Minimum, p.Maximum)

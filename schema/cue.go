@@ -194,8 +194,10 @@ func (r *reader) index(file *ast.File) {
 				r.compared = append(r.compared, text)
 			}
 		case *ast.Comprehension:
-			if len(path) > 0 && path[0] == defParameters && len(path) < 3 { // outside of a rule
-				r.checkConditions(n)
+			for _, clause := range n.Clauses {
+				if len(path) > 0 && path[0] == defParameters && len(path) < 3 { // outside of a rule
+					r.checkCondition(clause)
+				}
 			}
 		case *ast.Field:
 			r.indexField(path, n)
@@ -240,21 +242,19 @@ func (r *reader) indexField(path []string, f *ast.Field) {
 	}
 }
 
-// checkConditions refuses a condition on more than the environment: ranges are read
+// checkCondition refuses a condition on more than the environment: ranges are read
 // before there are values.
-func (r *reader) checkConditions(c *ast.Comprehension) {
-	for _, clause := range c.Clauses {
-		if _, ok := clause.(*ast.IfClause); !ok {
-			r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
-		}
-		ast.Walk(clause, func(n ast.Node) bool {
-			if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment {
-				r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
-					"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment)
-			}
-			return true
-		}, nil)
+func (r *reader) checkCondition(clause ast.Clause) {
+	if _, ok := clause.(*ast.IfClause); !ok {
+		r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
 	}
+	ast.Walk(clause, func(n ast.Node) bool {
+		if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment {
+			r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
+				"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment)
+		}
+		return true
+	}, nil)
 }
 
 func labelOf(d ast.Decl) string {
@@ -319,7 +319,8 @@ func (r *reader) extend(own *ast.File) *ast.File {
 func (r *reader) readEnvironments(root cue.Value) {
 	fields, err := lookup(root, defEnvironments).Fields()
 	if err != nil {
-		r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}", "%s is missing or not a struct", defEnvironments)
+		r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}",
+			"%s is missing or not a struct", defEnvironments)
 	}
 	for fields.Next() {
 		name := fields.Selector().Unquoted()

@@ -20,12 +20,10 @@ type object = map[string]any
 
 // JSONSchema describes the configuration files in JSON Schema, for editors
 // (yaml-language-server, which speaks draft 7 and below) and
-// GET /v1/config/schema. One schema fits all files, since an editor finds it by
-// the same line everywhere: a file that says its environment is an
-// environment's, any other one is base.yaml or a template, must have
-// parameters, and can neither extend nor experiment. It cannot say what
-// depends on a file's name, on the other files or on the spelling of YAML:
-// `agent validate` does.
+// GET /v1/config/schema. One schema fits all files: a file that says its
+// environment is an environment's, any other one is base.yaml or a template. It
+// cannot say what depends on a file's name, on the other files or on the
+// spelling of YAML: `agent validate` does.
 func (s *Schema) JSONSchema() ([]byte, error) {
 	var schema object
 	if err := json.Unmarshal(filesSchema, &schema); err != nil {

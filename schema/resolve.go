@@ -20,7 +20,7 @@ const (
 	layerSchema      = "schema"
 )
 
-// An Origin is the Provenance of one parameter: the place that set it.
+// An Origin is the place that set a parameter.
 type Origin struct {
 	Position
 	// Layer is "base", "template:NAME", "environment", "experiment:NAME", or
@@ -40,8 +40,7 @@ type Membership struct {
 	Member  bool   `json:"member"`
 }
 
-// A Configuration is a set of files that were loaded and found valid for one
-// instance.
+// A Configuration is what valid files give one instance.
 type Configuration struct {
 	Parameters  Parameters
 	Provenance  Provenance
@@ -51,20 +50,15 @@ type Configuration struct {
 
 // An Input is the files of one environment, as a source has them.
 type Input struct {
-	// Files are base.yaml, the environment's file and the templates. One that
-	// does not exist is not among them, which is a violation.
-	Files []File
-	// Commit is the commit they are from, "" for files that no commit names.
-	Commit string
-	// Instance decides which experiments apply.
-	Instance string
+	Files    []File // base.yaml, the environment's file and the templates that exist
+	Commit   string // "" for files that no commit names
+	Instance string // decides which experiments apply
 }
 
 // Load turns files into the Configuration of one instance, or into all the
-// Violations they have; exactly one is not nil. What follows only from another
-// violation is left out: a parameter is not called missing while a file that may
-// set it cannot be read. Load keeps no state and may be called from any
-// goroutine. It takes well under a millisecond for files as people write them.
+// Violations they have; exactly one is not nil. It keeps no state, may be called
+// from any goroutine, and takes well under a millisecond for files as people
+// write them.
 func (r *Rules) Load(in Input) (*Configuration, *Violations) { return r.load(in, false) }
 
 // Review is Load for all instances at once: every combination of experiments is
@@ -96,9 +90,8 @@ type loader struct {
 	found  Violations
 	// incomplete: a layer is missing or was not read in full, so that what the
 	// layers give together is unknown.
-	incomplete bool
-	// baseParameters is where base.yaml has its parameters; Check has no files.
-	baseParameters Position
+	incomplete     bool
+	baseParameters Position // where base.yaml has its parameters; Check has no files
 }
 
 // try returns the violations that load adds. A panic in CUE or YAML becomes one
@@ -156,23 +149,20 @@ func (l *loader) files() (layers []layer, env *configFile) {
 func (l *loader) file(path, layerName string, known []string, from *template) *configFile {
 	const maxRefusal = 200 // bytes
 	var root *yaml.Node
-	var v *Violation
 	i := slices.IndexFunc(l.in.Files, func(f File) bool { return f.Path == path })
-	switch {
-	case i < 0:
+	if i < 0 {
 		l.missingFile(path, from)
-	case l.in.Files[i].Refused != "":
-		why, hint, _ := strings.Cut(l.in.Files[i].Refused, "; ")
+	} else if why, hint, _ := strings.Cut(l.in.Files[i].Refused, "; "); why != "" {
 		v := l.add(Position{File: path}, "a readable file inside the configuration directory",
 			"the file "+shorten(why, maxRefusal, escape), shorten(cmp.Or(hint, "replace it by a regular file"), maxRefusal, escape))
 		if from != nil {
 			v.Related = []Position{from.at}
 		}
-	default:
-		root, v = l.in.Files[i].parse()
-	}
-	if v != nil {
-		l.add(Position{path, v.Line, v.Column}, v.Rule, v.Message, v.Hint).Value = v.Value
+	} else {
+		var v *Violation
+		if root, v = l.in.Files[i].parse(); v != nil {
+			l.add(Position{path, v.Line, v.Column}, v.Rule, v.Message, v.Hint).Value = v.Value
+		}
 	}
 	if root == nil {
 		l.incomplete = true
@@ -183,11 +173,14 @@ func (l *loader) file(path, layerName string, known []string, from *template) *c
 
 func (l *loader) missingFile(path string, from *template) {
 	if from != nil {
-		hint := "create it or remove the entry"
-		if s, ok := Suggest(from.name, l.templates()); ok {
-			hint = fmt.Sprintf("did you mean %s?", s)
+		var templates []string
+		for _, f := range l.in.Files {
+			if name, ok := ParseTemplatePath(f.Path); ok {
+				templates = append(templates, name)
+			}
 		}
-		v := l.add(from.at, "a template that is extended exists", path+" does not exist", hint)
+		v := l.add(from.at, "a template that is extended exists", path+" does not exist",
+			suggestion(from.name, templates, "create it or remove the entry"))
 		v.Path, v.Value = from.path, from.name
 		return
 	}
@@ -197,15 +190,6 @@ func (l *loader) missingFile(path string, from *template) {
 			" and what differs from base.yaml, or point the agent at another directory or environment"
 	}
 	l.add(Position{File: path}, "base.yaml and the environment's file exist", "the file does not exist", hint)
-}
-
-func (l *loader) templates() (names []string) {
-	for _, f := range l.in.Files {
-		if name, ok := ParseTemplatePath(f.Path); ok {
-			names = append(names, name)
-		}
-	}
-	return names
 }
 
 // An effective set is what some layers give together: the topmost setting of
@@ -334,7 +318,8 @@ func (l *loader) checkMissing(e effective) {
 		if l.incomplete || !absent(p.Name) || !p.Required && !needed[p.Name] {
 			continue
 		}
-		v := l.add(l.baseParameters, "every parameter is set", p.Name+" is missing", fmt.Sprintf("set it, for instance to the default, %v", p.Default))
+		v := l.add(l.baseParameters, "every parameter is set", p.Name+" is missing",
+			fmt.Sprintf("set it, for instance to the default, %v", p.Default))
 		v.Path, v.Parameter = p.Name, p.Name
 		if l.baseParameters.File != "" {
 			v.Path, v.Message = keyParameters+"."+p.Name, p.Name+" is not set in any file"

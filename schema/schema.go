@@ -2,6 +2,7 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"fmt"
@@ -49,26 +50,20 @@ type relation struct {
 // of parameter_info in GET /v1/config/schema, by name.
 type Parameter struct {
 	Name string `json:"-"`
-	// Type is "int", "number", "bool" or "string".
-	Type string `json:"type"`
+	Type string `json:"type"` // "int", "number", "bool" or "string"
 	// Range is "64-16384" for a number, "true/false" for a bool and
 	// "int8|int4" for a string.
 	Range string `json:"range"`
 	// Minimum and Maximum are inclusive; zero for a bool and a string.
-	Minimum Value `json:"minimum,omitzero"`
-	Maximum Value `json:"maximum,omitzero"`
-	// Values lists what a string may be.
-	Values []string `json:"values,omitempty"`
-	// Default is zero for an optional parameter that has none.
-	Default Value `json:"default"`
-	// Required: some layer must set it.
-	Required bool `json:"required"`
+	Minimum  Value    `json:"minimum,omitzero"`
+	Maximum  Value    `json:"maximum,omitzero"`
+	Values   []string `json:"values,omitempty"` // what a string may be
+	Default  Value    `json:"default"`          // zero if an optional parameter has none
+	Required bool     `json:"required"`         // some layer must set it
 	// Managed: the server is always told a value, the default where no layer
-	// sets one. A parameter that is neither required nor managed is left to the
-	// server until a layer sets it.
+	// sets one. Others are left to the server until a layer sets them.
 	Managed bool `json:"managed"`
-	// Critical: the engine rebuilds components to take a new value; Apply says
-	// the same, as ApplyRebuild or ApplyHot.
+	// Critical: Apply is ApplyRebuild, not ApplyHot.
 	Critical    bool   `json:"critical"`
 	Apply       string `json:"apply"`
 	Unit        string `json:"unit,omitempty"`
@@ -106,12 +101,7 @@ func (s *Schema) first() *Rules { return s.rules[s.environments[0]] }
 func (s *Schema) Environments() []Environment { return slices.Clone(s.environments) }
 
 // Label returns the environment label that the server is told.
-func (s *Schema) Label(env Environment) string {
-	if label, ok := s.labels[env]; ok {
-		return label
-	}
-	return string(env)
-}
+func (s *Schema) Label(env Environment) string { return cmp.Or(s.labels[env], string(env)) }
 
 // ParseEnvironment returns the environment of that name. The error names them
 // all, and the one that was probably meant.

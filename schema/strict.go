@@ -164,7 +164,8 @@ func (d *decoder) refuse(n *yaml.Node, path string, depth int) {
 	switch {
 	case d.refuseMarks(n, path):
 	case n.Kind != yaml.ScalarNode && depth > maxNesting:
-		d.refuseNode(n, path, fmt.Sprintf("at most %d levels of nesting", maxNesting), fmt.Sprintf("nesting is deeper than %d levels", maxNesting),
+		d.refuseNode(n, path, fmt.Sprintf("at most %d levels of nesting", maxNesting),
+			fmt.Sprintf("nesting is deeper than %d levels", maxNesting),
 			"no key of this format needs more than a few levels; look for a bracket too many")
 	case n.Kind == yaml.MappingNode:
 		first := map[string]*yaml.Node{}

@@ -30,19 +30,14 @@ func (p Position) String() string {
 // A Violation is one broken rule of a configuration.
 type Violation struct {
 	Position
-	// Path is where in the file: "parameters.cache_ttl_seconds".
-	Path string `json:"path,omitempty"`
-	// Parameter is the parameter concerned, if it is one.
-	Parameter string `json:"parameter,omitempty"`
-	// Value is what the file says, as written, at most 80 bytes.
-	Value string `json:"value,omitempty"`
-	// Rule is the rule that is broken: "64-16384", "known keys only".
-	Rule string `json:"rule"`
+	Path      string `json:"path,omitempty"`      // where in the file: "parameters.cache_ttl_seconds"
+	Parameter string `json:"parameter,omitempty"` // the parameter concerned, if it is one
+	Value     string `json:"value,omitempty"`     // what the file says, as written, at most 80 bytes
+	Rule      string `json:"rule"`                // what is broken: "64-16384", "known keys only"
 	// Message says what is wrong, Hint what to do, each on one line.
-	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
-	// Related are the other places concerned, such as the other operand.
-	Related []Position `json:"related,omitempty"`
+	Message string     `json:"message"`
+	Hint    string     `json:"hint,omitempty"`
+	Related []Position `json:"related,omitempty"` // the other places concerned, such as the other operand
 }
 
 // String returns the violation on one line, as compilers write it:
@@ -82,10 +77,8 @@ const MaxViolations = 100
 // Violations are all the broken rules of a configuration, found in one pass, in
 // order of file, line and column.
 type Violations struct {
-	// List holds the first MaxViolations.
-	List []Violation
-	// Total counts them all.
-	Total int
+	List  []Violation // the first MaxViolations
+	Total int         // counts them all
 }
 
 // add adds a violation and returns it, good until the next one is added. However
@@ -160,10 +153,15 @@ func shorten(s string, limit int, show func(string) string) string {
 
 // didYouMean is the hint for a name that is not one of the candidates.
 func didYouMean(name string, candidates []string) string {
+	return suggestion(name, candidates, "it is one of "+strings.Join(candidates, ", "))
+}
+
+// suggestion is the hint that names the candidate that was meant, if there is one.
+func suggestion(name string, candidates []string, otherwise string) string {
 	if s, ok := Suggest(name, candidates); ok {
 		return fmt.Sprintf("did you mean %s?", s)
 	}
-	return "it is one of " + strings.Join(candidates, ", ")
+	return otherwise
 }
 
 // maxWord bounds the words that Suggest compares, in bytes: a longer one is no
