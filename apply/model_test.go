@@ -31,6 +31,9 @@ func TestModel(t *testing.T) {
 	steps, sequences, failing, most := 0, 0, false, *modelSteps
 	if most == 0 {
 		most = 800
+		if raceDetector { // make test plays all without it
+			most = 200
+		}
 		set(t, "rapid.seed", "4")
 	}
 	set(t, "rapid.checks", fmt.Sprint(most)) // at most; see below

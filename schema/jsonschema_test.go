@@ -117,6 +117,7 @@ func compile(t *testing.T, text []byte) *jsonschema.Schema {
 // file of a good case is taken, and of every bad case a file is refused, but
 // for what a JSON Schema cannot say.
 func TestJSONSchemaOnTheCorpus(t *testing.T) {
+	withoutRaceDetector(t)
 	for name, schema := range oneParameterMore(t) {
 		t.Run(name, func(t *testing.T) { testJSONSchemaOnTheCorpus(t, schema) })
 	}

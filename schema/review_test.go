@@ -35,6 +35,7 @@ func TestReview(t *testing.T) {
 // A review checks the experiments together that set operands of one rule, and
 // no other ones: however many experiments there are, that is soon done.
 func TestReviewOfManyExperiments(t *testing.T) {
+	withoutRaceDetector(t)
 	var parameters, defaults, rules, list strings.Builder
 	const n = 2 * maxRuleOperands
 	for i := range n {

@@ -116,10 +116,20 @@ func unique(line string) string {
 	return b.String()
 }
 
+// withoutRaceDetector skips a test that computes a lot in one goroutine: it
+// takes ten times as long with the race detector, which sees nothing there.
+func withoutRaceDetector(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("runs without the race detector only; make test does both")
+	}
+}
+
 // No bytes may stop the agent: each hostile text is refused within bounds, as an
 // environment's file, as base.yaml and by Extends, and so is a document of the
 // worst ones.
 func TestHostileBytes(t *testing.T) {
+	withoutRaceDetector(t)
 	worst := []string{"empty keys", "colons", "duplicates", "aliases", "unknown keys", "unknown parameters"} // measured of all
 	for name, text := range hostile() {
 		t.Run(name, func(t *testing.T) {
@@ -232,6 +242,10 @@ func TestCheckTemplate(t *testing.T) {
 	if v := production().CheckTemplate(File{Path: "templates/a.yaml", Refused: "is a named pipe, not a regular file"}); v == nil || !strings.Contains(v.Error(), "named pipe") {
 		t.Errorf("a pipe: %v", v)
 	}
+}
+
+func TestHostileTemplates(t *testing.T) {
+	withoutRaceDetector(t)
 	for name, text := range hostile() {
 		bounded(t, func() {
 			if v := production().CheckTemplate(File{Path: "templates/a.yaml", Bytes: text}); v == nil {
@@ -382,6 +396,7 @@ func TestLoadIsConcurrentAndRepeatable(t *testing.T) {
 
 // CUE keeps nothing of the values that it was asked about.
 func TestChecksDoNotGrow(t *testing.T) {
+	withoutRaceDetector(t)
 	r := production()
 	check := func(i int) {
 		p := r.Defaults().With("esn_reservoir_size", Int(64+i%16000)).With("cache_ttl_seconds", Int(1+i))

@@ -56,12 +56,9 @@ func heap() int64 {
 // What is accounted is what the heap grows by, within a quarter; beside what
 // runs, a network that is built and not yet swapped in counts too.
 func TestMemoryIsWhatTheHeapGrowsBy(t *testing.T) {
+	withoutRaceDetector(t)
 	newEngine(t, Options{}) // what is made once
-	all := []parameters{sized(64, 2, 1), sized(512, 4, 8), sized(2048, 64, 4), sized(4096, 1, 32), sized(16384, 4, 8)}
-	if raceDetector {
-		all = all[:3] // the others take a minute
-	}
-	for _, p := range all {
+	for _, p := range []parameters{sized(64, 2, 1), sized(512, 4, 8), sized(2048, 64, 4), sized(4096, 1, 32), sized(16384, 4, 8)} {
 		before := heap()
 		e := newEngine(t, Options{})
 		look := func(what string) {
@@ -90,6 +87,7 @@ func TestMemoryIsWhatTheHeapGrowsBy(t *testing.T) {
 
 // While it is built, the heap holds no more than what was reserved for it.
 func TestBuildingHoldsWhatWasReserved(t *testing.T) {
+	withoutRaceDetector(t)
 	p := sized(4096, 4, 2)
 	n := construct(t, p, 1)
 	before := heap()
@@ -103,6 +101,7 @@ func TestBuildingHoldsWhatWasReserved(t *testing.T) {
 }
 
 func TestMemoryLimit(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	p := sized(2048, 4, 8)
 	limit := fixedBytes + newDesk(maxFeatures).bytes() + footprint(p) + building(p)
@@ -144,6 +143,7 @@ func TestMemoryLimit(t *testing.T) {
 // The way out that a refusal names is one: what it offers is taken, one more is
 // not.
 func TestRefusalsSayWhatFits(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	e := newEngine(t, Options{MemoryLimit: 8 << 20})
 	offer := regexp.MustCompile(`up to ([0-9]+) units fit now`)

@@ -10,6 +10,15 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
+// withoutRaceDetector skips a test that computes a lot in one goroutine: it
+// takes ten times as long with the race detector, which sees nothing there.
+func withoutRaceDetector(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("runs without the race detector only; make test does both")
+	}
+}
+
 func sized(size, depth, order int) parameters {
 	p := defaults()
 	p.ESNReservoirSize, p.MaxMembraneDepth, p.BSeriesMaxOrder = size, depth, order
@@ -74,6 +83,7 @@ func dense(n *network) *mat.Dense {
 }
 
 func TestSpectralRadius(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	for _, p := range []parameters{sized(64, 1, 8), sized(64, 2, 8), sized(128, 1, 8), sized(160, 4, 8)} {
 		for seed := range uint64(3) {
@@ -96,6 +106,7 @@ func TestSpectralRadius(t *testing.T) {
 // Larger matrices are asked by a power iteration that knows nothing of
 // membranes: after many rounds the growth of a vector is the spectral radius.
 func TestSpectralRadiusOfLargeNetworks(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	const lead, rounds = 300, 700
 	for _, p := range []parameters{sized(1024, 1, 8), sized(2048, 4, 8), sized(2048, 64, 8)} {
@@ -132,6 +143,7 @@ func TestSpectralRadiusOfLargeNetworks(t *testing.T) {
 }
 
 func TestFootprintIsWhatIsAllocated(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	for _, p := range []parameters{sized(64, 1, 1), sized(512, 4, 8), sized(2048, 32, 4), sized(256, 8, 32)} {
 		n := school(t, p, 1)
@@ -219,6 +231,7 @@ func errorOfStep(t *testing.T, order int, leak float64) float64 {
 // and Wanner, II.1): half the length, 2^(p+1) times less. Terms below tolerance
 // are left out, so the steps are as long as keeps the errors above it.
 func TestOrderIsTheOrderOfTheMethod(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	for order, leak := range map[int]float64{1: 0.2, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6, 8: 0.8} {
 		whole, half := errorOfStep(t, order, leak), errorOfStep(t, order, leak/2)
@@ -259,6 +272,7 @@ func TestLinearUnitsFollowTheExponential(t *testing.T) {
 }
 
 func TestHardDrivenUnitsStayBounded(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	n := construct(t, sized(128, 2, 32), 1)
 	w := newWorkspace(128, 32, n.largest, 128)
@@ -303,21 +317,17 @@ func errorOf(t *testing.T, n *network) float64 {
 // one; geometric, for errors differ by factors.
 func meanError(t *testing.T, p parameters) float64 {
 	t.Helper()
-	seeds, logs := 3, 0.0
-	if raceDetector { // which makes it slow, and sees nothing here
-		seeds = 2
-	}
+	const seeds = 3
+	logs := 0.0
 	for seed := range uint64(seeds) {
 		logs += math.Log(errorOf(t, school(t, p, seed)))
 	}
-	return math.Exp(logs / float64(seeds))
+	return math.Exp(logs / seeds)
 }
 
 // Beyond 2048 units the lessons are the limit, not the units.
 func TestLargerReservoirsPredictBetter(t *testing.T) {
-	if raceDetector {
-		t.Skip("half a minute with the race detector, which sees nothing here; make test runs it without, too")
-	}
+	withoutRaceDetector(t)
 	t.Parallel()
 	last := 0.05 // what no size may exceed
 	for _, size := range []int{128, 512, 2048} {
@@ -333,9 +343,7 @@ func TestLargerReservoirsPredictBetter(t *testing.T) {
 // From order 8 on, what the series leaves out is less than what the readout
 // errs by anyway.
 func TestHigherOrdersPredictBetter(t *testing.T) {
-	if raceDetector {
-		t.Skip("half a minute with the race detector, which sees nothing here; make test runs it without, too")
-	}
+	withoutRaceDetector(t)
 	t.Parallel()
 	last := math.Inf(1)
 	for _, order := range []int{1, 2, 4, 6, 8} {
@@ -352,6 +360,7 @@ func TestHigherOrdersPredictBetter(t *testing.T) {
 }
 
 func TestEqualSeedsGiveEqualForecasts(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	series := mackeyGlass(50)
 	a, errA := school(t, sized(128, 4, 8), 7).forecast(t.Context(), series, 30)

@@ -54,6 +54,7 @@ func TestProcessForecasts(t *testing.T) {
 // Short series, and such as no lesson was like, get forecasts that are not
 // absurd, whatever the order.
 func TestForecastsStayPlausible(t *testing.T) {
+	withoutRaceDetector(t)
 	t.Parallel()
 	for _, order := range []int{1, 2, 8} {
 		n := school(t, sized(512, 4, order), 0)
