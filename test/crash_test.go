@@ -30,8 +30,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	dir := t.TempDir()
-	agent, crash := filepath.Join(dir, "agent"), filepath.Join(dir, "crash")
-	buildStatic(t, agent)
+	agent, crash := shippedAgent(t), filepath.Join(dir, "crash")
 	build := exec.Command("go", "build", "-o", crash, "./crash")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -275,7 +275,7 @@ type runningPod struct {
 func (d *deployment) start(t *testing.T) *runningPod {
 	p := &runningPod{deployment: d, t: t, volumes: t.TempDir(), log: &lockedBuffer{}}
 	image := t.TempDir()
-	buildStatic(t, filepath.Join(image, "agent"))
+	copyShipped(t, filepath.Join(image, "agent"))
 	for _, v := range d.set.Spec.Template.Spec.Volumes {
 		dir := filepath.Join(p.volumes, v.Name)
 		must(t, os.Mkdir(dir, 0o755))

@@ -63,7 +63,7 @@ func prepareMachine(t *testing.T) (dir string) {
 	must(t, os.CopyFS(filepath.Join(dir, "config"), os.DirFS("../examples/config")))
 	must(t, os.CopyFS(filepath.Join(dir, "units"), os.DirFS(systemdUnits)))
 	must(t, os.CopyFS(dir, os.DirFS("python")))
-	buildStatic(t, filepath.Join(dir, "agent"))
+	copyShipped(t, filepath.Join(dir, "agent"))
 	for name, text := range map[string]string{
 		"sysinit.target": "[Unit]\n", "basic.target": "[Unit]\n", "shutdown.target": "[Unit]\n",
 		"multi-user.target":  "[Unit]\nWants=dtesn-agent.service\n",

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -41,13 +42,52 @@ func waitFor(t *testing.T, look func() string) {
 	}
 }
 
-// buildStatic builds the agent as it is shipped.
-func buildStatic(t *testing.T, to string) {
-	t.Helper()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, "./cmd/agent")
+// buildShipped builds the agent as it is shipped, once for all tests.
+var buildShipped = sync.OnceValues(func() (program string, err error) {
+	dir, err := os.MkdirTemp("", "dtesn-agent-test-")
+	if err != nil {
+		return "", err
+	}
+	program = filepath.Join(dir, "agent")
+	shippedDir.Store(&dir)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./cmd/agent")
 	cmd.Dir, cmd.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return program, nil
+})
+
+// shippedDir is the directory that buildShipped made, if it did.
+var shippedDir atomic.Pointer[string]
+
+func removeShipped() {
+	if dir := shippedDir.Load(); dir != nil {
+		_ = os.RemoveAll(*dir)
+	}
+}
+
+// shippedAgent is the path of the agent as it is shipped. The command "agent"
+// is this binary instead, with the race detector if the test has it. It takes
+// ten times as long to start then, and far longer to train an embedded engine.
+func shippedAgent(t *testing.T) string {
+	t.Helper()
+	program, err := buildShipped()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// copyShipped puts the agent as it is shipped where a test wants it.
+func copyShipped(t *testing.T, to string) {
+	t.Helper()
+	program, err := os.ReadFile(shippedAgent(t))
+	if err == nil {
+		err = os.WriteFile(to, program, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -244,7 +244,7 @@ func TestGitProgress(t *testing.T) {
 		slow.Store(slowly)
 		state, err := os.MkdirTemp(f.dir, "run")
 		ok(t, err)
-		args := []string{"agent", "run", "--once", "--environment", "testing", "--repo", url, "--config", "config", "--embedded-engine", "--state", state, "--listen", "127.0.0.1:0"}
+		args := []string{f.program, "run", "--once", "--environment", "testing", "--repo", url, "--config", "config", "--embedded-engine", "--state", state, "--listen", "127.0.0.1:0"}
 		if terminal {
 			args = []string{"script", "-qec", strings.Join(args, " "), os.DevNull}
 		}

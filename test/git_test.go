@@ -27,13 +27,14 @@ type follower struct {
 	state, log      string
 	wrap            []string // a command that runs the agent, if it is not to be run itself
 	env             []string // besides the test's
+	program         string   // the agent
 	cmd             *exec.Cmd
 }
 
 func newFollower(t *testing.T) *follower {
 	t.Helper()
 	dir := t.TempDir()
-	f := &follower{t: t, dir: dir, work: filepath.Join(dir, "work"), bare: filepath.Join(dir, "config.git"), state: filepath.Join(dir, "s"), log: filepath.Join(dir, "log")}
+	f := &follower{t: t, dir: dir, work: filepath.Join(dir, "work"), bare: filepath.Join(dir, "config.git"), state: filepath.Join(dir, "s"), log: filepath.Join(dir, "log"), program: shippedAgent(t)}
 	ok(t, os.CopyFS(filepath.Join(f.work, "config"), os.DirFS("../examples/config")))
 	f.git("init", "-q", "-b", "main")
 	f.git("init", "-q", "--bare", "-b", "main", f.bare)
@@ -90,7 +91,7 @@ func (f *follower) start(repo string, flags ...string) {
 	ok(f.t, err)
 	defer out.Close()
 	args := slices.Concat(f.wrap, []string{
-		"agent", "run", "--environment", "testing", "--repo", repo, "--config", "config",
+		f.program, "run", "--environment", "testing", "--repo", repo, "--config", "config",
 		"--embedded-engine", "--state", f.state, "--listen", "127.0.0.1:0",
 	}, flags)
 	f.cmd = exec.Command(args[0], args[1:]...)
@@ -186,6 +187,7 @@ func TestGitServers(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			f := newFollower(t)
+			f.program = "agent" // with the race detector, if the test has it
 			repo, flags, away, back := way(t, f)
 			f.start(repo, flags...)
 			f.runs(1)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,15 +23,29 @@ import (
 	"dtesn-agent/schema"
 )
 
-// TestMain lets this binary be the agent, so that stories run the real program
-// as processes that can be killed, with the race detector if the test has it.
+// TestMain lets this binary be the command "agent", so that tests run the real
+// program as processes that can be killed, with the race detector if the test
+// has it. Tests that start an embedded engine run shippedAgent instead.
 func TestMain(m *testing.M) {
 	if os.Getenv("GORACE") == "" {
 		// else each agent that ends sleeps for a second, for races of its last moment
 		_ = os.Setenv("GORACE", "atexit_sleep_ms=20")
 	}
-	testscript.Main(m, map[string]func(){"agent": func() { os.Exit(cli.Main()) }})
+	testscript.Main(cleaned{m}, map[string]func(){"agent": func() { os.Exit(cli.Main()) }})
 }
+
+// cleaned runs the tests and removes what they built for all of them.
+type cleaned struct{ *testing.M }
+
+func (c cleaned) Run() int {
+	defer removeShipped()
+	return c.M.Run()
+}
+
+// racedStories run the agent with the race detector. The others are about what
+// one command prints, or start an embedded engine again and again: with it, all
+// of them took seven times as much of the processor.
+var racedStories = []string{"faults", "tour"}
 
 // TestStories runs stories/*.txt. Besides testscript's own commands there are
 //
@@ -43,6 +58,7 @@ func TestMain(m *testing.M) {
 // has $PORT and $URL for its agent. A base.yaml that begins with "parameters:" is
 // completed by the defaults of what it does not set.
 func TestStories(t *testing.T) {
+	shipped := shippedAgent(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "stories",
 		Setup: func(env *testscript.Env) error {
@@ -52,6 +68,9 @@ func TestStories(t *testing.T) {
 			env.Setenv("S", "http://127.0.0.1:"+port+"/v1/config/status")
 			env.Setenv("GIT_CONFIG_GLOBAL", os.DevNull)
 			env.Setenv("GORACE", os.Getenv("GORACE"))
+			if story := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-"); !slices.Contains(racedStories, story) {
+				env.Setenv("PATH", filepath.Dir(shipped)+string(filepath.ListSeparator)+env.Getenv("PATH"))
+			}
 			return errors.Join(err, completeBases(env.WorkDir))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

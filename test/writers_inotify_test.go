@@ -40,6 +40,7 @@ func TestWritersInotifyLimit(t *testing.T) {
 	t.Parallel()
 	needsUserNamespaces(t)
 	s := newSite(t)
+	s.program = "agent" // with the race detector, if the test has it
 	limit := func(n int) {
 		t.Helper()
 		sh(t, s.root, `nsenter --user --preserve-credentials -t $PID sh -c "echo $N > /proc/sys/user/max_inotify_instances"`,

@@ -33,6 +33,7 @@ const arrival = 15 * time.Second
 type site struct {
 	t           *testing.T
 	root, state string
+	program     string // the agent
 	// whole are the states that may reach the engine.
 	whole map[schema.Digest]bool
 	cmd   *exec.Cmd
@@ -78,7 +79,7 @@ func text(p schema.Parameters, padding int) string {
 func newSite(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
-	s := &site{t: t, root: filepath.Join(dir, "config"), state: filepath.Join(dir, "s"), whole: map[schema.Digest]bool{}}
+	s := &site{t: t, root: filepath.Join(dir, "config"), state: filepath.Join(dir, "s"), program: shippedAgent(t), whole: map[schema.Digest]bool{}}
 	s.put("base.yaml", baseText)
 	s.put("production.yaml", s.declare(0))
 	return s
@@ -107,7 +108,7 @@ func (s *site) start(n int, before []string, flags ...string) {
 
 func (s *site) launch(before []string, flags ...string) {
 	s.t.Helper()
-	args := append(append([]string{}, before...), "agent", "run", "--environment", "production", "--config", s.root,
+	args := append(append([]string{}, before...), s.program, "run", "--environment", "production", "--config", s.root,
 		"--embedded-engine", "--state", s.state, "--listen", "127.0.0.1:0", "--resync", "30s")
 	s.cmd = exec.Command(args[0], append(args[1:], flags...)...)
 	s.log = &lines{}
