@@ -247,7 +247,7 @@ func (r *Reconciler) displace(ctx context.Context, head *record.Record, f *fligh
 	}
 	back := applied != nil && r.same(c.Parameters, applied.Config)
 	// What an operator goes back from is held although it is still applied.
-	if r.holds(head.Held, c.Parameters) && !(back && head.Kind == record.KindChange) {
+	if r.holds(head.Held, c) && !(back && head.Kind == record.KindChange) {
 		return false, false
 	}
 	if !f.fresh && !f.asked {
@@ -538,7 +538,7 @@ func (r *Reconciler) heldText(h *record.Hold) string {
 		return "paused: nothing is tried until agent resume"
 	case r.seen.config == nil:
 		return "what ran is held until the source declares something else, or until agent resume; what the source shows now is not held, for it is not known what it would declare"
-	case !r.holds(h, r.seen.config.Parameters):
+	case !r.holds(h, r.seen.config):
 		return "what was held stays held until agent resume"
 	}
 	return "what the source declares is held until it changes, or until agent resume"

@@ -172,7 +172,7 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 	rec := record.Record{
 		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + q.Reason, Config: config,
 		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
-		Provenance: provenanceOf(config, target.Provenance), Experiments: target.Experiments, RollbackPoint: true,
+		Provenance: provenanceOf(config, &target.Record), Experiments: target.Experiments, RollbackPoint: true,
 		RequestedBy: &q.UID, Held: r.rollbackHold(q, config, target, head, applied),
 	}
 	r.fill(&rec, applied)
@@ -199,23 +199,30 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *record.Row, head, applied *record.Record) *record.Hold {
 	hold := q.newHold()
 	hold.Paused = q.Pause || (head.Held != nil && head.Held.Paused)
-	sets := []schema.Parameters{applied.Config, head.Config}
-	if r.engine.known {
-		sets = append(sets, r.managed(r.engine.reading))
-	}
+	sets := []*schema.Configuration{setOf(applied), setOf(head)}
 	if r.seen.config != nil {
-		sets = append(sets, r.seen.config.Parameters)
+		sets = append(sets, r.seen.config)
 	}
-	full := config
+	if r.engine.known {
+		sets = append(sets, r.readingSet(sets))
+	}
+	to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &target.Record)}
+	full := *to
 	for name, v := range target.Config.Map() {
 		if !r.opt.Rules.Has(name) {
-			full = full.With(name, v)
+			full.Parameters = full.Parameters.With(name, v)
 		}
 	}
-	hold.Entries = head.Held.Without(full, anyName)
-	for _, p := range sets {
-		if !r.same(p, config) && hold.Match(r.known(p), anyName) == nil {
-			hold.Entries = append(hold.Entries, r.entryOf(p, hold))
+	if head.Held != nil {
+		hold.Entries = slices.DeleteFunc(slices.Clone(head.Held.Entries), func(e record.Entry) bool { return r.matches(&e, &full, true) })
+	}
+	for _, c := range sets {
+		known := &schema.Configuration{Parameters: r.known(c.Parameters), Provenance: c.Provenance}
+		if r.same(c.Parameters, config) || r.matched(hold, known, true) {
+			continue
+		}
+		if e := r.entryOf(c, hold, to); !r.matches(&e, to, false) {
+			hold.Entries = append(hold.Entries, e)
 		}
 	}
 	if h := head.Held; h != nil && h.Paused {
@@ -225,6 +232,20 @@ func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *
 		return nil
 	}
 	return hold
+}
+
+// readingSet returns what the engine was read to run of the parameters that are
+// managed. What none of the sets declares is no more declared because it runs.
+func (r *Reconciler) readingSet(sets []*schema.Configuration) *schema.Configuration {
+	c := &schema.Configuration{Parameters: r.managed(r.engine.reading), Provenance: schema.Provenance{}}
+	for _, name := range c.Parameters.Names() {
+		if !slices.ContainsFunc(sets, func(s *schema.Configuration) bool {
+			return !s.Parameters.Get(name).IsZero() && s.Provenance[name].Layer != bySchema
+		}) {
+			c.Provenance[name] = schema.Origin{Layer: bySchema}
+		}
+	}
+	return c
 }
 
 // newHold returns an empty hold of the operator who asked.
@@ -243,15 +264,15 @@ func (q *request) pauseOf(head *record.Record) *record.Hold {
 }
 
 // provenanceOf returns the provenance of a rollback's parameters: that of the
-// target, and the schema for the defaults that it did not have.
-func provenanceOf(p schema.Parameters, target schema.Provenance) schema.Provenance {
+// target, and the schema for the values that it did not have.
+func provenanceOf(p schema.Parameters, target *record.Record) schema.Provenance {
 	all := schema.Provenance{}
 	for _, name := range p.Names() {
-		origin, ok := target[name]
-		if !ok {
-			origin = schema.Origin{Layer: "schema"}
+		if origin, ok := target.Provenance[name]; !target.Config.Get(name).Equal(p.Get(name)) {
+			all[name] = schema.Origin{Layer: bySchema}
+		} else if ok {
+			all[name] = origin
 		}
-		all[name] = origin
 	}
 	return all
 }
@@ -321,7 +342,9 @@ func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record
 			if rec.Outcome != record.Applied || !rec.RollbackPoint || !rec.Kind.Candidate() {
 				continue
 			}
-			if config := r.complete(ctx, &rec.Record); !r.same(config, head.Config) && r.valid(config) && head.Held.Match(config, r.opt.Rules.Has) == nil {
+			config := r.complete(ctx, &rec.Record)
+			to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &rec.Record)}
+			if !r.same(config, head.Config) && r.valid(config) && !r.matched(head.Held, to, false) {
 				return rec, nil
 			}
 		}

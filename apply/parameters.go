@@ -14,6 +14,9 @@ import (
 // another version: each may know parameters that the schema of today does not,
 // or lack some. All comparisons of parameters are made here.
 
+// bySchema is the layer of a value that no layer of the files declares.
+const bySchema = "schema"
+
 // known returns the part of p that the schema of today has. Nothing else is
 // sent, compared or held.
 func (r *Reconciler) known(p schema.Parameters) schema.Parameters { return r.opt.Rules.Known(p) }
@@ -174,24 +177,51 @@ func (r *Reconciler) hold() *record.Hold {
 	return r.opt.Store.Head().Hold()
 }
 
-// holds reports whether p must not be applied.
-func (r *Reconciler) holds(hold *record.Hold, p schema.Parameters) bool {
-	return hold.Holds(p, r.opt.Rules.Has)
+// setOf returns the parameters of a record and what set them.
+func setOf(s *record.Record) *schema.Configuration {
+	return &schema.Configuration{Parameters: s.Config, Provenance: s.Provenance}
 }
 
-// entryOf returns an entry of hold with what p has under the schema of today.
-func (r *Reconciler) entryOf(p schema.Parameters, hold *record.Hold) record.Entry {
-	e := record.EntryOf(r.known(p))
+// holds reports whether c must not be applied.
+func (r *Reconciler) holds(hold *record.Hold, c *schema.Configuration) bool {
+	return hold != nil && (hold.Paused || r.matched(hold, c, false))
+}
+
+// matched reports whether an entry of hold, which may be nil, matches c.
+func (r *Reconciler) matched(hold *record.Hold, c *schema.Configuration, whole bool) bool {
+	return hold != nil && slices.ContainsFunc(hold.Entries, func(e record.Entry) bool { return r.matches(&e, c, whole) })
+}
+
+// matches reports whether c has all values of the entry; if whole, also those of
+// parameters that the schema of today does not know. Where the entry has a
+// parameter as unset, so do the values that only the schema gives: the schema may
+// begin or cease to give one, or give another, and the files say what they said.
+func (r *Reconciler) matches(e *record.Entry, c *schema.Configuration, whole bool) bool {
+	p := c.Parameters.Select(func(name string) bool {
+		v, listed := e.Values[name]
+		rule := r.opt.Rules.Parameter(name)
+		isDefault := rule != nil && rule.Managed && c.Parameters.Get(name).Equal(rule.Default)
+		return !listed || !v.IsZero() || !isDefault && c.Provenance[name].Layer != bySchema
+	})
+	return e.Matches(p, func(name string) bool { return whole || r.opt.Rules.Has(name) })
+}
+
+// entryOf returns an entry of hold with what c has under the schema of today; what
+// no layer declared is unset. If that holds spared (nil for nothing) as well, the
+// entry has all values of c.
+func (r *Reconciler) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
+	e := record.EntryOf(r.known(c.Parameters))
 	for _, name := range r.opt.Rules.Names() {
-		e.Values[name] = p.Get(name) // what is unset counts too
+		if e.Values[name] = c.Parameters.Get(name); c.Provenance[name].Layer == bySchema {
+			e.Values[name] = schema.Value{}
+		}
 	}
 	e.By, e.Reason, e.Since, e.Requester = hold.By, hold.Reason, hold.Since, hold.Requester
+	if spared != nil && c.Provenance != nil && r.matches(&e, spared, false) {
+		return r.entryOf(&schema.Configuration{Parameters: c.Parameters}, hold, nil)
+	}
 	return e
 }
-
-// anyName is for comparing entries with all they have, also with parameters that
-// the schema of today does not know.
-func anyName(string) bool { return true }
 
 // dormant returns what is left of a hold when a change or the source ends it:
 // the entries with parameters that the schema of today does not have, which

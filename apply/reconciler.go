@@ -455,9 +455,9 @@ func (r *Reconciler) load(doc *document.Document, at time.Time) declared {
 func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	applied, hold := r.opt.Store.Applied(), r.hold()
 	differs := r.seen.config != nil && (applied == nil || !r.same(r.seen.config.Parameters, applied.Config))
-	held := r.seen.config != nil && hold != nil && r.holds(hold, r.seen.config.Parameters)
+	held := r.seen.config != nil && hold != nil && r.holds(hold, r.seen.config)
 	if held && !differs && !hold.Paused { // what is applied is held only by all that an entry has
-		held = hold.Match(r.seen.config.Parameters, anyName) != nil
+		held = r.matched(hold, r.seen.config, true)
 	}
 	tryable := differs && !held
 	r.clear("send", byProbation) // nothing is on its way

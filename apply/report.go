@@ -355,7 +355,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *record.Record) (State, 
 		return StateRefused, r.seen.refusal.Reason, r.seen.refusal.Hint
 	case r.seen.violations != nil:
 		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has"
-	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || !s.InSync && r.holds(s.Held, r.seen.config.Parameters)):
+	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || !s.InSync && r.holds(s.Held, r.seen.config)):
 		return StateHeld, heldReason(s.Held), heldHint(s.Held)
 	case s.InSync:
 		return StateInSync, "the engine runs what the source declares", ""
@@ -432,7 +432,7 @@ func (r *Reconciler) observation(hold *record.Hold) string {
 	}
 	changes := reversed(r.differences(r.engine.reading, r.seen.config.Parameters))
 	switch {
-	case r.holds(hold, r.seen.config.Parameters):
+	case r.holds(hold, r.seen.config):
 		return "would not try it, held: " + heldReason(hold)
 	case len(changes) > 0:
 		return "would apply: " + changesText(changes)

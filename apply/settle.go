@@ -7,6 +7,7 @@ import (
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
 )
 
 // reject puts the rejection of the candidate on record: a revert whose tree is
@@ -19,7 +20,11 @@ func (r *Reconciler) reject(ctx context.Context, head *record.Record, f *flight)
 		hold = &record.Hold{
 			By: f.verdict.by, Reason: f.verdict.reason, Since: record.Unix(time.Now()),
 		}
-		hold.Entries = []record.Entry{r.entryOf(head.Config, hold)}
+		var spared *schema.Configuration
+		if applied != nil {
+			spared = setOf(applied)
+		}
+		hold.Entries = []record.Entry{r.entryOf(setOf(head), hold, spared)}
 		if left := r.dormant(head.Held); left != nil {
 			hold.Entries = append(hold.Entries, left.Entries...)
 		}
@@ -317,5 +322,5 @@ func (r *Reconciler) replaceRefused(ctx context.Context, head *record.Record) (d
 // place of the settlement head.
 func (r *Reconciler) replaceable(head *record.Record) bool {
 	c := r.seen.config
-	return c != nil && !r.same(c.Parameters, head.Config) && !r.holds(head.Held, c.Parameters)
+	return c != nil && !r.same(c.Parameters, head.Config) && !r.holds(head.Held, c)
 }

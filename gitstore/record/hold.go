@@ -151,14 +151,6 @@ func (h *Hold) Holds(p schema.Parameters, known func(name string) bool) bool {
 	return h != nil && (h.Paused || h.Match(p, known) != nil)
 }
 
-// Without returns the entries that do not match p.
-func (h *Hold) Without(p schema.Parameters, known func(name string) bool) []Entry {
-	if h == nil {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(h.Entries), func(e Entry) bool { return e.Matches(p, known) })
-}
-
 // holdJSON is the JSON of a Hold.
 type holdJSON struct {
 	Paused    bool       `json:"paused"`
