@@ -9,6 +9,7 @@ import (
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 )
 
@@ -189,12 +190,71 @@ func (r *Reconciler) drive(ctx context.Context, head *record.Record) (more bool)
 	if !r.ready("send") || r.rival() {
 		return false
 	}
+	if before := r.completeBefore(head); before != nil && f.sends == 0 && !r.opt.Store.Retried() {
+		if !r.commitAgain(ctx, head, record.Record{Held: head.Held, RequestedBy: head.RequestedBy, Before: before}) {
+			return false
+		}
+		r.flight.fresh, r.flight.asked = f.fresh, f.asked // one that was found may have been sent
+		return true
+	}
 	if !f.fresh || f.sends > 0 {
 		if ok, more := r.mark(ctx, f); !ok {
 			return more
 		}
 	}
 	return r.deliver(ctx, head, f)
+}
+
+// completeBefore returns what ran before the candidate head with what the engine
+// did not report when it was committed, and reports now: only the record of what
+// is sent can say where a rejection goes back to. It is nil if nothing is missing.
+func (r *Reconciler) completeBefore(head *record.Record) *schema.Parameters {
+	applied := r.opt.Store.Applied()
+	var before *schema.Parameters
+	for _, name := range r.known(head.Config).Names() {
+		v := r.engine.reading.Parameters.Get(name)
+		if v.IsZero() || !valueIn(head.Before, name).IsZero() || applied != nil && !applied.Config.Get(name).IsZero() {
+			continue
+		}
+		if before == nil {
+			before = new(schema.Parameters)
+			if head.Before != nil {
+				*before = *head.Before
+			}
+		}
+		*before = before.With(name, v)
+	}
+	return before
+}
+
+// commitAgain commits the candidate head anew, with what rec says of the hold, of
+// who asked for it, and of what ran before, nil for what was read last. Who waits
+// for the one before waits for the new one. It reports whether that is on record.
+func (r *Reconciler) commitAgain(ctx context.Context, head *record.Record, rec record.Record) bool {
+	before := rec.Before
+	rec.Kind, rec.Description, rec.Config, rec.Source = head.Kind, head.Description, head.Config, head.Source
+	rec.Provenance, rec.Experiments, rec.RollbackPoint = head.Provenance, head.Experiments, true
+	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
+	r.fill(&rec, r.opt.Store.Applied())
+	if before != nil {
+		rec.Before = before
+	}
+	waiters, old := r.waiters, r.flightOf(head)
+	r.waiters = nil
+	snap, ok := r.commit(ctx, rec)
+	r.waiters = waiters
+	if !ok {
+		return false
+	}
+	f := r.flight // and what the engine did counts on
+	f.sends, f.deaths, f.lies, f.verdict, f.broken, f.sentTo = old.sends, old.deaths, old.lies, old.verdict, old.broken, old.sentTo
+	for _, w := range waiters {
+		if w.id == head.ID {
+			w.id = snap.ID
+			w.recorded.Store(&snap.ID)
+		}
+	}
+	return true
 }
 
 // waitForUpgrade looks after an engine that does not know all of the candidate,

@@ -109,7 +109,7 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 	case "rollback":
 		switch under := q.ID == "" && q.found != ""; {
 		case under && q.Pause && r.openRollback() != "":
-			if r.pauseRollback(ctx, q, head, applied) {
+			if r.pauseRollback(ctx, q, head) {
 				r.waiters = append(r.waiters, q)
 			}
 		case under && q.Pause && applied.ID == q.found && !(head.Held != nil && head.Held.Paused):
@@ -148,7 +148,7 @@ func (r *Reconciler) openRollback() string {
 // was under way when it came: who asks again means the same one.
 func (r *Reconciler) join(ctx context.Context, q *request) {
 	q.id = q.found
-	q.recorded.Store(&q.id)
+	q.recorded.Store(&q.found)
 	r.waiters = append(r.waiters, q)
 	if rec, err := r.opt.Store.Lookup(ctx, q.id); err == nil && rec.Outcome != record.Pending {
 		r.resolve(q.id, rec.Outcome, "it was under way when this order came")
@@ -357,32 +357,19 @@ func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record
 
 // pauseRollback puts the rollback under way on record anew, with a pause: what the
 // operator asked for first goes on. It reports whether it is on record.
-func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head, applied *record.Record) bool {
+func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head *record.Record) bool {
 	hold := *q.pauseOf(head)
 	if head.Held != nil {
 		hold.Reason += " (rolled back before: " + head.Held.Reason + ")"
 	}
-	rec := record.Record{
-		Kind: record.KindRollback, Description: head.Description, Config: head.Config, Source: head.Source,
-		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
-		RequestedBy: &q.UID, Held: &hold, OutcomeOf: &record.Settlement{ID: head.ID, Outcome: record.Superseded},
-	}
-	r.fill(&rec, applied)
-	waiters, before := r.waiters, r.flightOf(head)
-	r.waiters = nil // they wait for the new record
 	r.clear("commit")
-	snap, ok := r.commit(ctx, rec)
-	r.waiters = waiters
-	if !ok {
+	if !r.commitAgain(ctx, head, record.Record{Held: &hold, RequestedBy: &q.UID}) {
 		q.answer(Result{}, r.notRecorded(q, "commit"))
 		return false
 	}
-	f := r.flight // and what the engine did counts on
-	f.sends, f.deaths, f.lies, f.verdict, f.broken, f.sentTo = before.sends, before.deaths, before.lies, before.verdict, before.broken, before.sentTo
-	for _, w := range append(waiters, q) {
-		w.id = snap.ID
-		w.recorded.Store(&snap.ID)
-	}
+	id := r.flight.id
+	q.id = id
+	q.recorded.Store(&id)
 	return true
 }
 
@@ -394,7 +381,7 @@ func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *recor
 		return
 	}
 	if r.openRollback() != "" {
-		if r.pauseRollback(ctx, q, head, applied) {
+		if r.pauseRollback(ctx, q, head) {
 			q.answer(Result{Outcome: record.Applied, SnapshotID: q.id, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + q.id}, nil)
 		}
 		return

@@ -116,7 +116,8 @@ func (r *Reconciler) complete(ctx context.Context, s *record.Record) schema.Para
 }
 
 // valueBefore returns what the engine ran before the newest records began to set a
-// parameter, the zero Value if that is not on record.
+// parameter, the zero Value if that is not on record. A record that was not sent
+// may not know it: see completeBefore.
 func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
 	for before := ""; ; {
 		page, err := r.opt.Store.List(ctx, before, 50)
@@ -124,9 +125,9 @@ func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Val
 			if page[i].Config.Get(name).IsZero() {
 				return v
 			}
-			v = schema.Value{}
-			if b := page[i].Before; b != nil {
-				v = b.Get(name)
+			before := valueIn(page[i].Before, name)
+			if !before.IsZero() || page[i].Outcome != record.Superseded {
+				v = before
 			}
 		}
 		if err != nil || len(page) == 0 {
@@ -150,17 +151,20 @@ func (r *Reconciler) restored(ctx context.Context, s *record.Record, reading api
 		if !lacks(name) {
 			continue
 		}
-		before, isFirst, taken := r.opt.Rules.Parameter(name).Default, true, false
-		for _, c := range slices.Backward(candidates) { // the oldest one knows what ran before all of them
+		var before schema.Value
+		taken := false
+		for _, c := range slices.Backward(candidates) { // the oldest one that was sent knows what ran before all of them
 			v := c.Config.Get(name)
 			if v.IsZero() {
 				continue
 			}
-			if isFirst && c.Before != nil && !c.Before.Get(name).IsZero() {
-				before = c.Before.Get(name)
+			if before.IsZero() {
+				before = valueIn(c.Before, name)
 			}
-			isFirst = false
 			taken = taken || v.Equal(reading.Parameters.Get(name))
+		}
+		if before.IsZero() {
+			before = r.opt.Rules.Parameter(name).Default
 		}
 		if taken {
 			back.Config = back.Config.With(name, before)
@@ -175,6 +179,14 @@ func (r *Reconciler) hold() *record.Hold {
 		return lost
 	}
 	return r.opt.Store.Head().Hold()
+}
+
+// valueIn returns the value of a parameter in p, which may be nil.
+func valueIn(p *schema.Parameters, name string) schema.Value {
+	if p == nil {
+		return schema.Value{}
+	}
+	return p.Get(name)
 }
 
 // setOf returns the parameters of a record and what set them.
