@@ -165,8 +165,8 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 		return
 	}
 	config := r.complete(ctx, &target.Record)
-	if r.same(config, applied.Config) && !open && r.engine.reachable && r.runs(r.engine.reading, config) {
-		q.answer(Result{}, problem.New(q.Verb, fmt.Errorf("the engine already runs the state of %s", target.ID), "to keep it whatever the source declares: agent pause --reason TEXT"))
+	if r.same(config, r.complete(ctx, applied)) && !open && r.engine.reachable && r.runs(r.engine.reading, config) {
+		q.answer(Result{}, problem.New(q.Verb, r.alreadyRuns(target), "to keep it whatever the source declares: agent pause --reason TEXT"))
 		return
 	}
 	rec := record.Record{
@@ -191,6 +191,15 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 	q.id = snap.ID
 	q.recorded.Store(&snap.ID)
 	r.waiters = append(r.waiters, q)
+}
+
+// alreadyRuns says that the engine runs the target, as far as the schema knows it.
+func (r *Reconciler) alreadyRuns(target *record.Row) error {
+	unknown := slices.DeleteFunc(target.Config.Names(), r.opt.Rules.Has)
+	if len(unknown) == 0 {
+		return fmt.Errorf("the engine already runs the state of %s", target.ID)
+	}
+	return fmt.Errorf("the schema does not know %s of %s, and the engine already runs the rest", strings.Join(unknown, ", "), target.ID)
 }
 
 // rollbackHold is what an operator's rollback holds: what ran, what the source
@@ -334,7 +343,10 @@ func (r *Reconciler) target(ctx context.Context, id string, head *record.Record)
 
 // previous is the newest applied state that differs from that of head and that
 // head does not hold; nil if there is none. What is damaged is no rollback point.
+// A parameter that head lacks as well, and that both are completed with, is no
+// difference.
 func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record.Row, error) {
+	now := r.complete(ctx, head)
 	for before := ""; ; {
 		page, err := r.opt.Store.List(ctx, before, 50)
 		for i := range page { // what came before an error is good
@@ -344,7 +356,7 @@ func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record
 			}
 			config := r.complete(ctx, &rec.Record)
 			to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &rec.Record)}
-			if !r.same(config, head.Config) && r.valid(config) && !r.matched(head.Held, to, false) {
+			if !r.same(config, now) && r.valid(config) && !r.matched(head.Held, to, false) {
 				return rec, nil
 			}
 		}

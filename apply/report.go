@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"dtesn-agent/gitstore/record"
@@ -25,6 +26,7 @@ type ledger struct {
 	applied  string // commit
 	active   int    // applied states within the default page
 	previous string // where `agent rollback` without an id goes
+	reported string // the parameters that the engine reported then, which decide on that
 }
 
 // account brings the ledger up to date, after everything was told: nobody
@@ -37,10 +39,11 @@ func (r *Reconciler) account(ctx context.Context) {
 	}
 	r.opt.Store.Prepare()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
-	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit) {
+	reported := strings.Join(r.engine.reading.Parameters.Names(), ",")
+	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit && r.ledger.reported == reported) {
 		return
 	}
-	l := ledger{head: head.Commit, applied: applied.Commit}
+	l := ledger{head: head.Commit, applied: applied.Commit, reported: reported}
 	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
 	if err != nil {
 		r.log.Warn("list", "the snapshots cannot be listed", "error", err)
