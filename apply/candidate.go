@@ -297,8 +297,14 @@ func (r *Reconciler) displace(ctx context.Context, head *record.Record, f *fligh
 		return done, more
 	}
 	if !f.fresh && !r.valid(head.Config) {
-		broken := r.check(head.Config)
-		recorded, _ := r.withdraw(ctx, head, "found at start, and no longer valid: "+broken[0].Message, r.holdBefore(ctx, head))
+		why := "found at start, and no longer valid: " + r.check(head.Config)[0].Message
+		hold := r.holdBefore(ctx, head)
+		if head.Kind == record.KindRollback && head.Held != nil { // no verdict on it: what the operator holds stays held
+			held := *head.Held
+			held.Reason += " (the rollback did not happen: " + why + ")"
+			hold = &held
+		}
+		recorded, _ := r.withdraw(ctx, head, why, hold)
 		return true, recorded
 	}
 	c, applied := r.seen.config, r.opt.Store.Applied()

@@ -76,3 +76,31 @@ func TestARollbackToMoreThanTheSchemaKnows(t *testing.T) {
 		}
 	})
 }
+
+// TestAPendingRollbackThatIsNotValidAnyMore: what the operator goes back from stays
+// held, and the status says that the rollback did not happen.
+func TestAPendingRollbackThatIsNotValidAnyMore(t *testing.T) {
+	small := size(600)
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(small, "")
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.order(apply.Command{Verb: "rollback", Reason: "too small"})
+		w.pass(10 * time.Second)
+		if head := w.store.Head(); head.Kind != record.KindRollback {
+			t.Fatalf("the head is a %s", head.Kind)
+		}
+		w.end()
+		w.engine.tell(func(e *scripted) { e.hung = false })
+		w.rules = extended(t, "#Parameters: {esn_reservoir_size!: <=1000}\n")
+		w.start()
+		w.declare(small, "")
+		w.pass(10 * time.Second)
+		w.check("tighter", want{runs: small, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{small}})
+		if s := w.r.Status(); !strings.Contains(s.Reason, "too small (the rollback did not happen: ") || s.Held.By != "operator" {
+			t.Errorf("%s, held %+v", s.Reason, s.Held)
+		}
+		w.restart()
+		w.declare(size(700), "")
+		w.check("something else", inSync(size(700)))
+	})
+}
