@@ -213,7 +213,7 @@ func (r *Reconciler) completeBefore(head *record.Record) *schema.Parameters {
 	var before *schema.Parameters
 	for _, name := range r.known(head.Config).Names() {
 		v := r.engine.reading.Parameters.Get(name)
-		if v.IsZero() || !valueIn(head.Before, name).IsZero() || applied != nil && !applied.Config.Get(name).IsZero() {
+		if v.IsZero() || !r.valueIn(head.Before, name).IsZero() || applied != nil && !r.valueIn(&applied.Config, name).IsZero() {
 			continue
 		}
 		if before == nil {

@@ -195,7 +195,7 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 
 // alreadyRuns says that the engine runs the target, as far as the schema knows it.
 func (r *Reconciler) alreadyRuns(target *record.Row) error {
-	unknown := slices.DeleteFunc(target.Config.Names(), r.opt.Rules.Has)
+	unknown := slices.DeleteFunc(target.Config.Names(), func(name string) bool { return r.knows(name, target.Config.Get(name)) })
 	if len(unknown) == 0 {
 		return fmt.Errorf("the engine already runs the state of %s", target.ID)
 	}
@@ -218,7 +218,7 @@ func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *
 	to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &target.Record)}
 	full := *to
 	for name, v := range target.Config.Map() {
-		if !r.opt.Rules.Has(name) {
+		if !r.knows(name, v) {
 			full.Parameters = full.Parameters.With(name, v)
 		}
 	}

@@ -17,9 +17,45 @@ import (
 // bySchema is the layer of a value that no layer of the files declares.
 const bySchema = "schema"
 
-// known returns the part of p that the schema of today has. Nothing else is
+// known returns the part of p that the schema of today has, with values of its
+// types: a parameter that has another type now is another one. Nothing else is
 // sent, compared or held.
-func (r *Reconciler) known(p schema.Parameters) schema.Parameters { return r.opt.Rules.Known(p) }
+func (r *Reconciler) known(p schema.Parameters) schema.Parameters {
+	return p.Select(func(name string) bool { return r.knows(name, p.Get(name)) })
+}
+
+// knows reports whether the schema of today has the parameter, with the type of v.
+func (r *Reconciler) knows(name string, v schema.Value) bool {
+	p := r.opt.Rules.Parameter(name)
+	if p == nil || v.IsZero() {
+		return p != nil
+	}
+	_, isNumber := v.Float()
+	_, isInt := v.Int()
+	_, isText := v.Text()
+	isBool := isNumber && (v.Equal(schema.Bool(true)) || v.Equal(schema.Bool(false)))
+	switch p.Type {
+	case "bool":
+		return isBool
+	case "int":
+		return isInt
+	case "number":
+		return isNumber && !isBool
+	}
+	return isText
+}
+
+// valueIn returns the value of a parameter in p, which may be nil, as far as the
+// schema of today knows it.
+func (r *Reconciler) valueIn(p *schema.Parameters, name string) (v schema.Value) {
+	if p != nil {
+		v = p.Get(name)
+	}
+	if !r.knows(name, v) {
+		return schema.Value{}
+	}
+	return v
+}
 
 // same reports whether p and q are the same under the schema of today.
 func (r *Reconciler) same(p, q schema.Parameters) bool { return r.known(p).Equal(r.known(q)) }
@@ -53,7 +89,7 @@ func (r *Reconciler) managed(reading api.Reading) schema.Parameters {
 // parameter.
 func (r *Reconciler) sets(name string) bool {
 	for _, s := range []*record.Record{r.opt.Store.Head(), r.opt.Store.Applied()} {
-		if s != nil && !s.Config.Get(name).IsZero() {
+		if s != nil && !r.valueIn(&s.Config, name).IsZero() {
 			return true
 		}
 	}
@@ -90,7 +126,7 @@ func (r *Reconciler) unknownText(names []string) (reason, hint string) {
 // set. What was never applied is left out for an engine that does not know the
 // parameter.
 func (r *Reconciler) complete(ctx context.Context, s *record.Record) schema.Parameters {
-	p := r.opt.Rules.Complete(s.Config)
+	p := r.opt.Rules.Complete(r.known(s.Config))
 	for _, now := range []*record.Record{r.opt.Store.Head(), r.opt.Store.Applied()} {
 		if now == nil {
 			continue
@@ -108,7 +144,7 @@ func (r *Reconciler) complete(ctx context.Context, s *record.Record) schema.Para
 	applied := r.opt.Store.Applied()
 	for _, name := range p.Names() {
 		unknown := r.engine.known && r.engine.reading.Parameters.Get(name).IsZero()
-		if unknown && s.Config.Get(name).IsZero() && (applied == nil || applied.Config.Get(name).IsZero()) {
+		if unknown && r.valueIn(&s.Config, name).IsZero() && (applied == nil || r.valueIn(&applied.Config, name).IsZero()) {
 			p = p.With(name, schema.Value{})
 		}
 	}
@@ -122,10 +158,10 @@ func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Val
 	for before := ""; ; {
 		page, err := r.opt.Store.List(ctx, before, 50)
 		for i := range page {
-			if page[i].Config.Get(name).IsZero() {
+			if r.valueIn(&page[i].Config, name).IsZero() {
 				return v
 			}
-			before := valueIn(page[i].Before, name)
+			before := r.valueIn(page[i].Before, name)
 			if !before.IsZero() || page[i].Outcome != record.Superseded {
 				v = before
 			}
@@ -141,7 +177,9 @@ func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Val
 // only candidates on top of what is applied have, where the engine was read to run
 // the value of such a candidate.
 func (r *Reconciler) restored(ctx context.Context, s *record.Record, reading api.Reading) *record.Record {
-	lacks := func(name string) bool { return s.Config.Get(name).IsZero() && !reading.Parameters.Get(name).IsZero() }
+	lacks := func(name string) bool {
+		return r.valueIn(&s.Config, name).IsZero() && !reading.Parameters.Get(name).IsZero()
+	}
 	if !slices.ContainsFunc(r.opt.Rules.Names(), lacks) {
 		return s
 	}
@@ -154,12 +192,12 @@ func (r *Reconciler) restored(ctx context.Context, s *record.Record, reading api
 		var before schema.Value
 		taken := false
 		for _, c := range slices.Backward(candidates) { // the oldest one that was sent knows what ran before all of them
-			v := c.Config.Get(name)
+			v := r.valueIn(&c.Config, name)
 			if v.IsZero() {
 				continue
 			}
 			if before.IsZero() {
-				before = valueIn(c.Before, name)
+				before = r.valueIn(c.Before, name)
 			}
 			taken = taken || v.Equal(reading.Parameters.Get(name))
 		}
@@ -179,14 +217,6 @@ func (r *Reconciler) hold() *record.Hold {
 		return lost
 	}
 	return r.opt.Store.Head().Hold()
-}
-
-// valueIn returns the value of a parameter in p, which may be nil.
-func valueIn(p *schema.Parameters, name string) schema.Value {
-	if p == nil {
-		return schema.Value{}
-	}
-	return p.Get(name)
 }
 
 // setOf returns the parameters of a record and what set them.
@@ -215,7 +245,7 @@ func (r *Reconciler) matches(e *record.Entry, c *schema.Configuration, whole boo
 		isDefault := rule != nil && rule.Managed && c.Parameters.Get(name).Equal(rule.Default)
 		return !listed || !v.IsZero() || !isDefault && c.Provenance[name].Layer != bySchema
 	})
-	return e.Matches(p, func(name string) bool { return whole || r.opt.Rules.Has(name) })
+	return e.Matches(p, func(name string) bool { return whole || r.knows(name, e.Values[name]) })
 }
 
 // entryOf returns an entry of hold with what c has under the schema of today; what
@@ -224,7 +254,7 @@ func (r *Reconciler) matches(e *record.Entry, c *schema.Configuration, whole boo
 func (r *Reconciler) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
 	e := record.EntryOf(r.known(c.Parameters))
 	for _, name := range r.opt.Rules.Names() {
-		if e.Values[name] = c.Parameters.Get(name); c.Provenance[name].Layer == bySchema {
+		if e.Values[name] = r.valueIn(&c.Parameters, name); c.Provenance[name].Layer == bySchema {
 			e.Values[name] = schema.Value{}
 		}
 	}
@@ -246,7 +276,7 @@ func (r *Reconciler) dormant(hold *record.Hold) *record.Hold {
 	left.Paused, left.Entries = false, nil
 	for _, e := range hold.Entries {
 		names := append(schema.NewParameters(e.Values).Names(), e.Names...)
-		if slices.ContainsFunc(names, func(name string) bool { return !r.opt.Rules.Has(name) }) {
+		if slices.ContainsFunc(names, func(name string) bool { return !r.knows(name, e.Values[name]) }) {
 			left.Entries = append(left.Entries, e)
 		}
 	}

@@ -265,10 +265,10 @@ func (r *Reconciler) running(head, applied *record.Record) Running {
 func (r *Reconciler) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
 
 // check lists the rules that p breaks, with the default of each parameter that it
-// does not have. A status is made several times a change, so the last few answers
-// are kept.
+// does not have; a value of another type than today's breaks one. A status is made
+// several times a change, so the last few answers are kept.
 func (r *Reconciler) check(p schema.Parameters) []schema.Violation {
-	broken, known := r.broken[r.known(p).Digest()]
+	broken, known := r.broken[r.opt.Rules.Known(p).Digest()]
 	if !known {
 		broken = r.opt.Rules.CheckParameters(r.opt.Rules.Complete(p))
 		r.noteBroken(p, broken)
@@ -280,7 +280,7 @@ func (r *Reconciler) noteBroken(p schema.Parameters, broken []schema.Violation) 
 	if len(r.broken) >= 64 {
 		clear(r.broken)
 	}
-	r.broken[r.known(p).Digest()] = broken
+	r.broken[r.opt.Rules.Known(p).Digest()] = broken
 }
 
 func (r *Reconciler) inSync(s *Status, settled bool, applied *record.Record) bool {
