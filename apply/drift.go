@@ -215,7 +215,7 @@ func (r *Reconciler) engineInOrder(applied *record.Record) {
 // record, and counts it when it is new.
 func (r *Reconciler) noteDrift(reading api.Reading, applied *record.Record) {
 	differences := slices.DeleteFunc(r.differences(reading, applied.Config), func(c schema.Change) bool {
-		return c.New.IsZero() // the engine does not know it, which is said elsewhere
+		return c.New.IsZero() && !reading.Knows(c.Parameter) // the engine does not know it, which is said elsewhere
 	})
 	c := &r.contest
 	if reading.Relabelled != "" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"syscall"
@@ -123,7 +124,10 @@ func (r *Reconciler) compareSchema(ctx context.Context) {
 		}
 	}
 	unused := func(p schema.Parameter) bool { return !p.Managed && !r.sets(p.Name) }
-	differences := api.Compare(slices.DeleteFunc(r.opt.Rules.Parameters(), unused), e.bounds, e.reading.Parameters)
+	differences := api.Compare(slices.DeleteFunc(r.opt.Rules.Parameters(), unused), e.bounds, e.reading)
+	for _, name := range slices.Sorted(maps.Keys(e.reading.Mistyped)) {
+		differences = append(differences, r.mistypedText(name))
+	}
 	if !slices.Equal(differences, e.differences) && len(differences) > 0 {
 		r.log.Event(slog.LevelWarn, "engine schema differs", "socket", r.opt.Socket, "differences", strings.Join(differences, "; "))
 	}

@@ -41,7 +41,7 @@ func lacking(t *testing.T, r *schema.Rules, mode apply.DriftMode, story func(t *
 // temperature, and what to do.
 func (w *world) isUnknown(name string) {
 	w.t.Helper()
-	s, hint := w.r.Status(), "upgrade the engine, or remove temperature from the configuration"
+	s, hint := w.r.Status(), "upgrade the engine, or take temperature out of the files"
 	if w.rules.Parameter(temperature).Managed {
 		hint = "upgrade the engine, or run the agent with a schema (--schema) that does not require temperature"
 	}
@@ -568,5 +568,56 @@ func TestAHoldSaysWhatWasUnset(t *testing.T) {
 		}
 		w.declare(at(stateB, "1.5"), "")
 		w.check("another", inSync(at(stateB, "1.5")))
+	})
+}
+
+// TestAParameterThatTheEngineHasUnset: it reports null, and can be given a value.
+func TestAParameterThatTheEngineHasUnset(t *testing.T) {
+	for _, mode := range modes {
+		lacking(t, optional(t), mode, func(t *testing.T, w *world) {
+			w.engine.tell(func(e *scripted) { e.nulls = []string{temperature} })
+			w.r.EngineHint()
+			w.declare(at(stateB, "1.25"), "")
+			w.check("declared", inSync(at(stateB, "1.25")))
+			w.engine.tell((*scripted).restart) // it begins without
+			w.r.EngineHint()
+			w.pass(time.Second)
+			x := inSync(at(stateB, "1.25"))
+			w.check("restarted", x)
+			w.engine.tell(func(e *scripted) { e.runs = stateB })
+			w.pass(31 * time.Second)
+			s := w.r.Status()
+			if drifted := s.State == apply.StateDrifted; drifted != (mode == apply.DriftReport) || w.counts.drifted() != 1 {
+				t.Errorf("unset by somebody: %s (%s), %d drifts", s.State, s.Reason, w.counts.drifted())
+			}
+			if drifted := s.Drift != nil; drifted && (len(s.Drift.Differences) != 1 || !s.Drift.Differences[0].New.IsZero()) {
+				t.Errorf("drift %+v", s.Drift)
+			}
+		})
+	}
+}
+
+// TestAnotherTypeThanTheEngineHas: a parameter that nobody sets makes the engine no
+// other server; one that is set waits, as one that the engine does not know.
+func TestAnotherTypeThanTheEngineHas(t *testing.T) {
+	lacking(t, optional(t), apply.DriftCorrect, func(t *testing.T, w *world) {
+		const says = `temperature: the schema says number, the engine reports "hot": correct the schema or the engine`
+		w.engine.tell(func(e *scripted) { e.mistyped = map[string]string{temperature: `"hot"`} })
+		w.r.EngineHint()
+		w.declare(stateB, "")
+		w.check("nobody sets it", inSync(stateB))
+		if got := w.r.Status().Engine.Differences; !slices.Equal(got, []string{says}) {
+			t.Errorf("differences %q", got)
+		}
+		sends := w.engine.allSends()
+		w.declare(at(stateC, "1.25"), "")
+		x := unknown
+		x.runs = stateB
+		w.check("somebody sets it", x)
+		if s := w.r.Status(); s.Reason != says || !strings.Contains(s.Hint, "take temperature out of the files") || w.engine.allSends() != sends {
+			t.Errorf("%s (%s), %d batches", s.Reason, s.Hint, w.engine.allSends()-sends)
+		}
+		w.declare(stateC, "")
+		w.check("nobody any more", inSync(stateC))
 	})
 }

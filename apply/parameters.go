@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -69,8 +70,9 @@ func (r *Reconciler) runs(reading api.Reading, p schema.Parameters) bool {
 // parameters of p. One that knows none of them is another server.
 func (r *Reconciler) agrees(reading api.Reading, p schema.Parameters) bool {
 	p = r.known(p)
-	knows := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
-	return reading.Parameters.Contains(p.Select(knows)) && (p.Len() == 0 || slices.ContainsFunc(p.Names(), knows))
+	has := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
+	unset := func(name string) bool { return slices.Contains(reading.Unset, name) }
+	return reading.Parameters.Contains(p.Select(has)) && (p.Len() == 0 || slices.ContainsFunc(p.Names(), reading.Knows)) && !slices.ContainsFunc(p.Names(), unset)
 }
 
 // differences lists what the engine runs otherwise than p.
@@ -96,24 +98,39 @@ func (r *Reconciler) sets(name string) bool {
 	return r.seen.config != nil && !r.seen.config.Parameters.Get(name).IsZero()
 }
 
-// unknownToEngine lists the parameters of p that the engine does not report: it
-// is of another version. It is nil if there are none.
+// unknownToEngine lists the parameters of p that the engine does not report, or
+// as another type: it is of another version. It is nil if there are none.
 func (r *Reconciler) unknownToEngine(p schema.Parameters) (names []string) {
 	if !r.engine.known || !r.engine.reachable {
 		return nil
 	}
 	for _, name := range r.known(p).Names() {
-		if r.engine.reading.Parameters.Get(name).IsZero() {
+		if !r.engine.reading.Knows(name) {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
+// mistypedText says that the engine reports another type of a parameter; "" if it
+// does not.
+func (r *Reconciler) mistypedText(name string) string {
+	reported, ok := r.engine.reading.Mistyped[name]
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("%s: the schema says %s, the engine reports %s: correct the schema or the engine", name, r.opt.Rules.Parameter(name).Type, reported)
+}
+
 // unknownText says that the engine does not know some parameters, and what to do.
 func (r *Reconciler) unknownText(names []string) (reason, hint string) {
+	for _, name := range names {
+		if text := r.mistypedText(name); text != "" {
+			return text, "until then take " + name + " out of the files; nothing is sent meanwhile"
+		}
+	}
 	list := strings.Join(names, ", ")
-	remove := "remove " + list + " from the configuration"
+	remove := "take " + list + " out of the files"
 	if slices.ContainsFunc(names, func(name string) bool { return r.opt.Rules.Parameter(name).Managed }) {
 		remove = "run the agent with a schema (--schema) that does not require " + list
 	}
@@ -143,7 +160,7 @@ func (r *Reconciler) complete(ctx context.Context, s *record.Record) schema.Para
 	}
 	applied := r.opt.Store.Applied()
 	for _, name := range p.Names() {
-		unknown := r.engine.known && r.engine.reading.Parameters.Get(name).IsZero()
+		unknown := r.engine.known && !r.engine.reading.Knows(name)
 		if unknown && r.valueIn(&s.Config, name).IsZero() && (applied == nil || r.valueIn(&applied.Config, name).IsZero()) {
 			p = p.With(name, schema.Value{})
 		}

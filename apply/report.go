@@ -39,7 +39,7 @@ func (r *Reconciler) account(ctx context.Context) {
 	}
 	r.opt.Store.Prepare()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
-	reported := strings.Join(r.engine.reading.Parameters.Names(), ",")
+	reported := strings.Join(slices.DeleteFunc(r.opt.Rules.Names(), func(name string) bool { return !r.engine.reading.Knows(name) }), ",")
 	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit && r.ledger.reported == reported) {
 		return
 	}

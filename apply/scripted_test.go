@@ -65,6 +65,10 @@ type scripted struct {
 	batches   []schema.Parameters   // that reached it, oldest first
 	// defaults are what it has and begins with. It knows no other parameters.
 	defaults schema.Parameters
+	// nulls are parameters that it has besides, and begins without a value of;
+	// mistyped is what it reports of those that it has of another type.
+	nulls    []string
+	mistyped map[string]string
 	// bounds is what its own schema says; asked counts who wanted to know.
 	bounds    map[string]api.Bounds
 	boundsErr error
@@ -100,10 +104,15 @@ func (e *scripted) Read(ctx context.Context) (r api.Reading, err error) {
 		if len(e.workers) > 0 { // one connection, one worker
 			e.runs, e.workers = e.workers[0], append(e.workers[1:], e.workers[0])
 		}
-		r = api.Reading{Parameters: e.runs, Environment: string(production), Relabelled: e.label, Peer: api.Peer{PID: e.peer}}
+		r = api.Reading{Parameters: e.runs, Unset: e.unset(), Mistyped: e.mistyped, Environment: string(production), Relabelled: e.label, Peer: api.Peer{PID: e.peer}}
 		return nil
 	}, func() error { return hang(ctx) })
 	return r, err
+}
+
+// unset lists the parameters that it has no value of now.
+func (e *scripted) unset() []string {
+	return slices.DeleteFunc(slices.Clone(e.nulls), func(name string) bool { return !e.runs.Get(name).IsZero() })
 }
 
 func (e *scripted) Prepare() {}
@@ -172,7 +181,7 @@ func (e *scripted) take(b api.Batch) api.Answer {
 		e.t.Errorf("Parameters were sent that must not be: %+v", b)
 	}
 	for _, name := range b.Parameters.Names() {
-		if e.defaults.Get(name).IsZero() {
+		if e.defaults.Get(name).IsZero() && !slices.Contains(e.nulls, name) {
 			e.t.Errorf("%s was sent to an engine that does not have it: %+v", name, b)
 		}
 	}

@@ -86,7 +86,7 @@ func TestBounds(t *testing.T) {
 			if err != nil || (bounds == nil) != (row.listed < 0) || bounds != nil && len(bounds) != row.listed {
 				t.Fatalf("%v, %v; want %d", slices.Sorted(maps.Keys(bounds)), err, row.listed)
 			}
-			if lines := api.Compare(row.rules.Parameters(), bounds, row.runs); !slices.Equal(lines, row.lines) {
+			if lines := api.Compare(row.rules.Parameters(), bounds, api.Reading{Parameters: row.runs}); !slices.Equal(lines, row.lines) {
 				t.Errorf("%q, want %q", lines, row.lines)
 			}
 			if m.labelled.Load()+m.batches.Load() != 0 {
@@ -137,12 +137,12 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		reading, err := decodeCurrent(rules, 200, body)
 		if err == nil && (reading.Parameters.Len() == 0 || !rules.Known(reading.Parameters).Equal(reading.Parameters)) {
-			t.Errorf("read %v", reading.Parameters)
+			t.Errorf("read %v", reading)
 		}
 		if err != nil && (len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\n\x1b")) {
 			t.Errorf("not one line: %q", err)
 		}
-		for _, text := range api.Compare(rules.Parameters(), decodeBounds(rules, body), reading.Parameters) {
+		for _, text := range api.Compare(rules.Parameters(), decodeBounds(rules, body), reading) {
 			if text != line(text) {
 				t.Errorf("not one line: %q", text)
 			}

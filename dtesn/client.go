@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -249,23 +250,33 @@ func decodeCurrent(rules *schema.Rules, status int, body []byte) (api.Reading, e
 	if err != nil {
 		return api.Reading{}, notAnEngine("its configuration is %s: %s", quote(answer["configuration"]), line(err.Error()))
 	}
+	// A label that is missing or no string is "": not ours.
+	reading := api.Reading{Environment: decodeAs[string](answer["environment"])}
 	values := map[string]schema.Value{}
 	for _, p := range rules.Parameters() {
-		raw := configuration[p.Name]
-		if raw == nil || string(raw) == "null" {
+		raw, ok := configuration[p.Name]
+		if string(raw) == "null" && !p.Required {
+			reading.Unset = append(reading.Unset, p.Name)
+		}
+		if !ok || string(raw) == "null" {
 			continue
 		}
-		v, ok := decodeValue(p.Type, raw)
-		if !ok {
+		switch v, ok := decodeValue(p.Type, raw); {
+		case ok:
+			values[p.Name] = v
+		case p.Required:
 			return api.Reading{}, notAnEngine("its %s is %s, want %s", p.Name, quote(raw), wanted[p.Type])
+		default:
+			if reading.Mistyped == nil {
+				reading.Mistyped = map[string]string{}
+			}
+			reading.Mistyped[p.Name] = line(string(raw))
 		}
-		values[p.Name] = v
 	}
-	if len(values) == 0 {
+	if reading.Parameters = schema.NewParameters(values); len(values)+len(reading.Unset) == 0 {
 		return api.Reading{}, notAnEngine("its configuration has none of the parameters %s", line(strings.Join(rules.Names(), ", ")))
 	}
-	// A label that is missing or no string is "": not ours.
-	return api.Reading{Parameters: schema.NewParameters(values), Environment: decodeAs[string](answer["environment"])}, nil
+	return reading, nil
 }
 
 // wanted describes the types of parameters in errors.
@@ -288,9 +299,13 @@ func decodeValue(kind string, raw json.RawMessage) (v schema.Value, ok bool) {
 		if len(text) > maxNumber {
 			return v, false
 		}
-		if v, ok = schema.Number(text); ok && kind == "int" {
-			_, ok = v.Int()
+		if v, ok = schema.Number(text); !ok || kind != "int" {
+			return v, ok
 		}
-		return v, ok
+		if _, ok = v.Int(); ok {
+			return v, true
+		}
+		f, _ := v.Float() // 512.0 and 5.12e2 are 512
+		return schema.Int(int(f)), f == math.Trunc(f) && math.Abs(f) < 1<<53
 	}
 }

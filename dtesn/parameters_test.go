@@ -89,6 +89,8 @@ func TestReadByName(t *testing.T) {
 			map[string]any{"temperature": json.Number("0.70"), "quantization": "int4"},
 			with(map[string]schema.Value{"temperature": number(t, "0.7"), "quantization": schema.Text("int4")}),
 		},
+		"a whole float":               {rules, map[string]any{"esn_reservoir_size": json.Number("512.0")}, with(map[string]schema.Value{"esn_reservoir_size": schema.Int(512)})},
+		"a whole exponent":            {rules, map[string]any{"esn_reservoir_size": json.Number("5.12e2")}, with(map[string]schema.Value{"esn_reservoir_size": schema.Int(512)})},
 		"a number may be an integer":  {more, map[string]any{"temperature": 1}, with(map[string]schema.Value{"temperature": schema.Int(1)})},
 		"beyond what the schema says": {more, map[string]any{"temperature": 9, "quantization": "fp8", "max_membrane_depth": -1}, with(map[string]schema.Value{"temperature": schema.Int(9), "quantization": schema.Text("fp8"), "max_membrane_depth": schema.Int(-1)})},
 	} {
@@ -105,24 +107,35 @@ func TestReadByName(t *testing.T) {
 		change map[string]any
 		says   string
 	}{
-		"a string for a number":  {map[string]any{"temperature": "0.7"}, `its temperature is "\"0.7\"", want a number`},
-		"a bool for a number":    {map[string]any{"temperature": true}, `its temperature is "true", want a number`},
-		"beyond float64":         {map[string]any{"temperature": json.Number("1e400")}, `want a number`},
-		"a number without end":   {map[string]any{"temperature": json.Number("1." + strings.Repeat("0", 1000))}, `want a number`},
-		"a number for a string":  {map[string]any{"quantization": 4}, `its quantization is "4", want a short text`},
-		"a list for a string":    {map[string]any{"quantization": []string{"int4"}}, `want a short text`},
-		"a string of two lines":  {map[string]any{"quantization": "int4\n\x1b[31m"}, `want a short text`},
-		"a string without end":   {map[string]any{"quantization": strings.Repeat("x", 10_000)}, `want a short text`},
-		"a string for a bool":    {map[string]any{"enable_caching": "true"}, `its enable_caching is "\"true\"", want a bool`},
-		"an object for a number": {map[string]any{"temperature": map[string]any{}}, `want a number`},
+		"a string for a number":  {map[string]any{"temperature": "0.7"}, `"0.7"`},
+		"a bool for a number":    {map[string]any{"temperature": true}, `true`},
+		"beyond float64":         {map[string]any{"temperature": json.Number("1e400")}, `1e400`},
+		"a number without end":   {map[string]any{"temperature": json.Number("1." + strings.Repeat("0", 1000))}, `1.000`},
+		"a number for a string":  {map[string]any{"quantization": 4}, `4`},
+		"a list for a string":    {map[string]any{"quantization": []string{"int4"}}, `["int4"]`},
+		"a string of two lines":  {map[string]any{"quantization": "int4\n\x1b[31m"}, `"int4\n\u001b[31m"`},
+		"a string without end":   {map[string]any{"quantization": strings.Repeat("x", 10_000)}, `"xxx`},
+		"an object for a number": {map[string]any{"temperature": map[string]any{}}, `{}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := (&misbehaver{onCurrent: replies(200, currentAnswer("production", row.change))}).start(t)
-			_, err := New(Options{Socket: m.socket, Rules: more}).Read(t.Context())
-			if !isForeign(err) || !strings.Contains(err.Error(), row.says) || len(err.Error()) > 500 {
-				t.Errorf("got %v, want a ForeignError with %q", err, row.says)
+			reading, err := New(Options{Socket: m.socket, Rules: more}).Read(t.Context())
+			for name := range row.change {
+				if err != nil || !reading.Parameters.Equal(running) || reading.Knows(name) || !strings.HasPrefix(reading.Mistyped[name], row.says) || len(reading.Mistyped[name]) > maxReason {
+					t.Errorf("%+v %v, want %q of %s", reading, err, row.says, name)
+				}
 			}
 		})
+	}
+}
+
+// A null is a parameter that the engine has.
+func TestReadNull(t *testing.T) {
+	t.Parallel()
+	m := (&misbehaver{onCurrent: replies(200, currentAnswer("production", map[string]any{"temperature": nil}))}).start(t)
+	reading, err := New(Options{Socket: m.socket, Rules: extended(t)}).Read(t.Context())
+	if err != nil || !reading.Parameters.Equal(running) || !reading.Knows("temperature") || reading.Knows("quantization") {
+		t.Errorf("%+v %v", reading, err)
 	}
 }

@@ -2,18 +2,33 @@
 // the reconciler and package dtesn share.
 package api
 
-import "dtesn-agent/schema"
+import (
+	"slices"
+
+	"dtesn-agent/schema"
+)
 
 // A Reading is what an engine reports that it runs.
 type Reading struct {
 	// Parameters are those of the schema that the engine reports.
 	Parameters schema.Parameters
+	// Unset are optional ones that the engine has and that have no value: it reports
+	// null.
+	Unset []string
+	// Mistyped is what the engine reports of parameters that have another type in
+	// the schema: they cannot be used.
+	Mistyped map[string]string
 	// Environment is the label that the engine bears.
 	Environment string
 	// Relabelled is the label that the engine bore before this reading set ours;
 	// "" if it bore ours.
 	Relabelled string
 	Peer       Peer
+}
+
+// Knows reports whether the engine has the parameter, with a value or without.
+func (r Reading) Knows(name string) bool {
+	return !r.Parameters.Get(name).IsZero() || slices.Contains(r.Unset, name)
 }
 
 // A Peer identifies the process behind the socket: an engine that restarted

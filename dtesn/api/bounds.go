@@ -22,16 +22,16 @@ type Bounds struct {
 // Compare lists where an engine accepts less than the schema does, one line a
 // parameter, such as "max_membrane_depth: the engine accepts 1-32, the schema
 // 1-64". A parameter is unknown to the engine if it is neither in bounds nor in
-// what the engine runs: some engines do not list all that they have. It returns
+// what the engine reports: some engines do not list all that they have. It returns
 // nil for nil bounds.
-func Compare(parameters []schema.Parameter, bounds map[string]Bounds, runs schema.Parameters) []string {
+func Compare(parameters []schema.Parameter, bounds map[string]Bounds, reading Reading) []string {
 	var lines []string
 	if bounds == nil {
 		return nil
 	}
 	for _, p := range parameters {
 		b, listed := bounds[p.Name]
-		if !listed && runs.Get(p.Name).IsZero() {
+		if !listed && !reading.Knows(p.Name) {
 			lines = append(lines, "the engine does not know "+p.Name)
 		} else if difference := b.compare(p); difference != "" {
 			lines = append(lines, p.Name+": "+difference)

@@ -37,7 +37,7 @@ func TestAClientOfAnotherSchema(t *testing.T) {
 		t.Fatalf("read %+v, %v", reading, err)
 	}
 	bounds, err := c.Bounds(t.Context())
-	lines := api.Compare(more.For("canary").Parameters(), bounds, reading.Parameters)
+	lines := api.Compare(more.For("canary").Parameters(), bounds, reading)
 	if want := []string{"the engine does not know temperature"}; err != nil || !slices.Equal(lines, want) {
 		t.Errorf("%q, %v; want %q", lines, err, want)
 	}
