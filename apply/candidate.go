@@ -119,9 +119,6 @@ func (r *Reconciler) commit(ctx context.Context, rec record.Record) (*record.Rec
 	if !r.ready("commit") {
 		return nil, false
 	}
-	if rec.Kind == record.KindChange {
-		r.compareSchema(ctx)
-	}
 	if r.engine.reachable {
 		r.opt.Engine.Prepare()
 	}
@@ -271,7 +268,6 @@ func (r *Reconciler) waitForUpgrade(ctx context.Context, head *record.Record, f 
 			return true
 		}
 	}
-	r.compareSchema(ctx)
 	if head.Kind != record.KindRollback {
 		r.keepApplied(ctx, head)
 		return false

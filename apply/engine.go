@@ -44,11 +44,13 @@ type engineView struct {
 	several bool
 	agree   int
 	// differences is how the schema of the engine process compared differs from
-	// ours; comparedAt is when the engine was read before it was last asked.
-	differences []string
-	bounds      map[string]api.Bounds // of the engine process compared
-	compared    api.Peer
-	comparedAt  time.Time
+	// ours. A process that did not answer, compareTries times, is asked again at
+	// compareAt.
+	differences  []string
+	bounds       map[string]api.Bounds // of the engine process compared
+	compared     api.Peer
+	compareTries int
+	compareAt    time.Time
 }
 
 // gone reports whether err says that nobody listens on the socket.
@@ -85,6 +87,7 @@ func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 	r.log.Clear("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several, e.bounds, e.differences = true, false, nil, nil
+		e.compareTries, e.compareAt = 0, time.Time{}
 		r.drift = nil // what a new one runs is none
 		switch f := r.faults["assert"]; {
 		case e.asserting: // it sees for itself
@@ -109,18 +112,20 @@ func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 }
 
 // compareSchema asks a new engine process which values it accepts, so that tighter
-// bounds are reported before a change meets them. It is asked once; after an error
-// again, with the next reading.
+// bounds are reported. It is asked once; after an error again, later each time: an
+// engine that takes long over it may serve nobody else meanwhile.
 func (r *Reconciler) compareSchema(ctx context.Context) {
 	e := &r.engine
-	if e.reachable && e.compared != e.reading.Peer && !e.comparedAt.Equal(e.at) {
-		e.comparedAt = e.at
+	if e.reachable && e.compared != e.reading.Peer && !time.Now().Before(e.compareAt) {
 		r.stamp.Store(time.Now().UnixNano())
 		call, done := r.orders.interruptible(ctx)
 		defer done()
 		r.orders.mayYield()
 		if bounds, err := r.opt.Engine.Bounds(call); err == nil {
 			e.compared, e.bounds = e.reading.Peer, bounds
+		} else {
+			e.compareAt = time.Now().Add(min(compareLeast<<min(e.compareTries, 20), backoffMost))
+			e.compareTries++
 		}
 	}
 	unused := func(p schema.Parameter) bool { return !p.Managed && !r.sets(p.Name) }

@@ -95,6 +95,9 @@ const (
 	// backoffLeast and backoffMost bound the wait after a fault that waiting
 	// may cure.
 	backoffLeast, backoffMost = time.Second, 5 * time.Minute
+	// compareLeast is how long an engine that could not say which values it accepts
+	// is first left alone with that.
+	compareLeast = 10 * time.Second
 	// sourceWait is how long Recover waits for the first word of the source.
 	sourceWait = 5 * time.Second
 	// heartbeat is how often the loop turns at least, so that liveness shows.
@@ -373,7 +376,6 @@ func (r *Reconciler) waitForResume(ctx context.Context, lost *record.Hold) {
 	if r.readDue() {
 		if _, err := r.read(ctx); err == nil {
 			r.recovered, r.engine.returned = true, false
-			r.compareSchema(ctx)
 		}
 	}
 	if r.recovered && r.seen.config != nil {

@@ -29,10 +29,10 @@ type ledger struct {
 	reported string // the parameters that the engine reported then, which decide on that
 }
 
-// account brings the ledger up to date, after everything was told: nobody
-// waits for it.
+// account asks a new engine for its schema and brings the ledger up to date, after
+// everything was told: nobody waits for it.
 func (r *Reconciler) account(ctx context.Context) {
-	if before := r.engine.differences; r.engine.reachable && !r.opt.Observe {
+	if before := r.engine.differences; r.engine.reachable && !r.rival() {
 		if r.compareSchema(ctx); !slices.Equal(before, r.engine.differences) {
 			r.publish()
 		}
@@ -107,11 +107,9 @@ func (r *Reconciler) rival() bool { return errors.Is(r.noProbe, record.ErrInUse)
 func (r *Reconciler) observe(ctx context.Context) (more bool) {
 	r.recovered = r.recovered || r.opt.Observe
 	if r.readDue() {
-		if _, err := r.read(ctx); err == nil && !r.rival() {
-			r.compareSchema(ctx)
-		}
+		_, _ = r.read(ctx) // the status says how it went
 	}
-	return false // the status says how it went
+	return false
 }
 
 // publish swaps in a new status.
