@@ -3,6 +3,7 @@ package apply_test
 import (
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -359,6 +360,24 @@ func TestLastGoodRunsWithoutASource(t *testing.T) {
 		w.pass(6 * time.Second)
 		if !w.engine.running().Equal(stateA) || !w.r.Status().Ready {
 			t.Errorf("runs %v; %s", w.engine.running(), w.r.Status().Unready)
+		}
+	})
+}
+
+// TestAPauseThatIsRecordedSaysThatTheDiskTakesIt, though a moment ago it did not.
+func TestAPauseThatIsRecordedSaysThatTheDiskTakesIt(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.m.plan("probe", fails, fails)
+		for range 40 {
+			if w.pass(time.Second); strings.Contains(w.r.Status().Reason, "nothing can be recorded") {
+				break
+			}
+		}
+		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.r.Status(); s.State != apply.StateHeld || strings.Contains(s.Reason, "nothing can be recorded") {
+			t.Errorf("%s (%s)", s.State, s.Reason)
 		}
 	})
 }

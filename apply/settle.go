@@ -181,7 +181,9 @@ func (r *Reconciler) commitNote(ctx context.Context, hold *record.Hold, why stri
 		r.tellSettled(ctx, head)
 	}
 	r.clear("commit")
-	r.engine.due = true
+	if r.engine.due = true; err == nil {
+		r.writable, r.noProbe = true, nil
+	}
 	r.log.Event(slog.LevelInfo, why)
 	return true, err
 }

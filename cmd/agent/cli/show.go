@@ -81,7 +81,7 @@ func recordText(w io.Writer, rec *record.Row) error {
 		if rec.Held.Paused {
 			name = "pause"
 		}
-		for _, text := range status.HoldLines(rec.Held, rec.Config, date) {
+		for _, text := range status.HoldLines(rec.Held, &rec.Record, date) {
 			line(name, text)
 			name = ""
 		}

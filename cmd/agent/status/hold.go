@@ -11,7 +11,7 @@ import (
 // HoldLines describes a hold: a line with who holds since when and why, then a
 // line an entry. An entry shows the values that differ from what is applied, or
 // all if none does, and who holds them if that is not on the first line.
-func HoldLines(h *record.Hold, applied schema.Parameters, when func(unix float64) string) []string {
+func HoldLines(h *record.Hold, applied *record.Record, when func(unix float64) string) []string {
 	lines := []string{heldBy(h.By, h.Reason, h.Since, h.Requester, when)}
 	for i := range h.Entries {
 		e := &h.Entries[i]
@@ -39,11 +39,15 @@ func heldBy(by, reason string, since float64, requester *record.Requester, when 
 }
 
 // differing returns the values of an entry that are not the applied ones, all if
-// there are none.
-func differing(e *record.Entry, applied schema.Parameters) string {
+// there are none. What no layer declared is unset in both.
+func differing(e *record.Entry, applied *record.Record) string {
 	left := record.Entry{Values: map[string]schema.Value{}}
 	for name, v := range e.Values {
-		if !applied.Get(name).Equal(v) {
+		var runs schema.Value
+		if applied != nil && (!v.IsZero() || applied.Provenance[name].Layer != "schema") {
+			runs = applied.Config.Get(name)
+		}
+		if !runs.Equal(v) {
 			left.Values[name] = v
 		}
 	}

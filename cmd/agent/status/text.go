@@ -212,7 +212,7 @@ func (p *page) obstacles(s *apply.Status) {
 		if h.Paused {
 			what = "paused"
 		}
-		for _, text := range HoldLines(h, applied(s), p.when) {
+		for _, text := range HoldLines(h, s.Applied, p.when) {
 			p.line(what, text)
 			what = ""
 		}
