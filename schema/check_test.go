@@ -54,7 +54,7 @@ func TestCheck(t *testing.T) {
 		{"struct", map[string]any{"bseries_max_order": struct{}{}}, []string{"Invalid value for bseries_max_order: an object (rule: 1-32)" + useOrder}},
 		{"int for bool", map[string]any{"enable_caching": 1}, []string{"Invalid value for enable_caching: 1 (rule: true/false); use true or false; the default is true"}},
 		{"string for bool", map[string]any{"enable_caching": "true"}, []string{`Invalid value for enable_caching: "true" (rule: true/false); use true or false; the default is true`}},
-		{"missing", map[string]any{"bseries_max_order": absent}, []string{"bseries_max_order is missing (rule: every parameter is set); set it, for instance to the default, 8"}},
+		{"missing", map[string]any{"bseries_max_order": absent}, []string{"bseries_max_order is missing (rule: every required parameter is set); set it, for instance to the default, 8"}},
 		{"unknown", map[string]any{"esn_resevoir_size": 5}, []string{"no parameter is named esn_resevoir_size (rule: known parameters only); did you mean esn_reservoir_size?"}},
 		{
 			"capacity",

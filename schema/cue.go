@@ -1,8 +1,10 @@
 package schema
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -29,7 +31,7 @@ const (
 	defPercent      = "#percent"
 	defExtends      = "#extends"
 	extendsEmbedded = `"dtesn"`
-	embeddedName    = "the embedded dtesn.cue"
+	embeddedName    = "embedded"
 	opRead          = "read schema"
 )
 
@@ -37,17 +39,19 @@ const (
 const (
 	maxSchemaBytes  = 64 << 10
 	maxRuleOperands = 8
+	maxWords        = 256 // that a parameter may be: CUE compares each with each
 	maxCUEMessage   = 400
 )
 
 var (
-	environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
-	parameterName   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+	environmentName  = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+	environmentLabel = regexp.MustCompile(`^[A-Za-z0-9._-]{1,63}$`)
+	parameterName    = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 )
 
 // Open reads a schema file. It replaces the embedded schema, or extends it if
 // it says `#extends: "dtesn"`. The error is a *problem.Error whose place is the
-// file, the line and the column.
+// file, the line and the column. CUE may compute without end.
 func Open(path string) (*Schema, error) {
 	var text []byte
 	info, err := os.Stat(path)
@@ -73,46 +77,56 @@ func Open(path string) (*Schema, error) {
 // A reader reads one schema file. Its methods panic with the *problem.Error that
 // read returns.
 type reader struct {
-	path   string
-	schema *Schema
-	// places are where the file has its fields: "#Parameters.cache_ttl_seconds".
-	places map[string]token.Pos
-	// compared are the texts that the file compares #environment with.
-	compared []*ast.BasicLit
-	extends  bool
+	path     string
+	schema   *Schema
+	fields   map[string]*ast.Field // of the file: "#Parameters.cache_ttl_seconds"
+	names    []string              // of the parameters in the file
+	builtIn  *Rules                // that the file extends; empty if it does not
+	compared []*ast.BasicLit       // with #environment
+	words    int                   // that the field has listed so far
 }
 
 // read reads the schema file at path, which has this text.
 func read(path string, text []byte) (s *Schema, err error) {
-	s = &Schema{text: text, context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}}
-	r := &reader{path: path, schema: s, places: map[string]token.Pos{}}
+	s = &Schema{file: path, text: text, context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}}
+	r := &reader{path: path, schema: s, fields: map[string]*ast.Field{}, builtIn: &Rules{}}
 	defer func() {
 		switch p := recover().(type) {
 		case nil:
 		case *problem.Error:
 			s, err = nil, p
 		default: // in CUE
-			s, err = nil, r.problem(token.NoPos, "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
+			s, err = nil, problem.New(opRead+" "+path, errors.New("CUE cannot evaluate it: "+oneLine(fmt.Sprint(p))), "simplify the schema file")
 		}
 	}()
 	own, err := parser.ParseFile(path, text, parser.ParseComments)
 	r.must(err)
 	r.index(own)
 	root := s.context.BuildFile(r.extend(own))
-	r.must(root.Err())
-	for _, def := range []string{defEnvironments, defParameters, defDefaults, defPercent} {
-		if !lookup(root, def).Exists() {
-			r.fail("", "declare it; `agent schema --format cue` prints a schema to begin from", "%s is missing", def)
-		}
+	missing := slices.DeleteFunc([]string{defEnvironments, defParameters, defDefaults, defPercent},
+		func(def string) bool { return lookup(root, def).Exists() })
+	if len(missing) > 0 {
+		r.must(root.Err())
+		r.fail("", "declare it; `agent schema --format cue` prints a schema to begin from", "missing: %s", strings.Join(missing, ", "))
 	}
 	r.readEnvironments(root)
 	for i, env := range s.environments {
-		if i > 0 && path == embeddedName { // it is the same in all, which a test holds: a start is quicker
+		if i > 0 && &text[0] == &embedded[0] { // it is the same in all, which a test holds: a start is quicker
 			same := *s.first()
 			same.environment = env
 			s.rules[env] = &same
 		} else {
 			r.readRules(env, root.FillPath(cue.ParsePath(defEnvironment), string(env)))
+		}
+	}
+	for _, p := range r.builtIn.parameters {
+		place, isSame := defParameters+"."+p.Name, true
+		for _, rules := range s.rules {
+			q := rules.Parameter(p.Name)
+			isSame = isSame && q.Range == p.Range && q.Required == p.Required
+		}
+		if f := r.fields[place]; f != nil && (isSame || len(f.Attrs) > 0 || f.Constraint == token.OPTION && p.Required) {
+			r.fail(place, "repeat its ! or ?, and write bounds within "+p.Range+"; or replace the schema", "an extension can only narrow %s", p.Name)
 		}
 	}
 	r.must(root.Validate()) // what no one has looked at so far
@@ -122,22 +136,17 @@ func read(path string, text []byte) (s *Schema, err error) {
 // fail ends the reading with the error of a field, or of the nearest one around
 // it that the file has.
 func (r *reader) fail(place, hint, message string, args ...any) {
-	for place != "" && !r.places[place].IsValid() {
-		place = place[:max(0, strings.LastIndexByte(place, '.'))]
+	for ; place != ""; place = place[:max(0, strings.LastIndexByte(place, '.'))] {
+		if f := r.fields[place]; f != nil {
+			r.failAt(f.Pos(), hint, message, args...)
+		}
 	}
-	r.failAt(r.places[place], hint, message, args...)
+	r.failAt(token.NoPos, hint, message, args...)
 }
 
 func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) {
-	panic(r.problem(pos, hint, message, args...))
-}
-
-func (r *reader) problem(pos token.Pos, hint, message string, args ...any) *problem.Error {
-	at := Position{File: r.path}
-	if pos.IsValid() {
-		at = Position{r.path, pos.Line(), pos.Column()}
-	}
-	return &problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
+	at := Position{r.path, pos.Line(), pos.Column()}
+	panic(&problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint})
 }
 
 // must ends the reading with an error of CUE, and the place in the file that it is
@@ -148,25 +157,15 @@ func (r *reader) must(err error) {
 	}
 	hint := "correct this line; `agent schema --format cue` prints a schema to compare with"
 	first := cueerrors.Errors(err)[0]
-	path := first.Path()
-	place := strings.Join(path, ".")
-	inDefaults := len(path) > 0 && path[0] == defDefaults
-	if inDefaults && strings.Contains(first.Error(), "conflicting values") {
-		if len(path) == 4 && path[1] == defRules && path[3] == "holds" {
-			r.fail(rulePlace(path[2]), "correct "+defDefaults+", or the rule", "the defaults break the rule %s", quote(path[2]))
-		}
-		if r.extends {
-			hint = "remove it: an extension cannot change a built-in default; to do so, replace the schema"
+	if _, name, ok := strings.Cut(first.Error(), `reference "`); ok {
+		hint = suggestion(strings.Split(name, `"`)[0], append(r.names, r.builtIn.names...), hint)
+	}
+	for _, p := range cueerrors.Positions(first) {
+		if p.Filename() == r.path {
+			r.failAt(p, hint, "%s", cueMessage(err))
 		}
 	}
-	if !inDefaults || !r.places[place].IsValid() { // else it is not about the bound that the default does not fit
-		for _, p := range cueerrors.Positions(first) {
-			if p.Filename() == r.path {
-				r.failAt(p, hint, "%s", cueMessage(err))
-			}
-		}
-	}
-	r.fail(place, hint, "%s", cueMessage(err))
+	r.fail(strings.Join(first.Path(), "."), hint, "%s", cueMessage(err))
 }
 
 // cueMessage returns the first of the errors that err has, on one line.
@@ -190,6 +189,11 @@ func (r *reader) index(file *ast.File) {
 			}
 		case *ast.BinaryExpr:
 			text, isText := n.Y.(*ast.BasicLit)
+			if n.Op != token.OR {
+				// no list of words
+			} else if r.words++; r.words >= maxWords {
+				r.failAt(n.Pos(), fmt.Sprintf("list at most %d", maxWords), "too many alternatives")
+			}
 			if name, ok := n.X.(*ast.Ident); ok && isText && name.Name == defEnvironment && (n.Op == token.EQL || n.Op == token.NEQ) {
 				r.compared = append(r.compared, text)
 			}
@@ -201,53 +205,61 @@ func (r *reader) index(file *ast.File) {
 			}
 		case *ast.Field:
 			r.indexField(path, n)
-			path = append(path, labelOf(n))
+			name, _ := fieldOf(n)
+			path, r.words = append(path, name), 0
+		case *ast.LetClause: // its fields are its own
+			path, r.words = append(path, ""), 0
 		}
 		return true
 	}, func(n ast.Node) {
-		if _, ok := n.(*ast.Field); ok {
+		switch n.(type) {
+		case *ast.Field, *ast.LetClause:
 			path = path[:len(path)-1]
 		}
 	})
 }
 
-// indexField notes the place of a field. It refuses a parameter that is declared
-// twice, or is neither required nor optional, and a definition that is
-// misspelled, which CUE takes for another one.
+// indexField notes a field. It refuses a parameter that is declared twice, or is
+// neither required nor optional, and a name that is unknown in its place, which
+// CUE takes for another one.
 func (r *reader) indexField(path []string, f *ast.Field) {
-	name := labelOf(f)
+	name, _ := fieldOf(f)
 	place := strings.Join(append(slices.Clip(path), name), ".")
-	first, known := r.places[place]
-	if !known {
-		r.places[place] = f.Pos()
+	if len(f.Attrs) > 1 && strings.HasPrefix(f.Attrs[1].Text, "@dtesn(") {
+		r.failAt(f.Attrs[1].Pos(), "merge it with the first", "a second @dtesn")
+	}
+	if first := r.fields[place]; first == nil {
+		r.fields[place] = f
 	} else if len(f.Attrs) > 0 {
-		r.failAt(f.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Line()),
+		r.failAt(f.Pos(), fmt.Sprintf("remove one of them; the first is on line %d", first.Pos().Line()),
 			"parameter %s is declared twice", quote(name))
 	}
-	definitions := []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
+	isPlain := name != "" && !strings.HasPrefix(name, "#") && !strings.HasPrefix(name, "_")
+	var known []string
 	switch {
-	case len(path) == 0 && name != "" && !strings.HasPrefix(name, "#") && !strings.HasPrefix(name, "_"):
-		r.failAt(f.Pos(), didYouMean("#"+name, definitions), "unknown field %s", quote(name))
-	case len(path) == 1 && path[0] == defParameters:
-		definitions = []string{defRules}
+	case len(path) == 1 && path[0] == defParameters && isPlain:
+		r.names = append(r.names, name)
 		if parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0 {
 			r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name),
 				"parameter %s has neither ! nor ?", name)
 		}
-	case len(path) > 0:
-		return
+	case len(path) == 0:
+		known = []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
+	case len(path) == 1 && path[0] == defParameters:
+		known = []string{defRules}
+	case len(path) == 2 && path[0] == defEnvironments:
+		known = []string{"label"}
+	case len(path) == 3 && path[1] == defRules:
+		known = []string{"rule", "operands", "holds", "message", "hint"}
 	}
-	if meant, ok := Suggest(name, definitions); ok && meant != name && strings.HasPrefix(name, "#") {
-		r.failAt(f.Pos(), fmt.Sprintf("did you mean %s?", meant), "unknown definition %s", quote(name))
+	if meant, ok := Suggest(name, known); meant != name && known != nil && (isPlain || ok && strings.HasPrefix(name, "#")) {
+		r.failAt(f.Pos(), didYouMean(name, known), "unknown name %s", quote(name))
 	}
 }
 
 // checkCondition refuses a condition on more than the environment: ranges are read
 // before there are values.
 func (r *reader) checkCondition(clause ast.Clause) {
-	if _, ok := clause.(*ast.IfClause); !ok {
-		r.failAt(clause.Pos(), "declare each parameter and rule by its name", "%s has a comprehension", defParameters)
-	}
 	ast.Walk(clause, func(n ast.Node) bool {
 		if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment {
 			r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
@@ -257,28 +269,19 @@ func (r *reader) checkCondition(clause ast.Clause) {
 	}, nil)
 }
 
-func labelOf(d ast.Decl) string {
+// fieldOf returns the name of a field, and its fields if it is a struct.
+func fieldOf(d ast.Decl) (name string, body *ast.StructLit) {
 	if f, ok := d.(*ast.Field); ok {
-		name, isIdent, _ := ast.LabelName(f.Label)
-		if isIdent || !strings.HasPrefix(name, "#") { // "#a" in quotation marks is no definition
-			return name
-		}
+		name, _, _ = ast.LabelName(f.Label)
+		body, _ = f.Value.(*ast.StructLit)
 	}
-	return ""
-}
-
-func structOf(d ast.Decl) *ast.StructLit {
-	if f, ok := d.(*ast.Field); ok {
-		body, _ := f.Value.(*ast.StructLit)
-		return body
-	}
-	return nil
+	return name, body
 }
 
 // extend returns what is to be compiled: the file, or the embedded one with the
 // file's declarations added.
 func (r *reader) extend(own *ast.File) *ast.File {
-	i := slices.IndexFunc(own.Decls, func(d ast.Decl) bool { return labelOf(d) == defExtends })
+	i := slices.IndexFunc(own.Decls, func(d ast.Decl) bool { name, _ := fieldOf(d); return name == defExtends })
 	if i < 0 {
 		return own
 	}
@@ -286,20 +289,21 @@ func (r *reader) extend(own *ast.File) *ast.File {
 		r.fail(defExtends, "write "+defExtends+": "+extendsEmbedded+", or remove the line to replace the schema",
 			"%s names an unknown schema", defExtends)
 	}
-	r.extends = true
+	r.builtIn = Default().first()
 	file, err := parser.ParseFile(embeddedName, embedded, parser.ParseComments)
 	r.must(err)
 	structs := map[string]*ast.StructLit{}
 	for _, d := range file.Decls {
-		if body := structOf(d); body != nil {
-			structs[labelOf(d)] = body
+		if name, body := fieldOf(d); body != nil {
+			structs[name] = body
 		}
 	}
 	for j, d := range own.Decls {
-		added, to := structOf(d), structs[labelOf(d)]
+		name, added := fieldOf(d)
 		switch _, isPackage := d.(*ast.Package); {
 		case isPackage || j == i:
-		case added != nil && to != nil:
+		case added != nil && structs[name] != nil:
+			to := structs[name]
 			to.Elts = append(to.Elts, added.Elts...) // there they see the other names
 		default:
 			file.Decls = append(file.Decls, d)
@@ -318,29 +322,23 @@ func (r *reader) extend(own *ast.File) *ast.File {
 
 func (r *reader) readEnvironments(root cue.Value) {
 	fields, err := lookup(root, defEnvironments).Fields()
-	if err != nil {
-		r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}",
-			"%s is missing or not a struct", defEnvironments)
-	}
-	for fields.Next() {
+	for err == nil && fields.Next() {
 		name := fields.Selector().Unquoted()
 		env, place := Environment(name), defEnvironments+"."+name
-		if !environmentName.MatchString(name) {
-			r.fail(place, "use at most 63 of a-z 0-9 -, beginning with a letter", "invalid environment name %s", quote(name))
+		if !environmentName.MatchString(name) || env.File() == BaseFile {
+			r.fail(place, "use at most 63 of a-z 0-9 -, beginning with a letter, but not base", "invalid environment name %s", quote(name))
 		}
 		r.schema.environments = append(r.schema.environments, env)
-		members, _ := fields.Value().Fields()
-		for members != nil && members.Next() {
-			key := members.Selector().Unquoted()
-			label, err := members.Value().String()
-			if key != "label" || err != nil {
-				r.fail(place, `write it as in canary: {label: "production"}`, "environment %s has an invalid %s", env, quote(key))
+		if label := lookup(fields.Value(), "label"); label.Exists() {
+			text, err := label.String()
+			if err != nil || !environmentLabel.MatchString(text) {
+				r.fail(place+".label", `write 1 to 63 of A-Z a-z 0-9 . _ -, as in canary: {label: "production"}`, "environment %s has an invalid label", env)
 			}
-			r.schema.labels[env] = label
+			r.schema.labels[env] = text
 		}
 	}
 	if len(r.schema.environments) == 0 {
-		r.fail(defEnvironments, "declare at least one", "%s is empty", defEnvironments)
+		r.fail(defEnvironments, "declare them, for instance "+defEnvironments+": {production: {}}", "%s has no environment", defEnvironments)
 	}
 	for _, text := range r.compared {
 		if _, err := r.schema.ParseEnvironment(strings.Trim(text.Value, `"`)); err != nil {
@@ -349,14 +347,11 @@ func (r *reader) readEnvironments(root cue.Value) {
 	}
 }
 
-// readRules reads what the schema says for one environment.
 func (r *reader) readRules(env Environment, root cue.Value) {
 	r.must(lookup(root, defEnvironment).Err())
 	rules := &Rules{schema: r.schema, environment: env, percent: Parameter{Name: "percent"}, definition: lookup(root, defParameters)}
-	r.readType(&rules.percent, lookup(root, defPercent), defPercent)
-	if rules.percent.Type != "int" {
-		r.fail(defPercent, "write "+defPercent+": int & >=0 & <=100", "%s is no int", defPercent)
-	}
+	share := r.schema.context.CompileString("int & >=0 & <=100")
+	r.readType(&rules.percent, lookup(root, defPercent).Unify(share), defPercent)
 	fields, err := rules.definition.Fields(cue.Optional(true))
 	r.must(err)
 	for fields.Next() {
@@ -370,6 +365,12 @@ func (r *reader) readRules(env Environment, root cue.Value) {
 		rules.names = append(rules.names, p.Name)
 	}
 	r.schema.rules[env] = rules
+	for _, place := range slices.Sorted(maps.Keys(r.fields)) {
+		name, ok := strings.CutPrefix(place, defDefaults+".")
+		if ok && parameterName.MatchString(name) && !rules.Has(name) {
+			r.fail(place, didYouMean(name, rules.names), "unknown parameter %s", name)
+		}
+	}
 	first := r.schema.first()
 	for _, name := range slices.Concat(rules.names, first.names) {
 		if a, b := rules.Parameter(name), first.Parameter(name); a == nil || b == nil || a.Required != b.Required {
@@ -383,7 +384,7 @@ func (r *reader) readRules(env Environment, root cue.Value) {
 func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) Parameter {
 	field, name := fields.Value(), fields.Selector().Unquoted()
 	place := defParameters + "." + name
-	p := Parameter{Name: name, Required: fields.FieldType()&cue.OptionalConstraint == 0, Apply: ApplyHot}
+	p := Parameter{Name: name, Required: fields.FieldType()&cue.OptionalConstraint == 0}
 	if !parameterName.MatchString(name) {
 		r.fail(place, "use at most 64 of a-z 0-9 _, beginning with a letter", "invalid parameter name %s", quote(name))
 	}
@@ -397,33 +398,24 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) Paramet
 		}
 		return p
 	}
-	place = r.defaultPlace(name, place)
+	if own := defDefaults + "." + name; r.fields[own] != nil {
+		place = own
+	}
 	var given Value
-	err := value.Validate(cue.Concrete(true))
-	if err == nil {
-		err = value.Decode(&given)
+	err := value.Decode(&given)
+	v, violation := p.parse(literalOf(given))
+	if err == nil && violation != nil {
+		err = fmt.Errorf("%s is not in %s", violation.Value, p.Range)
 	}
 	if err != nil {
-		r.fail(place, p.invalid(literal{}).Hint, "the default of %s is invalid: %s", name, cueMessage(err))
-	}
-	v, violation := p.parse(literalOf(given))
-	if violation != nil {
-		hint := violation.Hint
-		if r.extends && !r.places[defDefaults+"."+name].IsValid() {
-			hint = "let its bounds include the built-in default, or replace the schema: begin from `agent schema --format cue`"
+		hint := p.invalid(literal{}).Hint
+		if r.builtIn.Has(name) {
+			hint = "keep the built-in default within the bounds, or replace the schema; begin from `agent schema --format cue`"
 		}
-		r.fail(place, hint, "the default of %s is invalid: %s is not in %s", name, violation.Value, p.Range)
+		r.fail(place, hint, "the default of %s is invalid: %s", name, cueMessage(err))
 	}
 	p.Default = v
 	return p
-}
-
-// defaultPlace is the place of a default, or else of what it does not fit.
-func (r *reader) defaultPlace(name, otherwise string) string {
-	if place := defDefaults + "." + name; r.places[place].IsValid() {
-		return place
-	}
-	return otherwise
 }
 
 // readAttribute reads @dtesn(managed, apply=rebuild, unit="s", description="…",
@@ -433,15 +425,18 @@ func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place stri
 	for i := range attribute.NumArgs() {
 		key, value := attribute.Arg(i)
 		switch text := texts[key]; {
-		case key == "managed" && value == "":
+		case key == "managed" && value == "" && !p.Required:
 			p.Managed = true
-		case text == nil || value == "":
-			r.fail(place, `the keys are managed, apply=hot or rebuild, description="…", impact="…" and unit="…"`,
-				"parameter %s: unexpected %s in @dtesn", p.Name, quoted(key))
+		case text == nil:
+			const hint = `the keys are managed (of an optional one), apply=hot or rebuild, description="…", impact="…" and unit="…"`
+			r.fail(place, suggestion(key, slices.Sorted(maps.Keys(texts)), hint), "parameter %s: unexpected %s in @dtesn", p.Name, quoted(key))
+		case value == "" || *text != "":
+			r.fail(place, "write it once, with a text", "parameter %s: the %s is empty or repeated", p.Name, key)
 		default:
 			*text = value
 		}
 	}
+	p.Apply = cmp.Or(p.Apply, ApplyHot)
 	p.Critical = p.Apply == ApplyRebuild
 	if !p.Critical && p.Apply != ApplyHot {
 		r.fail(place, "write apply=hot or apply=rebuild", "parameter %s: invalid apply %s", p.Name, quoted(p.Apply))
@@ -460,6 +455,9 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) {
 	op, parts := v.Expr()
 	if op != cue.AndOp && op != cue.OrOp {
 		parts = []cue.Value{v}
+	}
+	if _, ok := v.Default(); ok && v.Err() == nil && !v.IsConcrete() {
+		fail("give it in "+defDefaults, " has a default here")
 	}
 	switch kind := v.IncompleteKind(); {
 	case kind == cue.BottomKind:
@@ -503,8 +501,8 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) {
 			fail("write bounds with >= and <=, and anything else as a rule", " is limited by %v, which is no inclusive bound", part)
 		}
 		r.must(operands[0].Decode(bound))
-		if float(*bound) >= maxExact || float(*bound) <= -maxExact {
-			fail("use a bound below 2^53", ": the bound %v is too large", *bound)
+		if _, isInt := bound.Int(); p.Type == "int" && !isInt || float(*bound) >= maxExact || float(*bound) <= -maxExact {
+			fail("use one of type "+p.Type+", below 2^53", ": invalid bound %v", *bound)
 		}
 	}
 	if p.Minimum.IsZero() || p.Maximum.IsZero() {
@@ -554,21 +552,20 @@ func (r *reader) readRelations(rules *Rules) {
 			operands[name] = defaults[name]
 		}
 		rules.relations = append(rules.relations, rel)
-		if rel.lacks(defaults) {
-			continue
-		}
 		rule = lookup(rules.evaluate(operands), rel.name)
 		holds, err := lookup(rule, "holds").Bool()
-		if err == nil {
+		switch {
+		case err == nil && !holds:
+			r.fail(rulePlace(rel.name), textOf(rule, "hint"),
+				"the defaults break the rule %s in %s: %s", quote(rel.name), rules.environment, textOf(rule, "message"))
+		case rel.lacks(defaults):
+			continue
+		case err == nil:
 			err = rule.Validate(cue.Concrete(true))
 		}
-		if err != nil {
+		if err != nil && (r.fields[rulePlace(rel.name)] != nil || r.builtIn.names == nil) { // else it is not this rule that is wrong
 			fail("give it holds, message and hint, and name each parameter that they use in operands",
 				"cannot be evaluated with the defaults: %s", cueMessage(err))
-		}
-		if !holds {
-			r.fail(r.defaultPlace(rel.operands[0], rulePlace(rel.name)), textOf(rule, "hint"),
-				"the defaults break the rule %s in %s: %s", quote(rel.name), rules.environment, textOf(rule, "message"))
 		}
 	}
 	slices.SortFunc(rules.relations, func(a, b relation) int { return strings.Compare(a.name, b.name) })
@@ -576,5 +573,4 @@ func (r *reader) readRelations(rules *Rules) {
 
 func rulePlace(name string) string { return defParameters + "." + defRules + "." + name }
 
-// lookup returns the field of v with that name or definition.
 func lookup(v cue.Value, name string) cue.Value { return v.LookupPath(cue.ParsePath(name)) }

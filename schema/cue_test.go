@@ -166,7 +166,7 @@ func TestNumbersAndTexts(t *testing.T) {
 		"streaming: no":          `streaming: Invalid value for streaming: no (rule: true or false, without quotes); write false`,
 		"max_tokens: 1001":       `max_tokens: 1001 tokens do not fit into 100 ms (rule: max_tokens <= scheduler_budget * 10); set max_tokens to 1000 or less [see base.yaml:` + placeIn(s, "scheduler_budget") + `]`,
 		"scheduler_budget: 99":   "", // without max_tokens nothing is to be compared
-		"parameters: {depth: 1}": `parameters.parameters: unknown key parameters (rule: known keys only); it is one of ` + strings.Join(s.Names(), ", "),
+		"parameters: {depth: 1}": `parameters.parameters: unknown key parameters (rule: known keys only); it is one of ` + strings.Join(s.Names(), ", ") + "; others need --schema FILE.cue",
 	} {
 		_, v := load(t, s, "production", given)
 		got := ""

@@ -182,6 +182,8 @@ func (d *decoder) unknownKey(key *yaml.Node, path string, known []string) {
 	hint := didYouMean(key.Value, known)
 	below := strings.TrimPrefix(key.Value, keyParameters+".")
 	switch {
+	case strings.HasSuffix(path, keyParameters):
+		hint = suggestion(key.Value, known, hint+"; others need --schema FILE.cue")
 	case path != "":
 	case d.Has(key.Value):
 		d.incomplete = true

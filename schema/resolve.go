@@ -111,7 +111,6 @@ func (l *loader) try(file string, load func()) (found *Violations) {
 	return nil
 }
 
-// add adds a violation and returns it.
 func (l *loader) add(at Position, rule, message, hint string) *Violation {
 	return l.found.add(Violation{Position: at, Rule: rule, Message: message, Hint: hint})
 }
@@ -318,7 +317,7 @@ func (l *loader) checkMissing(e effective) {
 		if l.incomplete || !absent(p.Name) || !p.Required && !needed[p.Name] {
 			continue
 		}
-		v := l.add(l.baseParameters, "every parameter is set", p.Name+" is missing",
+		v := l.add(l.baseParameters, "every required parameter is set", p.Name+" is missing",
 			fmt.Sprintf("set it, for instance to the default, %v", p.Default))
 		v.Path, v.Parameter = p.Name, p.Name
 		if l.baseParameters.File != "" {

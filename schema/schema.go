@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"cuelang.org/go/cue"
@@ -17,6 +16,7 @@ import (
 // A Schema is what a CUE file declares: the parameters, the rules between them
 // and the environments. It is immutable and safe for concurrent use.
 type Schema struct {
+	file         string
 	text         []byte
 	environments []Environment
 	labels       map[Environment]string
@@ -77,18 +77,22 @@ func (p *Parameter) isPercent() bool { return p.Apply == "" }
 //go:embed dtesn.cue
 var embedded []byte
 
-// The embedded file is part of the program: if it cannot be read the program
-// is broken, which a test finds.
-var embeddedSchema = sync.OnceValue(func() *Schema {
-	s, err := read(embeddedName, embedded)
-	if err != nil {
-		panic(err)
-	}
-	return s
-})
+var (
+	embeddedSchema *Schema
+	embeddedOnce   sync.Once
+)
 
-// Default returns the schema that the program ships, of dtesn.cue.
-func Default() *Schema { return embeddedSchema() }
+// Default returns the schema that the program ships, of dtesn.cue. If that
+// cannot be read the program is broken, which a test finds.
+func Default() *Schema {
+	embeddedOnce.Do(func() {
+		var err error
+		if embeddedSchema, err = read(embeddedName, embedded); err != nil {
+			panic(err)
+		}
+	})
+	return embeddedSchema
+}
 
 // For returns the rules of an environment; nil if the schema does not have it.
 func (s *Schema) For(env Environment) *Rules { return s.rules[env] }
@@ -103,8 +107,8 @@ func (s *Schema) Environments() []Environment { return slices.Clone(s.environmen
 // Label returns the environment label that the server is told.
 func (s *Schema) Label(env Environment) string { return cmp.Or(s.labels[env], string(env)) }
 
-// ParseEnvironment returns the environment of that name. The error names them
-// all, and the one that was probably meant.
+// ParseEnvironment returns the environment of that name. The error names the
+// one that was probably meant, or all.
 func (s *Schema) ParseEnvironment(name string) (Environment, error) {
 	var names []string
 	for _, e := range s.environments {
@@ -113,12 +117,11 @@ func (s *Schema) ParseEnvironment(name string) (Environment, error) {
 	if slices.Contains(names, name) {
 		return Environment(name), nil
 	}
-	meant := ""
-	if near, ok := Suggest(name, names); ok {
-		meant = fmt.Sprintf(" (did you mean %s?)", near)
-	}
-	return "", fmt.Errorf("no environment is named %s%s: it is one of %s", quote(name), meant, strings.Join(names, ", "))
+	return "", fmt.Errorf("no environment is named %s: %s", quote(name), didYouMean(name, names))
 }
+
+// File is the schema file, "embedded" for the schema that the program ships.
+func (s *Schema) File() string { return s.file }
 
 // CUE returns the schema as one CUE file, which Open takes back.
 func (s *Schema) CUE() []byte { return bytes.Clone(s.text) }

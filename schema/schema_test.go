@@ -131,8 +131,8 @@ func TestEnvironments(t *testing.T) {
 		}
 	}
 	for given, want := range map[string]string{
-		"prod":        "no environment is named prod (did you mean production?): it is one of development, staging, production, testing",
-		"Production":  "no environment is named Production (did you mean production?): it is one of development, staging, production, testing",
+		"prod":        "no environment is named prod: did you mean production?",
+		"Production":  "no environment is named Production: did you mean production?",
 		"":            `no environment is named "": it is one of development, staging, production, testing`,
 		"../etc\x1b[": `no environment is named "../etc\x1b[": it is one of development, staging, production, testing`,
 	} {

@@ -142,7 +142,7 @@ func TestSchemaExtendsEveryCommand(t *testing.T) {
 	}
 	expect(t, 3, bad, "validate", "config", "--schema", "more.cue")
 	expect(t, 3, bad[:2], "validate", "config", "--schema", "more.cue", "--environment", "canary")
-	expect(t, 2, []string{"did you mean canary?", "development, staging, production, testing, canary"}, "validate", "config", "--schema", "more.cue", "--environment", "canray")
+	expect(t, 2, []string{"no environment is named canray: did you mean canary?"}, "validate", "config", "--schema", "more.cue", "--environment", "canray")
 	expect(t, 2, []string{"it is one of development, staging, production, testing", "! canary,"}, "validate", "config", "--environment", "canary")
 	expect(t, 2, []string{"--environment is needed", "one of development, staging, production, testing, canary"}, "run", "--schema", "more.cue")
 	expect(t, 2, []string{"--environment is needed", "one of development"}, "run")
