@@ -21,20 +21,21 @@ func newDiff() *cobra.Command {
 		Use:   "diff ID [ID] --state DIR",
 		Short: "Show what differs between a record and what is applied, or between two",
 		Long: `diff compares the parameters of a record with the applied ones, or those of two
-records, the first as the old side. It needs no running agent.`,
+records, the first as the old side. It needs no running agent. The schema says
+which changes are critical: give --schema where the agent has it.`,
 		Example: `  agent diff snapshot_1699123456_0014 --state /var/lib/dtesn-agent
   agent diff 14 15 --state /var/lib/dtesn-agent`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := open()
+			if err != nil {
+				return err
+			}
 			r, err := gitstore.OpenReader(state)
 			if err != nil {
 				return err
 			}
 			old, current, err := sides(cmd, r, args)
-			if err != nil {
-				return err
-			}
-			s, err := open()
 			if err != nil {
 				return err
 			}

@@ -105,7 +105,7 @@ beats the environment, which beats the file.`,
 			if err := settle(cmd.Flags(), settingNames()); err != nil {
 				return err
 			}
-			if err := s.check(); err != nil {
+			if err := s.check(cmd.Context()); err != nil {
 				return err
 			}
 			return run(cmd.Context(), s, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -125,8 +125,8 @@ func complete(cmd *cobra.Command, flag string, values ...string) {
 }
 
 // check finds what is wrong with the settings before anything is touched.
-func (s *settings) check() error {
-	declared, err := openSchema(s.schema)
+func (s *settings) check(ctx context.Context) error {
+	declared, err := openSchema(ctx, s.schema)
 	if err != nil {
 		return err
 	}

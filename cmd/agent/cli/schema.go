@@ -2,13 +2,16 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 const (
@@ -16,24 +19,43 @@ const (
 	schemaUsage = "CUE `file` with the parameters, rules and environments (default: the embedded ones)"
 )
 
+// maxEvaluation bounds the reading of a schema file: CUE may compute without end,
+// and cannot be stopped.
+const maxEvaluation = 10 * time.Second
+
 // schemaOf adds --schema to a command that has no settings besides. The function
 // that it returns opens the file that the flag or DTESN_AGENT_SCHEMA names.
 func schemaOf(cmd *cobra.Command) func() (*schema.Schema, error) {
 	path := cmd.Flags().String(schemaFlag, "", schemaUsage)
-	return func() (*schema.Schema, error) { return openSchema(cmp.Or(*path, os.Getenv(envName(schemaFlag)))) }
+	return func() (*schema.Schema, error) {
+		return openSchema(cmd.Context(), cmp.Or(*path, os.Getenv(envName(schemaFlag))))
+	}
 }
 
 // openSchema reads the schema file at path, the embedded schema if that is
-// empty. A file that is wrong is a usage error.
-func openSchema(path string) (*schema.Schema, error) {
+// empty. A file that is wrong is a usage error. Reading ends with ctx and after
+// maxEvaluation; then its goroutine is abandoned, and the command must end.
+func openSchema(ctx context.Context, path string) (s *schema.Schema, err error) {
 	if path == "" {
 		return schema.Default(), nil
 	}
-	s, err := schema.Open(path)
-	if err != nil {
-		return nil, &failure{exitUsage, err}
+	ctx, cancel := context.WithTimeoutCause(ctx, maxEvaluation, problem.New("", fmt.Errorf("not evaluated within %v", maxEvaluation),
+		"simplify what the schema file computes"))
+	defer cancel()
+	done := make(chan func() (*schema.Schema, error), 1)
+	go func() {
+		s, err := schema.Open(path)
+		done <- func() (*schema.Schema, error) { return s, err }
+	}()
+	select {
+	case result := <-done:
+		if s, err = result(); err != nil {
+			err = &failure{exitUsage, err}
+		}
+		return s, err
+	case <-ctx.Done():
+		return nil, &problem.Error{Op: "read schema", Place: path, Err: context.Cause(ctx)}
 	}
-	return s, nil
 }
 
 func environmentNames(s *schema.Schema) string {
@@ -51,7 +73,7 @@ func completeEnvironment(cmd *cobra.Command) {
 		if f := cmd.Flags().Lookup(schemaFlag); f != nil {
 			path = cmp.Or(f.Value.String(), os.Getenv(envName(schemaFlag)))
 		}
-		s, err := openSchema(path)
+		s, err := openSchema(cmd.Context(), path)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
