@@ -121,8 +121,9 @@ func (r *Reconciler) publish() {
 	r.inbox.Unlock()
 	source, lastGood := r.sourceStatus()
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	declared := r.opt.Rules.Schema()
 	s := &Status{
-		Environment: r.opt.Rules.Environment(), Instance: r.opt.Instance,
+		Environment: r.opt.Rules.Environment(), Instance: r.opt.Instance, Schema: SchemaStatus{declared.File(), declared.Digest()},
 		TotalSnapshots: r.opt.Store.Total(), MaxSnapshots: r.opt.MaxSnapshots,
 		BackupDirectory: r.opt.StateDir, AutoBackupEnabled: true,
 		Attempts: r.attempts, Held: r.hold(), Drift: r.drift, Source: source,

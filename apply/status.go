@@ -40,6 +40,7 @@ type Status struct {
 	Current             *schema.Parameters `json:"current_config"`
 	Environment         schema.Environment `json:"environment"`
 	Instance            string             `json:"instance"`
+	Schema              SchemaStatus       `json:"schema"`
 	TotalSnapshots      int                `json:"total_snapshots"`
 	MaxSnapshots        int                `json:"max_snapshots"`
 	ActiveSnapshots     int                `json:"active_snapshots"`
@@ -78,6 +79,12 @@ func (s *Status) Checks(now time.Time) Checks {
 	c := s.checks
 	c.SourceFresh = now.Before(s.sourceStaleAt)
 	return c
+}
+
+// SchemaStatus names the schema of the agent.
+type SchemaStatus struct {
+	File   string `json:"file"` // "embedded" for the one that the program ships
+	Digest string `json:"digest"`
 }
 
 // Seen is the newest revision the source showed.

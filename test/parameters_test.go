@@ -295,6 +295,10 @@ func (g *grown) isShown() {
 	if v, err := g.view(); err != nil || intOf(*v.Current, extra) != 40 || !regexp.MustCompile(`(?m)^ *`+extra+` +40`).MatchString(v.Text) {
 		t.Errorf("status: %v %v\n%s", v.Current, err, v.Text)
 	}
+	digest := g.rules.Schema().Digest()
+	if v, err := g.view(); err != nil || v.Schema != (apply.SchemaStatus{File: g.file, Digest: digest}) || !strings.Contains(v.Text, "schema     "+g.file+", digest "+digest[:12]+"\n") {
+		t.Errorf("status: schema %+v %v\n%s", v.Schema, err, v.Text)
+	}
 	var current struct{ Configuration schema.Parameters }
 	var rules struct {
 		Info map[string]schema.Parameter `json:"parameter_info"`

@@ -78,7 +78,7 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "dtesn_agent_info", Help: "1, with what this agent is.",
-		ConstLabels: prometheus.Labels{"version": version, "environment": string(rules.Environment())},
+		ConstLabels: prometheus.Labels{"version": version, "environment": string(rules.Environment()), "schema": rules.Schema().Digest()},
 	})
 	info.Set(1)
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

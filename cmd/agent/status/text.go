@@ -251,6 +251,7 @@ func (p *page) surroundings(s *apply.Status) {
 		}
 	}
 	p.line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
+	p.line("schema", fmt.Sprintf("%s, digest %.12s", s.Schema.File, s.Schema.Digest))
 	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
 	for _, r := range s.Repairs {
 		p.line("repaired", r.Found+": "+r.Did)
