@@ -130,13 +130,13 @@ It knows types, ranges and keys. For rules across files use agent validate.`,
 	return cmd
 }
 
-// schemaTable returns the table of parameters and the rules between them, in
-// Markdown. What holds in some environments only is said of them.
+// schemaTable returns the table of parameters, the rules between them and the
+// environments, in Markdown. What holds in some environments only is said of them.
 func schemaTable(s *schema.Schema) string {
 	var b strings.Builder
-	b.WriteString("| parameter | type | range | default | critical | description | impact |\n|---|---|---|---|---|---|---|\n")
+	b.WriteString("| parameter | type | range | default | set | critical | description | impact |\n|---|---|---|---|---|---|---|---|\n")
 	for _, p := range s.For(s.Environments()[0]).Parameters() {
-		ranges, value, critical := p.Range, "none (optional)", "no"
+		ranges, value, set, critical := p.Range, "none", "optional", "no"
 		for _, env := range s.Environments() {
 			if other := s.For(env).Parameter(p.Name).Range; other != p.Range {
 				ranges += fmt.Sprintf(" (%s: %s)", env, other)
@@ -145,15 +145,23 @@ func schemaTable(s *schema.Schema) string {
 		if !p.Default.IsZero() {
 			value = p.Default.String()
 		}
+		if p.Required {
+			set = "required"
+		} else if p.Managed {
+			set = "managed"
+		}
 		if p.Critical {
 			critical = "yes"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n",
-			p.Name, p.Type, strings.ReplaceAll(ranges, "|", ", "), value, critical, p.Title(), p.Impact)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s | %s |\n",
+			p.Name, p.Type, strings.ReplaceAll(ranges, "|", ", "), value, set, critical, p.Title(), p.Impact)
 	}
-	b.WriteString("\nRules between parameters:\n\n")
-	for _, rule := range s.Relations("`%s`") {
-		b.WriteString("* " + rule + "\n")
+	if rules := s.Relations("`%s`"); len(rules) > 0 {
+		b.WriteString("\nRules between parameters:\n\n* " + strings.Join(rules, "\n* ") + "\n")
+	}
+	b.WriteString("\nEnvironments:\n\n")
+	for _, env := range s.Environments() {
+		fmt.Fprintf(&b, "* `%s`, to the server `%s`\n", env, s.Label(env))
 	}
 	return b.String()
 }

@@ -118,13 +118,14 @@ func TestSchemaTable(t *testing.T) {
 }
 `})
 	expect(t, 0, []string{
-		"| `esn_reservoir_size` | int | 64-16384 (production: 64-8192) | 512 | yes | ",
-		"| `enable_caching` | bool | true/false | true | no | ",
-		"| `quantisation` | string | none, int8, int4 | int8 | yes | ",
-		"| `temperature` | number | 0-1.50 | 0.70 | no | ",
-		"| `max_tokens` | int | 1-4096 | none (optional) | no | Longest answer (tokens) | latency |\n",
+		"| `esn_reservoir_size` | int | 64-16384 (production: 64-8192) | 512 | required | yes | ",
+		"| `enable_caching` | bool | true/false | true | required | no | ",
+		"| `quantisation` | string | none, int8, int4 | int8 | managed | yes | ",
+		"| `temperature` | number | 0-1.50 | 0.70 | managed | no | ",
+		"| `max_tokens` | int | 1-4096 | none | optional | no | Longest answer (tokens) | latency |\n",
 		"* `esn_reservoir_size >= max_membrane_depth * 32`\n",
 		"* `production measures` (production)\n",
+		"* `development`, to the server `development`\n",
 	}, "schema", "--schema", "more.cue", "--format", "markdown")
 }
 
