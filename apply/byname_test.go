@@ -419,7 +419,6 @@ func TestNoRollbackThatTheDefaultsMakeInvalid(t *testing.T) {
 	cool := extended(t, `
 #Parameters: {
 	temperature?: number & >=0 & <=2 @dtesn(description="Temperature")
-	esn_reservoir_size!: _
 	#rules: large_is_cool: {
 		rule: "esn_reservoir_size above 2000 needs temperature at 0.4 or less"
 		operands: ["temperature", "esn_reservoir_size"]
