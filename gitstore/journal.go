@@ -1,0 +1,298 @@
+package gitstore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// The journal is two files of fixed size, written with zeros when they are made,
+// so that an append needs one fdatasync of data alone. They take turns: a new
+// segment begins in the file that is not live, under the next generation, with
+// one frame that carries the whole state. So the older file is whole until the
+// newer one is durable.
+//
+// Every frame begins a block, and none is appended before the one before it is
+// durable. What is left of a block, and of the segment, is zeros. So a bad frame
+// is a write that was cut short if nothing follows it, and damage if something
+// does.
+const (
+	segmentSize = 1 << 20
+	blockSize   = 4 << 10
+	// segmentReserve is the end of a segment that only reverts, rollbacks and
+	// notes may use: a full disk cannot keep an operator from going back.
+	segmentReserve = 256 << 10
+	maxFrame       = segmentSize - segmentReserve
+)
+
+// frameHead is the length of a frame's head: payload length, CRC-32C of all that
+// follows, generation, sequence, kind; integers are little-endian.
+const frameHead = 4 + 4 + 4 + 4 + 1
+
+// A frameKind says what the payload of a frame is.
+type frameKind byte
+
+const (
+	frameState  frameKind = 's' // the whole state: the first frame of a segment
+	frameRecord frameKind = 'r'
+	frameMark   frameKind = 'm'
+	frameSet    frameKind = 'v'
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// errJournalFull says that a segment has no space left for what is to be appended.
+var errJournalFull = errors.New("the journal is full")
+
+// A frame is one entry of a segment.
+type frame struct {
+	kind    frameKind
+	payload []byte
+}
+
+// A segment is what one file of the journal holds.
+type segment struct {
+	generation uint32
+	frames     []frame // the first is the state
+	end        int64   // where the next frame begins
+	// torn: the last write was cut short. damaged: something before the last
+	// whole frame is lost.
+	torn, damaged bool
+}
+
+// encodeFrame returns the blocks of a frame.
+func encodeFrame(generation, sequence uint32, kind frameKind, payload []byte) []byte {
+	size := frameHead + len(payload)
+	b := make([]byte, (size+blockSize-1)/blockSize*blockSize)
+	binary.LittleEndian.PutUint32(b, uint32(len(payload)))
+	binary.LittleEndian.PutUint32(b[8:], generation)
+	binary.LittleEndian.PutUint32(b[12:], sequence)
+	b[16] = byte(kind)
+	copy(b[frameHead:], payload)
+	binary.LittleEndian.PutUint32(b[4:], crc32.Checksum(b[8:size], castagnoli))
+	return b
+}
+
+// decodeFrame reads the frame at the beginning of b. It returns the length of
+// its blocks, 0 if there is no whole frame.
+func decodeFrame(b []byte) (f frame, generation, sequence uint32, blocks int64) {
+	if len(b) < frameHead {
+		return f, 0, 0, 0
+	}
+	size := frameHead + int64(binary.LittleEndian.Uint32(b))
+	if size > int64(len(b)) || crc32.Checksum(b[8:size], castagnoli) != binary.LittleEndian.Uint32(b[4:]) {
+		return f, 0, 0, 0
+	}
+	f = frame{frameKind(b[16]), b[frameHead:size:size]}
+	return f, binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:]), (size + blockSize - 1) / blockSize * blockSize
+}
+
+// parseSegment reads the content of a segment's file. It is not ok if the first
+// frame, without which the others mean nothing, is not whole; generation is then
+// the newest one of which anything is left.
+func parseSegment(data []byte) (s segment, ok bool) {
+	next := uint32(0) // sequence number
+	for at := int64(0); at < int64(len(data)); {
+		f, generation, sequence, blocks := decodeFrame(data[at:])
+		switch {
+		case blocks > 0 && at == 0 && f.kind == frameState && sequence == 0:
+			s.generation, ok = generation, true
+		case blocks > 0 && (!ok || generation == s.generation && sequence >= next):
+			s.generation = max(s.generation, generation)
+			s.damaged = s.damaged || s.torn || sequence > next
+		default:
+			s.torn = s.torn || !isZero(data[at:min(at+blockSize, int64(len(data)))])
+			at += blockSize
+			continue
+		}
+		s.frames, next = append(s.frames, f), sequence+1
+		at += blocks
+		s.end = at
+	}
+	s.torn = s.torn && !s.damaged
+	return s, ok
+}
+
+func isZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func segmentPath(dir string, i int) string {
+	return filepath.Join(dir, "journal."+strconv.Itoa(i))
+}
+
+// readJournal reads both files and returns the live segment, and which file holds
+// it; -1 if neither holds one. A newer segment whose first frame is not whole,
+// and that was in use, makes the live one damaged.
+func readJournal(dir string) (s segment, live int, err error) {
+	live = -1
+	var newest uint32
+	for i := range 2 {
+		data, err := readBounded(segmentPath(dir, i), segmentSize)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return segment{}, -1, fmt.Errorf("read journal: %w", err)
+		}
+		seg, ok := parseSegment(data)
+		newest = max(newest, seg.generation)
+		switch {
+		case !ok:
+			s.torn = s.torn || seg.torn
+		case live < 0 || seg.generation > s.generation:
+			seg.torn = seg.torn || live < 0 && s.torn
+			s, live = seg, i
+		}
+	}
+	s.damaged = s.damaged || newest > s.generation
+	s.generation = max(s.generation, newest)
+	return s, live, nil
+}
+
+// A journal appends to the live segment. It keeps no file open between an append
+// and the next one, so that the disk can be unmounted or remounted.
+type journal struct {
+	dir        string
+	live       int // which file the live segment is in; -1 before the first begin
+	generation uint32
+	sequence   uint32 // of the next frame
+	end        int64  // where it begins
+	// unsynced is the file of an append that is not durable yet.
+	unsynced *os.File
+	// failed: a write or a sync of the live segment, or the beginning of the next
+	// one, failed. Nothing goes to the live one any more: after a failed sync the
+	// kernel calls pages clean that the disk does not have.
+	failed bool
+}
+
+// append writes a frame behind the last one. A kill of the process cannot lose it
+// then; a power cut cannot lose it once sync returned. With reserve it may use the
+// end of the segment, which is kept for that.
+//
+// Syscalls: openat, pwrite64.
+func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
+	if j.failed || j.live < 0 || j.unsynced != nil {
+		return errors.New("append to the journal: the segment is not in a state to be written")
+	}
+	b := encodeFrame(j.generation, j.sequence, kind, payload)
+	limit := int64(maxFrame)
+	if reserve {
+		limit = segmentSize
+	}
+	if j.end+int64(len(b)) > limit {
+		return errJournalFull
+	}
+	f, err := os.OpenFile(segmentPath(j.dir, j.live), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("append to the journal: %w", err) // nothing was written
+	}
+	if _, err := f.WriteAt(b, j.end); err != nil {
+		j.failed = true
+		return fmt.Errorf("append to the journal: %w", errors.Join(err, f.Close()))
+	}
+	j.unsynced, j.sequence, j.end = f, j.sequence+1, j.end+int64(len(b))
+	return nil
+}
+
+// sync makes the last append durable.
+//
+// Syscalls: fdatasync, close.
+func (j *journal) sync() error {
+	if j.unsynced == nil {
+		return nil
+	}
+	err := errors.Join(fdatasync(j.unsynced), j.unsynced.Close())
+	j.unsynced = nil
+	if err != nil {
+		j.failed = true
+		return fmt.Errorf("sync the journal: %w", err)
+	}
+	return nil
+}
+
+// adopt makes the journal go on at the end of a segment that was read. What a
+// killed process wrote last may not be on the disk: it is synced first.
+//
+// Syscalls: openat, fdatasync, close.
+func (j *journal) adopt(s segment, live int) error {
+	j.live, j.generation, j.sequence, j.end = live, s.generation, uint32(len(s.frames)), s.end
+	j.failed = s.torn || s.damaged // the next append begins a segment
+	f, err := os.OpenFile(segmentPath(j.dir, live), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		err = errors.Join(fdatasync(f), f.Close())
+	}
+	if err != nil {
+		j.failed = true
+		return fmt.Errorf("sync the journal: %w", err)
+	}
+	return nil
+}
+
+// begin makes a new segment of a state, durably, in the file that is not live.
+// The file is written whole: what stood there is gone.
+//
+// Syscalls: openat, pwrite64 of each block, fdatasync, close; where the file is
+// new, fsync of the state directory.
+func (j *journal) begin(state []byte) error {
+	j.failed = true
+	j.generation++ // even if it fails: the next attempt outranks what this one leaves
+	target := 0
+	if j.live == 0 {
+		target = 1
+	}
+	b := encodeFrame(j.generation, 0, frameState, state)
+	if len(b) > maxFrame {
+		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
+	}
+	path := segmentPath(j.dir, target)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("begin a journal segment: %w", err)
+	}
+	info, err := f.Stat()
+	isNew := err == nil && info.Size() < segmentSize
+	// The zeros come first: a state that is whole has nothing old behind it.
+	zeros := make([]byte, blockSize)
+	for at := int64(segmentSize - blockSize); err == nil && at >= int64(len(b)); at -= blockSize {
+		_, err = f.WriteAt(zeros, at)
+	}
+	// By blocks: one large write makes the kernel keep large pages, and each later
+	// append is slower by eight times.
+	for at := int64(0); err == nil && at < int64(len(b)); at += blockSize {
+		_, err = f.WriteAt(b[at:at+blockSize], at)
+	}
+	if err == nil {
+		err = fdatasync(f)
+	}
+	if err = errors.Join(err, f.Close()); err == nil && isNew {
+		err = syncPath(j.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("begin a journal segment: %w", err)
+	}
+	j.live, j.sequence, j.end, j.failed = target, 1, int64(len(b)), false
+	return nil
+}
+
+// fdatasync is fsync without what is not needed to read the data.
+func fdatasync(f *os.File) error {
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("fdatasync", err)
+		}
+	}
+}

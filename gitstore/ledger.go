@@ -1,0 +1,261 @@
+package gitstore
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/schema"
+)
+
+// An entry is a record as the journal has it: the contents of its four git
+// objects, so that they can be written again bit for bit.
+type entry struct {
+	commit  plumbing.Hash
+	objects [4]gitObject // parameters.yaml, snapshot.json, tree, commit
+}
+
+// A gitObject is the content of an object, with its name.
+type gitObject struct {
+	t       plumbing.ObjectType
+	hash    plumbing.Hash
+	content []byte
+}
+
+// entryTypes are the types of the objects of an entry, in their order.
+var entryTypes = [4]plumbing.ObjectType{plumbing.BlobObject, plumbing.BlobObject, plumbing.TreeObject, plumbing.CommitObject}
+
+// newEntry returns the entry with these contents.
+func newEntry(contents [4][]byte) entry {
+	var e entry
+	for i, content := range contents {
+		e.objects[i] = gitObject{entryTypes[i], plumbing.ComputeHash(entryTypes[i], content), content}
+	}
+	e.commit = e.objects[3].hash
+	return e
+}
+
+// maxEntry bounds the payload of a record's frame, in bytes.
+const maxEntry = 64 << 10
+
+// payload is the four contents, each after its length.
+func (e *entry) payload() []byte {
+	var b []byte
+	for _, o := range e.objects {
+		b = appendBytes(b, o.content)
+	}
+	return b
+}
+
+func appendBytes(b, content []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32(b, uint32(len(content))), content...)
+}
+
+func takeBytes(b []byte) (content, rest []byte, err error) {
+	if len(b) < 4 || uint64(len(b)-4) < uint64(binary.LittleEndian.Uint32(b)) {
+		return nil, nil, errors.New("the payload is too short")
+	}
+	n := 4 + int(binary.LittleEndian.Uint32(b))
+	return b[4:n:n], b[n:], nil
+}
+
+func takeEntry(b []byte) (e entry, rest []byte, err error) {
+	var contents [4][]byte
+	for i := range contents {
+		if contents[i], b, err = takeBytes(b); err != nil {
+			return entry{}, nil, err
+		}
+	}
+	return newEntry(contents), b, nil
+}
+
+// A ledger is what the journal says: the state of its last segment with the
+// frames after it. The JSON is the head of a state frame.
+type ledger struct {
+	Environment schema.Environment `json:"environment"`
+	Instance    string             `json:"instance"`
+	// Marker is the content of markerFile in the repository that this is about.
+	Marker string `json:"marker"`
+	// First is the index of the oldest record that is kept, Begin its commit if
+	// there were older ones.
+	First int    `json:"first"`
+	Begin string `json:"begin,omitempty"`
+	// Head, Applied, Retried and Proven are commits; "" for none.
+	Head    string `json:"head,omitempty"`
+	Applied string `json:"applied,omitempty"`
+	Retried string `json:"retried,omitempty"`
+	Proven  string `json:"proven,omitempty"`
+	// Facts are the set frames by name.
+	Facts map[string][]byte `json:"facts,omitempty"`
+	// Packs are those that checkpoints wrote, the oldest first.
+	Packs []packInfo `json:"packs,omitempty"`
+	// Packed is how many of the entries are in a pack: the applied one and the
+	// head, if so.
+	Packed int `json:"packed"`
+
+	entries []entry
+}
+
+// The names of marks.
+const (
+	markApplied = "applied"
+	markRetried = "retried"
+	markProven  = "proven"
+)
+
+// mark returns the field that a mark sets.
+func (l *ledger) mark(name string) *string {
+	switch name {
+	case markApplied:
+		return &l.Applied
+	case markRetried:
+		return &l.Retried
+	case markProven:
+		return &l.Proven
+	}
+	return new(string) // of a later version
+}
+
+// maxFact bounds the value of a set frame, in bytes.
+const maxFact = 4 << 10
+
+func markPayload(name, commit string) []byte { return []byte(name + " " + commit) }
+
+func setPayload(name string, value []byte) []byte {
+	return append(append([]byte(name), 0), value...)
+}
+
+// payload is the JSON of the ledger and the entries.
+func (l *ledger) payload() ([]byte, error) {
+	text, err := json.Marshal(l)
+	if err != nil {
+		return nil, fmt.Errorf("encode the state of the journal: %w", err)
+	}
+	b := appendBytes(nil, text)
+	for i := range l.entries {
+		b = append(b, l.entries[i].payload()...)
+	}
+	return b, nil
+}
+
+// find returns the entry of a commit, nil if the ledger does not have it.
+func (l *ledger) find(commit string) *entry {
+	h := plumbing.NewHash(commit)
+	for i := len(l.entries) - 1; i >= 0; i-- {
+		if l.entries[i].commit == h {
+			return &l.entries[i]
+		}
+	}
+	return nil
+}
+
+// A packInfo is a pack that a checkpoint wrote: the records with the indexes Low
+// to High, and nothing else.
+type packInfo struct {
+	Name string `json:"name"`
+	Low  int    `json:"low"`
+	High int    `json:"high"`
+}
+
+// unpacked lists the entries that are in no pack yet.
+func (l *ledger) unpacked() []entry { return l.entries[l.Packed:] }
+
+// objects yields all objects of the entries, by name.
+func (l *ledger) objects() map[plumbing.Hash]gitObject {
+	all := make(map[plumbing.Hash]gitObject, 4*len(l.entries))
+	for i := range l.entries {
+		for _, o := range l.entries[i].objects {
+			all[o.hash] = o
+		}
+	}
+	return all
+}
+
+// add makes an entry the head.
+func (l *ledger) add(e entry) {
+	l.entries = append(l.entries, e)
+	l.Head = e.commit.String()
+}
+
+// trim returns the ledger as the first frame of a segment has it, once the first
+// n of the unpacked entries are packed: of what is packed, the applied record and
+// the head alone.
+func (l *ledger) trim(n int) *ledger {
+	next := *l
+	next.Facts = maps.Clone(l.Facts)
+	next.Packs = slices.Clone(l.Packs)
+	next.entries = nil
+	for _, e := range l.entries[:l.Packed+n] {
+		if name := e.commit.String(); name == l.Head || name == l.Applied {
+			next.entries = append(next.entries, e)
+		}
+	}
+	next.Packed = len(next.entries)
+	next.entries = append(next.entries, l.entries[l.Packed+n:]...)
+	return &next
+}
+
+// replay reads the frames of a segment.
+func replay(frames []frame) (*ledger, error) {
+	if len(frames) == 0 || frames[0].kind != frameState {
+		return nil, errors.New("replay the journal: no state")
+	}
+	l := new(ledger)
+	text, rest, err := takeBytes(frames[0].payload)
+	if err == nil {
+		err = json.Unmarshal(text, l)
+	}
+	for err == nil && len(rest) > 0 {
+		var e entry
+		if e, rest, err = takeEntry(rest); err == nil {
+			l.entries = append(l.entries, e)
+		}
+	}
+	if err != nil || l.Packed < 0 || l.Packed > len(l.entries) {
+		return nil, fmt.Errorf("replay the journal: state: %w", errors.Join(err, errDamaged))
+	}
+	if l.Facts == nil {
+		l.Facts = map[string][]byte{}
+	}
+	for i, f := range frames[1:] {
+		if err := l.apply(f); err != nil {
+			return nil, fmt.Errorf("replay the journal: frame %d: %w", i+1, err)
+		}
+	}
+	return l, nil
+}
+
+// apply adds what a frame says. Kinds that a later version may add are left out.
+func (l *ledger) apply(f frame) error {
+	switch f.kind {
+	case frameRecord:
+		e, rest, err := takeEntry(f.payload)
+		if err != nil || len(rest) > 0 {
+			return fmt.Errorf("record: %w", errors.Join(err, errDamaged))
+		}
+		l.add(e)
+	case frameMark:
+		name, commit, _ := strings.Cut(string(f.payload), " ")
+		*l.mark(name) = commit
+	case frameSet:
+		name, value, _ := bytes.Cut(f.payload, []byte{0})
+		l.set(string(name), value)
+	}
+	return nil
+}
+
+// set keeps a fact; an empty value forgets it.
+func (l *ledger) set(name string, value []byte) {
+	if len(value) == 0 {
+		delete(l.Facts, name)
+		return
+	}
+	l.Facts[name] = bytes.Clone(value)
+}
