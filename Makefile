@@ -65,10 +65,11 @@ bench: build ## Measure the agent beside the floor of the same run; as root it i
 bench-long: build ## Write a history of N (20000) records: the curve of time, bytes, files and memory
 	$(GO) run ./test/bench -agent $(AGENT) -long $(N) -prune-history $(KEEP)
 
-fuzz: ## Fuzz the loader and the trailers, FUZZTIME (60s) each
+fuzz: ## Fuzz the loader, the trailers and the journal, FUZZTIME (60s) each
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzParseCanonical$$' -fuzztime $(FUZZTIME)
-	$(GO) test ./gitstore -run '^$$' -fuzz '^Fuzz' -fuzztime $(FUZZTIME)
+	$(GO) test ./gitstore -run '^$$' -fuzz '^FuzzMessage$$' -fuzztime $(FUZZTIME)
+	$(GO) test ./gitstore -run '^$$' -fuzz '^FuzzSegment$$' -fuzztime $(FUZZTIME)
 
 crash: build ## Kill the agent before and after each system call that writes, 2000 times at least
 	$(GO) run ./test/crash -agent $(AGENT) -points 2000 -all

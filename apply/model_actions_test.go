@@ -216,7 +216,7 @@ const pastRecords = 90
 
 // pastOf makes a history to begin with.
 func pastOf(t *testing.T) string {
-	dir := t.TempDir()
+	dir, past := t.TempDir(), filepath.Join(t.TempDir(), "past")
 	synctest.Test(t, func(t *testing.T) {
 		store, _, err := gitstore.Open(t.Context(), gitstore.Options{
 			Dir: dir, Environment: production, Instance: "one", Logger: slog.New(slog.DiscardHandler),
@@ -227,11 +227,12 @@ func pastOf(t *testing.T) string {
 		for i := range pastRecords {
 			must(store.Commit(t.Context(), record.Record{Kind: record.KindChange, Config: modelStates[i%len(modelStates)], RollbackPoint: true}))
 		}
-		if err := errors.Join(store.Confirm(t.Context()), store.Close()); err != nil {
+		// A copy of the open store: Close would pack what is to be packed later.
+		if err := errors.Join(store.Confirm(t.Context()), os.CopyFS(past, os.DirFS(dir)), store.Close()); err != nil {
 			t.Fatal(err)
 		}
 	})
-	return dir
+	return past
 }
 
 // git is what git says of the history in dir, "" if all is well.

@@ -13,28 +13,27 @@ type Store interface {
 	// Head is the newest record, nil while there is none. After a Commit that
 	// returned an error it says what truly stands.
 	Head() *record.Record
-	// Applied is the record that refs/dtesn/applied/<env> names, nil if none.
-	// It is the head or an ancestor of it.
+	// Applied is the record that is marked as applied, nil if none. It is the head
+	// or an ancestor of it.
 	Applied() *record.Record
 	// Total is the number of records.
 	Total() int
 
-	// Prepare makes ready what the next Commit needs, while nobody waits.
+	// Prepare does what can be done ahead, while nobody waits.
 	Prepare()
 	// Commit appends rec to the head. It gives rec its Format, Index, ID,
 	// Timestamp, Commit and Parent and returns the whole. A kill of the
 	// process after Commit returned cannot lose the record. A record of kind
-	// revert or note is durable as well: a power cut cannot lose it. Reverts and
-	// rollbacks may use the disk space kept in reserve.
+	// revert or note is durable as well: a power cut cannot lose it. Reverts,
+	// rollbacks and notes can be recorded on a full disk.
 	Commit(ctx context.Context, rec record.Record) (*record.Record, error)
-	// Confirm syncs all objects up to the head and then moves the applied ref
-	// to it, durably. It is idempotent.
+	// Confirm makes everything up to the head durable and marks the head as
+	// applied, durably. It is idempotent.
 	Confirm(ctx context.Context) error
 
-	// Retried reports whether refs/dtesn/retried/<env> names the head.
+	// Retried reports whether the head is marked as being sent again.
 	Retried() bool
-	// SetRetried durably makes refs/dtesn/retried/<env> name the head, or
-	// removes it.
+	// SetRetried durably marks the head as being sent again, or removes the mark.
 	SetRetried(ctx context.Context, retried bool) error
 
 	// Lookup finds a record by snapshot id, a unique prefix of at least four
@@ -49,6 +48,10 @@ type Store interface {
 	// can be read; nil otherwise. ClearLost ends it durably.
 	Lost() *record.Hold
 	ClearLost(ctx context.Context) error
+
+	// Behind returns why the git repository lacks records that are durable all the
+	// same, nil if it lacks none. They are written to it as soon as that is possible.
+	Behind() error
 
 	// Probe tries to write into the state directory. One that was away, or was
 	// replaced, is read anew; then Head and Applied may be others.

@@ -390,6 +390,12 @@ func (r *Reconciler) addBroken(s *Status) {
 // addDisk adds to what does not wait for the disk that nothing could be recorded:
 // the next change would find out.
 func (r *Reconciler) addDisk(s *Status) {
+	if err := r.opt.Store.Behind(); err != nil && !r.opt.Observe {
+		s.Reason += "; the git repository lacks the newest records: " + err.Error()
+		if s.Hint == "" {
+			s.Hint = diskHint(err, r.opt.StateDir) + "; they are written as soon as that is possible"
+		}
+	}
 	if r.noProbe == nil || r.opt.Observe || s.State == StateDegraded {
 		return
 	}

@@ -4,109 +4,203 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
+	"golang.org/x/sys/unix"
 
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
 )
+
+// leastFree is how much space the disk must have for a change, in bytes. Reverts,
+// rollbacks and notes need none: the journal has its own.
+const leastFree = 256 << 10
 
 // Commit appends rec to the head. It gives rec its Format, Index, ID,
 // Timestamp, Commit and Parent, makes foreign text one bounded line, and
 // returns the whole, which is shared and must not be changed. A kill of the
 // process after Commit returned cannot lose the record; a power cut cannot lose
-// a revert or a note. After an error Head says what truly stands.
+// a revert or a note. After an error Head returns what is on record.
 //
-// The point of no return is the rename of the head ref. A crash before it
-// leaves objects that nothing names; after it, the record stands.
-//
-// Syscalls: those of stillOurs; newfstatat of each object of the head, see
-// lookAgain; those of objectWriter.put for two blobs, a tree
-// and a commit; then openat, write, close of the
-// ref's temporary file and renameat, which os.Rename begins with newfstatat. For
-// a revert or a note the objects, their directories and the temporary file are
-// synced before the rename, and the ref's directory after it; then newfstatat of
-// each object, see lookAgain.
+// The repository gets the record beside the caller, once the journal has it
+// durably.
 func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("commit: %w", err)
-	}
-	if err := s.stillOurs(ctx); err != nil {
+	if err := s.ready(ctx); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	snap, err := s.prepare(rec)
-	if err == nil {
-		err = s.lookAtHead()
-	}
 	if err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	mark := len(s.objects.unsynced)
-	durable := !snap.Kind.Candidate()
-	mayUseReserve := snap.Kind == record.KindRevert || snap.Kind == record.KindRollback
-	var dirs []string
-	var files []looseFile
-	err = s.withReserve(mayUseReserve, func() (err error) {
-		if dirs, files, err = s.append(snap, durable); full(err) {
-			s.objects.giveBack(mark)
-		}
-		if err != nil {
-			s.objects.forget(mark)
-		}
-		return err
-	})
+	e, when, err := s.encode(snap)
+	if err == nil && snap.Kind == record.KindChange {
+		err = s.checkSpace()
+	}
+	if err == nil {
+		err = s.append(frameRecord, e.payload(), snap.Kind != record.KindChange)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
-	s.repo.cache.put(plumbing.NewHash(snap.Commit), snap)
-	s.head, s.headTime, s.headFiles = snap, s.commitTime, files
-	if !durable {
-		return snap, nil
-	}
-	err = s.withReserve(mayUseReserve, func() error {
-		if err := syncPaths(dirs, nil); err != nil {
-			return err
+	snap.Commit = e.commit.String()
+	s.ledger.add(e)
+	s.head, s.headTime = snap, when
+	s.unwritten = append(s.unwritten, e)
+	s.readFromJournal()
+	s.repo.cache.put(e.commit, snap)
+	if !snap.Kind.Candidate() {
+		if err := s.sync(); err != nil {
+			return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 		}
-		return s.settled()
-	})
-	if err != nil {
-		s.objects.suspect = true // Confirm writes the ref again
-		return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 	}
+	s.project()
 	return snap, nil
 }
 
-// append writes the record's objects and moves the head ref to its commit. The
-// directories it returns make the move durable when they are synced; the files
-// are those of the objects.
-func (s *Store) append(snap *record.Record, durable bool) (dirs []string, files []looseFile, err error) {
-	mark := len(s.objects.unsynced)
-	h, err := s.writeObjects(snap)
-	if err != nil {
-		return nil, nil, err
+// checkSpace refuses a change on a full disk, where the repository could not
+// follow the journal.
+func (s *Store) checkSpace() error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.opts.Dir, &fs); err != nil || fs.Blocks == 0 { // some do not count
+		return nil
 	}
-	files = slices.Clone(s.objects.unsynced[mark:])
-	snap.Commit = h.String()
-	tmp, err := s.repo.tempRef(h)
-	if err != nil {
-		return nil, nil, err
+	if fs.Bavail*uint64(fs.Bsize) < leastFree {
+		return fmt.Errorf("less than %d KiB are free on %s: %w", leastFree>>10, s.opts.Dir, syscall.ENOSPC)
 	}
-	if durable {
-		if err := s.objects.sync(tmp); err != nil {
-			_ = os.Remove(tmp)
-			return nil, nil, err
+	return nil
+}
+
+// append appends a frame to the journal, which begins a new segment first if the
+// live one failed or is full.
+func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
+	if s.journal.failed {
+		if err := s.beginSegment(s.ledger); err != nil {
+			return err
 		}
 	}
-	dirs, err = s.repo.placeRef(tmp, headRef(s.opts.Environment))
-	return dirs, files, err
+	err := s.journal.append(kind, payload, reserve)
+	if errors.Is(err, errJournalFull) {
+		if !s.finishCheckpoint(true) { // without the marks and facts that were replaced
+			if err := s.beginSegment(s.ledger); err != nil {
+				return err
+			}
+		}
+		err = s.journal.append(kind, payload, reserve)
+	}
+	return err
+}
+
+// sync makes what was appended durable. After a failed sync the kernel may call
+// pages clean that the disk does not have, so everything goes to a new segment.
+func (s *Store) sync() error {
+	err := s.journal.sync()
+	if err == nil {
+		return nil
+	}
+	if berr := s.beginSegment(s.ledger); berr != nil {
+		return errors.Join(err, berr)
+	}
+	s.log.Warn("journal segment replaced", "error", err)
+	return nil
+}
+
+// beginSegment begins a segment with all that a ledger has.
+func (s *Store) beginSegment(l *ledger) error {
+	if !s.lock.stands() {
+		return stateError("write into", s.opts.Dir, errAway)
+	}
+	state, err := l.payload()
+	if err != nil {
+		return err
+	}
+	return s.journal.begin(state)
+}
+
+// errAway says that the path does not lead to the directory that was locked.
+var errAway = errors.New("it is not the directory that was opened")
+
+// Confirm makes everything up to the head durable and marks the head as applied,
+// durably. It is idempotent, and to be called again after an error.
+//
+// When it returns, the refs of the head and of the applied record are written too,
+// unless Behind says why not.
+func (s *Store) Confirm(ctx context.Context) error {
+	if s.projection != nil {
+		if <-s.projection.durable; s.projection.synced != nil {
+			if err := s.join(); err != nil {
+				return fmt.Errorf("confirm: %w", err)
+			}
+		}
+	}
+	if err := s.stands(ctx); err != nil {
+		return fmt.Errorf("confirm: %w", err)
+	}
+	if s.head == nil {
+		return errors.New("confirm: the history is empty")
+	}
+	if s.ledger.Applied == s.ledger.Head {
+		return nil
+	}
+	if err := s.setMark(markApplied, s.ledger.Head); err != nil { // while the repository is written
+		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
+	}
+	s.applied = s.head
+	err := s.join()
+	if err == nil {
+		err = s.write()
+	}
+	if err != nil {
+		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
+	}
+	return nil
+}
+
+// setMark appends a mark and makes it durable.
+func (s *Store) setMark(name, commit string) error {
+	if err := s.append(frameMark, markPayload(name, commit), true); err != nil {
+		return err
+	}
+	field := s.ledger.mark(name)
+	before := *field
+	*field = commit
+	if err := s.sync(); err != nil {
+		*field = before
+		return err
+	}
+	return nil
+}
+
+// Retried reports whether the head is marked as being sent again.
+func (s *Store) Retried() bool { return s.head != nil && s.ledger.Retried == s.ledger.Head }
+
+// SetRetried durably marks the head as being sent again, or removes the mark.
+func (s *Store) SetRetried(ctx context.Context, retried bool) error {
+	if err := s.ready(ctx); err != nil {
+		return fmt.Errorf("set retried: %w", err)
+	}
+	commit := ""
+	if retried {
+		if s.head == nil {
+			return errors.New("set retried: the history is empty")
+		}
+		commit = s.ledger.Head
+	}
+	if s.ledger.Retried == commit {
+		return nil
+	}
+	if err := s.setMark(markRetried, commit); err != nil {
+		return fmt.Errorf("set retried: %w", err)
+	}
+	s.project()
+	return nil
 }
 
 // prepare gives a record all that is the store's to give, and checks that it
@@ -151,13 +245,6 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 	return &snap, nil
 }
 
-func idOf(head *record.Record) string {
-	if head == nil {
-		return "an empty history"
-	}
-	return string(head.Kind) + " " + head.ID
-}
-
 func (s *Store) headSubject() string {
 	if s.head == nil {
 		return ""
@@ -165,29 +252,33 @@ func (s *Store) headSubject() string {
 	return s.head.Description
 }
 
-// writeObjects writes the blobs, the tree and the commit of a record, in this
-// order, so that nothing names what is not there.
-func (s *Store) writeObjects(snap *record.Record) (plumbing.Hash, error) {
-	text, err := encodeSnapshot(snap)
-	if err != nil {
-		return plumbing.ZeroHash, err
+// encode returns the objects of a record, and the time of its commit.
+func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error) {
+	var contents [4][]byte
+	contents[0] = snap.Config.YAML()
+	if contents[1], err = encodeSnapshot(snap); err != nil {
+		return e, when, err
 	}
-	parameters, err := s.objects.put(plumbing.BlobObject, snap.Config.YAML())
-	if err != nil {
-		return plumbing.ZeroHash, err
-	}
-	story, err := s.objects.put(plumbing.BlobObject, text)
-	if err != nil {
-		return plumbing.ZeroHash, err
-	}
-	tree, err := s.putEncoded(&object.Tree{Entries: []object.TreeEntry{
-		{Name: parametersFile, Mode: filemode.Regular, Hash: parameters},
-		{Name: snapshotFile, Mode: filemode.Regular, Hash: story},
+	contents[2], err = encodeObject(&object.Tree{Entries: []object.TreeEntry{
+		{Name: parametersFile, Mode: filemode.Regular, Hash: plumbing.ComputeHash(plumbing.BlobObject, contents[0])},
+		{Name: snapshotFile, Mode: filemode.Regular, Hash: plumbing.ComputeHash(plumbing.BlobObject, contents[1])},
 	}})
 	if err != nil {
-		return plumbing.ZeroHash, err
+		return e, when, err
 	}
-	return s.putEncoded(s.commitObject(snap, tree))
+	commit := s.commitObject(snap, plumbing.ComputeHash(plumbing.TreeObject, contents[2]))
+	if contents[3], err = encodeObject(commit); err != nil {
+		return e, when, err
+	}
+	e = newEntry(contents)
+	size, most := len(e.payload()), maxEntry
+	if snap.Kind == record.KindChange {
+		size, most = size-sizeOfHold(snap.Held), maxChange
+	}
+	if size > most {
+		return e, when, problem.New("", fmt.Errorf("encode the record: %d bytes, over %d", size, most), "declare fewer parameters or experiments")
+	}
+	return e, commit.Committer.When, nil
 }
 
 // commitObject is the record's commit. Its times never go back behind the
@@ -197,7 +288,6 @@ func (s *Store) commitObject(snap *record.Record, tree plumbing.Hash) *object.Co
 	if s.head != nil && s.headTime.After(when) {
 		when = s.headTime
 	}
-	s.commitTime = when
 	committer := object.Signature{Name: agentName, Email: agentName + "@" + mailHost(snap.Instance), When: when}
 	author := committer
 	// A revert or a note is the agent's own doing, whoever wrote the state that
@@ -233,152 +323,21 @@ func encodeSnapshot(snap *record.Record) ([]byte, error) {
 	if err := enc.Encode(snap); err != nil {
 		return nil, fmt.Errorf("encode %s: %w", snapshotFile, err)
 	}
-	if b.Len() > maxObject {
-		return nil, fmt.Errorf("encode %s: %d bytes, over %d", snapshotFile, b.Len(), maxObject)
-	}
 	return b.Bytes(), nil
 }
 
-// putEncoded encodes a tree or a commit with go-git and writes it.
-func (s *Store) putEncoded(o interface {
+// encodeObject is the content of a tree or a commit, by go-git.
+func encodeObject(o interface {
 	Encode(plumbing.EncodedObject) error
 },
-) (plumbing.Hash, error) {
+) ([]byte, error) {
 	mem := new(plumbing.MemoryObject)
 	if err := o.Encode(mem); err != nil {
-		return plumbing.ZeroHash, fmt.Errorf("encode a git object: %w", err)
+		return nil, fmt.Errorf("encode a git object: %w", err)
 	}
 	rd, err := mem.Reader()
 	if err != nil {
-		return plumbing.ZeroHash, err
+		return nil, err
 	}
-	content, err := io.ReadAll(rd)
-	if err != nil {
-		return plumbing.ZeroHash, err
-	}
-	return s.objects.put(mem.Type(), content)
-}
-
-// Confirm makes everything up to the head durable and then moves the applied
-// ref to it, durably. It is idempotent, and to be called again after an error.
-//
-// The point of no return is the rename of the applied ref: a crash before it
-// leaves the head pending, after it applied. What it vouches for is on the
-// disk by then.
-//
-// Syscalls: those of stillOurs; openat, write, close (the applied ref's temporary file); in
-// parallel, openat, fsync, close of that file, of every object not yet synced,
-// of the directories of those, of the head ref and of its directory; newfstatat,
-// renameat (the applied ref), fsync (its directory); newfstatat of each object that
-// was synced since the last Confirm, see lookAgain; those of writeNotes.
-func (s *Store) Confirm(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("confirm: %w", err)
-	}
-	if s.head == nil {
-		return fmt.Errorf("confirm: the history is empty")
-	}
-	if s.applied != nil && s.applied.Commit == s.head.Commit && len(s.objects.unsynced) == 0 {
-		return nil
-	}
-	if err := s.stillOurs(ctx); err != nil {
-		return fmt.Errorf("confirm: %w", err)
-	}
-	mayUseReserve := s.head.Kind == record.KindRevert || s.head.Kind == record.KindRollback
-	if err := s.withReserve(mayUseReserve, s.confirm); err != nil {
-		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
-	}
-	s.renewReserve()
-	return nil
-}
-
-func (s *Store) confirm() error {
-	h := plumbing.NewHash(s.head.Commit)
-	tmp, err := s.repo.tempRef(h)
-	if err != nil {
-		return err
-	}
-	if err := s.syncHead(tmp); err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	dirs, err := s.repo.placeRef(tmp, appliedRef(s.opts.Environment))
-	if err != nil {
-		return err
-	}
-	if err := syncPaths(dirs, nil); err != nil {
-		return fmt.Errorf("sync the applied ref: %w", err)
-	}
-	if err := s.settled(); err != nil {
-		return err
-	}
-	fresh := s.objects.unsettled()
-	for i := range fresh {
-		fresh[i].settled = true
-	}
-	before := noteOf(s.applied)
-	s.applied = s.head
-	s.writeNotes(before)
-	return nil
-}
-
-// syncHead makes the head durable: its objects, those of the records before it,
-// and the ref. A person's `git pack-refs` may have taken the loose ref away,
-// even at the moment it moved, or a sync of it may have failed: then it is
-// written anew.
-func (s *Store) syncHead(further ...string) error {
-	name, h := headRef(s.opts.Environment), plumbing.NewHash(s.head.Commit)
-	path := filepath.Join(s.repo.dir, name)
-	loose, err := readBounded(path, maxRef)
-	if err != nil || strings.TrimSpace(string(loose)) != h.String() || s.objects.suspect {
-		if err := s.repo.writeRef(name, h); err != nil {
-			return err
-		}
-	}
-	return s.objects.sync(append(further, path, filepath.Dir(path))...)
-}
-
-// Retried reports whether refs/dtesn/retried/<env> names the head.
-func (s *Store) Retried() bool {
-	return s.head != nil && s.retried == plumbing.NewHash(s.head.Commit)
-}
-
-// SetRetried durably makes refs/dtesn/retried/<env> name the head, which is
-// made durable with it, or removes the ref.
-//
-// Syscalls: those of Confirm, for another ref; or those of stillOurs and removeRef.
-func (s *Store) SetRetried(ctx context.Context, retried bool) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("set retried: %w", err)
-	}
-	if err := s.stillOurs(ctx); err != nil {
-		return fmt.Errorf("set retried: %w", err)
-	}
-	name := retriedRef(s.opts.Environment)
-	if !retried {
-		if s.retried.IsZero() {
-			return nil
-		}
-		err := s.repo.removeRef(ctx, name)
-		found, readErr := s.repo.readRef(name)
-		if err == nil || readErr == nil {
-			s.retried = found // gone, even if that may not be on the disk yet
-		}
-		return err
-	}
-	if s.head == nil {
-		return fmt.Errorf("set retried: the history is empty")
-	}
-	h := plumbing.NewHash(s.head.Commit)
-	err := s.withReserve(s.head.Kind == record.KindRollback, func() error {
-		if err := s.syncHead(); err != nil {
-			return err
-		}
-		return s.repo.writeRef(name, h)
-	})
-	if err != nil {
-		return fmt.Errorf("set retried for %s: %w", s.head.ID, err)
-	}
-	s.retried = h
-	return nil
+	return io.ReadAll(rd)
 }

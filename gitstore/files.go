@@ -1,7 +1,6 @@
 package gitstore
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,12 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"dtesn-agent/schema/problem"
 )
@@ -24,54 +19,26 @@ const tempPrefix = "tmp-"
 
 var tempSerial atomic.Uint64
 
-// mkdirBelow makes dir and what is missing between base and it, not base itself:
-// where that is gone its disk was unmounted, and nothing is put in its place.
-//
-// Syscalls: mkdirat for each level.
-func mkdirBelow(base, dir string, perm fs.FileMode) error {
-	rel, err := filepath.Rel(base, dir)
-	if err != nil {
-		return err
-	}
-	at := base
-	for part := range strings.SplitSeq(rel, "/") {
-		at = filepath.Join(at, part)
-		if err := os.Mkdir(at, perm); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-// createTemp makes a new file in dir. The repository's tmp/ is made anew if it is
-// gone, its other directories are not. A name
-// that is taken is what an earlier life left, which had the same pid: in a
-// container each has.
-//
-// Syscalls: openat(O_CREAT|O_EXCL).
+// createTemp makes a new file in dir. A name that is taken is what an earlier
+// process left, which had the same pid: in a container each has.
 func createTemp(dir string, perm fs.FileMode) (*os.File, error) {
-	for made := false; ; {
+	for {
 		name := tempPrefix + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(tempSerial.Add(1), 10)
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-		switch {
-		case errors.Is(err, fs.ErrExist):
-			continue
-		case !errors.Is(err, fs.ErrNotExist) || made || filepath.Base(filepath.Dir(dir)) != repoDir:
+		if !errors.Is(err, fs.ErrExist) {
 			return f, err
 		}
-		if os.Mkdir(dir, 0o700) != nil {
-			return nil, err // the repository is gone, too
-		}
-		made = true
 	}
 }
 
-// fillTemp writes data to an empty file, closes it and returns its path. What
-// could not be written whole is removed.
-//
-// Syscalls: write, close.
-func fillTemp(f *os.File, data []byte) (string, error) {
-	_, err := f.Write(data)
+// writeTemp writes data to a new file in dir and returns its path. The file is
+// not synced. What could not be written whole is removed again.
+func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
+	f, err := createTemp(dir, perm)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err != nil {
 		_ = os.Remove(f.Name())
 		return "", err
@@ -79,22 +46,8 @@ func fillTemp(f *os.File, data []byte) (string, error) {
 	return f.Name(), nil
 }
 
-// writeTemp writes data to a new file in dir and returns its path. The file is
-// not synced. What could not be written whole is removed again.
-//
-// Syscalls: openat(O_CREAT|O_EXCL), write, close.
-func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
-	f, err := createTemp(dir, perm)
-	if err != nil {
-		return "", err
-	}
-	return fillTemp(f, data)
-}
-
 // writeDurable puts data at path as a whole: after a crash the file is the old
 // one or the new one, and after the return a power cut keeps the new one.
-//
-// Syscalls: openat, write, close, fsync (file), renameat, fsync (directory).
 func writeDurable(path string, data []byte, perm fs.FileMode) error {
 	dir := filepath.Dir(path)
 	tmp, err := writeTemp(dir, data, perm)
@@ -123,38 +76,12 @@ func syncPath(path string) error {
 	return errors.Join(err, f.Close())
 }
 
-// syncPaths syncs files and directories so that a journaling file system makes
-// one commit of them rather than one of each: the write-back of all is begun,
-// the first is synced, then the rest side by side. A file that is gone is
-// reported to missing, not as an error, where missing is given. The joined
-// errors are returned.
-//
-// Syscalls: for each, openat(O_RDONLY) and sync_file_range (which begins
-// writing and promises nothing; a directory does not know it); then for each
-// fsync, close.
-func syncPaths(paths []string, missing func(path string)) error {
-	errs := make([]error, len(paths))
-	files := make([]*os.File, len(paths))
-	for i, path := range paths {
-		if files[i], errs[i] = openNow(path); errs[i] == nil {
-			_ = unix.SyncFileRange(int(files[i].Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-		}
-	}
-	var wg sync.WaitGroup
-	for i, f := range files {
-		switch {
-		case errs[i] != nil:
-		case i == 0:
-			errs[i] = errors.Join(f.Sync(), f.Close())
-		default:
-			wg.Go(func() { errs[i] = errors.Join(f.Sync(), f.Close()) })
-		}
-	}
-	wg.Wait()
-	for i, err := range errs {
-		if missing != nil && errors.Is(err, fs.ErrNotExist) {
-			missing(paths[i])
-			errs[i] = nil
+// syncPaths syncs files and directories. What is gone is not an error.
+func syncPaths(paths []string) error {
+	var errs []error
+	for _, path := range paths {
+		if err := syncPath(path); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -169,62 +96,24 @@ var errIrregular = errors.New("not a regular file")
 
 // openNow opens a file or a directory for reading. A named pipe is not waited
 // for, as it would be until somebody writes into it.
-//
-// Syscalls: openat(O_RDONLY|O_NONBLOCK), which is nothing to a file.
 func openNow(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
-// openRegular opens a file, or a directory. What is neither is errIrregular.
-//
-// Syscalls: openat(O_RDONLY|O_NONBLOCK), fstat.
-func openRegular(path string) (*os.File, fs.FileInfo, error) {
-	irregular := &fs.PathError{Op: "open", Path: path, Err: errIrregular}
-	f, err := openNow(path)
-	if errors.Is(err, syscall.ENXIO) { // a socket
-		return nil, nil, irregular
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() && !info.IsDir() {
-		err = irregular
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, nil, err
-	}
-	return f, info, nil
-}
-
 // readBounded reads a small file; one that is larger than limit bytes is
-// errTooLarge. What is no regular file holds nothing, like one that is torn.
-//
-// Syscalls: those of openRegular, read, close.
+// errTooLarge. A named pipe is not waited for: it holds nothing, like a torn file.
 func readBounded(path string, limit int64) ([]byte, error) {
-	f, info, err := openRegular(path)
-	if errors.Is(err, errIrregular) {
-		return []byte{}, nil
-	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	var data []byte
-	switch size := info.Size(); {
-	case info.IsDir():
-		err = &fs.PathError{Op: "read", Path: path, Err: syscall.EISDIR}
-	case size > limit:
-		err = fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
-	default:
-		data = make([]byte, size)
-		n, rerr := io.ReadFull(f, data)
-		if data = data[:n]; !errors.Is(rerr, io.EOF) && !errors.Is(rerr, io.ErrUnexpectedEOF) { // cut short meanwhile
-			err = rerr
-		}
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	defer func() { _ = f.Close() }()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	switch {
+	case err != nil:
 		return nil, err
+	case int64(len(data)) > limit:
+		return nil, fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
 	}
 	return data, nil
 }
@@ -253,30 +142,6 @@ func stateError(attempt, dir string, err error) error {
 func fromDisk(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno)
-}
-
-// foreign reports whether err is a judgement on a whole object that is not ours.
-func foreign(err error) bool { return errors.Is(err, errForeign) }
-
-// unlessCurable is err, unless it is damage or a foreign hand.
-func unlessCurable(err error) error {
-	if curable(err) {
-		return nil
-	}
-	return err
-}
-
-// joined is two errors on one line; the one, if they say the same, or there is no
-// other.
-func joined(a, b error) error {
-	if a == nil || b == nil || a.Error() == b.Error() {
-		return cmp.Or(a, b)
-	}
-	return fmt.Errorf("%w; %w", a, b)
-}
-
-func full(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // glob lists what in dir has a name of the pattern. Unlike filepath.Glob it

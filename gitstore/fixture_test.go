@@ -21,11 +21,6 @@ const sizeName = "esn_reservoir_size"
 
 func sized(n int) schema.Parameters { return params.With(sizeName, schema.Int(n)) }
 
-func sizeOf(p schema.Parameters) int {
-	n, _ := p.Get(sizeName).Int()
-	return n
-}
-
 // anyName is for a schema that knows every parameter.
 func anyName(string) bool { return true }
 

@@ -2,11 +2,13 @@ package gitstore
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema/problem"
 )
 
@@ -17,25 +19,17 @@ func (s *Store) Holding() bool {
 	return lock != nil && lock.stands()
 }
 
-// take takes the lock of the state directory and reads what lies there.
-func (s *Store) take(ctx context.Context) error {
-	if err := s.clearLock(ctx); err != nil {
-		return err
-	}
+// take takes the lock of the state directory and reads what lies there; before is
+// the head that the Store had, nil at the start.
+func (s *Store) take(ctx context.Context, before *record.Record) error {
 	lock, err := acquireLock(ctx, s.opts.Dir)
 	if err != nil {
 		return err
 	}
 	s.lock = lock
 	s.holding.Store(lock)
-	if err := s.open(ctx); err != nil {
+	if err := s.open(ctx, before); err != nil {
 		return errors.Join(err, s.letGo(false))
-	}
-	if lock.cut { // all that it left was looked for
-		lock.marking.Wait()
-		if err := lock.mark(lock.boot); err != nil {
-			return errors.Join(stateError("write the lock of", s.opts.Dir, err), s.letGo(false))
-		}
 	}
 	return nil
 }
@@ -43,8 +37,10 @@ func (s *Store) take(ctx context.Context) error {
 // letGo gives back everything that is open below the state directory, the lock
 // last. What is known of the history stays known.
 func (s *Store) letGo(clean bool) error {
-	s.abandonCompaction()
-	s.repo.closePacks()
+	s.abandonCheckpoint()
+	if s.repo != nil {
+		s.repo.closePacks()
+	}
 	lock := s.lock
 	s.lock = nil
 	s.holding.Store(nil)
@@ -55,56 +51,84 @@ func (s *Store) letGo(clean bool) error {
 // disk may have been unmounted, to be repaired; the directory may have been
 // removed, moved, or restored from elsewhere. Then what was there is let go, so
 // that the disk is free for whoever repairs it, and what is there now is taken
-// as at Open and read anew. A directory without a history is not: it is what
-// lies below a mount point, or somebody is not done yet.
-//
-// Syscalls: newfstatat of the lock's path, fstat.
+// as at Open. A directory without a history is not: it is what lies below a mount
+// point, or somebody is not done yet. A repository that was put in the place of
+// this one is taken too.
 func (s *Store) hold(ctx context.Context) (anew bool, err error) {
-	if s.lock != nil && s.lock.stands() {
+	stands := s.lock != nil && s.lock.stands()
+	if stands && !s.reload && !s.repo.isOther(s.ledger) {
 		return false, nil
 	}
-	if s.lock != nil {
-		s.log.Warn("the state directory is not the one that was opened: its disk was unmounted, or it was moved or replaced", "directory", s.opts.Dir)
+	_ = s.join() // what it could not write is not this directory's
+	if s.lock != nil && !stands {
+		s.log.Warn("state directory is not the one that was opened", "directory", s.opts.Dir)
 		_ = s.letGo(false)
 	}
-	if _, err := os.Stat(s.repo.dir); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(s.repo.dir); !stands && errors.Is(err, fs.ErrNotExist) {
 		return false, problem.New("", fmt.Errorf("there is no history in %s any more", s.opts.Dir), "mount its disk or put it back, and the agent goes on with it; to begin a new one, restart the agent")
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, stateError("read", s.opts.Dir, err)
 	}
-	before := s.head
-	if err := s.readAnew(func() error { return s.take(ctx) }); err != nil {
+	before, read := s.head, s.take
+	if stands {
+		s.abandonCheckpoint()
+		s.repo.closePacks()
+		read = s.open
+	}
+	if err := read(ctx, before); err != nil {
 		return false, err
 	}
-	s.log.Info("the state directory is there again, and was read anew", "directory", s.opts.Dir, "head", idOf(s.head))
-	return true, s.changed(ctx, "the state directory was replaced while the agent ran", before)
+	s.log.Info("history read anew", "directory", s.opts.Dir, "head", idOf(s.head))
+	return hashOf(before) != hashOf(s.head), nil
 }
 
-// readAnew forgets what is known of the repository and reads it by read. If that
-// fails, what was known stays known, whole; who wants to write reads again.
-func (s *Store) readAnew(read func() error) error {
-	was := s.standing
-	s.forget()
-	if err := read(); err != nil {
-		s.standing = was
+// keepHeld notes in the ledger that what the record before held is to be carried
+// over, where another history took the place of the one with that record: what an
+// operator holds is not forgotten by putting back a backup.
+func (s *Store) keepHeld(before *record.Record) error {
+	s.readFromJournal()
+	head, err := s.named(s.ledger.Head)
+	if err != nil || before == nil || hashOf(before) == hashOf(head) || s.repo.inHistory(view{head: head, first: 1}, hashOf(before)) {
 		return err
 	}
-	return nil
+	found := fmt.Sprintf("another history is in the place of the one at %s", idOf(before))
+	s.repaired(found, "it goes on from "+idOf(head), "")
+	switch {
+	case head == nil:
+		return s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
+	case before.Held == nil:
+		return nil
+	case s.ledger.Applied == "":
+		return s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
+	}
+	text, err := json.Marshal(before.Held)
+	s.ledger.Facts[carryFact] = text
+	return err
 }
 
-// forget forgets all that is known of the repository.
-func (s *Store) forget() {
-	s.standing = standing{repo: newRepo(s.opts.Dir, s.opts.Environment)}
-	s.objects = objectWriter{repo: s.repo, setAside: s.setTornAside, clear: s.clearPlace}
-}
-
-// Close gives the lock up. The Store must not be used afterwards. What is
-// committed and not confirmed stays pending, as after a kill.
-func (s *Store) Close() error {
-	if s.lock == nil {
+// carryHold commits the hold that keepHeld noted.
+func (s *Store) carryHold(ctx context.Context) error {
+	text := s.ledger.Facts[carryFact]
+	if text == nil || s.applied == nil {
 		return nil
 	}
-	s.settleCompaction()
-	s.repo.dropBlanks()
-	return s.letGo(len(s.objects.unsynced) == 0)
+	held, base := new(record.Hold), s.applied
+	if err := json.Unmarshal(text, held); err != nil {
+		return fmt.Errorf("carry over a hold: %w", err)
+	}
+	note := record.Record{
+		Kind: record.KindNote, Description: "Carry over the hold of another history", Held: held, Config: base.Config,
+		Source: base.Source, Provenance: base.Provenance, Experiments: base.Experiments, RollbackPoint: base.RollbackPoint,
+	}
+	if s.head != s.applied {
+		note.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
+	}
+	_, err := s.Commit(ctx, note)
+	if err == nil {
+		err = s.join()
+	}
+	if err != nil {
+		return fmt.Errorf("carry over a hold: %w", err)
+	}
+	return s.setFact(carryFact, nil)
 }

@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,8 +73,8 @@ func TestDirectoryThatMoves(t *testing.T) {
 	if err := os.Remove(filepath.Join(f.dir, lockFile)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Commit(t.Context(), change(256)); err == nil || !strings.Contains(err.Error(), "read anew, from change "+next.ID) {
-		t.Errorf("the lock was removed, and commit says %v", err)
+	if got := applied(t, s, 300); got.Parent != next.Commit {
+		t.Errorf("the lock was removed, and the next record stands on %s", got.Parent)
 	}
 	if _, _, err := Open(t.Context(), f.options()); err == nil || !strings.Contains(err.Error(), "in use by another agent") {
 		t.Errorf("another may open it: %v", err)
@@ -107,32 +108,74 @@ func TestLeftByAnother(t *testing.T) {
 	applied(t, o, 4096)
 }
 
-// TestNothingIsMadeBelowAMountPoint: what is written between the unmount and the
-// next look fails, and makes no directory in the place of the repository.
-func TestNothingIsMadeBelowAMountPoint(t *testing.T) {
-	f := newFixture(t)
-	s, _ := f.open()
-	applied(t, s, 1024)
-	if err := os.Rename(f.dir, f.dir+"-away"); err != nil {
-		t.Fatal(err)
-	}
-	s.repo.blanks, s.repo.fans = nil, 0
-	s.Prepare()
-	if _, _, err := s.append(commitOfTest(s), false); err == nil {
-		t.Error("a record was written")
-	}
-	if _, err := s.repo.placeRef(f.dir+"-away/"+lockFile, headRef("production")); err == nil {
-		t.Error("a ref was placed")
-	}
-	if _, err := os.Lstat(f.dir); err == nil {
-		t.Error("the directory was made anew")
+// A mirror of an older state takes the place of a history with a hold or a pause,
+// while the agent is stopped or runs: what is held stays held.
+func TestHoldIsCarriedOver(t *testing.T) {
+	for _, running := range []bool{false, true} {
+		for name, hold := range map[string]func(t *testing.T, s *Store){"pause": onPause, "rejection": rejected} {
+			t.Run(fmt.Sprint(name, ", running ", running), func(t *testing.T) {
+				f := newMemory(t)
+				s, _ := f.open()
+				applied(t, s, 512)
+				applied(t, s, 600)
+				mirror := f.mirror()
+				hold(t, s)
+				held := s.Head().Held
+				if err := s.Probe(t.Context()); err != nil { // git has it, too
+					t.Fatal(err)
+				}
+				if !running {
+					if err := s.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				f.putBack(mirror)
+				if running {
+					if err := s.Probe(t.Context()); err != nil {
+						t.Error(err)
+					}
+				} else {
+					s, _ = f.open()
+				}
+				got := s.Head().Hold()
+				if got == nil || got.Paused != held.Paused || len(got.Entries) != len(held.Entries) || s.Head().Kind != record.KindNote || s.Head().Index != 3 {
+					t.Errorf("the head is %s, with %+v; held was %+v", idOf(s.Head()), got, held)
+				}
+				if err := s.Confirm(t.Context()); err != nil {
+					t.Error(err)
+				}
+				f.fsck()
+				f.refsAgree(s)
+				head := s.Head()
+				s, repairs := f.reopen(s)
+				noRepairs(t, repairs)
+				expect(t, s, head, head)
+			})
+		}
 	}
 }
 
-func commitOfTest(s *Store) *record.Record {
-	snap, err := s.prepare(change(2048))
-	if err != nil {
-		panic(err)
+// An older copy of the repository, made with cp, is brought up to date: the journal
+// has what it lacks.
+func TestOlderCopy(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 512)
+	backup := filepath.Join(t.TempDir(), "backup")
+	if err := os.CopyFS(backup, os.DirFS(f.repo())); err != nil {
+		t.Fatal(err)
 	}
-	return snap
+	applied(t, s, 600)
+	onPause(t, s)
+	if err := s.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.putBack(backup)
+	last := applied(t, s, 700)
+	expect(t, s, last, last)
+	f.fsck()
+	f.refsAgree(s)
+	if n := f.git("rev-list", "--count", "production"); n != "4" {
+		t.Errorf("git counts %s records", n)
+	}
 }

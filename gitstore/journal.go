@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -120,14 +121,9 @@ func parseSegment(data []byte) (s segment, ok bool) {
 	return s, ok
 }
 
-func isZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
+var zeroBlock [blockSize]byte
+
+func isZero(b []byte) bool { return bytes.Equal(b, zeroBlock[:len(b)]) }
 
 func segmentPath(dir string, i int) string {
 	return filepath.Join(dir, "journal."+strconv.Itoa(i))
@@ -181,11 +177,9 @@ type journal struct {
 // append writes a frame behind the last one. A kill of the process cannot lose it
 // then; a power cut cannot lose it once sync returned. With reserve it may use the
 // end of the segment, which is kept for that.
-//
-// Syscalls: openat, pwrite64.
 func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	if j.failed || j.live < 0 || j.unsynced != nil {
-		return errors.New("append to the journal: the segment is not in a state to be written")
+		return errors.New("append to the journal: the segment failed")
 	}
 	b := encodeFrame(j.generation, j.sequence, kind, payload)
 	limit := int64(maxFrame)
@@ -208,9 +202,10 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 }
 
 // sync makes the last append durable.
-//
-// Syscalls: fdatasync, close.
 func (j *journal) sync() error {
+	if j.failed {
+		return errors.New("sync the journal: the segment failed")
+	}
 	if j.unsynced == nil {
 		return nil
 	}
@@ -223,68 +218,69 @@ func (j *journal) sync() error {
 	return nil
 }
 
-// adopt makes the journal go on at the end of a segment that was read. What a
-// killed process wrote last may not be on the disk: it is synced first.
-//
-// Syscalls: openat, fdatasync, close.
-func (j *journal) adopt(s segment, live int) error {
+// adopt makes the journal go on at the end of a segment that was read, all of which
+// is on the disk.
+func (j *journal) adopt(s segment, live int) {
 	j.live, j.generation, j.sequence, j.end = live, s.generation, uint32(len(s.frames)), s.end
-	j.failed = s.torn || s.damaged // the next append begins a segment
-	f, err := os.OpenFile(segmentPath(j.dir, live), os.O_WRONLY|unix.O_NOFOLLOW, 0)
-	if err == nil {
-		err = errors.Join(fdatasync(f), f.Close())
+}
+
+// begin makes a new segment of a state, durably, in the file that is not live, which
+// is written whole.
+func (j *journal) begin(state []byte) error {
+	if j.unsynced != nil {
+		_ = j.unsynced.Close()
+		j.unsynced = nil
 	}
-	if err != nil {
-		j.failed = true
-		return fmt.Errorf("sync the journal: %w", err)
+	j.generation++ // even if it fails: the next attempt outranks what this one leaves
+	b := encodeFrame(j.generation, 0, frameState, state)
+	if len(b) > segmentSize {
+		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
 	}
+	j.failed = true
+	if j.live < 0 { // the other file, too: a full disk must not keep the next segment from beginning
+		if err := writeSegment(j.dir, 0, nil); err != nil {
+			return fmt.Errorf("begin a journal segment: %w", err)
+		}
+	}
+	if err := writeSegment(j.dir, j.next(), b); err != nil {
+		return fmt.Errorf("begin a journal segment: %w", err)
+	}
+	j.live, j.sequence, j.end, j.failed = j.next(), 1, int64(len(b)), false
 	return nil
 }
 
-// begin makes a new segment of a state, durably, in the file that is not live.
-// The file is written whole: what stood there is gone.
-//
-// Syscalls: openat, pwrite64 of each block, fdatasync, close; where the file is
-// new, fsync of the state directory.
-func (j *journal) begin(state []byte) error {
-	j.failed = true
-	j.generation++ // even if it fails: the next attempt outranks what this one leaves
-	target := 0
-	if j.live == 0 {
-		target = 1
+// next is the file of the next segment.
+func (j *journal) next() int {
+	if j.live < 0 {
+		return 1
 	}
-	b := encodeFrame(j.generation, 0, frameState, state)
-	if len(b) > maxFrame {
-		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
-	}
-	path := segmentPath(j.dir, target)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	return 1 - j.live
+}
+
+// writeSegment writes a file of the journal whole, durably: b, and zeros.
+func writeSegment(dir string, i int, b []byte) error {
+	f, err := os.OpenFile(segmentPath(dir, i), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return fmt.Errorf("begin a journal segment: %w", err)
+		return err
 	}
 	info, err := f.Stat()
 	isNew := err == nil && info.Size() < segmentSize
-	// The zeros come first: a state that is whole has nothing old behind it.
-	zeros := make([]byte, blockSize)
+	// The zeros come first: a state that is whole has nothing old behind it. Block by
+	// block: one large write makes the kernel keep large pages, and each later append
+	// is eight times slower.
 	for at := int64(segmentSize - blockSize); err == nil && at >= int64(len(b)); at -= blockSize {
-		_, err = f.WriteAt(zeros, at)
+		_, err = f.WriteAt(zeroBlock[:], at)
 	}
-	// By blocks: one large write makes the kernel keep large pages, and each later
-	// append is slower by eight times.
-	for at := int64(0); err == nil && at < int64(len(b)); at += blockSize {
-		_, err = f.WriteAt(b[at:at+blockSize], at)
+	for at := 0; err == nil && at < len(b); at += blockSize {
+		_, err = f.WriteAt(b[at:at+blockSize], int64(at))
 	}
 	if err == nil {
 		err = fdatasync(f)
 	}
 	if err = errors.Join(err, f.Close()); err == nil && isNew {
-		err = syncPath(j.dir)
+		err = syncPath(dir)
 	}
-	if err != nil {
-		return fmt.Errorf("begin a journal segment: %w", err)
-	}
-	j.live, j.sequence, j.end, j.failed = target, 1, int64(len(b)), false
-	return nil
+	return err
 }
 
 // fdatasync is fsync without what is not needed to read the data.

@@ -42,8 +42,13 @@ func newEntry(contents [4][]byte) entry {
 	return e
 }
 
-// maxEntry bounds the payload of a record's frame, in bytes.
-const maxEntry = 64 << 10
+const (
+	// maxEntry bounds the payload of a record's frame, in bytes.
+	maxEntry = 128 << 10
+	// maxChange bounds that of a change, apart from its hold: so a revert or a
+	// rollback of it, with the reasons and a hold, can always be recorded.
+	maxChange = 64 << 10
+)
 
 // payload is the four contents, each after its length.
 func (e *entry) payload() []byte {
@@ -96,6 +101,8 @@ type ledger struct {
 	Facts map[string][]byte `json:"facts,omitempty"`
 	// Packs are those that checkpoints wrote, the oldest first.
 	Packs []packInfo `json:"packs,omitempty"`
+	// Obsolete are packs that the last checkpoint joined or pruned, and removes.
+	Obsolete []string `json:"obsolete,omitempty"`
 	// Packed is how many of the entries are in a pack: the applied one and the
 	// head, if so.
 	Packed int `json:"packed"`
@@ -163,6 +170,8 @@ type packInfo struct {
 	Low  int    `json:"low"`
 	High int    `json:"high"`
 }
+
+func (p packInfo) records() int { return p.High - p.Low + 1 }
 
 // unpacked lists the entries that are in no pack yet.
 func (l *ledger) unpacked() []entry { return l.entries[l.Packed:] }

@@ -19,27 +19,6 @@ import (
 // TestMain is the other process of TestLock too: it opens the directory that
 // the environment names, says so, and holds it until it is killed.
 func TestMain(m *testing.M) {
-	if dir := os.Getenv("GITSTORE_PACK_IN"); dir != "" {
-		packAndWait(dir)
-	}
-	if dir := os.Getenv("GITSTORE_TRACE_IN"); dir != "" {
-		if err := tracedStore(dir); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	if dir := os.Getenv("GITSTORE_OPEN_IN"); dir != "" {
-		openOnce(dir)
-	}
-	if dir := os.Getenv("GITSTORE_PAUSE_IN"); dir != "" {
-		pauseOnce(dir)
-		os.Exit(0)
-	}
-	if dir := os.Getenv("GITSTORE_PRUNE_IN"); dir != "" {
-		pruneOnce(dir)
-		os.Exit(0)
-	}
 	dir := os.Getenv(holdLock)
 	if dir == "" {
 		os.Exit(m.Run())

@@ -32,7 +32,8 @@ const (
 	maxErrors = 20      // errors kept of a rejection
 	indent    = "    "
 
-	maxEntries = 64 // entries of a hold
+	maxEntries = 64       // entries of a hold
+	maxHold    = 40 << 10 // bytes of a hold in snapshot.json
 )
 
 // The trailers; a message with any other key in its last paragraph is not ours.
@@ -286,7 +287,7 @@ func cleanse(rec record.Record) record.Record {
 
 // cleanseHold returns a copy of h as reading it back from a record of config
 // gives it, with all foreign text made one line, and the entries in the order in
-// which they began. More than maxEntries count as a pause; the oldest go.
+// which they began. One that is too large counts as a pause; the oldest entries go.
 func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 	if h == nil {
 		return nil
@@ -304,22 +305,31 @@ func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 	slices.SortStableFunc(held.Entries, func(a, b record.Entry) int {
 		return cmp.Or(cmp.Compare(a.Since, b.Since), cmp.Compare(a.String(), b.String()))
 	})
-	if more := len(held.Entries) - maxEntries; more > 0 {
-		held.Entries = slices.Delete(held.Entries, 0, more)
-		held.Paused = true
-		held.Reason = fmt.Sprintf("more than %d entries count as a pause; %s", maxEntries, held.Reason)
-	}
 	held.Requester = clean(&held.By, &held.Reason, held.Requester)
 	for i := range held.Entries {
 		e := &held.Entries[i]
 		e.Requester = clean(&e.By, &e.Reason, e.Requester)
 	}
-	back := new(record.Hold)
-	if text, err := json.Marshal(held); err != nil || json.Unmarshal(text, back) != nil {
-		return &held // encodeSnapshot reports it
+	for {
+		back := new(record.Hold)
+		if text, err := json.Marshal(held); err != nil || json.Unmarshal(text, back) != nil {
+			return &held // encodeSnapshot reports it
+		}
+		back.Cover(config.Names())
+		if len(held.Entries) <= maxEntries && (len(held.Entries) == 0 || sizeOfHold(back) <= maxHold) {
+			return back
+		}
+		if !held.Paused {
+			held.Paused, held.Reason = true, line("the hold is too large, and counts as a pause; "+held.Reason)
+		}
+		held.Entries = slices.Delete(held.Entries, 0, max(1, len(held.Entries)-maxEntries))
 	}
-	back.Cover(config.Names())
-	return back
+}
+
+// sizeOfHold returns how many bytes of snapshot.json a hold takes.
+func sizeOfHold(h *record.Hold) int {
+	text, _ := json.MarshalIndent(h, "  ", "  ")
+	return len(text)
 }
 
 // signature reads "Name <mail>" for the author of a commit; ok is false when

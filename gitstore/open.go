@@ -1,355 +1,295 @@
 package gitstore
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync/atomic"
-	"time"
+	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
+	"golang.org/x/sys/unix"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 )
 
-// Options say which history to open, and for whom.
-type Options struct {
-	// Dir is the state directory; it is made, with mode 0700, if it is not there.
-	Dir string
-	// Environment and Instance are whose history it is. A directory of another
-	// environment or instance is refused.
-	Environment schema.Environment
-	Instance    string
-	// MaxSnapshots bounds the default page of List; 0 stands for
-	// DefaultMaxSnapshots.
-	MaxSnapshots int
-	// KeepSnapshots, if not 0, lets records go that are older than so many, by
-	// and by; see pruning in the package doc. 0 keeps all.
-	KeepSnapshots int
-	// Known reports whether the schema has a parameter, so that pruning keeps the
-	// record that a rollback without an id goes to; nil stands for all.
-	Known func(name string) bool
-	// AgentVersion goes into records that do not say one.
-	AgentVersion string
-	// Now is the clock; nil stands for time.Now.
-	Now func() time.Time
-	// Logger takes what happens between calls, such as a reserve given up; nil
-	// stands for none. What Open repairs is returned, not logged.
-	Logger *slog.Logger
+// open reads what lies in the locked directory. If that fails, what was known stays
+// known, and is read again before anything is written. before is the head that the
+// Store had, nil at the start.
+func (s *Store) open(ctx context.Context, before *record.Record) error {
+	was := s.history
+	s.reload = true
+	s.history = history{journal: journal{dir: s.opts.Dir, live: -1}, repo: newRepo(s.opts.Dir, s.opts.Environment)}
+	if err := s.read(ctx, before); err != nil {
+		s.history = was
+		return err
+	}
+	s.reload = false
+	return s.carryHold(ctx)
 }
 
-// A Store is the one writer of a snapshot repository. Its methods are called
-// from one goroutine at a time. Snapshots it returns are shared and must not be
-// changed.
-type Store struct {
-	opts    Options
-	log     *slog.Logger
-	lock    *writerLock                // nil while the directory is away, see hold
-	holding atomic.Pointer[writerLock] // lock, for other goroutines
-	standing
-	reserveShort bool
-
-	// compaction is what packs beside, nil if nothing does; packAt is the index
-	// from which on it is worth looking.
-	compaction *compaction
-	packAt     int
-	// repairs are what was found; once opened, they are logged too. explained:
-	// one of them says why the history is not the one that was.
-	repairs   []Repair
-	explained bool
-	opened    bool
-	left      note // where it stood when the history was replaced
-}
-
-// standing is what is known of the repository.
-type standing struct {
-	repo    *repo
-	objects objectWriter
-
-	head, applied *record.Record
-	lost          *record.Hold  // see lostFile
-	replaced      bool          // see lossJSON.Replaced
-	headFiles     []looseFile   // of the head's objects, if this process wrote them
-	first         int           // index of the oldest record
-	begin         plumbing.Hash // its line in the shallow file, zero if it is the first ever
-	retried       plumbing.Hash
-	hurt          bool // packing met damage; the next Probe reads all anew
-	// headTime is the committer time of the head, commitTime that of the commit
-	// being written.
-	headTime, commitTime time.Time
-}
-
-const (
-	formatFile   = "format"
-	identityFile = "identity"
-	setAsideDir  = "set-aside"
-	newRepoGlob  = repoDir + ".new-*"
-
-	opOpen    = "open the snapshot repository"
-	upgradeIt = "upgrade the agent or choose another --state"
-)
-
-var environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
-
-// validEnvironment reports whether name can be a branch and a file name.
-func validEnvironment(name string) bool { return environmentName.MatchString(name) }
-
-// Open takes the lock of a state directory, makes the repository if and only
-// if nothing is there, finds and repairs what a crash, a disk or a person left
-// behind, and returns what it repaired, in order. The error says what is in the
-// way, with a hint: another agent holds the lock, the directory is of another
-// environment or instance, was written by a newer agent, or cannot be used.
-func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, fmt.Errorf("open state directory %s: %w", opts.Dir, err)
+// read goes from a locked directory to a history that can be trusted. Nothing is
+// changed before it is clear that the directory is ours.
+func (s *Store) read(ctx context.Context, before *record.Record) error {
+	format, err := s.readFormat()
+	if err == nil {
+		err = s.checkOwner()
 	}
-	if err := opts.check(); err != nil {
-		return nil, nil, err
+	if err != nil {
+		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(opts.Dir), 0o755); err != nil {
-		return nil, nil, stateError("make", opts.Dir, err)
-	}
-	if err := os.Mkdir(opts.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, nil, stateError("make", opts.Dir, err)
-	}
-	s := &Store{opts: opts, log: opts.Logger}
-	s.forget()
-	if err := s.take(ctx); err != nil {
-		return nil, nil, err
-	}
-	s.lock.marking.Wait()
-	s.opened = true
-	return s, s.Repairs(), nil
-}
-
-func (o *Options) check() error {
-	if o.Dir == "" {
-		return problem.New(opOpen, errors.New("no state directory is given"), "use --state DIR")
-	}
-	if !validEnvironment(string(o.Environment)) {
-		return problem.New(opOpen, fmt.Errorf("%q is no environment", o.Environment), "use --environment with a name of the schema, such as production")
-	}
-	if o.Instance == "" || oneLine(o.Instance, maxLine) != o.Instance {
-		return problem.New(opOpen, fmt.Errorf("%q is no instance name", cut(o.Instance, 80)), fmt.Sprintf("give --instance one line of 1 to %d bytes without control characters", maxLine))
-	}
-	o.Dir = filepath.Clean(o.Dir)
-	if o.MaxSnapshots <= 0 {
-		o.MaxSnapshots = DefaultMaxSnapshots
-	}
-	if o.Known == nil {
-		o.Known = func(string) bool { return true }
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	return nil
-}
-
-// open goes from a locked directory to a history that can be trusted. Nothing
-// is changed before it is clear that the directory is ours.
-func (s *Store) open(ctx context.Context) error {
-	s.explained = false
-	// clearPlace below may move the marks away, and what they say with them.
-	was, err := s.hadHistory()
+	seg, live, err := readJournal(s.opts.Dir)
 	if err != nil {
 		return stateError("read", s.opts.Dir, err)
 	}
-	before := s.lost
-	for _, name := range []string{formatFile, identityFile, reserveFile, walkedFile, appliedFile} {
-		if err := s.clearPlace(filepath.Join(s.opts.Dir, name), false); err != nil {
-			return stateError("clear", s.opts.Dir, err)
+	if live >= 0 {
+		if s.ledger, err = replay(seg.frames); err != nil { // whole, and of a version that nobody knows
+			return &problem.Error{Op: opOpen, Place: segmentPath(s.opts.Dir, live), Err: err, Hint: upgradeIt}
 		}
 	}
-	for name, most := range map[string]int64{formatFile: maxRef, identityFile: maxRef, appliedFile: maxNotes} {
-		if err := s.clearLarge(filepath.Join(s.opts.Dir, name), most); err != nil {
-			return stateError("clear", s.opts.Dir, err)
-		}
-	}
-	if err := s.clearLink(filepath.Join(s.opts.Dir, appliedFile)); err != nil {
-		return stateError("clear", s.opts.Dir, err)
-	}
-	if err := s.checkFormat(); err != nil {
+	// After a clean stop everything was on the disk: then nothing is torn.
+	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
+	if err := s.checkIdentity(); err != nil {
 		return err
-	}
-	id, err := readIdentity(s.opts.Dir)
-	if err != nil {
-		return err
-	}
-	if id != nil && *id != (identity{s.opts.Environment, s.opts.Instance}) && !s.recordsAreOurs() {
-		if err := s.checkIdentity(id.Environment, id.Instance); err != nil {
-			return err
-		}
 	}
 	if err := s.sweep(); err != nil {
 		return stateError("sweep", s.opts.Dir, err)
 	}
-	there, err := s.findRepository(was)
+	there, err := s.findRepository()
 	if err != nil {
 		return err
 	}
-	if !there {
-		if err := s.create(); err != nil {
-			return stateError("make the snapshot repository in", s.opts.Dir, err)
+	same, err := s.choose(there, format, seg, &before)
+	if err == nil {
+		err = s.keepHeld(before)
+	}
+	if err == nil {
+		s.journal.generation, s.journal.live = seg.generation, live
+		if same && before == nil && !s.lock.killed && !seg.damaged {
+			s.journal.adopt(seg, live)
+		} else { // what a killed process wrote last may not be on the disk
+			err = s.beginSegment(s.ledger)
 		}
-		s.first = 1
-	} else if err := s.withReserve(true, func() error { return s.repair(ctx) }); err != nil {
-		return err
 	}
-	if err := s.writeMarks(id); err != nil {
+	if err == nil {
+		err = s.settle(ctx, format != 0 && s.lock.killed)
+	}
+	if err == nil {
+		err = s.writeMarks(format)
+	}
+	if err != nil {
 		return stateError("write into", s.opts.Dir, err)
 	}
-	if err := s.found(before); err != nil {
-		return stateError("write into", s.opts.Dir, err)
-	}
-	if err := s.settleNotes(); err != nil {
-		return stateError("write into", s.opts.Dir, err)
-	}
-	size, err := makeReserve(s.opts.Dir)
-	s.reserveShort = err != nil || size < reserveSize
 	return nil
 }
 
-// hadHistory reads lostFile, and reports whether a start came to its end here: it
-// writes the marks last.
-func (s *Store) hadHistory() (bool, error) {
-	if err := s.readLost(); err != nil {
+// choose decides whether the journal or the repository says what the history is,
+// and makes the other follow. It reports whether the ledger is that of the journal
+// still. before becomes the head of a history that another one replaces.
+func (s *Store) choose(there bool, format int, seg segment, before **record.Record) (same bool, err error) {
+	if s.ledger == nil {
+		return false, s.takeRefs(there, format)
+	}
+	s.readFromJournal()
+	head, err := s.named(s.ledger.Head)
+	if err != nil {
 		return false, err
 	}
-	format, err := exists(filepath.Join(s.opts.Dir, formatFile))
-	identity, ierr := exists(filepath.Join(s.opts.Dir, identityFile))
-	return format || identity, errors.Join(err, ierr)
-}
-
-// findRepository reports whether there is a repository; was, whether there was
-// one once. A link that leads nowhere is an error: the history is on a disk that
-// is not mounted, and a new one must not be begun in its stead.
-func (s *Store) findRepository(was bool) (bool, error) {
-	path := s.repo.dir
-	info, err := os.Stat(path)
-	if err == nil && info.IsDir() {
-		return true, nil
+	if there && s.repo.isOther(s.ledger) {
+		took, err := s.takeOther()
+		if took || err != nil {
+			*before = cmp.Or(*before, head)
+			return false, err
+		}
+		if err = s.setRepositoryAside("unreadable", "another repository, of which the refs cannot be read"); err != nil {
+			return false, err
+		}
+		there = false
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, stateError("read", s.opts.Dir, err)
-	}
-	if target, rerr := os.Readlink(path); err != nil && rerr == nil {
-		return false, &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it is a link to %s, which is not there", target), Hint: "mount or restore it, or remove the link to begin a new history"}
-	}
-	found := "a file where the snapshot repository belongs"
-	if err != nil {
-		found = "the snapshot repository is gone from the state directory"
-	}
-	if was {
-		if err := s.lose(found); err != nil {
-			return false, stateError("write into", s.opts.Dir, err)
+	if there {
+		absent, err := s.baseAbsent()
+		if err == nil && absent {
+			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
+			there = false
+		}
+		if err != nil {
+			return false, err
 		}
 	}
-	did, kept := s.begunAnew(), ""
-	if err == nil {
-		if kept, err = s.setAside(path, repoDir+"-is-a-file-"+s.stamp()); err != nil {
-			return false, stateError("clear", s.opts.Dir, err)
+	if !there {
+		s.repaired("the repository is missing", "begun anew from the journal", "")
+		return false, s.rebuild()
+	}
+	took, err := s.takeNewer()
+	if err == nil && seg.damaged {
+		s.repaired("the journal is damaged", "it goes on from what is left of it and from the refs of the repository", "")
+		err = s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
+	}
+	return !took, err
+}
+
+// settle brings the repository in line with the ledger. thorough after a kill or
+// a power cut: then everything that the journal has is looked at.
+func (s *Store) settle(ctx context.Context, thorough bool) (err error) {
+	s.readFromJournal()
+	if s.head, err = s.named(s.ledger.Head); err != nil {
+		return err
+	}
+	if s.applied, err = s.named(s.ledger.Applied); err != nil {
+		return err
+	}
+	if s.head != nil {
+		c, err := s.repo.commit(hashOf(s.head))
+		if err != nil {
+			return err
 		}
-		did = "set aside; " + did
+		s.headTime = c.Committer.When
 	}
-	if was || kept != "" {
-		s.explained = true
-		s.repaired(found, did, kept)
+	if reason := s.ledger.Facts[lostFact]; reason != nil {
+		s.lost = new(record.Hold)
+		if json.Unmarshal(reason, s.lost) != nil || !s.lost.Paused {
+			s.lost = &record.Hold{Paused: true, By: "agent", Reason: "the history could not be read"}
+		}
 	}
-	return false, nil
+	if err := s.writeConfig(); err != nil {
+		s.projected(nil, err, foreignTip{})
+	}
+	if thorough {
+		s.removeStale()
+		if err := s.removeLeftPacks(); err != nil {
+			s.log.Warn("removing old packs failed", "error", err)
+		}
+	}
+	for _, e := range s.ledger.entries {
+		if !s.repo.hasEntry(&e, thorough) {
+			s.unwritten = append(s.unwritten, e)
+		}
+	}
+	if err := s.write(); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
-// Head is the newest record, nil while there is none.
-func (s *Store) Head() *record.Record { return s.head }
-
-// Applied is the record that the applied ref names, nil if none.
-func (s *Store) Applied() *record.Record { return s.applied }
-
-// Total is the number of records that are there: all that were ever made, but
-// for those that were pruned or lost.
-func (s *Store) Total() int { return s.view().total() }
-
-func (s *Store) view() view { return view{s.head, s.applied, max(s.first, 1)} }
-
-// Lookup is Reader.Lookup on what the Store stands at.
-func (s *Store) Lookup(ctx context.Context, id string) (record.Row, error) {
-	return s.repo.lookup(ctx, s.view(), id)
-}
-
-// List is Reader.List on what the Store stands at; limit 0 or less stands for
-// Options.MaxSnapshots.
-func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
-	if limit <= 0 {
-		limit = s.opts.MaxSnapshots
+// named returns the record with a commit, nil for "".
+func (s *Store) named(commit string) (*record.Record, error) {
+	if commit == "" {
+		return nil, nil
 	}
-	return s.repo.list(ctx, s.view(), before, limit)
+	return s.repo.snapshot(plumbing.NewHash(commit))
 }
 
-// checkFormat refuses what a newer agent wrote.
-func (s *Store) checkFormat() error {
-	data, err := readBounded(filepath.Join(s.opts.Dir, formatFile), maxRef)
-	if errors.Is(err, fs.ErrNotExist) {
+// readFromJournal makes the objects that the journal has readable, whether the
+// repository has them or not.
+func (s *Store) readFromJournal() {
+	objects := s.ledger.objects()
+	s.repo.journaled.Store(&objects)
+}
+
+// lose makes Lost return a pause once the next segment begins, for the reason why.
+func (s *Store) lose(why string) error {
+	if s.ledger.Facts[lostFact] != nil {
 		return nil
 	}
-	if err != nil {
-		return stateError("read", s.opts.Dir, err)
+	reason := fmt.Sprintf("the history in %s cannot be read: %s", s.repo.dir, why)
+	hold := &record.Hold{Paused: true, By: "agent", Reason: oneLine(reason, maxLine), Since: record.Unix(s.opts.Now())}
+	text, err := json.Marshal(hold)
+	s.ledger.set(lostFact, text)
+	return err
+}
+
+// readFormat returns the format of the directory, 0 for a new one. It refuses what
+// a newer agent wrote. A torn file counts as this agent's format.
+func (s *Store) readFormat() (int, error) {
+	data, err := readBounded(filepath.Join(s.opts.Dir, formatFile), maxRef)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
-	// A torn file says nothing; each record bears the format too.
-	if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n > record.Format {
-		return problem.New("", fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d)", s.opts.Dir, n, record.Format), upgradeIt)
+	if err != nil {
+		return 0, stateError("read", s.opts.Dir, err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || n < 1 {
+		return storeFormat, nil
+	}
+	if n > storeFormat {
+		return 0, problem.New("", fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d)", s.opts.Dir, n, storeFormat), upgradeIt)
+	}
+	return n, nil
+}
+
+// checkOwner refuses a directory or a journal that another user could have
+// prepared.
+func (s *Store) checkOwner() error {
+	for _, path := range []string{s.opts.Dir, segmentPath(s.opts.Dir, 0), segmentPath(s.opts.Dir, 1)} {
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil && path == s.opts.Dir && info.Mode()&fs.ModeSymlink != 0 {
+			info, err = os.Stat(path)
+		}
+		if err != nil {
+			return stateError("read", s.opts.Dir, err)
+		}
+		if !info.IsDir() && !info.Mode().IsRegular() {
+			return stateError("use", s.opts.Dir, &fs.PathError{Op: "open", Path: path, Err: errIrregular})
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
+		}
 	}
 	return nil
 }
 
-// checkIdentity refuses the history of somebody else.
-func (s *Store) checkIdentity(env schema.Environment, instance string) error {
-	if env == s.opts.Environment && instance == s.opts.Instance {
-		return nil
-	}
-	return problem.New("", fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q", s.opts.Dir, env, instance, s.opts.Environment, s.opts.Instance),
-		fmt.Sprintf("choose another --state, or run with --environment %s --instance %s", env, shellWord(instance)))
+// An identity is what <state>/identity holds: whose state directory it is.
+type identity struct {
+	Environment schema.Environment `json:"environment"`
+	Instance    string             `json:"instance"`
 }
 
-// recordsAreOurs reports whether the records are of this environment and
-// instance. A file beside them that says otherwise is wrong.
-func (s *Store) recordsAreOurs() bool {
-	ours := func(snap *record.Record) bool {
-		return snap.Environment == s.opts.Environment && snap.Instance == s.opts.Instance
+// readIdentity reads <state>/identity; nil if it is missing or torn, for journal
+// and records say the same.
+func readIdentity(state string) (*identity, error) {
+	data, err := readBounded(filepath.Join(state, identityFile), maxRef)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
+		return nil, nil
 	}
-	for _, ref := range []string{headRef(s.opts.Environment), appliedRef(s.opts.Environment)} {
-		if n, err := s.look(ref); err == nil && n.snap != nil {
-			return ours(n.snap)
-		}
+	if err != nil {
+		return nil, stateError("read", state, err)
 	}
-	// The refs are lost: any record says so. A person may have fetched others'.
-	found := errors.New("one is enough")
-	is := false
-	_ = s.repo.eachObject(func(h plumbing.Hash) error {
-		if claimed, err := s.repo.claimed(h); err != nil || !claimed {
-			return unlessCurable(err)
-		}
-		snap, err := s.repo.snapshot(h)
-		if err != nil {
-			return unlessCurable(err)
-		}
-		if is = ours(snap); is {
-			return found
-		}
+	id := new(identity)
+	if json.Unmarshal(data, id) != nil || !validEnvironment(string(id.Environment)) || id.Instance == "" {
+		return nil, nil
+	}
+	return id, nil
+}
+
+// checkIdentity refuses the history of somebody else. The journal is believed
+// before the file, and the file before the newest record.
+func (s *Store) checkIdentity() error {
+	id, err := readIdentity(s.opts.Dir)
+	if err != nil {
+		return err
+	}
+	if s.ledger != nil {
+		id = &identity{s.ledger.Environment, s.ledger.Instance}
+	}
+	ours := identity{s.opts.Environment, s.opts.Instance}
+	if id == nil || *id == ours {
 		return nil
-	})
-	return is
+	}
+	return problem.New("", fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q", s.opts.Dir, id.Environment, id.Instance, ours.Environment, ours.Instance),
+		fmt.Sprintf("choose another --state, or run with --environment %s --instance %s", id.Environment, shellWord(id.Instance)))
 }
 
 // shellWord quotes a word for a command line that people copy.
@@ -362,41 +302,104 @@ func shellWord(s string) string {
 
 // writeMarks writes identity and format where they are not as they should be:
 // format last, for it says that all else is there.
-func (s *Store) writeMarks(id *identity) error {
-	if err := s.writeIdentity(id); err != nil {
-		return err
-	}
-	format := []byte(strconv.Itoa(record.Format) + "\n")
-	path := filepath.Join(s.opts.Dir, formatFile)
-	old, err := readBounded(path, maxRef)
-	if err == nil && string(old) == string(format) {
-		return nil
-	}
-	if err == nil {
-		s.repaired(fmt.Sprintf("the file %s says %q", formatFile, cut(string(old), 80)), "written anew", "")
-	}
-	return writeDurable(path, format, 0o600)
-}
-
-func (s *Store) writeIdentity(id *identity) error {
-	ours := identity{s.opts.Environment, s.opts.Instance}
-	if id != nil && *id == ours {
-		return nil
-	}
-	const did = "written anew, as the records and the settings say"
-	if id != nil {
-		s.repaired(fmt.Sprintf("the file %s names environment %q, instance %q, which the records do not", identityFile, id.Environment, cut(id.Instance, 80)), did, "")
-	} else if torn, err := exists(filepath.Join(s.opts.Dir, identityFile)); err == nil && torn {
-		s.repaired("the file "+identityFile+" is torn", did, "")
-	}
-	data, err := json.Marshal(ours)
+func (s *Store) writeMarks(format int) error {
+	id, err := readIdentity(s.opts.Dir)
 	if err != nil {
 		return err
 	}
-	return writeDurable(filepath.Join(s.opts.Dir, identityFile), append(data, '\n'), 0o600)
+	ours := identity{s.opts.Environment, s.opts.Instance}
+	if id == nil || *id != ours {
+		data, err := json.Marshal(ours)
+		if err != nil {
+			return err
+		}
+		if err := writeDurable(filepath.Join(s.opts.Dir, identityFile), append(data, '\n'), 0o600); err != nil {
+			return err
+		}
+	}
+	path := filepath.Join(s.opts.Dir, formatFile)
+	text := strconv.Itoa(storeFormat) + "\n"
+	if old, err := readBounded(path, maxRef); err == nil && string(old) == text {
+		return nil
+	}
+	if err := writeDurable(path, []byte(text), 0o600); err != nil {
+		return err
+	}
+	if format == 1 {
+		for _, name := range []string{"applied", "walked", "reserve", "lost"} { // of format 1 alone
+			_ = os.Remove(filepath.Join(s.opts.Dir, name))
+		}
+	}
+	return nil
 }
 
-// The files of a fresh repository. gc.auto is 0, for a gc that git starts by
+// sweep removes what an earlier process had on its way to another place.
+func (s *Store) sweep() error {
+	for _, left := range []struct{ dir, pattern string }{
+		{s.opts.Dir, tempPrefix + "*"},
+		{s.opts.Dir, newRepoGlob},
+		{s.repo.tmp(), "*"},
+	} {
+		paths, err := glob(left.dir, left.pattern)
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// findRepository reports whether there is a repository. A link that leads nowhere
+// is an error: the history is on a disk that is not mounted, and a new one must
+// not be begun in its stead.
+func (s *Store) findRepository() (bool, error) {
+	path := s.repo.dir
+	info, err := os.Stat(path)
+	switch target, rerr := os.Readlink(path); {
+	case err == nil && info.IsDir():
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist) && rerr == nil:
+		return false, &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it is a link to %s, which is missing", target), Hint: "mount or restore it, or remove the link to begin a new history"}
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, stateError("read", s.opts.Dir, err)
+	}
+	err = s.setRepositoryAside("is-a-file", "a file in the place of the repository")
+	return false, err
+}
+
+// setRepositoryAside moves what lies in the place of the repository to
+// <state>/set-aside.
+func (s *Store) setRepositoryAside(why, found string) error {
+	dir, kept := filepath.Join(s.opts.Dir, setAsideDir), ""
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		kept = filepath.Join(dir, repoDir+"-"+why+"-"+s.stamp())
+		for n := 2; ; n++ {
+			if _, serr := os.Lstat(kept); errors.Is(serr, fs.ErrNotExist) {
+				break
+			}
+			kept = filepath.Join(dir, fmt.Sprintf("%s-%s-%s-%d", repoDir, why, s.stamp(), n))
+		}
+		s.repo.closePacks()
+		err = os.Rename(s.repo.dir, kept)
+	}
+	if err == nil {
+		err = syncPaths([]string{dir, s.opts.Dir})
+	}
+	if err != nil {
+		return fmt.Errorf("set %s aside: %w", s.repo.dir, err)
+	}
+	s.repaired(found, "set aside", kept)
+	return nil
+}
+
+// The files of a new repository. gc.auto is 0, for a gc that git starts by
 // itself would come at a time that nobody chose.
 const configText = `[core]
 	repositoryformatversion = 0
@@ -408,53 +411,68 @@ const configText = `[core]
 
 func headText(env schema.Environment) string { return "ref: " + headRef(env) + "\n" }
 
-// create makes the repository under another name and renames it into place, so
-// that a half-made one is never taken for one.
-//
-// Syscalls: mkdirat and file writes below snapshots.git.new-…, fsync of each
-// file and directory, renameat, fsync (the state directory).
-func (s *Store) create() error {
-	leftovers, err := glob(s.opts.Dir, newRepoGlob)
-	if err != nil {
-		return err
-	}
-	for _, path := range leftovers {
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
-	}
+// createRepository makes the repository under another name and renames it into
+// place, so that a half-made one is never taken for one.
+func (s *Store) createRepository() error {
 	dir, err := os.MkdirTemp(s.opts.Dir, newRepoGlob)
 	if err != nil {
 		return err
 	}
 	paths := []string{dir}
-	for _, sub := range skeletonDirs() {
+	for _, sub := range []string{
+		"objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags",
+		"refs/dtesn", "refs/dtesn/applied", "refs/dtesn/retried", "tmp",
+	} {
 		path := filepath.Join(dir, sub)
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			return err
 		}
 		paths = append(paths, path)
 	}
-	for name, text := range map[string]string{"HEAD": headText(s.opts.Environment), "config": configText} {
+	s.ledger.Marker = rand.Text()
+	for name, text := range map[string]string{"HEAD": headText(s.opts.Environment), "config": configText, markerFile: s.ledger.Marker} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
 		}
 		paths = append(paths, path)
 	}
-	if err := syncPaths(paths, nil); err != nil {
+	if err := syncPaths(paths); err != nil {
 		return err
 	}
 	if err := os.Rename(dir, s.repo.dir); err != nil {
 		return err
 	}
-	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)}, nil)
+	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)})
 }
 
-// skeletonDirs are the directories of a repository, parents first.
-func skeletonDirs() []string {
-	return []string{
-		"objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags",
-		"refs/dtesn", "refs/dtesn/applied", "refs/dtesn/retried", "tmp",
+// writeConfig writes HEAD and config anew where git could not work with the
+// repository: a missing or an empty one. What a person wrote there stays.
+func (s *Store) writeConfig() error {
+	for name, text := range map[string]string{"HEAD": headText(s.opts.Environment), "config": configText} {
+		path := filepath.Join(s.repo.dir, name)
+		old, err := readBounded(path, maxEntry)
+		if err == nil && strings.TrimSpace(strings.Trim(string(old), "\x00")) != "" && (name != "HEAD" || string(old) == text) {
+			continue
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := writeDurable(path, []byte(text), 0o644); err != nil {
+			return err
+		}
 	}
+	if err := os.MkdirAll(s.repo.tmp(), 0o755); err != nil {
+		return err
+	}
+	return os.MkdirAll(filepath.Join(s.repo.objects(), "pack"), 0o755)
+}
+
+// syncWhole syncs the file system on which path lies, and with it all below.
+func syncWhole(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }

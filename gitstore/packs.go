@@ -2,28 +2,27 @@ package gitstore
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
+	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
-	"github.com/go-git/go-git/v5/plumbing/format/objfile"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	"github.com/go-git/go-git/v5/storage/memory"
 )
 
-// A pack is one of ours (see compact.go), or one that a person's `git gc` made.
-// Its file stays open, so that it can be read after it was joined with others.
-type pack struct {
-	index *idxfile.MemoryIndex
-	file  *os.File
-	size  int64
-}
+// maxObject bounds the objects that are read, in bytes. Ours are smaller.
+const maxObject = 1 << 20
 
 // packed reads an object from the packs. They are listed again when it is in
-// none of those known, or damaged there, for a repack may have come in between.
+// none of those known, or damaged there, for one may have been joined with others.
 // An object that is in none is plumbing.ErrObjectNotFound.
 func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	r.mu.Lock()
@@ -47,90 +46,105 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 }
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
-	var bad error
-	for name, p := range r.packs {
-		if ok, err := p.index.Contains(h); err != nil || !ok {
+	bad := plumbing.ErrObjectNotFound
+	for name, index := range r.packs {
+		if ok, err := index.Contains(h); err != nil || !ok {
 			continue
 		}
-		content, err := p.read(want, h)
+		content, err := r.readPacked(name, index, want, h)
 		if err == nil {
 			return content, nil
 		}
-		if bad = fmt.Errorf("read %s in %s: %w", h, name, err); !fromDisk(err) {
+		if bad = fmt.Errorf("read %s in %s: %w", h, name, err); !fromDisk(err) || errors.Is(err, fs.ErrNotExist) {
 			bad = fmt.Errorf("%w: %w", errDamaged, bad)
 		}
 	}
-	if bad != nil {
-		return nil, bad
-	}
-	return nil, plumbing.ErrObjectNotFound
+	return nil, bad
 }
 
-// listPacks opens the packs that are new in the directory and drops those that
+// readPacked reads one object of a pack. The file is opened each time: so there are
+// as many descriptors however many packs there are.
+func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing.ObjectType, h plumbing.Hash) (content []byte, err error) {
+	defer func() {
+		if v := recover(); v != nil { // of a torn index
+			err = fmt.Errorf("undecodable pack: %v", v)
+		}
+	}()
+	file, err := osfs.New(r.packDir()).Open(name + ".pack")
+	if err != nil {
+		return nil, err
+	}
+	p := packfile.NewPackfileWithCache(index, nil, file, r.bases, 0)
+	defer func() { err = errors.Join(err, p.Close()) }()
+	offset, err := index.FindOffset(h)
+	if err != nil {
+		return nil, err
+	}
+	if size, err := p.GetSizeByOffset(offset); err != nil || size > maxObject {
+		return nil, errors.Join(err, fmt.Errorf("%w: %w: %d bytes, over %d", errForeign, errTooLarge, size, maxObject))
+	}
+	o, err := p.GetByOffset(offset)
+	if err != nil {
+		return nil, err
+	}
+	rd, err := o.Reader()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(rd); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), checkObject(want, o.Type(), h, b.Bytes())
+}
+
+func (r *repo) packDir() string { return filepath.Join(r.objects(), "pack") }
+
+// listPacks opens the indexes that are new in the directory and drops those that
 // are gone. A pack without an index, or with a torn one, is what a repack that
 // was cut short leaves; git does not use it either. One that may not be read is
 // an error, for it may hold the history.
 //
-// vanished says that one was listed and gone when it was opened.
+// vanished: one was listed and gone when it was opened.
 func (r *repo) listPacks() (vanished bool, err error) {
-	indexes, err := glob(filepath.Join(r.objects(), "pack"), "pack-*.idx")
+	indexes, err := glob(r.packDir(), "pack-*.idx")
 	if err != nil {
 		return false, fmt.Errorf("list packs: %w", err)
 	}
 	here := make(map[string]bool, len(indexes))
+	r.badPack = false
 	for _, path := range indexes {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
 		here[name] = true
 		if r.packs[name] != nil {
 			continue
 		}
-		p, err := openPack(strings.TrimSuffix(path, ".idx"))
+		index, err := openIndex(path)
 		switch {
 		case err == nil:
-			r.packs[name] = p
+			r.packs[name] = index
 		case errors.Is(err, fs.ErrNotExist):
 			vanished = true
-		case fromDisk(err):
-			return vanished, fmt.Errorf("open %s: %w", name, err)
+		default:
+			r.badPack = true
+			if fromDisk(err) {
+				return vanished, fmt.Errorf("open %s: %w", name, err)
+			}
 		}
 	}
-	for name, p := range r.packs {
+	for name := range r.packs {
 		if !here[name] {
-			_ = p.file.Close()
 			delete(r.packs, name)
 		}
 	}
 	return vanished, nil
 }
 
-// packedObjects lists the objects in all packs.
-func (r *repo) packedObjects() ([]plumbing.Hash, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, err := r.listPacks(); err != nil {
-		return nil, err
-	}
-	var hashes []plumbing.Hash
-	for name, p := range r.packs {
-		entries, err := p.index.Entries()
-		if err != nil {
-			return nil, fmt.Errorf("list the objects of %s: %w", name, err)
-		}
-		for e, err := entries.Next(); err == nil; e, err = entries.Next() {
-			hashes = append(hashes, e.Hash)
-		}
-	}
-	return hashes, nil
-}
-
-// closePacks closes the files of all packs; they are opened again when needed.
+// closePacks forgets the packs; they are listed again when needed.
 func (r *repo) closePacks() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for name, p := range r.packs {
-		_ = p.file.Close()
-		delete(r.packs, name)
-	}
+	clear(r.packs)
 }
 
 // An indexFile has a Stat, so that the decoder holds the counts it reads against
@@ -143,87 +157,76 @@ type indexFile struct {
 
 func (f indexFile) Stat() (fs.FileInfo, error) { return f.file.Stat() }
 
-func openPack(base string) (*pack, error) {
-	idx, _, err := openRegular(base + ".idx")
+func openIndex(path string) (*idxfile.MemoryIndex, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = idx.Close() }()
-	p := &pack{index: idxfile.NewMemoryIndex()}
-	if err := idxfile.NewDecoder(indexFile{bufio.NewReader(idx), idx}).Decode(p.index); err != nil {
-		return nil, err
+	defer func() { _ = file.Close() }()
+	if there, err := exists(strings.TrimSuffix(path, ".idx") + ".pack"); err != nil || !there {
+		return nil, fmt.Errorf("%w: an index without its pack (%v)", errDamaged, err)
 	}
-	file, info, err := openRegular(base + ".pack")
-	if err != nil {
-		return nil, err
-	}
-	p.file, p.size = file, info.Size()
-	return p, nil
+	index := idxfile.NewMemoryIndex()
+	return index, idxfile.NewDecoder(indexFile{bufio.NewReader(file), file}).Decode(index)
 }
 
-// source reads the objects of the pack that are of a size that ours can have.
-func (p *pack) source() *packSource {
-	return &packSource{p.file, p.size, maxObject, func(h plumbing.Hash) (int64, bool) {
-		at, err := p.index.FindOffset(h)
-		return at, err == nil
-	}}
-}
-
-// safely calls do, for an index whose tables do not go together is read beyond
-// their ends.
-func safely(do func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("undecodable pack: %v", v)
-		}
-	}()
-	return do()
-}
-
-// read decodes one object. One that is too large to be ours is errTooLarge.
-func (p *pack) read(want plumbing.ObjectType, h plumbing.Hash) (content []byte, err error) {
-	err = safely(func() error {
-		at, err := p.index.FindOffset(h)
-		if err != nil {
-			return err
-		}
-		var t plumbing.ObjectType
-		if t, content, err = p.source().object(at, 0); err != nil {
-			return err
-		}
-		return checkObject(want, t, h, content)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return content, nil
-}
-
-// kind is the type of an object of whatever size, loose or packed; it is not read
-// through.
-func (r *repo) kind(h plumbing.Hash) (t plumbing.ObjectType, err error) {
-	f, _, err := openRegular(r.objectPath(h))
-	if err == nil {
-		defer func() { _ = f.Close() }()
-		zr, err := objfile.NewReader(f)
-		if err == nil {
-			t, _, err = zr.Header()
-			err = errors.Join(err, zr.Close())
-		}
-		return t, err
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return t, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	err = plumbing.ErrObjectNotFound
-	for _, p := range r.packs {
-		if at, ierr := p.index.FindOffset(h); ierr == nil {
-			if err = safely(func() (err error) { t, err = p.source().kind(at); return err }); err == nil {
-				break
+// writePack writes a pack of objects, durably, and returns its name. The index gets
+// its name first: go-git gives up on all packs for one without an index.
+func (r *repo) writePack(objects []gitObject) (name string, err error) {
+	storage := memory.NewStorage()
+	var hashes []plumbing.Hash
+	for _, o := range objects {
+		if _, there := storage.Objects[o.hash]; !there {
+			if _, err := storage.SetEncodedObject(memoryObject(o.t, o.content)); err != nil {
+				return "", err
 			}
+			hashes = append(hashes, o.hash)
 		}
 	}
-	return t, err
+	const window = 10 // objects that each is compared with, as in git
+	var pack, idx bytes.Buffer
+	sum, err := packfile.NewEncoder(&pack, storage, false).Encode(hashes, window)
+	if err != nil {
+		return "", err
+	}
+	writer := new(idxfile.Writer)
+	parser, err := packfile.NewParser(packfile.NewScanner(bytes.NewReader(pack.Bytes())), writer)
+	if err == nil {
+		_, err = parser.Parse()
+	}
+	if err != nil {
+		return "", err
+	}
+	index, err := writer.Index()
+	if err == nil {
+		_, err = idxfile.NewEncoder(&idx).Encode(index)
+	}
+	if err != nil {
+		return "", err
+	}
+	tmpPack, err := writeTemp(r.tmp(), pack.Bytes(), objectPerm)
+	if err != nil {
+		return "", err
+	}
+	tmpIndex, err := writeTemp(r.tmp(), idx.Bytes(), objectPerm)
+	if err != nil {
+		return "", errors.Join(err, os.Remove(tmpPack))
+	}
+	name = "pack-" + sum.String()
+	base := filepath.Join(r.packDir(), name)
+	err = syncPaths([]string{tmpPack, tmpIndex})
+	if err == nil {
+		err = os.Rename(tmpIndex, base+".idx")
+	}
+	if err == nil {
+		err = os.Rename(tmpPack, base+".pack")
+	}
+	if err == nil {
+		err = syncPath(r.packDir())
+	}
+	if err != nil {
+		_, _ = os.Remove(tmpPack), os.Remove(tmpIndex) // what was renamed stays, and harms nobody
+		return "", err
+	}
+	return name, nil
 }

@@ -3,13 +3,11 @@ package gitstore
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
 
@@ -23,8 +21,8 @@ const DefaultMaxSnapshots = 50
 
 // A Reader reads the history of a state directory: beside a running agent, in
 // its process or in another, and without one. It takes no lock, changes
-// nothing, and is safe for concurrent use. The refs are read anew by each call;
-// what they name is immutable, and the last 256 records stay decoded.
+// nothing, and is safe for concurrent use. The journal is read anew by each call;
+// records are immutable, and the last 256 stay decoded.
 // Snapshots it returns are shared and must not be changed.
 type Reader struct{ repo *repo }
 
@@ -38,8 +36,7 @@ func OpenReader(stateDir string) (*Reader, error) {
 	return &Reader{newRepo(stateDir, env)}, nil
 }
 
-// environmentOf says whose history the state directory holds: by its identity
-// file, else by the branch that HEAD names.
+// environmentOf returns whose history the state directory holds.
 func environmentOf(state string) (schema.Environment, error) {
 	info, err := os.Stat(filepath.Join(state, repoDir))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
@@ -55,15 +52,12 @@ func environmentOf(state string) (schema.Environment, error) {
 	if id != nil {
 		return id.Environment, nil
 	}
-	head, err := readBounded(filepath.Join(state, repoDir, "HEAD"), maxRef)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read the history in %s: %w", state, err)
+	if seg, live, err := readJournal(state); err == nil && live >= 0 {
+		if l, err := replay(seg.frames); err == nil {
+			return l.Environment, nil
+		}
 	}
-	name, ok := strings.CutPrefix(strings.TrimSpace(string(head)), "ref: refs/heads/")
-	if !ok || !validEnvironment(name) {
-		return "", problem.New("", fmt.Errorf("the snapshot repository in %s is damaged: neither %s nor HEAD names an environment", state, identityFile), "start `agent run` with this --state, which repairs it")
-	}
-	return schema.Environment(name), nil
+	return "", problem.New("", fmt.Errorf("the state directory %s is damaged: neither journal nor %s can be read", state, identityFile), "start `agent run` with this --state, which repairs it")
 }
 
 // Close gives the files of packs back.
@@ -72,56 +66,53 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// Environment is whose history this is.
-func (r *Reader) Environment() schema.Environment { return r.repo.env }
-
-// view reads the applied ref, the head, and the applied ref again: while both
-// move, what was read is not what they named at any one moment, and a record
-// that is applied would look pending. It then reads them anew, a few times.
-// A head that is not whole is a candidate that a crash cut short: what stands
-// is the applied record, as the next start of the agent will find too.
-func (r *Reader) view() (view, error) {
-	var head, applied *record.Record
-	var herr, aerr error
-	for range 10 {
-		applied, aerr = r.named(appliedRef(r.repo.env))
-		head, herr = r.named(headRef(r.repo.env))
-		again, err := r.repo.readRef(appliedRef(r.repo.env))
-		if aerr != nil || err != nil || applied == nil && again.IsZero() || applied != nil && applied.Commit == again.String() {
-			break
-		}
+// view reads the journal, and then the refs if there is none or if the repository
+// is another than the one that the journal is about.
+func (r *Reader) view() (v view, err error) {
+	fail := func(err error) (view, error) {
+		return view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: err, Hint: cmp.Or(problem.Hint(err), "restart the agent, which repairs what it can")}
 	}
-	switch {
-	case herr == nil && head == nil && applied != nil, herr != nil && aerr == nil && applied != nil:
-		head = applied
-	case herr != nil || aerr != nil:
-		return view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: joined(herr, aerr), Hint: cmp.Or(problem.Hint(joined(herr, aerr)), repairsIt)}
-	case head == nil && applied == nil:
-		lost, err := r.repo.hasRecords()
-		if err != nil {
-			return view{}, fmt.Errorf("read the history in %s: %w", r.repo.state, err)
-		}
-		if lost {
-			return view{}, problem.New("", fmt.Errorf("the history in %s cannot be read as it stands: there are records, but neither %s nor %s",
-				r.repo.state, headRef(r.repo.env), appliedRef(r.repo.env)), repairsIt)
-		}
+	seg, live, err := readJournal(r.repo.state)
+	if err != nil {
+		return fail(err)
 	}
-	if head != nil && applied != nil && applied.Index > head.Index {
-		head = applied
+	if live < 0 {
+		return r.tips(fail)
 	}
-	first, err := r.repo.first(head)
-	return view{head, applied, first}, err
+	l, err := replay(seg.frames)
+	if err != nil {
+		return fail(err)
+	}
+	if there, err := exists(r.repo.dir); err == nil && there && r.repo.isOther(l) {
+		return r.tips(fail)
+	}
+	objects := l.objects()
+	r.repo.journaled.Store(&objects)
+	named := func(commit string) (rec *record.Record) {
+		if commit != "" && err == nil {
+			rec, err = r.repo.snapshot(plumbing.NewHash(commit))
+		}
+		return rec
+	}
+	v = view{named(l.Head), named(l.Applied), max(l.First, 1)}
+	if err != nil {
+		return fail(err)
+	}
+	return v, nil
 }
 
-const repairsIt = "restart the agent, which repairs it at its start"
-
-// named reads the record that a ref names; nil if there is no such ref.
-func (r *Reader) named(ref string) (*record.Record, error) {
-	h, err := r.repo.readRef(ref)
-	if err != nil || h == plumbing.ZeroHash {
-		return nil, err
+func (r *Reader) tips(fail func(error) (view, error)) (view, error) {
+	r.repo.journaled.Store(nil)
+	v, err := r.repo.tips()
+	if err != nil {
+		return fail(err)
 	}
-	return r.repo.snapshot(h)
+	if v.head == nil {
+		if used, err := r.repo.isUsed(); err != nil || used {
+			return fail(cmp.Or(err, errors.New("there are records, but neither the head nor the applied ref")))
+		}
+	}
+	return v, nil
 }
 
 // Head is the newest record, nil while there is none.
@@ -147,19 +138,6 @@ func (r *Reader) Total() (int, error) {
 func (r *Reader) First() (int, error) {
 	v, err := r.view()
 	return v.first, err
-}
-
-// ActiveCount is how many of the newest limit records are applied states; limit
-// 0 or less stands for DefaultMaxSnapshots.
-func (r *Reader) ActiveCount(limit int) (int, error) {
-	records, err := r.List(context.Background(), "", limit)
-	n := 0
-	for i := range records {
-		if records[i].Outcome == record.Applied {
-			n++
-		}
-	}
-	return n, err
 }
 
 // List returns at most limit records, newest first, beginning behind the record
@@ -198,27 +176,4 @@ func (r *Reader) Lookup(ctx context.Context, id string) (record.Row, error) {
 		return record.Row{}, err
 	}
 	return r.repo.lookup(ctx, v, id)
-}
-
-// An identity is what <state>/identity holds: whose state directory it is.
-type identity struct {
-	Environment schema.Environment `json:"environment"`
-	Instance    string             `json:"instance"`
-}
-
-// readIdentity reads <state>/identity; nil if it is missing or torn, for the
-// newest record says the same.
-func readIdentity(state string) (*identity, error) {
-	data, err := readBounded(filepath.Join(state, identityFile), maxRef)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, stateError("read", state, err)
-	}
-	id := new(identity)
-	if json.Unmarshal(data, id) != nil || !validEnvironment(string(id.Environment)) || id.Instance == "" {
-		return nil, nil
-	}
-	return id, nil
 }

@@ -1,7 +1,6 @@
 package gitstore
 
 import (
-	"container/list"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -111,6 +110,40 @@ func (r *repo) decode(c *object.Commit) (*record.Record, error) {
 	return snap, nil
 }
 
+// link reads of a record's commit what joins it to the others: its first parent
+// (zero if it has none) and its index.
+func (r *repo) link(h plumbing.Hash) (parent plumbing.Hash, index int, err error) {
+	if snap := r.cache.get(h); snap != nil {
+		return plumbing.NewHash(snap.Parent), snap.Index, nil
+	}
+	c, err := r.commit(h)
+	if err != nil {
+		return parent, 0, err
+	}
+	t, err := parseTrailers(c.Message)
+	if err != nil {
+		return parent, 0, fmt.Errorf("%w: commit %s: %w", errForeign, h, err)
+	}
+	index, ok := indexOf(t[keyID])
+	if !ok {
+		return parent, 0, fmt.Errorf("%w: commit %s bears no snapshot id", errForeign, h)
+	}
+	if len(c.ParentHashes) > 0 {
+		parent = c.ParentHashes[0]
+	}
+	return parent, index, nil
+}
+
+// inHistory reports whether a commit is a record of the history of v.
+func (r *repo) inHistory(v view, h plumbing.Hash) bool {
+	_, index, err := r.link(h)
+	if err != nil {
+		return false
+	}
+	at, err := r.chain.at(r, v, index)
+	return err == nil && at == h
+}
+
 // files reads parameters.yaml and snapshot.json of a tree that holds these two
 // and nothing else.
 func (r *repo) files(h plumbing.Hash) ([2][]byte, error) {
@@ -138,38 +171,25 @@ func (r *repo) files(h plumbing.Hash) ([2][]byte, error) {
 	return files, nil
 }
 
-// A recordCache keeps the snapshots that were used last, by commit.
+// A recordCache keeps records that were read, by commit.
 type recordCache struct {
-	mu    sync.Mutex
-	items map[plumbing.Hash]*list.Element
-	order list.List // of *record.Record, newest use first
+	mu      sync.Mutex
+	records map[plumbing.Hash]*record.Record
 }
 
 func (c *recordCache) get(h plumbing.Hash) *record.Record {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.items[h]
-	if e == nil {
-		return nil
-	}
-	c.order.MoveToFront(e)
-	return e.Value.(*record.Record)
+	return c.records[h]
 }
 
-func (c *recordCache) put(h plumbing.Hash, snap *record.Record) {
+func (c *recordCache) put(h plumbing.Hash, rec *record.Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.items == nil {
-		c.items = make(map[plumbing.Hash]*list.Element)
+	if c.records == nil || len(c.records) >= cachedRecords {
+		c.records = map[plumbing.Hash]*record.Record{}
 	}
-	if c.items[h] != nil {
-		return
-	}
-	c.items[h] = c.order.PushFront(snap)
-	if c.order.Len() > cachedRecords {
-		oldest := c.order.Remove(c.order.Back()).(*record.Record)
-		delete(c.items, plumbing.NewHash(oldest.Commit))
-	}
+	c.records[h] = rec
 }
 
 // A chain remembers which commit bears which index, so that a record is found

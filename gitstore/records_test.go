@@ -233,8 +233,8 @@ func TestRecordOfTomorrow(t *testing.T) {
 	f.write(raw, strings.Replace(f.git("cat-file", "commit", head.Commit)+"\n", was, is, 1))
 	commit := f.gitFrom(raw, "hash-object", "-t", "commit", "-w", "--stdin")
 	f.git("update-ref", "refs/heads/production", commit)
-	s, repairs := f.open()
-	noRepairs(t, repairs)
+	f.dropJournal() // the refs are believed
+	s, _ = f.open()
 	got := s.Head()
 	if got.Commit != commit || got.Config.Get("temperature").String() != "0.70" || got.Config.Len() != head.Config.Len()+1 {
 		t.Errorf("the head is %s of %s, want %s", idOf(got), got.Config, commit)

@@ -9,19 +9,20 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
 	"github.com/go-git/go-git/v5/plumbing/format/objfile"
-	"github.com/go-git/go-git/v5/plumbing/object"
 
 	"dtesn-agent/schema"
 )
 
 const (
 	repoDir        = "snapshots.git"
-	maxObject      = 1 << 20 // bytes of one object of ours
-	cachedRecords  = 256     // decoded snapshots kept
+	cachedRecords  = 256 // decoded snapshots kept
 	parametersFile = "parameters.yaml"
 	snapshotFile   = "snapshot.json"
 )
@@ -39,41 +40,47 @@ var errForeign = errors.New("not a record of this agent")
 type repo struct {
 	dir   string // the bare repository
 	state string // the state directory, for messages
-	lent  string // the objects of another repository in place of its own, see takeIn
 	env   schema.Environment
 
 	cache recordCache
 	chain chain
+	// journaled are the objects that the journal has; they are read from there.
+	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
 
-	blanks []string // empty files made ahead: the writer's, see Store.Prepare
-	fans   int      // directories of objects/ that Prepare has seen to
-
-	mu    sync.Mutex // guards packs
-	packs map[string]*pack
+	mu      sync.Mutex                      // guards what follows
+	packs   map[string]*idxfile.MemoryIndex // by the name of the pack
+	badPack bool                            // one could not be opened when they were listed last
+	bases   cache.Object                    // what objects in packs are differences to
 }
 
 func newRepo(state string, env schema.Environment) *repo {
-	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*pack{}}
+	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*idxfile.MemoryIndex{}, bases: cache.NewObjectLRU(1 << 20)}
 }
 
 func (r *repo) tmp() string { return filepath.Join(r.dir, "tmp") }
 
-func (r *repo) objects() string {
-	if r.lent != "" {
-		return r.lent
-	}
-	return filepath.Join(r.dir, "objects")
-}
+func (r *repo) objects() string { return filepath.Join(r.dir, "objects") }
 
 func (r *repo) objectPath(h plumbing.Hash) string {
 	hex := h.String()
 	return filepath.Join(r.objects(), hex[:2], hex[2:])
 }
 
-// object returns the content of an object: the loose file, else from a pack.
-// The content is checked against the name. What is missing, torn or of another
-// type is errDamaged.
+// object returns the content of an object: that of the journal, else what is
+// stored in the repository.
 func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
+	if objects := r.journaled.Load(); objects != nil {
+		if o, ok := (*objects)[h]; ok && o.t == want {
+			return o.content, nil
+		}
+	}
+	return r.stored(want, h)
+}
+
+// stored returns the content of an object in the repository: the loose file, else
+// from a pack. The content is checked against the name. What is missing, torn or of
+// another type is errDamaged.
+func (r *repo) stored(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	content, err := r.loose(want, h)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDamaged) {
 		return content, err
@@ -86,7 +93,7 @@ func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 		if errors.Is(err, errDamaged) {
 			return nil, err
 		}
-		// A repack deletes the loose file once its pack is in place, and packed
+		// A checkpoint deletes the loose file once its pack is in place, and packed
 		// looked there last; but what a person unpacks goes the other way.
 		if content, err = r.loose(want, h); err == nil {
 			return content, nil
@@ -96,6 +103,52 @@ func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	return nil, perr
 }
 
+// has reports whether the repository has an object, loose or packed, without
+// reading it.
+func (r *repo) has(h plumbing.Hash) (bool, error) {
+	if there, err := exists(r.objectPath(h)); there || err != nil {
+		return there, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for range 2 {
+		for _, index := range r.packs {
+			if ok, err := index.Contains(h); ok && err == nil {
+				return true, nil
+			}
+		}
+		if _, err := r.listPacks(); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// packsWhole reports whether every pack could be opened when they were listed last.
+func (r *repo) packsWhole() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.badPack
+}
+
+// loosePaths are the files of all loose objects, by name.
+func (r *repo) loosePaths() (map[plumbing.Hash]string, error) {
+	paths := map[plumbing.Hash]string{}
+	dirs, err := glob(r.objects(), "[0-9a-f][0-9a-f]")
+	for _, dir := range dirs {
+		files, ferr := glob(dir, "*")
+		if ferr != nil {
+			return nil, ferr
+		}
+		for _, path := range files {
+			if h, ok := parseHash(filepath.Base(dir) + filepath.Base(path)); ok {
+				paths[h] = path
+			}
+		}
+	}
+	return paths, err
+}
+
 // loose reads a loose object. One that does not exist is fs.ErrNotExist, one
 // that is larger than ours are errForeign.
 func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
@@ -103,7 +156,7 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 	var t plumbing.ObjectType
 	var content []byte
 	if err == nil {
-		t, content, err = decodeObject(raw)
+		t, content, err = readObject(bytes.NewReader(raw))
 	}
 	switch {
 	case errors.Is(err, syscall.EISDIR):
@@ -120,77 +173,7 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 	return content, checkObject(want, t, h, content)
 }
 
-// looseAny reads a loose object of whatever type, checked against its name.
-func (r *repo) looseAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
-	raw, err := readBounded(r.objectPath(h), 2*maxObject)
-	if err != nil {
-		return 0, nil, err
-	}
-	t, content, err := decodeObject(raw)
-	if err != nil {
-		return 0, nil, err
-	}
-	return t, content, checkObject(t, t, h, content)
-}
-
-// objectAny reads an object of whatever type, loose or packed. One that is larger
-// than ours is errTooLarge, one that is torn errDamaged, and one that is not there
-// plumbing.ErrObjectNotFound.
-func (r *repo) objectAny(h plumbing.Hash) (plumbing.ObjectType, []byte, error) {
-	t, content, err := r.looseAny(h)
-	if err == nil {
-		return t, content, nil
-	}
-	content, perr := r.packed(plumbing.AnyObject, h)
-	if errors.Is(perr, plumbing.ErrObjectNotFound) && !errors.Is(err, fs.ErrNotExist) {
-		switch {
-		case errors.Is(err, errTooLarge):
-			return 0, nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
-		case !fromDisk(err) || errors.Is(err, syscall.EISDIR):
-			return 0, nil, fmt.Errorf("%w: object %s is torn: %v", errDamaged, h, err)
-		}
-		return 0, nil, err
-	}
-	if perr != nil {
-		return 0, nil, perr
-	}
-	for _, t := range []plumbing.ObjectType{plumbing.BlobObject, plumbing.TreeObject, plumbing.CommitObject, plumbing.TagObject} {
-		if plumbing.ComputeHash(t, content) == h {
-			return t, content, nil
-		}
-	}
-	return 0, nil, err
-}
-
-// blobs are the two files of a record's tree; none if it is no such tree.
-func (r *repo) blobs(h plumbing.Hash) []plumbing.Hash {
-	content, err := r.object(plumbing.TreeObject, h)
-	if err != nil {
-		return nil
-	}
-	tree := new(object.Tree)
-	if tree.Decode(memoryObject(plumbing.TreeObject, content)) != nil || len(tree.Entries) != 2 {
-		return nil
-	}
-	return []plumbing.Hash{tree.Entries[0].Hash, tree.Entries[1].Hash}
-}
-
-// errTail says that something stands behind the end of an object, which is whole:
-// git calls it garbage, and refuses the history.
-var errTail = errors.New("bytes behind its end")
-
-// decodeObject reads the bytes of a loose object's file. It returns the object
-// with errTail, too.
-func decodeObject(raw []byte) (plumbing.ObjectType, []byte, error) {
-	rd := bytes.NewReader(raw)
-	t, content, err := readObject(rd)
-	if err == nil && rd.Len() > 0 {
-		err = fmt.Errorf("%d %w", rd.Len(), errTail)
-	}
-	return t, content, err
-}
-
-// readObject reads one object as a loose file has it, and not a byte further:
+// readObject reads one object as a loose file has it:
 // zlib over "<type> <size>\0<content>".
 func readObject(rd *bytes.Reader) (plumbing.ObjectType, []byte, error) {
 	zr, err := objfile.NewReader(rd)
@@ -214,39 +197,6 @@ func readObject(rd *bytes.Reader) (plumbing.ObjectType, []byte, error) {
 		return 0, nil, fmt.Errorf("no clean end: %w", err)
 	}
 	return t, content, nil
-}
-
-// verify reads a loose object of any size through and returns its type. One
-// that is not what its name says is errDamaged.
-func (r *repo) verify(h plumbing.Hash) (t plumbing.ObjectType, err error) {
-	f, _, err := openRegular(r.objectPath(h))
-	if errors.Is(err, errIrregular) {
-		return 0, fmt.Errorf("%w: object %s: %w", errDamaged, h, err)
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = f.Close() }()
-	var got plumbing.Hash
-	zr, err := objfile.NewReader(f)
-	if err == nil {
-		if t, _, err = zr.Header(); err == nil {
-			_, err = io.Copy(io.Discard, zr) // to the end, where the checksum is
-			got = zr.Hash()
-		}
-		err = errors.Join(err, zr.Close())
-	}
-	switch {
-	case errors.Is(err, syscall.EISDIR):
-		return t, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
-	case fromDisk(err):
-		return t, fmt.Errorf("read object %s: %w", h, err)
-	case err != nil:
-		return t, fmt.Errorf("%w: object %s is torn: %w", errDamaged, h, err)
-	case got != h:
-		return t, fmt.Errorf("%w: the content of %s is another", errDamaged, h)
-	}
-	return t, nil
 }
 
 func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) error {

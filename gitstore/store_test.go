@@ -141,10 +141,7 @@ func TestOutcomes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := r.ActiveCount(0); n != 3 || err != nil {
-		t.Errorf("active %d, %v", n, err)
-	}
-	if n, err := r.Total(); n != 5 || err != nil || r.Environment() != "production" {
+	if n, err := r.Total(); n != 5 || err != nil || r.repo.env != "production" {
 		t.Errorf("total %d, %v", n, err)
 	}
 	page, err := s.List(t.Context(), d.ID, 2)
@@ -261,27 +258,6 @@ func TestRetried(t *testing.T) {
 		t.Error("a mark on an earlier candidate counts for the head")
 	}
 	f.fsck()
-}
-
-// TestFirstCommitCutBeforeItsRef holds that a kill in the first Commit of all is
-// nothing to repair: the record is there, its ref is not, and it is a candidate.
-func TestFirstCommitCutBeforeItsRef(t *testing.T) {
-	f := newFixture(t)
-	s, _ := f.open()
-	rec, err := s.Commit(context.Background(), record.Record{Kind: record.KindChange, Config: params})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(f.repo("refs", "heads", "production")); err != nil {
-		t.Fatal(err)
-	}
-	if total, err := f.reader().Total(); total != 0 || err != nil {
-		t.Errorf("a Reader finds %d records before the first ref: %v", total, err)
-	}
-	s, repairs := f.reopen(s)
-	if s.Head() == nil || s.Head().ID != rec.ID || s.Applied() != nil || len(repairs) > 0 {
-		t.Errorf("head %v, applied %v, repairs %v", s.Head(), s.Applied(), repairs)
-	}
 }
 
 // TestDirectoryIsNoPattern: a state directory with characters of a pattern in

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
@@ -15,7 +16,7 @@ import (
 	"dtesn-agent/gitstore/record"
 )
 
-// story is the history that the rows of TestRepair damage: a and b are applied,
+// story is the history that tests damage: a and b are applied,
 // c and d are candidates, c superseded by d.
 type story struct {
 	*fixture
@@ -73,7 +74,7 @@ var tell = sync.OnceValue(func() (told template) {
 		rec.OutcomeOf = &record.Settlement{ID: told.c.ID, Outcome: record.Superseded}
 		told.d = add(rec, false)
 	}
-	if told.err = errors.Join(told.err, s.Close(), os.Remove(filepath.Join(dir, reserveFile))); told.err == nil {
+	if told.err = errors.Join(told.err, s.join(), s.syncProjection(), s.letGo(false)); told.err == nil { // as a kill leaves it
 		told.files, told.err = readAll(dir)
 	}
 	return told
@@ -128,15 +129,6 @@ func (f *fixture) halve(path string) {
 	f.write(path, string(data[:len(data)/2]))
 }
 
-// old makes a file two hours old.
-func (f *fixture) old(path string) {
-	f.t.Helper()
-	then := f.now.Add(-2 * time.Hour)
-	if err := os.Chtimes(path, then, then); err != nil {
-		f.t.Fatal(err)
-	}
-}
-
 func (f *fixture) ref(name string) string { return f.repo("refs", filepath.FromSlash(name)) }
 
 // eachFile calls do for every regular file below a directory of the repository.
@@ -178,15 +170,55 @@ func (f *fixture) commitTree(tree string) string {
 	return f.git("-c", "user.name=P", "-c", "user.email=p@example.org", "commit-tree", "-m", "by hand", tree)
 }
 
-// noise is n bytes that do not compress.
-func noise(n int) []byte {
-	b := make([]byte, n)
-	x := uint64(88172645463325252)
-	for i := range b {
-		x ^= x << 13
-		x ^= x >> 7
-		x ^= x << 17
-		b[i] = byte(x)
+// tree is every file below the state directory but the lock, with its content.
+func (f *fixture) tree() map[string]string {
+	f.t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(f.dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Type() == os.ModeSymlink || path == filepath.Join(f.dir, lockFile) {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		files[path] = string(data)
+		return err
+	})
+	if err != nil {
+		f.t.Fatal(err)
 	}
-	return b
+	return files
+}
+
+// lost holds that the Store, and the next one, say whether the history is lost.
+func (f *fixture) lost(s *Store, want bool) {
+	f.t.Helper()
+	h := s.Lost()
+	if (h != nil) != want || (s.ledger.Facts[lostFact] != nil) != want {
+		f.t.Errorf("lost: %+v, want %v", h, want)
+	}
+	if h != nil && (!h.Paused || h.By != "agent" || h.Since == 0 || strings.Contains(h.Reason, "agent resume")) {
+		f.t.Errorf("of a lost history is said %+v", h)
+	}
+}
+
+// dropJournal removes the journal, as somebody does who copies the repository alone.
+func (f *fixture) dropJournal() {
+	f.t.Helper()
+	for i := range 2 {
+		if err := os.Remove(segmentPath(f.dir, i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+// rejected has 1024 rejected, and its revert applied.
+func rejected(t *testing.T, s *Store) {
+	before := s.Applied()
+	commit(t, s, revert(commit(t, s, change(1024)), before, "refused"))
+	confirm(t, s)
+}
+
+// onPause has an operator pause, without a Confirm.
+func onPause(t *testing.T, s *Store) {
+	held := &record.Hold{Paused: true, Reason: "incident", By: "operator", Since: 1}
+	commit(t, s, record.Record{Kind: record.KindNote, Description: "Pause", Config: s.Head().Config, RollbackPoint: true, Held: held})
 }

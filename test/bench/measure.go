@@ -36,10 +36,12 @@ type bed struct {
 	told                            chan time.Time // "applied" was logged
 	logs                            chan struct{}  // the log has ended
 	web                             *http.Client
+	zeros                           *os.File      // of the floor
+	takes                           time.Duration // what the engine takes for a batch at least
 	n                               int
 }
 
-func measure(agent, dir string, runs, updates, long, keep int) error {
+func measure(agent, dir string, runs, updates, long, keep int, takes time.Duration) error {
 	agent, err := filepath.Abs(agent)
 	if err != nil {
 		return err
@@ -53,7 +55,7 @@ func measure(agent, dir string, runs, updates, long, keep int) error {
 	defer cancel()
 	b := &bed{
 		dir: dir, config: filepath.Join(dir, "config"), state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "e.sock"),
-		agent: agent, took: make(chan time.Time, 16), web: &http.Client{Timeout: 10 * time.Second},
+		agent: agent, took: make(chan time.Time, 16), takes: takes, web: &http.Client{Timeout: 10 * time.Second},
 	}
 	b.source = []string{"--config", b.config}
 	stopEngine, err := b.serveEngine(ctx)
@@ -108,13 +110,19 @@ func (b *bed) serveEngine(ctx context.Context) (stop func(), err error) {
 	}
 	handler := e.Handler()
 	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		handler.ServeHTTP(w, q)
-		if strings.HasSuffix(q.URL.Path, "/batch-update") {
+		if strings.HasSuffix(q.URL.Path, "/batch-update") { // it has the batch once the body is read
+			body, err := io.ReadAll(q.Body)
+			if err != nil {
+				return
+			}
+			q.Body = io.NopCloser(bytes.NewReader(body))
 			select {
 			case b.took <- time.Now():
 			default:
 			}
+			time.Sleep(b.takes)
 		}
+		handler.ServeHTTP(w, q)
 	})}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
@@ -287,26 +295,32 @@ func (b *bed) getJSON(path string, v any) error {
 	return json.NewDecoder(resp.Body).Decode(v)
 }
 
-// floor is a commit of three files and a ref, every file and directory synced,
-// each file in a directory of its own as git's loose objects lie, and two round
-// trips to the engine: what the promise costs when it is kept plainly.
+// floor is one block written into a file of zeros and synced, and two round trips to
+// the engine: the least that a durable change takes.
 func (b *bed) floor(client *http.Client) (time.Duration, error) {
-	root := filepath.Join(b.dir, "floor")
-	for i := range 3 {
-		if err := os.MkdirAll(filepath.Join(root, strconv.Itoa(i)), 0o755); err != nil {
+	const size, block = 1 << 20, 4 << 10
+	if b.zeros == nil {
+		f, err := os.Create(filepath.Join(b.dir, "floor"))
+		if err != nil {
 			return 0, err
 		}
+		for range size / block { // by blocks, as the journal does
+			if _, err := f.Write(make([]byte, block)); err != nil {
+				return 0, err
+			}
+		}
+		if err := f.Sync(); err != nil {
+			return 0, err
+		}
+		b.zeros = f
 	}
-	content := bytes.Repeat([]byte("floor of the run\n"), 50)
+	content := bytes.Repeat([]byte("floor of the run"), block/16)
 	start := time.Now()
-	for i := range 3 {
-		dir := filepath.Join(root, strconv.Itoa(i))
-		if err := writeSynced(filepath.Join(dir, strconv.Itoa(b.n)), content); err != nil {
-			return 0, err
-		}
-		if err := syncDir(dir); err != nil {
-			return 0, err
-		}
+	if _, err := b.zeros.WriteAt(content, int64(b.n*block%size)); err != nil {
+		return 0, err
+	}
+	if err := unix.Fdatasync(int(b.zeros.Fd())); err != nil {
+		return 0, err
 	}
 	for range 2 {
 		resp, err := client.Get("http://engine/v1/config/current")
@@ -315,32 +329,7 @@ func (b *bed) floor(client *http.Client) (time.Duration, error) {
 		}
 		drain(resp)
 	}
-	tmp := filepath.Join(root, "ref.tmp")
-	if err := writeSynced(tmp, content[:41]); err != nil {
-		return 0, err
-	}
-	if err := os.Rename(tmp, filepath.Join(root, "ref")); err != nil {
-		return 0, err
-	}
-	err := syncDir(root)
-	return time.Since(start), err
-}
-
-func writeSynced(path string, content []byte) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return time.Since(start), nil
 }
 
 func overSocket(socket string) *http.Client {

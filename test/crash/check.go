@@ -117,7 +117,7 @@ func (w *world) checkRunning(v *apply.Status, head string) error {
 // before there are so many loose ones.
 const (
 	mostLoose = 1200
-	mostPacks = 9
+	mostPacks = 12
 	mostBytes = 2<<20 + 4<<20 // what is allocated ahead, and what so few records take
 )
 

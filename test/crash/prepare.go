@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 
 	"dtesn-agent/gitstore"
 	"dtesn-agent/gitstore/record"
@@ -18,18 +20,24 @@ const (
 	recordsOfAPack = 70
 )
 
-// prepare writes the history that packingStory begins with. Each Open packs
-// anew, once there is enough.
+// prepare writes the history that packingStory begins with. It is copied while the
+// store is open, for Close would pack the rest.
 func prepare(dir string) error {
+	made := dir + ".made"
 	for pack := range preparedPacks + 1 {
-		if err := prepareRecords(dir, pack*recordsOfAPack, pack < preparedPacks); err != nil {
+		if err := prepareRecords(made, pack*recordsOfAPack, func() error {
+			if pack < preparedPacks {
+				return nil // Close packs them
+			}
+			return errors.Join(os.CopyFS(dir, os.DirFS(made)), os.Chmod(dir, 0o700))
+		}); err != nil {
 			return fmt.Errorf("prepare a history: %w", err)
 		}
 	}
 	return nil
 }
 
-func prepareRecords(dir string, from int, pack bool) error {
+func prepareRecords(dir string, from int, then func() error) error {
 	ctx := context.Background()
 	s, _, err := gitstore.Open(ctx, gitstore.Options{Dir: dir, Environment: environment, Instance: instance})
 	if err != nil {
@@ -41,11 +49,5 @@ func prepareRecords(dir string, from int, pack bool) error {
 			return err
 		}
 	}
-	if err := s.Confirm(ctx); err != nil {
-		return err
-	}
-	if pack {
-		s.Prepare() // begins to pack, and Close waits for it
-	}
-	return s.Close()
+	return errors.Join(s.Confirm(ctx), then(), s.Close())
 }

@@ -301,40 +301,47 @@ type histories struct {
 	applied map[string]map[string]string // what is applied in each
 }
 
-// get makes the history that mode needs: 120 records that were never packed; for
-// "joining" seven packs and as many records again, so that the eighth pack makes
-// one of all.
+// get makes the history that mode needs: enough records for a checkpoint that were
+// never packed; for "joining" seven packs besides, so that the eighth makes one of
+// all.
 func (h *histories) get(t testing.TB, mode string) (dir string, applied map[string]string) {
 	t.Helper()
 	dir = filepath.Join(h.dir, mode)
 	if h.applied[mode] == nil {
-		records, packs := 120, 0
+		packs := 0
 		if mode == "joining" {
-			records, packs = 1020, 7
+			packs = 7
 		}
-		h.applied[mode] = history(t, dir, records, packs)
+		h.applied[mode] = history(t, dir, packs)
 	}
 	return dir, h.applied[mode]
 }
 
-// history makes a state directory of so many applied records, and lets them be
-// packed until there are so many packs.
-func history(t testing.TB, dir string, records, packs int) map[string]string {
+// history makes a state directory of applied records with so many packs and 80
+// records that are not packed. It is copied while the store is open: what Close
+// would pack stays unpacked.
+func history(t testing.TB, dir string, packs int) map[string]string {
 	t.Helper()
-	ok(t, os.Mkdir(dir, 0o700))
-	store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: dir, Environment: "production", Instance: "i"})
+	const unpacked = 80
+	made := dir + ".made"
+	ok(t, os.Mkdir(made, 0o700))
+	store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: made, Environment: "production", Instance: "i"})
 	ok(t, err)
 	applied := map[string]string{}
-	for n := range records {
+	for n, left := 0, unpacked; left > 0; n++ {
 		config := production.Defaults().With(ttlName, schema.Int(10_000+n))
 		snap, err := store.Commit(t.Context(), record.Record{Kind: record.KindChange, Config: config, RollbackPoint: true, Description: fmt.Sprintf("state %d", 10_000+n)})
 		ok(t, err)
 		ok(t, store.Confirm(t.Context()))
 		applied[snap.ID] = strconv.Itoa(10_000 + n)
-		if there, _ := filepath.Glob(filepath.Join(dir, "snapshots.git/objects/pack/*.pack")); len(there) < packs {
+		if there, _ := filepath.Glob(filepath.Join(made, "snapshots.git/objects/pack/*.pack")); len(there) < packs {
 			store.Prepare()
+		} else {
+			left--
 		}
 	}
+	ok(t, os.CopyFS(dir, os.DirFS(made)))
+	ok(t, os.Chmod(dir, 0o700))
 	ok(t, store.Close())
 	return applied
 }

@@ -130,20 +130,18 @@ type tally struct {
 	reported int // states called applied
 	records  int
 	packs    map[string]int // cuts by the number of packs afterwards
-	found    map[string]int // what a start repaired
-	torn     int            // cuts after which a head was given up
 }
 
 func (a *tally) add(b *tally) {
 	for _, m := range []struct {
 		to   *map[string]int
 		from map[string]int
-	}{{&a.cuts, b.cuts}, {&a.kinds, b.kinds}, {&a.packs, b.packs}, {&a.found, b.found}} {
+	}{{&a.cuts, b.cuts}, {&a.kinds, b.kinds}, {&a.packs, b.packs}} {
 		for k, n := range m.from {
 			count(m.to, k, n)
 		}
 	}
-	a.reported, a.records, a.torn = a.reported+b.reported, a.records+b.records, a.torn+b.torn
+	a.reported, a.records = a.reported+b.reported, a.records+b.records
 }
 
 func count(m *map[string]int, key string, n int) {
@@ -158,8 +156,8 @@ func (a *tally) String() string {
 	for _, n := range a.cuts {
 		total += n
 	}
-	return fmt.Sprintf("%d cuts %s %s; %d states called applied, all found, of %d records; packs %s; %d heads given up; repaired at start %s",
-		total, counts(a.cuts), counts(a.kinds), a.reported, a.records, counts(a.packs), a.torn, counts(a.found))
+	return fmt.Sprintf("%d cuts %s %s; %d states called applied, all found, of %d records; packs %s",
+		total, counts(a.cuts), counts(a.kinds), a.reported, a.records, counts(a.packs))
 }
 
 func counts(m map[string]int) string {

@@ -1,0 +1,371 @@
+package gitstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/objfile"
+
+	"dtesn-agent/schema/problem"
+)
+
+// A projection makes the last append durable and then writes what the repository
+// lacks, beside the caller: the repository never has what the journal does not
+// have durably. durable is closed when the journal is done with, done at the end.
+type projection struct {
+	durable, done   chan struct{}
+	synced, written error   // of the journal, of the repository
+	entries         []entry // what is to be written
+	found           foreignTip
+}
+
+// A foreignTip is what somebody else made the branch name, and the ref that keeps it,
+// "" if it is a record.
+type foreignTip struct {
+	hash plumbing.Hash
+	kept string
+}
+
+// project begins a projection of all that is unwritten, and of the refs.
+func (s *Store) project() {
+	p := &projection{durable: make(chan struct{}), done: make(chan struct{}), entries: s.unwritten}
+	s.projection = p
+	repo, journal, lock, v, retried, stamp, all := s.repo, &s.journal, s.lock, s.view(), s.Retried(), s.stamp(), s.ledger.entries
+	go func() {
+		defer close(p.done)
+		p.synced = journal.sync()
+		close(p.durable)
+		switch {
+		case p.synced != nil:
+			return
+		case lock == nil || !lock.stands():
+			p.written = errAway
+			return
+		}
+		if p.written = repo.writeEntries(p.entries); p.written == nil {
+			p.found, p.written = repo.moveRefs(v, retried, all, stamp)
+		}
+	}()
+}
+
+// join waits for the projection. Its error is that of the journal: what the
+// repository lacks is written later.
+func (s *Store) join() error {
+	if p := s.projection; p != nil {
+		<-p.done
+		s.projection = nil
+		if p.synced == nil {
+			s.projected(p.entries, p.written, p.found)
+		}
+	}
+	if !s.journal.failed || s.lock == nil || s.reload {
+		return nil
+	}
+	if err := s.sync(); err != nil { // in a new segment
+		return err
+	}
+	return s.write()
+}
+
+// projected takes the result of a projection.
+func (s *Store) projected(entries []entry, err error, found foreignTip) {
+	switch again := "it names " + idOf(s.head) + " again"; {
+	case found.kept != "":
+		s.repaired(fmt.Sprintf("somebody else's commit %s on the branch", found.hash), again, found.kept)
+	case !found.hash.IsZero() && s.opened && s.behind == nil:
+		s.repaired(fmt.Sprintf("the branch was moved to %s", found.hash), again, "")
+	}
+	if err != nil {
+		if s.behind == nil {
+			s.log.Warn("git repository behind the journal", "error", err)
+		}
+		s.behind = err
+		return
+	}
+	if s.behind != nil {
+		s.log.Info("git repository caught up", "records", len(entries))
+	}
+	s.behind = nil
+	s.unsynced = append(s.unsynced, entries...)
+	s.unwritten = slices.DeleteFunc(slices.Clone(s.unwritten), func(e entry) bool {
+		return slices.ContainsFunc(entries, func(w entry) bool { return w.commit == e.commit })
+	})
+}
+
+// write projects all that the repository lacks, and waits for it.
+func (s *Store) write() error {
+	s.project()
+	return s.join()
+}
+
+// writeEntries writes the objects of records that the repository does not have
+// whole, as loose files. A torn one is replaced: its content is known.
+func (r *repo) writeEntries(entries []entry) error {
+	for i := range entries {
+		for _, o := range entries[i].objects {
+			if err := r.writeLoose(o); err != nil {
+				return fmt.Errorf("write %s %s: %w", o.t, o.hash, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *repo) writeLoose(o gitObject) error {
+	path := r.objectPath(o.hash)
+	if _, err := os.Lstat(path); err == nil {
+		if _, err := r.loose(o.t, o.hash); err == nil {
+			now := time.Now() // as git does: a young object is not pruned
+			_ = os.Chtimes(path, now, now)
+			return nil
+		} else if fromDisk(err) {
+			return err
+		}
+	}
+	var b bytes.Buffer
+	w := objfile.NewWriter(&b)
+	err := w.WriteHeader(o.t, int64(len(o.content)))
+	if err == nil {
+		_, err = w.Write(o.content)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		return err
+	}
+	return r.place(path, b.Bytes(), objectPerm)
+}
+
+// place writes a file of the repository beside and renames it to its place. It is
+// not synced. Its directory is made if it is missing.
+func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
+	tmp, err := writeTemp(r.tmp(), data, perm)
+	if err != nil {
+		return err
+	}
+	err = os.Rename(tmp, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = os.MkdirAll(filepath.Dir(path), 0o755)
+		if err == nil {
+			err = os.Rename(tmp, path)
+		}
+	} else if errors.Is(err, fs.ErrExist) && os.Remove(path) == nil { // an empty directory
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
+}
+
+// moveRefs makes the refs say what v does. If the branch does not name the record
+// before the head, somebody else moved it: then the repository gets what it lacks of
+// all, and what is no record of the history gets a ref of its own.
+func (r *repo) moveRefs(v view, retried bool, all []entry, stamp string) (tip foreignTip, err error) {
+	if v.head == nil {
+		return tip, nil
+	}
+	found, err := r.readRef(headRef(r.env))
+	if fromDisk(err) {
+		return tip, err
+	}
+	if head := hashOf(v.head); err != nil || found != head {
+		if err != nil || found.String() != v.head.Parent {
+			if tip, err = r.displace(v, found, all, stamp); err != nil {
+				return tip, err
+			}
+		}
+		if err := r.writeRef(headRef(r.env), head); err != nil {
+			return tip, err
+		}
+	}
+	if v.applied != nil {
+		if found, err := r.readRef(appliedRef(r.env)); err != nil || found != hashOf(v.applied) {
+			if err := r.writeRef(appliedRef(r.env), hashOf(v.applied)); err != nil {
+				return tip, err
+			}
+		}
+	}
+	if retried {
+		return tip, r.writeRef(retriedRef(r.env), hashOf(v.head))
+	}
+	if err = os.Remove(filepath.Join(r.dir, retriedRef(r.env))); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return tip, err
+}
+
+// displace prepares for the branch to be moved away from found.
+func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) (tip foreignTip, err error) {
+	for i := range all {
+		if !r.hasEntry(&all[i], false) {
+			if err := r.writeEntries(all[i : i+1]); err != nil {
+				return tip, err
+			}
+		}
+	}
+	if there, err := r.has(found); err != nil || !there || found.IsZero() { // it names nothing
+		return tip, err
+	}
+	if r.inHistory(v, found) {
+		return foreignTip{hash: found}, nil
+	}
+	return r.keep(found, stamp)
+}
+
+// keep gives a commit a ref below refs/dtesn/set-aside.
+func (r *repo) keep(h plumbing.Hash, stamp string) (foreignTip, error) {
+	refs, err := r.refs()
+	if err != nil {
+		return foreignTip{}, err
+	}
+	kept := setAsideRefs + "/" + stamp
+	for n := 2; !refs[kept].IsZero() && refs[kept] != h; n++ {
+		kept = fmt.Sprintf("%s/%s-%d", setAsideRefs, stamp, n)
+	}
+	if err := r.writeRef(kept, h); err != nil {
+		return foreignTip{}, err
+	}
+	path := filepath.Join(r.dir, kept)
+	return foreignTip{h, kept}, syncPaths([]string{path, filepath.Dir(path)})
+}
+
+// writeMissing writes those of the entries again of which an object is neither
+// loose nor in a pack: a person's `git gc --prune=now` removes what no ref named
+// when it began.
+func (s *Store) writeMissing(entries []entry) error {
+	for i := range entries {
+		isPending := func(e entry) bool { return e.commit == entries[i].commit }
+		if !s.repo.hasEntry(&entries[i], false) && !slices.ContainsFunc(s.unwritten, isPending) {
+			s.unwritten = append(s.unwritten, entries[i])
+		}
+	}
+	if s.behind != nil || len(s.unwritten) > 0 {
+		return s.write()
+	}
+	return nil
+}
+
+// hasEntry reports whether the repository has all objects of an entry; if thorough,
+// whether they read back.
+func (r *repo) hasEntry(e *entry, thorough bool) bool {
+	for _, o := range e.objects {
+		there, err := r.has(o.hash)
+		if err == nil && thorough {
+			_, err = r.stored(o.t, o.hash)
+		}
+		if err != nil || !there {
+			return false
+		}
+	}
+	return true
+}
+
+// newestLooked is how many of the newest records Prepare looks for.
+const newestLooked = 8
+
+// Prepare does what can be done while nobody waits: a checkpoint, and a look
+// whether the repository still has the newest records.
+func (s *Store) Prepare() {
+	if !s.Holding() || s.join() != nil {
+		return
+	}
+	s.advanceCheckpoint()
+	list := s.ledger.unpacked()
+	if err := s.writeMissing(list[max(0, len(list)-newestLooked):]); err != nil {
+		s.log.Warn("journal cannot be written", "error", err)
+	}
+}
+
+// Probe tries to write into the state directory, reads a directory that was away
+// or was replaced anew, and brings the repository up to date and onto the disk.
+// Head and Applied may be others then.
+func (s *Store) Probe(ctx context.Context) error {
+	if _, err := s.hold(ctx); err != nil {
+		return err
+	}
+	if err := s.join(); err != nil {
+		return stateError("write into", s.opts.Dir, err)
+	}
+	tmp, err := writeTemp(s.opts.Dir, []byte("probe\n"), 0o600)
+	if err != nil {
+		return stateError("write into", s.opts.Dir, err)
+	}
+	if err := os.Remove(tmp); err != nil {
+		return stateError("remove a file from", s.opts.Dir, err)
+	}
+	s.advanceCheckpoint()
+	err = s.writeMissing(s.ledger.unpacked())
+	if err == nil {
+		err = s.write() // the refs, too
+	}
+	if err != nil {
+		return stateError("write into", s.opts.Dir, err)
+	}
+	if s.behind != nil {
+		return nil // status says so
+	}
+	if err := s.syncProjection(); err != nil {
+		s.projected(nil, err, foreignTip{})
+	}
+	return nil
+}
+
+// syncProjection makes what was written to the repository durable, so that plain
+// git is whole after a power cut too.
+func (s *Store) syncProjection() error {
+	if len(s.unsynced) == 0 || s.behind != nil {
+		return nil
+	}
+	paths, dirs := []string{}, map[string]bool{s.repo.objects(): true}
+	for _, e := range s.unsynced {
+		for _, o := range e.objects {
+			path := s.repo.objectPath(o.hash)
+			paths = append(paths, path)
+			dirs[filepath.Dir(path)] = true
+		}
+	}
+	for _, name := range []string{headRef(s.opts.Environment), appliedRef(s.opts.Environment)} {
+		path := filepath.Join(s.repo.dir, name)
+		paths = append(paths, path)
+		dirs[filepath.Dir(path)] = true
+	}
+	for dir := range dirs {
+		paths = append(paths, dir)
+	}
+	if err := syncPaths(paths); err != nil {
+		return fmt.Errorf("sync the repository: %w", err)
+	}
+	s.unsynced = nil
+	return nil
+}
+
+// stamp is the time as names of set-aside files and refs have it.
+func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405Z") }
+
+// ready makes sure that the caller may write: the projection before is done, and
+// the state directory is the one that was locked.
+func (s *Store) ready(ctx context.Context) error {
+	if err := s.stands(ctx); err != nil {
+		return err
+	}
+	return s.join()
+}
+
+// stands makes sure that the state directory is the one that was locked.
+func (s *Store) stands(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	anew, err := s.hold(ctx)
+	if err == nil && anew {
+		err = problem.New("", fmt.Errorf("the history in %s was replaced while the agent ran; it was read anew, from %s on", s.repo.dir, idOf(s.head)), "")
+	}
+	return err
+}

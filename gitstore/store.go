@@ -1,0 +1,307 @@
+package gitstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+)
+
+// Options say which history to open, and for whom.
+type Options struct {
+	// Dir is the state directory; it is made, with mode 0700, if it is missing.
+	Dir string
+	// Environment and Instance are whose history it is. A directory of another
+	// environment or instance is refused.
+	Environment schema.Environment
+	Instance    string
+	// MaxSnapshots bounds the default page of List; 0 stands for
+	// DefaultMaxSnapshots.
+	MaxSnapshots int
+	// KeepSnapshots is how many of the newest records are kept at least; 0 keeps
+	// all. See pruning in the package documentation.
+	KeepSnapshots int
+	// Known reports whether the schema has a parameter, so that pruning keeps the
+	// record that a rollback without an id goes to; nil stands for all.
+	Known func(name string) bool
+	// AgentVersion goes into records that do not have one.
+	AgentVersion string
+	// Now is the clock; nil stands for time.Now.
+	Now func() time.Time
+	// Logger takes what happens between calls; nil stands for none. What Open
+	// repairs is returned, not logged.
+	Logger *slog.Logger
+}
+
+// A Store is the one writer of a history. Its methods are called from one
+// goroutine at a time, but for Holding. Records that it returns are shared and
+// must not be changed.
+type Store struct {
+	opts    Options
+	log     *slog.Logger
+	lock    *writerLock                // nil while the directory is away, see hold
+	holding atomic.Pointer[writerLock] // lock, for other goroutines
+
+	history
+	// reload: the history could not be read whole, and has to be read again.
+	reload  bool
+	repairs []Repair
+	opened  bool
+}
+
+// A history is what is known of the state directory.
+type history struct {
+	journal       journal
+	ledger        *ledger
+	repo          *repo
+	head, applied *record.Record
+	headTime      time.Time // committer time of the head
+	lost          *record.Hold
+
+	projection *projection // what is being written to git, nil if nothing is
+	unwritten  []entry     // what the repository does not have yet
+	unsynced   []entry     // what it has, and maybe not on the disk
+	behind     error       // why it lacks what the journal has
+	checkpoint *checkpoint // what is being packed, nil if nothing is
+	removing   chan struct{}
+}
+
+const (
+	formatFile   = "format"
+	identityFile = "identity"
+	setAsideDir  = "set-aside"
+	// markerFile is in the repository; `git clone` does not copy it. Its content
+	// says which repository the journal is about.
+	markerFile  = "dtesn-agent"
+	newRepoGlob = repoDir + ".new-*"
+	// storeFormat is in formatFile. An agent that knows format 1 alone refuses it.
+	storeFormat = 2
+
+	opOpen     = "open the snapshot repository"
+	upgradeIt  = "upgrade the agent or choose another --state"
+	maxRepairs = 100
+)
+
+var environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+
+// validEnvironment reports whether name can be a branch and a file name.
+func validEnvironment(name string) bool { return environmentName.MatchString(name) }
+
+// Open takes the lock of a state directory and reads the history, or begins one.
+// It repairs what a kill, a power cut or a person left behind, and returns what
+// it repaired, in order. The error says what is in the way, with a hint: another
+// agent holds the lock, the directory is of another environment or instance, was
+// written by a newer agent, or cannot be used.
+func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("open state directory %s: %w", opts.Dir, err)
+	}
+	if err := opts.check(); err != nil {
+		return nil, nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(opts.Dir), 0o755); err != nil {
+		return nil, nil, stateError("make", opts.Dir, err)
+	}
+	if err := os.Mkdir(opts.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, nil, stateError("make", opts.Dir, err)
+	}
+	s := &Store{opts: opts, log: opts.Logger}
+	if err := s.take(ctx, nil); err != nil {
+		return nil, nil, err
+	}
+	s.lock.marking.Wait()
+	s.opened = true
+	return s, s.Repairs(), nil
+}
+
+func (o *Options) check() error {
+	if o.Dir == "" {
+		return problem.New(opOpen, errors.New("no state directory is given"), "use --state DIR")
+	}
+	if !validEnvironment(string(o.Environment)) {
+		return problem.New(opOpen, fmt.Errorf("%q is no environment", o.Environment), "use --environment with a name of the schema, such as production")
+	}
+	if o.Instance == "" || oneLine(o.Instance, maxLine) != o.Instance {
+		return problem.New(opOpen, fmt.Errorf("%q is no instance name", cut(o.Instance, 80)), fmt.Sprintf("give --instance one line of 1 to %d bytes without control characters", maxLine))
+	}
+	o.Dir = filepath.Clean(o.Dir)
+	if o.MaxSnapshots <= 0 {
+		o.MaxSnapshots = DefaultMaxSnapshots
+	}
+	if o.Known == nil {
+		o.Known = func(string) bool { return true }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Close makes a checkpoint and gives the lock up. The Store must not be used
+// afterwards. What is committed and not confirmed stays pending, as after a kill.
+func (s *Store) Close() error {
+	if s.lock == nil {
+		return nil
+	}
+	err := s.join()
+	if err == nil && s.lock.stands() && !s.reload {
+		s.finishCheckpoint(true)
+		s.finishCheckpoint(true) // what was committed while the first one ran
+		err = s.syncProjection()
+	}
+	clean := err == nil && s.behind == nil && !s.journal.failed
+	return errors.Join(err, s.letGo(clean))
+}
+
+// Head is the newest record, nil while there is none.
+func (s *Store) Head() *record.Record { return s.head }
+
+// Applied is the record that is on record as applied, nil if none is.
+func (s *Store) Applied() *record.Record { return s.applied }
+
+// Total is the number of records that are kept.
+func (s *Store) Total() int { return s.view().total() }
+
+func (s *Store) view() view { return view{s.head, s.applied, max(s.ledger.First, 1)} }
+
+// Lookup is Reader.Lookup on what the Store has.
+func (s *Store) Lookup(ctx context.Context, id string) (record.Row, error) {
+	return s.repo.lookup(ctx, s.view(), id)
+}
+
+// List is Reader.List on what the Store has; limit 0 or less stands for
+// Options.MaxSnapshots.
+func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
+	if limit <= 0 {
+		limit = s.opts.MaxSnapshots
+	}
+	return s.repo.list(ctx, s.view(), before, limit)
+}
+
+// Behind returns why the git repository lacks records that the journal has; nil
+// if it lacks none. They are written to it as soon as that is possible.
+func (s *Store) Behind() error { return s.behind }
+
+// A Repair is one thing that was found amiss and put right.
+type Repair struct {
+	At    time.Time
+	Found string // what was found, one line
+	Did   string // what was done about it, one line
+	Kept  string // the path or the ref under which it was set aside; "" if nothing was
+}
+
+// String returns the repair on one line, for the log.
+func (r Repair) String() string {
+	if r.Kept == "" {
+		return r.Found + ": " + r.Did
+	}
+	return r.Found + ": " + r.Did + "; kept as " + r.Kept
+}
+
+// Repairs returns what Open and the calls since repaired: the last maxRepairs.
+func (s *Store) Repairs() []Repair { return slices.Clone(s.repairs) }
+
+func (s *Store) repaired(found, did, kept string) {
+	if s.opened {
+		s.log.Warn("repaired the snapshot repository", "found", found, "did", did, "kept", kept)
+	}
+	s.repairs = append(s.repairs, Repair{s.opts.Now(), found, did, kept})
+	if len(s.repairs) > maxRepairs { // the log has them all
+		s.repairs = slices.Delete(s.repairs, 0, len(s.repairs)-maxRepairs)
+	}
+}
+
+const (
+	// lostFact is the name of the fact that Lost returns.
+	lostFact = "lost"
+	// carryFact is the name of the fact that a hold is still to be carried over.
+	carryFact = "carry"
+)
+
+// Lost returns a pause: there was a history, nothing of it can be read, and what
+// an operator held and paused is not known. It is nil otherwise. The pause
+// outlives restarts; ClearLost ends it.
+func (s *Store) Lost() *record.Hold { return s.lost }
+
+// ClearLost ends what Lost returns, durably.
+func (s *Store) ClearLost(ctx context.Context) error {
+	if s.lost == nil {
+		return nil
+	}
+	if err := s.ready(ctx); err != nil {
+		return fmt.Errorf("end the pause: %w", err)
+	}
+	if err := s.setFact(lostFact, nil); err != nil {
+		return fmt.Errorf("end the pause: %w", err)
+	}
+	s.lost = nil
+	return nil
+}
+
+// Fact returns a small durable value of another part of the program, nil if it
+// was never set.
+func (s *Store) Fact(name string) []byte { return s.ledger.Facts[name] }
+
+// SetFact keeps a value of at most 4 KiB under a name, durably; an empty one
+// forgets it.
+func (s *Store) SetFact(ctx context.Context, name string, value []byte) error {
+	if len(name)+len(value) > maxFact || strings.ContainsRune(name, 0) {
+		return fmt.Errorf("set fact %s: over %d bytes", cut(name, 80), maxFact)
+	}
+	if err := s.ready(ctx); err != nil {
+		return fmt.Errorf("set fact %s: %w", name, err)
+	}
+	if err := s.setFact(name, value); err != nil {
+		return fmt.Errorf("set fact %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Store) setFact(name string, value []byte) error {
+	before := s.ledger.Facts[name]
+	if string(before) == string(value) {
+		return nil
+	}
+	reserve := name == lostFact || name == carryFact // an operator must not be kept waiting by a full disk
+	if err := s.append(frameSet, setPayload(name, value), reserve); err != nil {
+		return err
+	}
+	s.ledger.set(name, value)
+	if err := s.sync(); err != nil {
+		s.ledger.set(name, before)
+		return err
+	}
+	return nil
+}
+
+// hashOf is the commit of a record, zero if there is none.
+func hashOf(rec *record.Record) plumbing.Hash {
+	if rec == nil {
+		return plumbing.ZeroHash
+	}
+	return plumbing.NewHash(rec.Commit)
+}
+
+func idOf(head *record.Record) string {
+	if head == nil {
+		return "an empty history"
+	}
+	return string(head.Kind) + " " + head.ID
+}
