@@ -548,9 +548,8 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 	}
 	r.opt.Metrics.Phase("total", time.Since(f.started))
 	r.opt.Metrics.Success("transaction")
-	r.finish(head.ID, record.Applied, r.appliedText(head))
+	r.finish(head.ID, record.Applied, r.appliedText(head)) // who reads it in the log finds it in the status
 	r.finishRest(ctx)
-	r.publish() // who reads it in the log finds it in the status
 	r.log.Event(slog.LevelInfo, "applied", append([]any{
 		"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
 		"took", time.Since(f.started).Round(10 * time.Microsecond).String(),

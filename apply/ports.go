@@ -71,8 +71,9 @@ type Engine interface {
 	// Bounds asks which values the engine accepts. It returns nil where the engine
 	// does not say.
 	Bounds(ctx context.Context) (map[string]api.Bounds, error)
-	// Prepare says that a Send follows soon, so that the way can be opened while
-	// the record is written. It returns at once and sends no Parameters.
+	// Prepare says that a Send may follow soon, so that the connection can be
+	// opened while the Document is loaded and the record is written. It returns at
+	// once and sends no Parameters.
 	Prepare()
 	// Send sends one atomic batch with all parameters that are managed.
 	Send(ctx context.Context, batch api.Batch) api.Answer

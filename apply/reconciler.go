@@ -320,8 +320,9 @@ func (r *Reconciler) turn(ctx context.Context, stop <-chan struct{}) {
 		}
 	}
 	r.probe(ctx)
-	r.publish()
 	r.account(ctx)
+	r.publish()
+	r.makeReady(ctx)
 }
 
 // turnOnce looks at the facts and does the next thing; it reports whether
@@ -414,6 +415,7 @@ func (r *Reconciler) takeInbox() {
 		return
 	}
 	before := r.seen
+	r.prepareSend(doc)
 	r.seen = r.load(doc, at)
 	loaded := *doc
 	loaded.Files = nil // with what was parsed of them
@@ -434,6 +436,16 @@ func (r *Reconciler) takeInbox() {
 		}
 	}
 	r.publish()
+}
+
+// prepareSend opens the connection for the batch while doc is loaded and put on
+// record, if nothing is to be asked of the engine before.
+func (r *Reconciler) prepareSend(doc *document.Document) {
+	head, applied, e := r.opt.Store.Head(), r.opt.Store.Applied(), &r.engine
+	settled := applied != nil && head.Commit == applied.Commit
+	if settled && doc.Refused == nil && !r.opt.Observe && !r.rival() && e.reachable && e.compared == e.reading.Peer && !r.readDue() {
+		r.opt.Engine.Prepare()
+	}
 }
 
 // load makes Parameters, or violations, of a Document; of one that its source

@@ -29,15 +29,19 @@ type ledger struct {
 	reported string // the parameters that the engine reported then, which decide on that
 }
 
-// account asks a new engine for its schema and brings the ledger up to date, after
+// makeReady asks a new engine for its schema and lets the store get ready, after
 // everything was told: nobody waits for it.
-func (r *Reconciler) account(ctx context.Context) {
+func (r *Reconciler) makeReady(ctx context.Context) {
 	if before := r.engine.differences; r.engine.reachable && !r.rival() {
 		if r.compareSchema(ctx); !slices.Equal(before, r.engine.differences) {
 			r.publish()
 		}
 	}
 	r.opt.Store.Prepare()
+}
+
+// account brings the ledger up to date, after the outcome was told.
+func (r *Reconciler) account(ctx context.Context) {
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
 	reported := strings.Join(slices.DeleteFunc(r.opt.Rules.Names(), func(name string) bool { return !r.engine.reading.Knows(name) }), ",")
 	if applied == nil || (r.ledger.head == head.Commit && r.ledger.applied == applied.Commit && r.ledger.reported == reported) {
@@ -57,7 +61,6 @@ func (r *Reconciler) account(ctx context.Context) {
 		l.previous = rec.ID
 	}
 	r.ledger = l
-	r.publish()
 }
 
 // probe finds out whether the state directory can be written, when the last

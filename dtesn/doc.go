@@ -4,7 +4,7 @@
 //
 // The Client keeps no connection: each operation dials, so that a read-back
 // does not come from a connection that broke, and the Peer that it names is the
-// process that responded. (Prepare keeps one for a second; Watch holds one where
+// process that responded. (Prepare keeps one for a moment; Watch holds one where
 // the server can serve others beside it.) Every operation ends within
 // Options.Timeout and reads 1 MiB at most. From GET current the client takes
 // success, the parameters that the schema has, and the environment label.

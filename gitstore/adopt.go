@@ -28,8 +28,9 @@ func (r *repo) isOther(l *ledger) bool {
 }
 
 // tips reads the records that the refs of the repository name, without the
-// journal. A head that is not whole counts as missing if the applied one is.
-func (r *repo) tips() (v view, err error) {
+// journal; where the history begins is not looked for. A head that is not whole counts as missing if the applied one is; cut is
+// true then, for newer records may be lost.
+func (r *repo) tips() (v view, cut bool, err error) {
 	named := func(ref string) (*record.Record, error) {
 		h, err := r.readRef(ref)
 		if err != nil || h.IsZero() {
@@ -41,18 +42,16 @@ func (r *repo) tips() (v view, err error) {
 	applied, aerr := named(appliedRef(r.env))
 	for _, err := range []error{herr, aerr} {
 		if fromDisk(err) {
-			return v, err
+			return v, false, err
 		}
 	}
 	if applied != nil && (head == nil || head.Index < applied.Index || !r.inHistory(view{head: head, first: 1}, hashOf(applied))) {
-		head = applied
+		cut, head = head == nil, applied
 	}
 	if head == nil {
-		return v, cmp.Or(herr, aerr)
+		return v, false, cmp.Or(herr, aerr)
 	}
-	v = view{head: head, applied: applied}
-	v.first, _, err = r.oldest(head)
-	return v, err
+	return view{head, applied, 1}, cut, nil
 }
 
 // oldest walks down from head to the oldest record that can be read, or to the
@@ -97,9 +96,10 @@ func (s *Store) takeRefs(there bool, format int) error {
 		}
 	}
 	var v view
+	var cut bool
 	var why error
 	if there {
-		if v, why = s.repo.tips(); fromDisk(why) {
+		if v, cut, why = s.repo.tips(); fromDisk(why) {
 			return why
 		}
 	}
@@ -113,9 +113,9 @@ func (s *Store) takeRefs(there bool, format int) error {
 		}
 		if format == storeFormat {
 			s.repaired("the journal is missing", "it goes on from the refs of the repository: "+idOf(v.head), "")
-			if s.lock.killed {
-				return s.lose("the journal is missing after a stop that was not clean, and newer records may be lost")
-			}
+		}
+		if cut && format != 1 || format == storeFormat && s.lock.killed {
+			return s.lose("the journal is missing, and newer records may be lost")
 		}
 		return nil
 	}
@@ -214,7 +214,7 @@ func (s *Store) mark() error {
 // journal is about, if its refs are whole.
 func (s *Store) takeOther() (took bool, err error) {
 	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
-	v, err := s.repo.tips()
+	v, cut, err := s.repo.tips()
 	if fromDisk(err) {
 		return false, err
 	}
@@ -228,6 +228,11 @@ func (s *Store) takeOther() (took bool, err error) {
 		s.ledger.set(lostFact, nil)
 	}
 	s.repaired("another repository is in the place of this agent's", "taken as it is, from "+idOf(v.head)+" on", "")
+	if cut {
+		if err := s.lose("the head of the repository that was put back is missing"); err != nil {
+			return false, err
+		}
+	}
 	return true, s.inherit(v)
 }
 
@@ -292,78 +297,45 @@ func (s *Store) rebuild() error {
 	return s.repo.setShallow(cuts)
 }
 
-// takeNewer takes whole records that the refs name and the journal does not have:
-// a journal that was damaged, or a backup that was copied while the agent ran.
-func (s *Store) takeNewer() (took bool, err error) {
+// takeNewer takes the history of the repository if it is newer than the journal's: a
+// journal that was damaged or copied back, or a backup that was copied while the agent
+// ran. A moved applied ref is believed only if the journal lost something.
+func (s *Store) takeNewer(head *record.Record, doubtful bool) (took bool, err error) {
 	ref, err := s.repo.readRef(headRef(s.opts.Environment))
 	if fromDisk(err) {
 		return false, err
 	}
-	if err == nil && !ref.IsZero() && ref.String() != s.ledger.Head {
-		newer, err := s.above(ref)
-		if err != nil {
+	if err != nil || ref.IsZero() || ref == hashOf(head) && !doubtful {
+		return false, nil
+	}
+	v, _, err := s.repo.tips()
+	if err != nil || v.head == nil || v.head.Environment != s.opts.Environment || v.head.Instance != s.opts.Instance {
+		if fromDisk(err) {
 			return false, err
 		}
-		for _, e := range newer {
-			s.ledger.add(e)
-			took = true
-		}
-	}
-	s.readFromJournal()
-	head, err := s.named(s.ledger.Head)
-	if err != nil || head == nil {
-		return took, err
+		return false, nil
 	}
 	applied, err := s.named(s.ledger.Applied)
-	if err != nil {
-		return took, err
+	if err != nil && !errors.Is(err, errDamaged) {
+		return false, err
 	}
-	ref, err = s.repo.readRef(appliedRef(s.opts.Environment))
-	if err == nil && !ref.IsZero() && ref != hashOf(applied) {
-		if _, index, lerr := s.repo.link(ref); lerr == nil && (applied == nil || index > applied.Index) && s.repo.inHistory(view{head: head, first: 1}, ref) {
-			e, eerr := s.repo.entry(ref)
-			if eerr == nil {
-				if s.ledger.find(ref.String()) == nil {
-					s.ledger.entries = slices.Insert(s.ledger.entries, 0, e)
-					s.ledger.Packed++
-				}
-				s.ledger.Applied, took = ref.String(), true
-			}
+	indexOf := func(rec *record.Record) int {
+		if rec == nil {
+			return 0
 		}
+		return rec.Index
 	}
-	if took {
-		s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(head), "")
+	if indexOf(v.head) <= indexOf(head) && (v.head.Commit != s.ledger.Head || indexOf(v.applied) <= indexOf(applied)) {
+		return false, nil
 	}
-	return took, nil
-}
-
-// above returns the records from the journal's head, which is not one of them, up
-// to a commit; none if that does not stand on the head or is not whole.
-func (s *Store) above(tip plumbing.Hash) (newer []entry, err error) {
-	const most = 1_000
-	for h := tip; len(newer) < most; {
-		rec, err := s.repo.snapshot(h)
-		if err != nil {
-			if fromDisk(err) {
-				return nil, err
-			}
-			return nil, nil
-		}
-		e, err := s.repo.entry(h)
-		if err != nil || rec.Environment != s.opts.Environment || rec.Instance != s.opts.Instance {
-			return nil, err
-		}
-		newer = append(newer, e)
-		if rec.Parent == s.ledger.Head {
-			slices.Reverse(newer)
-			return newer, nil
-		}
-		if rec.Parent == "" {
-			return nil, nil
-		}
-		h = plumbing.NewHash(rec.Parent)
+	if applied != nil && indexOf(v.applied) < applied.Index && s.repo.inHistory(v, hashOf(applied)) {
+		v.applied = applied
 	}
-	return nil, nil
+	l := s.newLedger()
+	l.Facts, l.Packs, l.Proven, l.Retried = s.ledger.Facts, s.ledger.Packs, s.ledger.Proven, s.ledger.Retried
+	s.ledger = l
+	s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(v.head), "")
+	return true, s.inherit(v)
 }
 
 // entry reads the four objects of a record.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -48,8 +49,12 @@ type checkpoint struct {
 	// What the ledger has afterwards, and packs that are not needed then.
 	packs    []packInfo
 	obsolete []string
-	first    int
-	begin    string
+	// What pruning drops, where the history begins then, and the refs that were
+	// looked at.
+	pruned []packInfo
+	first  int
+	begin  string
+	refs   map[string]plumbing.Hash
 }
 
 // due reports whether there is enough for a checkpoint.
@@ -105,13 +110,23 @@ func (s *Store) finishCheckpoint(all bool) bool {
 	gone := s.ledger.unpacked()[:c.packed]
 	next := s.ledger.trim(c.packed)
 	next.Packs, next.Obsolete = c.packs, c.obsolete
-	if c.first > next.First {
-		if err := s.writeShallow(c.begin); err != nil {
+	if len(c.pruned) > 0 {
+		refs, err := s.repo.foreignRefs()
+		if err == nil && !maps.Equal(refs, c.refs) {
+			err = errors.New("refs were set meanwhile")
+		}
+		if err == nil {
+			err = s.writeShallow(c.begin)
+		}
+		if err != nil {
 			s.log.Warn("pruning failed", "error", err)
-			c.obsolete, next.Obsolete = nil, nil
+			next.Packs = append(c.pruned, c.packs...)
 		} else {
 			s.log.Info("old records pruned", "from", next.First, "to", c.first-1)
 			next.First, next.Begin = c.first, c.begin
+			for _, info := range c.pruned {
+				next.Obsolete = append(next.Obsolete, info.Name)
+			}
 		}
 	}
 	if err := s.beginSegment(next); err != nil {
@@ -123,10 +138,10 @@ func (s *Store) finishCheckpoint(all bool) bool {
 		return slices.ContainsFunc(gone, func(g entry) bool { return g.commit == e.commit })
 	})
 	s.readFromJournal()
-	if len(c.obsolete) > 0 {
+	if len(next.Obsolete) > 0 {
 		s.repo.closePacks()
 	}
-	s.remove(gone, c.obsolete)
+	s.remove(gone, next.Obsolete)
 	return true
 }
 
@@ -147,6 +162,9 @@ func (s *Store) remove(entries []entry, packs []string) {
 					_ = os.Remove(r.objectPath(o.hash))
 				}
 			}
+		}
+		if len(packs) > 0 { // git's own index over all packs would name what is gone
+			_ = os.Remove(filepath.Join(r.packDir(), "multi-pack-index"))
 		}
 		for _, name := range packs {
 			_ = r.removePack(name)
@@ -246,12 +264,9 @@ func (p *packer) run(c *checkpoint, entries []entry, packs []packInfo) error {
 	c.packs = packs
 	first := p.boundary(c)
 	for len(c.packs) > 0 && c.packs[0].High < first {
-		c.obsolete = append(c.obsolete, c.packs[0].Name)
-		c.packs = c.packs[1:]
+		c.pruned, c.packs = append(c.pruned, c.packs[0]), c.packs[1:]
 	}
-	if len(c.obsolete) > 0 {
-		c.first = first
-	}
+	c.first = first
 	if err := p.join(c); err != nil { // of an old pack that is damaged, say
 		p.log.Warn("joining packs failed", "error", err)
 	}
@@ -342,14 +357,11 @@ func (p *packer) boundary(c *checkpoint) int {
 	if first <= v.first {
 		return 0
 	}
-	refs, err := p.repo.refs()
-	if err != nil {
+	var err error
+	if c.refs, err = p.repo.foreignRefs(); err != nil {
 		return 0
 	}
-	for name, h := range refs {
-		if name == headRef(p.repo.env) || name == appliedRef(p.repo.env) || name == retriedRef(p.repo.env) {
-			continue
-		}
+	for _, h := range c.refs {
 		_, index, err := p.repo.link(h)
 		if err != nil || !p.repo.inHistory(v, h) {
 			return 0
@@ -414,21 +426,25 @@ func (r *repo) readShallow() (map[plumbing.Hash]bool, error) {
 	return cuts, nil
 }
 
-// writeShallow adds where the history begins, begin or what the ledger says, in
-// place of where it began before.
+// writeShallow makes begin, or what the ledger says, the one record of the history in
+// the shallow file; lines of other histories stay.
 func (s *Store) writeShallow(begin string) error {
 	begin = cmp.Or(begin, s.ledger.Begin)
-	if begin == "" {
-		return nil
-	}
 	cuts, err := s.repo.readShallow()
-	if err != nil || len(cuts) > 0 && cuts[plumbing.NewHash(begin)] {
+	if err != nil {
 		return err
 	}
-	delete(cuts, plumbing.NewHash(s.ledger.Begin))
-	lines := []plumbing.Hash{plumbing.NewHash(begin)}
+	var lines []plumbing.Hash
 	for h := range cuts {
-		lines = append(lines, h)
+		if !s.repo.inHistory(view{head: s.head, first: 1}, h) {
+			lines = append(lines, h)
+		}
+	}
+	if begin != "" {
+		lines = append(lines, plumbing.NewHash(begin))
+	}
+	if len(lines) == len(cuts) && (begin == "" || cuts[plumbing.NewHash(begin)]) {
+		return nil
 	}
 	return s.repo.setShallow(lines)
 }
@@ -436,7 +452,7 @@ func (s *Store) writeShallow(begin string) error {
 // setShallow writes the shallow file, durably.
 func (r *repo) setShallow(lines []plumbing.Hash) error {
 	if len(lines) == 0 {
-		return nil
+		return errors.Join(os.RemoveAll(filepath.Join(r.dir, shallowFile)), syncPath(r.dir))
 	}
 	slices.SortFunc(lines, func(a, b plumbing.Hash) int { return bytes.Compare(a[:], b[:]) })
 	var b bytes.Buffer

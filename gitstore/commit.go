@@ -199,7 +199,6 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	if err := s.setMark(markRetried, commit); err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
-	s.project()
 	return nil
 }
 

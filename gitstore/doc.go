@@ -11,7 +11,6 @@
 //	<state>/snapshots.git/
 //	    refs/heads/<env>              the head: the newest record
 //	    refs/dtesn/applied/<env>      the newest record known to run
-//	    refs/dtesn/retried/<env>      the candidate that is being sent again
 //	    refs/dtesn/set-aside/<time>   commits of others found on the branch
 //	    dtesn-agent                   which repository the journal is about
 //	    shallow                       where the history begins, once it was pruned

@@ -91,8 +91,7 @@ func (s *Store) keepHeld(before *record.Record) error {
 	if err != nil || before == nil || hashOf(before) == hashOf(head) || s.repo.inHistory(view{head: head, first: 1}, hashOf(before)) {
 		return err
 	}
-	found := fmt.Sprintf("another history is in the place of the one at %s", idOf(before))
-	s.repaired(found, "it goes on from "+idOf(head), "")
+	s.repaired(fmt.Sprintf("another history is in the place of the one at %s", idOf(before)), "it goes on from "+idOf(head), "")
 	switch {
 	case head == nil:
 		return s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))

@@ -135,9 +135,11 @@ func segmentPath(dir string, i int) string {
 func readJournal(dir string) (s segment, live int, err error) {
 	live = -1
 	var newest uint32
+	unused := 0 // files without anything in them
 	for i := range 2 {
 		data, err := readBounded(segmentPath(dir, i), segmentSize)
 		if errors.Is(err, fs.ErrNotExist) {
+			unused++
 			continue
 		}
 		if err != nil {
@@ -148,12 +150,16 @@ func readJournal(dir string) (s segment, live int, err error) {
 		switch {
 		case !ok:
 			s.torn = s.torn || seg.torn
+			if !seg.torn && len(seg.frames) == 0 {
+				unused++
+			}
 		case live < 0 || seg.generation > s.generation:
 			seg.torn = seg.torn || live < 0 && s.torn
 			s, live = seg, i
 		}
 	}
-	s.damaged = s.damaged || newest > s.generation
+	// From the second segment on, a kill leaves something in each file.
+	s.damaged = s.damaged || newest > s.generation || live >= 0 && s.generation > 1 && unused > 0
 	s.generation = max(s.generation, newest)
 	return s, live, nil
 }

@@ -90,7 +90,10 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 		}
 		return nil, problem.New("", fmt.Errorf("state directory %s %w (pid %s)", dir, record.ErrInUse, pid), "stop that one, or choose another --state")
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, err)
+		if f != nil {
+			_ = f.Close()
+		}
+		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, ctx.Err())
 	case errors.As(err, &atPath):
 		return nil, stateError("open the lock of", dir, err)
 	case err != nil:

@@ -129,7 +129,14 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 		s.repaired("the repository is missing", "begun anew from the journal", "")
 		return false, s.rebuild()
 	}
-	took, err := s.takeNewer()
+	took, err := s.takeNewer(head, seg.damaged || seg.torn)
+	if took {
+		*before = cmp.Or(*before, head)
+	}
+	if _, aerr := s.named(s.ledger.Applied); err == nil && errors.Is(aerr, errDamaged) {
+		s.ledger.Applied = "" // it is nowhere
+		seg.damaged = true
+	}
 	if err == nil && seg.damaged {
 		s.repaired("the journal is damaged", "it goes on from what is left of it and from the refs of the repository", "")
 		err = s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
@@ -168,6 +175,9 @@ func (s *Store) settle(ctx context.Context, thorough bool) (err error) {
 		if err := s.removeLeftPacks(); err != nil {
 			s.log.Warn("removing old packs failed", "error", err)
 		}
+	}
+	if err := s.writeShallow(""); err != nil {
+		s.projected(nil, err, foreignTip{})
 	}
 	for _, e := range s.ledger.entries {
 		if !s.repo.hasEntry(&e, thorough) {
@@ -326,6 +336,7 @@ func (s *Store) writeMarks(format int) error {
 		return err
 	}
 	if format == 1 {
+		_ = os.Remove(filepath.Join(s.repo.dir, retriedRef(s.opts.Environment)))
 		for _, name := range []string{"applied", "walked", "reserve", "lost"} { // of format 1 alone
 			_ = os.Remove(filepath.Join(s.opts.Dir, name))
 		}
@@ -421,7 +432,7 @@ func (s *Store) createRepository() error {
 	paths := []string{dir}
 	for _, sub := range []string{
 		"objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags",
-		"refs/dtesn", "refs/dtesn/applied", "refs/dtesn/retried", "tmp",
+		"refs/dtesn", "refs/dtesn/applied", "tmp",
 	} {
 		path := filepath.Join(dir, sub)
 		if err := os.MkdirAll(path, 0o755); err != nil {

@@ -38,7 +38,7 @@ type foreignTip struct {
 func (s *Store) project() {
 	p := &projection{durable: make(chan struct{}), done: make(chan struct{}), entries: s.unwritten}
 	s.projection = p
-	repo, journal, lock, v, retried, stamp, all := s.repo, &s.journal, s.lock, s.view(), s.Retried(), s.stamp(), s.ledger.entries
+	repo, journal, lock, v, stamp, all := s.repo, &s.journal, s.lock, s.view(), s.stamp(), s.ledger.entries
 	go func() {
 		defer close(p.done)
 		p.synced = journal.sync()
@@ -51,7 +51,7 @@ func (s *Store) project() {
 			return
 		}
 		if p.written = repo.writeEntries(p.entries); p.written == nil {
-			p.found, p.written = repo.moveRefs(v, retried, all, stamp)
+			p.found, p.written = repo.moveRefs(v, all, stamp)
 		}
 	}()
 }
@@ -167,7 +167,7 @@ func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
 // moveRefs makes the refs say what v does. If the branch does not name the record
 // before the head, somebody else moved it: then the repository gets what it lacks of
 // all, and what is no record of the history gets a ref of its own.
-func (r *repo) moveRefs(v view, retried bool, all []entry, stamp string) (tip foreignTip, err error) {
+func (r *repo) moveRefs(v view, all []entry, stamp string) (tip foreignTip, err error) {
 	if v.head == nil {
 		return tip, nil
 	}
@@ -192,13 +192,7 @@ func (r *repo) moveRefs(v view, retried bool, all []entry, stamp string) (tip fo
 			}
 		}
 	}
-	if retried {
-		return tip, r.writeRef(retriedRef(r.env), hashOf(v.head))
-	}
-	if err = os.Remove(filepath.Join(r.dir, retriedRef(r.env))); errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return tip, err
+	return tip, nil
 }
 
 // displace prepares for the branch to be moved away from found.

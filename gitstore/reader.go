@@ -103,7 +103,10 @@ func (r *Reader) view() (v view, err error) {
 
 func (r *Reader) tips(fail func(error) (view, error)) (view, error) {
 	r.repo.journaled.Store(nil)
-	v, err := r.repo.tips()
+	v, _, err := r.repo.tips()
+	if err == nil {
+		v.first, _, err = r.repo.oldest(v.head)
+	}
 	if err != nil {
 		return fail(err)
 	}

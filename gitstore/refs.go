@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,7 +49,7 @@ func (r *repo) readRef(name string) (plumbing.Hash, error) {
 		return h, nil
 	case errors.Is(err, syscall.EISDIR):
 		return plumbing.ZeroHash, fmt.Errorf("%w: %s, it is a directory", errTornRef, name)
-	case errors.Is(err, syscall.ENOTDIR):
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
 		return plumbing.ZeroHash, fmt.Errorf("%w: %s, a file is in the place of its directory", errTornRef, name)
 	case errors.Is(err, errTooLarge):
 		return plumbing.ZeroHash, fmt.Errorf("%w: %s, over %d bytes", errTornRef, name, maxRef)
@@ -128,5 +129,26 @@ func (r *repo) refs() (map[string]plumbing.Hash, error) {
 		}
 		return err
 	})
+	return refs, err
+}
+
+// foreignRefs lists the refs that are not this agent's own. It fails where not all
+// can be known: behind links, and of worktrees.
+func (r *repo) foreignRefs() (map[string]plumbing.Hash, error) {
+	if there, err := exists(filepath.Join(r.dir, "worktrees")); there || err != nil {
+		return nil, cmp.Or(err, errors.New("the repository has worktrees"))
+	}
+	err := filepath.WalkDir(filepath.Join(r.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type()&fs.ModeSymlink != 0 {
+			err = fmt.Errorf("%s is a link", path)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	refs, err := r.refs()
+	delete(refs, headRef(r.env))
+	delete(refs, appliedRef(r.env))
 	return refs, err
 }

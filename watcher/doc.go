@@ -8,7 +8,8 @@
 // extends. It is bounded (one byte more than schema.MaxFileBytes a file, and no
 // further file once they exceed schema.MaxDocumentBytes), never leaves the
 // directory, never waits for a writer, and repeats until two passes saw the
-// same bytes. What may not be read as a configuration file, such as a
+// same bytes. Files reads once at a time, and takes what it read by the rules
+// below. What may not be read as a configuration file, such as a
 // link out or a named pipe, is in the Document with the reason (File.Refused);
 // what could not be read (permissions, disk) is an error and no Document.
 //
@@ -19,7 +20,8 @@
 // is valid YAML; it is taken when one of these holds:
 //
 //   - two readings at least FilesOptions.Settle apart saw the same bytes, and
-//     the files were not written in between;
+//     the files were not written in between, by their times and by inotify. A
+//     touch, which inotify tells from a write, does not count;
 //   - it is the first reading, and nothing was changed within Settle.
 //
 // The first of the two readings is taken right after the last event, so that
@@ -32,13 +34,12 @@
 // # Two kinds of hints, one truth
 //
 // The truth is the bytes, read each Resync and compared. inotify makes it
-// quick. fsnotify watches directories, never files: the configuration
-// directory, templates/, and the directory of every link on the way to them
-// (git-sync swaps a link above the directory, the kubelet one inside). Its
-// events only wake the loop. Whether a file was created or renamed into place
-// fsnotify does not tell, so a second, plain inotify descriptor (the journal)
-// is asked at that moment; and asked again after the reading, whether anything
-// happened meanwhile.
+// quick. It watches directories, never files: the configuration directory,
+// templates/, and the directory of every link on the way to them (git-sync
+// swaps a link above the directory, the kubelet one inside). Its events only
+// wake the loop, but for two things that only the kernel knows and fsnotify does
+// not pass on: whether a file was created or renamed into place, and that
+// nothing has happened up to the end of a reading.
 //
 // Of a mount, and of a directory above that is renamed, inotify says nothing:
 // once a second the way to the files is walked again, which costs a few lstat.

@@ -31,8 +31,8 @@ const (
 	// pollEvery is how often a directory is polled that cannot be watched, and
 	// how often the loop turns at least.
 	pollEvery = time.Second
-	// busyAfter is after how many times Settle a source that changes without a
-	// pause is judged by its bytes alone.
+	// busyAfter is after how many times Settle it is reported that a source
+	// changes without a pause.
 	busyAfter = 20
 	// pauses: the first of two readings is taken when events have paused for
 	// this fraction of Settle.
@@ -85,33 +85,33 @@ func NewFiles(opt FilesOptions) *Files {
 // delivered by the rules of the package: one Settle later at most, if it is
 // quiet.
 func (f *Files) Sync() {
-	select {
-	case f.sync <- struct{}{}:
-	default: // a reading is asked for already
-	}
+	poke(f.sync)
 }
 
 // Run reads and watches the directory until ctx ends, then returns nil. It is
 // called once.
 func (f *Files) Run(ctx context.Context, sink Sink) error {
-	l := &loop{Files: f, sink: sink, settle: time.NewTimer(time.Hour)}
+	l := &loop{Files: f, sink: sink, settle: time.NewTimer(time.Hour), again: make(chan struct{}, 1)}
 	l.settle.Stop()
 	defer l.settle.Stop()
-	defer func() { l.watch.close() }()
+	defer l.dropWatch()
 	turn := time.NewTicker(min(pollEvery, f.opt.Resync))
 	defer turn.Stop()
 
 	l.look()
 	for {
 		l.turned()
-		events, errs := l.channels()
+		var events chan struct{} // nil without a watch
+		if l.watch != nil {
+			events = l.watch.wake
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case ev, ok := <-events:
-			l.event(ev, ok)
-		case err, ok := <-errs:
-			l.lost(err, ok)
+		case <-events:
+			l.event(l.happened())
+		case <-l.again:
+			l.event(news{renamed: l.watch != nil})
 		case <-l.settle.C:
 			l.due = false
 			l.look()

@@ -76,8 +76,8 @@ func TestRenameIsTakenAtOnce(t *testing.T) {
 	}
 }
 
-// A file that is created in place and one that is renamed into place are the
-// same event to fsnotify.
+// A file that is created in place is not whole at once, as one is that is
+// renamed into place.
 func TestCreationIsNoRename(t *testing.T) {
 	t.Parallel()
 	root := config(t)
@@ -224,6 +224,73 @@ func TestBusyFiles(t *testing.T) {
 		}
 		put(t, root, "base.yaml", "sentinel\n")
 		sink.document(t, "base.yaml", "sentinel\n")
+	}
+}
+
+// What is half written is never believed, however long it goes on and whoever
+// touches the file meanwhile; the sink is told once.
+func TestHalvesWithoutAPause(t *testing.T) {
+	for _, mode := range []string{ModeInotify, ModePoll} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			root := config(t)
+			const settle = 200 * time.Millisecond
+			_, sink := start(t, FilesOptions{Root: root, Settle: settle, Resync: 20 * time.Millisecond}, func(f *Files) {
+				if mode == ModePoll {
+					f.newWatch = noInotify
+				}
+			})
+			sink.next(t)
+			path := filepath.Join(root, "production.yaml")
+			told := 0
+			for end := time.Now().Add(2 * busyAfter * settle); time.Now().Before(end); {
+				begin := time.Now()
+				put(t, root, "production.yaml", "half")
+				must(t, os.Chtimes(path, time.Now(), time.Now()))
+				time.Sleep(30 * time.Millisecond)
+				put(t, root, "production.yaml", "half and half")
+				time.Sleep(30 * time.Millisecond)
+				if time.Since(begin) > settle {
+					t.Skip("this machine has too much to do to write without a pause")
+				}
+				select {
+				case got := <-sink:
+					if told++; got.err == nil || told > 1 {
+						t.Fatalf("said %+v", got)
+					}
+				default:
+				}
+			}
+			if told != 1 {
+				t.Error("the sink was not told")
+			}
+			sink.document(t, "production.yaml", "half and half")
+		})
+	}
+}
+
+// Whole files that are renamed into place without a pause are taken as they come,
+// also after another file was written.
+func TestRenamesWithoutAPause(t *testing.T) {
+	t.Parallel()
+	root := config(t)
+	_, sink := start(t, FilesOptions{Root: root, Settle: 200 * time.Millisecond})
+	sink.next(t)
+	put(t, root, "base.yaml", "base 2\n")
+	taken := 0
+	for i := range 100 {
+		rename(t, root, "production.yaml", fmt.Sprintf("env %d\n", i))
+		select {
+		case got := <-sink:
+			if base, _ := got.doc.File("base.yaml"); string(base) != "base 2\n" {
+				t.Fatalf("base.yaml = %q", base)
+			}
+			taken++
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if taken < 10 {
+		t.Errorf("%d of 100 renames were taken", taken)
 	}
 }
 

@@ -178,10 +178,7 @@ func (g *Git) signHint(err error) string {
 // Sync makes the loop look now, and returns at once.
 func (g *Git) Sync() {
 	g.asked.Store(true)
-	select {
-	case g.sync <- struct{}{}:
-	default:
-	}
+	poke(g.sync)
 }
 
 // Run looks at the repository until ctx ends, then returns nil. It is called
@@ -216,9 +213,7 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 	}
 	for {
 		if !looking || time.Since(time.Unix(0, g.begun.Load())) < maxLook {
-			g.mu.Lock()
-			g.stamp = time.Now()
-			g.mu.Unlock()
+			g.turned()
 		}
 		select {
 		case <-ctx.Done():
@@ -258,31 +253,22 @@ func (g *Git) look(ctx context.Context) time.Duration {
 	if ctx.Err() != nil {
 		return time.Hour
 	}
-	g.mu.Lock()
-	g.lastErr = err
-	if err == nil {
-		g.lastRead = time.Now()
+	g.wasRead(err)
+	told := ""
+	if g.fails++; err != nil {
+		g.last, told = sighting{}, problem.Text(err)
+	} else {
+		g.fails = 0
 	}
-	g.mu.Unlock()
 	switch {
-	case err != nil:
-		g.fails++
-		g.last = sighting{}
-		if text := problem.Text(err); text != g.told {
-			g.told = text
-			g.sink.SourceError(err)
-		} else if g.opt.OnRead != nil {
-			g.opt.OnRead()
-		}
 	case doc != nil:
-		g.fails, g.told = 0, ""
 		g.sink.Document(doc)
-	default:
-		g.fails, g.told = 0, ""
-		if g.opt.OnRead != nil {
-			g.opt.OnRead()
-		}
+	case told != "" && told != g.told:
+		g.sink.SourceError(err)
+	case g.opt.OnRead != nil:
+		g.opt.OnRead()
 	}
+	g.told = told
 	return g.wait()
 }
 

@@ -183,7 +183,7 @@ func TestFilesAreParsedOnce(t *testing.T) {
 	first, err := readPass(root, "production", nil)
 	must(t, err)
 	put(t, root, "base.yaml", "base 2\n")
-	second, err := readPass(root, "production", first)
+	second, err := readPass(root, "production", first.files)
 	must(t, err)
 	if len(first.files) != 3 || len(second.files) != 3 {
 		t.Fatalf("read %d and %d files", len(first.files), len(second.files))

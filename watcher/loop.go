@@ -3,9 +3,8 @@ package watcher
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -17,6 +16,8 @@ type loop struct {
 	*Files
 	sink  Sink
 	watch *watch // nil while there is no inotify
+	// again: the environment's file was renamed while it was being read.
+	again chan struct{}
 	// wanted are the paths that the watch's trail leads to.
 	wanted []string
 	// tried and refused: when inotify last could not be had, and why.
@@ -37,60 +38,46 @@ type loop struct {
 	// burst is the first sign of a change that nothing has settled yet.
 	burst time.Time
 	// candidate differs from what was delivered, and must be read again;
-	// candidateAt is when its reading ended.
+	// candidateAt is when its reading ended. No event said since that anything
+	// was written; touched: one said that a file's mode, owner or times changed.
 	candidate   *reading
 	candidateAt time.Time
+	touched     bool
 }
 
-func (l *loop) turned() {
-	l.mu.Lock()
-	l.stamp = time.Now()
-	l.mu.Unlock()
-}
-
-// channels are those of the watch; nil ones, which never speak, without.
-func (l *loop) channels() (chan fsnotify.Event, chan error) {
-	if l.watch == nil {
-		return nil, nil
+// happened takes the news of the watch, and forgets what they make doubtful.
+func (l *loop) happened() (n news) {
+	if l.watch != nil {
+		n = l.watch.happened()
 	}
-	return l.watch.events.Events, l.watch.events.Errors
+	if n.gone {
+		l.dropWatch() // even if a directory of the same name and number follows
+	}
+	if n.gone || n.renamed || n.written {
+		l.candidate = nil
+	}
+	l.touched = l.touched || n.touched
+	return n
 }
 
-// event takes one hint of fsnotify. A rename onto the environment's file is
-// taken at once, if nothing else waits to be settled.
-func (l *loop) event(ev fsnotify.Event, ok bool) {
-	if !ok {
-		l.dropWatch()
+// event takes news. A rename onto the environment's file is taken at once, if
+// no other file is being written.
+func (l *loop) event(n news) {
+	switch {
+	case n.gone, n.written && !n.renamed:
 		l.changed()
-		return
+	case n.renamed && !l.takeRename():
+		l.changed()
+	case n.touched && !l.due:
+		l.changed() // it may be read now, or no longer
 	}
-	if !l.watch.relevant(ev.Name) {
-		return
-	}
-	if ev.Has(fsnotify.Create) && ev.Name == l.watch.env && !l.due {
-		if renamed, other := l.watch.happened(); renamed && !other && l.takeRename() {
-			return
-		}
-	}
-	if l.watch.dirs[ev.Name] && (ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename)) {
-		l.dropWatch() // even if one of the same name and number follows
-	}
-	l.changed()
-}
-
-// lost takes an error of fsnotify: events may have been lost, so all that is
-// known is that something changed.
-func (l *loop) lost(err error, ok bool) {
-	if ok {
-		l.opt.Logger.Warn("inotify lost events, reading again", "root", l.opt.Root, "error", err)
-	}
-	l.dropWatch()
-	l.changed()
 }
 
 func (l *loop) dropWatch() {
-	l.watch.close()
-	l.watch = nil
+	if l.watch != nil {
+		l.watch.close()
+		l.watch = nil
+	}
 }
 
 // changed makes a reading due as soon as the events pause for a moment: the
@@ -115,30 +102,20 @@ func (l *loop) lookIn(d time.Duration) {
 	l.due = true
 }
 
-// poll is the turn without a hint. It keeps the journal short, which must not
-// forget what it says.
+// poll is the turn without a hint.
 func (l *loop) poll() {
 	every := min(pollEvery, l.opt.Resync)
 	if l.watch != nil && l.reported == "" {
 		every = l.opt.Resync
-		if renamed, other := l.watch.happened(); renamed || other || l.strayed() {
-			l.changed()
+		if !l.watch.covers(findTrail(l.opt.Root, l.wanted)) {
+			l.changed() // something was mounted or replaced above, of which inotify does not tell
 		}
 	}
-	l.mu.Lock()
-	lastRead := l.lastRead
-	l.mu.Unlock()
+	_, lastRead, _ := l.Status()
 	// Half a period of grace: a ticker and a clock never agree.
 	if !l.due && time.Since(lastRead) > every-min(pollEvery, l.opt.Resync)/2 {
 		l.look()
 	}
-}
-
-// strayed reports whether the way to the files is no longer the one that is
-// watched: something was mounted, unmounted or replaced above it, of which
-// inotify does not tell.
-func (l *loop) strayed() bool {
-	return !l.watch.intact() || !l.watch.trail.equal(findTrail(l.opt.Root, l.wanted))
 }
 
 // look reads everything and delivers it if it differs and is known to be
@@ -159,62 +136,57 @@ func (l *loop) look() {
 		}
 		return
 	}
-	if l.whole(r, start) {
+	n := l.happened()
+	same := l.candidate != nil && l.unwritten(r)
+	// What was not changed for long before the first reading is whole.
+	first := !l.looked && l.watch != nil && r.old(start, l.opt.Settle)
+	l.looked = true
+	switch {
+	case n.gone || n.renamed || n.written:
+		l.reportBusy(start)
+		l.changed()
+	case first, same && start.Sub(l.candidateAt) >= l.opt.Settle:
 		l.deliver(r.doc)
-		return
-	}
-	if l.isCandidate(r, start) {
+	case same:
 		if !l.due {
 			l.lookIn(l.opt.Settle - time.Since(l.candidateAt))
 		}
-		return
+	default:
+		l.reportBusy(start)
+		l.candidate, l.candidateAt, l.touched = r, time.Now(), false
+		if l.burst.IsZero() {
+			l.burst = start
+		}
+		l.lookIn(l.opt.Settle)
 	}
-	if l.candidate != nil && l.busy(start) {
+}
+
+// unwritten reports whether r is the candidate, not written since. That no event
+// said so is not enough: the kernel reports a write after it was made, and of some
+// it reports nothing. But a touch explains other times.
+func (l *loop) unwritten(r *reading) bool {
+	return sameFiles(l.candidate.files, r.files) && (l.touched || maps.Equal(l.candidate.times, r.times))
+}
+
+// reportBusy reports that the files change without a pause, if they do.
+func (l *loop) reportBusy(now time.Time) {
+	if l.busy(now) {
 		l.report(&problem.Error{
 			Op: opDirectory, Place: l.opt.Root, Hint: hintRename,
 			Err: fmt.Errorf("its files have been changing for more than %s without a pause of %s", busyAfter*l.opt.Settle, l.opt.Settle),
 		})
 	}
-	l.candidate, l.candidateAt = r, time.Now()
-	if l.burst.IsZero() {
-		l.burst = start
-	}
-	l.lookIn(l.opt.Settle)
-}
-
-// isCandidate reports whether r is the candidate, not written since. Of files
-// that are touched all the time only the bytes count.
-func (l *loop) isCandidate(r *reading, start time.Time) bool {
-	return l.candidate != nil && sameFiles(l.candidate.doc.Files, r.doc.Files) &&
-		(l.busy(start) || maps.Equal(l.candidate.times, r.times))
-}
-
-// whole reports whether a reading that began at start holds no half of a
-// write. See the package documentation for the ways to know.
-//
-// That no event was seen is no way to know: the kernel reports a write after
-// it was made, and a truncation that frees blocks can be read for a while
-// before it is reported.
-func (l *loop) whole(r *reading, start time.Time) bool {
-	first := !l.looked && l.watch != nil && r.old(start, l.opt.Settle)
-	l.looked = true
-	if !first && !(l.isCandidate(r, start) && start.Sub(l.candidateAt) >= l.opt.Settle) {
-		return false
-	}
-	if l.watch != nil && !l.busy(start) {
-		if renamed, other := l.watch.happened(); renamed || other {
-			l.changed()
-			return false
-		}
-	}
-	return true
 }
 
 // read reads the files along a watch that sees all of them: a change after the
 // reading is an event. The watch follows the trail, a few times at most.
 func (l *loop) read() (r *reading, err error) {
 	for range 3 {
-		r, err = readFiles(l.opt.Root, l.opt.Environment)
+		if l.looked {
+			r, err = readPass(l.opt.Root, l.opt.Environment, l.known())
+		} else {
+			r, err = readFiles(l.opt.Root, l.opt.Environment)
+		}
 		l.wanted = []string{schema.BaseFile, l.opt.Environment.File(), templatesDir}
 		if err == nil {
 			l.wanted = r.wanted
@@ -226,10 +198,22 @@ func (l *loop) read() (r *reading, err error) {
 	return r, err
 }
 
+// known are the files that the sink has and those of the candidate, each with its
+// parse.
+func (l *loop) known() (files []schema.File) {
+	if l.candidate != nil {
+		files = l.candidate.files
+	}
+	if l.delivered != nil {
+		files = slices.Concat(files, l.delivered.Files)
+	}
+	return files
+}
+
 // follow makes the watch cover t. It reports whether there is a new watch, so
 // that what was read before it must be read again.
 func (l *loop) follow(t trail) bool {
-	if l.watch != nil && l.watch.trail.equal(t) && l.watch.intact() {
+	if l.watch != nil && l.watch.covers(t) {
 		return false
 	}
 	if l.watch == nil && time.Since(l.tried) < min(pollEvery, l.opt.Resync)/2 {
@@ -255,24 +239,26 @@ func (l *loop) follow(t trail) bool {
 // not being written, and nothing else has happened up to the end of the reading.
 func (l *loop) takeRename() bool {
 	start := time.Now()
-	r, err := readFiles(l.opt.Root, l.opt.Environment)
+	r, err := readPass(l.opt.Root, l.opt.Environment, l.known())
 	if err != nil || !l.watch.covers(findTrail(l.opt.Root, r.wanted)) {
 		return false
 	}
-	for _, file := range r.doc.Files {
-		if file.Path == l.opt.Environment.File() {
-			if len(file.Bytes) == 0 {
-				return false // renamed and then truncated, perhaps
-			}
-			continue
+	for _, file := range r.files {
+		own := file.Path == l.opt.Environment.File()
+		if own && len(file.Bytes) == 0 { // renamed and then truncated, perhaps
+			return false
 		}
-		known := l.delivered != nil && hasFile(l.delivered, file)
-		if !known && !r.oldFile(file, start, l.opt.Settle) {
+		known := l.delivered != nil && slices.ContainsFunc(l.delivered.Files, func(f schema.File) bool { return sameFile(f, file) })
+		if !own && !known && !r.oldFile(file, start, l.opt.Settle) {
 			return false
 		}
 	}
-	if renamed, other := l.watch.happened(); renamed || other {
+	n := l.happened()
+	if n.gone || n.written {
 		return false
+	}
+	if n.renamed { // what was read is whole; the next one is read right away
+		poke(l.again)
 	}
 	l.note(nil)
 	l.failing = time.Time{}
@@ -310,15 +296,11 @@ func (l *loop) note(err error) {
 	if l.watch != nil && l.watch.trail.root != "" {
 		mode = ModeInotify
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if mode != l.mode {
 		l.opt.Logger.Info("source mode", "root", l.opt.Root, "mode", mode)
+		l.setMode(mode)
 	}
-	l.mode, l.lastErr = mode, err
-	if err == nil {
-		l.lastRead = time.Now()
-	}
+	l.wasRead(err)
 }
 
 // fail reports an error that has lasted for Settle: a directory that is being
@@ -339,9 +321,7 @@ func (l *loop) fail(err error) {
 
 // report tells the sink of an error, once.
 func (l *loop) report(err error) {
-	l.mu.Lock()
-	l.lastErr = err
-	l.mu.Unlock()
+	l.wasRead(err)
 	if l.reported == problem.Text(err) {
 		return
 	}

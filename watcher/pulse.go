@@ -22,6 +22,22 @@ func (p *pulse) Status() (mode string, lastRead time.Time, lastErr error) {
 	return p.mode, p.lastRead, p.lastErr
 }
 
+// turned notes that the loop turned.
+func (p *pulse) turned() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stamp = time.Now()
+}
+
+// wasRead notes how a reading ended.
+func (p *pulse) wasRead(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lastErr = err; err == nil {
+		p.lastRead = time.Now()
+	}
+}
+
 func (p *pulse) setMode(mode string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -49,8 +49,10 @@ func ReadFile(root, path string) (schema.File, error) {
 	return file, nil
 }
 
-// A reading is a Document and what the loop must know about it.
+// A reading is one pass over the files: a Document and what the loop must know
+// about it.
 type reading struct {
+	collection
 	doc *document.Document
 	// times are when each file last changed, as the file system says; around
 	// is when the youngest of their directories did.
@@ -65,24 +67,25 @@ type reading struct {
 // time does not tell yet.
 func (r *reading) old(now time.Time, settle time.Duration) bool {
 	return now.Sub(r.around) > settle+clockGrain &&
-		!slices.ContainsFunc(r.doc.Files, func(f schema.File) bool { return !r.oldFile(f, now, settle) })
+		!slices.ContainsFunc(r.files, func(f schema.File) bool { return !r.oldFile(f, now, settle) })
 }
 
 func (r *reading) oldFile(f schema.File, now time.Time, settle time.Duration) bool {
 	return len(f.Bytes) > 0 && now.Sub(r.times[f.Path]) > settle+clockGrain
 }
 
+// readFiles reads the files until two passes in a row saw the same.
 func readFiles(root string, env schema.Environment) (*reading, error) {
-	var previous *pass
-	for range maxPasses {
-		p, err := readPass(root, env, previous)
+	var previous reading
+	for i := range maxPasses {
+		r, err := readPass(root, env, previous.files)
 		if err != nil {
 			return nil, err
 		}
-		if previous != nil && sameFiles(p.files, previous.files) {
-			return p.reading(root, env), nil
+		if i > 0 && sameFiles(r.files, previous.files) {
+			return r, nil
 		}
-		previous = p
+		previous = *r
 	}
 	return nil, &problem.Error{
 		Op: opDirectory, Place: root, Err: fmt.Errorf("its files changed during each of %d readings", maxPasses),
@@ -120,65 +123,40 @@ func (c *collection) sort() {
 	slices.SortFunc(c.files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
 }
 
-// A pass is one look at every file.
-type pass struct {
-	collection
-	// known are the files of the pass before. One that did not change is taken
-	// from there, with its parse.
-	known   []schema.File
-	times   map[string]time.Time
-	around  time.Time
-	extends []string
-}
-
-func (p *pass) reading(root string, env schema.Environment) *reading {
-	return &reading{
-		doc: &document.Document{
-			Environment: env,
-			Source:      document.Source{Kind: "file", Location: root, Revision: document.FilesRevision(p.files)},
-			Files:       p.files,
-		},
-		times:  p.times,
-		around: p.around,
-		wanted: append([]string{schema.BaseFile, env.File(), templatesDir}, p.extends...),
-	}
-}
-
-// readPass holds the directory open while it reads, so that one pass never
-// mixes the files of two directories.
-func readPass(root string, env schema.Environment, previous *pass) (*pass, error) {
+// readPass reads the files once. It holds the directory open meanwhile, so that
+// one pass never mixes the files of two directories. A file that is as in known
+// is taken from there, with its parse.
+func readPass(root string, env schema.Environment, known []schema.File) (*reading, error) {
 	dir, err := openDirectory(root)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 
-	p := &pass{times: map[string]time.Time{}}
-	if previous != nil {
-		p.known = previous.files
-	}
+	r := &reading{times: map[string]time.Time{}}
 	for _, name := range []string{".", templatesDir} {
-		if info, err := dir.Stat(name); err == nil && changedAt(info).After(p.around) {
-			p.around = changedAt(info)
+		if info, err := dir.Stat(name); err == nil && changedAt(info).After(r.around) {
+			r.around = changedAt(info)
 		}
 	}
-	if err := p.add(dir, env.File()); err != nil {
-		return nil, err
-	}
-	if len(p.files) == 1 {
-		p.extends = schema.Extends(p.files[0])
-	}
-	for _, path := range append([]string{schema.BaseFile}, p.extends...) {
-		if p.exceedsLimits() {
-			break
-		}
-		if err := p.add(dir, path); err != nil {
+	r.wanted = []string{env.File(), schema.BaseFile}
+	for i := 0; i < len(r.wanted) && !r.exceedsLimits(); i++ {
+		file, err := r.read(dir, r.wanted[i], known)
+		if err != nil {
 			return nil, err
 		}
+		if i == 0 && file != nil {
+			r.wanted = append(r.wanted, schema.Extends(*file)...)
+		}
 	}
-	p.sort()
-	p.known = nil
-	return p, nil
+	r.wanted = append(r.wanted, templatesDir)
+	r.sort()
+	r.doc = &document.Document{
+		Environment: env,
+		Source:      document.Source{Kind: "file", Location: root, Revision: document.FilesRevision(r.files)},
+		Files:       r.files,
+	}
+	return r, nil
 }
 
 // openDirectory opens root, a link or not. It is looked at first: opening a
@@ -209,24 +187,23 @@ func openDirectory(root string) (*os.Root, error) {
 	return nil, e
 }
 
-// add reads the file at path into the pass; one that does not exist is left
-// out.
-func (p *pass) add(dir *os.Root, path string) error {
+// read reads the file at path; it returns nil for one that does not exist.
+func (r *reading) read(dir *os.Root, path string, known []schema.File) (*schema.File, error) {
 	file, info, err := readFile(dir, path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
-		return nil
+		return nil, nil
 	case err != nil:
-		return fileError(dir.Name(), path, err)
+		return nil, fileError(dir.Name(), path, err)
 	}
-	if i := slices.IndexFunc(p.known, func(f schema.File) bool { return sameFile(f, file) }); i >= 0 {
-		file = p.known[i]
+	if i := slices.IndexFunc(known, func(f schema.File) bool { return sameFile(f, file) }); i >= 0 {
+		file = known[i]
 	}
-	p.collection.add(file)
+	r.add(file)
 	if info != nil {
-		p.times[path] = changedAt(info)
+		r.times[path] = changedAt(info)
 	}
-	return nil
+	return &file, nil
 }
 
 // fileError returns the error for a file that cannot be read.
@@ -302,11 +279,6 @@ func irregular(mode fs.FileMode) string {
 		return "is a device, not a regular file"
 	}
 	return "is not a regular file"
-}
-
-// hasFile reports whether doc holds the same file.
-func hasFile(doc *document.Document, file schema.File) bool {
-	return slices.ContainsFunc(doc.Files, func(f schema.File) bool { return sameFile(f, file) })
 }
 
 // sameFiles reports whether two Documents hold the same: the revision alone

@@ -19,14 +19,14 @@ func watching(t *testing.T, root string) *watch {
 	return w
 }
 
-func TestJournalTellsARenameFromACreation(t *testing.T) {
+func TestRenameIsToldFromACreation(t *testing.T) {
 	root := config(t)
 	path := filepath.Join(root, "production.yaml")
 	w := watching(t, root)
 	for _, c := range []struct {
-		name           string
-		do             func()
-		renamed, other bool
+		name             string
+		do               func()
+		renamed, written bool
 	}{
 		{"nothing", func() {}, false, false},
 		{"rename inside", func() { rename(t, root, "production.yaml", "x") }, true, false},
@@ -38,18 +38,20 @@ func TestJournalTellsARenameFromACreation(t *testing.T) {
 		{"removal", func() { must(t, os.Remove(path)) }, false, true},
 		{"creation in place", func() { put(t, root, "production.yaml", "z") }, false, true},
 		{"rename, then a write", func() { rename(t, root, "production.yaml", "x"); put(t, root, "base.yaml", "y") }, true, true},
+		{"a write, then the rename over it", func() { put(t, root, "production.yaml", "half"); rename(t, root, "production.yaml", "x") }, true, false},
+		{"a touch", func() { must(t, os.Chtimes(path, time.Now(), time.Now())) }, false, false},
 		{"rename of another file", func() { rename(t, root, "base.yaml", "x") }, false, true},
 		{"what does not concern the Document", func() { put(t, root, "notes.txt", "x") }, false, false},
 	} {
 		c.do()
-		if renamed, other := w.happened(); renamed != c.renamed || other != c.other {
-			t.Errorf("%s: renamed %v, other %v; want %v, %v", c.name, renamed, other, c.renamed, c.other)
+		if n := w.happened(); n.renamed != c.renamed || n.written != c.written {
+			t.Errorf("%s: %+v; want renamed %v, written %v", c.name, n, c.renamed, c.written)
 		}
 	}
 }
 
 // A rename is not taken at once when there is any doubt about the files around
-// it. What the journal has not been told yet, such as a truncation that the
+// it. What no event said yet, such as a truncation that the
 // kernel is still busy with, is played by events that were taken before.
 func TestRenameIsDoubted(t *testing.T) {
 	for _, c := range []struct {
@@ -95,7 +97,7 @@ func TestRenameIsDoubted(t *testing.T) {
 			r, err := readFiles(root, "production")
 			must(t, err)
 			sink := make(chanSink, 1)
-			l := &loop{Files: NewFiles(FilesOptions{Root: root, Environment: "production"}), sink: sink, delivered: r.doc, watch: watching(t, root), settle: stopped()}
+			l := &loop{again: make(chan struct{}, 1), Files: NewFiles(FilesOptions{Root: root, Environment: "production"}), sink: sink, delivered: r.doc, watch: watching(t, root), settle: stopped()}
 			rename(t, root, "production.yaml", "env 2\n")
 			l.watch.happened()
 			c.do(t, root, l.watch)
@@ -107,13 +109,13 @@ func TestRenameIsDoubted(t *testing.T) {
 }
 
 // Above the configuration directory only names count: what a neighbour writes
-// all the time would keep the journal from ever being read out.
-func TestJournalPassesOverNeighbours(t *testing.T) {
+// all the time would keep the queue from ever being empty.
+func TestWritesOfNeighboursMakeNoEvents(t *testing.T) {
 	t.Parallel()
 	for _, contents := range []bool{false, true} {
 		dir := t.TempDir()
 		put(t, dir, "log", "")
-		j, err := newJournal()
+		j, err := newInotify()
 		must(t, err)
 		defer j.close()
 		must(t, j.add(dir, contents))
@@ -122,15 +124,15 @@ func TestJournalPassesOverNeighbours(t *testing.T) {
 		_, err = file.WriteString("a line\n")
 		must(t, errors.Join(err, file.Close()))
 		written := false
-		j.take(func(path string, _ bool) { written = written || path == dir+"/log" })
+		j.take(func(path string, _ happening) { written = written || path == dir+"/log" })
 		if written != contents {
-			t.Errorf("contents %v: the write is in the journal: %v", contents, written)
+			t.Errorf("contents %v: the write is an event: %v", contents, written)
 		}
 		rename(t, dir, "link", "")
 		renamed := false
-		j.take(func(path string, movedIn bool) { renamed = renamed || path == dir+"/link" && movedIn })
+		j.take(func(path string, what happening) { renamed = renamed || path == dir+"/link" && what == movedIn })
 		if !renamed {
-			t.Error("the rename is not in the journal")
+			t.Error("the rename is no event")
 		}
 	}
 }

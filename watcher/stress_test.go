@@ -114,7 +114,8 @@ func BenchmarkFloorRenameToEvent(b *testing.B) {
 		put(b, root, ".new", "x")
 		for drained := false; !drained; {
 			select {
-			case <-w.events.Events:
+			case <-w.wake:
+				w.happened()
 			case <-time.After(2 * time.Millisecond):
 				drained = true
 			}
@@ -122,7 +123,8 @@ func BenchmarkFloorRenameToEvent(b *testing.B) {
 		b.StartTimer()
 		begin := time.Now()
 		must(b, os.Rename(from, to))
-		for (<-w.events.Events).Name != w.env {
+		for renamed := false; !renamed; renamed = w.happened().renamed {
+			<-w.wake
 		}
 		took = append(took, time.Since(begin))
 	}

@@ -62,14 +62,6 @@ func findTrail(root string, wanted []string) trail {
 	return t
 }
 
-// equal reports whether a watch along t sees all of other as well. What a name
-// leads to does not matter: a file that came or went is still seen.
-func (t trail) equal(other trail) bool {
-	return t.root == other.root && slices.EqualFunc(t.steps, other.steps, func(a, b step) bool {
-		return a.dir == b.dir && a.name == b.name && os.SameFile(a.info, b.info)
-	})
-}
-
 // trusted returns an error if inotify does not tell of every change inside the
 // configuration directory.
 func (t trail) trusted() error {

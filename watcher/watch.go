@@ -7,21 +7,35 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-
-	"github.com/fsnotify/fsnotify"
 )
 
 // A watch is inotify along one trail. Its directories never change: when the
 // trail turns, a new watch takes its place.
 type watch struct {
+	*inotify
 	trail   trail
-	events  *fsnotify.Watcher
-	journal *journal
 	dirs    map[string]bool // whether it could be watched
-	watched int             // how many directories fsnotify watches
 	names   map[string]bool // the paths of the steps
 	anyYAML string          // each *.yaml in this directory counts; empty: none
 	env     string          // path of the environment's file
+}
+
+// A happening is what inotify says of a path.
+type happening int
+
+const (
+	written happening = iota // created, removed, or its bytes changed
+	movedIn                  // renamed to there
+	touched                  // its mode, owner or times changed, not its bytes
+	gone                     // a watched directory is no longer there, or events were lost
+)
+
+// News are what happened since a watch was last asked.
+type news struct {
+	renamed bool // the environment's file, whole, and it was not written since
+	written bool // anything else that can change what is read
+	touched bool
+	gone    bool
 }
 
 // newWatch watches every directory of the trail. It is an error if what is
@@ -31,18 +45,13 @@ func newWatch(t trail, envFile string) (*watch, error) {
 	if err := t.trusted(); err != nil {
 		return nil, err
 	}
-	w := &watch{trail: t, dirs: map[string]bool{}, names: map[string]bool{}}
+	n, err := newInotify()
+	if err != nil {
+		return nil, err
+	}
+	w := &watch{inotify: n, trail: t, dirs: map[string]bool{}, names: map[string]bool{}}
 	if t.root != "" {
 		w.env = filepath.Join(t.root, envFile)
-	}
-	events, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, fmt.Errorf("start inotify: %w", err)
-	}
-	w.events = events
-	if w.journal, err = newJournal(); err != nil {
-		w.close()
-		return nil, err
 	}
 	for _, s := range t.steps {
 		if err := w.add(s); err != nil {
@@ -50,7 +59,6 @@ func newWatch(t trail, envFile string) (*watch, error) {
 			return nil, err
 		}
 	}
-	w.watched = len(events.WatchList())
 	return w, nil
 }
 
@@ -65,10 +73,7 @@ func (w *watch) add(s step) error {
 	if _, done := w.dirs[s.dir]; done {
 		return nil
 	}
-	err := w.events.Add(s.dir)
-	if err == nil {
-		err = w.journal.add(s.dir, inside(s.dir, w.trail.root))
-	}
+	err := w.inotify.add(s.dir, inside(s.dir, w.trail.root))
 	w.dirs[s.dir] = err == nil
 	if err != nil && inside(s.dir, w.trail.root) && (s.dir == w.trail.root || !errors.Is(err, fs.ErrNotExist)) {
 		return fmt.Errorf("watch %s with inotify: %w", s.dir, err)
@@ -76,60 +81,39 @@ func (w *watch) add(s step) error {
 	return nil
 }
 
-// close ends the watch. A nil watch is closed.
-func (w *watch) close() {
-	if w == nil {
-		return
-	}
-	w.events.Close()
-	if w.journal != nil {
-		w.journal.close()
-	}
-}
-
-// intact reports whether the kernel still watches every directory: it drops
-// one that was deleted or unmounted.
-func (w *watch) intact() bool { return len(w.events.WatchList()) == w.watched }
-
 // relevant reports whether a change at path can change what is read.
 func (w *watch) relevant(path string) bool {
-	if w.names[path] {
-		return true
-	}
-	if _, ok := w.dirs[path]; ok {
-		return true
-	}
-	return w.anyYAML != "" && filepath.Ext(path) == ".yaml" && filepath.Dir(path) == w.anyYAML
+	_, watched := w.dirs[path]
+	return watched || w.names[path] || w.anyYAML != "" && filepath.Ext(path) == ".yaml" && filepath.Dir(path) == w.anyYAML
 }
 
 // covers reports whether the watch sees every step of t, though it may have
 // been made for another trail.
 func (w *watch) covers(t trail) bool {
-	if t.root != w.trail.root {
-		return false
-	}
-	for _, s := range t.steps {
-		same := slices.ContainsFunc(w.trail.steps, func(own step) bool { return own.dir == s.dir && os.SameFile(own.info, s.info) })
-		if !same || !w.dirs[s.dir] || (s.name != "" && !w.relevant(s.path())) {
-			return false
-		}
-	}
-	return true
+	return t.root == w.trail.root && !slices.ContainsFunc(t.steps, func(s step) bool {
+		same := func(own step) bool { return own.dir == s.dir && os.SameFile(own.info, s.info) }
+		return !slices.ContainsFunc(w.trail.steps, same) || inside(s.dir, t.root) && !w.dirs[s.dir] || s.name != "" && !w.relevant(s.path())
+	})
 }
 
-// happened asks the journal what happened since it was last asked: whether the
-// environment's file was renamed into place, and whether there was anything
-// else that can change what is read.
-func (w *watch) happened() (renamed, other bool) {
-	w.journal.take(func(path string, movedIn bool) {
+// happened takes the news since it was last asked.
+func (w *watch) happened() (n news) {
+	env := false // was written
+	w.take(func(path string, what happening) {
 		switch {
-		case path == "":
-			other = true
-		case movedIn && path == w.env:
-			renamed = true
-		case w.relevant(path):
-			other = true
+		case what == gone:
+			n.gone = true
+		case path == w.env && what == movedIn:
+			n.renamed, env = true, false
+		case !w.relevant(path):
+		case what == touched:
+			n.touched = true
+		case path == w.env:
+			env = true
+		default:
+			n.written = true
 		}
 	})
-	return renamed, other
+	n.written = n.written || env
+	return n
 }
