@@ -119,7 +119,10 @@ func (r *Reconciler) commit(ctx context.Context, rec record.Record) (*record.Rec
 	if !r.ready("commit") {
 		return nil, false
 	}
-	if r.engine.reachable {
+	if e := &r.engine; e.reachable {
+		if e.differences == nil && e.compareTries == 0 { // tighter bounds are reported before the first change
+			r.compareSchema(ctx)
+		}
 		r.opt.Engine.Prepare()
 	}
 	start, before := time.Now(), r.opt.Store.Head()

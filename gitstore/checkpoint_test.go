@@ -116,7 +116,7 @@ func TestCheckpoints(t *testing.T) {
 func TestRecordsAreSmall(t *testing.T) {
 	f := newMemory(t)
 	s, _ := f.open()
-	const records = 640
+	const records = 320
 	for i := range records {
 		applied(t, s, 64+i)
 		if i%16 == 0 {

@@ -121,7 +121,7 @@ func TestJournalTorn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	step := int64(37)
+	step := int64(97)
 	for cut := int64(blockSize); cut < j.end; cut += step {
 		data := bytes.Clone(whole)
 		clear(data[cut:])
@@ -149,7 +149,7 @@ func TestJournalFlipped(t *testing.T) {
 	}
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for range 3_000 {
+	for range 1_500 {
 		at, bit := rng.Int64N(segmentSize), byte(1)<<rng.IntN(8)
 		data := bytes.Clone(whole)
 		data[at] ^= bit

@@ -222,7 +222,7 @@ func (f *fixture) refsAgree(s *Store) {
 func TestFlippedBits(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for range 60 {
+	for range 30 {
 		st := newStory(t)
 		s, _ := st.open()
 		a := s.Applied()

@@ -97,7 +97,7 @@ func TestAFullDiskIsFolded(t *testing.T) {
 		t.Errorf("%d lines of %v failures\n%s", lines, failures(), r.evidence())
 	}
 	code, out := agent("pause", "--reason", "night", "--state", r.state)
-	if code != 1 || !strings.Contains(out, "free space on "+r.state+", then repeat the command") {
+	if code != 0 { // the journal has space of its own
 		t.Errorf("a pause on a full disk: exit %d: %s", code, out)
 	}
 }
