@@ -42,7 +42,7 @@ test: ## Run every test, with the race detector; as root it installs what they n
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
 	echo 'building and running the tests (about seven minutes on two idle cores, the first time longer)' >&2; \
 	$(GOTESTSUM) --format standard-quiet --raw-command -- sh -c \
-	  '$(GO) test -json -race -timeout 15m $(LONGEST) ./... && $(GO) test -json ./apply ./schema && \
+	  '$(GO) test -json -race -timeout 15m $(LONGEST) ./... && $(GO) test -json ./apply ./gitstore ./schema && \
 	  $(GO) test -json ./dtesn/engine' # these play in full what is slow with the race detector; the engine alone, for its strict figures
 
 faults: ## Play the whole fault table of the transaction, of which test plays a part

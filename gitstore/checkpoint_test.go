@@ -114,6 +114,7 @@ func TestCheckpoints(t *testing.T) {
 
 // A record costs less than 1 KB and 0.05 files once it is packed.
 func TestRecordsAreSmall(t *testing.T) {
+	plainly(t)
 	f := newMemory(t)
 	s, _ := f.open()
 	const records = 320
@@ -182,6 +183,7 @@ func TestPrune(t *testing.T) {
 // What a rollback goes to stays, however old it is; so does what a person's ref
 // names, with all that follows it. A ref to anything else keeps everything.
 func TestPruneKeeps(t *testing.T) {
+	plainly(t)
 	often(t)
 	for name, row := range map[string]struct {
 		prepare func(f *fixture, s *Store, old *record.Record)

@@ -78,6 +78,7 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 
 // A damaged pack of old records costs those records, not the next ones.
 func TestDamagedPackDoesNotBlock(t *testing.T) {
+	plainly(t)
 	often(t)
 	f := newMemory(t)
 	s, _ := f.open()
@@ -112,6 +113,7 @@ func TestDamagedPackDoesNotBlock(t *testing.T) {
 // An applied record far below the head does not confuse packing when the repository
 // is begun anew.
 func TestRebuildWithAnOldAppliedRecord(t *testing.T) {
+	plainly(t)
 	often(t)
 	f := newMemory(t)
 	s, _ := f.open()
@@ -201,6 +203,7 @@ func TestHoldIsCarriedOverAKill(t *testing.T) {
 
 // A journal that was filled to its end is read, whatever its tail looks like.
 func TestFullJournalOpens(t *testing.T) {
+	plainly(t)
 	f := newFixture(t)
 	s, _ := f.open()
 	a := applied(t, s, 1)

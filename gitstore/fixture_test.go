@@ -223,3 +223,12 @@ func noRepairs(t testing.TB, repairs []Repair) {
 		t.Errorf("repairs where nothing was amiss: %v", repairs)
 	}
 }
+
+// plainly skips a test of one goroutine under the race detector: `make test` runs it
+// without.
+func plainly(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("runs without the race detector only; make test does both")
+	}
+}

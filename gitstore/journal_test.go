@@ -114,6 +114,7 @@ func TestJournalReadsBack(t *testing.T) {
 // A write that was cut short is not believed, and what stood before it is: at
 // every byte.
 func TestJournalTorn(t *testing.T) {
+	plainly(t)
 	dir := t.TempDir()
 	j, want := script(t, dir, 6)
 	path := segmentPath(dir, j.live)
@@ -141,6 +142,7 @@ func TestJournalTorn(t *testing.T) {
 
 // A flipped bit anywhere is noticed: nothing older is taken for the newest.
 func TestJournalFlipped(t *testing.T) {
+	plainly(t)
 	dir := t.TempDir()
 	j, want := script(t, dir, 4)
 	whole, err := os.ReadFile(segmentPath(dir, j.live))

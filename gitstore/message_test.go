@@ -83,6 +83,7 @@ func isOneLine(text string) bool {
 
 // What real git takes for trailers is ours alone, and the record reads back.
 func TestHostileText(t *testing.T) {
+	plainly(t)
 	f := newFixture(t)
 	s, _ := f.open()
 	ids := map[string]string{}

@@ -162,6 +162,7 @@ func toDir(t testing.TB, path string) {
 }
 
 func TestFound(t *testing.T) {
+	plainly(t)
 	for name, row := range foundRows() {
 		t.Run(name, func(t *testing.T) {
 			st := newStory(t)
@@ -220,6 +221,7 @@ func (f *fixture) refsAgree(s *Store) {
 // Whatever bit of the journal flips, nothing that was confirmed is lost, and a
 // hold holds, or the next start pauses.
 func TestFlippedBits(t *testing.T) {
+	plainly(t)
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for range 30 {
@@ -304,6 +306,7 @@ func refusals() map[string]refusal {
 
 // What is not ours is refused with a hint, and not touched.
 func TestRefused(t *testing.T) {
+	plainly(t)
 	for name, row := range refusals() {
 		t.Run(name, func(t *testing.T) {
 			st := newStory(t)

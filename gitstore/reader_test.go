@@ -26,6 +26,7 @@ func (f *fixture) reader() *Reader {
 
 // Every way in which a candidate ends, as git, a Reader and the Store say it.
 func TestOutcomeTable(t *testing.T) {
+	plainly(t)
 	superseding := func(of *record.Record) record.Record {
 		rec := change(4096)
 		rec.OutcomeOf = &record.Settlement{ID: of.ID, Outcome: record.Superseded}
@@ -95,6 +96,7 @@ func outcomes(records []record.Row) string {
 
 // Pages of any size join to the whole history, each record once.
 func TestPaging(t *testing.T) {
+	plainly(t)
 	f := newFixture(t)
 	s, _ := f.open()
 	const n = 60
@@ -214,6 +216,7 @@ func TestReaderWithoutAHistory(t *testing.T) {
 // A Reader has what the journal has, whatever happened to the repository; without
 // the journal, what the refs say.
 func TestReaderOnDamage(t *testing.T) {
+	plainly(t)
 	for name, row := range map[string]struct {
 		damage func(st *story)
 		total  int // 0: an error

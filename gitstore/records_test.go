@@ -131,6 +131,7 @@ func open(t *testing.T, text string) *schema.Rules {
 // more, and then with two less: what was written under another is a good record,
 // with all its values, and hold and pause are in force.
 func TestSchemaChanges(t *testing.T) {
+	plainly(t)
 	const more, less = "further", "enable_performance_monitoring"
 	today := schema.Default().For("production")
 	f := newFixture(t)
