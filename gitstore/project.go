@@ -80,7 +80,7 @@ func (s *Store) projected(entries []entry, err error, found foreignTip) {
 	switch again := "it names " + idOf(s.head) + " again"; {
 	case found.kept != "":
 		s.repaired(fmt.Sprintf("somebody else's commit %s on the branch", found.hash), again, found.kept)
-	case !found.hash.IsZero() && s.opened && s.behind == nil:
+	case !found.hash.IsZero() && s.opened && !s.reload && s.behind == nil:
 		s.repaired(fmt.Sprintf("the branch was moved to %s", found.hash), again, "")
 	}
 	if err != nil {
