@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema/problem"
@@ -114,6 +115,16 @@ func (s *Store) carryHold(ctx context.Context) error {
 	held, base := new(record.Hold), s.applied
 	if err := json.Unmarshal(text, held); err != nil {
 		return fmt.Errorf("carry over a hold: %w", err)
+	}
+	if own := s.head.Held; own != nil { // of the history that was put in place: it stays in force, too
+		if own.Paused && !held.Paused {
+			held.Paused, held.By, held.Reason, held.Since, held.Requester = true, own.By, own.Reason, own.Since, own.Requester
+		}
+		for _, e := range own.Entries {
+			if !slices.ContainsFunc(held.Entries, func(h record.Entry) bool { return h.String() == e.String() }) {
+				held.Entries = append(held.Entries, e)
+			}
+		}
 	}
 	note := record.Record{
 		Kind: record.KindNote, Description: "Carry over the hold of another history", Held: held, Config: base.Config,

@@ -179,3 +179,26 @@ func TestOlderCopy(t *testing.T) {
 		t.Errorf("git counts %s records", n)
 	}
 }
+
+// The history that is put in place may hold something itself: both stay in force.
+func TestBothHoldsStay(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 512)
+	onPause(t, s)
+	confirm(t, s)
+	if err := s.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mirror := f.mirror()
+	commit(t, s, record.Record{Kind: record.KindNote, Config: s.Head().Config, RollbackPoint: true, Held: holding(sized(1024))})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.putBack(mirror)
+	s, _ = f.open()
+	h := s.Head().Hold()
+	if h == nil || !h.Paused || h.By != "operator" || h.Match(sized(1024), anyName) == nil {
+		t.Errorf("the hold is %+v", h)
+	}
+}
