@@ -73,7 +73,9 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		err = s.keepHeld(before)
 	}
 	if err == nil {
-		s.journal.generation, s.journal.live = seg.generation, live
+		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
+			s.journal.generation = seg.generation
+		}
 		if same && before == nil && !s.lock.killed && !seg.damaged {
 			s.journal.adopt(seg, live)
 		} else { // what a killed process wrote last may not be on the disk

@@ -253,6 +253,24 @@ func TestFlippedBits(t *testing.T) {
 	}
 }
 
+// A journal that was lost is told once: after a kill the next start finds a sound one.
+func TestALostJournalIsToldOnce(t *testing.T) {
+	st := newStory(t)
+	st.flip(100) // of the first frame of the one segment there is
+	s, _ := st.open()
+	st.lost(s, true)
+	if err := s.ClearLost(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.join(), s.letGo(false)); err != nil { // a kill
+		t.Fatal(err)
+	}
+	s, repairs := st.open()
+	noRepairs(t, repairs)
+	st.lost(s, false)
+	expect(t, s, st.d, st.b)
+}
+
 type refusal struct {
 	damage  func(st *story)
 	options func(o *Options)
