@@ -28,8 +28,9 @@ func (r *repo) isOther(l *ledger) bool {
 }
 
 // tips reads the records that the refs of the repository name, without the
-// journal; where the history begins is not looked for. A head that is not whole counts as missing if the applied one is; cut is
-// true then, for newer records may be lost.
+// journal; where the history begins is not looked for. A head that is not whole
+// counts as missing if the applied one is whole; cut is true then, for newer records
+// may be lost.
 func (r *repo) tips() (v view, cut bool, err error) {
 	named := func(ref string) (*record.Record, error) {
 		h, err := r.readRef(ref)
@@ -152,9 +153,9 @@ func (s *Store) takeRefs(there bool, format int) error {
 }
 
 // isUsed reports whether anything was ever recorded in the repository, as far as
-// one can see: it has a pack, a ref, or more objects than a first record has.
+// one can see: it has a pack, one of our refs, or an object.
 func (r *repo) isUsed() (bool, error) {
-	packs, err := glob(filepath.Join(r.objects(), "pack"), "*.pack")
+	packs, err := glob(r.packDir(), "*.pack")
 	if err != nil || len(packs) > 0 {
 		return len(packs) > 0, err
 	}

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
+
+	"dtesn-agent/gitstore/record"
 )
 
 // A checkpoint puts the records that are in no pack yet into one, begins a new
@@ -155,7 +157,6 @@ func (s *Store) remove(entries []entry, packs []string) {
 	s.removing = done
 	go func() {
 		defer close(done)
-		defer r.closePacks()
 		for _, e := range entries {
 			for _, o := range e.objects {
 				if _, err := r.packed(o.t, o.hash); err == nil {
@@ -258,7 +259,7 @@ func (p *packer) run(c *checkpoint, entries []entry, packs []packInfo) error {
 			packs = append(packs, info)
 		}
 	}
-	if err := p.syncRefs(); err != nil {
+	if err := syncPaths(p.repo.refPaths()); err != nil {
 		return err
 	}
 	c.packs = packs
@@ -271,15 +272,6 @@ func (p *packer) run(c *checkpoint, entries []entry, packs []packInfo) error {
 		p.log.Warn("joining packs failed", "error", err)
 	}
 	return nil
-}
-
-func (p *packer) syncRefs() error {
-	var paths []string
-	for _, ref := range []string{headRef(p.repo.env), appliedRef(p.repo.env)} {
-		path := filepath.Join(p.repo.dir, ref)
-		paths = append(paths, path, filepath.Dir(path))
-	}
-	return syncPaths(paths)
 }
 
 // join makes one pack of neighbours where joinPacks of them are small. A pack has at
@@ -399,7 +391,7 @@ func (p *packer) rollbackTarget() int {
 			return 0
 		}
 		other := !rec.Config.Select(p.known).Equal(v.applied.Config.Select(p.known))
-		if rec.Outcome == "applied" && rec.Kind.Candidate() && other && v.head.Held.Match(rec.Config, p.known) == nil {
+		if rec.Outcome == record.Applied && rec.Kind.Candidate() && other && v.head.Held.Match(rec.Config, p.known) == nil {
 			return rec.Index
 		}
 	}
@@ -433,6 +425,9 @@ func (s *Store) writeShallow(begin string) error {
 	cuts, err := s.repo.readShallow()
 	if err != nil {
 		return err
+	}
+	if isRight := cuts[plumbing.NewHash(begin)]; len(cuts) == 0 && begin == "" || len(cuts) == 1 && isRight {
+		return nil // without a walk down to it
 	}
 	var lines []plumbing.Hash
 	for h := range cuts {

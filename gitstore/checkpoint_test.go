@@ -176,6 +176,9 @@ func TestPrune(t *testing.T) {
 	}
 	s, repairs := f.reopen(s)
 	noRepairs(t, repairs)
+	if walked := s.repo.chain.top - s.repo.chain.low; walked > 2 {
+		t.Errorf("a start walked %d records down", walked)
+	}
 	f.refsAgree(s)
 	f.fsck()
 }

@@ -317,18 +317,13 @@ func (s *Store) syncProjection() error {
 	if len(s.unsynced) == 0 || s.behind != nil {
 		return nil
 	}
-	paths, dirs := []string{}, map[string]bool{s.repo.objects(): true}
+	paths, dirs := s.repo.refPaths(), map[string]bool{s.repo.objects(): true}
 	for _, e := range s.unsynced {
 		for _, o := range e.objects {
 			path := s.repo.objectPath(o.hash)
 			paths = append(paths, path)
 			dirs[filepath.Dir(path)] = true
 		}
-	}
-	for _, name := range []string{headRef(s.opts.Environment), appliedRef(s.opts.Environment)} {
-		path := filepath.Join(s.repo.dir, name)
-		paths = append(paths, path)
-		dirs[filepath.Dir(path)] = true
 	}
 	for dir := range dirs {
 		paths = append(paths, dir)

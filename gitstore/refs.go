@@ -98,6 +98,15 @@ func (r *repo) writeRef(name string, h plumbing.Hash) error {
 	return nil
 }
 
+// refPaths are the files of our refs, each with its directory: what makes them durable.
+func (r *repo) refPaths() (paths []string) {
+	for _, ref := range []string{headRef(r.env), appliedRef(r.env)} {
+		path := filepath.Join(r.dir, ref)
+		paths = append(paths, path, filepath.Dir(path))
+	}
+	return paths
+}
+
 // refs lists all refs with what they name, loose ones before packed ones; torn
 // ones are left out.
 func (r *repo) refs() (map[string]plumbing.Hash, error) {
