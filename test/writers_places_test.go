@@ -185,8 +185,8 @@ var places = []place{
 				s.sh(`mv base.yaml ..`)
 				s.put("production.yaml", strings.Replace(text, "bseries_max_order", "#", 1))
 				s.until("the missing value is told", arrival, func(now *siteStatus) bool { return now.State == "invalid" })
+				s.put("production.yaml", text) // first: base.yaml with the file before would be a valid state
 				s.sh(`mv ../base.yaml .`)
-				s.put("production.yaml", text)
 			}},
 			{"a link that leaves, noticed, a file again", func(s *site, text string) {
 				s.put("../outside.yaml", text)
