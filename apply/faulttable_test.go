@@ -147,14 +147,14 @@ func faultTable() (table []*faultCase) {
 // line: whatever happened, the engine runs what is declared if it can, or the
 // last good state; refs, records, counters and status say so and agree; nothing
 // is open, and nothing goes on being sent or committed. It is an eighth of the
-// table, and a quarter of that with the race detector, unless
+// table, and an eighth of that with the race detector, unless
 // DTESN_TEST_FAULTS=all (make faults).
 func TestFaultTable(t *testing.T) {
 	table := faultTable()
 	if os.Getenv("DTESN_TEST_FAULTS") != "all" {
 		part := uint32(8)
 		if raceDetector {
-			part = 32
+			part = 64
 		}
 		table = slices.DeleteFunc(table, func(c *faultCase) bool { return c.number()%part != 0 })
 	}

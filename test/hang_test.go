@@ -43,10 +43,27 @@ func TestADiskThatHangs(t *testing.T) {
 	cmd := r.agent(flags...)
 	r.awaitApplied(1024)
 
-	end := r.stall(cmd)
-	r.declare(1100)
-	r.until("the engine runs it", func() bool { return sizeOf(e.running()) == 1100 })
 	live := func() int { code, _ := r.httpSays("/livez", nil); return code }
+	// stalled declares one more until the disk hangs once the engine has it: at rest the
+	// agent syncs, too, and hears of nothing while that hangs.
+	size := 1100
+	stalled := func() (end func()) {
+		for {
+			end = r.stall(cmd)
+			size++
+			r.declare(size)
+			r.until("the engine runs it, or nothing turns", func() bool {
+				return sizeOf(e.running()) == size || live() == http.StatusServiceUnavailable
+			})
+			if sizeOf(e.running()) == size {
+				return end
+			}
+			end()
+			r.awaitApplied(size)
+		}
+	}
+
+	end := stalled()
 	r.until("liveness says so", func() bool { return live() == http.StatusServiceUnavailable })
 	v, err := r.view()
 	if err != nil || v.Attempted.Outcome != record.Pending || v.InSync {
@@ -59,12 +76,10 @@ func TestADiskThatHangs(t *testing.T) {
 		t.Errorf("agent status: %s", out)
 	}
 	end()
-	r.awaitApplied(1100)
+	r.awaitApplied(size)
 	r.until("it lives", func() bool { return live() == http.StatusOK })
 
-	end = r.stall(cmd)
-	r.declare(1101)
-	r.until("the engine runs it", func() bool { return sizeOf(e.running()) == 1101 })
+	end = stalled()
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	begun := time.Now()
 	r.untilWithin(time.Minute, "it ends", func() bool {
@@ -77,12 +92,10 @@ func TestADiskThatHangs(t *testing.T) {
 	}
 	cmd = r.agent(flags...)
 	r.await("the next one finishes it", func(v view) bool {
-		return v.State == apply.StateInSync && v.InSync && v.size() == 1101
+		return v.State == apply.StateInSync && v.InSync && v.size() == size
 	})
 
-	end = r.stall(cmd)
-	r.declare(1102)
-	r.until("the engine runs it", func() bool { return sizeOf(e.running()) == 1102 })
+	end = stalled()
 	r.until("a second signal kills", func() bool {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // two that come at once are one
 		return dying(cmd.Process.Pid)
