@@ -47,28 +47,24 @@ const (
 	keyOutcomeOf   = "Outcome-Of"
 )
 
-// oneLine makes foreign text one line of at most limit bytes: valid UTF-8,
-// without control characters, line separators or marks that turn the direction
-// of writing; runs of space become one.
+// oneLine makes foreign text one line of at most limit bytes: valid UTF-8, without
+// control characters, line separators or marks that turn the direction of writing;
+// runs of space become one.
 func oneLine(text string, limit int) string {
-	text = text[:min(len(text), 64<<10)] // what follows so much space is not waited for
-	var b strings.Builder
-	space := false
-	for _, r := range text {
-		if unicode.IsSpace(r) || unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control) {
-			space = b.Len() > 0
-			continue
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control) {
+			return ' '
 		}
-		if space {
-			b.WriteByte(' ')
-			space = false
-		}
-		b.WriteRune(r) // an invalid byte is ranged over as U+FFFD
-		if b.Len() > limit {
-			return cut(b.String(), limit)
-		}
+		return r // U+FFFD for an invalid byte
+	}, text[:min(len(text), 64<<10)])
+	return cut(strings.Join(strings.Fields(text), " "), limit)
+}
+
+// cleanLines makes each text one line of at most maxLine bytes.
+func cleanLines(texts ...*string) {
+	for _, text := range texts {
+		*text = oneLine(*text, maxLine)
 	}
-	return b.String()
 }
 
 // cut shortens s to at most limit bytes, at a rune, and says so by "…".
@@ -97,10 +93,6 @@ func subject(rec *record.Record, rejected string) string {
 	if s := oneLine(rec.Description, maxLine); s != "" {
 		return strings.ReplaceAll(s, scissors, ">8")
 	}
-	names := make([]string, 0, len(rec.Changes))
-	for _, c := range rec.Changes {
-		names = append(names, c.Parameter)
-	}
 	switch {
 	case rec.Kind == record.KindRollback:
 		return "Roll back"
@@ -108,8 +100,12 @@ func subject(rec *record.Record, rejected string) string {
 		return "End the hold"
 	case rec.Kind == record.KindNote:
 		return "Hold"
-	case len(names) == 0:
+	case len(rec.Changes) == 0:
 		return "Update nothing"
+	}
+	var names []string
+	for _, c := range rec.Changes {
+		names = append(names, c.Parameter)
 	}
 	return oneLine("Update "+strings.Join(names, ", "), maxLine)
 }
@@ -128,7 +124,12 @@ func body(rec *record.Record, subject string) string {
 			lines = append(lines, "error: "+e)
 		}
 	}
-	lines = append(lines, holdLines(rec.Held)...)
+	if h := rec.Held; h != nil {
+		lines = append(lines, h.Text())
+		for i := range h.Entries {
+			lines = append(lines, "held: "+h.Entries[i].String())
+		}
+	}
 	var b strings.Builder
 	for i, line := range lines {
 		line = oneLine(line, maxLine)
@@ -144,38 +145,31 @@ func body(rec *record.Record, subject string) string {
 	return b.String()
 }
 
-// holdLines returns who holds and why, and the values of each entry.
-func holdLines(h *record.Hold) []string {
-	if h == nil {
-		return nil
-	}
-	lines := []string{h.Text()}
-	for i := range h.Entries {
-		lines = append(lines, "held: "+h.Entries[i].String())
-	}
-	return lines
-}
-
 // message is the record's whole commit message.
 func message(rec *record.Record, subject string) string {
-	var b strings.Builder
-	b.WriteString(subject + "\n\n")
-	if text := body(rec, subject); text != "" {
-		b.WriteString(text + "\n")
+	text := body(rec, subject)
+	if text != "" {
+		text += "\n"
 	}
-	trailer := func(key, value string) { b.WriteString(key + ": " + value + "\n") }
-	trailer(keyID, rec.ID)
-	trailer(keyKind, string(rec.Kind))
-	trailer(keyEnvironment, string(rec.Environment))
-	trailer(keyInstance, rec.Instance)
+	return subject + "\n\n" + text + trailers(rec)
+}
+
+// trailers is the last paragraph of the message.
+func trailers(rec *record.Record) string {
+	var b strings.Builder
+	write := func(key, value string) { b.WriteString(key + ": " + value + "\n") }
+	write(keyID, rec.ID)
+	write(keyKind, string(rec.Kind))
+	write(keyEnvironment, string(rec.Environment))
+	write(keyInstance, rec.Instance)
 	if rec.Source.Revision != "" {
-		trailer(keyRevision, rec.Source.Revision)
+		write(keyRevision, rec.Source.Revision)
 	}
 	if rec.RequestedBy != nil {
-		trailer(keyRequestedBy, strconv.Itoa(*rec.RequestedBy))
+		write(keyRequestedBy, strconv.Itoa(*rec.RequestedBy))
 	}
 	if o := rec.OutcomeOf; o != nil {
-		trailer(keyOutcomeOf, o.ID+" "+string(o.Outcome))
+		write(keyOutcomeOf, o.ID+" "+string(o.Outcome))
 	}
 	return b.String()
 }
@@ -205,37 +199,21 @@ func parseTrailers(message string) (map[string]string, error) {
 	return trailers, nil
 }
 
-// readTrailers gives snap what only the trailers say, and checks that they and
-// snapshot.json tell the same story.
+// readTrailers gives snap what only the trailers have, and checks that they are those
+// of such a record.
 func readTrailers(snap *record.Record, message string) error {
 	t, err := parseTrailers(message)
 	if err != nil {
 		return err
 	}
-	for _, same := range [][3]string{
-		{keyID, t[keyID], snap.ID},
-		{keyKind, t[keyKind], string(snap.Kind)},
-		{keyEnvironment, t[keyEnvironment], string(snap.Environment)},
-		{keyInstance, t[keyInstance], snap.Instance},
-		{keyRevision, t[keyRevision], snap.Source.Revision},
-	} {
-		if same[1] != same[2] {
-			return fmt.Errorf("trailer %s says %q, snapshot.json %q", same[0], same[1], same[2])
-		}
-	}
-	if v, ok := t[keyRequestedBy]; ok {
-		uid, err := strconv.Atoi(v)
-		if err != nil {
-			return fmt.Errorf("trailer %s: %q is no uid", keyRequestedBy, v)
-		}
+	if uid, err := strconv.Atoi(t[keyRequestedBy]); err == nil {
 		snap.RequestedBy = &uid
 	}
-	if v, ok := t[keyOutcomeOf]; ok {
-		id, outcome, _ := strings.Cut(v, " ")
-		if !settles(record.Outcome(outcome)) {
-			return fmt.Errorf("trailer %s: %q is no outcome of a candidate", keyOutcomeOf, v)
-		}
+	if id, outcome, ok := strings.Cut(t[keyOutcomeOf], " "); ok && settles(record.Outcome(outcome)) {
 		snap.OutcomeOf = &record.Settlement{ID: id, Outcome: record.Outcome(outcome)}
+	}
+	if want := trailers(snap); !strings.HasSuffix(message, "\n\n"+want) {
+		return fmt.Errorf("the trailers are not those of snapshot.json: %q", cut(want, 400))
 	}
 	return nil
 }
@@ -243,87 +221,71 @@ func readTrailers(snap *record.Record, message string) error {
 // settles reports whether a child may say o of its parent.
 func settles(o record.Outcome) bool { return o == record.Rejected || o == record.Superseded }
 
-// cleanse returns rec with all foreign text made one line and bounded, with
-// its own slices, and with lists that are empty rather than null. What it
-// returns is what reading the record back gives.
+// cleanse returns rec with all foreign text made one line and bounded, with its own
+// slices, as reading the record back gives it.
 func cleanse(rec record.Record) record.Record {
-	line := func(s string) string { return oneLine(s, maxLine) }
-	lines := func(list []string) []string {
-		var clean []string
-		for i, s := range list {
-			if i == maxErrors {
-				clean = append(clean, fmt.Sprintf("(and %d more)", len(list)-i))
-				break
-			}
-			clean = append(clean, line(s))
-		}
-		return clean
-	}
-	rec.Description = line(rec.Description)
-	rec.AgentVersion, rec.SchemaDigest = line(rec.AgentVersion), line(rec.SchemaDigest)
-	rec.Errors = lines(rec.Errors)
 	src := &rec.Source
-	for _, field := range []*string{&src.Kind, &src.Location, &src.Revision, &src.Author, &src.Subject, &src.Signer, &src.Key} {
-		*field = line(*field)
+	cleanLines(&rec.Description, &rec.AgentVersion, &rec.SchemaDigest,
+		&src.Kind, &src.Location, &src.Revision, &src.Author, &src.Subject, &src.Signer, &src.Key)
+	errs := rec.Errors
+	rec.Errors = append([]string(nil), errs[:min(len(errs), maxErrors)]...)
+	if more := len(errs) - maxErrors; more > 0 {
+		rec.Errors = append(rec.Errors, fmt.Sprintf("(and %d more)", more))
+	}
+	for i := range rec.Errors {
+		cleanLines(&rec.Errors[i])
 	}
 	rec.Changes = append([]schema.Change{}, rec.Changes...)
 	rec.Experiments = append([]schema.Membership{}, rec.Experiments...)
 	for i := range rec.Experiments {
-		rec.Experiments[i].Name = line(rec.Experiments[i].Name)
+		cleanLines(&rec.Experiments[i].Name)
 	}
 	provenance := make(schema.Provenance, len(rec.Provenance))
 	for name, o := range rec.Provenance {
-		o.File, o.Layer, o.Commit = line(o.File), line(o.Layer), line(o.Commit)
-		provenance[line(name)] = o
+		cleanLines(&name, &o.File, &o.Layer, &o.Commit)
+		provenance[name] = o
 	}
 	rec.Provenance = provenance
-	if rec.Before != nil {
-		before := *rec.Before
-		rec.Before = &before
-	}
 	rec.Held = cleanseHold(rec.Held, rec.Config)
 	return rec
 }
 
-// cleanseHold returns a copy of h as reading it back from a record of config
-// gives it, with all foreign text made one line, and the entries in the order in
-// which they began. One that is too large counts as a pause; the oldest entries go.
+// cleanseHold returns a copy of h as reading it back from a record of config gives it,
+// with all foreign text made one line, and the entries in the order in which they
+// began. One that is too large counts as a pause; the oldest entries go.
 func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 	if h == nil {
 		return nil
 	}
-	line := func(s string) string { return oneLine(s, maxLine) }
-	clean := func(by, reason *string, r *record.Requester) *record.Requester {
-		*by, *reason = line(*by), line(*reason)
-		if r == nil {
-			return nil
+	clean := func(by, reason *string, who **record.Requester) {
+		cleanLines(by, reason)
+		if *who != nil {
+			*who = new(**who)
+			cleanLines(&(*who).User, &(*who).Login)
 		}
-		return &record.Requester{UID: r.UID, User: line(r.User), Login: line(r.Login)}
 	}
 	held := *h
-	held.Entries = slices.Clone(held.Entries)
+	held.Entries = slices.Clone(h.Entries)
+	clean(&held.By, &held.Reason, &held.Requester)
+	for i := range held.Entries {
+		e := &held.Entries[i]
+		clean(&e.By, &e.Reason, &e.Requester)
+	}
 	slices.SortStableFunc(held.Entries, func(a, b record.Entry) int {
 		return cmp.Or(cmp.Compare(a.Since, b.Since), cmp.Compare(a.String(), b.String()))
 	})
-	held.Requester = clean(&held.By, &held.Reason, held.Requester)
-	for i := range held.Entries {
-		e := &held.Entries[i]
-		e.Requester = clean(&e.By, &e.Reason, e.Requester)
+	back := new(record.Hold)
+	if text, err := json.Marshal(held); err != nil || json.Unmarshal(text, back) != nil {
+		return &held // encodeSnapshot reports it
 	}
-	for {
-		back := new(record.Hold)
-		if text, err := json.Marshal(held); err != nil || json.Unmarshal(text, back) != nil {
-			return &held // encodeSnapshot reports it
+	back.Cover(config.Names())
+	for len(back.Entries) > maxEntries || len(back.Entries) > 0 && sizeOfHold(back) > maxHold {
+		if !back.Paused {
+			back.Paused, back.Reason = true, oneLine("the hold is too large, and counts as a pause; "+back.Reason, maxLine)
 		}
-		back.Cover(config.Names())
-		if len(held.Entries) <= maxEntries && (len(held.Entries) == 0 || sizeOfHold(back) <= maxHold) {
-			return back
-		}
-		if !held.Paused {
-			held.Paused, held.Reason = true, line("the hold is too large, and counts as a pause; "+held.Reason)
-		}
-		held.Entries = slices.Delete(held.Entries, 0, max(1, len(held.Entries)-maxEntries))
+		back.Entries = slices.Delete(back.Entries, 0, max(1, len(back.Entries)-maxEntries))
 	}
+	return back
 }
 
 // sizeOfHold returns how many bytes of snapshot.json a hold takes.
@@ -348,11 +310,6 @@ func signature(author string) (name, mail string, ok bool) {
 // identText makes text fit for a name or an address: one line without angle
 // brackets, and without the marks at its ends that git takes away as well.
 func identText(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r == '<' || r == '>' {
-			return -1
-		}
-		return r
-	}, oneLine(text, maxLine))
+	text = strings.NewReplacer("<", "", ">", "").Replace(oneLine(text, maxLine))
 	return strings.Trim(text, " .,:;<>\"\\'")
 }
