@@ -2,11 +2,13 @@ package gitstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"syscall"
 	"time"
@@ -87,15 +89,15 @@ func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 		}
 	}
 	err := s.journal.append(kind, payload, reserve)
-	if errors.Is(err, errJournalFull) {
-		if !s.finishCheckpoint(true) { // without the marks and facts that were replaced
-			if err := s.beginSegment(s.ledger); err != nil {
-				return err
-			}
-		}
-		err = s.journal.append(kind, payload, reserve)
+	if !errors.Is(err, errJournalFull) {
+		return err
 	}
-	return err
+	if !s.finishCheckpoint(true) { // without the marks and facts that were replaced
+		if err := s.beginSegment(s.ledger); err != nil {
+			return err
+		}
+	}
+	return s.journal.append(kind, payload, reserve)
 }
 
 // sync makes what was appended durable. After a failed sync the kernel may call
@@ -127,53 +129,54 @@ func (s *Store) beginSegment(l *ledger) error {
 // errAway says that the path does not lead to the directory that was locked.
 var errAway = errors.New("it is not the directory that was opened")
 
+// set appends a mark or a fact and makes it durable. After an error it is not set.
+func (s *Store) set(kind frameKind, payload []byte, reserve bool) error {
+	if err := s.append(kind, payload, reserve); err != nil {
+		return err
+	}
+	before := *s.ledger
+	before.Facts = maps.Clone(before.Facts)
+	err := s.ledger.apply(frame{kind, payload})
+	if err == nil {
+		err = s.sync()
+	}
+	if err != nil {
+		*s.ledger = before
+	}
+	return err
+}
+
 // Confirm makes everything up to the head durable and marks the head as applied,
 // durably. It is idempotent, and to be called again after an error.
 //
 // When it returns, the refs of the head and of the applied record are written too,
 // unless Behind says why not.
 func (s *Store) Confirm(ctx context.Context) error {
-	if s.projection != nil {
-		if <-s.projection.durable; s.projection.synced != nil {
-			if err := s.join(); err != nil {
-				return fmt.Errorf("confirm: %w", err)
-			}
+	var err error
+	if p := s.projection; p != nil {
+		if <-p.durable; p.synced != nil {
+			err = s.join()
 		}
 	}
-	if err := s.stands(ctx); err != nil {
-		return fmt.Errorf("confirm: %w", err)
-	}
-	if s.head == nil {
-		return errors.New("confirm: the history is empty")
-	}
-	if s.ledger.Applied == s.ledger.Head {
-		return nil
-	}
-	if err := s.setMark(markApplied, s.ledger.Head); err != nil { // while the repository is written
-		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
-	}
-	s.applied = s.head
-	err := s.join()
 	if err == nil {
-		err = s.write()
+		err = s.stands(ctx)
+	}
+	switch {
+	case err != nil:
+	case s.head == nil:
+		err = errors.New("the history is empty")
+	case s.ledger.Applied != s.ledger.Head:
+		err = s.set(frameMark, markPayload(markApplied, s.ledger.Head), true) // while the repository is written
+		if err == nil {
+			s.applied = s.head
+			err = s.join()
+		}
+		if err == nil {
+			err = s.write()
+		}
 	}
 	if err != nil {
-		return fmt.Errorf("confirm %s: %w", s.head.ID, err)
-	}
-	return nil
-}
-
-// setMark appends a mark and makes it durable.
-func (s *Store) setMark(name, commit string) error {
-	if err := s.append(frameMark, markPayload(name, commit), true); err != nil {
-		return err
-	}
-	field := s.ledger.mark(name)
-	before := *field
-	*field = commit
-	if err := s.sync(); err != nil {
-		*field = before
-		return err
+		return fmt.Errorf("confirm: %w", err)
 	}
 	return nil
 }
@@ -183,39 +186,40 @@ func (s *Store) Retried() bool { return s.head != nil && s.ledger.Retried == s.l
 
 // SetRetried durably marks the head as being sent again, or removes the mark.
 func (s *Store) SetRetried(ctx context.Context, retried bool) error {
-	if err := s.ready(ctx); err != nil {
-		return fmt.Errorf("set retried: %w", err)
-	}
+	err := s.ready(ctx)
 	commit := ""
 	if retried {
-		if s.head == nil {
-			return errors.New("set retried: the history is empty")
-		}
 		commit = s.ledger.Head
 	}
-	if s.ledger.Retried == commit {
-		return nil
+	switch {
+	case err != nil:
+	case retried && s.head == nil:
+		err = errors.New("the history is empty")
+	case s.ledger.Retried != commit:
+		err = s.set(frameMark, markPayload(markRetried, commit), true)
 	}
-	if err := s.setMark(markRetried, commit); err != nil {
+	if err != nil {
 		return fmt.Errorf("set retried: %w", err)
 	}
 	return nil
 }
 
-// prepare gives a record all that is the store's to give, and checks that it
-// can follow the head.
+// parent is the record that the next one follows, the zero Record if there is none.
+func (s *Store) parent() *record.Record { return cmp.Or(s.head, new(record.Record)) }
+
+// prepare gives a record all that is the store's to give, and checks that it can
+// follow the head.
 func (s *Store) prepare(rec record.Record) (*record.Record, error) {
-	snap := cleanse(rec)
-	head := s.head
-	switch {
+	snap, parent := cleanse(rec), s.parent()
+	switch o := snap.OutcomeOf; {
 	case snap.Environment != "" && snap.Environment != s.opts.Environment:
 		return nil, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
 	case snap.Instance != "" && snap.Instance != s.opts.Instance:
 		return nil, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
-	case !snap.Kind.Candidate() && (snap.Kind != record.KindRevert && snap.Kind != record.KindNote || head == nil):
-		return nil, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(head))
-	case snap.OutcomeOf != nil && (head == nil || snap.OutcomeOf.ID != head.ID || !settles(snap.OutcomeOf.Outcome)):
-		return nil, fmt.Errorf("the outcome %q of %q cannot be said by a child of %s", snap.OutcomeOf.Outcome, snap.OutcomeOf.ID, idOf(head))
+	case !snap.Kind.Candidate() && (snap.Kind != record.KindRevert && snap.Kind != record.KindNote || s.head == nil):
+		return nil, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(s.head))
+	case o != nil && (s.head == nil || o.ID != parent.ID || !settles(o.Outcome)):
+		return nil, fmt.Errorf("a child of %s cannot say the outcome %q of %q", idOf(s.head), o.Outcome, o.ID)
 	}
 	now := s.opts.Now()
 	if now.Unix() < 0 {
@@ -223,94 +227,62 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 	}
 	snap.Format = record.FormatOf(snap.Config)
 	snap.Environment, snap.Instance = s.opts.Environment, s.opts.Instance
-	snap.Index, snap.Parent = 1, ""
-	if head != nil {
-		snap.Index, snap.Parent = head.Index+1, head.Commit
-	}
+	snap.Index, snap.Parent = parent.Index+1, parent.Commit
 	snap.ID, snap.Timestamp = formatID(now.Unix(), snap.Index), record.Unix(now)
-	if snap.AgentVersion == "" {
-		snap.AgentVersion = oneLine(s.opts.AgentVersion, maxLine)
-	}
+	snap.AgentVersion = cmp.Or(snap.AgentVersion, oneLine(s.opts.AgentVersion, maxLine))
 	if snap.Description == "" {
-		snap.Description = subject(&snap, s.headSubject())
-	}
-	if o := snap.OutcomeOf; o != nil {
-		snap.OutcomeOf = &record.Settlement{ID: o.ID, Outcome: o.Outcome}
-	}
-	if uid := snap.RequestedBy; uid != nil {
-		u := *uid
-		snap.RequestedBy = &u
+		snap.Description = subject(&snap, parent.Description)
 	}
 	return &snap, nil
 }
 
-func (s *Store) headSubject() string {
-	if s.head == nil {
-		return ""
-	}
-	return s.head.Description
-}
-
-// encode returns the objects of a record, and the time of its commit.
+// encode returns the objects of a record, and the time of its commit. The times of
+// commits never go back, though the clock may: the id and snapshot.json keep the
+// clock's.
 func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error) {
-	var contents [4][]byte
-	contents[0] = snap.Config.YAML()
-	if contents[1], err = encodeSnapshot(snap); err != nil {
+	text, err := encodeSnapshot(snap)
+	if err != nil {
 		return e, when, err
 	}
-	contents[2], err = encodeObject(&object.Tree{Entries: []object.TreeEntry{
-		{Name: parametersFile, Mode: filemode.Regular, Hash: plumbing.ComputeHash(plumbing.BlobObject, contents[0])},
-		{Name: snapshotFile, Mode: filemode.Regular, Hash: plumbing.ComputeHash(plumbing.BlobObject, contents[1])},
+	e.objects[0] = newObject(plumbing.BlobObject, snap.Config.YAML())
+	e.objects[1] = newObject(plumbing.BlobObject, text)
+	e.objects[2], err = encodeObject(&object.Tree{Entries: []object.TreeEntry{
+		{Name: parametersFile, Mode: filemode.Regular, Hash: e.objects[0].hash},
+		{Name: snapshotFile, Mode: filemode.Regular, Hash: e.objects[1].hash},
 	}})
 	if err != nil {
 		return e, when, err
 	}
-	commit := s.commitObject(snap, plumbing.ComputeHash(plumbing.TreeObject, contents[2]))
-	if contents[3], err = encodeObject(commit); err != nil {
+	when = time.Unix(int64(snap.Timestamp), 0).UTC()
+	if s.head != nil && s.headTime.After(when) {
+		when = s.headTime
+	}
+	host := cmp.Or(strings.ReplaceAll(identText(snap.Instance), " ", "-"), "localhost")
+	c := &object.Commit{
+		Committer: object.Signature{Name: agentName, Email: agentName + "@" + host, When: when},
+		TreeHash:  e.objects[2].hash,
+		Message:   message(snap, subject(snap, s.parent().Description)),
+	}
+	c.Author = c.Committer
+	// A revert or a note is the agent's own, whoever wrote the state that it repeats.
+	if name, mail, ok := signature(snap.Source.Author); ok && snap.Kind == record.KindChange {
+		c.Author.Name, c.Author.Email = name, mail
+	}
+	if snap.Parent != "" {
+		c.ParentHashes = []plumbing.Hash{plumbing.NewHash(snap.Parent)}
+	}
+	if e.objects[3], err = encodeObject(c); err != nil {
 		return e, when, err
 	}
-	e = newEntry(contents)
+	e.commit = e.objects[3].hash
 	size, most := len(e.payload()), maxEntry
 	if snap.Kind == record.KindChange {
 		size, most = size-sizeOfHold(snap.Held), maxChange
 	}
 	if size > most {
-		return e, when, problem.New("", fmt.Errorf("encode the record: %d bytes, over %d", size, most), "declare fewer parameters or experiments")
+		err = problem.New("", fmt.Errorf("encode the record: %d bytes, over %d", size, most), "declare fewer parameters or experiments")
 	}
-	return e, commit.Committer.When, nil
-}
-
-// commitObject is the record's commit. Its times never go back behind the
-// parent's, though the clock may: the id and snapshot.json keep the clock's.
-func (s *Store) commitObject(snap *record.Record, tree plumbing.Hash) *object.Commit {
-	when := time.Unix(int64(snap.Timestamp), 0).UTC()
-	if s.head != nil && s.headTime.After(when) {
-		when = s.headTime
-	}
-	committer := object.Signature{Name: agentName, Email: agentName + "@" + mailHost(snap.Instance), When: when}
-	author := committer
-	// A revert or a note is the agent's own doing, whoever wrote the state that
-	// it repeats.
-	if name, mail, ok := signature(snap.Source.Author); ok && snap.Kind == record.KindChange {
-		author = object.Signature{Name: name, Email: mail, When: when}
-	}
-	c := &object.Commit{
-		Author: author, Committer: committer, TreeHash: tree,
-		Message: message(snap, subject(snap, s.headSubject())),
-	}
-	if snap.Parent != "" {
-		c.ParentHashes = []plumbing.Hash{plumbing.NewHash(snap.Parent)}
-	}
-	return c
-}
-
-// mailHost makes an instance's name fit to stand behind the @.
-func mailHost(instance string) string {
-	host := strings.ReplaceAll(identText(instance), " ", "-")
-	if host == "" {
-		return "localhost"
-	}
-	return host
+	return e, when, err
 }
 
 // encodeSnapshot is the content of snapshot.json.
@@ -325,18 +297,22 @@ func encodeSnapshot(snap *record.Record) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// encodeObject is the content of a tree or a commit, by go-git.
-func encodeObject(o interface {
-	Encode(plumbing.EncodedObject) error
-},
-) ([]byte, error) {
-	mem := new(plumbing.MemoryObject)
-	if err := o.Encode(mem); err != nil {
-		return nil, fmt.Errorf("encode a git object: %w", err)
+// encodeObject makes the object of a tree or a commit.
+func encodeObject(o object.Object) (gitObject, error) {
+	var mem plumbing.MemoryObject
+	if err := o.Encode(&mem); err != nil {
+		return gitObject{}, fmt.Errorf("encode a git object: %w", err)
 	}
-	rd, err := mem.Reader()
+	content, err := contentOf(&mem)
+	return newObject(mem.Type(), content), err
+}
+
+// contentOf reads all of an object.
+func contentOf(o plumbing.EncodedObject) ([]byte, error) {
+	rd, err := o.Reader()
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = rd.Close() }()
 	return io.ReadAll(rd)
 }

@@ -15,8 +15,8 @@ import (
 	"dtesn-agent/schema"
 )
 
-// An entry is a record as the journal has it: the contents of its four git
-// objects, so that they can be written again bit for bit.
+// An entry is a record as the journal has it: the contents of its four git objects, so
+// that they can be written again bit for bit.
 type entry struct {
 	commit  plumbing.Hash
 	objects [4]gitObject // parameters.yaml, snapshot.json, tree, commit
@@ -29,14 +29,14 @@ type gitObject struct {
 	content []byte
 }
 
-// entryTypes are the types of the objects of an entry, in their order.
-var entryTypes = [4]plumbing.ObjectType{plumbing.BlobObject, plumbing.BlobObject, plumbing.TreeObject, plumbing.CommitObject}
+func newObject(t plumbing.ObjectType, content []byte) gitObject {
+	return gitObject{t, plumbing.ComputeHash(t, content), content}
+}
 
 // newEntry returns the entry with these contents.
-func newEntry(contents [4][]byte) entry {
-	var e entry
-	for i, content := range contents {
-		e.objects[i] = gitObject{entryTypes[i], plumbing.ComputeHash(entryTypes[i], content), content}
+func newEntry(contents [4][]byte) (e entry) {
+	for i, t := range []plumbing.ObjectType{plumbing.BlobObject, plumbing.BlobObject, plumbing.TreeObject, plumbing.CommitObject} {
+		e.objects[i] = newObject(t, contents[i])
 	}
 	e.commit = e.objects[3].hash
 	return e
@@ -114,21 +114,7 @@ type ledger struct {
 const (
 	markApplied = "applied"
 	markRetried = "retried"
-	markProven  = "proven"
 )
-
-// mark returns the field that a mark sets.
-func (l *ledger) mark(name string) *string {
-	switch name {
-	case markApplied:
-		return &l.Applied
-	case markRetried:
-		return &l.Retried
-	case markProven:
-		return &l.Proven
-	}
-	return new(string) // of a later version
-}
 
 // maxFact bounds the value of a set frame, in bytes.
 const maxFact = 4 << 10
@@ -155,10 +141,8 @@ func (l *ledger) payload() ([]byte, error) {
 // find returns the entry of a commit, nil if the ledger does not have it.
 func (l *ledger) find(commit string) *entry {
 	h := plumbing.NewHash(commit)
-	for i := len(l.entries) - 1; i >= 0; i-- {
-		if l.entries[i].commit == h {
-			return &l.entries[i]
-		}
+	if i := slices.IndexFunc(l.entries, func(e entry) bool { return e.commit == h }); i >= 0 {
+		return &l.entries[i]
 	}
 	return nil
 }
@@ -252,7 +236,12 @@ func (l *ledger) apply(f frame) error {
 		l.add(e)
 	case frameMark:
 		name, commit, _ := strings.Cut(string(f.payload), " ")
-		*l.mark(name) = commit
+		switch name {
+		case markApplied:
+			l.Applied = commit
+		case markRetried:
+			l.Retried = commit
+		}
 	case frameSet:
 		name, value, _ := bytes.Cut(f.payload, []byte{0})
 		l.set(string(name), value)

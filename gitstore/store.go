@@ -1,6 +1,8 @@
 package gitstore
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,10 +115,11 @@ func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 	if err := opts.check(); err != nil {
 		return nil, nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(opts.Dir), 0o755); err != nil {
-		return nil, nil, stateError("make", opts.Dir, err)
+	err := os.MkdirAll(filepath.Dir(opts.Dir), 0o755)
+	if err == nil {
+		err = os.Mkdir(opts.Dir, 0o700)
 	}
-	if err := os.Mkdir(opts.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, nil, stateError("make", opts.Dir, err)
 	}
 	s := &Store{opts: opts, log: opts.Logger}
@@ -148,9 +151,7 @@ func (o *Options) check() error {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	return nil
 }
 
@@ -209,10 +210,11 @@ type Repair struct {
 
 // String returns the repair on one line, for the log.
 func (r Repair) String() string {
-	if r.Kept == "" {
-		return r.Found + ": " + r.Did
+	text := r.Found + ": " + r.Did
+	if r.Kept != "" {
+		text += "; kept as " + r.Kept
 	}
-	return r.Found + ": " + r.Did + "; kept as " + r.Kept
+	return text
 }
 
 // Repairs returns what Open and the calls since repaired: the last maxRepairs.
@@ -245,10 +247,11 @@ func (s *Store) ClearLost(ctx context.Context) error {
 	if s.lost == nil {
 		return nil
 	}
-	if err := s.ready(ctx); err != nil {
-		return fmt.Errorf("end the pause: %w", err)
+	err := s.ready(ctx)
+	if err == nil {
+		err = s.setFact(lostFact, nil)
 	}
-	if err := s.setFact(lostFact, nil); err != nil {
+	if err != nil {
 		return fmt.Errorf("end the pause: %w", err)
 	}
 	s.lost = nil
@@ -265,30 +268,22 @@ func (s *Store) SetFact(ctx context.Context, name string, value []byte) error {
 	if len(name)+len(value) > maxFact || strings.ContainsRune(name, 0) {
 		return fmt.Errorf("set fact %s: over %d bytes", cut(name, 80), maxFact)
 	}
-	if err := s.ready(ctx); err != nil {
-		return fmt.Errorf("set fact %s: %w", name, err)
+	err := s.ready(ctx)
+	if err == nil {
+		err = s.setFact(name, value)
 	}
-	if err := s.setFact(name, value); err != nil {
+	if err != nil {
 		return fmt.Errorf("set fact %s: %w", name, err)
 	}
 	return nil
 }
 
 func (s *Store) setFact(name string, value []byte) error {
-	before := s.ledger.Facts[name]
-	if string(before) == string(value) {
+	if bytes.Equal(s.ledger.Facts[name], value) {
 		return nil
 	}
 	reserve := name == lostFact || name == carryFact // an operator must not be kept waiting by a full disk
-	if err := s.append(frameSet, setPayload(name, value), reserve); err != nil {
-		return err
-	}
-	s.ledger.set(name, value)
-	if err := s.sync(); err != nil {
-		s.ledger.set(name, before)
-		return err
-	}
-	return nil
+	return s.set(frameSet, setPayload(name, value), reserve)
 }
 
 // hashOf is the commit of a record, zero if there is none.
