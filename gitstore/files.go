@@ -1,14 +1,13 @@
 package gitstore
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"sync/atomic"
 	"syscall"
 
 	"dtesn-agent/schema/problem"
@@ -17,45 +16,31 @@ import (
 // tempPrefix begins the name of every file that is on its way to another one.
 const tempPrefix = "tmp-"
 
-var tempSerial atomic.Uint64
-
-// createTemp makes a new file in dir. A name that is taken is what an earlier
-// process left, which had the same pid: in a container each has.
-func createTemp(dir string, perm fs.FileMode) (*os.File, error) {
-	for {
-		name := tempPrefix + strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(tempSerial.Add(1), 10)
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-		if !errors.Is(err, fs.ErrExist) {
-			return f, err
-		}
-	}
-}
-
-// writeTemp writes data to a new file in dir and returns its path. The file is
-// not synced. What could not be written whole is removed again.
-func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
-	f, err := createTemp(dir, perm)
+// writeTemp writes data to a new file in dir, durably if sync is set, and returns its
+// path. After an error there is no file.
+func writeTemp(dir string, data []byte, perm fs.FileMode, sync bool) (string, error) {
+	path := filepath.Join(dir, tempPrefix+rand.Text())
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return "", err
 	}
 	_, err = f.Write(data)
+	if err == nil && sync {
+		err = f.Sync()
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(f.Name())
+		_ = os.Remove(path)
 		return "", err
 	}
-	return f.Name(), nil
+	return path, nil
 }
 
 // writeDurable puts data at path as a whole: after a crash the file is the old
 // one or the new one, and after the return a power cut keeps the new one.
 func writeDurable(path string, data []byte, perm fs.FileMode) error {
 	dir := filepath.Dir(path)
-	tmp, err := writeTemp(dir, data, perm)
+	tmp, err := writeTemp(dir, data, perm, true)
 	if err != nil {
-		return err
-	}
-	if err := syncPath(tmp); err != nil {
-		_ = os.Remove(tmp)
 		return err
 	}
 	if err := os.Rename(tmp, path); err != nil {
@@ -72,8 +57,7 @@ func syncPath(path string) error {
 	if err != nil {
 		return err
 	}
-	err = f.Sync()
-	return errors.Join(err, f.Close())
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // syncPaths syncs files and directories. What is gone is not an error.
@@ -94,28 +78,42 @@ var errTooLarge = errors.New("too large")
 // belongs.
 var errIrregular = errors.New("not a regular file")
 
-// openNow opens a file or a directory for reading. A named pipe is not waited
-// for, as it would be until somebody writes into it.
+// openNow opens a file or a directory for reading. It does not wait for the writer of
+// a named pipe, which reads as an empty file.
 func openNow(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
-// readBounded reads a small file; one that is larger than limit bytes is
-// errTooLarge. A named pipe is not waited for: it holds nothing, like a torn file.
+// readBounded reads a small file; one that is larger than limit bytes is errTooLarge.
 func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := openNow(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	switch {
-	case err != nil:
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
+	}
+	if err != nil {
 		return nil, err
-	case int64(len(data)) > limit:
-		return nil, fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
 	}
 	return data, nil
+}
+
+// isAbsent reports whether err says that nothing is at a path, nor can be: a file may
+// be in the place of its directory.
+func isAbsent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+}
+
+// exists reports whether there is an entry at path, of whatever kind.
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if isAbsent(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // stateError returns a failure of the state directory itself, with what to do
@@ -148,13 +146,11 @@ func fromDisk(err error) bool {
 // takes dir for what it is, whatever characters it holds.
 func glob(dir, pattern string) (paths []string, err error) {
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
+	if isAbsent(err) {
 		return nil, nil
 	}
 	for _, e := range entries {
-		if ok, err := filepath.Match(pattern, e.Name()); err != nil {
-			return nil, err
-		} else if ok {
+		if ok, _ := filepath.Match(pattern, e.Name()); ok {
 			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}

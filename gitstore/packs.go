@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
@@ -21,28 +22,22 @@ import (
 // maxObject bounds the objects that are read, in bytes. Ours are smaller.
 const maxObject = 1 << 20
 
-// packed reads an object from the packs. They are listed again when it is in
-// none of those known, or damaged there, for one may have been joined with others.
-// An object that is in none is plumbing.ErrObjectNotFound.
+// packed reads an object from the packs. An object that is in none is
+// plumbing.ErrObjectNotFound.
 func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	content, err := r.searchPacks(want, h)
-	// A pack may be joined with others while the directory is read: then the one
-	// that has taken its place is found by reading it again.
-	for range 5 {
-		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) {
+	// A pack may have been joined with others, also while the directory is read: then
+	// the one that has taken its place is found by reading it again.
+	for attempt, vanished := 0, true; ; attempt++ {
+		content, err := r.searchPacks(want, h)
+		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) || !vanished || attempt == 5 {
 			return content, err
 		}
-		vanished, listErr := r.listPacks()
-		if listErr != nil {
-			return nil, listErr
-		}
-		if content, err = r.searchPacks(want, h); !vanished {
-			break
+		if vanished, err = r.listPacks(); err != nil {
+			return nil, err
 		}
 	}
-	return content, err
 }
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
@@ -87,15 +82,10 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 	if err != nil {
 		return nil, err
 	}
-	rd, err := o.Reader()
-	if err != nil {
+	if content, err = contentOf(o); err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	if _, err := b.ReadFrom(rd); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), checkObject(want, o.Type(), h, b.Bytes())
+	return content, checkObject(want, o.Type(), h, content)
 }
 
 func (r *repo) packDir() string { return filepath.Join(r.objects(), "pack") }
@@ -111,11 +101,12 @@ func (r *repo) listPacks() (vanished bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("list packs: %w", err)
 	}
-	here := make(map[string]bool, len(indexes))
+	maps.DeleteFunc(r.packs, func(name string, _ *idxfile.MemoryIndex) bool {
+		return !slices.Contains(indexes, filepath.Join(r.packDir(), name+".idx"))
+	})
 	r.badPack = false
 	for _, path := range indexes {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
-		here[name] = true
 		if r.packs[name] != nil {
 			continue
 		}
@@ -130,11 +121,6 @@ func (r *repo) listPacks() (vanished bool, err error) {
 			if fromDisk(err) {
 				return vanished, fmt.Errorf("open %s: %w", name, err)
 			}
-		}
-	}
-	for name := range r.packs {
-		if !here[name] {
-			delete(r.packs, name)
 		}
 	}
 	return vanished, nil
@@ -158,7 +144,7 @@ type indexFile struct {
 func (f indexFile) Stat() (fs.FileInfo, error) { return f.file.Stat() }
 
 func openIndex(path string) (*idxfile.MemoryIndex, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, err := openNow(path)
 	if err != nil {
 		return nil, err
 	}
@@ -204,17 +190,13 @@ func (r *repo) writePack(objects []gitObject) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	tmpPack, err := writeTemp(r.tmp(), pack.Bytes(), objectPerm)
+	tmpPack, err := writeTemp(r.tmp(), pack.Bytes(), objectPerm, true)
 	if err != nil {
 		return "", err
 	}
-	tmpIndex, err := writeTemp(r.tmp(), idx.Bytes(), objectPerm)
-	if err != nil {
-		return "", errors.Join(err, os.Remove(tmpPack))
-	}
 	name = "pack-" + sum.String()
 	base := filepath.Join(r.packDir(), name)
-	err = syncPaths([]string{tmpPack, tmpIndex})
+	tmpIndex, err := writeTemp(r.tmp(), idx.Bytes(), objectPerm, true)
 	if err == nil {
 		err = os.Rename(tmpIndex, base+".idx")
 	}

@@ -145,7 +145,7 @@ func (r *repo) writeLoose(o gitObject) error {
 // place writes a file of the repository beside and renames it to its place. It is
 // not synced. Its directory is made if it is missing.
 func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
-	tmp, err := writeTemp(r.tmp(), data, perm)
+	tmp, err := writeTemp(r.tmp(), data, perm, false)
 	if err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (s *Store) Probe(ctx context.Context) error {
 	if err := s.join(); err != nil {
 		return stateError("write into", s.opts.Dir, err)
 	}
-	tmp, err := writeTemp(s.opts.Dir, []byte("probe\n"), 0o600)
+	tmp, err := writeTemp(s.opts.Dir, []byte("probe\n"), 0o600, false)
 	if err != nil {
 		return stateError("write into", s.opts.Dir, err)
 	}

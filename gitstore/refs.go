@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -22,7 +23,6 @@ const (
 	objectPerm   = fs.FileMode(0o444)
 	refPerm      = fs.FileMode(0o644)
 	setAsideRefs = "refs/dtesn/set-aside"
-	packedRefs   = "packed-refs"
 	maxRef       = 4 << 10  // bytes of a loose ref
 	maxPacked    = 64 << 20 // bytes of packed-refs
 )
@@ -34,50 +34,41 @@ var errTornRef = errors.New("the ref is torn")
 // readRef resolves a ref by its name: the loose file, and only if there is
 // none, packed-refs. A ref that does not exist is plumbing.ZeroHash and no
 // error; a torn one is errTornRef, never "does not exist".
-func (r *repo) readRef(name string) (plumbing.Hash, error) {
+func (r *repo) readRef(name string) (h plumbing.Hash, err error) {
 	data, err := readBounded(filepath.Join(r.dir, name), maxRef)
+	there := true
 	switch {
 	case err == nil:
-		h, ok := parseHash(strings.TrimSpace(string(data)))
-		if !ok {
-			what := fmt.Sprintf("%d bytes that name no commit", len(data))
-			if len(data) == 0 {
-				what = "it is empty"
-			}
-			return plumbing.ZeroHash, fmt.Errorf("%w: %s, %s", errTornRef, name, what)
+		h, _ = parseHash(strings.TrimSpace(string(data)))
+	case errors.Is(err, fs.ErrNotExist):
+		var packed map[string]plumbing.Hash
+		if packed, err = r.packedRefs(); err != nil {
+			return h, err
 		}
-		return h, nil
-	case errors.Is(err, syscall.EISDIR):
-		return plumbing.ZeroHash, fmt.Errorf("%w: %s, it is a directory", errTornRef, name)
-	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
-		return plumbing.ZeroHash, fmt.Errorf("%w: %s, a file is in the place of its directory", errTornRef, name)
-	case errors.Is(err, errTooLarge):
-		return plumbing.ZeroHash, fmt.Errorf("%w: %s, over %d bytes", errTornRef, name, maxRef)
-	case !errors.Is(err, fs.ErrNotExist):
-		return plumbing.ZeroHash, fmt.Errorf("read ref %s: %w", name, err)
+		h, there = packed[name]
+	case isAbsent(err), errors.Is(err, syscall.EISDIR), errors.Is(err, errTooLarge):
+	default:
+		return h, fmt.Errorf("read ref %s: %w", name, err)
 	}
-	return r.readPackedRef(name)
+	if there && h.IsZero() {
+		return h, fmt.Errorf("%w: %s", errTornRef, name)
+	}
+	return h, nil
 }
 
-func (r *repo) readPackedRef(name string) (plumbing.Hash, error) {
-	data, err := readBounded(filepath.Join(r.dir, packedRefs), maxPacked)
-	if errors.Is(err, fs.ErrNotExist) {
-		return plumbing.ZeroHash, nil
+// packedRefs reads packed-refs; a ref that is torn is zero.
+func (r *repo) packedRefs() (map[string]plumbing.Hash, error) {
+	data, err := readBounded(filepath.Join(r.dir, "packed-refs"), maxPacked)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read packed refs: %w", err)
 	}
-	if err != nil {
-		return plumbing.ZeroHash, fmt.Errorf("read packed refs: %w", err)
-	}
-	for line := range strings.SplitSeq(string(data), "\n") {
-		hex, ref, _ := strings.Cut(line, " ")
-		if ref != name {
-			continue
+	refs := map[string]plumbing.Hash{}
+	for line := range strings.Lines(string(data)) {
+		if hex, ref, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			refs[ref], _ = parseHash(hex)
 		}
-		if h, ok := parseHash(hex); ok {
-			return h, nil
-		}
-		return plumbing.ZeroHash, fmt.Errorf("%w: %s, in packed-refs", errTornRef, name)
 	}
-	return plumbing.ZeroHash, nil
+	return refs, nil
 }
 
 // parseHash reads 40 lower-case hex digits that are not all zero.
@@ -110,26 +101,16 @@ func (r *repo) refPaths() (paths []string) {
 // refs lists all refs with what they name, loose ones before packed ones; torn
 // ones are left out.
 func (r *repo) refs() (map[string]plumbing.Hash, error) {
-	refs := map[string]plumbing.Hash{}
-	data, err := readBounded(filepath.Join(r.dir, packedRefs), maxPacked)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read packed refs: %w", err)
-	}
-	for line := range strings.Lines(string(data)) {
-		hex, ref, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if h, ok := parseHash(hex); ok && ref != "" {
-			refs[ref] = h
-		}
+	refs, err := r.packedRefs()
+	if err != nil {
+		return nil, err
 	}
 	err = filepath.WalkDir(filepath.Join(r.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		data, err := readBounded(path, maxRef)
-		if errors.Is(err, errTooLarge) {
-			return nil
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errTooLarge) {
 			return err
 		}
 		ref, err := filepath.Rel(r.dir, path)
@@ -138,6 +119,7 @@ func (r *repo) refs() (map[string]plumbing.Hash, error) {
 		}
 		return err
 	})
+	maps.DeleteFunc(refs, func(_ string, h plumbing.Hash) bool { return h.IsZero() })
 	return refs, err
 }
 

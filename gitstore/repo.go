@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -86,21 +85,16 @@ func (r *repo) stored(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 		return content, err
 	}
 	content, perr := r.packed(want, h)
-	if perr == nil {
-		return content, nil
+	if !errors.Is(perr, plumbing.ErrObjectNotFound) {
+		return content, perr
 	}
-	if errors.Is(perr, plumbing.ErrObjectNotFound) {
-		if errors.Is(err, errDamaged) {
-			return nil, err
-		}
-		// A checkpoint deletes the loose file once its pack is in place, and packed
-		// looked there last; but what a person unpacks goes the other way.
-		if content, err = r.loose(want, h); err == nil {
-			return content, nil
-		}
-		return nil, fmt.Errorf("%w: %s %s is missing", errDamaged, want, h)
+	if errors.Is(err, fs.ErrNotExist) { // what a person unpacks goes from a pack to a loose file
+		content, err = r.loose(want, h)
 	}
-	return nil, perr
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %s %s is missing", errDamaged, want, h)
+	}
+	return content, err
 }
 
 // has reports whether the repository has an object, loose or packed, without
@@ -153,21 +147,23 @@ func (r *repo) loosePaths() (map[plumbing.Hash]string, error) {
 // that is larger than ours are errForeign.
 func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	raw, err := readBounded(r.objectPath(h), 2*maxObject)
+	switch {
+	case isAbsent(err):
+		return nil, fmt.Errorf("object %s: %w", h, fs.ErrNotExist)
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
+	case err != nil && !errors.Is(err, errTooLarge):
+		return nil, err
+	}
 	var t plumbing.ObjectType
 	var content []byte
 	if err == nil {
-		t, content, err = readObject(bytes.NewReader(raw))
+		t, content, err = readObject(raw)
 	}
-	switch {
-	case errors.Is(err, syscall.EISDIR):
-		return nil, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
-	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
-		return nil, fmt.Errorf("object %s: %w", h, fs.ErrNotExist) // a file where its directory belongs
-	case errors.Is(err, errTooLarge):
+	if errors.Is(err, errTooLarge) {
 		return nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
-	case raw == nil && err != nil:
-		return nil, err
-	case err != nil:
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: %s %s is torn: %w", errDamaged, want, h, err)
 	}
 	return content, checkObject(want, t, h, content)
@@ -175,28 +171,24 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 
 // readObject reads one object as a loose file has it:
 // zlib over "<type> <size>\0<content>".
-func readObject(rd *bytes.Reader) (plumbing.ObjectType, []byte, error) {
-	zr, err := objfile.NewReader(rd)
+func readObject(raw []byte) (t plumbing.ObjectType, content []byte, err error) {
+	zr, err := objfile.NewReader(bytes.NewReader(raw))
 	if err != nil {
-		return 0, nil, err
+		return t, nil, err
 	}
 	defer func() { _ = zr.Close() }()
 	t, size, err := zr.Header()
 	if err != nil {
-		return 0, nil, err
+		return t, nil, err
 	}
 	if size > maxObject {
-		return 0, nil, fmt.Errorf("%w: %d bytes, over %d", errTooLarge, size, maxObject)
+		return t, nil, fmt.Errorf("%w: %d bytes, over %d", errTooLarge, size, maxObject)
 	}
-	content := make([]byte, size)
-	if _, err := io.ReadFull(zr, content); err != nil {
-		return 0, nil, err
+	content, err = io.ReadAll(io.LimitReader(zr, size+1)) // to the end of the stream, which has a checksum
+	if err == nil && int64(len(content)) != size {
+		err = fmt.Errorf("%d bytes, not %d", len(content), size)
 	}
-	// One byte more: the end of the stream, with its checksum, must be there.
-	if n, err := zr.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
-		return 0, nil, fmt.Errorf("no clean end: %w", err)
-	}
-	return t, content, nil
+	return t, content, err
 }
 
 func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) error {
@@ -207,13 +199,4 @@ func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) e
 		return fmt.Errorf("%w: %s is a %s, not a %s", errForeign, h, t, want)
 	}
 	return nil
-}
-
-// exists reports whether there is an entry at path, of whatever kind.
-func exists(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
-		return false, nil
-	}
-	return err == nil, err
 }
