@@ -307,9 +307,10 @@ func signature(author string) (name, mail string, ok bool) {
 	return name, mail, name != "" && mail != ""
 }
 
+var angleBrackets = strings.NewReplacer("<", "", ">", "")
+
 // identText makes text fit for a name or an address: one line without angle
 // brackets, and without the marks at its ends that git takes away as well.
 func identText(text string) string {
-	text = strings.NewReplacer("<", "", ">", "").Replace(oneLine(text, maxLine))
-	return strings.Trim(text, " .,:;<>\"\\'")
+	return strings.Trim(angleBrackets.Replace(oneLine(text, maxLine)), " .,:;\"\\'")
 }
