@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,9 +96,7 @@ func (s *Store) projected(entries []entry, err error, found foreignTip) {
 	}
 	s.behind = nil
 	s.unsynced = append(s.unsynced, entries...)
-	s.unwritten = slices.DeleteFunc(slices.Clone(s.unwritten), func(e entry) bool {
-		return slices.ContainsFunc(entries, func(w entry) bool { return w.commit == e.commit })
-	})
+	s.unwritten = s.unwritten[len(entries):]
 }
 
 // write projects all that the repository lacks, and waits for it.
@@ -121,18 +120,18 @@ func (r *repo) writeEntries(entries []entry) error {
 
 func (r *repo) writeLoose(o gitObject) error {
 	path := r.objectPath(o.hash)
-	if _, err := os.Lstat(path); err == nil {
-		if _, err := r.loose(o.t, o.hash); err == nil {
-			now := time.Now() // as git does: a young object is not pruned
-			_ = os.Chtimes(path, now, now)
-			return nil
-		} else if fromDisk(err) {
-			return err
-		}
+	_, err := r.loose(o.t, o.hash)
+	switch {
+	case err == nil:
+		now := time.Now() // as git does: a young object is not pruned
+		_ = os.Chtimes(path, now, now)
+		return nil
+	case fromDisk(err):
+		return err
 	}
 	var b bytes.Buffer
 	w := objfile.NewWriter(&b)
-	err := w.WriteHeader(o.t, int64(len(o.content)))
+	err = w.WriteHeader(o.t, int64(len(o.content)))
 	if err == nil {
 		_, err = w.Write(o.content)
 	}
@@ -164,7 +163,7 @@ func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
 	return err
 }
 
-// moveRefs makes the refs say what v does. If the branch does not name the record
+// moveRefs makes the refs name the records of v. If the branch does not name the record
 // before the head, somebody else moved it: then the repository gets what it lacks of
 // all, and what is no record of the history gets a ref of its own.
 func (r *repo) moveRefs(v view, all []entry, stamp string) (tip foreignTip, err error) {
@@ -185,24 +184,21 @@ func (r *repo) moveRefs(v view, all []entry, stamp string) (tip foreignTip, err 
 			return tip, err
 		}
 	}
-	if v.applied != nil {
-		if found, err := r.readRef(appliedRef(r.env)); err != nil || found != hashOf(v.applied) {
-			if err := r.writeRef(appliedRef(r.env), hashOf(v.applied)); err != nil {
-				return tip, err
-			}
-		}
+	if v.applied == nil {
+		return tip, nil
 	}
-	return tip, nil
+	if found, err := r.readRef(appliedRef(r.env)); err == nil && found == hashOf(v.applied) {
+		return tip, nil
+	}
+	return tip, r.writeRef(appliedRef(r.env), hashOf(v.applied))
 }
 
-// displace prepares for the branch to be moved away from found.
+// displace prepares for the branch to be moved away from found, which gets a ref below
+// refs/dtesn/set-aside if it is no record of the history.
 func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) (tip foreignTip, err error) {
-	for i := range all {
-		if !r.hasEntry(&all[i], false) {
-			if err := r.writeEntries(all[i : i+1]); err != nil {
-				return tip, err
-			}
-		}
+	missing := slices.DeleteFunc(slices.Clone(all), func(e entry) bool { return r.hasEntry(&e, false) })
+	if err := r.writeEntries(missing); err != nil {
+		return tip, err
 	}
 	if there, err := r.has(found); err != nil || !there || found.IsZero() { // it names nothing
 		return tip, err
@@ -210,40 +206,19 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 	if r.inHistory(v, found) {
 		return foreignTip{hash: found}, nil
 	}
-	return r.keep(found, stamp)
-}
-
-// keep gives a commit a ref below refs/dtesn/set-aside.
-func (r *repo) keep(h plumbing.Hash, stamp string) (foreignTip, error) {
 	refs, err := r.refs()
 	if err != nil {
-		return foreignTip{}, err
+		return tip, err
 	}
 	kept := setAsideRefs + "/" + stamp
-	for n := 2; !refs[kept].IsZero() && refs[kept] != h; n++ {
+	for n := 2; !refs[kept].IsZero() && refs[kept] != found; n++ {
 		kept = fmt.Sprintf("%s/%s-%d", setAsideRefs, stamp, n)
 	}
-	if err := r.writeRef(kept, h); err != nil {
-		return foreignTip{}, err
+	if err := r.writeRef(kept, found); err != nil {
+		return tip, err
 	}
 	path := filepath.Join(r.dir, kept)
-	return foreignTip{h, kept}, syncPaths([]string{path, filepath.Dir(path)})
-}
-
-// writeMissing writes those of the entries again of which an object is neither
-// loose nor in a pack: a person's `git gc --prune=now` removes what no ref named
-// when it began.
-func (s *Store) writeMissing(entries []entry) error {
-	for i := range entries {
-		isPending := func(e entry) bool { return e.commit == entries[i].commit }
-		if !s.repo.hasEntry(&entries[i], false) && !slices.ContainsFunc(s.unwritten, isPending) {
-			s.unwritten = append(s.unwritten, entries[i])
-		}
-	}
-	if s.behind != nil || len(s.unwritten) > 0 {
-		return s.write()
-	}
-	return nil
+	return foreignTip{found, kept}, syncPaths([]string{path, filepath.Dir(path)})
 }
 
 // hasEntry reports whether the repository has all objects of an entry; if thorough,
@@ -259,6 +234,22 @@ func (r *repo) hasEntry(e *entry, thorough bool) bool {
 		}
 	}
 	return true
+}
+
+// writeMissing writes those of the entries again of which an object is neither
+// loose nor in a pack: a person's `git gc --prune=now` removes what no ref named
+// when it began.
+func (s *Store) writeMissing(entries []entry) error {
+	for _, e := range entries {
+		isPending := slices.ContainsFunc(s.unwritten, func(u entry) bool { return u.commit == e.commit })
+		if !isPending && !s.repo.hasEntry(&e, false) {
+			s.unwritten = append(s.unwritten, e)
+		}
+	}
+	if s.behind == nil && len(s.unwritten) == 0 {
+		return nil
+	}
+	return s.write()
 }
 
 // newestLooked is how many of the newest records Prepare looks for.
@@ -284,26 +275,22 @@ func (s *Store) Probe(ctx context.Context) error {
 	if _, err := s.hold(ctx); err != nil {
 		return err
 	}
-	if err := s.join(); err != nil {
-		return stateError("write into", s.opts.Dir, err)
+	err := s.join()
+	if err == nil {
+		var tmp string
+		if tmp, err = writeTemp(s.opts.Dir, []byte("probe\n"), 0o600, false); err == nil {
+			err = os.Remove(tmp)
+		}
 	}
-	tmp, err := writeTemp(s.opts.Dir, []byte("probe\n"), 0o600, false)
-	if err != nil {
-		return stateError("write into", s.opts.Dir, err)
+	if err == nil {
+		s.advanceCheckpoint()
+		err = s.writeMissing(s.ledger.unpacked())
 	}
-	if err := os.Remove(tmp); err != nil {
-		return stateError("remove a file from", s.opts.Dir, err)
-	}
-	s.advanceCheckpoint()
-	err = s.writeMissing(s.ledger.unpacked())
 	if err == nil {
 		err = s.write() // the refs, too
 	}
 	if err != nil {
 		return stateError("write into", s.opts.Dir, err)
-	}
-	if s.behind != nil {
-		return nil // status says so
 	}
 	if err := s.syncProjection(); err != nil {
 		s.projected(nil, err, foreignTip{})
@@ -312,23 +299,19 @@ func (s *Store) Probe(ctx context.Context) error {
 }
 
 // syncProjection makes what was written to the repository durable, so that plain
-// git is whole after a power cut too.
+// git is whole after a power cut too. Nothing is done while the repository is behind.
 func (s *Store) syncProjection() error {
 	if len(s.unsynced) == 0 || s.behind != nil {
 		return nil
 	}
-	paths, dirs := s.repo.refPaths(), map[string]bool{s.repo.objects(): true}
+	paths := map[string]bool{s.repo.objects(): true}
 	for _, e := range s.unsynced {
 		for _, o := range e.objects {
 			path := s.repo.objectPath(o.hash)
-			paths = append(paths, path)
-			dirs[filepath.Dir(path)] = true
+			paths[path], paths[filepath.Dir(path)] = true, true
 		}
 	}
-	for dir := range dirs {
-		paths = append(paths, dir)
-	}
-	if err := syncPaths(paths); err != nil {
+	if err := syncPaths(slices.AppendSeq(s.repo.refPaths(), maps.Keys(paths))); err != nil {
 		return fmt.Errorf("sync the repository: %w", err)
 	}
 	s.unsynced = nil
