@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,15 +40,10 @@ const lockWait, lockRetry = time.Second, 20 * time.Millisecond
 
 // flock takes the lock of f, waiting for it a little.
 func flock(ctx context.Context, f *os.File) error {
-	for start := time.Now(); ; {
+	for start := time.Now(); ; time.Sleep(lockRetry) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(start) > lockWait {
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(start) > lockWait || ctx.Err() != nil {
 			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(lockRetry):
 		}
 	}
 }
@@ -84,16 +80,10 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	pid, _, _ := strings.Cut(strings.TrimSpace(string(held)), " ") // an earlier version wrote more
 	var atPath *fs.PathError
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("wait for the lock of state directory %s: %w", dir, ctx.Err())
 	case errors.Is(err, unix.EWOULDBLOCK):
-		if pid == "" {
-			pid = "unknown"
-		}
-		return nil, problem.New("", fmt.Errorf("state directory %s %w (pid %s)", dir, record.ErrInUse, pid), "stop that one, or choose another --state")
-	case ctx.Err() != nil:
-		if f != nil {
-			_ = f.Close()
-		}
-		return nil, fmt.Errorf("stopped while waiting for the lock of state directory %s: %w", dir, ctx.Err())
+		return nil, problem.New("", fmt.Errorf("state directory %s %w (pid %s)", dir, record.ErrInUse, cmp.Or(pid, "unknown")), "stop that one, or choose another --state")
 	case errors.As(err, &atPath):
 		return nil, stateError("open the lock of", dir, err)
 	case err != nil:
