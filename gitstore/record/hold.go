@@ -24,16 +24,16 @@ import (
 // paused.
 type Hold struct {
 	// Paused: nothing may be applied until `agent resume`.
-	Paused bool
+	Paused bool `json:"paused"`
 	// By is "engine", "operator", "probation", "hook", or "agent" where the agent
 	// found no history that it could read.
-	By     string
-	Reason string
+	By     string `json:"by"`
+	Reason string `json:"reason"`
 	// Since is in Unix seconds.
-	Since float64
+	Since float64 `json:"since"`
 	// Requester is who ordered it; nil if nobody did.
-	Requester *Requester
-	Entries   []Entry
+	Requester *Requester `json:"requester"`
+	Entries   []Entry    `json:"entries"`
 }
 
 // A Requester is who gave an order.
@@ -151,15 +151,12 @@ func (h *Hold) Holds(p schema.Parameters, known func(name string) bool) bool {
 	return h != nil && (h.Paused || h.Match(p, known) != nil)
 }
 
-// holdJSON is the JSON of a Hold.
+// fields is a Hold without its methods.
+type fields Hold
+
+// holdJSON is the JSON of a Hold, with the digests of its entries, sorted.
 type holdJSON struct {
-	Paused    bool       `json:"paused"`
-	By        string     `json:"by"`
-	Reason    string     `json:"reason"`
-	Since     float64    `json:"since"`
-	Requester *Requester `json:"requester"`
-	Entries   []Entry    `json:"entries"`
-	// Digests are those of the entries, sorted.
+	fields
 	Digests []schema.Digest `json:"digests"`
 }
 
@@ -175,7 +172,8 @@ func digests(entries []Entry) []schema.Digest {
 
 // MarshalJSON implements json.Marshaler.
 func (h Hold) MarshalJSON() ([]byte, error) {
-	j := holdJSON{h.Paused, h.By, h.Reason, h.Since, h.Requester, append([]Entry{}, h.Entries...), digests(h.Entries)}
+	h.Entries = append([]Entry{}, h.Entries...)
+	j := holdJSON{fields(h), digests(h.Entries)}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -193,7 +191,7 @@ func (h *Hold) UnmarshalJSON(text []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	err := dec.Decode(&j) // it goes on after what it does not know
-	*h = Hold{j.Paused, j.By, j.Reason, j.Since, j.Requester, j.Entries}
+	*h = Hold(j.fields)
 	known := digests(h.Entries)
 	for _, d := range j.Digests {
 		if !slices.Contains(known, d) {
