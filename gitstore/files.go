@@ -50,8 +50,7 @@ func writeDurable(path string, data []byte, perm fs.FileMode) error {
 	return syncPath(dir)
 }
 
-// syncPath syncs a file or a directory: openat(O_RDONLY), fsync, close. The
-// error of an earlier write-back of the same file is reported here too.
+// syncPath syncs a file or a directory.
 func syncPath(path string) error {
 	f, err := openNow(path)
 	if err != nil {
@@ -74,8 +73,7 @@ func syncPaths(paths []string) error {
 // errTooLarge says that something is larger than anything this package writes.
 var errTooLarge = errors.New("too large")
 
-// errIrregular says that a named pipe, a socket or a device stands where a file
-// belongs.
+// errIrregular says that a pipe, a socket or a device is in the place of a file.
 var errIrregular = errors.New("not a regular file")
 
 // openNow opens a file or a directory for reading. It does not wait for the writer of
@@ -116,8 +114,7 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
-// stateError returns a failure of the state directory itself, with what to do
-// about it.
+// stateError returns a failure of the state directory itself, with a hint.
 func stateError(attempt, dir string, err error) error {
 	way := "choose another --state"
 	switch {
@@ -135,15 +132,14 @@ func stateError(attempt, dir string, err error) error {
 	return &problem.Error{Op: attempt + " state directory", Place: dir, Err: err, Hint: way}
 }
 
-// fromDisk reports whether err is the system's, and not a judgement on what a
-// file holds.
+// fromDisk reports whether err is the system's, and not about what a file holds.
 func fromDisk(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno)
 }
 
-// glob lists what in dir has a name of the pattern. Unlike filepath.Glob it
-// takes dir for what it is, whatever characters it holds.
+// glob lists what in dir has a name of the pattern. Unlike in filepath.Glob dir is no
+// pattern, and errors are returned.
 func glob(dir, pattern string) (paths []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if isAbsent(err) {

@@ -14,28 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The journal is two files of fixed size, written with zeros when they are made,
-// so that an append needs one fdatasync of data alone. They take turns: a new
-// segment begins in the file that is not live, under the next generation, with
-// one frame that carries the whole state. So the older file is whole until the
-// newer one is durable.
+// The journal is two files of fixed size, written with zeros when they are made, so
+// that an append needs one fdatasync of data alone. A new segment begins in the file
+// that is not live, under the next generation, with a frame of the whole state: the
+// older file is whole until the newer one is durable.
 //
-// Every frame begins a block, and none is appended before the one before it is
-// durable. What is left of a block, and of the segment, is zeros. So a bad frame
-// is a write that was cut short if nothing follows it, and damage if something
-// does.
+// Every frame begins a block; the rest of a block and of the segment is zeros. A frame
+// is appended once the one before is durable. So a bad frame is a write that was cut
+// short if nothing follows it, and damage if something does.
 const (
 	segmentSize = 1 << 20
 	blockSize   = 4 << 10
 	// segmentReserve is the end of a segment that only reverts, rollbacks and
 	// notes may use: a full disk cannot keep an operator from going back.
 	segmentReserve = 256 << 10
-	maxFrame       = segmentSize - segmentReserve
+	// frameHead is the length of a frame's head: payload length, CRC-32C of all that
+	// follows, generation, sequence, kind; integers are little-endian.
+	frameHead = 4 + 4 + 4 + 4 + 1
 )
-
-// frameHead is the length of a frame's head: payload length, CRC-32C of all that
-// follows, generation, sequence, kind; integers are little-endian.
-const frameHead = 4 + 4 + 4 + 4 + 1
 
 // A frameKind says what the payload of a frame is.
 type frameKind byte
@@ -135,14 +131,10 @@ func segmentPath(dir string, i int) string {
 func readJournal(dir string) (s segment, live int, err error) {
 	live = -1
 	var newest uint32
-	unused := 0 // files without anything in them
+	unused := 0 // files that are missing, or empty
 	for i := range 2 {
 		data, err := readBounded(segmentPath(dir, i), segmentSize)
-		if errors.Is(err, fs.ErrNotExist) {
-			unused++
-			continue
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return segment{}, -1, fmt.Errorf("read journal: %w", err)
 		}
 		seg, ok := parseSegment(data)
@@ -174,25 +166,21 @@ type journal struct {
 	end        int64  // where it begins
 	// unsynced is the file of an append that is not durable yet.
 	unsynced *os.File
-	// failed: a write or a sync of the live segment, or the beginning of the next
-	// one, failed. Nothing goes to the live one any more: after a failed sync the
-	// kernel calls pages clean that the disk does not have.
+	// failed: nothing goes to the live segment any more, for a write or a sync of it
+	// failed, or the beginning of the next one. After a failed sync the kernel calls
+	// pages clean that the disk does not have.
 	failed bool
 }
 
-// append writes a frame behind the last one. A kill of the process cannot lose it
-// then; a power cut cannot lose it once sync returned. With reserve it may use the
-// end of the segment, which is kept for that.
+// append writes a frame behind the last one. A kill cannot lose it then, nor a power
+// cut once sync returned. With reserve it may use the reserved end of the segment.
 func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	if j.failed || j.live < 0 || j.unsynced != nil {
 		return errors.New("append to the journal: the segment failed")
 	}
 	b := encodeFrame(j.generation, j.sequence, kind, payload)
-	limit := int64(maxFrame)
-	if reserve {
-		limit = segmentSize
-	}
-	if j.end+int64(len(b)) > limit {
+	end := j.end + int64(len(b))
+	if end > segmentSize || end > segmentSize-segmentReserve && !reserve {
 		return errJournalFull
 	}
 	f, err := os.OpenFile(segmentPath(j.dir, j.live), os.O_WRONLY|unix.O_NOFOLLOW, 0)
@@ -203,7 +191,7 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 		j.failed = true
 		return fmt.Errorf("append to the journal: %w", errors.Join(err, f.Close()))
 	}
-	j.unsynced, j.sequence, j.end = f, j.sequence+1, j.end+int64(len(b))
+	j.unsynced, j.sequence, j.end = f, j.sequence+1, end
 	return nil
 }
 
@@ -230,8 +218,7 @@ func (j *journal) adopt(s segment, live int) {
 	j.live, j.generation, j.sequence, j.end = live, s.generation, uint32(len(s.frames)), s.end
 }
 
-// begin makes a new segment of a state, durably, in the file that is not live, which
-// is written whole.
+// begin makes a new segment of a state, durably, in the file that is not live.
 func (j *journal) begin(state []byte) error {
 	if j.unsynced != nil {
 		_ = j.unsynced.Close()
@@ -243,12 +230,14 @@ func (j *journal) begin(state []byte) error {
 		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
 	}
 	j.failed = true
+	var err error
 	if j.live < 0 { // the other file, too: a full disk must not keep the next segment from beginning
-		if err := writeSegment(j.dir, 0, nil); err != nil {
-			return fmt.Errorf("begin a journal segment: %w", err)
-		}
+		err = writeSegment(j.dir, 0, nil)
 	}
-	if err := writeSegment(j.dir, j.next(), b); err != nil {
+	if err == nil {
+		err = writeSegment(j.dir, j.next(), b)
+	}
+	if err != nil {
 		return fmt.Errorf("begin a journal segment: %w", err)
 	}
 	j.live, j.sequence, j.end, j.failed = j.next(), 1, int64(len(b)), false
@@ -271,14 +260,15 @@ func writeSegment(dir string, i int, b []byte) error {
 	}
 	info, err := f.Stat()
 	isNew := err == nil && info.Size() < segmentSize
-	// The zeros come first: a state that is whole has nothing old behind it. Block by
-	// block: one large write makes the kernel keep large pages, and each later append
-	// is eight times slower.
-	for at := int64(segmentSize - blockSize); err == nil && at >= int64(len(b)); at -= blockSize {
-		_, err = f.WriteAt(zeroBlock[:], at)
-	}
-	for at := 0; err == nil && at < len(b); at += blockSize {
-		_, err = f.WriteAt(b[at:at+blockSize], int64(at))
+	// From the end, so that nothing old is behind a state that is whole. Block by block:
+	// one large write makes the kernel keep large pages, and each later append is eight
+	// times slower.
+	for at := segmentSize - blockSize; err == nil && at >= 0; at -= blockSize {
+		block := zeroBlock[:]
+		if at < len(b) {
+			block = b[at : at+blockSize]
+		}
+		_, err = f.WriteAt(block, int64(at))
 	}
 	if err == nil {
 		err = fdatasync(f)

@@ -15,8 +15,7 @@ import (
 	"dtesn-agent/schema"
 )
 
-// An entry is a record as the journal has it: the contents of its four git objects, so
-// that they can be written again bit for bit.
+// An entry is a record as the journal has it: its git objects, bit for bit.
 type entry struct {
 	commit  plumbing.Hash
 	objects [4]gitObject // parameters.yaml, snapshot.json, tree, commit
@@ -88,8 +87,7 @@ type ledger struct {
 	Instance    string             `json:"instance"`
 	// Marker is the content of markerFile in the repository that this is about.
 	Marker string `json:"marker"`
-	// First is the index of the oldest record that is kept, Begin its commit if
-	// there were older ones.
+	// First is the index of the oldest record, Begin its commit if there were older.
 	First int    `json:"first"`
 	Begin string `json:"begin,omitempty"`
 	// Head, Applied, Retried and Proven are commits; "" for none.
@@ -103,8 +101,7 @@ type ledger struct {
 	Packs []packInfo `json:"packs,omitempty"`
 	// Obsolete are packs that the last checkpoint joined or pruned, and removes.
 	Obsolete []string `json:"obsolete,omitempty"`
-	// Packed is how many of the entries are in a pack: the applied one and the
-	// head, if so.
+	// Packed is how many of the entries are in a pack: the applied one and the head.
 	Packed int `json:"packed"`
 
 	entries []entry
@@ -147,8 +144,7 @@ func (l *ledger) find(commit string) *entry {
 	return nil
 }
 
-// A packInfo is a pack that a checkpoint wrote: the records with the indexes Low
-// to High, and nothing else.
+// A packInfo is a pack that a checkpoint wrote: the records from Low to High.
 type packInfo struct {
 	Name string `json:"name"`
 	Low  int    `json:"low"`
@@ -177,14 +173,11 @@ func (l *ledger) add(e entry) {
 	l.Head = e.commit.String()
 }
 
-// trim returns the ledger as the first frame of a segment has it, once the first
-// n of the unpacked entries are packed: of what is packed, the applied record and
-// the head alone.
+// trim returns the ledger once the first n of the unpacked entries are packed: of what
+// is packed, it keeps the applied record and the head alone.
 func (l *ledger) trim(n int) *ledger {
 	next := *l
-	next.Facts = maps.Clone(l.Facts)
-	next.Packs = slices.Clone(l.Packs)
-	next.entries = nil
+	next.Facts, next.Packs, next.entries = maps.Clone(l.Facts), slices.Clone(l.Packs), nil
 	for _, e := range l.entries[:l.Packed+n] {
 		if name := e.commit.String(); name == l.Head || name == l.Applied {
 			next.entries = append(next.entries, e)

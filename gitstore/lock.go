@@ -21,21 +21,19 @@ import (
 
 const lockFile = "lock"
 
-// A writerLock is the flock on <state>/lock, held by its descriptor, so that
-// the kernel releases it however the process ends. The file's content is the pid,
-// for people and for the next writer; it is emptied by a clean release.
+// A writerLock is the flock on <state>/lock, which the kernel releases however the
+// process ends. The file's content is the pid; a clean release empties it.
 type writerLock struct {
 	file *os.File // open for reading only: else the disk could not be remounted read-only
 	path string
-	// marking is the sync of the content: a power cut that took it would look
-	// like a clean release.
+	// marking is the sync of the content, without which a power cut would look like a
+	// clean release.
 	marking sync.WaitGroup
-	// killed: the last holder did not release the lock.
-	killed bool
+	killed  bool // the last holder did not release the lock
 }
 
-// lockWait is how long a lock that is held is waited for: an agent that was
-// killed a moment ago holds it until the kernel is done with it.
+// lockWait is how long a lock that is held is waited for: an agent that was killed a
+// moment ago still has it.
 const lockWait, lockRetry = time.Second, 20 * time.Millisecond
 
 // flock takes the lock of f, waiting for it a little.
@@ -95,15 +93,14 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 		_ = f.Close()
 		return nil, stateError("write the lock of", dir, err)
 	}
-	// The content is a help, not the lock: a full disk must not keep the agent
-	// from starting.
+	// A full disk must not keep the agent from starting.
 	_, _ = w.WriteString(strconv.Itoa(os.Getpid()) + "\n")
 	l.marking.Go(func() { _ = errors.Join(w.Sync(), w.Close()) }) // beside the rest of the start; Open waits for it
 	return l, nil
 }
 
-// stands reports whether the path still leads to the file that is locked: not,
-// if the disk was unmounted, or the directory moved, removed or replaced.
+// stands reports whether the path still leads to the file that is locked: the disk may
+// have been unmounted, or the directory moved, removed or replaced.
 func (l *writerLock) stands() bool {
 	there, err := os.Stat(l.path)
 	if err != nil {
@@ -113,8 +110,8 @@ func (l *writerLock) stands() bool {
 	return err == nil && os.SameFile(there, ours)
 }
 
-// release empties the file and gives the lock up. clean false leaves the
-// content, so that the next writer looks more closely.
+// release gives the lock up. Unless clean the content stays, so that the next writer
+// looks more closely.
 func (l *writerLock) release(clean bool) error {
 	l.marking.Wait()
 	if clean && l.stands() {

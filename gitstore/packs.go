@@ -57,8 +57,8 @@ func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, e
 	return nil, bad
 }
 
-// readPacked reads one object of a pack. The file is opened each time: so there are
-// as many descriptors however many packs there are.
+// readPacked reads one object of a pack. The file is opened each time, so that many
+// packs do not take many descriptors.
 func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing.ObjectType, h plumbing.Hash) (content []byte, err error) {
 	defer func() {
 		if v := recover(); v != nil { // of a torn index
@@ -88,14 +88,10 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 	return content, checkObject(want, o.Type(), h, content)
 }
 
-func (r *repo) packDir() string { return filepath.Join(r.objects(), "pack") }
-
-// listPacks opens the indexes that are new in the directory and drops those that
-// are gone. A pack without an index, or with a torn one, is what a repack that
-// was cut short leaves; git does not use it either. One that may not be read is
-// an error, for it may hold the history.
-//
-// vanished: one was listed and gone when it was opened.
+// listPacks opens the indexes that are new in the directory and drops those that are
+// gone. It leaves out a torn one, as git does: a repack was cut short. One that cannot
+// be read is an error, for it may hold the history. vanished: one was listed and gone
+// when it was opened.
 func (r *repo) listPacks() (vanished bool, err error) {
 	indexes, err := glob(r.packDir(), "pack-*.idx")
 	if err != nil {
@@ -133,9 +129,8 @@ func (r *repo) closePacks() {
 	clear(r.packs)
 }
 
-// An indexFile has a Stat, so that the decoder holds the counts it reads against
-// the size of the file: it makes room for what they say, and a torn index says
-// anything.
+// An indexFile has a Stat, for the decoder to check the counts of a torn index against
+// the size of the file before it makes room for them.
 type indexFile struct {
 	*bufio.Reader
 	file *os.File

@@ -206,12 +206,15 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 	if r.inHistory(v, found) {
 		return foreignTip{hash: found}, nil
 	}
-	refs, err := r.refs()
-	if err != nil {
-		return tip, err
-	}
 	kept := setAsideRefs + "/" + stamp
-	for n := 2; !refs[kept].IsZero() && refs[kept] != found; n++ {
+	for n := 2; ; n++ {
+		h, err := r.readRef(kept)
+		if fromDisk(err) {
+			return tip, err
+		}
+		if err == nil && (h.IsZero() || h == found) {
+			break
+		}
 		kept = fmt.Sprintf("%s/%s-%d", setAsideRefs, stamp, n)
 	}
 	if err := r.writeRef(kept, found); err != nil {

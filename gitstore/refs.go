@@ -98,14 +98,21 @@ func (r *repo) refPaths() (paths []string) {
 	return paths
 }
 
-// refs lists all refs with what they name, loose ones before packed ones; torn
-// ones are left out.
-func (r *repo) refs() (map[string]plumbing.Hash, error) {
+// foreignRefs lists the refs that are not this agent's own with what they name; torn
+// ones are left out. It fails where not all can be known: behind links, and of
+// worktrees.
+func (r *repo) foreignRefs() (map[string]plumbing.Hash, error) {
+	if there, err := exists(filepath.Join(r.dir, "worktrees")); there || err != nil {
+		return nil, cmp.Or(err, errors.New("the repository has worktrees"))
+	}
 	refs, err := r.packedRefs()
 	if err != nil {
 		return nil, err
 	}
 	err = filepath.WalkDir(filepath.Join(r.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type()&fs.ModeSymlink != 0 {
+			err = fmt.Errorf("%s is a link", path)
+		}
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
@@ -119,27 +126,8 @@ func (r *repo) refs() (map[string]plumbing.Hash, error) {
 		}
 		return err
 	})
-	maps.DeleteFunc(refs, func(_ string, h plumbing.Hash) bool { return h.IsZero() })
-	return refs, err
-}
-
-// foreignRefs lists the refs that are not this agent's own. It fails where not all
-// can be known: behind links, and of worktrees.
-func (r *repo) foreignRefs() (map[string]plumbing.Hash, error) {
-	if there, err := exists(filepath.Join(r.dir, "worktrees")); there || err != nil {
-		return nil, cmp.Or(err, errors.New("the repository has worktrees"))
-	}
-	err := filepath.WalkDir(filepath.Join(r.dir, "refs"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type()&fs.ModeSymlink != 0 {
-			err = fmt.Errorf("%s is a link", path)
-		}
-		return err
+	maps.DeleteFunc(refs, func(ref string, h plumbing.Hash) bool {
+		return h.IsZero() || ref == headRef(r.env) || ref == appliedRef(r.env)
 	})
-	if err != nil {
-		return nil, err
-	}
-	refs, err := r.refs()
-	delete(refs, headRef(r.env))
-	delete(refs, appliedRef(r.env))
 	return refs, err
 }

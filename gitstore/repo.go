@@ -26,16 +26,14 @@ const (
 	snapshotFile   = "snapshot.json"
 )
 
-// errDamaged says that an object which something names is missing or is not
-// what its name says. A disk that cannot be read, or a file that may not be, is
-// another error: history must not be given up for it.
+// errDamaged says that an object is missing or is not what its name says. A disk that
+// cannot be read is another error: history must not be given up for it.
 var errDamaged = errors.New("damaged")
 
 // errForeign says that a commit is whole, but no record of ours.
 var errForeign = errors.New("not a record of this agent")
 
-// A repo reads the files of one snapshot repository. It is safe for concurrent
-// use.
+// A repo reads the files of one repository. It is safe for concurrent use.
 type repo struct {
 	dir   string // the bare repository
 	state string // the state directory, for messages
@@ -56,17 +54,16 @@ func newRepo(state string, env schema.Environment) *repo {
 	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*idxfile.MemoryIndex{}, bases: cache.NewObjectLRU(1 << 20)}
 }
 
-func (r *repo) tmp() string { return filepath.Join(r.dir, "tmp") }
-
+func (r *repo) tmp() string     { return filepath.Join(r.dir, "tmp") }
 func (r *repo) objects() string { return filepath.Join(r.dir, "objects") }
+func (r *repo) packDir() string { return filepath.Join(r.objects(), "pack") }
 
 func (r *repo) objectPath(h plumbing.Hash) string {
 	hex := h.String()
 	return filepath.Join(r.objects(), hex[:2], hex[2:])
 }
 
-// object returns the content of an object: that of the journal, else what is
-// stored in the repository.
+// object returns the content of an object, of the journal or else of the repository.
 func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	if objects := r.journaled.Load(); objects != nil {
 		if o, ok := (*objects)[h]; ok && o.t == want {
@@ -76,9 +73,8 @@ func (r *repo) object(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	return r.stored(want, h)
 }
 
-// stored returns the content of an object in the repository: the loose file, else
-// from a pack. The content is checked against the name. What is missing, torn or of
-// another type is errDamaged.
+// stored returns the content of an object in the repository, of the loose file or else
+// of a pack, checked against the name. What is missing or torn is errDamaged.
 func (r *repo) stored(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	content, err := r.loose(want, h)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDamaged) {
@@ -143,8 +139,7 @@ func (r *repo) loosePaths() (map[plumbing.Hash]string, error) {
 	return paths, err
 }
 
-// loose reads a loose object. One that does not exist is fs.ErrNotExist, one
-// that is larger than ours are errForeign.
+// loose reads a loose object. One that is larger than ours are is errForeign.
 func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	raw, err := readBounded(r.objectPath(h), 2*maxObject)
 	switch {
@@ -169,8 +164,7 @@ func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) 
 	return content, checkObject(want, t, h, content)
 }
 
-// readObject reads one object as a loose file has it:
-// zlib over "<type> <size>\0<content>".
+// readObject decodes a loose file: zlib over "<type> <size>\0<content>".
 func readObject(raw []byte) (t plumbing.ObjectType, content []byte, err error) {
 	zr, err := objfile.NewReader(bytes.NewReader(raw))
 	if err != nil {

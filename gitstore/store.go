@@ -27,25 +27,21 @@ import (
 type Options struct {
 	// Dir is the state directory; it is made, with mode 0700, if it is missing.
 	Dir string
-	// Environment and Instance are whose history it is. A directory of another
-	// environment or instance is refused.
+	// Environment and Instance are whose history it is; that of others is refused.
 	Environment schema.Environment
 	Instance    string
-	// MaxSnapshots bounds the default page of List; 0 stands for
-	// DefaultMaxSnapshots.
+	// MaxSnapshots bounds the default page of List; 0 is DefaultMaxSnapshots.
 	MaxSnapshots int
-	// KeepSnapshots is how many of the newest records are kept at least; 0 keeps
-	// all. See pruning in the package documentation.
+	// KeepSnapshots is how many of the newest records pruning keeps; 0 keeps all.
 	KeepSnapshots int
-	// Known reports whether the schema has a parameter, so that pruning keeps the
-	// record that a rollback without an id goes to; nil stands for all.
+	// Known reports whether the schema has a parameter, for pruning to keep the record
+	// that a rollback without an id goes to; nil stands for all.
 	Known func(name string) bool
 	// AgentVersion goes into records that do not have one.
 	AgentVersion string
 	// Now is the clock; nil stands for time.Now.
 	Now func() time.Time
-	// Logger takes what happens between calls; nil stands for none. What Open
-	// repairs is returned, not logged.
+	// Logger takes what happens after Open; nil stands for none.
 	Logger *slog.Logger
 }
 
@@ -86,8 +82,8 @@ const (
 	formatFile   = "format"
 	identityFile = "identity"
 	setAsideDir  = "set-aside"
-	// markerFile is in the repository; `git clone` does not copy it. Its content
-	// says which repository the journal is about.
+	// markerFile in the repository says which one the journal is about; `git clone`
+	// does not copy it.
 	markerFile  = "dtesn-agent"
 	newRepoGlob = repoDir + ".new-*"
 	// storeFormat is in formatFile. An agent that knows format 1 alone refuses it.
@@ -98,16 +94,13 @@ const (
 	maxRepairs = 100
 )
 
-var environmentName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+// validEnvironment reports whether a name can be a branch and a file name.
+var validEnvironment = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`).MatchString
 
-// validEnvironment reports whether name can be a branch and a file name.
-func validEnvironment(name string) bool { return environmentName.MatchString(name) }
-
-// Open takes the lock of a state directory and reads the history, or begins one.
-// It repairs what a kill, a power cut or a person left behind, and returns what
-// it repaired, in order. The error says what is in the way, with a hint: another
-// agent holds the lock, the directory is of another environment or instance, was
-// written by a newer agent, or cannot be used.
+// Open takes the lock of a state directory and reads the history, or begins one. It
+// repairs what a kill, a power cut or a person left behind, and returns what it
+// repaired, in order. Errors have a hint: another agent holds the lock, the directory
+// is of another environment or instance or a newer agent, or cannot be used.
 func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, fmt.Errorf("open state directory %s: %w", opts.Dir, err)
@@ -155,8 +148,8 @@ func (o *Options) check() error {
 	return nil
 }
 
-// Close makes a checkpoint and gives the lock up. The Store must not be used
-// afterwards. What is committed and not confirmed stays pending, as after a kill.
+// Close makes a checkpoint and gives the lock up. What is committed and not confirmed
+// stays pending, as after a kill.
 func (s *Store) Close() error {
 	if s.lock == nil {
 		return nil
@@ -196,8 +189,8 @@ func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Ro
 	return s.repo.list(ctx, s.view(), before, limit)
 }
 
-// Behind returns why the git repository lacks records that the journal has; nil
-// if it lacks none. They are written to it as soon as that is possible.
+// Behind returns why the git repository lacks records that the journal has, nil if it
+// lacks none. They are written as soon as that is possible.
 func (s *Store) Behind() error { return s.behind }
 
 // A Repair is one thing that was found amiss and put right.
@@ -230,16 +223,11 @@ func (s *Store) repaired(found, did, kept string) {
 	}
 }
 
-const (
-	// lostFact is the name of the fact that Lost returns.
-	lostFact = "lost"
-	// carryFact is the name of the fact that a hold is still to be carried over.
-	carryFact = "carry"
-)
+// The names of our own facts: what Lost returns, and a hold that is to be carried over.
+const lostFact, carryFact = "lost", "carry"
 
-// Lost returns a pause: there was a history, nothing of it can be read, and what
-// an operator held and paused is not known. It is nil otherwise. The pause
-// outlives restarts; ClearLost ends it.
+// Lost returns a pause if there was a history of which nothing can be read: what an
+// operator held is not known. It outlives restarts; ClearLost ends it.
 func (s *Store) Lost() *record.Hold { return s.lost }
 
 // ClearLost ends what Lost returns, durably.
