@@ -22,18 +22,16 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// leastFree is how much space the disk must have for a change, in bytes. Reverts,
-// rollbacks and notes need none: the journal has its own.
+// leastFree is how many bytes of disk must be free for a change. Reverts, rollbacks and
+// notes need none: the journal has its own.
 const leastFree = 256 << 10
 
-// Commit appends rec to the head. It gives rec its Format, Index, ID,
-// Timestamp, Commit and Parent, makes foreign text one bounded line, and
-// returns the whole, which is shared and must not be changed. A kill of the
-// process after Commit returned cannot lose the record; a power cut cannot lose
-// a revert or a note. After an error Head returns what is on record.
-//
-// The repository gets the record beside the caller, once the journal has it
-// durably.
+// Commit appends rec to the head. It gives rec its Format, Index, ID, Timestamp, Commit
+// and Parent, makes foreign text one bounded line, and returns the whole, which is
+// shared and must not be changed, nor what rec points to. Once Commit returned, a kill
+// cannot lose the record, nor a power cut a revert or a note. After an error Head
+// returns what is on record. The repository gets the record beside the caller, once the
+// journal has it durably.
 func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
@@ -67,8 +65,7 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 	return snap, nil
 }
 
-// checkSpace refuses a change on a full disk, where the repository could not
-// follow the journal.
+// checkSpace refuses a change on a full disk, where git could not follow the journal.
 func (s *Store) checkSpace() error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(s.opts.Dir, &fs); err != nil || fs.Blocks == 0 { // some do not count
@@ -80,8 +77,8 @@ func (s *Store) checkSpace() error {
 	return nil
 }
 
-// append appends a frame to the journal, which begins a new segment first if the
-// live one failed or is full.
+// append appends a frame to the journal, in a new segment if the live one failed or is
+// full.
 func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 	if s.journal.failed {
 		if err := s.beginSegment(s.ledger); err != nil {
@@ -147,10 +144,8 @@ func (s *Store) set(kind frameKind, payload []byte, reserve bool) error {
 }
 
 // Confirm makes everything up to the head durable and marks the head as applied,
-// durably. It is idempotent, and to be called again after an error.
-//
-// When it returns, the refs of the head and of the applied record are written too,
-// unless Behind says why not.
+// durably; after an error it can be called again. When it returns, the refs of the head
+// and of the applied record are written too, unless Behind says why not.
 func (s *Store) Confirm(ctx context.Context) error {
 	var err error
 	if p := s.projection; p != nil {
@@ -236,9 +231,8 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 	return &snap, nil
 }
 
-// encode returns the objects of a record, and the time of its commit. The times of
-// commits never go back, though the clock may: the id and snapshot.json keep the
-// clock's.
+// encode returns the objects of a record, and the time of its commit. Times of commits
+// never go back, though the clock may: the id and snapshot.json keep the clock's.
 func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error) {
 	text, err := encodeSnapshot(snap)
 	if err != nil {

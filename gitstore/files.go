@@ -35,19 +35,36 @@ func writeTemp(dir string, data []byte, perm fs.FileMode, sync bool) (string, er
 	return path, nil
 }
 
-// writeDurable puts data at path as a whole: after a crash the file is the old
-// one or the new one, and after the return a power cut keeps the new one.
-func writeDurable(path string, data []byte, perm fs.FileMode) error {
-	dir := filepath.Dir(path)
-	tmp, err := writeTemp(dir, data, perm, true)
+// replace puts data at path as a whole, by way of a file in tmpDir; the directory of
+// path is made if it is missing. With sync a power cut after the return keeps the data.
+func replace(tmpDir, path string, data []byte, perm fs.FileMode, sync bool) error {
+	tmp, err := writeTemp(tmpDir, data, perm, sync)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	err = os.Rename(tmp, path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
+			err = os.Rename(tmp, path)
+		}
+	case errors.Is(err, fs.ErrExist) && os.Remove(path) == nil: // an empty directory
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
 		_ = os.Remove(tmp)
 		return err
 	}
-	return syncPath(dir)
+	if sync {
+		return syncPath(filepath.Dir(path))
+	}
+	return nil
+}
+
+// writeDurable puts data at path as a whole, durably: after a crash the file is the old
+// one or the new one.
+func writeDurable(path string, data []byte, perm fs.FileMode) error {
+	return replace(filepath.Dir(path), path, data, perm, true)
 }
 
 // syncPath syncs a file or a directory.

@@ -48,26 +48,21 @@ func flock(ctx context.Context, f *os.File) error {
 
 // openLocked opens the file at path, makes it if need be, and takes its lock.
 func openLocked(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(&fs.PathError{Op: "open", Path: path, Err: errIrregular}, err, f.Close())
-	}
-	err = flock(ctx, f)
-	if errors.Is(err, unix.EBADF) { // NFS locks only what may be written
-		_ = f.Close()
-		if f, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
+	for _, mode := range []int{os.O_RDONLY | os.O_CREATE, os.O_RDWR} { // NFS locks only what may be written
+		f, err := os.OpenFile(path, mode|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
 			return nil, err
 		}
-		err = flock(ctx, f)
+		if info, serr := f.Stat(); serr != nil || !info.Mode().IsRegular() {
+			err = errors.Join(&fs.PathError{Op: "open", Path: path, Err: errIrregular}, serr)
+		} else if err = flock(ctx, f); err == nil {
+			return f, nil
+		}
+		if err = errors.Join(err, f.Close()); !errors.Is(err, unix.EBADF) {
+			return nil, err
+		}
 	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	return nil, unix.EBADF
 }
 
 // acquireLock takes the lock of the state directory, or says who holds it.

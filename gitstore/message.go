@@ -80,12 +80,10 @@ func cut(s string, limit int) string {
 	return strings.TrimRight(s[:end], " ") + mark
 }
 
-// scissors, behind a comment character, are a line below which git looks for no
-// trailers.
+// scissors are a line below which git looks for no trailers.
 const scissors = "------------------------ >8 ------------------------"
 
-// subject is the first line of the record's commit. rejected is the parent's
-// subject, for a revert.
+// subject is the first line of the commit; rejected is the parent's, for a revert.
 func subject(rec *record.Record, rejected string) string {
 	if rec.Kind == record.KindRevert {
 		return `Revert "` + oneLine(rejected, maxLine-len(`Revert ""`)) + `"`
@@ -174,9 +172,8 @@ func trailers(rec *record.Record) string {
 	return b.String()
 }
 
-// parseTrailers reads the last paragraph of a message that this package wrote.
-// It is strict: a line that is not one of our trailers, or one that comes
-// twice, is an error, for then the message is not ours.
+// parseTrailers reads the last paragraph of a message. A line that is not one of our
+// trailers, or one that comes twice, is an error: the message is not ours.
 func parseTrailers(message string) (map[string]string, error) {
 	message = strings.TrimSuffix(message, "\n")
 	i := strings.LastIndex(message, "\n\n")
@@ -199,8 +196,7 @@ func parseTrailers(message string) (map[string]string, error) {
 	return trailers, nil
 }
 
-// readTrailers gives snap what only the trailers have, and checks that they are those
-// of such a record.
+// readTrailers gives snap what only the trailers have, and checks that they are its own.
 func readTrailers(snap *record.Record, message string) error {
 	t, err := parseTrailers(message)
 	if err != nil {
@@ -250,9 +246,8 @@ func cleanse(rec record.Record) record.Record {
 	return rec
 }
 
-// cleanseHold returns a copy of h as reading it back from a record of config gives it,
-// with all foreign text made one line, and the entries in the order in which they
-// began. One that is too large counts as a pause; the oldest entries go.
+// cleanseHold is cleanse of a hold, with the entries in the order in which they began.
+// One that is too large counts as a pause; the oldest entries go.
 func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 	if h == nil {
 		return nil
@@ -294,14 +289,12 @@ func sizeOfHold(h *record.Hold) int {
 	return len(text)
 }
 
-// signature reads "Name <mail>" for the author of a commit; ok is false when
-// there is no such thing in it. What `git fsck --strict` would refuse in a
-// name or an address is left out.
+// signature reads "Name <mail>", without what `git fsck --strict` would refuse.
 func signature(author string) (name, mail string, ok bool) {
 	open := strings.LastIndexByte(author, '<')
 	end := strings.LastIndexByte(author, '>')
 	if open < 0 || end < open {
-		return "", "", false
+		return name, mail, false
 	}
 	name, mail = identText(author[:open]), strings.ReplaceAll(identText(author[open+1:end]), " ", "")
 	return name, mail, name != "" && mail != ""
@@ -309,8 +302,8 @@ func signature(author string) (name, mail string, ok bool) {
 
 var angleBrackets = strings.NewReplacer("<", "", ">", "")
 
-// identText makes text fit for a name or an address: one line without angle
-// brackets, and without the marks at its ends that git takes away as well.
+// identText makes text fit for a name or an address: without angle brackets, and
+// without the marks at its ends that git takes away as well.
 func identText(text string) string {
 	return strings.Trim(angleBrackets.Replace(oneLine(text, maxLine)), " .,:;\"\\'")
 }

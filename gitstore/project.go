@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -18,18 +17,17 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// A projection makes the last append durable and then writes what the repository
-// lacks, beside the caller: the repository never has what the journal does not
-// have durably. durable is closed when the journal is done with, done at the end.
+// A projection makes the last append durable and then writes what the repository lacks,
+// beside the caller: git never gets what the journal does not have durably.
 type projection struct {
-	durable, done   chan struct{}
-	synced, written error   // of the journal, of the repository
-	entries         []entry // what is to be written
+	durable, done   chan struct{} // closed when the journal is synced, and at the end
+	synced, written error         // of the journal, of the repository
+	entries         []entry       // what is to be written
 	found           foreignTip
 }
 
-// A foreignTip is what somebody else made the branch name, and the ref that keeps it,
-// "" if it is a record.
+// A foreignTip is what somebody else made the branch name, and the ref that keeps it;
+// "" for a record.
 type foreignTip struct {
 	hash plumbing.Hash
 	kept string
@@ -57,8 +55,8 @@ func (s *Store) project() {
 	}()
 }
 
-// join waits for the projection. Its error is that of the journal: what the
-// repository lacks is written later.
+// join waits for the projection. The error is the journal's: what the repository lacks
+// is written later.
 func (s *Store) join() error {
 	if p := s.projection; p != nil {
 		<-p.done
@@ -105,8 +103,7 @@ func (s *Store) write() error {
 	return s.join()
 }
 
-// writeEntries writes the objects of records that the repository does not have
-// whole, as loose files. A torn one is replaced: its content is known.
+// writeEntries writes those objects of records that are not whole, as loose files.
 func (r *repo) writeEntries(entries []entry) error {
 	for i := range entries {
 		for _, o := range entries[i].objects {
@@ -138,34 +135,11 @@ func (r *repo) writeLoose(o gitObject) error {
 	if err = errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	return r.place(path, b.Bytes(), objectPerm)
-}
-
-// place writes a file of the repository beside and renames it to its place. It is
-// not synced. Its directory is made if it is missing.
-func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
-	tmp, err := writeTemp(r.tmp(), data, perm, false)
-	if err != nil {
-		return err
-	}
-	err = os.Rename(tmp, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = os.MkdirAll(filepath.Dir(path), 0o755)
-		if err == nil {
-			err = os.Rename(tmp, path)
-		}
-	} else if errors.Is(err, fs.ErrExist) && os.Remove(path) == nil { // an empty directory
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-	}
-	return err
+	return replace(r.tmp(), path, b.Bytes(), objectPerm, false)
 }
 
 // moveRefs makes the refs name the records of v. If the branch does not name the record
-// before the head, somebody else moved it: then the repository gets what it lacks of
-// all, and what is no record of the history gets a ref of its own.
+// before the head, somebody else moved it: then git gets what it lacks of all.
 func (r *repo) moveRefs(v view, all []entry, stamp string) (tip foreignTip, err error) {
 	if v.head == nil {
 		return tip, nil
@@ -224,8 +198,7 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 	return foreignTip{found, kept}, syncPaths([]string{path, filepath.Dir(path)})
 }
 
-// hasEntry reports whether the repository has all objects of an entry; if thorough,
-// whether they read back.
+// hasEntry reports whether git has all objects of an entry; if thorough, whole.
 func (r *repo) hasEntry(e *entry, thorough bool) bool {
 	for _, o := range e.objects {
 		there, err := r.has(o.hash)
@@ -239,9 +212,8 @@ func (r *repo) hasEntry(e *entry, thorough bool) bool {
 	return true
 }
 
-// writeMissing writes those of the entries again of which an object is neither
-// loose nor in a pack: a person's `git gc --prune=now` removes what no ref named
-// when it began.
+// writeMissing writes those of the entries again that git lacks: a person's
+// `git gc --prune=now` removes what no ref named when it began.
 func (s *Store) writeMissing(entries []entry) error {
 	for _, e := range entries {
 		isPending := slices.ContainsFunc(s.unwritten, func(u entry) bool { return u.commit == e.commit })
@@ -258,8 +230,8 @@ func (s *Store) writeMissing(entries []entry) error {
 // newestLooked is how many of the newest records Prepare looks for.
 const newestLooked = 8
 
-// Prepare does what can be done while nobody waits: a checkpoint, and a look
-// whether the repository still has the newest records.
+// Prepare does what can be done while nobody waits: a checkpoint, and the newest records
+// if the repository lacks them.
 func (s *Store) Prepare() {
 	if !s.Holding() || s.join() != nil {
 		return
@@ -271,9 +243,8 @@ func (s *Store) Prepare() {
 	}
 }
 
-// Probe tries to write into the state directory, reads a directory that was away
-// or was replaced anew, and brings the repository up to date and onto the disk.
-// Head and Applied may be others then.
+// Probe tries to write into the state directory, reads one that was away or was replaced
+// anew, so that Head and Applied may be others, and brings git up to date and onto disk.
 func (s *Store) Probe(ctx context.Context) error {
 	if _, err := s.hold(ctx); err != nil {
 		return err
@@ -301,8 +272,7 @@ func (s *Store) Probe(ctx context.Context) error {
 	return nil
 }
 
-// syncProjection makes what was written to the repository durable, so that plain
-// git is whole after a power cut too. Nothing is done while the repository is behind.
+// syncProjection makes what was written to git durable, unless git is behind.
 func (s *Store) syncProjection() error {
 	if len(s.unsynced) == 0 || s.behind != nil {
 		return nil
@@ -324,8 +294,7 @@ func (s *Store) syncProjection() error {
 // stamp is the time as names of set-aside files and refs have it.
 func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405Z") }
 
-// ready makes sure that the caller may write: the projection before is done, and
-// the state directory is the one that was locked.
+// ready makes sure that the caller may write: as stands, and no projection runs.
 func (s *Store) ready(ctx context.Context) error {
 	if err := s.stands(ctx); err != nil {
 		return err

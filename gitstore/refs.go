@@ -27,13 +27,11 @@ const (
 	maxPacked    = 64 << 20 // bytes of packed-refs
 )
 
-// errTornRef says that a ref exists and names nothing: the file is empty, cut
-// short or filled with what was never written.
+// errTornRef says that a ref exists and names nothing.
 var errTornRef = errors.New("the ref is torn")
 
-// readRef resolves a ref by its name: the loose file, and only if there is
-// none, packed-refs. A ref that does not exist is plumbing.ZeroHash and no
-// error; a torn one is errTornRef, never "does not exist".
+// readRef resolves a ref: the loose file, and only if there is none, packed-refs. A ref
+// that does not exist is zero and no error; a torn one is errTornRef.
 func (r *repo) readRef(name string) (h plumbing.Hash, err error) {
 	data, err := readBounded(filepath.Join(r.dir, name), maxRef)
 	there := true
@@ -83,13 +81,13 @@ func parseHash(s string) (plumbing.Hash, bool) {
 // writeRef makes a ref name a commit. It is not synced. The temporary file lies
 // outside refs/, where git would take what a kill leaves for a broken ref.
 func (r *repo) writeRef(name string, h plumbing.Hash) error {
-	if err := r.place(filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm); err != nil {
+	if err := replace(r.tmp(), filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm, false); err != nil {
 		return fmt.Errorf("write ref %s: %w", name, err)
 	}
 	return nil
 }
 
-// refPaths are the files of our refs, each with its directory: what makes them durable.
+// refPaths are the files of our refs, each with its directory.
 func (r *repo) refPaths() (paths []string) {
 	for _, ref := range []string{headRef(r.env), appliedRef(r.env)} {
 		path := filepath.Join(r.dir, ref)
@@ -98,9 +96,8 @@ func (r *repo) refPaths() (paths []string) {
 	return paths
 }
 
-// foreignRefs lists the refs that are not this agent's own with what they name; torn
-// ones are left out. It fails where not all can be known: behind links, and of
-// worktrees.
+// foreignRefs lists the refs that are not this agent's own, without torn ones. It fails
+// where not all can be known: behind links, and of worktrees.
 func (r *repo) foreignRefs() (map[string]plumbing.Hash, error) {
 	if there, err := exists(filepath.Join(r.dir, "worktrees")); there || err != nil {
 		return nil, cmp.Or(err, errors.New("the repository has worktrees"))
