@@ -12,42 +12,30 @@ import (
 	"dtesn-agent/schema"
 )
 
-// A Hold is what must not be applied. The record at the head has the hold in
-// force. In JSON it is
-//
-//	{"paused": false, "by": "operator", "reason": "…", "since": 1699123456.5,
-//	 "requester": {"uid": 1000}, "entries": [{"values": {"NAME": 2048, …},
-//	 "by": "…", "reason": "…", "since": …, "requester": …}], "digests": ["…"]}
-//
-// The digests are those of the entries, for agents that know holds by digest
-// only. A hold with anything that this agent does not understand counts as
-// paused.
+// A Hold is what must not be applied; that of the head is in force. Its JSON also has
+// the "digests" of the entries, for agents that know holds by digest only. A hold with
+// anything that this agent does not understand counts as paused.
 type Hold struct {
-	// Paused: nothing may be applied until `agent resume`.
-	Paused bool `json:"paused"`
+	Paused bool `json:"paused"` // nothing may be applied until `agent resume`
 	// By is "engine", "operator", "probation", "hook", or "agent" where the agent
 	// found no history that it could read.
-	By     string `json:"by"`
-	Reason string `json:"reason"`
-	// Since is in Unix seconds.
-	Since float64 `json:"since"`
-	// Requester is who ordered it; nil if nobody did.
-	Requester *Requester `json:"requester"`
+	By        string     `json:"by"`
+	Reason    string     `json:"reason"`
+	Since     float64    `json:"since"`     // Unix seconds
+	Requester *Requester `json:"requester"` // who ordered it; nil if nobody did
 	Entries   []Entry    `json:"entries"`
 }
 
 // A Requester is who gave an order.
 type Requester struct {
-	// UID is the user of the process that asked, proven by the kernel.
-	UID int `json:"uid"`
-	// User and Login are the name of that user and of the login behind it, as
-	// the client claims.
+	UID int `json:"uid"` // of the process that asked, proven by the kernel
+	// User and Login are the names of that user and of the login, as the client claims.
 	User  string `json:"user,omitempty"`
 	Login string `json:"login,omitempty"`
 }
 
-// An Entry is values that must not come together again: Parameters that have all
-// of them must not be applied.
+// An Entry is values that must not come together again: Parameters with all of them
+// must not be applied.
 type Entry struct {
 	// Values are by name; the zero Value means that the parameter is unset.
 	Values    map[string]schema.Value `json:"values"`
@@ -65,10 +53,9 @@ type Entry struct {
 // EntryOf returns an entry with all values of p.
 func EntryOf(p schema.Parameters) Entry { return Entry{Values: p.Map()} }
 
-// Matches reports whether p has all values of the entry. Parameters that the
-// schema does not know, for which known reports false, do not count; an entry of
-// only such ones matches nothing. A digest whose values the schema does not all
-// know matches every p that lacks one of them: nobody can tell.
+// Matches reports whether p has all values of the entry. Parameters that are not known
+// do not count; an entry of only such ones matches nothing. A digest matches every p
+// that lacks one of its parameters which is not known: nobody can tell.
 func (e *Entry) Matches(p schema.Parameters, known func(name string) bool) bool {
 	if e.Digest != "" {
 		unclear := func(name string) bool { return !known(name) && p.Get(name).IsZero() }
@@ -95,8 +82,7 @@ func (e *Entry) digest() schema.Digest {
 	return schema.NewParameters(e.Values).Digest()
 }
 
-// unknown returns what the entry has that is no value of a parameter, "" if it
-// has values alone.
+// unknown returns what the entry has that is no value of a parameter, or "".
 func (e *Entry) unknown() string {
 	if len(e.Values) == 0 && e.Digest == "" {
 		return "an entry without values"
@@ -131,8 +117,8 @@ func (e *Entry) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// Match returns the first entry that matches p, nil if none does. It does not
-// look at Paused. A nil Hold has no entries.
+// Match returns the first entry that matches p, nil if none does, paused or not. A nil
+// Hold has no entries.
 func (h *Hold) Match(p schema.Parameters, known func(name string) bool) *Entry {
 	if h == nil {
 		return nil
@@ -145,8 +131,7 @@ func (h *Hold) Match(p schema.Parameters, known func(name string) bool) *Entry {
 	return nil
 }
 
-// Holds reports whether p must not be applied: the hold is paused, or an entry
-// matches. A nil Hold holds nothing.
+// Holds reports whether p must not be applied. A nil Hold holds nothing.
 func (h *Hold) Holds(p schema.Parameters, known func(name string) bool) bool {
 	return h != nil && (h.Paused || h.Match(p, known) != nil)
 }
@@ -183,9 +168,8 @@ func (h Hold) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// UnmarshalJSON implements json.Unmarshaler. It never fails: what it does not
-// understand becomes a pause, so that what an operator held stays held. Digests
-// that no entry has, as older agents wrote them, become entries: see Cover.
+// UnmarshalJSON implements json.Unmarshaler. It never fails: what it does not understand
+// becomes a pause. Digests of older agents, that no entry has, become entries.
 func (h *Hold) UnmarshalJSON(text []byte) error {
 	var j holdJSON
 	dec := json.NewDecoder(bytes.NewReader(text))
@@ -212,8 +196,8 @@ func (h *Hold) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// Cover gives the entries that an older agent wrote the names that their digests
-// cover: all parameters of the record that has the hold.
+// Cover gives the entries of an older agent the names that their digests cover: all
+// parameters of the record that has the hold.
 func (h *Hold) Cover(names []string) {
 	if h == nil {
 		return
@@ -225,11 +209,11 @@ func (h *Hold) Cover(names []string) {
 	}
 }
 
-// Text returns who holds, and why, on one line: "held by the operator: order 20
-// is bad".
+// Text returns who holds, and why, on one line: "held by engine: order 20 is bad".
 func (h *Hold) Text() string {
+	what := "held"
 	if h.Paused {
-		return fmt.Sprintf("paused by %s: %s", h.By, h.Reason)
+		what = "paused"
 	}
-	return fmt.Sprintf("held by %s: %s", h.By, h.Reason)
+	return what + " by " + h.By + ": " + h.Reason
 }

@@ -12,8 +12,7 @@ import (
 	"dtesn-agent/schema"
 )
 
-// An Outcome is the verdict on an attempt. A verdict is a value: an error is
-// kept for faults.
+// An Outcome is the verdict on an attempt. It is a value, errors are for faults.
 type Outcome string
 
 // The outcomes of an attempt.
@@ -36,8 +35,7 @@ func Outcomes() []Outcome {
 // A Kind says what a snapshot records.
 type Kind string
 
-// The kinds of snapshots. A change or a rollback is a candidate until it is
-// settled; a revert or a note is a settlement and is never reverted.
+// The kinds of snapshots. A revert or a note is a settlement and is never reverted.
 const (
 	KindChange   Kind = "change"   // the source declared new Parameters
 	KindRollback Kind = "rollback" // an operator went back
@@ -45,14 +43,12 @@ const (
 	KindNote     Kind = "note"     // a hold or a pause began or ended; same Parameters
 )
 
-// Candidate reports whether a snapshot of this kind asks for new Parameters,
-// so that it is open until settled.
+// Candidate reports whether a snapshot of this kind is open until it is settled.
 func (k Kind) Candidate() bool { return k == KindChange || k == KindRollback }
 
-// The format numbers. Format is in <state>/format, and in snapshot.json of a
-// record with the parameters that the first release had. FormatByName is in
-// snapshot.json of a record with others: agents that read format 1 alone take it
-// for no record at all, and must refuse to start rather than lose its hold.
+// The formats of snapshot.json: Format with the parameters that the first release had,
+// FormatByName with others. Agents that read Format alone must refuse the latter rather
+// than lose its hold.
 const (
 	Format       = 1
 	FormatByName = 2
@@ -70,15 +66,13 @@ func FormatOf(p schema.Parameters) int {
 	return FormatByName
 }
 
-// A Record is a commit in the snapshot repository: Parameters that were to
-// be sent to the engine, and their story. The fields with a JSON name are the
-// content of snapshot.json; the others are the commit's own.
+// A Record is a commit in the snapshot repository: Parameters that were to be sent to
+// the engine, and their story. The fields with a JSON name are the content of
+// snapshot.json; the others are the commit's own.
 type Record struct {
-	Format int `json:"format"`
-	// Index counts the records of the repository from 1 and never restarts.
-	Index int `json:"index"`
-	// ID is "snapshot_<unix seconds>_<index, at least 4 digits>".
-	ID          string              `json:"snapshot_id"`
+	Format      int                 `json:"format"`
+	Index       int                 `json:"index"`       // from 1, never restarts
+	ID          string              `json:"snapshot_id"` // snapshot_<unix seconds>_<index, at least 4 digits>
 	Kind        Kind                `json:"kind"`
 	Timestamp   float64             `json:"timestamp"` // Unix seconds
 	Description string              `json:"description"`
@@ -91,40 +85,30 @@ type Record struct {
 	Before      *schema.Parameters  `json:"before"` // what the engine ran; nil if not known
 	Experiments []schema.Membership `json:"experiments"`
 	Held        *Hold               `json:"held"`
-	// Errors are the engine's words, on the revert of a rejected candidate.
-	Errors        []string `json:"errors,omitempty"`
-	AgentVersion  string   `json:"agent_version"`
-	SchemaDigest  string   `json:"schema_digest"`
-	RollbackPoint bool     `json:"rollback_point"` // false only on the revert of a first Document
+	Errors      []string            `json:"errors,omitempty"` // the engine's, on the revert of a rejected candidate
 
-	// Commit is the snapshot's commit, 40 hex digits; Parent the one before,
-	// empty for the first.
-	Commit string `json:"-"`
-	Parent string `json:"-"`
-	// OutcomeOf settles the parent, when it is a candidate that was not
-	// applied: trailer "Outcome-Of: <id> rejected|superseded".
-	OutcomeOf *Settlement `json:"-"`
-	// RequestedBy is the uid that asked for a rollback; nil otherwise.
-	RequestedBy *int `json:"-"`
+	AgentVersion  string `json:"agent_version"`
+	SchemaDigest  string `json:"schema_digest"`
+	RollbackPoint bool   `json:"rollback_point"` // false only on the revert of a first Document
+
+	Commit      string      `json:"-"` // 40 hex digits
+	Parent      string      `json:"-"` // the commit before, empty for the first
+	OutcomeOf   *Settlement `json:"-"` // of the parent, when it is a candidate that was not applied
+	RequestedBy *int        `json:"-"` // the uid that asked for a rollback
 }
 
-// ErrInUse says of a state directory that another agent has it, and with it the
-// engine.
+// ErrInUse says that another agent has the state directory, and with it the engine.
 var ErrInUse = errors.New("is in use by another agent")
 
 // A Source says where the parameters of a record came from.
 type Source struct {
-	// Kind is "file" or "git"; "operator" for a rollback or a note.
-	Kind string `json:"kind"`
-	// Location is the directory or the repository's address, without secrets.
-	Location string `json:"location,omitempty"`
-	// Revision names the document: a commit, or a hash of its files.
-	Revision string `json:"revision,omitempty"`
-	// Author ("Name <mail>") and Subject of the source commit, where known.
+	Kind     string `json:"kind"`               // "file" or "git"; "operator" for a rollback or a note
+	Location string `json:"location,omitempty"` // directory or address, without secrets
+	Revision string `json:"revision,omitempty"` // a commit, or a hash of the files
+	// Author ("Name <mail>") and Subject are the source commit's, where known.
 	Author  string `json:"author,omitempty"`
 	Subject string `json:"subject,omitempty"`
-	// Signer and Key ("SHA256:…") are who signed the commit or tag, where
-	// signatures are asked for.
+	// Signer and Key ("SHA256:…") are who signed it, where signatures are asked for.
 	Signer string `json:"signer,omitempty"`
 	Key    string `json:"key,omitempty"`
 }
@@ -135,8 +119,7 @@ type Settlement struct {
 	Outcome Outcome // Rejected or Superseded
 }
 
-// Hold returns the hold in force when s is the head; nil for none. A nil Record,
-// the head of an empty repository, has none.
+// Hold returns the hold in force when s is the head, nil for none or without a head.
 func (s *Record) Hold() *Hold {
 	if s == nil {
 		return nil
@@ -150,20 +133,16 @@ func (s *Record) Digest() schema.Digest { return s.Config.Digest() }
 // Time returns when the record was made.
 func (s *Record) Time() time.Time { return FromUnix(s.Timestamp) }
 
-// Unix turns a time into the seconds that snapshots and the API carry, with
-// milliseconds.
+// Unix returns the seconds, with milliseconds, that snapshots and the API carry.
 func Unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 // FromUnix is the inverse of Unix.
 func FromUnix(s float64) time.Time { return time.UnixMilli(int64(s * 1000)) }
 
-// A Row is a record as listings show it: with its outcome, which is not
-// in the commit but follows from its child and the applied ref.
+// A Row is a record with its outcome, which follows from its child and what is applied.
 type Row struct {
 	Record
-	Outcome Outcome
-	// ValidationErrors are the engine's errors of a rejected record.
-	ValidationErrors []string
-	// IsActive: it is the applied snapshot, whose Parameters are to run.
-	IsActive bool
+	Outcome          Outcome
+	ValidationErrors []string // the engine's, of a rejected record
+	IsActive         bool     // it is the applied snapshot, whose Parameters are to run
 }
