@@ -197,17 +197,16 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 
 // sync makes the last append durable.
 func (j *journal) sync() error {
+	if j.unsynced != nil {
+		err := errors.Join(fdatasync(j.unsynced), j.unsynced.Close())
+		j.unsynced = nil
+		if err != nil {
+			j.failed = true
+			return fmt.Errorf("sync the journal: %w", err)
+		}
+	}
 	if j.failed {
 		return errors.New("sync the journal: the segment failed")
-	}
-	if j.unsynced == nil {
-		return nil
-	}
-	err := errors.Join(fdatasync(j.unsynced), j.unsynced.Close())
-	j.unsynced = nil
-	if err != nil {
-		j.failed = true
-		return fmt.Errorf("sync the journal: %w", err)
 	}
 	return nil
 }

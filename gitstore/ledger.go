@@ -85,36 +85,26 @@ func takeEntry(b []byte) (e entry, rest []byte, err error) {
 type ledger struct {
 	Environment schema.Environment `json:"environment"`
 	Instance    string             `json:"instance"`
-	// Marker is the content of markerFile in the repository that this is about.
-	Marker string `json:"marker"`
-	// First is the index of the oldest record, Begin its commit if there were older.
-	First int    `json:"first"`
-	Begin string `json:"begin,omitempty"`
-	// Head, Applied, Retried and Proven are commits; "" for none.
-	Head    string `json:"head,omitempty"`
-	Applied string `json:"applied,omitempty"`
-	Retried string `json:"retried,omitempty"`
-	Proven  string `json:"proven,omitempty"`
-	// Facts are the set frames by name.
-	Facts map[string][]byte `json:"facts,omitempty"`
-	// Packs are those that checkpoints wrote, the oldest first.
-	Packs []packInfo `json:"packs,omitempty"`
-	// Obsolete are packs that the last checkpoint joined or pruned, and removes.
-	Obsolete []string `json:"obsolete,omitempty"`
-	// Packed is how many of the entries are in a pack: the applied one and the head.
-	Packed int `json:"packed"`
+	Marker      string             `json:"marker"`          // content of markerFile in the repository
+	First       int                `json:"first"`           // index of the oldest record
+	Begin       string             `json:"begin,omitempty"` // its commit, if there were older ones
+	Head        string             `json:"head,omitempty"`  // a commit, as the next three
+	Applied     string             `json:"applied,omitempty"`
+	Retried     string             `json:"retried,omitempty"`
+	Proven      string             `json:"proven,omitempty"`
+	Facts       map[string][]byte  `json:"facts,omitempty"`    // the set frames by name
+	Packs       []packInfo         `json:"packs,omitempty"`    // of checkpoints, the oldest first
+	Obsolete    []string           `json:"obsolete,omitempty"` // packs that the last checkpoint joined or pruned
+	Packed      int                `json:"packed"`             // how many of the entries are in a pack
 
 	entries []entry
 }
 
-// The names of marks.
 const (
-	markApplied = "applied"
+	markApplied = "applied" // the names of marks
 	markRetried = "retried"
+	maxFact     = 4 << 10 // bytes of a set frame
 )
-
-// maxFact bounds the value of a set frame, in bytes.
-const maxFact = 4 << 10
 
 func markPayload(name, commit string) []byte { return []byte(name + " " + commit) }
 
@@ -188,11 +178,8 @@ func (l *ledger) trim(n int) *ledger {
 	return &next
 }
 
-// replay reads the frames of a segment.
+// replay reads the frames of a segment, of which the first is the state.
 func replay(frames []frame) (*ledger, error) {
-	if len(frames) == 0 || frames[0].kind != frameState {
-		return nil, errors.New("replay the journal: no state")
-	}
 	l := new(ledger)
 	text, rest, err := takeBytes(frames[0].payload)
 	if err == nil {

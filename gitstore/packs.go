@@ -175,10 +175,10 @@ func (r *repo) writePack(objects []gitObject) (name string, err error) {
 	if err == nil {
 		_, err = parser.Parse()
 	}
-	if err != nil {
-		return "", err
+	var index *idxfile.MemoryIndex
+	if err == nil {
+		index, err = writer.Index()
 	}
-	index, err := writer.Index()
 	if err == nil {
 		_, err = idxfile.NewEncoder(&idx).Encode(index)
 	}

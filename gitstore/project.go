@@ -45,7 +45,7 @@ func (s *Store) project() {
 		switch {
 		case p.synced != nil:
 			return
-		case lock == nil || !lock.stands():
+		case !lock.stands():
 			p.written = errAway
 			return
 		}

@@ -25,24 +25,18 @@ import (
 
 // Options say which history to open, and for whom.
 type Options struct {
-	// Dir is the state directory; it is made, with mode 0700, if it is missing.
-	Dir string
+	Dir string // the state directory, made with mode 0700 if it is missing
 	// Environment and Instance are whose history it is; that of others is refused.
-	Environment schema.Environment
-	Instance    string
-	// MaxSnapshots bounds the default page of List; 0 is DefaultMaxSnapshots.
-	MaxSnapshots int
-	// KeepSnapshots is how many of the newest records pruning keeps; 0 keeps all.
-	KeepSnapshots int
+	Environment   schema.Environment
+	Instance      string
+	MaxSnapshots  int // the default page of List; 0 is DefaultMaxSnapshots
+	KeepSnapshots int // how many of the newest records pruning keeps; 0 keeps all
 	// Known reports whether the schema has a parameter, for pruning to keep the record
 	// that a rollback without an id goes to; nil stands for all.
-	Known func(name string) bool
-	// AgentVersion goes into records that do not have one.
-	AgentVersion string
-	// Now is the clock; nil stands for time.Now.
-	Now func() time.Time
-	// Logger takes what happens after Open; nil stands for none.
-	Logger *slog.Logger
+	Known        func(name string) bool
+	AgentVersion string           // for records that do not have one
+	Now          func() time.Time // the clock; nil is time.Now
+	Logger       *slog.Logger     // of what happens after Open; nil is none
 }
 
 // A Store is the one writer of a history. Its methods are called from one
@@ -55,8 +49,7 @@ type Store struct {
 	holding atomic.Pointer[writerLock] // lock, for other goroutines
 
 	history
-	// reload: the history could not be read whole, and has to be read again.
-	reload  bool
+	reload  bool // the history could not be read whole, and has to be read again
 	repairs []Repair
 	opened  bool
 }
@@ -180,8 +173,7 @@ func (s *Store) Lookup(ctx context.Context, id string) (record.Row, error) {
 	return s.repo.lookup(ctx, s.view(), id)
 }
 
-// List is Reader.List on what the Store has; limit 0 or less stands for
-// Options.MaxSnapshots.
+// List is Reader.List on what the Store has, by default Options.MaxSnapshots of it.
 func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
 	if limit <= 0 {
 		limit = s.opts.MaxSnapshots
@@ -246,12 +238,10 @@ func (s *Store) ClearLost(ctx context.Context) error {
 	return nil
 }
 
-// Fact returns a small durable value of another part of the program, nil if it
-// was never set.
+// Fact returns what SetFact kept, nil if there is none.
 func (s *Store) Fact(name string) []byte { return s.ledger.Facts[name] }
 
-// SetFact keeps a value of at most 4 KiB under a name, durably; an empty one
-// forgets it.
+// SetFact keeps a value of at most 4 KiB under a name, durably; an empty one is none.
 func (s *Store) SetFact(ctx context.Context, name string, value []byte) error {
 	if len(name)+len(value) > maxFact || strings.ContainsRune(name, 0) {
 		return fmt.Errorf("set fact %s: over %d bytes", cut(name, 80), maxFact)
