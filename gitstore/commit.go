@@ -123,7 +123,6 @@ func (s *Store) beginSegment(l *ledger) error {
 	return s.journal.begin(state)
 }
 
-// errAway says that the path does not lead to the directory that was locked.
 var errAway = errors.New("it is not the directory that was opened")
 
 // set appends a mark or a fact and makes it durable. After an error it is not set.
@@ -301,7 +300,6 @@ func encodeObject(o object.Object) (gitObject, error) {
 	return newObject(mem.Type(), content), err
 }
 
-// contentOf reads all of an object.
 func contentOf(o plumbing.EncodedObject) ([]byte, error) {
 	rd, err := o.Reader()
 	if err != nil {

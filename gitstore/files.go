@@ -67,7 +67,6 @@ func writeDurable(path string, data []byte, perm fs.FileMode) error {
 	return replace(filepath.Dir(path), path, data, perm, true)
 }
 
-// syncPath syncs a file or a directory.
 func syncPath(path string) error {
 	f, err := openNow(path)
 	if err != nil {

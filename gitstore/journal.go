@@ -33,7 +33,6 @@ const (
 	frameHead = 4 + 4 + 4 + 4 + 1
 )
 
-// A frameKind says what the payload of a frame is.
 type frameKind byte
 
 const (
@@ -77,8 +76,8 @@ func encodeFrame(generation, sequence uint32, kind frameKind, payload []byte) []
 	return b
 }
 
-// decodeFrame reads the frame at the beginning of b. It returns the length of
-// its blocks, 0 if there is no whole frame.
+// decodeFrame reads the frame at the beginning of b, and returns the length of its
+// blocks, 0 if it is not whole.
 func decodeFrame(b []byte) (f frame, generation, sequence uint32, blocks int64) {
 	if len(b) < frameHead {
 		return f, 0, 0, 0
@@ -91,9 +90,8 @@ func decodeFrame(b []byte) (f frame, generation, sequence uint32, blocks int64) 
 	return f, binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:]), (size + blockSize - 1) / blockSize * blockSize
 }
 
-// parseSegment reads the content of a segment's file. It is not ok if the first
-// frame, without which the others mean nothing, is not whole; generation is then
-// the newest one of which anything is left.
+// parseSegment reads the content of a segment's file. It is not ok if the first frame,
+// the state, is not whole; generation is then the newest of what is left.
 func parseSegment(data []byte) (s segment, ok bool) {
 	next := uint32(0) // sequence number
 	for at := int64(0); at < int64(len(data)); {
@@ -125,9 +123,8 @@ func segmentPath(dir string, i int) string {
 	return filepath.Join(dir, "journal."+strconv.Itoa(i))
 }
 
-// readJournal reads both files and returns the live segment, and which file holds
-// it; -1 if neither holds one. A newer segment whose first frame is not whole,
-// and that was in use, makes the live one damaged.
+// readJournal reads both files and returns the live segment, and which file holds it,
+// -1 for none. A newer one whose state is not whole makes the live one damaged.
 func readJournal(dir string) (s segment, live int, err error) {
 	live = -1
 	var newest uint32
@@ -195,7 +192,6 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	return nil
 }
 
-// sync makes the last append durable.
 func (j *journal) sync() error {
 	if j.unsynced != nil {
 		err := errors.Join(fdatasync(j.unsynced), j.unsynced.Close())
@@ -211,8 +207,7 @@ func (j *journal) sync() error {
 	return nil
 }
 
-// adopt makes the journal go on at the end of a segment that was read, all of which
-// is on the disk.
+// adopt makes the journal go on at the end of a segment that was read and is durable.
 func (j *journal) adopt(s segment, live int) {
 	j.live, j.generation, j.sequence, j.end = live, s.generation, uint32(len(s.frames)), s.end
 }
@@ -243,7 +238,6 @@ func (j *journal) begin(state []byte) error {
 	return nil
 }
 
-// next is the file of the next segment.
 func (j *journal) next() int {
 	if j.live < 0 {
 		return 1

@@ -32,7 +32,6 @@ func newObject(t plumbing.ObjectType, content []byte) gitObject {
 	return gitObject{t, plumbing.ComputeHash(t, content), content}
 }
 
-// newEntry returns the entry with these contents.
 func newEntry(contents [4][]byte) (e entry) {
 	for i, t := range []plumbing.ObjectType{plumbing.BlobObject, plumbing.BlobObject, plumbing.TreeObject, plumbing.CommitObject} {
 		e.objects[i] = newObject(t, contents[i])
@@ -146,7 +145,6 @@ func (p packInfo) records() int { return p.High - p.Low + 1 }
 // unpacked lists the entries that are in no pack yet.
 func (l *ledger) unpacked() []entry { return l.entries[l.Packed:] }
 
-// objects yields all objects of the entries, by name.
 func (l *ledger) objects() map[plumbing.Hash]gitObject {
 	all := make(map[plumbing.Hash]gitObject, 4*len(l.entries))
 	for i := range l.entries {
@@ -157,7 +155,6 @@ func (l *ledger) objects() map[plumbing.Hash]gitObject {
 	return all
 }
 
-// add makes an entry the head.
 func (l *ledger) add(e entry) {
 	l.entries = append(l.entries, e)
 	l.Head = e.commit.String()

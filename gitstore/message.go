@@ -143,7 +143,6 @@ func body(rec *record.Record, subject string) string {
 	return b.String()
 }
 
-// message is the record's whole commit message.
 func message(rec *record.Record, subject string) string {
 	text := body(rec, subject)
 	if text != "" {

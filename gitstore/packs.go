@@ -122,7 +122,6 @@ func (r *repo) listPacks() (vanished bool, err error) {
 	return vanished, nil
 }
 
-// closePacks forgets the packs; they are listed again when needed.
 func (r *repo) closePacks() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

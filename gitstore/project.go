@@ -74,7 +74,6 @@ func (s *Store) join() error {
 	return s.write()
 }
 
-// projected takes the result of a projection.
 func (s *Store) projected(entries []entry, err error, found foreignTip) {
 	switch again := "it names " + idOf(s.head) + " again"; {
 	case found.kept != "":
@@ -181,15 +180,8 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 		return foreignTip{hash: found}, nil
 	}
 	kept := setAsideRefs + "/" + stamp
-	for n := 2; ; n++ {
-		h, err := r.readRef(kept)
-		if fromDisk(err) {
-			return tip, err
-		}
-		if err == nil && (h.IsZero() || h == found) {
-			break
-		}
-		kept = fmt.Sprintf("%s/%s-%d", setAsideRefs, stamp, n)
+	if h, err := r.readRef(kept); err != nil || !h.IsZero() && h != found { // of the same second
+		kept += "-" + found.String()
 	}
 	if err := r.writeRef(kept, found); err != nil {
 		return tip, err
@@ -291,7 +283,6 @@ func (s *Store) syncProjection() error {
 	return nil
 }
 
-// stamp is the time as names of set-aside files and refs have it.
 func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405Z") }
 
 // ready makes sure that the caller may write: as stands, and no projection runs.
