@@ -228,9 +228,8 @@ func (l *ledger) apply(f frame) error {
 
 // set keeps a fact; an empty value forgets it.
 func (l *ledger) set(name string, value []byte) {
+	l.Facts[name] = bytes.Clone(value)
 	if len(value) == 0 {
 		delete(l.Facts, name)
-		return
 	}
-	l.Facts[name] = bytes.Clone(value)
 }

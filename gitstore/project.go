@@ -219,9 +219,6 @@ func (s *Store) writeMissing(entries []entry) error {
 	return s.write()
 }
 
-// newestLooked is how many of the newest records Prepare looks for.
-const newestLooked = 8
-
 // Prepare does what can be done while nobody waits: a checkpoint, and the newest records
 // if the repository lacks them.
 func (s *Store) Prepare() {
@@ -230,7 +227,7 @@ func (s *Store) Prepare() {
 	}
 	s.advanceCheckpoint()
 	list := s.ledger.unpacked()
-	if err := s.writeMissing(list[max(0, len(list)-newestLooked):]); err != nil {
+	if err := s.writeMissing(list[max(0, len(list)-8):]); err != nil {
 		s.log.Warn("journal cannot be written", "error", err)
 	}
 }

@@ -71,20 +71,17 @@ func (r *repo) packedRefs() (map[string]plumbing.Hash, error) {
 
 // parseHash reads 40 lower-case hex digits that are not all zero.
 func parseHash(s string) (plumbing.Hash, bool) {
-	if len(s) != 40 || strings.Trim(s, "0123456789abcdef") != "" {
+	h := plumbing.NewHash(s)
+	if h.String() != s {
 		return plumbing.ZeroHash, false
 	}
-	h := plumbing.NewHash(s)
 	return h, !h.IsZero()
 }
 
 // writeRef makes a ref name a commit. It is not synced. The temporary file lies
 // outside refs/, where git would take what a kill leaves for a broken ref.
 func (r *repo) writeRef(name string, h plumbing.Hash) error {
-	if err := replace(r.tmp(), filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm, false); err != nil {
-		return fmt.Errorf("write ref %s: %w", name, err)
-	}
-	return nil
+	return replace(r.tmp(), filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm, false)
 }
 
 // refPaths are the files of our refs, each with its directory.

@@ -74,20 +74,12 @@ func (e *Entry) Matches(p schema.Parameters, known func(name string) bool) bool 
 	return counts > 0
 }
 
-// digest returns the digest of the values.
-func (e *Entry) digest() schema.Digest {
-	if e.Digest != "" {
-		return e.Digest
-	}
-	return schema.NewParameters(e.Values).Digest()
-}
-
 // unknown returns what the entry has that is no value of a parameter, or "".
 func (e *Entry) unknown() string {
 	if len(e.Values) == 0 && e.Digest == "" {
 		return "an entry without values"
 	}
-	if e.Digest != "" && !isDigest(e.Digest) {
+	if e.Digest != "" && (len(e.Digest) != 64 || strings.Trim(string(e.Digest), "0123456789abcdef") != "") {
 		return "an entry with the digest " + string(e.Digest)
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Values)) {
@@ -98,11 +90,6 @@ func (e *Entry) unknown() string {
 		}
 	}
 	return ""
-}
-
-// isDigest reports whether d is 64 lower-case hex digits.
-func isDigest(d schema.Digest) bool {
-	return len(d) == 64 && strings.Trim(string(d), "0123456789abcdef") == ""
 }
 
 // String returns the values on one line, sorted by name.
@@ -148,8 +135,8 @@ type holdJSON struct {
 // digests returns the digests of the entries, sorted.
 func digests(entries []Entry) []schema.Digest {
 	list := []schema.Digest{}
-	for i := range entries {
-		list = append(list, entries[i].digest())
+	for _, e := range entries {
+		list = append(list, cmp.Or(e.Digest, schema.NewParameters(e.Values).Digest()))
 	}
 	slices.Sort(list)
 	return slices.Compact(list)
