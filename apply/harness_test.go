@@ -181,7 +181,7 @@ func (f faulty) Total() (n int) { f.locked(func() { n = f.Store.Total() }); retu
 func (f faulty) Retried() (yes bool) { f.locked(func() { yes = f.Store.Retried() }); return yes }
 
 // Prepare is left away: hundreds of worlds would make 256 directories each.
-func (f faulty) Prepare() {}
+func (f faulty) Prepare(ctx context.Context, target string) {}
 
 func (f faulty) Probe(ctx context.Context) (err error) {
 	return f.m.onDisk("probe", func() error { f.locked(func() { err = f.Store.Probe(ctx) }); return err })

@@ -48,11 +48,11 @@ type tappedStore struct {
 }
 
 // Prepare packs, in the worlds that are for it.
-func (s tappedStore) Prepare() {
+func (s tappedStore) Prepare(ctx context.Context, target string) {
 	if s.packs {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.Store.Prepare()
+		s.Store.Prepare(ctx, target)
 	}
 }
 

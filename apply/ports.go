@@ -19,8 +19,9 @@ type Store interface {
 	// Total is the number of records.
 	Total() int
 
-	// Prepare does what can be done ahead, while nobody waits.
-	Prepare()
+	// Prepare does what can be done ahead, while nobody waits. target is the record
+	// that a rollback without an id goes to, which pruning keeps; "" prunes nothing.
+	Prepare(ctx context.Context, target string)
 	// Commit appends rec to the head. It gives rec its Format, Index, ID,
 	// Timestamp, Commit and Parent and returns the whole. A kill of the
 	// process after Commit returned cannot lose the record. A record of kind

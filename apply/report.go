@@ -37,7 +37,7 @@ func (r *Reconciler) makeReady(ctx context.Context) {
 			r.publish()
 		}
 	}
-	r.opt.Store.Prepare()
+	r.opt.Store.Prepare(ctx, r.ledger.previous)
 }
 
 // account brings the ledger up to date, after the outcome was told.

@@ -27,10 +27,9 @@ func (r *repo) isOther(l *ledger) bool {
 	return (err == nil || errors.Is(err, fs.ErrNotExist)) && string(marker) != l.Marker
 }
 
-// tips reads the records that the refs of the repository name, without the
-// journal; where the history begins is not looked for. A head that is not whole
-// counts as missing if the applied one is whole; cut is true then, for newer records
-// may be lost.
+// tips reads the records that the refs of the repository name; where the history
+// begins is not looked for. A head that is not whole counts as missing if the applied
+// one is whole; cut is true then, for newer records may be lost.
 func (r *repo) tips() (v view, cut bool, err error) {
 	named := func(ref string) (*record.Record, error) {
 		h, err := r.readRef(ref)
@@ -41,12 +40,10 @@ func (r *repo) tips() (v view, cut bool, err error) {
 	}
 	head, herr := named(headRef(r.env))
 	applied, aerr := named(appliedRef(r.env))
-	for _, err := range []error{herr, aerr} {
-		if fromDisk(err) {
-			return v, false, err
-		}
+	if fromDisk(herr) || fromDisk(aerr) {
+		return v, false, errors.Join(herr, aerr)
 	}
-	if applied != nil && (head == nil || head.Index < applied.Index || !r.inHistory(view{head: head, first: 1}, hashOf(applied))) {
+	if applied != nil && (head == nil || !r.inHistory(view{head: head, first: 1}, hashOf(applied))) {
 		cut, head = head == nil, applied
 	}
 	if head == nil {
@@ -56,40 +53,29 @@ func (r *repo) tips() (v view, cut bool, err error) {
 }
 
 // oldest walks down from head to the oldest record that can be read, or to the
-// first that git's file shallow cuts off from the older ones. begin is its commit
-// if there were older ones.
-func (r *repo) oldest(head *record.Record) (first int, begin plumbing.Hash, err error) {
-	if head == nil {
-		return 1, begin, nil
-	}
+// first that git's file shallow cuts off from the older ones.
+func (r *repo) oldest(head *record.Record) (first place, err error) {
 	cuts, err := r.readShallow()
 	if err != nil {
-		return 0, begin, err
+		return first, err
 	}
-	for h, index := hashOf(head), head.Index; ; index-- {
-		if index == 1 {
-			return 1, plumbing.ZeroHash, nil
+	werr := r.walk(view{head: head, first: 1}, func(p place) bool {
+		if _, err = r.commit(p.commit); err == nil {
+			first = p
 		}
-		parent, err := r.parent(h)
-		if fromDisk(err) {
-			return 0, begin, err
-		}
-		if err == nil && !cuts[h] {
-			if _, err = r.commit(parent); fromDisk(err) {
-				return 0, begin, err
-			}
-		}
-		if err != nil || cuts[h] {
-			return index, h, nil
-		}
-		h = parent
+		return err == nil && !cuts[p.commit]
+	})
+	if fromDisk(err) || fromDisk(werr) {
+		return first, errors.Join(err, werr)
 	}
+	return first, nil
 }
 
-// takeRefs makes a ledger of what the refs of the repository say: an upgrade from
-// format 1, a mirror in a new state directory, or a journal that was lost. Where
-// there was a history and neither can be read, the new one is lost, see Lost.
-func (s *Store) takeRefs(there bool, format int) error {
+// beginLedger makes a ledger where the journal has none: of what the refs of the
+// repository say, which is an upgrade from format 1, a mirror in a new state
+// directory, or a journal that was lost; else of a new history. Where there was one
+// that cannot be read, the new one is lost, see Lost.
+func (s *Store) beginLedger(there bool, format int) error {
 	s.ledger = s.newLedger()
 	if was, err := exists(filepath.Join(s.opts.Dir, "lost")); err != nil || was && format == 1 {
 		if err = cmp.Or(err, s.lose("an earlier version of the agent found it so, and nobody resumed")); err != nil {
@@ -97,15 +83,17 @@ func (s *Store) takeRefs(there bool, format int) error {
 		}
 	}
 	var v view
-	var cut bool
-	var why error
+	var cut, used bool
+	why := errors.New("the repository is missing")
 	if there {
-		if v, cut, why = s.repo.tips(); fromDisk(why) {
-			return why
+		var err error
+		if v, cut, err = s.repo.tips(); fromDisk(err) {
+			return err
 		}
+		why = cmp.Or(err, errors.New("neither the head nor the applied ref is there"))
 	}
 	if v.head != nil {
-		if v.head.Environment != s.opts.Environment || v.head.Instance != s.opts.Instance {
+		if !s.isOwn(v.head) {
 			s.ledger.Environment, s.ledger.Instance = v.head.Environment, v.head.Instance
 			return s.checkIdentity()
 		}
@@ -120,28 +108,20 @@ func (s *Store) takeRefs(there bool, format int) error {
 		}
 		return nil
 	}
-	had := false
 	if there {
-		used, err := s.repo.isUsed()
-		if err != nil {
+		var err error
+		if used, err = s.repo.isUsed(); err != nil {
 			return err
 		}
-		had = used
 	}
-	if had {
+	if used {
 		if err := s.setRepositoryAside("unreadable", fmt.Sprintf("no record can be read (%v)", why)); err != nil {
 			return err
 		}
 		there = false
 	}
-	if had || format == storeFormat || format != 0 && !there {
-		reason := "the repository is missing"
-		if why != nil {
-			reason = why.Error()
-		} else if had {
-			reason = "neither the head nor the applied ref is there"
-		}
-		if err := s.lose(reason); err != nil {
+	if used || format == storeFormat || format != 0 && !there {
+		if err := s.lose(why.Error()); err != nil {
 			return err
 		}
 		s.repaired("the history cannot be read", "a new one begins, and nothing is applied until agent resume", "")
@@ -150,6 +130,10 @@ func (s *Store) takeRefs(there bool, format int) error {
 		return s.mark()
 	}
 	return s.createRepository()
+}
+
+func (s *Store) isOwn(rec *record.Record) bool {
+	return rec != nil && rec.Environment == s.opts.Environment && rec.Instance == s.opts.Instance
 }
 
 // isUsed reports whether anything was ever recorded in the repository, as far as
@@ -174,13 +158,12 @@ func (s *Store) inherit(v view) error {
 	if err := syncWhole(s.repo.dir); err != nil {
 		return err
 	}
-	var begin plumbing.Hash
-	var err error
-	if s.ledger.First, begin, err = s.repo.oldest(v.head); err != nil {
+	oldest, err := s.repo.oldest(v.head)
+	if err != nil {
 		return err
 	}
-	if !begin.IsZero() {
-		s.ledger.Begin = begin.String()
+	if s.ledger.First = oldest.index; oldest.index > 1 {
+		s.ledger.Begin = oldest.commit.String()
 	}
 	for _, rec := range []*record.Record{v.applied, v.head} {
 		if rec == nil || s.ledger.Head == rec.Commit {
@@ -192,14 +175,13 @@ func (s *Store) inherit(v view) error {
 		}
 		s.ledger.add(e)
 	}
-	s.ledger.Packed = len(s.ledger.entries)
 	if v.applied != nil {
 		s.ledger.Applied = v.applied.Commit
 	}
-	if retried, err := s.repo.readRef(retriedRef(s.opts.Environment)); err == nil && retried == hashOf(v.head) {
+	if retried, err := s.repo.readRef(retriedRef(s.opts.Environment)); err == nil && retried == hashOf(v.head) { // of format 1
 		s.ledger.Retried = s.ledger.Head
 	}
-	if err := s.writeShallow(""); err != nil {
+	if err := s.writeShallow(s.ledger.Begin); err != nil {
 		return err
 	}
 	return s.mark()
@@ -211,24 +193,57 @@ func (s *Store) mark() error {
 	return writeDurable(filepath.Join(s.repo.dir, markerFile), []byte(s.ledger.Marker), 0o644)
 }
 
-// takeOther takes another repository that lies in the place of the one that the
-// journal is about, if its refs are whole.
-func (s *Store) takeOther() (took bool, err error) {
-	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
-	v, cut, err := s.repo.tips()
+// takeRefs takes the history that the refs name in place of the journal's, if it is
+// that of another repository, or newer: the journal was damaged or copied back, or a
+// backup was copied while the agent ran. A moved applied ref is believed only if the
+// journal is doubtful.
+func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, err error) {
+	if !other {
+		ref, err := s.repo.readRef(headRef(s.opts.Environment))
+		if fromDisk(err) {
+			return false, err
+		}
+		if err != nil || ref.IsZero() || ref == hashOf(head) && !doubtful {
+			return false, nil
+		}
+	}
+	v, cut, err := newRepo(s.opts.Dir, s.opts.Environment).tips() // without the journal
 	if fromDisk(err) {
 		return false, err
 	}
-	if v.head == nil || v.head.Environment != s.opts.Environment || v.head.Instance != s.opts.Instance {
-		s.readFromJournal()
+	if !s.isOwn(v.head) {
 		return false, nil
 	}
-	facts, empty := s.ledger.Facts, s.ledger.Head == ""
+	if !other {
+		applied, err := s.named(s.ledger.Applied)
+		if err != nil && !errors.Is(err, errDamaged) {
+			return false, err
+		}
+		number := func(rec *record.Record) int {
+			if rec == nil {
+				return 0
+			}
+			return rec.Index
+		}
+		if number(v.head) <= number(head) && (v.head.Commit != s.ledger.Head || number(v.applied) <= number(applied)) {
+			return false, nil
+		}
+		if number(v.applied) < number(applied) && s.repo.inHistory(v, hashOf(applied)) {
+			v.applied = applied
+		}
+	}
+	was := s.ledger
 	s.ledger = s.newLedger()
-	if s.ledger.Facts = facts; empty { // the history is back that could not be read
+	s.ledger.Facts, s.ledger.Packs, s.ledger.Proven, s.ledger.Retried = was.Facts, was.Packs, was.Proven, was.Retried
+	if !other {
+		s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(v.head), "")
+		return true, s.inherit(v)
+	}
+	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
+	s.repaired("another repository is in the place of this agent's", "taken as it is, from "+idOf(v.head)+" on", "")
+	if was.Head == "" { // the history is back that could not be read
 		s.ledger.set(lostFact, nil)
 	}
-	s.repaired("another repository is in the place of this agent's", "taken as it is, from "+idOf(v.head)+" on", "")
 	if cut {
 		if err := s.lose("the head of the repository that was put back is missing"); err != nil {
 			return false, err
@@ -263,22 +278,7 @@ func (s *Store) baseAbsent() (bool, error) {
 func (s *Store) rebuild() error {
 	s.ledger.Packed, s.ledger.Packs = 0, nil
 	s.ledger.First, s.ledger.Begin = 1, ""
-	for i, e := range s.ledger.entries { // an applied record far below the others is not one of a run
-		rec, err := s.repo.snapshot(e.commit)
-		if err != nil {
-			return err
-		}
-		if i+1 < len(s.ledger.entries) {
-			next, err := s.repo.snapshot(s.ledger.entries[i+1].commit)
-			if err != nil {
-				return err
-			}
-			if next.Parent != rec.Commit {
-				s.ledger.Packed = i + 1
-			}
-		}
-	}
-	var cuts []plumbing.Hash
+	cuts := map[plumbing.Hash]bool{}
 	for _, e := range slices.Backward(s.ledger.entries) {
 		rec, err := s.repo.snapshot(e.commit)
 		if err != nil {
@@ -287,7 +287,7 @@ func (s *Store) rebuild() error {
 		if rec.Parent == "" || s.ledger.find(rec.Parent) != nil {
 			continue
 		}
-		cuts = append(cuts, e.commit)
+		cuts[e.commit] = true
 		if s.ledger.Begin == "" { // the newest of them is where the history of the head begins
 			s.ledger.First, s.ledger.Begin = rec.Index, rec.Commit
 		}
@@ -296,68 +296,6 @@ func (s *Store) rebuild() error {
 		return err
 	}
 	return s.repo.setShallow(cuts)
-}
-
-// takeNewer takes the history of the repository if it is newer than the journal's: a
-// journal that was damaged or copied back, or a backup that was copied while the agent
-// ran. A moved applied ref is believed only if the journal lost something.
-func (s *Store) takeNewer(head *record.Record, doubtful bool) (took bool, err error) {
-	ref, err := s.repo.readRef(headRef(s.opts.Environment))
-	if fromDisk(err) {
-		return false, err
-	}
-	if err != nil || ref.IsZero() || ref == hashOf(head) && !doubtful {
-		return false, nil
-	}
-	v, _, err := s.repo.tips()
-	if err != nil || v.head == nil || v.head.Environment != s.opts.Environment || v.head.Instance != s.opts.Instance {
-		if fromDisk(err) {
-			return false, err
-		}
-		return false, nil
-	}
-	applied, err := s.named(s.ledger.Applied)
-	if err != nil && !errors.Is(err, errDamaged) {
-		return false, err
-	}
-	indexOf := func(rec *record.Record) int {
-		if rec == nil {
-			return 0
-		}
-		return rec.Index
-	}
-	if indexOf(v.head) <= indexOf(head) && (v.head.Commit != s.ledger.Head || indexOf(v.applied) <= indexOf(applied)) {
-		return false, nil
-	}
-	if applied != nil && indexOf(v.applied) < applied.Index && s.repo.inHistory(v, hashOf(applied)) {
-		v.applied = applied
-	}
-	l := s.newLedger()
-	l.Facts, l.Packs, l.Proven, l.Retried = s.ledger.Facts, s.ledger.Packs, s.ledger.Proven, s.ledger.Retried
-	s.ledger = l
-	s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(v.head), "")
-	return true, s.inherit(v)
-}
-
-// entry reads the four objects of a record.
-func (r *repo) entry(h plumbing.Hash) (e entry, err error) {
-	var contents [4][]byte
-	if contents[3], err = r.object(plumbing.CommitObject, h); err != nil {
-		return e, err
-	}
-	c, err := r.commit(h)
-	if err != nil {
-		return e, err
-	}
-	if contents[2], err = r.object(plumbing.TreeObject, c.TreeHash); err != nil {
-		return e, err
-	}
-	files, err := r.files(c.TreeHash)
-	if err != nil {
-		return e, err
-	}
-	contents[0], contents[1] = files[0], files[1]
-	return newEntry(contents), nil
 }
 
 // removeStale removes loose files of which a pack has the object: their removal was

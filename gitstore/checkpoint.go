@@ -1,12 +1,12 @@
 package gitstore
 
 import (
-	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,8 +15,8 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
 
-	"dtesn-agent/gitstore/record"
 )
 
 // A checkpoint puts the records that are in no pack yet into one, begins a new
@@ -51,12 +51,6 @@ type checkpoint struct {
 	// What the ledger has afterwards, and packs that are not needed then.
 	packs    []packInfo
 	obsolete []string
-	// What pruning drops, where the history begins then, and the refs that were
-	// looked at.
-	pruned []packInfo
-	first  int
-	begin  string
-	refs   map[string]plumbing.Hash
 }
 
 // due reports whether there is enough for a checkpoint.
@@ -80,17 +74,135 @@ func (s *Store) advanceCheckpoint() {
 }
 
 func (s *Store) beginCheckpoint() {
-	entries := slices.Clone(s.ledger.unpacked())
-	c := &checkpoint{done: make(chan struct{}), packed: len(entries), first: s.ledger.First, begin: s.ledger.Begin}
+	entries, packs := slices.Clone(s.ledger.unpacked()), slices.Clone(s.ledger.Packs)
+	largest := largestPack
+	if keep := s.opts.KeepSnapshots; keep > 0 { // so that pruning can drop whole packs
+		largest = min(largest, max(checkpointRecords, keep/8))
+	}
+	c, r, log := &checkpoint{done: make(chan struct{}), packed: len(entries)}, newRepo(s.opts.Dir, s.opts.Environment), s.log
+	r.journaled.Store(s.repo.journaled.Load())
 	s.checkpoint = c
-	p := &packer{repo: newRepo(s.opts.Dir, s.opts.Environment), view: s.view(), keep: s.opts.KeepSnapshots, known: s.opts.Known, log: s.log}
-	p.repo.journaled.Store(s.repo.journaled.Load())
-	packs := slices.Clone(s.ledger.Packs)
 	go func() {
 		defer close(c.done)
-		c.err = p.run(c, entries, packs)
+		if c.err = c.pack(r, entries, packs); c.err == nil {
+			if err := c.join(r, largest); err != nil { // of an old pack that is damaged, say
+				log.Warn("joining packs failed", "error", err)
+			}
+		}
 		debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
 	}()
+}
+
+// pack packs the entries, and finds which of the packs are there still.
+func (c *checkpoint) pack(r *repo, entries []entry, packs []packInfo) error {
+	c.packs = slices.DeleteFunc(packs, func(info packInfo) bool { // by a person's gc
+		there, err := exists(filepath.Join(r.packDir(), info.Name+".pack"))
+		return err == nil && !there
+	})
+	info, err := r.packEntries(entries)
+	if err != nil {
+		return fmt.Errorf("pack records: %w", err)
+	}
+	if !slices.ContainsFunc(c.packs, func(old packInfo) bool { return old.Name == info.Name }) {
+		c.packs = append(c.packs, info)
+	}
+	return syncPaths(r.refPaths())
+}
+
+// join makes one pack of neighbours where joinPacks of them are small.
+func (c *checkpoint) join(r *repo, largest int) error {
+	for from := 0; from < len(c.packs); {
+		to := from // c.packs[from:to] are small
+		for to < len(c.packs) && c.packs[to].records() <= largest/2 {
+			to++
+		}
+		if to-from < joinPacks {
+			from = to + 1
+			continue
+		}
+		for c.packs[to-1].High-c.packs[from].Low >= largest {
+			to--
+		}
+		var entries []entry
+		var names []string
+		for _, info := range c.packs[from:to] {
+			list, err := r.packedEntries(info.Name)
+			if err != nil {
+				return err
+			}
+			entries, names = append(entries, list...), append(names, info.Name)
+		}
+		info, err := r.packEntries(entries)
+		if err != nil {
+			return err
+		}
+		c.obsolete = append(c.obsolete, slices.DeleteFunc(names, func(name string) bool { return name == info.Name })...)
+		c.packs = slices.Replace(c.packs, from, to, info)
+	}
+	return nil
+}
+
+// packEntries writes a pack of records, durably.
+func (r *repo) packEntries(entries []entry) (info packInfo, err error) {
+	var objects []gitObject
+	for _, e := range entries {
+		rec, err := r.snapshot(e.commit)
+		if err != nil {
+			return info, err
+		}
+		info.Low, info.High = min(cmp.Or(info.Low, rec.Index), rec.Index), max(info.High, rec.Index)
+		objects = append(objects, e.objects[:]...)
+	}
+	info.Name, err = r.writePack(objects)
+	return info, err
+}
+
+// packedEntries reads the records of a pack that has nothing else.
+func (r *repo) packedEntries(name string) (entries []entry, err error) {
+	hashes, err := r.packHashes(name)
+	if err != nil {
+		return nil, err
+	}
+	left := map[plumbing.Hash]bool{}
+	for _, h := range hashes {
+		left[h] = true
+	}
+	for _, h := range hashes {
+		e, err := r.entry(h)
+		if errors.Is(err, errForeign) { // it is no commit
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range e.objects {
+			delete(left, o.hash)
+		}
+		entries = append(entries, e)
+	}
+	if len(left) > 0 {
+		return nil, fmt.Errorf("%s has %d objects that are of no record", name, len(left))
+	}
+	return entries, nil
+}
+
+// packHashes lists the objects of a pack.
+func (r *repo) packHashes(name string) (hashes []plumbing.Hash, err error) {
+	index, err := openIndex(filepath.Join(r.packDir(), name+".idx"))
+	if err != nil {
+		return nil, err
+	}
+	entries, err := index.Entries()
+	for err == nil {
+		var e *idxfile.Entry
+		if e, err = entries.Next(); err == nil {
+			hashes = append(hashes, e.Hash)
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return hashes, err
 }
 
 // finishCheckpoint waits for the checkpoint that runs, and reports whether the
@@ -105,46 +217,34 @@ func (s *Store) finishCheckpoint(all bool) bool {
 	}
 	<-c.done
 	s.checkpoint = nil
-	if c.err != nil {
-		s.log.Warn("checkpoint failed", "error", c.err)
-		return false
-	}
-	gone := s.ledger.unpacked()[:c.packed]
-	next := s.ledger.trim(c.packed)
+	gone, next := s.ledger.unpacked()[:c.packed], s.ledger.trim(c.packed)
 	next.Packs, next.Obsolete = c.packs, c.obsolete
-	if len(c.pruned) > 0 {
-		refs, err := s.repo.foreignRefs()
-		if err == nil && !maps.Equal(refs, c.refs) {
-			err = errors.New("refs were set meanwhile")
-		}
-		if err == nil {
-			err = s.writeShallow(c.begin)
-		}
-		if err != nil {
-			s.log.Warn("pruning failed", "error", err)
-			next.Packs = append(c.pruned, c.packs...)
-		} else {
-			s.log.Info("old records pruned", "from", next.First, "to", c.first-1)
-			next.First, next.Begin = c.first, c.begin
-			for _, info := range c.pruned {
-				next.Obsolete = append(next.Obsolete, info.Name)
-			}
-		}
+	err := c.err
+	if err == nil {
+		err = s.goOnWith(next, gone)
 	}
-	if err := s.beginSegment(next); err != nil {
+	if err != nil {
 		s.log.Warn("checkpoint failed", "error", err)
-		return false
+	}
+	return err == nil
+}
+
+// goOnWith begins a segment of a ledger that names other packs, and removes what is
+// not needed then: those it calls obsolete, and the loose files of entries.
+func (s *Store) goOnWith(next *ledger, packed []entry) error {
+	if err := s.beginSegment(next); err != nil {
+		return err
 	}
 	s.ledger = next
 	s.unsynced = slices.DeleteFunc(s.unsynced, func(e entry) bool {
-		return slices.ContainsFunc(gone, func(g entry) bool { return g.commit == e.commit })
+		return slices.ContainsFunc(packed, func(p entry) bool { return p.commit == e.commit })
 	})
 	s.readFromJournal()
 	if len(next.Obsolete) > 0 {
 		s.repo.closePacks()
 	}
-	s.remove(gone, next.Obsolete)
-	return true
+	s.remove(packed, next.Obsolete)
+	return nil
 }
 
 // remove removes loose files whose objects are packed, and packs, beside the
@@ -185,41 +285,39 @@ func (r *repo) removePack(name string) error {
 // removeLeftPacks removes packs that a kill in a checkpoint left: those that were to
 // go, and those of which everything is in the journal or in a pack that it names.
 func (s *Store) removeLeftPacks() error {
-	known := map[plumbing.Hash]bool{}
-	for h := range s.ledger.objects() {
-		known[h] = true
-	}
-	s.repo.mu.Lock()
-	defer s.repo.mu.Unlock()
-	if _, err := s.repo.listPacks(); err != nil {
-		return err
-	}
-	left := map[string][]plumbing.Hash{}
-	for name, index := range s.repo.packs {
-		entries, err := index.Entries()
+	known := s.ledger.objects()
+	var left []string
+	indexes, err := glob(s.repo.packDir(), "pack-*.idx")
+	for _, path := range indexes {
+		name := strings.TrimSuffix(filepath.Base(path), ".idx")
+		if !slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
+			left = append(left, name)
+			continue
+		}
+		hashes, err := s.repo.packHashes(name)
 		if err != nil {
 			return err
 		}
-		isOurs := slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name })
-		for e, err := entries.Next(); err == nil; e, err = entries.Next() {
-			if isOurs {
-				known[e.Hash] = true
-			} else {
-				left[name] = append(left[name], e.Hash)
-			}
+		for _, h := range hashes {
+			known[h] = gitObject{}
 		}
 	}
-	for name, hashes := range left {
-		foreign := slices.ContainsFunc(hashes, func(h plumbing.Hash) bool { return !known[h] })
-		if kept, err := exists(filepath.Join(s.repo.packDir(), name+".keep")); err != nil || kept || foreign && !slices.Contains(s.ledger.Obsolete, name) {
+	for _, name := range left {
+		hashes, err := s.repo.packHashes(name)
+		if err != nil {
+			return err
+		}
+		isForeign := func(h plumbing.Hash) bool { _, ok := known[h]; return !ok }
+		kept, err := exists(filepath.Join(s.repo.packDir(), name+".keep"))
+		if err != nil || kept || slices.ContainsFunc(hashes, isForeign) && !slices.Contains(s.ledger.Obsolete, name) {
 			continue
 		}
 		if err := s.repo.removePack(name); err != nil {
 			return err
 		}
-		delete(s.repo.packs, name)
 	}
-	return nil
+	s.repo.closePacks()
+	return err
 }
 
 // abandonCheckpoint waits for what runs beside the caller, and forgets it.
@@ -234,168 +332,62 @@ func (s *Store) abandonCheckpoint() {
 	}
 }
 
-// A packer writes packs beside the Store, with a repo of its own.
-type packer struct {
-	repo  *repo
-	view  view
-	keep  int // records to keep at least; 0 keeps all
-	known func(name string) bool
-	log   *slog.Logger
-}
-
-// run packs the entries, joins packs and drops old ones.
-func (p *packer) run(c *checkpoint, entries []entry, packs []packInfo) error {
-	there := func(info packInfo) bool {
-		ok, err := exists(filepath.Join(p.repo.packDir(), info.Name+".pack"))
-		return ok || err != nil
+// prune drops the oldest packs, as far as Options.KeepSnapshots allows; target is the
+// record that a rollback without an id goes to. The history begins at the first record
+// of the packs that stay.
+func (s *Store) prune(ctx context.Context, target string) error {
+	first := s.oldestNeeded(ctx, target)
+	next := s.ledger.trim(0)
+	drop := slices.IndexFunc(next.Packs, func(info packInfo) bool { return info.High >= first })
+	if drop <= 0 || next.Packs[drop].Low <= next.First {
+		return nil
 	}
-	packs = slices.DeleteFunc(packs, func(info packInfo) bool { return !there(info) }) // a person's gc
-	if len(entries) > 0 {
-		info, err := p.write(len(entries), func(i int) (entry, error) { return entries[len(entries)-1-i], nil })
-		if err != nil {
-			return fmt.Errorf("pack records: %w", err)
-		}
-		if info.records() == len(entries) && !slices.ContainsFunc(packs, func(old packInfo) bool { return old.Name == info.Name }) {
-			packs = append(packs, info)
-		}
+	begin, err := s.repo.at(s.view(), next.Packs[drop].Low)
+	if err == nil {
+		err = s.writeShallow(begin.commit.String())
 	}
-	if err := syncPaths(p.repo.refPaths()); err != nil {
+	if err != nil {
 		return err
 	}
-	c.packs = packs
-	first := p.boundary(c)
-	for len(c.packs) > 0 && c.packs[0].High < first {
-		c.pruned, c.packs = append(c.pruned, c.packs[0]), c.packs[1:]
+	next.Obsolete = nil
+	for _, info := range next.Packs[:drop] {
+		next.Obsolete = append(next.Obsolete, info.Name)
 	}
-	c.first = first
-	if err := p.join(c); err != nil { // of an old pack that is damaged, say
-		p.log.Warn("joining packs failed", "error", err)
-	}
-	return nil
+	next.Packs, next.First, next.Begin = next.Packs[drop:], begin.index, begin.commit.String()
+	s.log.Info("old records pruned", "from", s.ledger.First, "to", begin.index-1)
+	return s.goOnWith(next, nil)
 }
 
-// join makes one pack of neighbours where joinPacks of them are small. A pack has at
-// most an eighth of what is kept, so that pruning can drop whole ones.
-func (p *packer) join(c *checkpoint) error {
-	largest := largestPack
-	if p.keep > 0 {
-		largest = min(largest, max(checkpointRecords, p.keep/8))
+// oldestNeeded returns the index of the oldest record that must stay: the newest that
+// are kept, the applied one, the target, and what another ref names, with all that
+// follows it. Without a target, and with a ref that names no record of the history,
+// everything stays.
+func (s *Store) oldestNeeded(ctx context.Context, target string) int {
+	v := s.view()
+	if s.opts.KeepSnapshots == 0 || s.applied == nil || target == "" {
+		return v.first
 	}
-	for from := 0; from < len(c.packs); {
-		to := from // c.packs[from:to] are small and follow each other
-		for to < len(c.packs) && c.packs[to].records() <= largest/2 && (to == from || c.packs[to].Low == c.packs[to-1].High+1) {
-			to++
-		}
-		if to-from < joinPacks {
-			from = max(to, from+1)
-			continue
-		}
-		for c.packs[to-1].High-c.packs[from].Low >= largest {
-			to--
-		}
-		run := c.packs[from:to]
-		low, high := run[0].Low, run[len(run)-1].High
-		info, err := p.write(high-low+1, func(i int) (entry, error) {
-			h, err := p.repo.chain.at(p.repo, p.view, high-i)
-			if err != nil {
-				return entry{}, err
-			}
-			return p.repo.entry(h)
-		})
-		if err != nil {
-			return fmt.Errorf("join packs: %w", err)
-		}
-		for _, old := range run {
-			if old.Name != info.Name {
-				c.obsolete = append(c.obsolete, old.Name)
-			}
-		}
-		c.packs = slices.Replace(c.packs, from, to, info)
-	}
-	return nil
-}
-
-// write writes a pack of records, durably; at returns them, the newest first.
-func (p *packer) write(count int, at func(i int) (entry, error)) (info packInfo, err error) {
-	var objects []gitObject
-	for i := range count {
-		e, err := at(i)
-		if err != nil {
-			return info, err
-		}
-		_, index, err := p.repo.link(e.commit)
-		if err != nil {
-			return info, err
-		}
-		if info.Low = index; i == 0 {
-			info.High = index
-		}
-		objects = append(objects, e.objects[:]...)
-	}
-	info.Name, err = p.repo.writePack(objects)
-	return info, err
-}
-
-// boundary returns the index of the record at which the history is to begin: at
-// least p.keep records stay, the applied one, and the one that a rollback without
-// an id goes to. What another ref names stays with all that follows it; one that
-// names no record of the history keeps everything. It is 0 if nothing goes.
-func (p *packer) boundary(c *checkpoint) int {
-	v := p.view
-	if p.keep == 0 || v.applied == nil {
-		return 0
-	}
-	first := min(v.head.Index-p.keep+1, v.applied.Index)
+	first := min(s.head.Index-s.opts.KeepSnapshots+1, s.applied.Index)
 	if first <= v.first {
-		return 0
+		return v.first
 	}
-	var err error
-	if c.refs, err = p.repo.foreignRefs(); err != nil {
-		return 0
+	p, err := s.repo.find(ctx, v, target)
+	if err != nil {
+		return v.first
 	}
-	for _, h := range c.refs {
-		_, index, err := p.repo.link(h)
-		if err != nil || !p.repo.inHistory(v, h) {
-			return 0
+	first = min(first, p.index)
+	refs, err := s.repo.foreignRefs()
+	if err != nil {
+		return v.first
+	}
+	for _, h := range refs {
+		rec, err := s.repo.snapshot(h)
+		if err != nil || !s.repo.inHistory(v, h) {
+			return v.first
 		}
-		first = min(first, index)
+		first = min(first, rec.Index)
 	}
-	target := p.rollbackTarget()
-	if target == 0 {
-		return 0
-	}
-	first = min(first, target)
-	// Whole packs go: the history begins at the first that stays.
-	for _, info := range c.packs {
-		if info.High >= first {
-			first = min(first, info.Low)
-			break
-		}
-	}
-	begin, err := p.repo.chain.at(p.repo, v, first)
-	if err != nil || first <= v.first {
-		return 0
-	}
-	c.begin = begin.String()
 	return first
-}
-
-// rollbackTarget returns the index of the newest applied record that differs from
-// what is applied and that the hold does not hold, that of the applied one if there
-// is none, and 0 if the history cannot be read.
-func (p *packer) rollbackTarget() int {
-	v := p.view
-	for i := v.applied.Index; i >= v.first; i-- {
-		rec, err := p.repo.record(v, i)
-		if err != nil {
-			return 0
-		}
-		other := !rec.Config.Select(p.known).Equal(v.applied.Config.Select(p.known))
-		if rec.Outcome == record.Applied && rec.Kind.Candidate() && other && v.head.Held.Match(rec.Config, p.known) == nil {
-			return rec.Index
-		}
-	}
-	return v.applied.Index
 }
 
 // shallowFile is git's own: one commit a line, whose parents count as absent
@@ -418,44 +410,30 @@ func (r *repo) readShallow() (map[plumbing.Hash]bool, error) {
 	return cuts, nil
 }
 
-// writeShallow makes begin, or what the ledger says, the one record of the history in
-// the shallow file; lines of other histories stay.
+// writeShallow makes begin, unless it is "", the one record of the history in the
+// shallow file; lines of other histories stay.
 func (s *Store) writeShallow(begin string) error {
-	begin = cmp.Or(begin, s.ledger.Begin)
 	cuts, err := s.repo.readShallow()
-	if err != nil {
+	if err != nil || len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)] {
 		return err
 	}
-	if isRight := cuts[plumbing.NewHash(begin)]; len(cuts) == 0 && begin == "" || len(cuts) == 1 && isRight {
-		return nil // without a walk down to it
-	}
-	var lines []plumbing.Hash
-	for h := range cuts {
-		if !s.repo.inHistory(view{head: s.head, first: 1}, h) {
-			lines = append(lines, h)
-		}
-	}
+	maps.DeleteFunc(cuts, func(h plumbing.Hash, _ bool) bool { return s.repo.inHistory(view{head: s.head, first: 1}, h) })
 	if begin != "" {
-		lines = append(lines, plumbing.NewHash(begin))
+		cuts[plumbing.NewHash(begin)] = true
 	}
-	if len(lines) == len(cuts) && (begin == "" || cuts[plumbing.NewHash(begin)]) {
-		return nil
-	}
-	return s.repo.setShallow(lines)
+	return s.repo.setShallow(cuts)
 }
 
 // setShallow writes the shallow file, durably.
-func (r *repo) setShallow(lines []plumbing.Hash) error {
-	if len(lines) == 0 {
-		return errors.Join(os.RemoveAll(filepath.Join(r.dir, shallowFile)), syncPath(r.dir))
+func (r *repo) setShallow(cuts map[plumbing.Hash]bool) error {
+	path := filepath.Join(r.dir, shallowFile)
+	if len(cuts) == 0 {
+		return errors.Join(os.RemoveAll(path), syncPath(r.dir))
 	}
-	slices.SortFunc(lines, func(a, b plumbing.Hash) int { return bytes.Compare(a[:], b[:]) })
-	var b bytes.Buffer
-	for _, h := range lines {
-		fmt.Fprintln(&b, h)
+	var lines []string
+	for h := range cuts {
+		lines = append(lines, h.String()+"\n")
 	}
-	if err := writeDurable(filepath.Join(r.dir, shallowFile), b.Bytes(), refPerm); err != nil {
-		return fmt.Errorf("write %s: %w", shallowFile, err)
-	}
-	return nil
+	slices.Sort(lines)
+	return writeDurable(path, []byte(strings.Join(lines, "")), refPerm)
 }

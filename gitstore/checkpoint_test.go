@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"context"
 	"bytes"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ func often(t testing.TB) {
 // idle is what the agent does between two changes.
 func idle(s *Store) {
 	for range 3 {
-		s.Prepare()
+		s.Prepare(context.Background(), target(s))
 		if s.checkpoint != nil {
 			<-s.checkpoint.done
 		}
@@ -32,6 +33,17 @@ func idle(s *Store) {
 			<-s.removing
 		}
 	}
+}
+
+// target is the newest applied record of other parameters.
+func target(s *Store) string {
+	rows, _ := s.List(context.Background(), "", 1<<20)
+	for _, row := range rows {
+		if row.Outcome == record.Applied && !row.Config.Equal(s.applied.Config) {
+			return row.ID
+		}
+	}
+	return ""
 }
 
 func (f *fixture) keeping(n int) *Store {
@@ -176,7 +188,7 @@ func TestPrune(t *testing.T) {
 	}
 	s, repairs := f.reopen(s)
 	noRepairs(t, repairs)
-	if walked := s.repo.chain.top - s.repo.chain.low; walked > 2 {
+	if walked := len(s.repo.cache.parents); walked > 2 {
 		t.Errorf("a start walked %d records down", walked)
 	}
 	f.refsAgree(s)
@@ -269,7 +281,7 @@ func TestBesideGC(t *testing.T) {
 	}()
 	for i := range 60 {
 		applied(t, s, 65+i)
-		s.Prepare()
+		s.Prepare(t.Context(), "")
 		if i%20 == 19 {
 			var mirror string
 			for try := 1; ; try++ {

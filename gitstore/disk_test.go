@@ -84,7 +84,7 @@ func TestFullDisk(t *testing.T) {
 		refused()
 		last = commit(t, s, record.Record{Kind: record.KindRollback, Config: sized(64 + n), Held: holding(sized(2048))})
 		confirm(t, s)
-		s.Prepare()
+		s.Prepare(t.Context(), "")
 	}
 	if s.Behind() == nil {
 		t.Error("git is not said to be behind")

@@ -63,7 +63,7 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 	if err := s.sync(); err == nil {
 		t.Fatal("the sync succeeded")
 	}
-	s.Prepare()
+	s.Prepare(t.Context(), "")
 	_ = s.Probe(t.Context())
 	if got := strings.TrimSpace(f.gitMay("cat-file", "-t", e.commit.String())); got == "commit" {
 		t.Error("git has what the journal does not hold durably")
@@ -72,7 +72,7 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 	if err := s.Probe(t.Context()); err != nil {
 		t.Error(err)
 	}
-	s.Prepare()
+	s.Prepare(t.Context(), "")
 	f.fsck()
 }
 
@@ -266,7 +266,7 @@ func TestNothingIsWrittenElsewhere(t *testing.T) {
 	if _, err := s.Commit(t.Context(), change(66)); err == nil {
 		t.Error("committed without a directory")
 	}
-	s.Prepare()
+	s.Prepare(t.Context(), "")
 	_ = s.Probe(t.Context())
 	if left, err := os.ReadDir(f.dir); err != nil || len(left) > 0 {
 		t.Errorf("in the place of the directory lies %v %v", left, err)

@@ -35,7 +35,7 @@ func TestDirectoryThatMoves(t *testing.T) {
 		if s.Holding() || s.Head() == nil || s.Applied() == nil {
 			t.Errorf("holding %v, head %v, applied %v", s.Holding(), s.Head(), s.Applied())
 		}
-		s.Prepare()
+		s.Prepare(t.Context(), "")
 	}
 	move := func(from, to string) {
 		t.Helper()

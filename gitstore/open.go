@@ -99,51 +99,51 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 // still. before becomes the head of a history that another one replaces.
 func (s *Store) choose(there bool, format int, seg segment, before **record.Record) (same bool, err error) {
 	if s.ledger == nil {
-		return false, s.takeRefs(there, format)
+		return false, s.beginLedger(there, format)
 	}
 	s.readFromJournal()
 	head, err := s.named(s.ledger.Head)
 	if err != nil {
 		return false, err
 	}
-	if there && s.repo.isOther(s.ledger) {
-		took, err := s.takeOther()
-		if took || err != nil {
-			*before = cmp.Or(*before, head)
-			return false, err
-		}
-		if err = s.setRepositoryAside("unreadable", "another repository, of which the refs cannot be read"); err != nil {
-			return false, err
-		}
-		there = false
-	}
+	took := false
 	if there {
-		absent, err := s.baseAbsent()
-		if err == nil && absent {
-			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
-			there = false
-		}
-		if err != nil {
+		other := s.repo.isOther(s.ledger)
+		if took, err = s.takeRefs(head, other, seg.damaged || seg.torn); err != nil {
 			return false, err
 		}
+		absent := false
+		if !took && !other {
+			if absent, err = s.baseAbsent(); err != nil {
+				return false, err
+			}
+		}
+		switch {
+		case took:
+			*before = cmp.Or(*before, head)
+		case other:
+			err = s.setRepositoryAside("unreadable", "another repository, of which the refs cannot be read")
+		case absent:
+			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
+		}
+		there = took || !other && !absent
 	}
-	if !there {
+	if err == nil && !there {
 		s.repaired("the repository is missing", "begun anew from the journal", "")
-		return false, s.rebuild()
+		err = s.rebuild()
 	}
-	took, err := s.takeNewer(head, seg.damaged || seg.torn)
-	if took {
-		*before = cmp.Or(*before, head)
+	if err != nil {
+		return false, err
 	}
-	if _, aerr := s.named(s.ledger.Applied); err == nil && errors.Is(aerr, errDamaged) {
-		s.ledger.Applied = "" // it is nowhere
+	if _, err := s.named(s.ledger.Applied); errors.Is(err, errDamaged) { // it is nowhere
+		s.ledger.Applied = ""
 		seg.damaged = true
 	}
-	if err == nil && seg.damaged {
+	if seg.damaged {
 		s.repaired("the journal is damaged", "it goes on from what is left of it and from the refs of the repository", "")
 		err = s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
 	}
-	return !took, err
+	return there && !took, err
 }
 
 // settle brings the repository in line with the ledger. thorough after a kill or
@@ -178,7 +178,7 @@ func (s *Store) settle(ctx context.Context, thorough bool) (err error) {
 			s.log.Warn("removing old packs failed", "error", err)
 		}
 	}
-	if err := s.writeShallow(""); err != nil {
+	if err := s.writeShallow(s.ledger.Begin); err != nil {
 		s.projected(nil, err, foreignTip{})
 	}
 	for _, e := range s.ledger.entries {

@@ -219,13 +219,19 @@ func (s *Store) writeMissing(entries []entry) error {
 	return s.write()
 }
 
-// Prepare does what can be done while nobody waits: a checkpoint, and the newest records
-// if the repository lacks them.
-func (s *Store) Prepare() {
+// Prepare does what can be done while nobody waits: a checkpoint, pruning, and a look
+// whether the repository still has the newest records. target is the record that a
+// rollback without an id goes to, which pruning keeps; without one nothing is pruned.
+func (s *Store) Prepare(ctx context.Context, target string) {
 	if !s.Holding() || s.join() != nil {
 		return
 	}
 	s.advanceCheckpoint()
+	if s.checkpoint == nil && s.behind == nil {
+		if err := s.prune(ctx, target); err != nil {
+			s.log.Warn("pruning failed", "error", err)
+		}
+	}
 	list := s.ledger.unpacked()
 	if err := s.writeMissing(list[max(0, len(list)-8):]); err != nil {
 		s.log.Warn("journal cannot be written", "error", err)

@@ -105,7 +105,9 @@ func (r *Reader) tips(fail func(error) (view, error)) (view, error) {
 	r.repo.journaled.Store(nil)
 	v, _, err := r.repo.tips()
 	if err == nil {
-		v.first, _, err = r.repo.oldest(v.head)
+		var oldest place
+		oldest, err = r.repo.oldest(v.head)
+		v.first = oldest.index
 	}
 	if err != nil {
 		return fail(err)

@@ -169,11 +169,11 @@ func TestReaderLookup(t *testing.T) {
 	if len(byDigit) == 20 {
 		t.Fatal("there are 16 hex digits")
 	}
-	if _, _, err := s.repo.findPrefix(t.Context(), s.view(), ""); err == nil || !strings.HasSuffix(err.Error(), "both begin with it") || problem.Hint(err) != "give more digits" || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.repo.findPrefix(t.Context(), s.view(), ""); err == nil || !strings.HasSuffix(err.Error(), "both begin with it") || problem.Hint(err) != "give more digits" || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a prefix of all: %v", err)
 	}
 	for id, want := range map[string]string{
-		"snapshot_1_0003": "record 3 is snapshot_", "21": "the newest are " + last.ID, "nope": "no snapshot \"nope\"", "ABCD": "no snapshot", "a\x1bb\n": "a b", "abc": "no snapshot",
+		"snapshot_1_0003": "record 3 is snapshot_", "21": "the newest is " + last.ID, "nope": "no snapshot \"nope\"", "ABCD": "no snapshot", "a\x1bb\n": "a b", "abc": "no snapshot",
 	} {
 		_, err := r.Lookup(t.Context(), id)
 		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), want) || strings.ContainsAny(err.Error(), "\n\x1b") {

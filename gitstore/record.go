@@ -110,71 +110,60 @@ func (r *repo) decode(c *object.Commit) (*record.Record, error) {
 	return snap, nil
 }
 
-// link reads of a record's commit what joins it to the others: its first parent
-// (zero if it has none) and its index.
-func (r *repo) link(h plumbing.Hash) (parent plumbing.Hash, index int, err error) {
-	if snap := r.cache.get(h); snap != nil {
-		return plumbing.NewHash(snap.Parent), snap.Index, nil
-	}
-	c, err := r.commit(h)
-	if err != nil {
-		return parent, 0, err
-	}
-	t, err := parseTrailers(c.Message)
-	if err != nil {
-		return parent, 0, fmt.Errorf("%w: commit %s: %w", errForeign, h, err)
-	}
-	index, ok := indexOf(t[keyID])
-	if !ok {
-		return parent, 0, fmt.Errorf("%w: commit %s bears no snapshot id", errForeign, h)
-	}
-	if len(c.ParentHashes) > 0 {
-		parent = c.ParentHashes[0]
-	}
-	return parent, index, nil
-}
-
 // inHistory reports whether a commit is a record of the history of v.
 func (r *repo) inHistory(v view, h plumbing.Hash) bool {
-	_, index, err := r.link(h)
+	rec, err := r.snapshot(h)
 	if err != nil {
 		return false
 	}
-	at, err := r.chain.at(r, v, index)
-	return err == nil && at == h
+	at, err := r.at(v, rec.Index)
+	return err == nil && at.commit == h
 }
 
-// files reads parameters.yaml and snapshot.json of a tree that holds these two
+// files reads parameters.yaml, snapshot.json and the tree, which must hold these two
 // and nothing else.
-func (r *repo) files(h plumbing.Hash) ([2][]byte, error) {
-	var files [2][]byte
-	content, err := r.object(plumbing.TreeObject, h)
-	if err != nil {
-		return files, err
+func (r *repo) files(h plumbing.Hash) (contents [3][]byte, err error) {
+	if contents[2], err = r.object(plumbing.TreeObject, h); err != nil {
+		return contents, err
 	}
 	tree := new(object.Tree)
-	if err := tree.Decode(memoryObject(plumbing.TreeObject, content)); err != nil {
-		return files, fmt.Errorf("%w: tree %s: %w", errForeign, h, err)
+	if err := tree.Decode(memoryObject(plumbing.TreeObject, contents[2])); err != nil {
+		return contents, fmt.Errorf("%w: tree %s: %w", errForeign, h, err)
 	}
 	names := [2]string{parametersFile, snapshotFile}
 	if len(tree.Entries) != len(names) {
-		return files, fmt.Errorf("%w: tree %s has %d entries, not %d", errForeign, h, len(tree.Entries), len(names))
+		return contents, fmt.Errorf("%w: tree %s has %d entries, not %d", errForeign, h, len(tree.Entries), len(names))
 	}
 	for i, e := range tree.Entries {
 		if e.Name != names[i] || e.Mode != filemode.Regular {
-			return files, fmt.Errorf("%w: tree %s holds %q, not %s", errForeign, h, cut(e.Name, 80), names[i])
+			return contents, fmt.Errorf("%w: tree %s holds %q, not %s", errForeign, h, cut(e.Name, 80), names[i])
 		}
-		if files[i], err = r.object(plumbing.BlobObject, e.Hash); err != nil {
-			return files, fmt.Errorf("%s: %w", e.Name, err)
+		if contents[i], err = r.object(plumbing.BlobObject, e.Hash); err != nil {
+			return contents, fmt.Errorf("%s: %w", e.Name, err)
 		}
 	}
-	return files, nil
+	return contents, nil
 }
 
-// A recordCache keeps records that were read, by commit.
+// entry reads the four objects of a record.
+func (r *repo) entry(h plumbing.Hash) (entry, error) {
+	c, err := r.commit(h)
+	if err != nil {
+		return entry{}, err
+	}
+	files, err := r.files(c.TreeHash)
+	if err != nil {
+		return entry{}, err
+	}
+	content, err := r.object(plumbing.CommitObject, h)
+	return newEntry([4][]byte{files[0], files[1], files[2], content}), err
+}
+
+// A recordCache keeps records that were read, by commit, and the parents of more.
 type recordCache struct {
 	mu      sync.Mutex
 	records map[plumbing.Hash]*record.Record
+	parents map[plumbing.Hash]plumbing.Hash
 }
 
 func (c *recordCache) get(h plumbing.Hash) *record.Record {
@@ -192,73 +181,12 @@ func (c *recordCache) put(h plumbing.Hash, rec *record.Record) {
 	c.records[h] = rec
 }
 
-// A chain remembers which commit bears which index, so that a record is found
-// without a walk from the head each time. Indexes low to top are known.
-type chain struct {
-	mu       sync.Mutex
-	hashes   []plumbing.Hash // by index; [0] is not used
-	low, top int
-}
-
-var errNoSuchIndex = errors.New("no record has this index")
-
-// at returns the commit of the record with the given index in the history of
-// the view's head. It walks only where it has not been yet, and reads commits
-// alone.
-func (c *chain) at(r *repo, v view, index int) (plumbing.Hash, error) {
-	head := v.head
-	if head == nil || index < v.first || index > head.Index {
-		return plumbing.ZeroHash, errNoSuchIndex
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.reach(r, plumbing.NewHash(head.Commit), head.Index, v.first); err != nil {
-		return plumbing.ZeroHash, err
-	}
-	for c.low > index {
-		parent, err := r.parent(c.hashes[c.low])
-		if err != nil {
-			return plumbing.ZeroHash, err
-		}
-		c.low--
-		c.hashes[c.low] = parent
-	}
-	return c.hashes[index], nil
-}
-
-// reach makes the chain end in head: it walks down from head until it meets
-// what it knows, or the end of it, or the first record.
-func (c *chain) reach(r *repo, head plumbing.Hash, index, first int) error {
-	var fresh []plumbing.Hash // from index downwards
-	h := head
-	for i := index; ; i-- {
-		if i >= c.low && i <= c.top && i > 0 && c.hashes[i] == h {
-			break // met
-		}
-		fresh = append(fresh, h)
-		if i <= c.low || i <= first || c.top == 0 {
-			c.low = i // another history, or none was known
-			break
-		}
-		var err error
-		if h, err = r.parent(h); err != nil {
-			return err
-		}
-	}
-	if c.hashes = c.hashes[:min(len(c.hashes), index+1)]; len(c.hashes) < index+1 {
-		c.hashes = append(c.hashes, make([]plumbing.Hash, index+1-len(c.hashes))...)
-	}
-	for k, h := range fresh {
-		c.hashes[index-k] = h
-	}
-	c.top = index
-	return nil
-}
-
 // parent returns the first parent of a commit.
 func (r *repo) parent(h plumbing.Hash) (plumbing.Hash, error) {
-	if snap := r.cache.get(h); snap != nil {
-		return plumbing.NewHash(snap.Parent), nil
+	r.cache.mu.Lock()
+	defer r.cache.mu.Unlock()
+	if parent, ok := r.cache.parents[h]; ok {
+		return parent, nil
 	}
 	c, err := r.commit(h)
 	if err != nil {
@@ -267,5 +195,46 @@ func (r *repo) parent(h plumbing.Hash) (plumbing.Hash, error) {
 	if len(c.ParentHashes) == 0 {
 		return plumbing.ZeroHash, fmt.Errorf("%w: the history ends at commit %s, before its first record", errDamaged, h)
 	}
+	if r.cache.parents == nil {
+		r.cache.parents = map[plumbing.Hash]plumbing.Hash{}
+	}
+	r.cache.parents[h] = c.ParentHashes[0]
 	return c.ParentHashes[0], nil
+}
+
+// A place is where a record stands in the history: its index, its commit, and the
+// commit of the next newer one, zero at the head.
+type place struct {
+	index         int
+	commit, child plumbing.Hash
+}
+
+// walk visits the records of v from the head down, until visit returns false or the
+// oldest record was visited. It reads commits alone, each once.
+func (r *repo) walk(v view, visit func(place) bool) error {
+	if v.head == nil {
+		return nil
+	}
+	for p := (place{index: v.head.Index, commit: hashOf(v.head)}); visit(p) && p.index > v.first; p.index-- {
+		parent, err := r.parent(p.commit)
+		if err != nil {
+			return fmt.Errorf("record %d: %w", p.index-1, err)
+		}
+		p.commit, p.child = parent, p.commit
+	}
+	return nil
+}
+
+var errNoSuchIndex = errors.New("no record has this index")
+
+// at returns where the record with an index stands in the history of v.
+func (r *repo) at(v view, index int) (found place, err error) {
+	if v.head == nil || index < v.first || index > v.head.Index {
+		return found, errNoSuchIndex
+	}
+	err = r.walk(v, func(p place) bool {
+		found = p
+		return p.index > index
+	})
+	return found, err
 }

@@ -40,7 +40,6 @@ type repo struct {
 	env   schema.Environment
 
 	cache recordCache
-	chain chain
 	// journaled are the objects that the journal has; they are read from there.
 	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
 

@@ -29,14 +29,11 @@ type Options struct {
 	// Environment and Instance are whose history it is; that of others is refused.
 	Environment   schema.Environment
 	Instance      string
-	MaxSnapshots  int // the default page of List; 0 is DefaultMaxSnapshots
-	KeepSnapshots int // how many of the newest records pruning keeps; 0 keeps all
-	// Known reports whether the schema has a parameter, for pruning to keep the record
-	// that a rollback without an id goes to; nil stands for all.
-	Known        func(name string) bool
-	AgentVersion string           // for records that do not have one
-	Now          func() time.Time // the clock; nil is time.Now
-	Logger       *slog.Logger     // of what happens after Open; nil is none
+	MaxSnapshots  int              // the default page of List; 0 is DefaultMaxSnapshots
+	KeepSnapshots int              // how many of the newest records pruning keeps; 0 keeps all
+	AgentVersion  string           // for records that do not have one
+	Now           func() time.Time // the clock; nil is time.Now
+	Logger        *slog.Logger     // of what happens after Open; nil is none
 }
 
 // A Store is the one writer of a history. Its methods are called from one
@@ -130,9 +127,6 @@ func (o *Options) check() error {
 	o.Dir = filepath.Clean(o.Dir)
 	if o.MaxSnapshots <= 0 {
 		o.MaxSnapshots = DefaultMaxSnapshots
-	}
-	if o.Known == nil {
-		o.Known = func(string) bool { return true }
 	}
 	if o.Now == nil {
 		o.Now = time.Now

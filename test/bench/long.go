@@ -77,10 +77,12 @@ func (b *bed) stretch(done, count, keep int) (s stretch, err error) {
 	if err != nil {
 		return s, err
 	}
+	before := ""
 	for i := done; i < done+count; i++ {
 		rec := longRecord(i)
 		start := time.Now()
-		if _, err := store.Commit(ctx, rec); err != nil {
+		snap, err := store.Commit(ctx, rec)
+		if err != nil {
 			return s, err
 		}
 		s.commits = append(s.commits, time.Since(start))
@@ -88,7 +90,8 @@ func (b *bed) stretch(done, count, keep int) (s stretch, err error) {
 			return s, err
 		}
 		s.durable = append(s.durable, time.Since(start))
-		store.Prepare()
+		store.Prepare(ctx, before)
+		before = snap.ID
 	}
 	s.rss = residentKB(os.Getpid())
 	if err := store.Close(); err != nil {

@@ -335,7 +335,7 @@ func history(t testing.TB, dir string, packs int) map[string]string {
 		ok(t, store.Confirm(t.Context()))
 		applied[snap.ID] = strconv.Itoa(10_000 + n)
 		if there, _ := filepath.Glob(filepath.Join(made, "snapshots.git/objects/pack/*.pack")); len(there) < packs {
-			store.Prepare()
+			store.Prepare(t.Context(), "")
 		} else {
 			left--
 		}

@@ -95,7 +95,7 @@ func (a *agent) openStore(ctx context.Context) error {
 	s := a.settings
 	store, repairs, err := gitstore.Open(ctx, gitstore.Options{
 		Dir: s.state, Environment: s.rules.Environment(), Instance: s.instance, MaxSnapshots: s.maxSnapshots,
-		KeepSnapshots: s.keep, Known: s.rules.Has, Logger: a.log, AgentVersion: version(),
+		KeepSnapshots: s.keep, Logger: a.log, AgentVersion: version(),
 	})
 	if err != nil {
 		return err
