@@ -1,8 +1,8 @@
 package gitstore
 
 import (
-	"context"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -288,7 +288,7 @@ func TestBesideGC(t *testing.T) {
 				mirror = f.mirror()
 				out, err := exec.Command("git", "--git-dir", mirror, "fsck", "--strict").CombinedOutput()
 				if err != nil && try < 5 {
-					s.Prepare()
+					s.Prepare(t.Context(), "")
 					continue
 				}
 				if err != nil {

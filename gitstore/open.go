@@ -242,19 +242,20 @@ func (s *Store) readFormat() (int, error) {
 // checkOwner refuses a directory or a journal that another user could have
 // prepared.
 func (s *Store) checkOwner() error {
-	for _, path := range []string{s.opts.Dir, segmentPath(s.opts.Dir, 0), segmentPath(s.opts.Dir, 1)} {
-		info, err := os.Lstat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	for i, path := range []string{s.opts.Dir, segmentPath(s.opts.Dir, 0), segmentPath(s.opts.Dir, 1)} {
+		stat := os.Lstat
+		if i == 0 { // the directory may be a link
+			stat = os.Stat
 		}
-		if err == nil && path == s.opts.Dir && info.Mode()&fs.ModeSymlink != 0 {
-			info, err = os.Stat(path)
+		info, err := stat(path)
+		switch {
+		case i > 0 && errors.Is(err, fs.ErrNotExist):
+			continue
+		case err == nil && i > 0 && !info.Mode().IsRegular():
+			err = &fs.PathError{Op: "open", Path: path, Err: errIrregular}
 		}
 		if err != nil {
-			return stateError("read", s.opts.Dir, err)
-		}
-		if !info.IsDir() && !info.Mode().IsRegular() {
-			return stateError("use", s.opts.Dir, &fs.PathError{Op: "open", Path: path, Err: errIrregular})
+			return stateError("use", s.opts.Dir, err)
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
@@ -389,17 +390,11 @@ func (s *Store) findRepository() (bool, error) {
 // setRepositoryAside moves what lies in the place of the repository to
 // <state>/set-aside.
 func (s *Store) setRepositoryAside(why, found string) error {
-	dir, kept := filepath.Join(s.opts.Dir, setAsideDir), ""
+	dir := filepath.Join(s.opts.Dir, setAsideDir)
+	kept := filepath.Join(dir, repoDir+"-"+why+"-"+s.stamp())
+	s.repo.closePacks()
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
-		kept = filepath.Join(dir, repoDir+"-"+why+"-"+s.stamp())
-		for n := 2; ; n++ {
-			if _, serr := os.Lstat(kept); errors.Is(serr, fs.ErrNotExist) {
-				break
-			}
-			kept = filepath.Join(dir, fmt.Sprintf("%s-%s-%s-%d", repoDir, why, s.stamp(), n))
-		}
-		s.repo.closePacks()
 		err = os.Rename(s.repo.dir, kept)
 	}
 	if err == nil {

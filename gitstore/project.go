@@ -180,9 +180,6 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 		return foreignTip{hash: found}, nil
 	}
 	kept := setAsideRefs + "/" + stamp
-	if h, err := r.readRef(kept); err != nil || !h.IsZero() && h != found { // of the same second
-		kept += "-" + found.String()
-	}
 	if err := r.writeRef(kept, found); err != nil {
 		return tip, err
 	}
@@ -286,7 +283,8 @@ func (s *Store) syncProjection() error {
 	return nil
 }
 
-func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405Z") }
+// stamp is the time as names of set-aside files and refs have it: no two are equal.
+func (s *Store) stamp() string { return s.opts.Now().UTC().Format("20060102T150405.000000000Z") }
 
 // ready makes sure that the caller may write: as stands, and no projection runs.
 func (s *Store) ready(ctx context.Context) error {
