@@ -215,7 +215,7 @@ func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, 
 		return false, nil
 	}
 	if !other {
-		applied, err := s.named(s.ledger.Applied)
+		applied, err := s.repo.named(s.ledger.Applied)
 		if err != nil && !errors.Is(err, errDamaged) {
 			return false, err
 		}

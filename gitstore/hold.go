@@ -88,7 +88,7 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 // operator holds is not forgotten by putting back a backup.
 func (s *Store) keepHeld(before *record.Record) error {
 	s.readFromJournal()
-	head, err := s.named(s.ledger.Head)
+	head, err := s.repo.named(s.ledger.Head)
 	if err != nil || before == nil || hashOf(before) == hashOf(head) || s.repo.inHistory(view{head: head, first: 1}, hashOf(before)) {
 		return err
 	}

@@ -64,7 +64,7 @@ func told(l *ledger) string {
 }
 
 // readLedger is what a new process finds.
-func readLedger(t testing.TB, dir string) (segment, string) {
+func ledgerIn(t testing.TB, dir string) (segment, string) {
 	t.Helper()
 	s, live, err := readJournal(dir)
 	if err != nil {
@@ -83,7 +83,7 @@ func readLedger(t testing.TB, dir string) (segment, string) {
 func TestJournalReadsBack(t *testing.T) {
 	dir := t.TempDir()
 	j, want := script(t, dir, 12)
-	s, got := readLedger(t, dir)
+	s, got := ledgerIn(t, dir)
 	if got != want[j.end] || s.torn || s.damaged || s.end != j.end {
 		t.Fatalf("read %s (%+v), want %s", got, s.end, want[j.end])
 	}
@@ -99,14 +99,14 @@ func TestJournalReadsBack(t *testing.T) {
 	if err := j.begin(state); err != nil {
 		t.Fatal(err)
 	}
-	next, got := readLedger(t, dir)
+	next, got := ledgerIn(t, dir)
 	if next.generation != s.generation+1 || len(next.frames) != 1 || !strings.HasPrefix(got, want[s.end][:strings.Index(want[s.end], " entries")]) {
 		t.Errorf("the next segment says %s, the one before %s", got, want[s.end])
 	}
 	if err := os.Remove(segmentPath(dir, j.live)); err != nil {
 		t.Fatal(err)
 	}
-	if _, got := readLedger(t, dir); got != want[s.end] {
+	if _, got := ledgerIn(t, dir); got != want[s.end] {
 		t.Errorf("without the newest segment: %s", got)
 	}
 }
@@ -176,7 +176,7 @@ func TestJournalFlipped(t *testing.T) {
 func TestJournalNewerSegmentBad(t *testing.T) {
 	dir := t.TempDir()
 	j, _ := script(t, dir, 3)
-	s, _ := readLedger(t, dir)
+	s, _ := ledgerIn(t, dir)
 	l, err := replay(s.frames)
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +227,7 @@ func TestJournalFull(t *testing.T) {
 	if reserved < 30 {
 		t.Errorf("%d appends in the reserve, want 30", reserved)
 	}
-	if s, _ := readLedger(t, dir); s.torn || s.damaged || s.end != j.end {
+	if s, _ := ledgerIn(t, dir); s.torn || s.damaged || s.end != j.end {
 		t.Errorf("a full segment reads as %+v", s.end)
 	}
 }
@@ -277,13 +277,13 @@ func TestJournalFailedSync(t *testing.T) {
 	if err := j.begin(state); err != nil {
 		t.Fatal(err)
 	}
-	if s, got := readLedger(t, dir); got != told(l) || s.generation <= generation || s.generation != j.generation {
+	if s, got := ledgerIn(t, dir); got != told(l) || s.generation <= generation || s.generation != j.generation {
 		t.Errorf("begun anew, it says %s of generation %d", got, s.generation)
 	}
 	if err := os.Remove(segmentPath(dir, j.live)); err != nil {
 		t.Fatal(err)
 	}
-	if s, got := readLedger(t, dir); got != want[before] && s.end > before+blockSize {
+	if s, got := ledgerIn(t, dir); got != want[before] && s.end > before+blockSize {
 		t.Errorf("the old segment says %s", got)
 	}
 }

@@ -47,14 +47,10 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	if err != nil {
 		return err
 	}
-	seg, live, err := readJournal(s.opts.Dir)
-	if err != nil {
-		return stateError("read", s.opts.Dir, err)
-	}
-	if live >= 0 {
-		if s.ledger, err = replay(seg.frames); err != nil { // whole, and of a version that nobody knows
-			return &problem.Error{Op: opOpen, Place: segmentPath(s.opts.Dir, live), Err: err, Hint: upgradeIt}
-		}
+	var seg segment
+	var live int
+	if s.ledger, seg, live, err = readLedger(s.opts.Dir); err != nil {
+		return err
 	}
 	// After a clean stop everything was on the disk: then nothing is torn.
 	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
@@ -102,7 +98,7 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 		return false, s.beginLedger(there, format)
 	}
 	s.readFromJournal()
-	head, err := s.named(s.ledger.Head)
+	head, err := s.repo.named(s.ledger.Head)
 	if err != nil {
 		return false, err
 	}
@@ -135,7 +131,7 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	if err != nil {
 		return false, err
 	}
-	if _, err := s.named(s.ledger.Applied); errors.Is(err, errDamaged) { // it is nowhere
+	if _, err := s.repo.named(s.ledger.Applied); errors.Is(err, errDamaged) { // it is nowhere
 		s.ledger.Applied = ""
 		seg.damaged = true
 	}
@@ -150,10 +146,10 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 // a power cut: then everything that the journal has is looked at.
 func (s *Store) settle(ctx context.Context, thorough bool) (err error) {
 	s.readFromJournal()
-	if s.head, err = s.named(s.ledger.Head); err != nil {
+	if s.head, err = s.repo.named(s.ledger.Head); err != nil {
 		return err
 	}
-	if s.applied, err = s.named(s.ledger.Applied); err != nil {
+	if s.applied, err = s.repo.named(s.ledger.Applied); err != nil {
 		return err
 	}
 	if s.head != nil {
@@ -192,12 +188,29 @@ func (s *Store) settle(ctx context.Context, thorough bool) (err error) {
 	return ctx.Err()
 }
 
+// readLedger reads the journal: the ledger, nil without one, and the segment that it
+// is in.
+func readLedger(dir string) (*ledger, segment, int, error) {
+	seg, live, err := readJournal(dir)
+	if err != nil {
+		return nil, seg, live, stateError("read", dir, err)
+	}
+	if live < 0 {
+		return nil, seg, live, nil
+	}
+	l, err := replay(seg.frames)
+	if err != nil { // whole, and of a version that nobody knows
+		err = &problem.Error{Op: opOpen, Place: segmentPath(dir, live), Err: err, Hint: upgradeIt}
+	}
+	return l, seg, live, err
+}
+
 // named returns the record with a commit, nil for "".
-func (s *Store) named(commit string) (*record.Record, error) {
+func (r *repo) named(commit string) (*record.Record, error) {
 	if commit == "" {
 		return nil, nil
 	}
-	return s.repo.snapshot(plumbing.NewHash(commit))
+	return r.snapshot(plumbing.NewHash(commit))
 }
 
 // readFromJournal makes the objects that the journal has readable, whether the

@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/go-git/go-git/v5/plumbing"
-
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -52,10 +50,8 @@ func environmentOf(state string) (schema.Environment, error) {
 	if id != nil {
 		return id.Environment, nil
 	}
-	if seg, live, err := readJournal(state); err == nil && live >= 0 {
-		if l, err := replay(seg.frames); err == nil {
-			return l.Environment, nil
-		}
+	if l, _, _, err := readLedger(state); err == nil && l != nil {
+		return l.Environment, nil
 	}
 	return "", problem.New("", fmt.Errorf("the state directory %s is damaged: neither journal nor %s can be read", state, identityFile), "start `agent run` with this --state, which repairs it")
 }
@@ -66,56 +62,43 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// view reads the journal, and then the refs if there is none or if the repository
+// view reads the journal, and the refs instead if there is none or if the repository
 // is another than the one that the journal is about.
 func (r *Reader) view() (v view, err error) {
-	fail := func(err error) (view, error) {
-		return view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: err, Hint: cmp.Or(problem.Hint(err), "restart the agent, which repairs what it can")}
-	}
-	seg, live, err := readJournal(r.repo.state)
+	defer func() {
+		if err != nil {
+			v, err = view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: err, Hint: cmp.Or(problem.Hint(err), "restart the agent, which repairs what it can")}
+		}
+	}()
+	l, _, _, err := readLedger(r.repo.state)
 	if err != nil {
-		return fail(err)
+		return v, err
 	}
-	if live < 0 {
-		return r.tips(fail)
-	}
-	l, err := replay(seg.frames)
-	if err != nil {
-		return fail(err)
-	}
-	if there, err := exists(r.repo.dir); err == nil && there && r.repo.isOther(l) {
-		return r.tips(fail)
+	there, err := exists(r.repo.dir)
+	if l == nil || err == nil && there && r.repo.isOther(l) {
+		return r.tips()
 	}
 	objects := l.objects()
 	r.repo.journaled.Store(&objects)
-	named := func(commit string) (rec *record.Record) {
-		if commit != "" && err == nil {
-			rec, err = r.repo.snapshot(plumbing.NewHash(commit))
-		}
-		return rec
+	v.first = max(l.First, 1)
+	if v.head, err = r.repo.named(l.Head); err == nil {
+		v.applied, err = r.repo.named(l.Applied)
 	}
-	v = view{named(l.Head), named(l.Applied), max(l.First, 1)}
-	if err != nil {
-		return fail(err)
-	}
-	return v, nil
+	return v, err
 }
 
-func (r *Reader) tips(fail func(error) (view, error)) (view, error) {
+func (r *Reader) tips() (view, error) {
 	r.repo.journaled.Store(nil)
 	v, _, err := r.repo.tips()
-	if err == nil {
-		var oldest place
-		oldest, err = r.repo.oldest(v.head)
-		v.first = oldest.index
-	}
 	if err != nil {
-		return fail(err)
+		return v, err
 	}
-	if v.head == nil {
-		if used, err := r.repo.isUsed(); err != nil || used {
-			return fail(cmp.Or(err, errors.New("there are records, but neither the head nor the applied ref")))
-		}
+	oldest, err := r.repo.oldest(v.head)
+	if v.first = oldest.index; err != nil || v.head != nil {
+		return v, err
+	}
+	if used, err := r.repo.isUsed(); err != nil || used {
+		return v, cmp.Or(err, errors.New("there are records, but neither the head nor the applied ref"))
 	}
 	return v, nil
 }
