@@ -50,12 +50,8 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 	if err != nil {
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
-	snap.Commit = e.commit.String()
-	s.ledger.add(e)
-	s.head, s.headTime = snap, when
+	s.add(snap, e, when)
 	s.unwritten = append(s.unwritten, e)
-	s.readFromJournal()
-	s.repo.cache.put(e.commit, snap)
 	if !snap.Kind.Candidate() {
 		if err := s.sync(); err != nil {
 			return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
@@ -65,7 +61,17 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 	return snap, nil
 }
 
-// checkSpace refuses a change on a full disk, where git could not follow the journal.
+// add makes a record the head.
+func (s *Store) add(snap *record.Record, e entry, when time.Time) {
+	snap.Commit = e.commit.String()
+	s.ledger.add(e)
+	s.head, s.headTime = snap, when
+	s.readFromJournal()
+	s.repo.cache.put(e.commit, snap)
+}
+
+// checkSpace refuses a change on a full disk, where the repository could not
+// follow the journal.
 func (s *Store) checkSpace() error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(s.opts.Dir, &fs); err != nil || fs.Blocks == 0 { // some do not count

@@ -2,7 +2,6 @@ package gitstore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -83,40 +82,25 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 	return hashOf(before) != hashOf(s.head), nil
 }
 
-// keepHeld notes in the ledger that what the record before held is to be carried
-// over, where another history took the place of the one with that record: what an
-// operator holds is not forgotten by putting back a backup.
-func (s *Store) keepHeld(before *record.Record) error {
-	s.readFromJournal()
-	head, err := s.repo.named(s.ledger.Head)
-	if err != nil || before == nil || hashOf(before) == hashOf(head) || s.repo.inHistory(view{head: head, first: 1}, hashOf(before)) {
-		return err
+// carryHold gives the ledger a note with what the record before held, where another
+// history took the place of the one with that record: what an operator holds is not
+// forgotten by putting back a backup.
+func (s *Store) carryHold(before *record.Record) error {
+	if before == nil || hashOf(before) == hashOf(s.head) || s.repo.inHistory(view{head: s.head, first: 1}, hashOf(before)) {
+		return nil
 	}
-	s.repaired(fmt.Sprintf("another history is in the place of the one at %s", idOf(before)), "it goes on from "+idOf(head), "")
+	s.repaired(fmt.Sprintf("another history is in the place of the one at %s", idOf(before)), "it goes on from "+idOf(s.head), "")
 	switch {
-	case head == nil:
+	case s.head == nil:
 		return s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
 	case before.Held == nil:
 		return nil
-	case s.ledger.Applied == "":
+	case s.applied == nil:
 		return s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
 	}
-	text, err := json.Marshal(before.Held)
-	s.ledger.Facts[carryFact] = text
-	return err
-}
-
-// carryHold commits the hold that keepHeld noted.
-func (s *Store) carryHold(ctx context.Context) error {
-	text := s.ledger.Facts[carryFact]
-	if text == nil || s.applied == nil {
-		return nil
-	}
-	held, base := new(record.Hold), s.applied
-	if err := json.Unmarshal(text, held); err != nil {
-		return fmt.Errorf("carry over a hold: %w", err)
-	}
-	if own := s.head.Held; own != nil { // of the history that was put in place: it stays in force, too
+	held, base := *before.Held, s.applied
+	held.Entries = slices.Clone(held.Entries)
+	if own := s.head.Held; own != nil { // it stays in force, too
 		if own.Paused && !held.Paused {
 			held.Paused, held.By, held.Reason, held.Since, held.Requester = true, own.By, own.Reason, own.Since, own.Requester
 		}
@@ -127,18 +111,20 @@ func (s *Store) carryHold(ctx context.Context) error {
 		}
 	}
 	note := record.Record{
-		Kind: record.KindNote, Description: "Carry over the hold of another history", Held: held, Config: base.Config,
+		Kind: record.KindNote, Description: "Carry over the hold of another history", Held: &held, Config: base.Config,
 		Source: base.Source, Provenance: base.Provenance, Experiments: base.Experiments, RollbackPoint: base.RollbackPoint,
 	}
-	if s.head != s.applied {
+	if hashOf(s.head) != hashOf(base) {
 		note.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
 	}
-	_, err := s.Commit(ctx, note)
-	if err == nil {
-		err = s.join()
-	}
+	snap, err := s.prepare(note)
 	if err != nil {
 		return fmt.Errorf("carry over a hold: %w", err)
 	}
-	return s.setFact(carryFact, nil)
+	e, when, err := s.encode(snap)
+	if err != nil {
+		return fmt.Errorf("carry over a hold: %w", err)
+	}
+	s.add(snap, e, when)
+	return nil
 }

@@ -34,7 +34,7 @@ func (s *Store) open(ctx context.Context, before *record.Record) error {
 		return err
 	}
 	s.reload = false
-	return s.carryHold(ctx)
+	return nil
 }
 
 // read goes from a locked directory to a history that can be trusted. Nothing is
@@ -66,7 +66,10 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	}
 	same, err := s.choose(there, format, seg, &before)
 	if err == nil {
-		err = s.keepHeld(before)
+		err = s.load()
+	}
+	if err == nil {
+		err = s.carryHold(before)
 	}
 	if err == nil {
 		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
@@ -142,23 +145,25 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	return there && !took, err
 }
 
-// settle brings the repository in line with the ledger. thorough after a kill or
-// a power cut: then everything that the journal has is looked at.
-func (s *Store) settle(ctx context.Context, thorough bool) (err error) {
+// load reads the records that the ledger names.
+func (s *Store) load() (err error) {
 	s.readFromJournal()
-	if s.head, err = s.repo.named(s.ledger.Head); err != nil {
+	if s.head, err = s.repo.named(s.ledger.Head); err != nil || s.head == nil {
 		return err
 	}
 	if s.applied, err = s.repo.named(s.ledger.Applied); err != nil {
 		return err
 	}
-	if s.head != nil {
-		c, err := s.repo.commit(hashOf(s.head))
-		if err != nil {
-			return err
-		}
+	c, err := s.repo.commit(hashOf(s.head))
+	if err == nil {
 		s.headTime = c.Committer.When
 	}
+	return err
+}
+
+// settle brings the repository in line with the ledger. thorough after a kill or
+// a power cut: then everything that the journal has is looked at.
+func (s *Store) settle(ctx context.Context, thorough bool) error {
 	if reason := s.ledger.Facts[lostFact]; reason != nil {
 		s.lost = new(record.Hold)
 		if json.Unmarshal(reason, s.lost) != nil || !s.lost.Paused {

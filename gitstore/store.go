@@ -209,8 +209,8 @@ func (s *Store) repaired(found, did, kept string) {
 	}
 }
 
-// The names of our own facts: what Lost returns, and a hold that is to be carried over.
-const lostFact, carryFact = "lost", "carry"
+// lostFact is the name of the fact that Lost returns.
+const lostFact = "lost"
 
 // Lost returns a pause if there was a history of which nothing can be read: what an
 // operator held is not known. It outlives restarts; ClearLost ends it.
@@ -254,7 +254,7 @@ func (s *Store) setFact(name string, value []byte) error {
 	if bytes.Equal(s.ledger.Facts[name], value) {
 		return nil
 	}
-	reserve := name == lostFact || name == carryFact // an operator must not be kept waiting by a full disk
+	reserve := name == lostFact // an operator must not be kept waiting by a full disk
 	return s.set(frameSet, setPayload(name, value), reserve)
 }
 
