@@ -425,17 +425,14 @@ func (s *Store) setRepositoryAside(why, found string) error {
 	return nil
 }
 
-// The files of a new repository. gc.auto is 0, for a gc that git starts by
-// itself would come at a time that nobody chose.
-const configText = `[core]
-	repositoryformatversion = 0
-	filemode = true
-	bare = true
-[gc]
-	auto = 0
-`
-
-func headText(env schema.Environment) string { return "ref: " + headRef(env) + "\n" }
+// repoFiles are HEAD and config. gc.auto is 0, for a gc that git starts by itself would
+// come at a time that nobody chose.
+func (s *Store) repoFiles() map[string]string {
+	return map[string]string{
+		"HEAD":   "ref: " + headRef(s.opts.Environment) + "\n",
+		"config": "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n",
+	}
+}
 
 // createRepository makes the repository under another name and renames it into
 // place, so that a half-made one is never taken for one.
@@ -444,26 +441,25 @@ func (s *Store) createRepository() error {
 	if err != nil {
 		return err
 	}
-	paths := []string{dir}
-	for _, sub := range []string{
-		"objects", "objects/info", "objects/pack", "refs", "refs/heads", "refs/tags",
-		"refs/dtesn", "refs/dtesn/applied", "tmp",
-	} {
-		path := filepath.Join(dir, sub)
-		if err := os.MkdirAll(path, 0o755); err != nil {
+	for _, sub := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/dtesn/applied", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
-		paths = append(paths, path)
 	}
 	s.ledger.Marker = rand.Text()
-	for name, text := range map[string]string{"HEAD": headText(s.opts.Environment), "config": configText, markerFile: s.ledger.Marker} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	files := s.repoFiles()
+	files[markerFile] = s.ledger.Marker
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}
-		paths = append(paths, path)
 	}
-	if err := syncPaths(paths); err != nil {
+	var paths []string
+	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		paths = append(paths, path)
+		return err
+	})
+	if err = errors.Join(err, syncPaths(paths)); err != nil {
 		return err
 	}
 	if err := os.Rename(dir, s.repo.dir); err != nil {
@@ -473,25 +469,22 @@ func (s *Store) createRepository() error {
 }
 
 // writeConfig writes HEAD and config anew where git could not work with the
-// repository: a missing or an empty one. What a person wrote there stays.
+// repository: a missing or an empty one. What a person wrote into config stays.
 func (s *Store) writeConfig() error {
-	for name, text := range map[string]string{"HEAD": headText(s.opts.Environment), "config": configText} {
+	for name, text := range s.repoFiles() {
 		path := filepath.Join(s.repo.dir, name)
 		old, err := readBounded(path, maxEntry)
-		if err == nil && strings.TrimSpace(strings.Trim(string(old), "\x00")) != "" && (name != "HEAD" || string(old) == text) {
-			continue
-		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
+		}
+		if string(old) == text || name == "config" && strings.Trim(string(old), "\x00 \t\n") != "" {
+			continue
 		}
 		if err := writeDurable(path, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
-	if err := os.MkdirAll(s.repo.tmp(), 0o755); err != nil {
-		return err
-	}
-	return os.MkdirAll(filepath.Join(s.repo.objects(), "pack"), 0o755)
+	return errors.Join(os.MkdirAll(s.repo.tmp(), 0o755), os.MkdirAll(s.repo.packDir(), 0o755))
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.
