@@ -75,7 +75,7 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
 			s.journal.generation = seg.generation
 		}
-		if same && before == nil && !s.lock.killed && !seg.damaged {
+		if same && before == nil && !s.lock.killed {
 			s.journal.adopt(seg, live)
 		} else { // what a killed process wrote last may not be on the disk
 			err = s.beginSegment(s.ledger)
@@ -142,7 +142,7 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 		s.repaired("the journal is damaged", "it goes on from what is left of it and from the refs of the repository", "")
 		err = s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
 	}
-	return there && !took, err
+	return there && !took && !seg.damaged, err
 }
 
 // load reads the records that the ledger names.
