@@ -234,7 +234,7 @@ func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, 
 	}
 	was := s.ledger
 	s.ledger = s.newLedger()
-	s.ledger.Facts, s.ledger.Packs, s.ledger.Proven, s.ledger.Retried = was.Facts, was.Packs, was.Proven, was.Retried
+	s.ledger.Facts, s.ledger.Packs, s.ledger.Retried = was.Facts, was.Packs, was.Retried
 	if !other {
 		s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(v.head), "")
 		return true, s.inherit(v)

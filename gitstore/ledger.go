@@ -87,10 +87,9 @@ type ledger struct {
 	Marker      string             `json:"marker"`          // content of markerFile in the repository
 	First       int                `json:"first"`           // index of the oldest record
 	Begin       string             `json:"begin,omitempty"` // its commit, if there were older ones
-	Head        string             `json:"head,omitempty"`  // a commit, as the next three
+	Head        string             `json:"head,omitempty"`  // a commit, as the next two
 	Applied     string             `json:"applied,omitempty"`
 	Retried     string             `json:"retried,omitempty"`
-	Proven      string             `json:"proven,omitempty"`
 	Facts       map[string][]byte  `json:"facts,omitempty"`    // the set frames by name
 	Packs       []packInfo         `json:"packs,omitempty"`    // of checkpoints, the oldest first
 	Obsolete    []string           `json:"obsolete,omitempty"` // packs that the last checkpoint joined or pruned

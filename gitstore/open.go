@@ -166,9 +166,8 @@ func (s *Store) load() (err error) {
 func (s *Store) settle(ctx context.Context, thorough bool) error {
 	if reason := s.ledger.Facts[lostFact]; reason != nil {
 		s.lost = new(record.Hold)
-		if json.Unmarshal(reason, s.lost) != nil || !s.lost.Paused {
-			s.lost = &record.Hold{Paused: true, By: "agent", Reason: "the history could not be read"}
-		}
+		_ = json.Unmarshal(reason, s.lost)
+		s.lost.Paused = true
 	}
 	if err := s.writeConfig(); err != nil {
 		s.projected(nil, err, foreignTip{})
@@ -258,7 +257,7 @@ func (s *Store) readFormat() (int, error) {
 }
 
 // checkOwner refuses a directory or a journal that another user could have
-// prepared.
+// prepared, or can change.
 func (s *Store) checkOwner() error {
 	for i, path := range []string{s.opts.Dir, segmentPath(s.opts.Dir, 0), segmentPath(s.opts.Dir, 1)} {
 		stat := os.Lstat
@@ -277,6 +276,9 @@ func (s *Store) checkOwner() error {
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
+		}
+		if mode := info.Mode().Perm(); i == 0 && mode&0o022 != 0 { // a volume, say
+			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("others than its owner can write into it (mode %04o)", mode), Hint: "give --state a directory in it, which the agent makes with mode 0700, or chmod go-w it"}
 		}
 	}
 	return nil

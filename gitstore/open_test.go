@@ -311,6 +311,11 @@ func refusals() map[string]refusal {
 				st.t.Fatal(err)
 			}
 		}, says: []string{"journal.0: not a regular file", "remove what stands where a file belongs"}},
+		"a directory that others can write": {damage: func(st *story) {
+			if err := os.Chmod(st.dir, 0o770); err != nil {
+				st.t.Fatal(err)
+			}
+		}, says: []string{"others than its owner can write into it (mode 0770)", "which the agent makes with mode 0700"}},
 		"journal of another user": {damage: func(st *story) {
 			if os.Geteuid() != 0 {
 				st.t.Skip("only root can give files away")

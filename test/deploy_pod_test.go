@@ -148,7 +148,7 @@ func TestPodAgrees(t *testing.T) {
 	if n := flag(t, d.server.Command, "workers"); n != "1" {
 		t.Errorf("%s workers have %[1]s configurations", n)
 	}
-	for where, want := range map[string]string{flag(t, a.Args, "config"): "config", flag(t, a.Args, "state"): "state", path.Dir(engine): "engine"} {
+	for where, want := range map[string]string{flag(t, a.Args, "config"): "config", path.Dir(flag(t, a.Args, "state")): "state", path.Dir(engine): "engine"} {
 		i := slices.IndexFunc(a.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == where })
 		if i < 0 || a.VolumeMounts[i].Name != want || a.VolumeMounts[i].SubPath+a.VolumeMounts[i].SubPathExpr != "" || a.VolumeMounts[i].ReadOnly != (want == "config") {
 			t.Errorf("%s is not the volume %s mounted whole", where, want)
@@ -254,7 +254,7 @@ func TestPodWithClaim(t *testing.T) {
 	must(t, yaml.UnmarshalStrict([]byte(doc), &set))
 	claims := set.Spec.VolumeClaimTemplates
 	if len(claims) != 1 || !slices.ContainsFunc(set.Spec.Template.Spec.InitContainers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
-		return m.Name == claims[0].Name && m.MountPath == flag(t, set.Spec.Template.Spec.InitContainers[0].Args, "state")
+		return m.Name == claims[0].Name && m.MountPath == path.Dir(flag(t, set.Spec.Template.Spec.InitContainers[0].Args, "state"))
 	}) {
 		t.Errorf("the claims %+v are not for the state", claims)
 	}
