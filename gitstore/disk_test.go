@@ -66,6 +66,9 @@ func TestFullDisk(t *testing.T) {
 	s, _ := f.open()
 	a := applied(t, s, 512)
 	b := commit(t, s, change(1024))
+	if err := s.join(); err != nil { // what it could not write, it would give back
+		t.Fatal(err)
+	}
 	free := fillUp(t, disk)
 	refused := func() {
 		t.Helper()
