@@ -134,7 +134,7 @@ func (r *repo) writeLoose(o gitObject) error {
 	if err = errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	return replace(r.tmp(), path, b.Bytes(), objectPerm, false)
+	return r.place(path, b.Bytes(), objectPerm)
 }
 
 // moveRefs makes the refs name the records of v. If the branch does not name the record
@@ -233,6 +233,7 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 	if err := s.writeMissing(list[max(0, len(list)-8):]); err != nil {
 		s.log.Warn("journal cannot be written", "error", err)
 	}
+	s.repo.makeSpares()
 }
 
 // Probe tries to write into the state directory, reads one that was away or was replaced

@@ -123,7 +123,6 @@ const (
 
 // checkFiles finds leftovers and looks how large the state directory is.
 func (w *world) checkFiles(records int) error {
-	own := fmt.Sprintf("tmp-%d-", w.agent.pid) // may be made ahead for the next commit
 	loose, packs, size := 0, 0, int64(0)
 	err := filepath.WalkDir(w.state, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -135,7 +134,7 @@ func (w *world) checkFiles(records int) error {
 		rel, _ := filepath.Rel(w.state, path)
 		name := d.Name()
 		for _, left := range []string{"tmp-", "tmp_", "fetch-", "snapshots.git.new-", "set-aside"} {
-			if strings.HasPrefix(name, left) && !(strings.HasPrefix(name, own) && filepath.Dir(rel) == "snapshots.git/tmp") {
+			if strings.HasPrefix(name, left) {
 				return fmt.Errorf("left over: %s", rel)
 			}
 		}
