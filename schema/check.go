@@ -11,48 +11,46 @@ import (
 	"strings"
 
 	"cuelang.org/go/cue"
+	"go.yaml.in/yaml/v3"
 )
 
-// A literal is a value as it is written.
-type literal struct {
-	text   string
-	isBare bool   // a scalar without quotation marks
-	isText bool   // a scalar on one line, with or without them
-	isYAML bool   // by a person, who may have meant what a generous reader of YAML reads
-	shown  string // as messages show it
-}
+// maxDigits is the most that is read of a number, in bytes.
+const maxDigits = 64
 
-// parse reads the value of the parameter, or says why it cannot be that.
-func (p *Parameter) parse(l literal) (Value, *Violation) {
-	v, ok := p.read(l)
-	if ok && p.fits(v) {
+// parse reads the value of the parameter in a file, or says why it cannot be that.
+func (p *Parameter) parse(n *yaml.Node) (Value, *Violation) {
+	var v Value
+	switch isScalar := n.Kind == yaml.ScalarNode; {
+	case isScalar && p.Type == "string" && n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) == 0:
+		v = Text(n.Value)
+	case isScalar && n.Style == 0:
+		v = Value{n.Value}
+	}
+	violation := p.check(v, kindOf(n))
+	if violation == nil {
 		return v, nil
 	}
-	violation := p.invalid(l)
-	if !ok && l.isYAML {
-		p.suggestSpelling(l.text, violation)
+	if n.Kind == yaml.ScalarNode && !p.isSpelled(v) {
+		p.suggestSpelling(n.Value, violation)
 	}
 	return Value{}, violation
 }
 
-// read takes one spelling of each value: an int in plain decimal digits, a
-// number as in JSON, a bool as true or false. What YAML reads more generously
-// (0777, 1_000, yes) means different things to different readers.
-func (p *Parameter) read(l literal) (v Value, ok bool) {
-	const maxDigits = 64
+// isSpelled reports whether v is of the type, in its one spelling: an int in plain
+// decimal digits, a number as in JSON, a bool as true or false. What YAML reads
+// more generously (0777, 1_000, yes) means different things to different readers.
+func (p *Parameter) isSpelled(v Value) (ok bool) {
 	switch {
 	case p.Type == "string":
-		return Text(l.text), l.isText
-	case !l.isBare:
-		return Value{}, false
+		_, ok = v.Text()
 	case p.Type == "bool":
-		return Value{l.text}, l.text == "true" || l.text == "false"
-	case len(l.text) > maxDigits && strings.Trim(l.text, "-0123456789") == "":
-		return Value{}, true // beyond any range
-	case len(l.text) > maxDigits || l.text == "-0" || p.Type == "int" && strings.ContainsAny(l.text, ".eE"):
-		return Value{}, false
+		ok = v.json == "true" || v.json == "false"
+	case len(v.json) > maxDigits:
+		ok = strings.Trim(v.json, "-0123456789") == "" // but beyond any range
+	case v.json != "-0" && (p.Type == "number" || !strings.ContainsAny(v.json, ".eE")):
+		_, ok = Number(v.json)
 	}
-	return Number(l.text)
+	return ok
 }
 
 // fits reports whether the parameter can be v, which is of its type.
@@ -63,68 +61,69 @@ func (p *Parameter) fits(v Value) bool {
 	case "string":
 		return slices.Contains(p.Values, v.String())
 	}
-	return !v.IsZero() && float(p.Minimum) <= float(v) && float(v) <= float(p.Maximum)
+	return len(v.json) <= maxDigits && float(p.Minimum) <= float(v) && float(v) <= float(p.Maximum)
 }
 
 func float(v Value) float64 { f, _ := v.Float(); return f }
 
-// invalid returns the violation of a value that the parameter cannot be.
-func (p *Parameter) invalid(l literal) *Violation {
-	v := &Violation{Value: l.shown, Rule: p.Range, Message: fmt.Sprintf("Invalid value for %s: %s", p.Name, l.shown)}
+// check returns the violation if the parameter cannot be v, which messages show
+// as shown.
+func (p *Parameter) check(v Value, shown string) *Violation {
+	if p.isSpelled(v) && p.fits(v) {
+		return nil
+	}
+	violation := &Violation{Value: shown, Rule: p.Range, Message: fmt.Sprintf("Invalid value for %s: %s", p.Name, shown)}
 	switch p.Type {
 	case "string":
-		v.Hint = suggestion(l.text, p.Values, "use "+strings.Join(p.Values, ", "))
+		text, _ := v.Text()
+		violation.Hint = suggestion(text, p.Values, "use "+strings.Join(p.Values, ", "))
 	case "bool":
-		v.Hint = "use true or false"
+		violation.Hint = "use true or false"
 	case "int":
-		v.Hint = fmt.Sprintf("use an integer from %v to %v", p.Minimum, p.Maximum)
+		violation.Hint = fmt.Sprintf("use an integer from %v to %v", p.Minimum, p.Maximum)
 	default:
-		v.Hint = fmt.Sprintf("use a number from %v to %v", p.Minimum, p.Maximum)
+		violation.Hint = fmt.Sprintf("use a number from %v to %v", p.Minimum, p.Maximum)
 	}
 	if !p.isPercent() {
-		v.Parameter = p.Name
+		violation.Parameter = p.Name
 	}
 	if !p.Default.IsZero() {
-		v.Hint += fmt.Sprintf("; the default is %v", p.Default)
+		violation.Hint += fmt.Sprintf("; the default is %v", p.Default)
 	}
-	return v
+	return violation
 }
 
-// suggestSpelling makes v say how to write a value that may be meant well, and
-// is written in another way than read takes.
+var spellings = map[string]string{
+	"bool":   "true or false, without quotes",
+	"int":    "an integer in plain decimal digits",
+	"number": "a number in decimal digits, as in JSON",
+}
+
+// suggestSpelling makes v say how to write a value that may be meant well.
 func (p *Parameter) suggestSpelling(text string, v *Violation) {
 	text = strings.TrimSpace(text)
-	switch p.Type {
-	case "bool":
-		v.Rule = "true or false, without quotes"
-	case "int":
-		v.Rule = "an integer in plain decimal digits"
-	case "number":
-		v.Rule = "a number in decimal digits, as in JSON"
-	}
-	meant := p.respell(text)
-	if n, ok := p.read(literal{text: meant, isBare: true}); ok && p.fits(n) {
-		v.Hint = "write " + meant
+	v.Rule = cmp.Or(spellings[p.Type], v.Rule)
+	if meant := (Value{p.respell(text)}); p.isSpelled(meant) && p.fits(meant) {
+		v.Hint = "write " + meant.json
 	} else if strings.Contains(text, "$") || strings.Contains(text, "{{") {
 		v.Hint = "there are no variables and no expressions; " + v.Hint
 	}
 }
 
+var (
+	boolWords = map[string]string{
+		"true": "true", "yes": "true", "on": "true", "y": "true", "1": "true",
+		"false": "false", "no": "false", "off": "false", "n": "false", "0": "false",
+	}
+	leadingZero = regexp.MustCompile(`^[+-]?0[0-9_]`)
+)
+
 // respell guesses the plain spelling of a value that was written otherwise: true
 // for yes, 16 for 0x10, 10 for 1_0, 50 for 5e1; "" if that cannot be told. An
 // integer with leading zeros is octal to one reader and decimal to the next.
 func (p *Parameter) respell(s string) string {
-	if p.Type == "bool" {
-		switch strings.ToLower(s) {
-		case "true", "yes", "on", "y", "1":
-			return "true"
-		case "false", "no", "off", "n", "0":
-			return "false"
-		}
-		return ""
-	}
-	if leadingZero.MatchString(s) {
-		return ""
+	if p.Type == "bool" || leadingZero.MatchString(s) {
+		return boolWords[strings.ToLower(s)]
 	}
 	if n, err := strconv.ParseInt(s, 0, 0); err == nil {
 		return strconv.FormatInt(n, 10)
@@ -136,8 +135,6 @@ func (p *Parameter) respell(s string) string {
 	return strconv.FormatFloat(f, 'f', -1, 64)
 }
 
-var leadingZero = regexp.MustCompile(`^[+-]?0[0-9_]`)
-
 // Check checks a full set of values that stands in no file. A value is a Value,
 // or anything that encodes to one in JSON. Unknown names, wrong types, missing
 // values and broken rules are violations without a position, in order of the
@@ -148,22 +145,22 @@ func (r *Rules) Check(values map[string]any) (Parameters, []Violation) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		p := r.Parameter(name)
 		if p == nil {
-			l.add(Position{}, "known parameters only", "no parameter is named "+quote(name), didYouMean(name, r.names)).Path = oneLine(name)
+			l.report(Position{}, "known parameters only", "no parameter is named "+quote(name), didYouMean(name, r.names)).Path = oneLine(name)
 			continue
 		}
 		if v, isValue := values[name].(Value); isValue && v.IsZero() {
 			continue
 		}
-		v, violation := p.parse(literalOf(values[name]))
-		set[name] = setting{value: v}
-		if violation != nil {
-			violation.Path = name
-			l.found.add(*violation)
+		v := encode(values[name])
+		if violation := p.check(v, shown(v)); violation != nil {
+			violation.Path, v = name, Value{}
+			l.add(*violation)
 		}
+		set[name] = setting{value: v}
 	}
 	l.checkMissing(set)
 	l.checkRules(set, "")
-	return r.Complete(NewParameters(set.values())), l.found.List
+	return r.Complete(set.parameters()), l.List
 }
 
 // CheckParameters is Check for Parameters. Those of an older record may no
@@ -178,41 +175,46 @@ func (r *Rules) CheckParameters(p Parameters) []Violation {
 	return list
 }
 
-// literalOf returns the literal of a value in JSON.
-func literalOf(given any) literal {
+// encode returns the Value that given is in JSON, null too. NaN and what else has
+// none is kept as text, which no parameter can be.
+func encode(given any) Value {
 	text, err := json.Marshal(given)
-	if err != nil { // such as NaN
-		text = []byte(fmt.Sprint(given))
+	if err != nil {
+		text = fmt.Append(nil, given)
 	}
-	v := Value{string(text)}
+	return Value{string(text)}
+}
+
+// shown returns a value in JSON as messages show it.
+func shown(v Value) string {
 	s, isText := v.Text()
 	switch {
 	case isText:
-		return literal{text: s, isText: true, shown: quoted(s)}
-	case text[0] == '{':
-		return literal{shown: "an object"}
-	case text[0] == '[':
-		return literal{shown: "a list"}
+		return quoted(s)
+	case v.json[0] == '{':
+		return "an object"
+	case v.json[0] == '[':
+		return "a list"
 	}
-	return literal{text: v.json, isBare: true, shown: quote(v.json)}
+	return quote(v.json)
 }
 
-// evaluate returns the rules between parameters for values.
-func (r *Rules) evaluate(values map[string]Value) cue.Value {
-	return lookup(r.definition.Unify(r.schema.context.Encode(values)), defRules)
+// evaluate returns the rules between parameters for p.
+func (r *Rules) evaluate(p Parameters) cue.Value {
+	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), defRules)
 }
 
-// broken lists the rules that values break. Each value must fit its own range;
+// broken lists the rules that p breaks. Each value must fit its own range;
 // a rule is left out if isInvalid reports that one of its operands is set to
 // something else, or if it needs a value that is absent.
-func (r *Rules) broken(values map[string]Value, isInvalid func(name string) bool) (list []relation) {
+func (r *Rules) broken(p Parameters, isInvalid func(name string) bool) (list []relation) {
 	r.schema.mu.Lock()
 	defer r.schema.mu.Unlock()
-	rules := r.evaluate(values)
+	rules := r.evaluate(p)
 	for _, rel := range r.relations {
 		rule := rules.LookupPath(cue.MakePath(cue.Str(rel.name)))
 		holds, err := lookup(rule, "holds").Bool()
-		if holds || err != nil && rel.lacks(values) || slices.ContainsFunc(rel.operands, isInvalid) {
+		if holds || err != nil && rel.lacks(p) || slices.ContainsFunc(rel.operands, isInvalid) {
 			continue
 		}
 		rel.message, rel.hint = cmp.Or(textOf(rule, "message"), rel.rule+" does not hold"), textOf(rule, "hint")
@@ -230,6 +232,6 @@ func textOf(v cue.Value, name string) string {
 }
 
 // lacks reports whether an operand has no value.
-func (rel *relation) lacks(values map[string]Value) bool {
-	return slices.ContainsFunc(rel.operands, func(name string) bool { return values[name].IsZero() })
+func (rel *relation) lacks(p Parameters) bool {
+	return slices.ContainsFunc(rel.operands, func(name string) bool { return p.Get(name).IsZero() })
 }

@@ -403,18 +403,19 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) Paramet
 	}
 	var given Value
 	err := value.Decode(&given)
-	v, violation := p.parse(literalOf(given))
+	given = encode(given)
+	violation := p.check(given, shown(given))
 	if err == nil && violation != nil {
 		err = fmt.Errorf("%s is not in %s", violation.Value, p.Range)
 	}
 	if err != nil {
-		hint := p.invalid(literal{}).Hint
+		hint := violation.Hint
 		if r.builtIn.Has(name) {
 			hint = "keep the built-in default within the bounds, or replace the schema; begin from `agent schema --format cue`"
 		}
 		r.fail(place, hint, "the default of %s is invalid: %s", name, cueMessage(err))
 	}
-	p.Default = v
+	p.Default = given
 	return p
 }
 
@@ -514,12 +515,11 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) {
 // readRelations reads the rules between parameters, and refuses rules that the
 // defaults break or that cannot be evaluated although each operand has one.
 func (r *reader) readRelations(rules *Rules) {
-	defaults := map[string]Value{}
+	values := map[string]Value{}
 	for _, p := range rules.parameters {
-		if !p.Default.IsZero() {
-			defaults[p.Name] = p.Default
-		}
+		values[p.Name] = p.Default
 	}
+	defaults := NewParameters(values)
 	all := rules.evaluate(defaults)
 	if !all.Exists() {
 		return
@@ -544,15 +544,14 @@ func (r *reader) readRelations(rules *Rules) {
 		if len(rel.operands) == 0 || len(rel.operands) > maxRuleOperands {
 			fail(fmt.Sprintf("name 1 to %d", maxRuleOperands), "has %d operands", len(rel.operands))
 		}
-		operands := map[string]Value{}
 		for _, name := range rel.operands {
 			if !rules.Has(name) {
 				fail(didYouMean(name, rules.names), "has an unknown operand, %s", quote(name))
 			}
-			operands[name] = defaults[name]
 		}
 		rules.relations = append(rules.relations, rel)
-		rule = lookup(rules.evaluate(operands), rel.name)
+		isOperand := func(name string) bool { return slices.Contains(rel.operands, name) }
+		rule = lookup(rules.evaluate(defaults.Select(isOperand)), rel.name)
 		holds, err := lookup(rule, "holds").Bool()
 		switch {
 		case err == nil && !holds:

@@ -43,9 +43,8 @@ var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 // "templates/high-throughput.yaml". It is not ok if no extends could name that
 // file.
 func ParseTemplatePath(path string) (name string, ok bool) {
-	name, isTemplate := strings.CutPrefix(path, templatePrefix)
-	name, isYAML := strings.CutSuffix(name, fileSuffix)
-	return name, isTemplate && isYAML && templateName.MatchString(name)
+	name = strings.TrimSuffix(strings.TrimPrefix(path, templatePrefix), fileSuffix)
+	return name, path == templateFile(name) && templateName.MatchString(name)
 }
 
 // A File is one file of a configuration.
@@ -60,18 +59,18 @@ type File struct {
 	// not what helps.
 	Refused string
 
-	parsed func() (*yaml.Node, *Violation) // nil if NewFile did not make it
+	parsed func() (node, *Violations) // nil if NewFile did not make it
 }
 
 // NewFile returns a File that is parsed once, however often it is loaded. The
 // bytes must not change afterwards.
 func NewFile(path string, text []byte) File {
-	return File{path, text, "", sync.OnceValues(func() (*yaml.Node, *Violation) { return parseYAML(text) })}
+	return File{path, text, "", sync.OnceValues(func() (node, *Violations) { return parse(path, text) })}
 }
 
-func (f *File) parse() (*yaml.Node, *Violation) {
+func (f *File) parse() (node, *Violations) {
 	if f.parsed == nil {
-		return parseYAML(f.Bytes)
+		return parse(f.Path, f.Bytes)
 	}
 	return f.parsed()
 }
@@ -82,20 +81,15 @@ func (f *File) parse() (*yaml.Node, *Violation) {
 // asks it which files belong to a document.
 func Extends(environmentFile File) (paths []string) {
 	root, _ := environmentFile.parse()
-	if root == nil || root.Kind != yaml.MappingNode {
+	if root.Node == nil || root.Kind != yaml.MappingNode {
 		return nil
 	}
 	for pair := range slices.Chunk(root.Content, 2) {
-		if pair[0].Value != keyExtends || pair[1].Kind != yaml.SequenceNode {
-			continue
-		}
-		for _, item := range pair[1].Content {
-			path := templateFile(item.Value)
-			if item.Kind == yaml.ScalarNode && templateName.MatchString(item.Value) && !slices.Contains(paths, path) && len(paths) < maxExtends {
-				paths = append(paths, path)
+		if key, value := root.pair(pair[0], pair[1]); key.Value == keyExtends && key.Kind != 0 {
+			for _, template := range new(loader).extends(value) {
+				paths = append(paths, templateFile(template.Value))
 			}
 		}
-		break
 	}
 	return paths
 }

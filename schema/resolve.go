@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // The names of the layers that stand in files, as in Origin.Layer.
@@ -68,7 +66,7 @@ func (r *Rules) Review(in Input) (*Configuration, *Violations) { return r.load(i
 
 func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 	l := &loader{Rules: r, in: in, review: review}
-	if v = l.try(r.environment.File(), func() { c = l.resolve(l.files()) }); v != nil {
+	if v = l.try(r.environment.File(), func() { c = l.resolve() }); v != nil {
 		c = nil
 	}
 	return c, v
@@ -79,108 +77,80 @@ func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 // wrong. It is for reviews: no agent reads a template that nothing extends.
 func (r *Rules) CheckTemplate(template File) *Violations {
 	l := &loader{Rules: r, in: Input{Files: []File{template}}}
-	return l.try(template.Path, func() { l.file(template.Path, layerTemplate, templateKeys, nil) })
+	return l.try(template.Path, func() { l.file(template.Path, layerTemplate, templateKeys, node{}) })
 }
 
-// A loader holds one load.
+// A loader holds one load and what is wrong with it.
 type loader struct {
 	*Rules
+	Violations
 	in     Input
 	review bool
-	found  Violations
 	// incomplete: a layer is missing or was not read in full, so that what the
 	// layers give together is unknown.
 	incomplete     bool
 	baseParameters Position // where base.yaml has its parameters; Check has no files
 }
 
-// try returns the violations that load adds. A panic in CUE or YAML becomes one
-// of them: a document must not stop the program.
+// try returns the violations that load adds. A panic in CUE becomes one of them:
+// a document must not stop the program.
 func (l *loader) try(file string, load func()) (found *Violations) {
 	defer func() {
 		if p := recover(); p != nil {
-			l.add(Position{File: file}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
+			l.report(Position{File: file}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
 				"this is a fault of the agent; please report it with the configuration")
 		}
-		if l.found.Total > 0 {
-			l.found.cut()
-			found = &l.found
+		if l.Total > 0 {
+			l.cut()
+			found = &l.Violations
 		}
 	}()
 	load()
 	return nil
 }
 
-func (l *loader) add(at Position, rule, message, hint string) *Violation {
-	return l.found.add(Violation{Position: at, Rule: rule, Message: message, Hint: hint})
-}
-
-// files reads the files. The layers are in their order, lowest first; env is
-// the environment's file, nil if it could not be read.
-func (l *loader) files() (layers []layer, env *configFile) {
+// checkSize reports files that are too large together.
+func (l *loader) checkSize() {
 	size := 0
 	for _, f := range l.in.Files {
 		size += len(f.Bytes)
 	}
 	if size > MaxDocumentBytes || len(l.in.Files) > MaxDocumentFiles {
-		l.incomplete = true
-		l.add(Position{File: l.environment.File()}, fmt.Sprintf("at most %d KiB and %d files together", MaxDocumentBytes>>10, MaxDocumentFiles),
+		l.report(Position{File: l.environment.File()}, fmt.Sprintf("at most %d KiB and %d files together", MaxDocumentBytes>>10, MaxDocumentFiles),
 			fmt.Sprintf("the configuration is too large: %d KiB in %d files", (size+1023)>>10, len(l.in.Files)),
 			"remove templates from extends, or what does not belong into the files")
-		return nil, nil
 	}
-	if base := l.file(BaseFile, layerBase, baseKeys, nil); base != nil {
-		layers = append(layers, base.layer)
-	}
-	if env = l.file(l.environment.File(), layerEnvironment, environmentKeys, nil); env == nil {
-		return nil, nil
-	}
-	for _, t := range env.extends {
-		if f := l.file(templateFile(t.name), layerTemplate+t.name, templateKeys, &t); f != nil {
-			layers = append(layers, f.layer)
-		}
-	}
-	return append(layers, env.layer), env
 }
 
-// file reads one file, nil if it cannot be read; from is the entry of extends
-// that asks for it.
-func (l *loader) file(path, layerName string, known []string, from *template) *configFile {
+// file reads one file; from is the entry of extends that asks for it.
+func (l *loader) file(path, layerName string, known []string, from node) *configFile {
 	const maxRefusal = 200 // bytes
-	var root *yaml.Node
 	i := slices.IndexFunc(l.in.Files, func(f File) bool { return f.Path == path })
 	if i < 0 {
 		l.missingFile(path, from)
 	} else if why, hint, _ := strings.Cut(l.in.Files[i].Refused, "; "); why != "" {
-		v := l.add(Position{File: path}, "a readable file inside the configuration directory",
+		v := l.report(Position{File: path}, "a readable file inside the configuration directory",
 			"the file "+shorten(why, maxRefusal, escape), shorten(cmp.Or(hint, "replace it by a regular file"), maxRefusal, escape))
-		if from != nil {
-			v.Related = []Position{from.at}
+		if from.Node != nil {
+			v.Related = []Position{from.at()}
 		}
 	} else {
-		var v *Violation
-		if root, v = l.in.Files[i].parse(); v != nil {
-			l.add(Position{path, v.Line, v.Column}, v.Rule, v.Message, v.Hint).Value = v.Value
-		}
+		return l.decode(l.in.Files[i], layerName, known)
 	}
-	if root == nil {
-		l.incomplete = true
-		return nil
-	}
-	return (&decoder{l, path, map[*yaml.Node]bool{}}).decode(root, layerName, known)
+	l.incomplete = true
+	return &configFile{}
 }
 
-func (l *loader) missingFile(path string, from *template) {
-	if from != nil {
+func (l *loader) missingFile(path string, from node) {
+	if from.Node != nil {
 		var templates []string
 		for _, f := range l.in.Files {
 			if name, ok := ParseTemplatePath(f.Path); ok {
 				templates = append(templates, name)
 			}
 		}
-		v := l.add(from.at, "a template that is extended exists", path+" does not exist",
-			suggestion(from.name, templates, "create it or remove the entry"))
-		v.Path, v.Value = from.path, from.name
+		l.reportNode(from, "a template that is extended exists", path+" does not exist",
+			suggestion(from.Value, templates, "create it or remove the entry"))
 		return
 	}
 	hint := "create it with parameters: and the values that all environments share"
@@ -188,16 +158,16 @@ func (l *loader) missingFile(path string, from *template) {
 		hint = "create it with environment: " + string(l.environment) +
 			" and what differs from base.yaml, or point the agent at another directory or environment"
 	}
-	l.add(Position{File: path}, "base.yaml and the environment's file exist", "the file does not exist", hint)
+	l.report(Position{File: path}, "base.yaml and the environment's file exist", "the file does not exist", hint)
 }
 
 // An effective set is what some layers give together: the topmost setting of
 // each parameter, valid or not.
 type effective map[string]setting
 
-// merge lays the layers over each other, lowest first, and the experiments over
+// overlay lays the layers over each other, lowest first, and the experiments over
 // them.
-func merge(layers []layer, experiments ...experiment) effective {
+func overlay(layers []layer, experiments ...experiment) effective {
 	e := effective{}
 	for _, x := range experiments {
 		layers = append(slices.Clip(layers), x.layer)
@@ -211,14 +181,13 @@ func merge(layers []layer, experiments ...experiment) effective {
 	return e
 }
 
-func (e effective) values() map[string]Value {
+// parameters returns the valid settings.
+func (e effective) parameters() Parameters {
 	values := map[string]Value{}
 	for name, s := range e {
-		if !s.value.IsZero() {
-			values[name] = s.value
-		}
+		values[name] = s.value
 	}
-	return values
+	return NewParameters(values)
 }
 
 // isInvalid reports whether the parameter is set to what it cannot be.
@@ -227,19 +196,25 @@ func (e effective) isInvalid(name string) bool {
 	return ok && s.value.IsZero()
 }
 
-// resolve lays the layers together, checks what they give alone, with each
-// experiment, and with those this instance is in, and returns the last. What it
-// returns is good only if nothing was reported.
-func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
-	if env == nil {
+// resolve reads the layers, checks what they give alone, with each experiment, and
+// with those this instance is in, and returns the last. What it returns is good
+// only if nothing was reported.
+func (l *loader) resolve() *Configuration {
+	if l.checkSize(); l.Total > 0 {
 		return nil
 	}
-	l.checkMissing(merge(layers))
+	layers := []layer{l.file(BaseFile, layerBase, baseKeys, node{}).layer}
+	env := l.file(l.environment.File(), layerEnvironment, environmentKeys, node{})
+	for _, t := range env.extends {
+		layers = append(layers, l.file(templateFile(t.Value), layerTemplate+t.Value, templateKeys, t).layer)
+	}
+	layers = append(layers, env.layer)
+	l.checkMissing(overlay(layers))
+	l.checkSet(layers, "")
 	c := &Configuration{Provenance: Provenance{}, Description: env.description}
 	var joined []experiment
-	sets := [][]experiment{nil}
 	for _, e := range env.experiments {
-		sets = append(sets, []experiment{e})
+		l.checkSet(layers, "", e)
 		member := !l.review && InCohort(e.label, l.in.Instance, e.percent)
 		c.Experiments = append(c.Experiments, Membership{Name: e.label, Percent: e.percent, Member: member})
 		if member {
@@ -247,14 +222,15 @@ func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
 		}
 	}
 	if len(joined) > 1 {
-		sets = append(sets, joined)
+		l.checkSet(layers, "this instance", joined...)
 	}
-	l.checkSets(layers, sets, "this instance")
-	if l.review && l.found.Total == 0 {
-		l.checkSets(layers, l.combinations(env.experiments), "some instances")
+	if l.review && l.Total == 0 {
+		for _, set := range l.combinations(env.experiments) {
+			l.checkSet(layers, "some instances", set...)
+		}
 	}
-	result := merge(layers, joined...)
-	c.Parameters = l.Complete(NewParameters(result.values()))
+	result := overlay(layers, joined...)
+	c.Parameters = l.Complete(result.parameters())
 	for name := range c.Parameters.values {
 		c.Provenance[name] = Origin{Layer: layerSchema}
 		if s, ok := result[name]; ok {
@@ -264,22 +240,20 @@ func (l *loader) resolve(layers []layer, env *configFile) *Configuration {
 	return c
 }
 
-// checkSets checks the rules on the layers with each set of experiments. Where
-// names who is in several.
-func (l *loader) checkSets(layers []layer, sets [][]experiment, where string) {
-	for _, set := range sets {
-		var labels []string
-		for _, e := range set {
-			labels = append(labels, quote(e.label))
-		}
-		in := ""
-		if len(set) == 1 {
-			in = ", in the experiment " + labels[0]
-		} else if len(set) > 1 {
-			in = ", in the experiments " + strings.Join(labels, " and ") + " together, as on " + where
-		}
-		l.checkRules(merge(layers, set...), in)
+// checkSet checks the rules on the layers with some experiments; where names who
+// is in several.
+func (l *loader) checkSet(layers []layer, where string, experiments ...experiment) {
+	var labels []string
+	for _, e := range experiments {
+		labels = append(labels, quote(e.label))
 	}
+	in := ""
+	if len(labels) == 1 {
+		in = ", in the experiment " + labels[0]
+	} else if len(labels) > 1 {
+		in = ", in the experiments " + strings.Join(labels, " and ") + " together, as on " + where
+	}
+	l.checkRules(overlay(layers, experiments...), in)
 }
 
 // combinations lists the sets of two or more experiments that may break a rule
@@ -289,7 +263,7 @@ func (r *Rules) combinations(experiments []experiment) (all [][]experiment) {
 	for _, rel := range r.relations {
 		sets := [][]experiment{nil}
 		for _, e := range experiments {
-			if e.percent > 0 && slices.ContainsFunc(rel.operands, func(name string) bool { _, ok := e.set[name]; return ok }) {
+			if e.percent > 0 && slices.ContainsFunc(rel.operands, e.sets) {
 				for _, set := range sets {
 					sets = append(sets, append(slices.Clip(set), e))
 				}
@@ -317,7 +291,7 @@ func (l *loader) checkMissing(e effective) {
 		if l.incomplete || !absent(p.Name) || !p.Required && !needed[p.Name] {
 			continue
 		}
-		v := l.add(l.baseParameters, "every required parameter is set", p.Name+" is missing",
+		v := l.report(l.baseParameters, "every required parameter is set", p.Name+" is missing",
 			fmt.Sprintf("set it, for instance to the default, %v", p.Default))
 		v.Path, v.Parameter = p.Name, p.Name
 		if l.baseParameters.File != "" {
@@ -334,9 +308,9 @@ func (l *loader) checkRules(e effective, where string) {
 	if l.incomplete {
 		return
 	}
-	values := e.values()
-	broken := l.broken(values, e.isInvalid)
-	if managed := l.Complete(NewParameters(values)).values; len(broken)+l.found.Total == 0 && len(managed) > len(values) {
+	p := e.parameters()
+	broken := l.broken(p, e.isInvalid)
+	if managed := l.Complete(p); len(broken)+l.Total == 0 && managed.Len() > p.Len() {
 		broken = l.broken(managed, e.isInvalid) // the defaults that the server will be told
 	}
 	for _, b := range broken {
@@ -358,8 +332,8 @@ func (l *loader) checkRules(e effective, where string) {
 		isReported := func(o Violation) bool {
 			return o.Rule == v.Rule && o.Position == v.Position && slices.Equal(o.Related, v.Related)
 		}
-		if !slices.ContainsFunc(l.found.List, isReported) {
-			l.found.add(v)
+		if !slices.ContainsFunc(l.List, isReported) {
+			l.add(v)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package schema
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -13,66 +14,90 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// violationAt returns a violation of a file that the caller names.
-func violationAt(line, column int, rule, message, hint string) *Violation {
-	return &Violation{Position: Position{Line: line, Column: column}, Rule: rule, Message: message, Hint: hint}
+// A node is a YAML node and its place. The zero node is absent. The Kind is 0 if
+// the node was refused: that is reported, and its value is not looked at.
+type node struct {
+	*yaml.Node
+	file, path string
 }
 
-// parseYAML returns the value that a file holds, nil if there is none, and the
-// violation if the file must not be used; the caller sets its File. No bytes
-// make it panic or hang.
-func parseYAML(text []byte) (root *yaml.Node, v *Violation) {
+func (n node) at() Position { return Position{n.file, n.Line, n.Column} }
+
+// item returns the item i of a list.
+func (n node) item(i int) node {
+	return node{n.Content[i], n.file, fmt.Sprintf("%s[%d]", n.path, i)}
+}
+
+// pair returns the nodes of a key and its value.
+func (n node) pair(key, value *yaml.Node) (node, node) {
+	path := quote(key.Value)
+	if n.path != "" {
+		path = n.path + "." + path
+	}
+	return node{key, n.file, path}, node{value, n.file, path}
+}
+
+// subject is what a message calls the node.
+func (n node) subject() string { return cmp.Or(n.path, "the file") }
+
+// parse returns the value that a file holds, absent if there is none, and what
+// this format refuses in it. No bytes make it panic or hang.
+func parse(path string, text []byte) (root node, found *Violations) {
+	root, found = node{file: path}, &Violations{}
 	defer func() {
 		if r := recover(); r != nil {
-			root, v = nil, syntaxError(nil, fmt.Errorf("yaml: %v", r))
+			root.Node = nil
+			found.syntaxError(path, nil, fmt.Errorf("yaml: %v", r))
 		}
 	}()
-	if v := checkBytes(text); v != nil {
-		return nil, v
+	if found.checkBytes(path, text); found.Total > 0 {
+		return root, found
 	}
 	text = trimBOM(text)
-	documents, err := parseDocuments(text)
-	if len(documents) > 0 {
-		root = documents[0].Content[0]
+	first, second, err := parseDocuments(text)
+	if first.Kind != 0 {
+		root.Node = first.Content[0]
 	}
 	switch {
-	case root == nil && err == nil, root != nil && root.Kind == yaml.ScalarNode && root.Value == "" && root.Style == 0 && root.Anchor == "":
-		return nil, violationAt(0, 0, "a file is not empty", "the file is empty or holds only comments",
+	case root.Node == nil && err == nil, root.Node != nil && root.Kind == yaml.ScalarNode && root.Value == "" && root.Style == 0 && root.Anchor == "":
+		root.Node = nil
+		found.report(Position{File: path}, "a file is not empty", "the file is empty or holds only comments",
 			"restore its content, or write parameters: {} to set nothing here")
 	case err != nil:
-		return root, syntaxError(text, err)
-	case len(documents) > 1:
-		return root, violationAt(documents[1].Line, documents[1].Column, "one YAML document in a file", "a second YAML document begins here",
+		found.syntaxError(path, text, err)
+	case second.Kind != 0:
+		found.report(Position{path, second.Line, second.Column}, "one YAML document in a file", "a second YAML document begins here",
 			"remove the line --- and merge what follows into the first document")
 	}
-	return root, nil
+	if root.Node != nil {
+		found.refuse(root, 1)
+	}
+	return root, found
 }
 
 // parseDocuments parses text to the end of its second YAML document or to the
 // first error.
-func parseDocuments(text []byte) (documents []*yaml.Node, err error) {
+func parseDocuments(text []byte) (first, second yaml.Node, err error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	for len(documents) < 2 {
-		document := new(yaml.Node)
-		if err := decoder.Decode(document); err == io.EOF {
-			break
-		} else if err != nil {
-			return documents, err
-		}
-		documents = append(documents, document)
+	if err = decoder.Decode(&first); err == nil {
+		err = decoder.Decode(&second)
 	}
-	return documents, nil
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return first, second, err
 }
 
 const bom = '\ufeff'
 
 func trimBOM(text []byte) []byte { return bytes.TrimPrefix(text, []byte(string(bom))) }
 
-// checkBytes refuses what no parser should see.
-func checkBytes(text []byte) *Violation {
+// checkBytes reports the first byte that no parser should see.
+func (v *Violations) checkBytes(path string, text []byte) {
 	if len(text) > MaxFileBytes {
-		return violationAt(0, 0, fmt.Sprintf("at most %d bytes", MaxFileBytes), fmt.Sprintf("the file is larger than %d KiB", MaxFileBytes>>10),
+		v.report(Position{File: path}, fmt.Sprintf("at most %d bytes", MaxFileBytes), fmt.Sprintf("the file is larger than %d KiB", MaxFileBytes>>10),
 			"this is probably not a configuration file; remove what does not belong into it")
+		return
 	}
 	text = trimBOM(text)
 	for i, size := 0, 0; i < len(text); i += size {
@@ -92,12 +117,10 @@ func checkBytes(text []byte) *Violation {
 		default:
 			continue
 		}
-		line, column := bytes.Count(text[:i], []byte("\n"))+1, utf8.RuneCount(text[bytes.LastIndexByte(text[:i], '\n')+1:i])+1
-		v := violationAt(line, column, rule, message, hint)
-		v.Value = oneLine(string(text[i : i+size]))
-		return v
+		at := Position{path, bytes.Count(text[:i], []byte("\n")) + 1, utf8.RuneCount(text[bytes.LastIndexByte(text[:i], '\n')+1:i]) + 1}
+		v.report(at, rule, message, hint).Value = oneLine(string(text[i : i+size]))
+		return
 	}
-	return nil
 }
 
 var (
@@ -106,8 +129,8 @@ var (
 	conflict = regexp.MustCompile(`(?m)^(<<<<<<<|>>>>>>>) `)
 )
 
-// syntaxError is the violation of a text that is not YAML.
-func syntaxError(text []byte, err error) *Violation {
+// syntaxError reports a text that is not YAML.
+func (v *Violations) syntaxError(path string, text []byte, err error) {
 	line := brokenLine(text)
 	if line == 0 {
 		line = 1
@@ -127,7 +150,7 @@ func syntaxError(text []byte, err error) *Violation {
 	case strings.Contains(message, "<document start>"):
 		hint = "remove the line ..., which ends a document, or what follows it"
 	}
-	return violationAt(line, 1, "well-formed YAML", "the file is not YAML: "+oneLine(message), hint)
+	v.report(Position{path, line, 1}, "well-formed YAML", "the file is not YAML: "+oneLine(message), hint)
 }
 
 // brokenLine finds the line from which on a text is not YAML: the first behind
@@ -141,7 +164,7 @@ func brokenLine(text []byte) int {
 	}
 	lines := bytes.SplitAfter(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
 	for n := len(lines) - 1; n >= max(0, len(lines)-maxTries); n-- {
-		if _, err := parseDocuments(bytes.Join(lines[:n], nil)); err == nil {
+		if _, _, err := parseDocuments(bytes.Join(lines[:n], nil)); err == nil {
 			return n + 1
 		}
 	}
@@ -160,90 +183,79 @@ const (
 // refuse reports what YAML allows and no file of this format may use: anchors,
 // aliases, tags, merge keys, nulls, duplicate keys, keys that are no words, and
 // nesting that is too deep, in n and below.
-func (d *decoder) refuse(n *yaml.Node, path string, depth int) {
+func (v *Violations) refuse(n node, depth int) {
 	switch {
-	case d.refuseMarks(n, path):
+	case v.refuseMarks(n):
 	case n.Kind != yaml.ScalarNode && depth > maxNesting:
-		d.refuseNode(n, path, fmt.Sprintf("at most %d levels of nesting", maxNesting),
-			fmt.Sprintf("nesting is deeper than %d levels", maxNesting),
+		v.refuseNode(n, fmt.Sprintf("at most %d levels of nesting", maxNesting), fmt.Sprintf("nesting is deeper than %d levels", maxNesting),
 			"no key of this format needs more than a few levels; look for a bracket too many")
 	case n.Kind == yaml.MappingNode:
-		first := map[string]*yaml.Node{}
+		first := map[string]node{}
 		for pair := range slices.Chunk(n.Content, 2) {
-			d.refuseKey(pair[0], path, first)
-			d.refuse(pair[1], join(path, pair[0].Value), depth+1)
+			key, value := n.pair(pair[0], pair[1])
+			v.refuseKey(key, n.path, first)
+			v.refuse(value, depth+1)
 		}
 	case n.Kind == yaml.SequenceNode:
-		for i, item := range n.Content {
-			d.refuse(item, index(path, i), depth+1)
+		for i := range n.Content {
+			v.refuse(n.item(i), depth+1)
 		}
 	}
 }
 
 // refuseNode reports a node whose value is not looked at.
-func (d *decoder) refuseNode(n *yaml.Node, path, rule, message, hint string) *Violation {
-	d.bad[n] = true
-	return d.report(n, path, rule, message, hint)
+func (v *Violations) refuseNode(n node, rule, message, hint string) *Violation {
+	violation := v.reportNode(n, rule, message, hint)
+	n.Kind = 0
+	return violation
 }
 
 // refuseMarks reports an anchor, a tag, an alias or a null, and whether that
 // leaves nothing to look at.
-func (d *decoder) refuseMarks(n *yaml.Node, path string) (refused bool) {
+func (v *Violations) refuseMarks(n node) (refused bool) {
 	if n.Anchor != "" {
-		d.report(n, path, "no anchors", "an anchor, &"+quote(n.Anchor)+", stands here",
+		v.reportNode(n, "no anchors", "an anchor, &"+quote(n.Anchor)+", stands here",
 			"remove it; what several files share belongs into base.yaml or a template")
 	}
 	switch {
 	case n.Kind == yaml.AliasNode:
-		d.refuseNode(n, path, "no aliases", "an alias, *"+quote(n.Value)+", stands here", "write the value itself")
+		v.refuseNode(n, "no aliases", "an alias, *"+quote(n.Value)+", stands here", "write the value itself")
 	case n.Style&yaml.TaggedStyle != 0:
-		d.refuseNode(n, path, "no tags", "a tag stands here", "remove what begins with !")
+		v.refuseNode(n, "no tags", "a tag stands here", "remove what begins with !")
 	case n.Kind == yaml.ScalarNode && n.Tag == nullTag:
-		d.refuseNode(n, path, "no empty values", subject(path)+" has no value", "give it a value or remove it")
+		v.refuseNode(n, "no empty values", n.subject()+" has no value", "give it a value or remove it")
 	}
-	return d.bad[n]
+	return n.Kind == 0
 }
 
-// refuseKey reports a key that is no plain word or stands there twice. The first
-// key of each name is kept in first.
-func (d *decoder) refuseKey(key *yaml.Node, path string, first map[string]*yaml.Node) {
-	switch before := first[key.Value]; {
+// refuseKey reports a key that is no plain word or stands there twice; outer is
+// the path of the mapping. The first key of each name is kept in first.
+func (v *Violations) refuseKey(key node, outer string, first map[string]node) {
+	inner := node{key.Node, key.file, outer}
+	switch before, isRepeated := first[key.Value]; {
 	case key.Kind == yaml.ScalarNode && key.Tag == mergeTag:
-		d.refuseNode(key, path, "no merge keys", "a merge key, <<, stands here",
+		v.refuseNode(inner, "no merge keys", "a merge key, <<, stands here",
 			"write the values themselves, or put them into a template and name it under extends")
 	case key.Kind != yaml.ScalarNode || key.Tag == nullTag && key.Style&yaml.TaggedStyle == 0:
-		d.refuseNode(key, path, "a key is a word", "a key is "+kindOf(key), "write key: value")
-	case d.refuseMarks(key, path):
-	case before != nil:
-		d.refuseNode(key, join(path, key.Value), "each key once", quote(key.Value)+" is set twice",
-			fmt.Sprintf("remove one of them; the first is on line %d", before.Line)).Related = []Position{d.at(before)}
+		v.refuseNode(inner, "a key is a word", "a key is "+kindOf(key.Node), "write key: value")
+	case v.refuseMarks(inner):
+	case isRepeated:
+		v.refuseNode(key, "each key once", quote(key.Value)+" is set twice",
+			fmt.Sprintf("remove one of them; the first is on line %d", before.Line)).Related = []Position{before.at()}
 	default:
 		first[key.Value] = key
 	}
 }
 
-// join appends a key, which may be foreign text, to a path.
-func join(path, key string) string {
-	if path == "" {
-		return quote(key)
-	}
-	return path + "." + quote(key)
+var kindNames = map[yaml.Kind]string{
+	yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.AliasNode: "an alias", yaml.ScalarNode: "text",
 }
-
-func index(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
-
-// subject is what a message calls the node at path.
-func subject(path string) string { return cmp.Or(path, "the file") }
 
 // kindOf says what a node is, as messages call it.
 func kindOf(n *yaml.Node) string {
 	switch {
-	case n.Kind == yaml.MappingNode:
-		return "a mapping"
-	case n.Kind == yaml.SequenceNode:
-		return "a list"
-	case n.Kind == yaml.AliasNode:
-		return "an alias"
+	case n.Kind != yaml.ScalarNode:
+		return kindNames[n.Kind]
 	case n.Tag == nullTag:
 		return "empty"
 	case n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0:

@@ -92,6 +92,24 @@ func (v *Violations) add(violation Violation) *Violation {
 	return &v.List[len(v.List)-1]
 }
 
+// report adds a violation at a place.
+func (v *Violations) report(at Position, rule, message, hint string) *Violation {
+	return v.add(Violation{Position: at, Rule: rule, Message: message, Hint: hint})
+}
+
+// reportNode adds a violation at a node.
+func (v *Violations) reportNode(n node, rule, message, hint string) *Violation {
+	return v.add(Violation{Position: n.at(), Path: n.path, Value: oneLine(n.Value), Rule: rule, Message: message, Hint: hint})
+}
+
+// merge adds the violations of other.
+func (v *Violations) merge(other *Violations) {
+	for _, violation := range other.List {
+		v.add(violation)
+	}
+	v.Total += other.Total - len(other.List)
+}
+
 // cut keeps the first MaxViolations, in order.
 func (v *Violations) cut() {
 	slices.SortStableFunc(v.List, func(a, b Violation) int {
