@@ -349,7 +349,7 @@ func (r *reader) readEnvironments(root cue.Value) {
 
 func (r *reader) readRules(env Environment, root cue.Value) {
 	r.must(lookup(root, defEnvironment).Err())
-	rules := &Rules{schema: r.schema, environment: env, percent: Parameter{Name: "percent"}, definition: lookup(root, defParameters)}
+	rules := &Rules{schema: r.schema, environment: env, percent: Parameter{Name: keyPercent, Description: "The share of the fleet that is in the experiment"}, definition: lookup(root, defParameters)}
 	share := r.schema.context.CompileString("int & >=0 & <=100")
 	r.readType(&rules.percent, lookup(root, defPercent).Unify(share), defPercent)
 	fields, err := rules.definition.Fields(cue.Optional(true))

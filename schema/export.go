@@ -5,7 +5,6 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -40,9 +39,9 @@ func (s *Schema) JSONSchema() ([]byte, error) {
 	parameters := at("definitions", "parameters")
 	parameters["description"] = "What this file sets. Across files: " + strings.Join(s.Relations("%s"), "; ") + "."
 	for _, p := range s.widest() {
-		parameters["properties"].(object)[p.Name] = p.jsonSchema()
+		parameters["properties"].(object)[p.Name] = p.property()
 	}
-	maps.Copy(at("definitions", "experiment", "properties", keyPercent), s.first().percent.jsonSchema())
+	at("definitions", "experiment", "properties")[keyPercent] = s.first().percent.property()
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
@@ -76,33 +75,26 @@ func (s *Schema) widest() []Parameter {
 	return list
 }
 
-func (p *Parameter) jsonSchema() object {
-	o := object{"type": p.Type}
-	switch p.Type {
-	case "bool":
-		o["type"] = "boolean"
-	case "string":
-		o = object{"enum": p.Values}
-	case "int":
-		o["type"] = "integer"
-		fallthrough
-	case "number":
-		o["minimum"], o["maximum"] = p.Minimum, p.Maximum
+// A property is a parameter in the JSON Schema.
+type property struct {
+	Default     Value    `json:"default,omitzero"`
+	Description string   `json:"description"`
+	Enum        []string `json:"enum,omitempty"`
+	Maximum     Value    `json:"maximum,omitzero"`
+	Minimum     Value    `json:"minimum,omitzero"`
+	Type        string   `json:"type,omitempty"`
+}
+
+func (p *Parameter) property() property {
+	description := p.Title() + "."
+	if p.Impact != "" {
+		description += " Affects " + p.Impact + "."
 	}
-	if !p.isPercent() {
-		description := p.Title() + "."
-		if p.Impact != "" {
-			description += " Affects " + p.Impact + "."
-		}
-		if p.Critical {
-			description += " Critical: the engine rebuilds components."
-		}
-		o["description"] = description
+	if p.Critical {
+		description += " Critical: the engine rebuilds components."
 	}
-	if !p.Default.IsZero() {
-		o["default"] = p.Default
-	}
-	return o
+	types := map[string]string{"int": "integer", "number": "number", "bool": "boolean"}
+	return property{p.Default, description, p.Values, p.Maximum, p.Minimum, types[p.Type]}
 }
 
 // Title returns the description with the unit.
