@@ -84,7 +84,7 @@ func (p *Parameter) check(v Value, shown string) *Violation {
 	default:
 		violation.Hint = fmt.Sprintf("use a number from %v to %v", p.Minimum, p.Maximum)
 	}
-	if !p.isPercent() {
+	if p.Apply != "" { // not an experiment's percent
 		violation.Parameter = p.Name
 	}
 	if !p.Default.IsZero() {

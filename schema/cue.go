@@ -382,9 +382,13 @@ func (r *reader) readRules(env Environment, root cue.Value) error {
 		return r.fail(defParameters, "declare at least one", "%s declares no parameter", defParameters)
 	}
 	slices.SortFunc(rules.parameters, func(a, b Parameter) int { return strings.Compare(a.Name, b.Name) })
+	values := map[string]Value{}
 	for _, p := range rules.parameters {
 		rules.names = append(rules.names, p.Name)
+		values[p.Name] = p.Default
 	}
+	defaults := NewParameters(values)
+	rules.defaults = defaults.Select(func(name string) bool { return rules.Parameter(name).Managed })
 	for _, place := range slices.Sorted(maps.Keys(r.fields)) {
 		name, ok := strings.CutPrefix(place, defDefaults+".")
 		if ok && parameterName.MatchString(name) && !rules.Has(name) {
@@ -399,7 +403,7 @@ func (r *reader) readRules(env Environment, root cue.Value) error {
 				"parameter %s is not the same in %s and %s", name, first.environment, env)
 		}
 	}
-	return r.readRelations(rules)
+	return r.readRelations(rules, defaults)
 }
 
 func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parameter, error) {
@@ -538,12 +542,7 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 
 // readRelations reads the rules between parameters, and refuses rules that the
 // defaults break or that cannot be evaluated although each operand has one.
-func (r *reader) readRelations(rules *Rules) error {
-	values := map[string]Value{}
-	for _, p := range rules.parameters {
-		values[p.Name] = p.Default
-	}
-	defaults := NewParameters(values)
+func (r *reader) readRelations(rules *Rules, defaults Parameters) error {
 	all := rules.evaluate(defaults)
 	if !all.Exists() {
 		return nil

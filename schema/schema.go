@@ -25,14 +25,14 @@ type Schema struct {
 	mu           sync.Mutex // the context serves one caller at a time
 }
 
-// Rules are a Schema for one environment: what its parameters may be. They are
-// safe for concurrent use.
+// Rules are a Schema for one environment. They are safe for concurrent use.
 type Rules struct {
 	schema      *Schema
 	environment Environment
 	parameters  []Parameter // sorted by name
 	names       []string
-	percent     Parameter // an experiment's
+	defaults    Parameters // of the managed parameters
+	percent     Parameter  // an experiment's
 	relations   []relation
 	definition  cue.Value // #Parameters
 }
@@ -70,9 +70,6 @@ type Parameter struct {
 	Description string `json:"description"`
 	Impact      string `json:"impact,omitempty"`
 }
-
-// isPercent reports whether p is an experiment's percent.
-func (p *Parameter) isPercent() bool { return p.Apply == "" }
 
 //go:embed dtesn.cue
 var embedded []byte
@@ -144,11 +141,10 @@ func (r *Rules) Parameters() []Parameter { return slices.Clone(r.parameters) }
 // Parameter returns what the schema says about one parameter; nil if it does
 // not have it. It must not be changed.
 func (r *Rules) Parameter(name string) *Parameter {
-	i, ok := slices.BinarySearch(r.names, name)
-	if !ok {
-		return nil
+	if i, ok := slices.BinarySearch(r.names, name); ok {
+		return &r.parameters[i]
 	}
-	return &r.parameters[i]
+	return nil
 }
 
 // Has reports whether the schema has the named parameter.
@@ -165,22 +161,14 @@ func (r *Rules) Known(p Parameters) Parameters { return p.Select(r.Has) }
 // and without what the schema does not have: what a record of another schema
 // means under this one.
 func (r *Rules) Complete(p Parameters) Parameters {
-	values := r.Defaults().Map()
+	values := r.defaults.Map()
 	maps.Copy(values, r.Known(p).values)
-	return NewParameters(values)
+	return Parameters{values}
 }
 
 // Defaults returns the defaults of the managed parameters. They are no layer of
 // a configuration: the files set what is required.
-func (r *Rules) Defaults() Parameters {
-	values := map[string]Value{}
-	for _, p := range r.parameters {
-		if p.Managed {
-			values[p.Name] = p.Default
-		}
-	}
-	return NewParameters(values)
-}
+func (r *Rules) Defaults() Parameters { return r.defaults }
 
 // Diff is Parameters.Diff from old to new, with how each change is applied.
 func (r *Rules) Diff(from, to Parameters) []Change {

@@ -2,6 +2,7 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -14,10 +15,9 @@ import (
 	"unicode/utf8"
 )
 
-// A Value is the value of one parameter: a number, a bool or a text. It keeps
-// the digits it was written with, so that 1.50 is sent as 1.50. The zero Value
-// means that there is no value; in JSON it is null. A list or an object, which
-// no schema declares, is kept as it is.
+// A Value is the value of one parameter: a number with the digits it was written
+// with, a bool or a text. The zero Value is no value, and null in JSON. A list or
+// an object, which no schema declares, is kept as it is.
 type Value struct {
 	json string // compact; "" for no value
 }
@@ -37,19 +37,14 @@ func Text(s string) Value {
 // Number returns the Value of a number in JSON's spelling: "2048", "-0.50",
 // "1e-3". It is not ok for other spellings and for numbers beyond float64.
 func Number(s string) (v Value, ok bool) {
-	v = Value{s}
-	if _, ok = v.Float(); !ok || !v.isNumber() || !json.Valid([]byte(s)) {
+	if _, err := strconv.ParseFloat(s, 64); err != nil || !json.Valid([]byte(s)) {
 		return Value{}, false
 	}
-	return v, true
+	return Value{s}, true
 }
 
 // IsZero reports whether there is no value.
 func (v Value) IsZero() bool { return v.json == "" }
-
-func (v Value) isNumber() bool {
-	return v.json != "" && (v.json[0] == '-' || '0' <= v.json[0] && v.json[0] <= '9')
-}
 
 // Int returns the integer that v is, and whether it is one.
 func (v Value) Int() (n int, ok bool) {
@@ -60,13 +55,11 @@ func (v Value) Int() (n int, ok bool) {
 // Float returns v as a metric shows it: the number, or 1 for true and 0 for
 // false. It is not ok for a text and for no value.
 func (v Value) Float() (f float64, ok bool) {
-	switch {
-	case v.json == "true":
+	switch v.json {
+	case "true":
 		return 1, true
-	case v.json == "false":
+	case "false":
 		return 0, true
-	case !v.isNumber():
-		return 0, false
 	}
 	f, err := strconv.ParseFloat(v.json, 64)
 	return f, err == nil
@@ -87,13 +80,10 @@ func (v Value) Text() (s string, ok bool) {
 // String returns v as people read it: a text without quotation marks, "unset"
 // for no value.
 func (v Value) String() string {
-	if v.IsZero() {
-		return "unset"
-	}
 	if s, ok := v.Text(); ok {
 		return s
 	}
-	return v.json
+	return cmp.Or(v.json, "unset")
 }
 
 // Equal reports whether v and w are the same value. Numbers are compared as
@@ -108,9 +98,9 @@ func (v Value) canonical() Value {
 	if n, ok := v.Int(); ok {
 		return Int(n)
 	}
-	f, ok := v.Float()
+	f, err := strconv.ParseFloat(v.json, 64)
 	switch {
-	case !ok || !v.isNumber():
+	case err != nil:
 		return v
 	case f == math.Trunc(f) && math.Abs(f) < maxExact:
 		return Int(int(f))
@@ -123,10 +113,7 @@ const maxExact = 1 << 53
 
 // MarshalJSON implements json.Marshaler.
 func (v Value) MarshalJSON() ([]byte, error) {
-	if v.IsZero() {
-		return []byte("null"), nil
-	}
-	return []byte(v.json), nil
+	return []byte(cmp.Or(v.json, "null")), nil
 }
 
 // UnmarshalJSON implements json.Unmarshaler. It takes any JSON.
@@ -141,15 +128,13 @@ func (v *Value) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// Parameters are values by name: one effective configuration. They hold what is
-// managed: what the schema requires, and what some layer sets. The zero value
-// is empty. Parameters are immutable and safe for concurrent use.
+// Parameters are values by name: one effective configuration. The zero value is
+// empty. Parameters are immutable and safe for concurrent use.
 type Parameters struct {
 	values map[string]Value // without zero Values
 }
 
-// NewParameters returns the Parameters with these values; a zero Value is left
-// out.
+// NewParameters returns the Parameters with these values, without zero Values.
 func NewParameters(values map[string]Value) Parameters {
 	p := Parameters{maps.Clone(values)}
 	maps.DeleteFunc(p.values, func(_ string, v Value) bool { return v.IsZero() })
@@ -182,9 +167,9 @@ func (p Parameters) Map() map[string]Value {
 
 // Select returns the part of p whose names keep reports true for.
 func (p Parameters) Select(keep func(name string) bool) Parameters {
-	values := p.Map()
-	maps.DeleteFunc(values, func(name string, _ Value) bool { return !keep(name) })
-	return NewParameters(values)
+	q := Parameters{p.Map()}
+	maps.DeleteFunc(q.values, func(name string, _ Value) bool { return !keep(name) })
+	return q
 }
 
 // Equal reports whether p and q have the same names with equal values.
@@ -192,12 +177,7 @@ func (p Parameters) Equal(q Parameters) bool { return maps.EqualFunc(p.values, q
 
 // Contains reports whether p has every value of q; p may have others besides.
 func (p Parameters) Contains(q Parameters) bool {
-	for name, v := range q.values {
-		if !p.Get(name).Equal(v) {
-			return false
-		}
-	}
-	return true
+	return p.Select(func(name string) bool { return !q.Get(name).IsZero() }).Equal(q)
 }
 
 // A Digest names Parameters: lower-case hex of the SHA-256 of their canonical
@@ -206,15 +186,15 @@ type Digest string
 
 // Digest returns the digest of p.
 func (p Parameters) Digest() Digest {
-	canonical := p.Map()
-	for name, v := range canonical {
-		canonical[name] = v.canonical()
+	canonical := Parameters{p.Map()}
+	for name, v := range p.values {
+		canonical.values[name] = v.canonical()
 	}
-	return Digest(fmt.Sprintf("%x", sha256.Sum256(Parameters{canonical}.YAML())))
+	return Digest(fmt.Sprintf("%x", sha256.Sum256(canonical.YAML())))
 }
 
-// YAML returns the content of parameters.yaml in a record: one parameter a
-// line, sorted by name, the value as in JSON, so that `git diff` reads well.
+// YAML returns the content of parameters.yaml in a record: one parameter a line,
+// sorted by name, the value as in JSON.
 func (p Parameters) YAML() []byte {
 	var b bytes.Buffer
 	for _, name := range p.Names() {
