@@ -209,9 +209,9 @@ func (r *reader) index(file *ast.File) (err error) {
 			if name, ok := n.X.(*ast.Ident); ok && isText && name.Name == defEnvironment && (n.Op == token.EQL || n.Op == token.NEQ) {
 				r.compared = append(r.compared, text)
 			}
-		case *ast.Comprehension:
+		case *ast.IfClause, *ast.ForClause:
 			if len(path) > 0 && path[0] == defParameters && len(path) < 3 { // outside of a rule
-				err = r.checkConditions(n.Clauses)
+				err = r.checkCondition(n)
 			}
 		case *ast.Field:
 			err = r.indexField(path, n)
@@ -269,18 +269,16 @@ func (r *reader) indexField(path []string, f *ast.Field) error {
 	return nil
 }
 
-// checkConditions refuses a condition on more than the environment: ranges are
-// read before there are values.
-func (r *reader) checkConditions(clauses []ast.Clause) (err error) {
-	for _, clause := range clauses {
-		ast.Walk(clause, func(n ast.Node) bool {
-			if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment && err == nil {
-				err = r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
-					"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment)
-			}
-			return true
-		}, nil)
-	}
+// checkCondition refuses a condition on more than the environment: ranges are read
+// before there are values.
+func (r *reader) checkCondition(clause ast.Node) (err error) {
+	ast.Walk(clause, func(n ast.Node) bool {
+		if name, ok := n.(*ast.Ident); ok && name.Name != defEnvironment && err == nil {
+			err = r.failAt(n.Pos(), "make it a rule, or write if "+defEnvironment+" == …",
+				"a condition on %s: it may only depend on %s", quote(name.Name), defEnvironment)
+		}
+		return true
+	}, nil)
 	return err
 }
 
@@ -465,10 +463,10 @@ func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place stri
 	}
 	p.Apply = cmp.Or(p.Apply, ApplyHot)
 	p.Critical = p.Apply == ApplyRebuild
-	if !p.Critical && p.Apply != ApplyHot {
+	switch {
+	case !p.Critical && p.Apply != ApplyHot:
 		return r.fail(place, "write apply=hot or apply=rebuild", "parameter %s: invalid apply %s", p.Name, quoted(p.Apply))
-	}
-	if p.Description == "" {
+	case p.Description == "":
 		return r.fail(place, `add @dtesn(description="…")`, "parameter %s has no description", p.Name)
 	}
 	return nil
@@ -557,33 +555,28 @@ func (r *reader) readRelations(rules *Rules, defaults Parameters) error {
 		fail := func(hint, message string, args ...any) error {
 			return r.fail(place, hint, "rule "+quote(rel.name)+" "+message, args...)
 		}
-		if err := cmp.Or(lookup(rule, "rule").Decode(&rel.rule), lookup(rule, "operands").Decode(&rel.operands)); err != nil {
+		err := cmp.Or(lookup(rule, "rule").Decode(&rel.rule), lookup(rule, "operands").Decode(&rel.operands))
+		unknown := slices.IndexFunc(rel.operands, func(name string) bool { return !rules.Has(name) })
+		switch {
+		case err != nil:
 			return fail("give it rule, operands, holds, message and hint", "cannot be read: %s", cueMessage(err))
-		}
-		if rules.Has(rel.name) {
+		case rules.Has(rel.name):
 			return fail("rename the rule: within it the name would not mean the parameter", "has the name of a parameter")
-		}
-		if len(rel.operands) == 0 || len(rel.operands) > maxRuleOperands {
+		case len(rel.operands) == 0 || len(rel.operands) > maxRuleOperands:
 			return fail(fmt.Sprintf("name 1 to %d", maxRuleOperands), "has %d operands", len(rel.operands))
-		}
-		for _, name := range rel.operands {
-			if !rules.Has(name) {
-				return fail(didYouMean(name, rules.names), "has an unknown operand, %s", quote(name))
-			}
+		case unknown >= 0:
+			return fail(didYouMean(rel.operands[unknown], rules.names), "has an unknown operand, %s", quote(rel.operands[unknown]))
 		}
 		rules.relations = append(rules.relations, rel)
 		isOperand := func(name string) bool { return slices.Contains(rel.operands, name) }
 		rule = lookup(rules.evaluate(defaults.Select(isOperand)), rel.name)
 		holds, err := lookup(rule, "holds").Bool()
-		switch {
-		case err == nil && !holds:
+		if err == nil && !holds {
 			return r.fail(place, textOf(rule, "hint"), "the defaults break the rule %s in %s: %s", quote(rel.name), rules.environment, textOf(rule, "message"))
-		case rel.lacks(defaults):
-			continue
-		case err == nil:
-			err = rule.Validate(cue.Concrete(true))
 		}
-		if err != nil && (r.fields[place] != nil || r.builtIn.names == nil) { // else it is not this rule that is wrong
+		err = cmp.Or(err, rule.Validate(cue.Concrete(true)))
+		isOurs := r.fields[place] != nil || r.builtIn.names == nil // else it is not this rule that is wrong
+		if err != nil && isOurs && !rel.lacks(defaults) {
 			return fail("give it holds, message and hint, and name each parameter that they use in operands",
 				"cannot be evaluated with the defaults: %s", cueMessage(err))
 		}
