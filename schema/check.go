@@ -141,7 +141,7 @@ func (p *Parameter) respell(s string) string {
 // names, and broken rules last. The Parameters are good only if there is none; a
 // managed parameter that values lack has its default there.
 func (r *Rules) Check(values map[string]any) (Parameters, []Violation) {
-	l, set := &loader{Rules: r}, effective{}
+	l, set := &loader{Rules: r}, layer{}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		p := r.Parameter(name)
 		if p == nil {
@@ -202,28 +202,6 @@ func shown(v Value) string {
 // evaluate returns the rules between parameters for p.
 func (r *Rules) evaluate(p Parameters) cue.Value {
 	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), defRules)
-}
-
-// broken lists the rules that p breaks. Each value must fit its own range;
-// a rule is left out if isInvalid reports that one of its operands is set to
-// something else, or if it needs a value that is absent.
-func (r *Rules) broken(p Parameters, isInvalid func(name string) bool) (list []relation) {
-	r.schema.mu.Lock()
-	defer r.schema.mu.Unlock()
-	rules := r.evaluate(p)
-	for _, rel := range r.relations {
-		rule := rules.LookupPath(cue.MakePath(cue.Str(rel.name)))
-		holds, err := lookup(rule, "holds").Bool()
-		if holds || err != nil && rel.lacks(p) || slices.ContainsFunc(rel.operands, isInvalid) {
-			continue
-		}
-		rel.message, rel.hint = cmp.Or(textOf(rule, "message"), rel.rule+" does not hold"), textOf(rule, "hint")
-		if err != nil {
-			rel.message, rel.hint = "the rule cannot be evaluated: "+cueMessage(err), "correct the rule "+rel.name+" in the schema"
-		}
-		list = append(list, rel)
-	}
-	return list
 }
 
 func textOf(v cue.Value, name string) string {

@@ -37,23 +37,48 @@ const (
 
 const exampleLabel = "bigger-reservoir"
 
-// A layer is what one file, or one experiment, sets.
-type layer struct {
-	name string // as Origin.Layer
-	set  map[string]setting
-}
-
-func (l *layer) sets(name string) bool {
-	_, ok := l.set[name]
-	return ok
-}
+// A layer is what one file, or one experiment, sets, or several together.
+type layer map[string]setting
 
 // A setting is one parameter of a layer.
 type setting struct {
 	value Value // zero if the file has something that the parameter cannot be
 	at    Position
-	layer string
-	rank  int // of the layer, from 1 for the lowest; 0 for none
+	layer string // as Origin.Layer
+	rank  int    // of the layer, from 1 for the lowest; 0 for none
+}
+
+func (l layer) sets(name string) bool {
+	_, ok := l[name]
+	return ok
+}
+
+// setsInvalid reports whether the parameter is set to what it cannot be.
+func (l layer) setsInvalid(name string) bool { return l.sets(name) && l[name].value.IsZero() }
+
+// parameters returns the valid settings.
+func (l layer) parameters() Parameters {
+	values := map[string]Value{}
+	for name, s := range l {
+		values[name] = s.value
+	}
+	return NewParameters(values)
+}
+
+// overlay lays layers over each other, lowest first, and experiments over them.
+func overlay(layers []layer, experiments ...experiment) layer {
+	layers = slices.Clip(layers)
+	for _, e := range experiments {
+		layers = append(layers, e.layer)
+	}
+	together := layer{}
+	for i, l := range layers {
+		for name, s := range l {
+			s.rank = i + 1
+			together[name] = s
+		}
+	}
+	return together
 }
 
 // A configFile is what was read from one file.
@@ -73,8 +98,7 @@ type experiment struct {
 }
 
 // decode reads a file; known are the keys that its kind may have.
-func (l *loader) decode(file File, layerName string, known []string) *configFile {
-	f := &configFile{layer: layer{layerName, map[string]setting{}}}
+func (l *loader) decode(file File, layerName string, known []string) (f configFile) {
 	at, before := Position{File: file.Path}, l.Total
 	root, found := file.parse()
 	l.merge(found)
@@ -88,7 +112,7 @@ func (l *loader) decode(file File, layerName string, known []string) *configFile
 	}
 	if field, ok := fields[keyParameters]; ok {
 		at = field.key.at()
-		l.setParameters(field.value, &f.layer)
+		f.layer, _ = l.layer(field.value, layerName)
 	} else if layerName != layerEnvironment && l.Total == before {
 		l.incomplete = true
 		l.report(at, "base.yaml and templates have parameters", "the file has no parameters",
@@ -182,14 +206,13 @@ func (l *loader) unknownKey(key node, outer string, known []string) {
 	l.reportNode(key, "known keys only", "unknown key "+quote(key.Value), hint)
 }
 
-// setParameters reads a mapping of parameters into a layer. A misspelled
-// parameter counts as set.
-func (l *loader) setParameters(n node, to *layer) map[string]field {
-	fields := l.mapping(n, l.names)
-	for name, field := range fields {
-		to.set[name] = setting{value: l.value(field.value, l.Parameter(name)), at: cmp.Or(field.value, field.key).at(), layer: to.name}
+// layer reads a mapping of parameters. A misspelled parameter counts as set.
+func (l *loader) layer(n node, name string) (layer, map[string]field) {
+	set, fields := layer{}, l.mapping(n, l.names)
+	for parameter, field := range fields {
+		set[parameter] = setting{value: l.value(field.value, l.Parameter(parameter)), at: cmp.Or(field.value, field.key).at(), layer: name}
 	}
-	return fields
+	return set, fields
 }
 
 // value reads the value of a parameter; it is zero, and reported, if the
@@ -260,7 +283,7 @@ func (l *loader) experiments(n node) (list []experiment) {
 					fmt.Sprintf("add %s: %s", key, examples[i]))
 			}
 		}
-		e := experiment{layer: layer{set: map[string]setting{}}}
+		var e experiment
 		l.experimentName(fields[keyName].value, &e, list)
 		e.percent, _ = l.value(fields[keyPercent].value, &l.percent).Int()
 		l.experimentParameters(fields[keyParameters].value, &e, list)
@@ -275,7 +298,7 @@ func (l *loader) experimentName(n node, e *experiment, before []experiment) {
 		return
 	}
 	label := n.Value
-	e.label, e.name, e.at = label, layerExperiment+label, n.at()
+	e.label, e.at = label, n.at()
 	first := slices.IndexFunc(before, func(e experiment) bool { return e.label == label })
 	switch {
 	case label == "" || len(label) > maxLabel || strings.TrimSpace(label) != label || escape(label) != label:
@@ -290,7 +313,8 @@ func (l *loader) experimentName(n node, e *experiment, before []experiment) {
 
 // experimentParameters reads what e sets, which no experiment before may set.
 func (l *loader) experimentParameters(n node, e *experiment, before []experiment) {
-	fields := l.setParameters(n, &e.layer)
+	var fields map[string]field
+	e.layer, fields = l.layer(n, layerExperiment+e.label)
 	if fields != nil && len(n.Content) == 0 {
 		l.reportNode(n, "an experiment sets a parameter", "the experiment sets nothing", "give it the parameters it is about, or remove it")
 	}
@@ -301,6 +325,6 @@ func (l *loader) experimentParameters(n node, e *experiment, before []experiment
 		}
 		v := l.reportNode(field.key, "a parameter is set by one experiment", fmt.Sprintf("%s is set by the experiment %s already", name, quote(before[i].label)),
 			"an instance may be in both: remove it from one of them")
-		v.Parameter, v.Related = name, []Position{before[i].set[name].at}
+		v.Parameter, v.Related = name, []Position{before[i].layer[name].at}
 	}
 }

@@ -123,7 +123,7 @@ func (l *loader) checkSize() {
 }
 
 // file reads one file; from is the entry of extends that asks for it.
-func (l *loader) file(path, layerName string, known []string, from node) *configFile {
+func (l *loader) file(path, layerName string, known []string, from node) (f configFile) {
 	const maxRefusal = 200 // bytes
 	i := slices.IndexFunc(l.in.Files, func(f File) bool { return f.Path == path })
 	if i < 0 {
@@ -138,7 +138,7 @@ func (l *loader) file(path, layerName string, known []string, from node) *config
 		return l.decode(l.in.Files[i], layerName, known)
 	}
 	l.incomplete = true
-	return &configFile{}
+	return f
 }
 
 func (l *loader) missingFile(path string, from node) {
@@ -159,41 +159,6 @@ func (l *loader) missingFile(path string, from node) {
 			" and what differs from base.yaml, or point the agent at another directory or environment"
 	}
 	l.report(Position{File: path}, "base.yaml and the environment's file exist", "the file does not exist", hint)
-}
-
-// An effective set is what some layers give together: the topmost setting of
-// each parameter, valid or not.
-type effective map[string]setting
-
-// overlay lays the layers over each other, lowest first, and the experiments over
-// them.
-func overlay(layers []layer, experiments ...experiment) effective {
-	e := effective{}
-	for _, x := range experiments {
-		layers = append(slices.Clip(layers), x.layer)
-	}
-	for i, layer := range layers {
-		for name, s := range layer.set {
-			s.rank = i + 1
-			e[name] = s
-		}
-	}
-	return e
-}
-
-// parameters returns the valid settings.
-func (e effective) parameters() Parameters {
-	values := map[string]Value{}
-	for name, s := range e {
-		values[name] = s.value
-	}
-	return NewParameters(values)
-}
-
-// isInvalid reports whether the parameter is set to what it cannot be.
-func (e effective) isInvalid(name string) bool {
-	s, ok := e[name]
-	return ok && s.value.IsZero()
 }
 
 // resolve reads the layers, checks what they give alone, with each experiment, and
@@ -229,11 +194,11 @@ func (l *loader) resolve() *Configuration {
 			l.checkSet(layers, "some instances", set...)
 		}
 	}
-	result := overlay(layers, joined...)
-	c.Parameters = l.Complete(result.parameters())
+	set := overlay(layers, joined...)
+	c.Parameters = l.Complete(set.parameters())
 	for name := range c.Parameters.values {
 		c.Provenance[name] = Origin{Layer: layerSchema}
-		if s, ok := result[name]; ok {
+		if s, ok := set[name]; ok {
 			c.Provenance[name] = Origin{s.at, s.layer, l.in.Commit}
 		}
 	}
@@ -277,18 +242,17 @@ func (r *Rules) combinations(experiments []experiment) (all [][]experiment) {
 // checkMissing reports the parameters that no layer sets and some layer must. A
 // managed one need not be set, unless a rule about it cannot be evaluated because
 // a required one is absent too.
-func (l *loader) checkMissing(e effective) {
-	absent := func(name string) bool { _, ok := e[name]; return !ok }
+func (l *loader) checkMissing(set layer) {
 	needed := map[string]bool{}
 	for _, rel := range l.relations {
-		if slices.ContainsFunc(rel.operands, func(o string) bool { return absent(o) && l.Parameter(o).Required }) {
+		if slices.ContainsFunc(rel.operands, func(o string) bool { return !set.sets(o) && l.Parameter(o).Required }) {
 			for _, operand := range rel.operands {
 				needed[operand] = l.Parameter(operand).Managed
 			}
 		}
 	}
 	for _, p := range l.parameters {
-		if l.incomplete || !absent(p.Name) || !p.Required && !needed[p.Name] {
+		if l.incomplete || set.sets(p.Name) || !p.Required && !needed[p.Name] {
 			continue
 		}
 		v := l.report(l.baseParameters, "every required parameter is set", p.Name+" is missing",
@@ -301,32 +265,50 @@ func (l *loader) checkMissing(e effective) {
 	}
 }
 
-// checkRules reports the rules between parameters that the set breaks; where is
-// appended to the messages. What was reported of an earlier set, because the
-// operands stand where they stood, is not reported again.
-func (l *loader) checkRules(e effective, where string) {
+// checkRules reports the rules that the set breaks; where is appended to the
+// messages.
+func (l *loader) checkRules(set layer, where string) {
 	if l.incomplete {
 		return
 	}
-	p := e.parameters()
-	broken := l.broken(p, e.isInvalid)
-	if managed := l.Complete(p); len(broken)+l.Total == 0 && managed.Len() > p.Len() {
-		broken = l.broken(managed, e.isInvalid) // the defaults that the server will be told
+	p := set.parameters()
+	l.checkValues(p, set, where)
+	if managed := l.Complete(p); l.Total == 0 && managed.Len() > p.Len() {
+		l.checkValues(managed, set, where) // the defaults that the server will be told
 	}
-	for _, b := range broken {
+}
+
+// checkValues reports the rules that p, with what is set, breaks. A rule is left
+// out if one of its operands is set to what it cannot be, or if it needs a value
+// that is absent. What was reported of an earlier set, because the operands stand
+// where they stood, is not reported again.
+func (l *loader) checkValues(p Parameters, set layer, where string) {
+	l.schema.mu.Lock()
+	defer l.schema.mu.Unlock()
+	rules := l.evaluate(p)
+	for _, rel := range l.relations {
+		rule := lookup(rules, rel.name)
+		holds, err := lookup(rule, "holds").Bool()
+		if holds || err != nil && rel.lacks(p) || slices.ContainsFunc(rel.operands, set.setsInvalid) {
+			continue
+		}
+		message, hint := cmp.Or(textOf(rule, "message"), rel.rule+" does not hold"), textOf(rule, "hint")
+		if err != nil {
+			message, hint = "the rule cannot be evaluated: "+cueMessage(err), "correct the rule "+rel.name+" in the schema"
+		}
 		// The operand of the highest layer is to blame, the first one in doubt. One
 		// that is absent has no rank.
-		operands := slices.Clone(b.operands)
-		slices.SortStableFunc(operands, func(a, b string) int { return cmp.Compare(e[b].rank, e[a].rank) })
+		operands := slices.Clone(rel.operands)
+		slices.SortStableFunc(operands, func(a, b string) int { return cmp.Compare(set[b].rank, set[a].rank) })
 		blamed := operands[0]
-		v := Violation{Position: e[blamed].at, Rule: b.rule, Message: b.message + where, Hint: b.hint}
-		v.Path, v.Parameter, v.Value = blamed, blamed, e[blamed].value.String()
+		v := Violation{Position: set[blamed].at, Rule: rel.rule, Message: message + where, Hint: hint}
+		v.Path, v.Parameter, v.Value = blamed, blamed, set[blamed].value.String()
 		if l.baseParameters.File != "" {
 			v.File, v.Path = cmp.Or(v.File, l.environment.File()), keyParameters+"."+blamed
 		}
 		for _, name := range operands[1:] {
-			if e[name].rank > 0 {
-				v.Related = append(v.Related, e[name].at)
+			if set[name].rank > 0 {
+				v.Related = append(v.Related, set[name].at)
 			}
 		}
 		isReported := func(o Violation) bool {

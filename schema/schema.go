@@ -42,8 +42,6 @@ type relation struct {
 	name     string
 	rule     string // as people read it
 	operands []string
-	// What to say where it is broken.
-	message, hint string
 }
 
 // A Parameter is what the schema says about one parameter. The JSON is an entry
