@@ -69,7 +69,7 @@ bench-long: build ## Write a history of N (20000) records: the curve of time, by
 
 fuzz: ## Fuzz the loader, the trailers and the journal, FUZZTIME (60s) each
 	$(GO) test ./schema -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime $(FUZZTIME)
-	$(GO) test ./schema -run '^$$' -fuzz '^FuzzParseCanonical$$' -fuzztime $(FUZZTIME)
+	$(GO) test ./schema -run '^$$' -fuzz '^FuzzParameters$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./gitstore -run '^$$' -fuzz '^FuzzMessage$$' -fuzztime $(FUZZTIME)
 	$(GO) test ./gitstore -run '^$$' -fuzz '^FuzzSegment$$' -fuzztime $(FUZZTIME)
 

@@ -72,18 +72,9 @@ func (p *Parameter) check(v Value, shown string) *Violation {
 	if p.isSpelled(v) && p.fits(v) {
 		return nil
 	}
-	violation := &Violation{Value: shown, Rule: p.Range, Message: fmt.Sprintf("Invalid value for %s: %s", p.Name, shown)}
-	switch p.Type {
-	case "string":
-		text, _ := v.Text()
-		violation.Hint = suggestion(text, p.Values, "use "+strings.Join(p.Values, ", "))
-	case "bool":
-		violation.Hint = "use true or false"
-	case "int":
-		violation.Hint = fmt.Sprintf("use an integer from %v to %v", p.Minimum, p.Maximum)
-	default:
-		violation.Hint = fmt.Sprintf("use a number from %v to %v", p.Minimum, p.Maximum)
-	}
+	text, _ := v.Text()
+	violation := &Violation{Value: shown, Rule: p.Range, Hint: suggestion(text, p.Values, p.use)}
+	violation.Message = fmt.Sprintf("Invalid value for %s: %s", p.Name, shown)
 	if p.Apply != "" { // not an experiment's percent
 		violation.Parameter = p.Name
 	}

@@ -495,7 +495,7 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 	case p.Type == "" || p.Type == "bool" && v.IsConcrete():
 		return fail("declare it as one of these", " is neither int, number, bool nor a string of listed values")
 	case p.Type == "bool":
-		p.Range = "true/false"
+		p.Range, p.use = "true/false", "use true or false"
 		return nil
 	case p.Type == "string":
 		for _, part := range parts {
@@ -508,7 +508,7 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 			}
 			p.Values = append(p.Values, text)
 		}
-		p.Range = strings.Join(p.Values, "|")
+		p.Range, p.use = strings.Join(p.Values, "|"), "use "+strings.Join(p.Values, ", ")
 		return nil
 	case op == cue.OrOp:
 		return fail("write one range, and anything else as a rule", " has alternatives")
@@ -534,7 +534,8 @@ func (r *reader) readType(p *Parameter, v cue.Value, place string) error {
 	if p.Minimum.IsZero() || p.Maximum.IsZero() {
 		return fail("write both, for instance "+p.Type+" & >=0 & <=100", " has no bounds")
 	}
-	p.Range = fmt.Sprintf("%v-%v", p.Minimum, p.Maximum)
+	article := map[string]string{"int": "an integer", "number": "a number"}[p.Type]
+	p.Range, p.use = fmt.Sprintf("%v-%v", p.Minimum, p.Maximum), fmt.Sprintf("use %s from %v to %v", article, p.Minimum, p.Maximum)
 	return nil
 }
 

@@ -123,24 +123,17 @@ func (l *loader) decode(file File, layerName string, known []string) (f configFi
 	}
 	f.extends = l.extends(fields[keyExtends].value)
 	f.experiments = l.experiments(fields[keyExperiments].value)
-	if layerName == layerEnvironment {
-		l.checkEnvironment(fields)
-	}
-	return f
-}
-
-// checkEnvironment reports a file that does not say that it is the environment's.
-func (l *loader) checkEnvironment(fields map[string]field) {
 	field, ok := fields[keyEnvironment]
 	example := "environment: " + string(l.environment)
-	if !ok && !l.incomplete {
-		l.report(Position{File: l.environment.File()}, "an environment's file names its environment", "the file has no environment", "add "+example).Path = keyEnvironment
+	if layerName == layerEnvironment && !ok && !l.incomplete {
+		l.report(Position{File: file.Path}, "an environment's file names its environment", "the file has no environment", "add "+example).Path = keyEnvironment
 	}
 	if name := field.value; l.is(name, yaml.ScalarNode, example) && name.Value != string(l.environment) {
 		l.reportNode(name, "environment equals the file's name and the agent's --environment",
 			fmt.Sprintf("environment is %s, and this is the file of %s", quote(name.Value), l.environment),
 			"write "+example+", or rename the file")
 	}
+	return f
 }
 
 // is reports whether a node is of a kind. If not, and unless it is absent or
@@ -152,7 +145,7 @@ func (l *loader) is(n node, kind yaml.Kind, example string) bool {
 	l.incomplete = true
 	if n.Kind != 0 {
 		rule := kindNames[kind]
-		l.reportNode(n, rule, fmt.Sprintf("%s is %s, not %s", n.subject(), kindOf(n.Node), rule), "write "+example)
+		l.reportNode(n, rule, fmt.Sprintf("%s is %s, not %s", cmp.Or(n.path, "the file"), kindOf(n.Node), rule), "write "+example)
 	}
 	return false
 }

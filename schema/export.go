@@ -2,6 +2,7 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -56,15 +57,12 @@ func (s *Schema) JSONSchema() ([]byte, error) {
 // base.yaml and templates serve them all.
 func (s *Schema) widest() []Parameter {
 	list := s.first().Parameters()
+	byNumber := func(v, w Value) int { return cmp.Compare(float(v), float(w)) }
 	for _, env := range s.environments {
 		for i, other := range s.rules[env].parameters {
 			p := &list[i]
-			if float(other.Minimum) < float(p.Minimum) {
-				p.Minimum = other.Minimum
-			}
-			if float(other.Maximum) > float(p.Maximum) {
-				p.Maximum = other.Maximum
-			}
+			p.Minimum = slices.MinFunc([]Value{p.Minimum, other.Minimum}, byNumber)
+			p.Maximum = slices.MaxFunc([]Value{p.Maximum, other.Maximum}, byNumber)
 			for _, v := range other.Values {
 				if !slices.Contains(p.Values, v) {
 					p.Values = append(slices.Clip(p.Values), v)

@@ -67,6 +67,7 @@ type Parameter struct {
 	Unit        string `json:"unit,omitempty"`
 	Description string `json:"description"`
 	Impact      string `json:"impact,omitempty"`
+	use         string // the hint where the value is invalid
 }
 
 //go:embed dtesn.cue

@@ -37,9 +37,6 @@ func (n node) pair(key, value *yaml.Node) (node, node) {
 	return node{key, n.file, path}, node{value, n.file, path}
 }
 
-// subject is what a message calls the node.
-func (n node) subject() string { return cmp.Or(n.path, "the file") }
-
 // parse returns the value that a file holds, absent if there is none, and what
 // this format refuses in it. No bytes make it panic or hang.
 func parse(path string, text []byte) (root node, found *Violations) {
@@ -223,7 +220,7 @@ func (v *Violations) refuseMarks(n node) (refused bool) {
 	case n.Style&yaml.TaggedStyle != 0:
 		v.refuseNode(n, "no tags", "a tag stands here", "remove what begins with !")
 	case n.Kind == yaml.ScalarNode && n.Tag == nullTag:
-		v.refuseNode(n, "no empty values", n.subject()+" has no value", "give it a value or remove it")
+		v.refuseNode(n, "no empty values", cmp.Or(n.path, "the file")+" has no value", "give it a value or remove it")
 	}
 	return n.Kind == 0
 }

@@ -5,14 +5,12 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // A Value is the value of one parameter: a number with the digits it was written
@@ -201,23 +199,6 @@ func (p Parameters) YAML() []byte {
 		fmt.Fprintf(&b, "%s: %s\n", name, p.values[name].json)
 	}
 	return b.Bytes()
-}
-
-// ParseYAML reads what YAML wrote, and nothing else.
-func ParseYAML(text []byte) (Parameters, error) {
-	values := map[string]Value{}
-	for line := range strings.Lines(string(text)) {
-		name, value, _ := strings.Cut(line, ": ")
-		var v Value
-		if v.UnmarshalJSON([]byte(value)) == nil {
-			values[name] = v
-		}
-	}
-	p := NewParameters(values)
-	if !bytes.Equal(p.YAML(), text) || !utf8.Valid(text) {
-		return Parameters{}, errors.New("parse parameters: not one `name: value` a line, sorted by name")
-	}
-	return p, nil
 }
 
 // MarshalJSON implements json.Marshaler: an object, sorted by name.

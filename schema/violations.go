@@ -45,29 +45,26 @@ type Violation struct {
 // place is left out where there is none, and the parameter or path where the
 // message names it.
 func (v Violation) String() string {
-	var b strings.Builder
-	if v.File != "" {
-		b.WriteString(v.Position.String() + ": ")
-	}
+	s := v.Message
 	switch {
 	case v.Parameter != "" && (v.File != "" || !strings.Contains(v.Message, v.Parameter)):
-		b.WriteString(v.Parameter + ": ")
+		s = v.Parameter + ": " + s
 	case v.Path != "" && !strings.Contains(v.Message, v.Path):
-		b.WriteString(v.Path + ": ")
+		s = v.Path + ": " + s
 	}
-	b.WriteString(v.Message)
+	if v.File != "" {
+		s = v.Position.String() + ": " + s
+	}
 	if v.Rule != "" {
-		b.WriteString(" (rule: " + v.Rule + ")")
+		s += " (rule: " + v.Rule + ")"
 	}
 	if v.Hint != "" {
-		b.WriteString("; " + v.Hint)
+		s += "; " + v.Hint
 	}
 	for _, r := range v.Related {
-		if r.Line > 0 {
-			b.WriteString(" [see " + r.String() + "]")
-		}
+		s += " [see " + r.String() + "]"
 	}
-	return b.String()
+	return s
 }
 
 // MaxViolations is how many violations of a configuration are kept; the rest
@@ -225,13 +222,13 @@ func editDistance(a, b string) int {
 	var d [maxWord + 1][maxWord + 1]int // d[i][j] is the distance of a[:i] and b[:j]
 	for i := range len(a) + 1 {
 		for j := range len(b) + 1 {
-			if i == 0 || j == 0 {
+			switch {
+			case i == 0 || j == 0:
 				d[i][j] = i + j
-				continue
-			}
-			d[i][j] = min(d[i-1][j], d[i][j-1], d[i-1][j-1]) + 1
-			if a[i-1] == b[j-1] {
-				d[i][j] = min(d[i][j], d[i-1][j-1])
+			case a[i-1] == b[j-1]:
+				d[i][j] = d[i-1][j-1]
+			default:
+				d[i][j] = min(d[i-1][j], d[i][j-1], d[i-1][j-1]) + 1
 			}
 			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
 				d[i][j] = min(d[i][j], d[i-2][j-2]+1)

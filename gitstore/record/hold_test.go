@@ -259,8 +259,8 @@ func TestEntryMatches(t *testing.T) {
 // TestFormatOf: a record with the parameters of the first release is one that its
 // agents read; one with others is not.
 func TestFormatOf(t *testing.T) {
-	first, err := schema.ParseYAML([]byte("bseries_max_order: 8\ncache_ttl_seconds: 300\nenable_caching: true\nenable_performance_monitoring: true\nesn_reservoir_size: 512\nmax_membrane_depth: 4\n"))
-	if err != nil {
+	var first schema.Parameters
+	if err := first.UnmarshalJSON([]byte(`{"bseries_max_order": 8, "cache_ttl_seconds": 300, "enable_caching": true, "enable_performance_monitoring": true, "esn_reservoir_size": 512, "max_membrane_depth": 4}`)); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
