@@ -66,10 +66,16 @@ func (r *Rules) Review(in Input) (*Configuration, *Violations) { return r.load(i
 
 func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 	l := &loader{Rules: r, in: in, review: review}
-	if v = l.try(r.environment.File(), func() { c = l.resolve() }); v != nil {
-		c = nil
-	}
-	return c, v
+	defer func() {
+		if p := recover(); p != nil { // in CUE: a document must not stop the program
+			l.report(Position{File: r.environment.File()}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
+				"this is a fault of the agent; please report it with the configuration")
+		}
+		if v = l.cut(); v != nil {
+			c = nil
+		}
+	}()
+	return l.resolve(), nil
 }
 
 // CheckTemplate checks a template alone, as Load checks one that is extended:
@@ -77,36 +83,18 @@ func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 // wrong. It is for reviews: no agent reads a template that nothing extends.
 func (r *Rules) CheckTemplate(template File) *Violations {
 	l := &loader{Rules: r, in: Input{Files: []File{template}}}
-	return l.try(template.Path, func() { l.file(template.Path, layerTemplate, templateKeys, node{}) })
+	l.file(template.Path, layerTemplate, templateKeys, node{})
+	return l.cut()
 }
 
 // A loader holds one load and what is wrong with it.
 type loader struct {
 	*Rules
 	Violations
-	in     Input
-	review bool
-	// incomplete: a layer is missing or was not read in full, so that what the
-	// layers give together is unknown.
-	incomplete     bool
+	in             Input
+	review         bool
+	incomplete     bool     // a layer is missing or was not read in full: what they give together is unknown
 	baseParameters Position // where base.yaml has its parameters; Check has no files
-}
-
-// try returns the violations that load adds. A panic in CUE becomes one of them:
-// a document must not stop the program.
-func (l *loader) try(file string, load func()) (found *Violations) {
-	defer func() {
-		if p := recover(); p != nil {
-			l.report(Position{File: file}, "the configuration can be evaluated", "the values could not be checked: "+oneLine(fmt.Sprint(p)),
-				"this is a fault of the agent; please report it with the configuration")
-		}
-		if l.Total > 0 {
-			l.cut()
-			found = &l.Violations
-		}
-	}()
-	load()
-	return nil
 }
 
 // checkSize reports files that are too large together.

@@ -107,12 +107,16 @@ func (v *Violations) merge(other *Violations) {
 	v.Total += other.Total - len(other.List)
 }
 
-// cut keeps the first MaxViolations, in order.
-func (v *Violations) cut() {
+// cut keeps the first MaxViolations, in order. It returns nil if there is none.
+func (v *Violations) cut() *Violations {
+	if v.Total == 0 {
+		return nil
+	}
 	slices.SortStableFunc(v.List, func(a, b Violation) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 	v.List = v.List[:min(len(v.List), MaxViolations)]
+	return v
 }
 
 // Error makes Violations an error where one is wanted; it is the first
