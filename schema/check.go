@@ -66,8 +66,7 @@ func (p *Parameter) fits(v Value) bool {
 
 func float(v Value) float64 { f, _ := v.Float(); return f }
 
-// check returns the violation if the parameter cannot be v, which messages show
-// as shown.
+// check returns the violation if the parameter cannot be v.
 func (p *Parameter) check(v Value, shown string) *Violation {
 	if p.isSpelled(v) && p.fits(v) {
 		return nil
@@ -109,9 +108,8 @@ var (
 	leadingZero = regexp.MustCompile(`^[+-]?0[0-9_]`)
 )
 
-// respell guesses the plain spelling of a value that was written otherwise: true
-// for yes, 16 for 0x10, 10 for 1_0, 50 for 5e1; "" if that cannot be told. An
-// integer with leading zeros is octal to one reader and decimal to the next.
+// respell guesses the plain spelling of a value: true for yes, 16 for 0x10, 10 for
+// 1_0, 50 for 5e1. It is "" for leading zeros, which are octal to some readers.
 func (p *Parameter) respell(s string) string {
 	if p.Type == "bool" || leadingZero.MatchString(s) {
 		return boolWords[strings.ToLower(s)]
@@ -127,10 +125,9 @@ func (p *Parameter) respell(s string) string {
 }
 
 // Check checks a full set of values that stands in no file. A value is a Value,
-// or anything that encodes to one in JSON. Unknown names, wrong types, missing
-// values and broken rules are violations without a position, in order of the
-// names, and broken rules last. The Parameters are good only if there is none; a
-// managed parameter that values lack has its default there.
+// or anything that encodes to one in JSON. The violations have no position and
+// are in order of the names, with broken rules last. The Parameters are good only
+// if there is none; a managed parameter that values lack has its default there.
 func (r *Rules) Check(values map[string]any) (Parameters, []Violation) {
 	l, set := &loader{Rules: r}, layer{}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
@@ -154,9 +151,8 @@ func (r *Rules) Check(values map[string]any) (Parameters, []Violation) {
 	return r.Complete(set.parameters()), l.List
 }
 
-// CheckParameters is Check for Parameters. Those of an older record may no
-// longer be valid, and may have parameters that this schema does not have,
-// which are not violations.
+// CheckParameters is Check for Parameters, but for those that the schema does not
+// have: a record of another schema may have them.
 func (r *Rules) CheckParameters(p Parameters) []Violation {
 	values := map[string]any{}
 	for name, v := range r.Known(p).values {
@@ -166,8 +162,7 @@ func (r *Rules) CheckParameters(p Parameters) []Violation {
 	return list
 }
 
-// encode returns the Value that given is in JSON, null too. NaN and what else has
-// none is kept as text, which no parameter can be.
+// encode returns what given is in JSON, null and NaN too.
 func encode(given any) Value {
 	text, err := json.Marshal(given)
 	if err != nil {
@@ -190,7 +185,6 @@ func shown(v Value) string {
 	return quote(v.json)
 }
 
-// evaluate returns the rules between parameters for p.
 func (r *Rules) evaluate(p Parameters) cue.Value {
 	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), defRules)
 }
@@ -200,7 +194,6 @@ func textOf(v cue.Value, name string) string {
 	return text
 }
 
-// lacks reports whether an operand has no value.
 func (rel *relation) lacks(p Parameters) bool {
 	return slices.ContainsFunc(rel.operands, func(name string) bool { return p.Get(name).IsZero() })
 }

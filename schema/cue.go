@@ -50,8 +50,8 @@ var (
 )
 
 // Open reads a schema file. It replaces the embedded schema, or extends it if
-// it says `#extends: "dtesn"`. The error is a *problem.Error whose place is the
-// file, the line and the column. CUE may compute without end.
+// it says `#extends: "dtesn"`. The error is a *problem.Error with the line and
+// column. CUE may compute without end.
 func Open(path string) (*Schema, error) {
 	var text []byte
 	info, err := os.Stat(path)
@@ -83,7 +83,6 @@ type reader struct {
 	words    int                   // that the field has listed so far
 }
 
-// read reads the schema file at path, which has this text.
 func read(path string, text []byte) (s *Schema, err error) {
 	s = &Schema{file: path, text: text, context: cuecontext.New(), labels: map[Environment]string{}, rules: map[Environment]*Rules{}}
 	r := &reader{Schema: s, fields: map[string]*ast.Field{}, builtIn: &Rules{}}
@@ -141,8 +140,7 @@ func (r *reader) read() error {
 	return root.Validate() // what no one has looked at so far
 }
 
-// fail returns the error of a field, or of the nearest one around it that the file
-// has.
+// fail returns the error of a field, or of the nearest one around it in the file.
 func (r *reader) fail(place, hint, message string, args ...any) error {
 	for ; place != ""; place = place[:max(0, strings.LastIndexByte(place, '.'))] {
 		if f := r.fields[place]; f != nil {
@@ -157,8 +155,7 @@ func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) error 
 	return &problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
 }
 
-// locate returns err with its place in the file and a hint, if it is of CUE, which
-// lists the places of all that conflicts.
+// locate adds a place in the file and a hint to an error of CUE.
 func (r *reader) locate(err error) error {
 	if p, ok := errors.AsType[*problem.Error](err); ok {
 		return p
@@ -282,7 +279,7 @@ func (r *reader) checkCondition(clause ast.Node) (err error) {
 	return err
 }
 
-// fieldOf returns the name of a field, and its fields if it is a struct.
+// fieldOf returns the name of a field, and its body if it is a struct.
 func fieldOf(d ast.Decl) (name string, body *ast.StructLit) {
 	if f, ok := d.(*ast.Field); ok {
 		name, _, _ = ast.LabelName(f.Label)
@@ -443,8 +440,6 @@ func (r *reader) readParameter(fields *cue.Iterator, defaults cue.Value) (Parame
 	return p, r.fail(place, hint, "the default of %s is invalid: %s", name, cueMessage(err))
 }
 
-// readAttribute reads @dtesn(managed, apply=rebuild, unit="s", description="…",
-// impact="…").
 func (r *reader) readAttribute(p *Parameter, attribute cue.Attribute, place string) error {
 	texts := map[string]*string{"apply": &p.Apply, "description": &p.Description, "impact": &p.Impact, "unit": &p.Unit}
 	for i := range attribute.NumArgs() {

@@ -81,7 +81,6 @@ func overlay(layers []layer, experiments ...experiment) layer {
 	return together
 }
 
-// A configFile is what was read from one file.
 type configFile struct {
 	layer
 	description string
@@ -89,7 +88,6 @@ type configFile struct {
 	experiments []experiment
 }
 
-// An experiment gives part of the fleet other values.
 type experiment struct {
 	layer
 	label   string
@@ -150,8 +148,7 @@ func (l *loader) is(n node, kind yaml.Kind, example string) bool {
 	return false
 }
 
-// A field is a known key of a mapping. The value is absent if the key is
-// misspelled, which was reported.
+// A field is a known key of a mapping. The value is absent if the key is misspelled.
 type field struct{ key, value node }
 
 // mapping returns the known keys of a mapping and reports the other ones.
@@ -208,8 +205,7 @@ func (l *loader) layer(n node, name string) (layer, map[string]field) {
 	return set, fields
 }
 
-// value reads the value of a parameter; it is zero, and reported, if the
-// parameter cannot be that.
+// value reads the value of a parameter, zero if the parameter cannot be that.
 func (l *loader) value(n node, p *Parameter) Value {
 	if n.Node == nil || n.Kind == 0 {
 		return Value{}

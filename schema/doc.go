@@ -2,22 +2,20 @@
 // and what to do. It imports nothing of ours but schema/problem.
 //
 // A Schema is a CUE file: dtesn.cue, embedded, or one of the operators (Open). It
-// declares the parameters, the rules between them, and the environments. Nothing
-// else says what is valid, and no Go code names a parameter. Schema.For gives the
-// Rules of an environment; Rules.Load turns files into a Configuration:
+// declares the parameters, the rules between them, and the environments. No Go
+// code names a parameter. Schema.For gives the Rules of an environment;
+// Rules.Load turns files into a Configuration:
 //
 //  1. strict.go: bytes to YAML nodes, without what this format refuses of YAML.
 //  2. decode.go: nodes to layers, by the keys that each kind of file may have.
-//  3. check.go: one literal to one Value, in whichever file it stands, overridden
-//     or not. There is one spelling of a value.
+//  3. check.go: one value, in whichever file it stands, overridden or not.
 //  4. resolve.go: the layers to what they give together: base.yaml, the templates
 //     in the order of extends, the environment's parameters, the experiments this
-//     instance is in. Then the rules are checked: without experiments, with each
-//     alone, and with all those of this instance (Review: of any instance).
+//     instance is in. Then the rules are checked.
 //
-// The violations of all steps come back together, in order of file, line and
-// column. What follows only from another violation is left out: while a layer
-// cannot be read in full, no parameter is called missing and no rule broken.
+// The violations of all steps come back together. What follows only from another
+// violation is left out: while a layer cannot be read in full, no parameter is
+// called missing and no rule broken.
 //
 // CUE (cue.go) is asked about rules only. Ranges and lists of values are read
 // once, because messages, editors and the JSON Schema need them too.

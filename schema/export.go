@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// The JSON Schema of configuration files, without what a Schema declares. What is
-// read as text may look like a number or a bool to an editor, hence its types.
+// filesSchema is without what a Schema declares. What is read as text may look like
+// a number or a bool to an editor, hence its types.
 //
 //go:embed files.schema.json
 var filesSchema []byte
@@ -19,11 +19,9 @@ var filesSchema []byte
 type object = map[string]any
 
 // JSONSchema describes the configuration files in JSON Schema, for editors
-// (yaml-language-server, which speaks draft 7 and below) and
-// GET /v1/config/schema. One schema fits all files: a file that says its
-// environment is an environment's, any other one is base.yaml or a template. It
-// cannot say what depends on a file's name, on the other files or on the
-// spelling of YAML: `agent validate` does.
+// (yaml-language-server speaks draft 7) and GET /v1/config/schema. One schema fits
+// all files. It cannot say what depends on a file's name, on the other files or on
+// the spelling of YAML.
 func (s *Schema) JSONSchema() ([]byte, error) {
 	var schema object
 	if err := json.Unmarshal(filesSchema, &schema); err != nil {

@@ -19,8 +19,7 @@ const (
 
 // Limits of a configuration.
 const (
-	// MaxFileBytes is the most that one file may hold. A source reads one byte
-	// more at most, so that Load can tell.
+	// MaxFileBytes is the most that one file may hold.
 	MaxFileBytes = 64 << 10
 	// MaxDocumentBytes and MaxDocumentFiles bound all files together.
 	MaxDocumentBytes = 256 << 10
@@ -40,8 +39,7 @@ func templateFile(name string) string { return templatePrefix + name + fileSuffi
 var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
 // ParseTemplatePath returns the name of the template at a path such as
-// "templates/high-throughput.yaml". It is not ok if no extends could name that
-// file.
+// "templates/high-throughput.yaml", and whether extends could name it.
 func ParseTemplatePath(path string) (name string, ok bool) {
 	name = strings.TrimSuffix(strings.TrimPrefix(path, templatePrefix), fileSuffix)
 	return name, path == templateFile(name) && templateName.MatchString(name)
@@ -53,10 +51,9 @@ type File struct {
 	// "templates/high-throughput.yaml".
 	Path  string
 	Bytes []byte
-	// Refused is why a source did not take the bytes, worded to follow "the
-	// file": "is a link that leaves the configuration directory". Bytes is nil
-	// then. What follows a "; " is the hint, if replacing it by a regular file is
-	// not what helps.
+	// Refused is why a source did not take the bytes, worded to follow "the file":
+	// "is a link that leaves the configuration directory". What follows a "; " is
+	// the hint, if replacing it by a regular file is not what helps.
 	Refused string
 
 	parsed func() (node, *Violations) // nil if NewFile did not make it
@@ -76,9 +73,7 @@ func (f *File) parse() (node, *Violations) {
 }
 
 // Extends lists the files that an environment's file extends, such as
-// "templates/high-throughput.yaml": its well-formed entries, in order, each
-// once. It never fails: of bytes that make no sense it lists nothing. A source
-// asks it which files belong to a document.
+// "templates/high-throughput.yaml": its well-formed entries, in order, each once.
 func Extends(environmentFile File) (paths []string) {
 	root, _ := environmentFile.parse()
 	if root.Node == nil || root.Kind != yaml.MappingNode {

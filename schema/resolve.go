@@ -54,14 +54,11 @@ type Input struct {
 }
 
 // Load turns files into the Configuration of one instance, or into all the
-// Violations they have; exactly one is not nil. It keeps no state, may be called
-// from any goroutine, and takes well under a millisecond for files as people
-// write them.
+// Violations they have; exactly one is not nil. It is safe for concurrent use.
 func (r *Rules) Load(in Input) (*Configuration, *Violations) { return r.load(in, false) }
 
-// Review is Load for all instances at once: every combination of experiments is
-// checked that some instance may be in, and the Configuration is that of an
-// instance in none.
+// Review is Load for all instances at once: it checks every combination of
+// experiments. The Configuration is that of an instance in none.
 func (r *Rules) Review(in Input) (*Configuration, *Violations) { return r.load(in, true) }
 
 func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
@@ -78,9 +75,8 @@ func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 	return l.resolve(), nil
 }
 
-// CheckTemplate checks a template alone, as Load checks one that is extended:
-// its YAML, its keys and the range of each value. It returns nil if nothing is
-// wrong. It is for reviews: no agent reads a template that nothing extends.
+// CheckTemplate checks a template that nothing extends, which Load never reads: its
+// YAML, its keys and the range of each value. It returns nil if nothing is wrong.
 func (r *Rules) CheckTemplate(template File) *Violations {
 	l := &loader{Rules: r, in: Input{Files: []File{template}}}
 	l.file(template.Path, layerTemplate, templateKeys, node{})
@@ -97,7 +93,6 @@ type loader struct {
 	baseParameters Position // where base.yaml has its parameters; Check has no files
 }
 
-// checkSize reports files that are too large together.
 func (l *loader) checkSize() {
 	size := 0
 	for _, f := range l.in.Files {
@@ -150,8 +145,7 @@ func (l *loader) missingFile(path string, from node) {
 }
 
 // resolve reads the layers, checks what they give alone, with each experiment, and
-// with those this instance is in, and returns the last. What it returns is good
-// only if nothing was reported.
+// with those this instance is in. What it returns is good if nothing was reported.
 func (l *loader) resolve() *Configuration {
 	if l.checkSize(); l.Total > 0 {
 		return nil
@@ -209,9 +203,9 @@ func (l *loader) checkSet(layers []layer, where string, experiments ...experimen
 	l.checkRules(overlay(layers, experiments...), in)
 }
 
-// combinations lists the sets of two or more experiments that may break a rule
-// together on some instance: for each rule, those that set an operand of it. No
-// two experiments set the same parameter, so that they are few.
+// combinations lists the sets of experiments that may break a rule together on some
+// instance: for each rule, those that set an operand of it. They are few, as no two
+// experiments set the same parameter.
 func (r *Rules) combinations(experiments []experiment) (all [][]experiment) {
 	for _, rel := range r.relations {
 		sets := [][]experiment{nil}
@@ -253,8 +247,7 @@ func (l *loader) checkMissing(set layer) {
 	}
 }
 
-// checkRules reports the rules that the set breaks; where is appended to the
-// messages.
+// checkRules reports the rules that the set breaks, which messages place in where.
 func (l *loader) checkRules(set layer, where string) {
 	if l.incomplete {
 		return
@@ -266,10 +259,9 @@ func (l *loader) checkRules(set layer, where string) {
 	}
 }
 
-// checkValues reports the rules that p, with what is set, breaks. A rule is left
-// out if one of its operands is set to what it cannot be, or if it needs a value
-// that is absent. What was reported of an earlier set, because the operands stand
-// where they stood, is not reported again.
+// checkValues reports the rules that p, with what is set, breaks: not those with an
+// operand that is invalid, that need a value that is absent, or that were reported
+// of an earlier set with the same operands.
 func (l *loader) checkValues(p Parameters, set layer, where string) {
 	l.schema.mu.Lock()
 	defer l.schema.mu.Unlock()

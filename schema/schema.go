@@ -13,8 +13,7 @@ import (
 	"cuelang.org/go/cue"
 )
 
-// A Schema is what a CUE file declares: the parameters, the rules between them
-// and the environments. It is immutable and safe for concurrent use.
+// A Schema is what a CUE file declares. It is immutable and safe for concurrent use.
 type Schema struct {
 	file         string
 	text         []byte
@@ -78,8 +77,7 @@ var (
 	embeddedOnce   sync.Once
 )
 
-// Default returns the schema that the program ships, of dtesn.cue. If that
-// cannot be read the program is broken, which a test finds.
+// Default returns the schema that the program ships, of dtesn.cue.
 func Default() *Schema {
 	embeddedOnce.Do(func() {
 		var err error
@@ -93,8 +91,7 @@ func Default() *Schema {
 // For returns the rules of an environment; nil if the schema does not have it.
 func (s *Schema) For(env Environment) *Rules { return s.rules[env] }
 
-// first returns the rules of the first environment: all environments have the
-// same parameters.
+// first returns some rules: all environments have the same parameters.
 func (s *Schema) first() *Rules { return s.rules[s.environments[0]] }
 
 // Environments lists the environments, in the order of the schema.
@@ -103,8 +100,7 @@ func (s *Schema) Environments() []Environment { return slices.Clone(s.environmen
 // Label returns the environment label that the server is told.
 func (s *Schema) Label(env Environment) string { return cmp.Or(s.labels[env], string(env)) }
 
-// ParseEnvironment returns the environment of that name. The error names the
-// one that was probably meant, or all.
+// ParseEnvironment returns the environment of that name. The error suggests others.
 func (s *Schema) ParseEnvironment(name string) (Environment, error) {
 	var names []string
 	for _, e := range s.environments {
@@ -137,8 +133,7 @@ func (r *Rules) Environment() Environment { return r.environment }
 // Parameters lists what the schema says about each parameter, sorted by name.
 func (r *Rules) Parameters() []Parameter { return slices.Clone(r.parameters) }
 
-// Parameter returns what the schema says about one parameter; nil if it does
-// not have it. It must not be changed.
+// Parameter returns what the schema says about one parameter, nil if it is unknown.
 func (r *Rules) Parameter(name string) *Parameter {
 	if i, ok := slices.BinarySearch(r.names, name); ok {
 		return &r.parameters[i]
@@ -152,21 +147,18 @@ func (r *Rules) Has(name string) bool { return r.Parameter(name) != nil }
 // Names lists the parameters, sorted.
 func (r *Rules) Names() []string { return slices.Clone(r.names) }
 
-// Known returns the part of p that the schema has. A record of another schema
-// may have more.
+// Known returns the part of p that the schema has.
 func (r *Rules) Known(p Parameters) Parameters { return p.Select(r.Has) }
 
-// Complete returns p with the default of each managed parameter that p lacks,
-// and without what the schema does not have: what a record of another schema
-// means under this one.
+// Complete returns what p, of a record of another schema, means under this one: the
+// part that the schema has, and the defaults of managed parameters that p lacks.
 func (r *Rules) Complete(p Parameters) Parameters {
 	values := r.defaults.Map()
 	maps.Copy(values, r.Known(p).values)
 	return Parameters{values}
 }
 
-// Defaults returns the defaults of the managed parameters. They are no layer of
-// a configuration: the files set what is required.
+// Defaults returns the defaults of the managed parameters.
 func (r *Rules) Defaults() Parameters { return r.defaults }
 
 // Diff is Parameters.Diff from old to new, with how each change is applied.

@@ -72,8 +72,7 @@ func parse(path string, text []byte) (root node, found *Violations) {
 	return root, found
 }
 
-// parseDocuments parses text to the end of its second YAML document or to the
-// first error.
+// parseDocuments parses text to the end of its second document or the first error.
 func parseDocuments(text []byte) (first, second yaml.Node, err error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if err = decoder.Decode(&first); err == nil {
@@ -150,10 +149,9 @@ func (v *Violations) syntaxError(path string, text []byte, err error) {
 	v.report(Position{path, line, 1}, "well-formed YAML", "the file is not YAML: "+oneLine(message), hint)
 }
 
-// brokenLine finds the line from which on a text is not YAML: the first behind
-// the longest run of whole lines that is. The parser itself says where the
-// surrounding mapping or list begins, or nothing. It is 0 where the search
-// would take long.
+// brokenLine finds the first line behind the longest run of lines that is YAML; the
+// parser says where the surrounding mapping or list begins, or nothing. It is 0
+// where the search would take long.
 func brokenLine(text []byte) int {
 	const maxSearch, maxTries = 8 << 10, 100
 	if len(text) > maxSearch {
@@ -225,8 +223,8 @@ func (v *Violations) refuseMarks(n node) (refused bool) {
 	return n.Kind == 0
 }
 
-// refuseKey reports a key that is no plain word or stands there twice; outer is
-// the path of the mapping. The first key of each name is kept in first.
+// refuseKey reports a key that is no plain word, or that is in first already, which
+// has the first key of each name; outer is the path of the mapping.
 func (v *Violations) refuseKey(key node, outer string, first map[string]node) {
 	inner := node{key.Node, key.file, outer}
 	switch before, isRepeated := first[key.Value]; {

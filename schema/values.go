@@ -142,8 +142,7 @@ func NewParameters(values map[string]Value) Parameters {
 // Get returns the value of the named parameter, the zero Value if it has none.
 func (p Parameters) Get(name string) Value { return p.values[name] }
 
-// With returns a copy of p in which the named parameter has the value v; the
-// zero Value removes it.
+// With returns p with a value of the named parameter; the zero Value removes it.
 func (p Parameters) With(name string, v Value) Parameters {
 	values := p.Map()
 	values[name] = v
@@ -225,8 +224,7 @@ const (
 	ApplyRebuild = "rebuild" // it rebuilds components
 )
 
-// A Change is one parameter that differs between two Parameters. Old or New is
-// the zero Value where the parameter has none.
+// A Change is one parameter that differs between two Parameters.
 type Change struct {
 	Parameter string `json:"parameter"`
 	Old       Value  `json:"old_value"`
@@ -246,8 +244,8 @@ func (c Change) String() string {
 	return s
 }
 
-// Diff lists what changes from old to p, sorted by name; nil when they are
-// equal. It does not know how a change is applied: see Rules.Diff.
+// Diff lists what changes from old to p, sorted by name. Rules.Diff also knows how
+// a change is applied.
 func (p Parameters) Diff(old Parameters) []Change {
 	names := append(old.Names(), p.Names()...)
 	slices.Sort(names)

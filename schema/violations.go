@@ -40,10 +40,8 @@ type Violation struct {
 	Related []Position `json:"related,omitempty"` // the other places concerned, such as the other operand
 }
 
-// String returns the violation on one line, as compilers write it:
-// "file:line:col: parameter: what is wrong (rule: the rule); what to do". The
-// place is left out where there is none, and the parameter or path where the
-// message names it.
+// String returns the violation on one line, without what is empty or said twice:
+// "file:line:col: parameter: what is wrong (rule: the rule); what to do".
 func (v Violation) String() string {
 	s := v.Message
 	switch {
@@ -67,12 +65,10 @@ func (v Violation) String() string {
 	return s
 }
 
-// MaxViolations is how many violations of a configuration are kept; the rest
-// are counted.
+// MaxViolations is how many violations of a configuration are kept, not counted.
 const MaxViolations = 100
 
-// Violations are all the broken rules of a configuration, found in one pass, in
-// order of file, line and column.
+// Violations are all the broken rules of a configuration, in order of their places.
 type Violations struct {
 	List  []Violation // the first MaxViolations
 	Total int         // counts them all
@@ -89,17 +85,14 @@ func (v *Violations) add(violation Violation) *Violation {
 	return &v.List[len(v.List)-1]
 }
 
-// report adds a violation at a place.
 func (v *Violations) report(at Position, rule, message, hint string) *Violation {
 	return v.add(Violation{Position: at, Rule: rule, Message: message, Hint: hint})
 }
 
-// reportNode adds a violation at a node.
 func (v *Violations) reportNode(n node, rule, message, hint string) *Violation {
 	return v.add(Violation{Position: n.at(), Path: n.path, Value: oneLine(n.Value), Rule: rule, Message: message, Hint: hint})
 }
 
-// merge adds the violations of other.
 func (v *Violations) merge(other *Violations) {
 	for _, violation := range other.List {
 		v.add(violation)
@@ -119,8 +112,7 @@ func (v *Violations) cut() *Violations {
 	return v
 }
 
-// Error makes Violations an error where one is wanted; it is the first
-// violation and how many more there are.
+// Error returns the first violation and how many more there are.
 func (v *Violations) Error() string {
 	switch v.Total {
 	case 0:
@@ -170,12 +162,10 @@ func shorten(s string, limit int, show func(string) string) string {
 	return text
 }
 
-// didYouMean is the hint for a name that is not one of the candidates.
 func didYouMean(name string, candidates []string) string {
 	return suggestion(name, candidates, "it is one of "+strings.Join(candidates, ", "))
 }
 
-// suggestion is the hint that names the candidate that was meant, if there is one.
 func suggestion(name string, candidates []string, otherwise string) string {
 	if s, ok := Suggest(name, candidates); ok {
 		return fmt.Sprintf("did you mean %s?", s)
@@ -183,8 +173,7 @@ func suggestion(name string, candidates []string, otherwise string) string {
 	return otherwise
 }
 
-// maxWord bounds the words that Suggest compares, in bytes: a longer one is no
-// misspelling.
+// maxWord bounds the words that Suggest compares, in bytes.
 const maxWord = 64
 
 // Suggest finds the candidate that word was probably meant to be: the one at
