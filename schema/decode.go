@@ -3,10 +3,28 @@ package schema
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+)
+
+// The names of the files of a configuration directory.
+const (
+	// BaseFile holds the shared defaults.
+	BaseFile       = "base.yaml"
+	templatePrefix = "templates/"
+	fileSuffix     = ".yaml"
+)
+
+// Limits of a configuration.
+const (
+	// MaxFileBytes is the most that one file may hold.
+	MaxFileBytes = 64 << 10
+	// MaxDocumentBytes and MaxDocumentFiles bound all files together.
+	MaxDocumentBytes = 256 << 10
+	MaxDocumentFiles = 64
 )
 
 // The keys of configuration files.
@@ -36,6 +54,18 @@ const (
 )
 
 const exampleLabel = "bigger-reservoir"
+
+func templateFile(name string) string { return templatePrefix + name + fileSuffix }
+
+// A template's name has no slash and no dot: it cannot leave templates/.
+var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+
+// ParseTemplatePath returns the name of the template at a path such as
+// "templates/high-throughput.yaml", and whether extends could name it.
+func ParseTemplatePath(path string) (name string, ok bool) {
+	name = strings.TrimSuffix(strings.TrimPrefix(path, templatePrefix), fileSuffix)
+	return name, path == templateFile(name) && templateName.MatchString(name)
+}
 
 // A layer is what one file, or one experiment, sets, or several together.
 type layer map[string]setting
@@ -232,6 +262,23 @@ func (l *loader) items(n node, limit int, example string) (items []node) {
 			fmt.Sprintf("%s has %d entries", n.path, len(n.Content)), fmt.Sprintf("remove %d of them", excess))
 	}
 	return items
+}
+
+// Extends lists the files that an environment's file extends, such as
+// "templates/high-throughput.yaml": its well-formed entries, in order, each once.
+func Extends(environmentFile File) (paths []string) {
+	root, _ := environmentFile.parse()
+	if root.Node == nil || root.Kind != yaml.MappingNode {
+		return nil
+	}
+	for pair := range slices.Chunk(root.Content, 2) {
+		if key, value := root.pair(pair[0], pair[1]); key.Value == keyExtends && key.Kind != 0 {
+			for _, template := range new(loader).extends(value) {
+				paths = append(paths, templateFile(template.Value))
+			}
+		}
+	}
+	return paths
 }
 
 // extends returns the well-formed items of extends, which name templates.

@@ -24,6 +24,13 @@ type Schema struct {
 	mu           sync.Mutex // the context serves one caller at a time
 }
 
+// An Environment is one of those that the schema lists; the embedded one has
+// development, staging, production and testing.
+type Environment string
+
+// File returns the path of the environment's file: "production.yaml".
+func (e Environment) File() string { return string(e) + fileSuffix }
+
 // Rules are a Schema for one environment. They are safe for concurrent use.
 type Rules struct {
 	schema      *Schema

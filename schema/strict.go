@@ -9,10 +9,38 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
+
+// A File is one file of a configuration.
+type File struct {
+	// Path is relative to the configuration root, with slashes:
+	// "templates/high-throughput.yaml".
+	Path  string
+	Bytes []byte
+	// Refused is why a source did not take the bytes, worded to follow "the file":
+	// "is a link that leaves the configuration directory". What follows a "; " is
+	// the hint, if replacing it by a regular file is not what helps.
+	Refused string
+
+	parsed func() (node, *Violations) // nil if NewFile did not make it
+}
+
+// NewFile returns a File that is parsed once, however often it is loaded. The
+// bytes must not change afterwards.
+func NewFile(path string, text []byte) File {
+	return File{path, text, "", sync.OnceValues(func() (node, *Violations) { return parse(path, text) })}
+}
+
+func (f *File) parse() (node, *Violations) {
+	if f.parsed == nil {
+		return parse(f.Path, f.Bytes)
+	}
+	return f.parsed()
+}
 
 // A node is a YAML node and its place. The zero node is absent. The Kind is 0 if
 // the node was refused: that is reported, and its value is not looked at.
