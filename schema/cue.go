@@ -32,7 +32,6 @@ const (
 	defExtends      = "#extends"
 	extendsEmbedded = `"dtesn"`
 	embeddedName    = "embedded"
-	opRead          = "read schema"
 )
 
 // Bounds of a schema file.
@@ -68,7 +67,8 @@ func Open(path string) (*Schema, error) {
 		err = pathError.Err
 	}
 	if err != nil {
-		return nil, &problem.Error{Op: opRead, Place: path, Err: err, Hint: "give --schema a CUE file; `agent schema --format cue` prints one"}
+		r := &reader{Schema: &Schema{file: path}}
+		return nil, r.failAt(token.NoPos, "give --schema a CUE file; `agent schema --format cue` prints one", "%w", err)
 	}
 	return read(path, text)
 }
@@ -88,7 +88,7 @@ func read(path string, text []byte) (s *Schema, err error) {
 	r := &reader{Schema: s, fields: map[string]*ast.Field{}, builtIn: &Rules{}}
 	defer func() {
 		if p := recover(); p != nil { // in CUE
-			s, err = nil, problem.New(opRead+" "+path, errors.New("CUE cannot evaluate it: "+oneLine(fmt.Sprint(p))), "simplify the schema file")
+			s, err = nil, r.failAt(token.NoPos, "simplify the schema file", "CUE cannot evaluate it: %s", oneLine(fmt.Sprint(p)))
 		}
 	}()
 	if err := r.read(); err != nil {
@@ -151,8 +151,8 @@ func (r *reader) fail(place, hint, message string, args ...any) error {
 }
 
 func (r *reader) failAt(pos token.Pos, hint, message string, args ...any) error {
-	at := Position{r.file, pos.Line(), pos.Column()}
-	return &problem.Error{Op: opRead, Place: at.String(), Err: fmt.Errorf(message, args...), Hint: hint}
+	place := Position{r.file, pos.Line(), pos.Column()}.String()
+	return &problem.Error{Op: "read schema", Place: place, Err: fmt.Errorf(message, args...), Hint: hint}
 }
 
 // locate adds a place in the file and a hint to an error of CUE.
@@ -211,9 +211,9 @@ func (r *reader) index(file *ast.File) (err error) {
 				err = r.checkCondition(n)
 			}
 		case *ast.Field:
-			err = r.indexField(path, n)
 			name, _ := fieldOf(n)
 			path, r.words = append(path, name), 0
+			err = r.indexField(path, n)
 		case *ast.LetClause: // its fields are its own
 			path, r.words = append(path, ""), 0
 		}
@@ -231,8 +231,7 @@ func (r *reader) index(file *ast.File) (err error) {
 // neither required nor optional, and a name that is unknown in its place, which
 // CUE takes for another one.
 func (r *reader) indexField(path []string, f *ast.Field) error {
-	name, _ := fieldOf(f)
-	place := strings.Join(append(slices.Clip(path), name), ".")
+	name, place, outer := path[len(path)-1], strings.Join(path, "."), path[:len(path)-1]
 	if len(f.Attrs) > 1 && strings.HasPrefix(f.Attrs[1].Text, "@dtesn(") {
 		return r.failAt(f.Attrs[1].Pos(), "merge it with the first", "a second @dtesn")
 	}
@@ -245,19 +244,19 @@ func (r *reader) indexField(path []string, f *ast.Field) error {
 	isPlain := name != "" && !strings.ContainsAny(name[:1], "#_")
 	var known []string
 	switch {
-	case len(path) == 1 && path[0] == defParameters && isPlain:
+	case len(outer) == 1 && outer[0] == defParameters && isPlain:
 		r.declared = append(r.declared, name)
 		if parameterName.MatchString(name) && f.Constraint == token.ILLEGAL && len(f.Attrs) > 0 {
 			return r.failAt(f.Pos(), fmt.Sprintf("write %s! if some file must set it, else %s?", name, name),
 				"parameter %s has neither ! nor ?", name)
 		}
-	case len(path) == 0:
+	case len(outer) == 0:
 		known = []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
-	case len(path) == 1 && path[0] == defParameters:
+	case len(outer) == 1 && outer[0] == defParameters:
 		known = []string{defRules}
-	case len(path) == 2 && path[0] == defEnvironments:
+	case len(outer) == 2 && outer[0] == defEnvironments:
 		known = []string{"label"}
-	case len(path) == 3 && path[1] == defRules:
+	case len(outer) == 3 && outer[1] == defRules:
 		known = []string{"rule", "operands", "holds", "message", "hint"}
 	}
 	if meant, ok := Suggest(name, known); meant != name && known != nil && (isPlain || ok && strings.HasPrefix(name, "#")) {

@@ -45,10 +45,8 @@ func (s *Schema) JSONSchema() ([]byte, error) {
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	if err := e.Encode(schema); err != nil {
-		return nil, fmt.Errorf("encode the JSON Schema: %w", err)
-	}
-	return b.Bytes(), nil
+	err := e.Encode(schema)
+	return b.Bytes(), err
 }
 
 // widest lists the parameters with all that they may be in some environment:
