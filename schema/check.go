@@ -11,30 +11,10 @@ import (
 	"strings"
 
 	"cuelang.org/go/cue"
-	"go.yaml.in/yaml/v3"
 )
 
 // maxDigits is the most that is read of a number, in bytes.
 const maxDigits = 64
-
-// parse reads the value of the parameter in a file, or says why it cannot be that.
-func (p *Parameter) parse(n *yaml.Node) (Value, *Violation) {
-	var v Value
-	switch isScalar := n.Kind == yaml.ScalarNode; {
-	case isScalar && p.Type == "string" && n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) == 0:
-		v = Text(n.Value)
-	case isScalar && n.Style == 0:
-		v = Value{n.Value}
-	}
-	violation := p.check(v, kindOf(n))
-	if violation == nil {
-		return v, nil
-	}
-	if n.Kind == yaml.ScalarNode && !p.isSpelled(v) {
-		p.suggestSpelling(n.Value, violation)
-	}
-	return Value{}, violation
-}
 
 // isSpelled reports whether v is of the type, in its one spelling: an int in plain
 // decimal digits, a number as in JSON, a bool as true or false. What YAML reads

@@ -100,9 +100,6 @@ func read(path string, text []byte) (s *Schema, err error) {
 func (r *reader) read() error {
 	file, err := parser.ParseFile(r.file, r.text, parser.ParseComments)
 	if err == nil {
-		err = r.index(file)
-	}
-	if err == nil {
 		file, err = r.extend(file)
 	}
 	if err != nil {
@@ -287,22 +284,20 @@ func fieldOf(d ast.Decl) (name string, body *ast.StructLit) {
 	return name, body
 }
 
-// extend returns what is to be compiled: the file, or the embedded one with the
-// file's declarations added.
+// extend indexes the file. It returns what is to be compiled: the file, or the
+// embedded one with the file's declarations added.
 func (r *reader) extend(own *ast.File) (*ast.File, error) {
+	err := r.index(own)
 	extends := r.fields[defExtends]
-	if extends == nil {
-		return own, nil
+	if err != nil || extends == nil {
+		return own, err
 	}
 	if name, ok := extends.Value.(*ast.BasicLit); !ok || name.Value != extendsEmbedded {
 		return nil, r.fail(defExtends, "write "+defExtends+": "+extendsEmbedded+", or remove the line to replace the schema",
 			"%s names an unknown schema", defExtends)
 	}
 	r.builtIn = Default().first()
-	file, err := parser.ParseFile(embeddedName, embedded, parser.ParseComments)
-	if err != nil {
-		return nil, err
-	}
+	file, _ := parser.ParseFile(embeddedName, embedded, parser.ParseComments) // Default read it
 	structs := map[string]*ast.StructLit{}
 	for _, d := range file.Decls {
 		if name, body := fieldOf(d); body != nil {

@@ -240,12 +240,24 @@ func (l *loader) value(n node, p *Parameter) Value {
 	if n.Node == nil || n.Kind == 0 {
 		return Value{}
 	}
-	v, violation := p.parse(n.Node)
-	if violation != nil {
-		violation.Position, violation.Path = n.at(), n.path
-		l.add(*violation)
+	var v Value
+	isScalar := n.Kind == yaml.ScalarNode
+	switch {
+	case isScalar && p.Type == "string" && n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) == 0:
+		v = Text(n.Value)
+	case isScalar && n.Style == 0:
+		v = Value{n.Value}
 	}
-	return v
+	violation := p.check(v, kindOf(n.Node))
+	if violation == nil {
+		return v
+	}
+	if isScalar && !p.isSpelled(v) {
+		p.suggestSpelling(n.Value, violation)
+	}
+	violation.Position, violation.Path = n.at(), n.path
+	l.add(*violation)
+	return Value{}
 }
 
 // items returns at most limit items of a list.
@@ -310,11 +322,8 @@ func (l *loader) experiments(n node) (list []experiment) {
 	examples := []string{exampleLabel, "10", fmt.Sprintf("{%s: %v}", p.Name, p.Default)} // of experimentKeys
 	for _, item := range l.items(n, maxExperiments, fmt.Sprintf("[{name: %s, percent: %s, parameters: %s}]", examples[0], examples[1], examples[2])) {
 		fields := l.mapping(item, experimentKeys)
-		if fields == nil {
-			continue
-		}
 		for i, key := range experimentKeys {
-			if _, ok := fields[key]; !ok {
+			if _, ok := fields[key]; fields != nil && !ok {
 				l.reportNode(item, "an experiment has a name, a percent and parameters", item.path+" has no "+key,
 					fmt.Sprintf("add %s: %s", key, examples[i]))
 			}

@@ -55,8 +55,7 @@ type relation struct {
 type Parameter struct {
 	Name string `json:"-"`
 	Type string `json:"type"` // "int", "number", "bool" or "string"
-	// Range is "64-16384" for a number, "true/false" for a bool and
-	// "int8|int4" for a string.
+	// Range is such as "64-16384", "true/false" and "int8|int4".
 	Range string `json:"range"`
 	// Minimum and Maximum are inclusive; zero for a bool and a string.
 	Minimum  Value    `json:"minimum,omitzero"`

@@ -181,9 +181,6 @@ const maxWord = 64
 // or else the only one that contains it. Case and the difference of "-" and
 // "_" do not count.
 func Suggest(word string, candidates []string) (string, bool) {
-	if slices.Contains(candidates, word) {
-		return word, true
-	}
 	if word = foldWord(word); word == "" || len(word) > maxWord {
 		return "", false
 	}
