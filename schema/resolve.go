@@ -89,7 +89,6 @@ type loader struct {
 	Violations
 	in             Input
 	review         bool
-	incomplete     bool     // a layer is missing or was not read in full: what they give together is unknown
 	baseParameters Position // where base.yaml has its parameters; Check has no files
 }
 

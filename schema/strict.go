@@ -94,6 +94,7 @@ func parse(path string, text []byte) (root node, found *Violations) {
 		found.report(Position{path, second.Line, second.Column}, "one YAML document in a file", "a second YAML document begins here",
 			"remove the line --- and merge what follows into the first document")
 	}
+	found.incomplete = found.Total > 0
 	if root.Node != nil {
 		found.refuse(root, 1)
 	}

@@ -72,6 +72,9 @@ const MaxViolations = 100
 type Violations struct {
 	List  []Violation // the first MaxViolations
 	Total int         // counts them all
+	// incomplete: a layer is missing or was not read in full, so that what the
+	// layers give together is unknown.
+	incomplete bool
 }
 
 // add adds a violation and returns it, good until the next one is added. However
@@ -98,6 +101,7 @@ func (v *Violations) merge(other *Violations) {
 		v.add(violation)
 	}
 	v.Total += other.Total - len(other.List)
+	v.incomplete = v.incomplete || other.incomplete
 }
 
 // cut keeps the first MaxViolations, in order. It returns nil if there is none.
