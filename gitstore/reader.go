@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
@@ -22,7 +23,10 @@ const DefaultMaxSnapshots = 50
 // nothing, and is safe for concurrent use. The journal is read anew by each call;
 // records are immutable, and the last 256 stay decoded.
 // Snapshots it returns are shared and must not be changed.
-type Reader struct{ repo *repo }
+type Reader struct {
+	repo *repo
+	mu   sync.Mutex // so that what was read of the journal gives way to newer things only
+}
 
 // OpenReader opens the history in a state directory. The error says what is
 // missing, and its hint how it comes to be.
@@ -31,7 +35,7 @@ func OpenReader(stateDir string) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{newRepo(stateDir, env)}, nil
+	return &Reader{repo: newRepo(stateDir, env)}, nil
 }
 
 // environmentOf returns whose history the state directory holds.
@@ -65,6 +69,8 @@ func (r *Reader) Close() error {
 // view reads the journal, and the refs instead if there is none or if the repository
 // is another than the one that the journal is about.
 func (r *Reader) view() (v view, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	defer func() {
 		if err != nil {
 			v, err = view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: err, Hint: cmp.Or(problem.Hint(err), "restart the agent, which repairs what it can")}
