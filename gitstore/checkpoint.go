@@ -110,13 +110,12 @@ func (c *checkpoint) pack(r *repo, entries []entry, packs []packInfo) error {
 
 // join makes one pack of neighbours where joinPacks of them are small.
 func (c *checkpoint) join(r *repo, largest int) error {
-	for from := 0; from < len(c.packs); {
-		to := from // c.packs[from:to] are small
-		for to < len(c.packs) && c.packs[to].records() <= largest/2 {
+	for from := 0; from < len(c.packs); from++ {
+		to := from // c.packs[from:to] are small and follow each other
+		for to < len(c.packs) && c.packs[to].records() <= largest/2 && (to == from || c.packs[to].Low == c.packs[to-1].High+1) {
 			to++
 		}
 		if to-from < joinPacks {
-			from = to + 1
 			continue
 		}
 		for c.packs[to-1].High-c.packs[from].Low >= largest {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -457,4 +458,35 @@ func must(paths []string, err error) []string {
 		panic(err)
 	}
 	return paths
+}
+
+// Where a pack is gone, its neighbours are not joined across it, and a checkpoint ends.
+func TestPacksBesideAGap(t *testing.T) {
+	plainly(t)
+	f := newMemory(t)
+	s := f.keeping(100)
+	several := func(n int) {
+		for range n {
+			applied(t, s, s.ledger.First+s.Total()+100)
+		}
+		idle(s)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = f.keeping(100)
+	}
+	several(5)
+	several(checkpointRecords)
+	lost := s.ledger.Packs[1]
+	for _, ext := range []string{".pack", ".idx"} {
+		if err := os.Remove(filepath.Join(s.repo.packDir(), lost.Name+ext)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range joinPacks + 1 {
+		several(1)
+	}
+	if slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Low <= lost.Low && info.High >= lost.High }) {
+		t.Errorf("joined across the gap: %v", s.ledger.Packs)
+	}
 }

@@ -58,13 +58,13 @@ func (s *scaffold) end(err *error) {
 // gitRows measures a git repository as the source, reached in each way: what a
 // poll that finds nothing new costs, beside a `git ls-remote` of the same
 // repository, and how long what was pushed takes to the engine after SIGHUP.
-func (b *bed) gitRows(runs int) (rows []row, err error) {
+func (b *bed) gitRows(runs int) (err error) {
 	s := &scaffold{dir: b.dir}
 	defer s.end(&err)
 	bare, work := gitserver.NewRepository(s, s.TempDir(), 1), filepath.Join(s.TempDir(), "work")
 	gitserver.Git(s, s.dir, "clone", "-q", bare, work)
 	if err := os.CopyFS(filepath.Join(work, "config"), os.DirFS(b.config)); err != nil {
-		return nil, err
+		return err
 	}
 	gitserver.Git(s, work, "add", "-A")
 	gitserver.Git(s, work, "commit", "-q", "-m", "a configuration")
@@ -75,7 +75,7 @@ func (b *bed) gitRows(runs int) (rows []row, err error) {
 		packed += fmt.Sprintf("%s refs/heads/topic-%05d\n", head, i)
 	}
 	if err := os.WriteFile(filepath.Join(bare, "packed-refs"), []byte(packed), 0o600); err != nil {
-		return nil, err
+		return err
 	}
 	gitserver.Git(s, bare, "update-ref", "refs/heads/main", head)
 	gitserver.Git(s, bare, "config", "uploadpack.allowFilter", "true")
@@ -95,12 +95,12 @@ func (b *bed) gitRows(runs int) (rows []row, err error) {
 		g.pushed = bare
 		ssh := fmt.Sprintf("GIT_SSH_COMMAND=ssh -i %s -o UserKnownHostsFile=%s", host.Key, host.KnownHosts)
 		measured, err := g.followed(s, way.name, way.repo, ssh, runs)
-		rows = append(rows, measured...)
+		show(measured...)
 		if err != nil {
-			return rows, fmt.Errorf("%s: %w", way.name, err)
+			return fmt.Errorf("%s: %w", way.name, err)
 		}
 	}
-	return rows, nil
+	return nil
 }
 
 func (b *bed) followed(s *scaffold, name, repo, env string, runs int) ([]row, error) {

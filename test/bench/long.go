@@ -57,14 +57,15 @@ func (b *bed) long(n, keep, starts int) error {
 	ratio := func(a, b []time.Duration) string {
 		return fmt.Sprintf("%.2f", float64(quantile(a, 0.5))/float64(quantile(b, 0.5)))
 	}
-	table([]row{
-		{name: "commit, last thousand / first", note: ratio(last.commits, first.commits), budget: "1.20"},
-		{name: "commit and confirm, last thousand / first", note: ratio(last.durable, first.durable), budget: "1.20"},
-		{name: "files in all", note: strconv.Itoa(last.files), budget: "1000, and 0.05 a snapshot"},
-		{name: "bytes a snapshot", note: strconv.FormatInt(last.bytes/int64(n), 10), budget: "1024"},
-		{name: "list of 50", note: ms(last.list) + " ms", budget: "5"},
+	heading()
+	show(
+		row{name: "commit, last thousand / first", note: ratio(last.commits, first.commits), budget: "1.20"},
+		row{name: "commit and confirm, last thousand / first", note: ratio(last.durable, first.durable), budget: "1.20"},
+		row{name: "files in all", note: strconv.Itoa(last.files), budget: "1000, and 0.05 a snapshot"},
+		row{name: "bytes a snapshot", note: strconv.FormatInt(last.bytes/int64(n), 10), budget: "1024"},
+		row{name: "list of 50", note: ms(last.list) + " ms", budget: "5"},
 		ready,
-	})
+	)
 	return nil
 }
 

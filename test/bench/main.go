@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"text/tabwriter"
 	"time"
 )
 
@@ -49,21 +48,25 @@ func ms(d time.Duration) string {
 	return fmt.Sprintf("%.2f", float64(d.Microseconds())/1000)
 }
 
-func table(rows []row) {
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "JOB (ms)\tP50\tP99\tFLOOR P50\tP99\tRATIO P50\tP99\tBUDGET\tRUNS")
+const columns = "%-42s %9s %9s %9s %9s %6s %6s  %s\n"
+
+func heading() {
+	fmt.Printf(columns, "JOB (ms)", "P50", "P99", "FLOOR P50", "P99", "RATIO", "P99", "BUDGET")
+}
+
+// show prints rows as soon as they are measured.
+func show(rows ...row) {
 	for _, r := range rows {
 		if r.note != "" {
-			fmt.Fprintf(t, "%s\t%s\t\t\t\t\t\t%s\t\n", r.name, r.note, r.budget)
+			fmt.Printf("%-42s %-41s  %s\n", r.name, r.note, r.budget)
 			continue
 		}
 		p50, p99 := quantile(r.ours, 0.5), quantile(r.ours, 0.99)
-		floor := "\t\t\t"
+		floor := [4]string{}
 		if len(r.floor) > 0 {
 			f50, f99 := quantile(r.floor, 0.5), quantile(r.floor, 0.99)
-			floor = fmt.Sprintf("%s\t%s\t%.2f\t%.2f", ms(f50), ms(f99), float64(p50)/float64(f50), float64(p99)/float64(f99))
+			floor = [4]string{ms(f50), ms(f99), fmt.Sprintf("%.2f", float64(p50)/float64(f50)), fmt.Sprintf("%.2f", float64(p99)/float64(f99))}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\n", r.name, ms(p50), ms(p99), floor, r.budget, len(r.ours))
+		fmt.Printf(columns, r.name, ms(p50), ms(p99), floor[0], floor[1], floor[2], floor[3], r.budget)
 	}
-	_ = t.Flush()
 }

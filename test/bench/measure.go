@@ -73,14 +73,11 @@ func measure(agent, dir string, runs, updates, long, keep int, takes time.Durati
 		return err
 	}
 	defer b.stop()
-	rows, err := b.rows(runs, updates)
-	if err == nil {
-		var more []row
-		more, err = b.gitRows(runs)
-		rows = append(rows, more...)
+	heading()
+	if err := b.rows(runs, updates); err != nil {
+		return err
 	}
-	table(rows)
-	return err
+	return b.gitRows(runs)
 }
 
 // freshGroup marks dir as the top of a hierarchy, as `chattr +T` does, so that

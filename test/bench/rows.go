@@ -14,42 +14,40 @@ import (
 	"time"
 )
 
-// rows measures everything. Rows that share a floor take turns with it, so
-// that a machine that slows down slows both.
-func (b *bed) rows(runs, updates int) ([]row, error) {
+// rows measures everything but git, and shows it. Rows that share a floor take turns
+// with it, so that a machine that slows down slows both.
+func (b *bed) rows(runs, updates int) error {
 	engine := row{name: "rename to engine", budget: "ratio 4"}
 	applied := row{name: "rename to applied", budget: "ratio 5.5, of p99 6"}
 	direct := overSocket(b.socket)
 	for range runs {
 		floor, err := b.floor(direct)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		renamed, taken, done, err := b.change(false)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		engine.ours, engine.floor = append(engine.ours, taken.Sub(renamed)), append(engine.floor, floor)
 		applied.ours, applied.floor = append(applied.ours, done.Sub(renamed)), append(applied.floor, floor)
 	}
 	phases, err := b.phases()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := []row{engine, applied, phases}
+	show(engine, applied, phases)
 	for _, measure := range []func(int) (row, error){b.inPlace, b.rollbackWithin, b.rollbackProcess, b.validateAPI, b.validateProcess, b.current, b.ready} {
 		r, err := measure(runs)
 		if err != nil {
-			return out, fmt.Errorf("%s: %w", r.name, err)
+			return fmt.Errorf("%s: %w", r.name, err)
 		}
-		out = append(out, r)
+		show(r)
 	}
-	memory, err := b.memory(updates)
-	out = append(out, memory...)
-	if info, statErr := os.Stat(b.agent); statErr == nil {
-		out = append(out, row{name: "binary", note: fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), budget: "28 MB"})
+	if info, err := os.Stat(b.agent); err == nil {
+		show(row{name: "binary", note: fmt.Sprintf("%.1f MB", float64(info.Size())/1e6), budget: "28 MB"})
 	}
-	return out, err
+	return b.memory(updates)
 }
 
 var phaseLine = regexp.MustCompile(`(?m)^dtesn_agent_update_duration_seconds_(sum|count)\{phase="(\w+)"\} (\S+)$`)
@@ -203,24 +201,23 @@ var (
 
 // memory is read ten times in the course of many updates, each waited for, and
 // with it what else must not grow.
-func (b *bed) memory(updates int) ([]row, error) {
-	out := []row{}
+func (b *bed) memory(updates int) error {
 	start := time.Now()
 	for tenth := 1; tenth <= 10 && updates > 0; tenth++ {
 		for range max(updates/10, 1) {
 			if _, _, _, err := b.change(false); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		note, err := b.held()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		done := tenth * max(updates/10, 1)
 		per := ms(time.Since(start) / time.Duration(done))
-		out = append(out, row{name: fmt.Sprintf("after %d updates (%s ms each)", done, per), note: note, budget: memoryBudget + ", all flat"})
+		show(row{name: fmt.Sprintf("after %d updates (%s ms each)", done, per), note: note, budget: memoryBudget + ", all flat"})
 	}
-	return out, nil
+	return nil
 }
 
 const memoryBudget = "32 MB, anonymous 15 MB"
