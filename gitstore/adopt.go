@@ -52,23 +52,21 @@ func (r *repo) tips() (v view, cut bool, err error) {
 	return view{head, applied, 1}, cut, nil
 }
 
-// oldest walks down from head to the oldest record that can be read, or to the
-// first that git's file shallow cuts off from the older ones.
+// oldest walks down from head to the record that git's file shallow cuts off from the
+// older ones. Where it cannot be followed, it is not known to begin later than at 1.
 func (r *repo) oldest(head *record.Record) (first place, err error) {
-	cuts, err := r.readShallow()
-	if err != nil {
-		return first, err
+	cuts, _, err := r.readShallow()
+	if err != nil || len(cuts) == 0 || head == nil {
+		return place{index: 1}, err
 	}
-	werr := r.walk(view{head: head, first: 1}, func(p place) bool {
-		if _, err = r.commit(p.commit); err == nil {
-			first = p
-		}
-		return err == nil && !cuts[p.commit]
+	err = r.walk(view{head: head, first: 1}, func(p place) bool {
+		first = p
+		return !cuts[p.commit]
 	})
-	if fromDisk(err) || fromDisk(werr) {
-		return first, errors.Join(err, werr)
+	if err != nil && !fromDisk(err) {
+		return place{index: 1}, nil
 	}
-	return first, nil
+	return first, err
 }
 
 // beginLedger makes a ledger where the journal has none: of what the refs of the
@@ -198,12 +196,12 @@ func (s *Store) mark() error {
 // backup was copied while the agent ran. A moved applied ref is believed only if the
 // journal is doubtful.
 func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, err error) {
-	if !other {
+	if !other && !doubtful {
 		ref, err := s.repo.readRef(headRef(s.opts.Environment))
 		if fromDisk(err) {
 			return false, err
 		}
-		if err != nil || ref.IsZero() || ref == hashOf(head) && !doubtful {
+		if err != nil || ref.IsZero() || ref == hashOf(head) {
 			return false, nil
 		}
 	}
@@ -218,12 +216,6 @@ func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, 
 		applied, err := s.repo.named(s.ledger.Applied)
 		if err != nil && !errors.Is(err, errDamaged) {
 			return false, err
-		}
-		number := func(rec *record.Record) int {
-			if rec == nil {
-				return 0
-			}
-			return rec.Index
 		}
 		if number(v.head) <= number(head) && (v.head.Commit != s.ledger.Head || number(v.applied) <= number(applied)) {
 			return false, nil
@@ -250,6 +242,14 @@ func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, 
 		}
 	}
 	return true, s.inherit(v)
+}
+
+// number is the index of a record, 0 if there is none.
+func number(rec *record.Record) int {
+	if rec == nil {
+		return 0
+	}
+	return rec.Index
 }
 
 // baseAbsent reports whether a commit that the journal's records stand on is

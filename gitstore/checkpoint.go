@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
@@ -45,6 +46,7 @@ const (
 // its end.
 type checkpoint struct {
 	done   chan struct{}
+	repo   *repo
 	packed int // how many of the unpacked entries it packs
 	err    error
 	// What the ledger has afterwards, and packs that are not needed then.
@@ -78,8 +80,9 @@ func (s *Store) beginCheckpoint() {
 	if keep := s.opts.KeepSnapshots; keep > 0 { // so that pruning can drop whole packs
 		largest = min(largest, max(checkpointRecords, keep/8))
 	}
-	c, r, log := &checkpoint{done: make(chan struct{}), packed: len(entries)}, newRepo(s.opts.Dir, s.opts.Environment), s.log
+	r, log := newRepo(s.opts.Dir, s.opts.Environment), s.log
 	r.journaled.Store(s.repo.journaled.Load())
+	c := &checkpoint{done: make(chan struct{}), repo: r, packed: len(entries)}
 	s.checkpoint = c
 	go func() {
 		defer close(c.done)
@@ -109,7 +112,7 @@ func (c *checkpoint) pack(r *repo, entries []entry, packs []packInfo) error {
 }
 
 // join makes one pack of neighbours where joinPacks of them are small.
-func (c *checkpoint) join(r *repo, largest int) error {
+func (c *checkpoint) join(r *repo, largest int) (err error) {
 	for from := 0; from < len(c.packs); from++ {
 		to := from // c.packs[from:to] are small and follow each other
 		for to < len(c.packs) && c.packs[to].records() <= largest/2 && (to == from || c.packs[to].Low == c.packs[to-1].High+1) {
@@ -123,21 +126,25 @@ func (c *checkpoint) join(r *repo, largest int) error {
 		}
 		var entries []entry
 		var names []string
-		for _, info := range c.packs[from:to] {
-			list, err := r.packedEntries(info.Name)
-			if err != nil {
-				return err
+		for i, info := range c.packs[from:to] {
+			list, lerr := r.packedEntries(info.Name)
+			if lerr != nil { // it is damaged: the others go on without it
+				err, from, entries = errors.Join(err, lerr), from+i, nil
+				break
 			}
 			entries, names = append(entries, list...), append(names, info.Name)
 		}
-		info, err := r.packEntries(entries)
-		if err != nil {
-			return err
+		if entries == nil {
+			continue
+		}
+		info, perr := r.packEntries(entries)
+		if perr != nil {
+			return perr
 		}
 		c.obsolete = append(c.obsolete, slices.DeleteFunc(names, func(name string) bool { return name == info.Name })...)
 		c.packs = slices.Replace(c.packs, from, to, info)
 	}
-	return nil
+	return err
 }
 
 // packEntries writes a pack of records, durably.
@@ -215,15 +222,17 @@ func (s *Store) finishCheckpoint(all bool) bool {
 	}
 	<-c.done
 	s.checkpoint = nil
+	s.tellMoved(c.repo)
 	gone, next := s.ledger.unpacked()[:c.packed], s.ledger.trim(c.packed)
 	next.Packs, next.Obsolete = c.packs, c.obsolete
 	err := c.err
 	if err == nil {
 		err = s.goOnWith(next, gone)
 	}
-	if err != nil {
+	if err != nil && s.unpacked == nil {
 		s.log.Warn("checkpoint failed", "error", err)
 	}
+	s.unpacked = err
 	return err == nil
 }
 
@@ -280,38 +289,40 @@ func (r *repo) removePack(name string) error {
 	return os.Remove(base + ".idx")
 }
 
-// removeLeftPacks removes packs that a kill in a checkpoint left: those that were to
-// go, and those of which everything is in the journal or in a pack that it names.
+// removeLeftPacks removes what a kill in a checkpoint left: packs that were to go, packs
+// of which everything is in the journal or can be read from one that it names, and
+// indexes without their pack.
 func (s *Store) removeLeftPacks() error {
 	known := s.ledger.objects()
-	var left []string
+	ours := newRepo(s.opts.Dir, s.opts.Environment) // with the packs that the journal names alone
 	indexes, err := glob(s.repo.packDir(), "pack-*.idx")
+	var left []string
 	for _, path := range indexes {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
 		if !slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
 			left = append(left, name)
-			continue
-		}
-		hashes, err := s.repo.packHashes(name)
-		if err != nil {
-			return err
-		}
-		for _, h := range hashes {
-			known[h] = gitObject{}
+		} else if index, err := openIndex(path); err == nil {
+			ours.packs[name] = index
 		}
 	}
-	for _, name := range left {
-		hashes, err := s.repo.packHashes(name)
-		if err != nil {
-			return err
+	isKnown := func(h plumbing.Hash) bool {
+		_, there := known[h]
+		if !there {
+			_, err := ours.searchPacks(plumbing.AnyObject, h)
+			there = err == nil
 		}
-		isForeign := func(h plumbing.Hash) bool { _, ok := known[h]; return !ok }
-		kept, err := exists(filepath.Join(s.repo.packDir(), name+".keep"))
-		if err != nil || kept || slices.ContainsFunc(hashes, isForeign) && !slices.Contains(s.ledger.Obsolete, name) {
+		return there
+	}
+	for _, name := range left {
+		base := filepath.Join(s.repo.packDir(), name)
+		if kept, err := exists(base + ".keep"); kept || err != nil {
 			continue
 		}
-		if err := s.repo.removePack(name); err != nil {
-			return err
+		there, perr := exists(base + ".pack")
+		hashes, herr := s.repo.packHashes(name)
+		isForeign := func(h plumbing.Hash) bool { return !isKnown(h) }
+		if perr == nil && !there || slices.Contains(s.ledger.Obsolete, name) || herr == nil && !slices.ContainsFunc(hashes, isForeign) {
+			err = errors.Join(err, s.repo.removePack(name))
 		}
 	}
 	s.repo.closePacks()
@@ -393,26 +404,35 @@ func (s *Store) oldestNeeded(ctx context.Context, target string) int {
 // pruned, so that `git log` ends at it and `git fsck` asks for nothing before it.
 const shallowFile = "shallow"
 
-// readShallow reads the shallow file. What is no commit in it is left out.
-func (r *repo) readShallow() (map[plumbing.Hash]bool, error) {
+// readShallow reads the shallow file. isTidy reports whether git could read it, too.
+func (r *repo) readShallow() (cuts map[plumbing.Hash]bool, isTidy bool, err error) {
 	data, err := readBounded(filepath.Join(r.dir, shallowFile), maxPacked)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read %s: %w", shallowFile, err)
+	if err != nil && !isAbsent(err) && !errors.Is(err, syscall.EISDIR) {
+		return nil, false, fmt.Errorf("read %s: %w", shallowFile, err)
 	}
-	cuts := map[plumbing.Hash]bool{}
+	cuts = map[plumbing.Hash]bool{}
 	for line := range strings.Lines(string(data)) {
 		if h, ok := parseHash(strings.TrimSpace(line)); ok {
 			cuts[h] = true
 		}
 	}
-	return cuts, nil
+	return cuts, shallowText(cuts) == string(data) && !errors.Is(err, syscall.EISDIR), nil
+}
+
+func shallowText(cuts map[plumbing.Hash]bool) string {
+	var lines []string
+	for h := range cuts {
+		lines = append(lines, h.String()+"\n")
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "")
 }
 
 // writeShallow makes begin, unless it is "", the one record of the history in the
 // shallow file; lines of other histories stay.
 func (s *Store) writeShallow(begin string) error {
-	cuts, err := s.repo.readShallow()
-	if err != nil || len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)] {
+	cuts, isTidy, err := s.repo.readShallow()
+	if err != nil || isTidy && (len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)]) {
 		return err
 	}
 	maps.DeleteFunc(cuts, func(h plumbing.Hash, _ bool) bool { return s.repo.inHistory(view{head: s.head, first: 1}, h) })
@@ -428,10 +448,5 @@ func (r *repo) setShallow(cuts map[plumbing.Hash]bool) error {
 	if len(cuts) == 0 {
 		return errors.Join(os.RemoveAll(path), syncPath(r.dir))
 	}
-	var lines []string
-	for h := range cuts {
-		lines = append(lines, h.String()+"\n")
-	}
-	slices.Sort(lines)
-	return writeDurable(path, []byte(strings.Join(lines, "")), refPerm)
+	return errors.Join(r.clear(path), writeDurable(path, []byte(shallowText(cuts)), refPerm))
 }

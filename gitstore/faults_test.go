@@ -28,7 +28,7 @@ func failSync(t *testing.T, s *Store) {
 // be begun; what it returns takes it away.
 func (f *fixture) blockSegment(s *Store) (unblock func()) {
 	f.t.Helper()
-	path := segmentPath(f.dir, s.journal.next())
+	path := segmentPath(f.dir, 1-s.journal.live)
 	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
 		f.t.Fatal(err)
 	}

@@ -136,6 +136,8 @@ func stateError(attempt, dir string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		way = fmt.Sprintf("chown it, so that uid %d can read and write it, or choose another --state", os.Getuid())
+	case errors.Is(err, syscall.EBUSY):
+		way = "what is in the place of the repository is a mount point: mount the volume with the history there, or unmount it"
 	case errors.Is(err, syscall.EROFS):
 		way = "mount the file system writable, or choose another --state"
 	case errors.Is(err, errIrregular):

@@ -28,6 +28,8 @@ const (
 	// segmentReserve is the end of a segment that only reverts, rollbacks and
 	// notes may use: a full disk cannot keep an operator from going back.
 	segmentReserve = 256 << 10
+	// markReserve is the end of that, which no record may use, but its marks.
+	markReserve = 4 * blockSize
 	// frameHead is the length of a frame's head: payload length, CRC-32C of all that
 	// follows, generation, sequence, kind; integers are little-endian.
 	frameHead = 4 + 4 + 4 + 4 + 1
@@ -147,8 +149,9 @@ func readJournal(dir string) (s segment, live int, err error) {
 			s, live = seg, i
 		}
 	}
-	// From the second segment on, a kill leaves something in each file.
-	s.damaged = s.damaged || newest > s.generation || live >= 0 && s.generation > 1 && unused > 0
+	// Both files hold a segment from the first start on, where begin ended. (An earlier
+	// version left file 0 empty in generation 1.)
+	s.damaged = s.damaged || newest > s.generation || unused > 0 && (s.generation > 1 || live == 0)
 	s.generation = max(s.generation, newest)
 	return s, live, nil
 }
@@ -177,7 +180,7 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	}
 	b := encodeFrame(j.generation, j.sequence, kind, payload)
 	end := j.end + int64(len(b))
-	if end > segmentSize || end > segmentSize-segmentReserve && !reserve {
+	if end > segmentSize || kind == frameRecord && end > segmentSize-markReserve || end > segmentSize-segmentReserve && !reserve {
 		return errJournalFull
 	}
 	f, err := os.OpenFile(segmentPath(j.dir, j.live), os.O_WRONLY|unix.O_NOFOLLOW, 0)
@@ -218,31 +221,26 @@ func (j *journal) begin(state []byte) error {
 		_ = j.unsynced.Close()
 		j.unsynced = nil
 	}
-	j.generation++ // even if it fails: the next attempt outranks what this one leaves
-	b := encodeFrame(j.generation, 0, frameState, state)
-	if len(b) > segmentSize {
+	if frameHead+len(state) > segmentSize {
 		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
 	}
 	j.failed = true
-	var err error
-	if j.live < 0 { // the other file, too: a full disk must not keep the next segment from beginning
-		err = writeSegment(j.dir, 0, nil)
+	if j.live < 0 { // both, so that an empty file is damage, and a full disk keeps no segment from beginning
+		if err := j.beginIn(0, state); err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		err = writeSegment(j.dir, j.next(), b)
-	}
-	if err != nil {
-		return fmt.Errorf("begin a journal segment: %w", err)
-	}
-	j.live, j.sequence, j.end, j.failed = j.next(), 1, int64(len(b)), false
-	return nil
+	return j.beginIn(1-j.live, state)
 }
 
-func (j *journal) next() int {
-	if j.live < 0 {
-		return 1
+func (j *journal) beginIn(file int, state []byte) error {
+	j.generation++ // even if it fails: the next attempt outranks what this one leaves
+	b := encodeFrame(j.generation, 0, frameState, state)
+	if err := writeSegment(j.dir, file, b); err != nil {
+		return fmt.Errorf("begin a journal segment: %w", err)
 	}
-	return 1 - j.live
+	j.live, j.sequence, j.end, j.failed = file, 1, int64(len(b)), false
+	return nil
 }
 
 // writeSegment writes a file of the journal whole, durably: b, and zeros.

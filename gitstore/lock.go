@@ -19,10 +19,11 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-const lockFile = "lock"
+// stopped is what the lock file says after a clean stop.
+const lockFile, stopped = "lock", "stopped"
 
 // A writerLock is the flock on <state>/lock, which the kernel releases however the
-// process ends. The file's content is the pid; a clean release empties it.
+// process ends. The file's content is the pid, or stopped.
 type writerLock struct {
 	file *os.File // open for reading only: else the disk could not be remounted read-only
 	path string
@@ -82,14 +83,15 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	case err != nil:
 		return nil, &problem.Error{Op: "lock", Place: path, Err: err, Hint: "choose a --state on a file system that knows flock"}
 	}
-	l := &writerLock{file: f, path: path, killed: pid != ""}
-	w, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	l := &writerLock{file: f, path: path, killed: pid != stopped}
+	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		_ = f.Close()
 		return nil, stateError("write the lock of", dir, err)
 	}
-	// A full disk must not keep the agent from starting.
-	_, _ = w.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+	// A full disk must not keep the agent from starting, nor from being found killed.
+	n, _ := w.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+	_ = w.Truncate(int64(n))
 	l.marking.Go(func() { _ = errors.Join(w.Sync(), w.Close()) }) // beside the rest of the start; Open waits for it
 	return l, nil
 }
@@ -110,7 +112,7 @@ func (l *writerLock) stands() bool {
 func (l *writerLock) release(clean bool) error {
 	l.marking.Wait()
 	if clean && l.stands() {
-		_ = os.Truncate(l.path, 0)
+		_ = os.WriteFile(l.path, []byte(stopped+"\n"), 0o600)
 	}
 	return l.file.Close()
 }

@@ -54,6 +54,9 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	}
 	// After a clean stop everything was on the disk: then nothing is torn.
 	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
+	if format == 0 { // the first start was killed
+		seg.damaged = false
+	}
 	if err := s.checkIdentity(); err != nil {
 		return err
 	}
@@ -82,7 +85,7 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		}
 	}
 	if err == nil {
-		err = s.settle(ctx, format != 0 && s.lock.killed)
+		err = s.settle(ctx, s.lock.killed)
 	}
 	if err == nil {
 		err = s.writeMarks(format)
@@ -121,7 +124,13 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 		case took:
 			*before = cmp.Or(*before, head)
 		case other:
-			err = s.setRepositoryAside("unreadable", "another repository, of which the refs cannot be read")
+			used, uerr := s.repo.isUsed()
+			ours, merr := exists(filepath.Join(s.repo.dir, markerFile))
+			if !used && ours && errors.Join(uerr, merr) == nil { // a kill left it when it was made
+				err = os.RemoveAll(s.repo.dir)
+			} else {
+				err = s.setRepositoryAside("unreadable", "another repository, of which the refs cannot be read")
+			}
 		case absent:
 			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
 		}
@@ -169,18 +178,14 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 		_ = json.Unmarshal(reason, s.lost)
 		s.lost.Paused = true
 	}
-	if err := s.writeConfig(); err != nil {
-		s.projected(nil, err, foreignTip{})
-	}
+	behind := s.writeConfig()
 	if thorough {
 		s.removeStale()
 		if err := s.removeLeftPacks(); err != nil {
 			s.log.Warn("removing old packs failed", "error", err)
 		}
 	}
-	if err := s.writeShallow(s.ledger.Begin); err != nil {
-		s.projected(nil, err, foreignTip{})
-	}
+	behind = errors.Join(behind, s.writeShallow(s.ledger.Begin))
 	for _, e := range s.ledger.entries {
 		if !s.repo.hasEntry(&e, thorough) {
 			s.unwritten = append(s.unwritten, e)
@@ -188,6 +193,9 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 	}
 	if err := s.write(); err != nil {
 		return err
+	}
+	if behind != nil {
+		s.projected(nil, behind, foreignTip{})
 	}
 	return ctx.Err()
 }
@@ -374,6 +382,9 @@ func (s *Store) sweep() error {
 		{s.opts.Dir, newRepoGlob},
 		{s.repo.tmp(), "*"},
 	} {
+		if info, err := os.Lstat(left.dir); err == nil && !info.IsDir() && left.dir != s.opts.Dir {
+			continue // a link to what is not ours
+		}
 		paths, err := glob(left.dir, left.pattern)
 		if err != nil {
 			return err
@@ -476,6 +487,9 @@ func (s *Store) writeConfig() error {
 	for name, text := range s.repoFiles() {
 		path := filepath.Join(s.repo.dir, name)
 		old, err := readBounded(path, maxEntry)
+		if errors.Is(err, syscall.EISDIR) {
+			err = s.repo.clear(path)
+		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -486,7 +500,12 @@ func (s *Store) writeConfig() error {
 			return err
 		}
 	}
-	return errors.Join(os.MkdirAll(s.repo.tmp(), 0o755), os.MkdirAll(s.repo.packDir(), 0o755))
+	for _, dir := range []string{s.repo.tmp(), s.repo.packDir()} {
+		if err := errors.Join(s.repo.clear(filepath.Join(dir, "any")), os.MkdirAll(dir, 0o755)); err != nil {
+			return err
+		}
+	}
+	return s.repo.mendPackedRefs()
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

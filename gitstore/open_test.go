@@ -29,18 +29,25 @@ func (st *story) letter(name string) *record.Record {
 // flip changes a bit of the live segment, at an offset.
 func (st *story) flip(at int64) {
 	st.t.Helper()
-	_, live, err := readJournal(st.dir)
-	if err != nil || live < 0 {
-		st.t.Fatal(live, err)
-	}
-	data, err := os.ReadFile(segmentPath(st.dir, live))
+	path := st.live()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		st.t.Fatal(err)
 	}
 	data[at] ^= 0x10
-	if err := os.WriteFile(segmentPath(st.dir, live), data, 0o600); err != nil {
+	if err := os.WriteFile(path, data, 0o600); err != nil {
 		st.t.Fatal(err)
 	}
+}
+
+// live is the file that the live segment of the journal is in.
+func (st *story) live() string {
+	st.t.Helper()
+	_, live, err := readJournal(st.dir)
+	if err != nil || live < 0 {
+		st.t.Fatal(live, err)
+	}
+	return segmentPath(st.dir, live)
 }
 
 // lastFrame is the offset of the last frame of the live segment.
@@ -92,7 +99,29 @@ func foundRows() map[string]foundRow {
 		"every object gone":      {func(st *story) { st.remove(st.repo("objects")) }, "d", "b", false, ""},
 		"an object a directory":  {func(st *story) { toDir(st.t, st.file("production")) }, "d", "b", false, ""},
 		"HEAD and config empty":  {func(st *story) { st.write(st.repo("HEAD"), ""); st.write(st.repo("config"), "") }, "d", "b", false, ""},
-		"tmp gone":               {func(st *story) { st.remove(st.repo("tmp")) }, "d", "b", false, ""},
+		"head ref a directory": {func(st *story) {
+			st.remove(st.ref("heads/production"))
+			st.write(st.ref("heads/production/old"), st.a.Commit+"\n")
+		}, "d", "b", false, "refs/heads/production of the repository is in the way"},
+		"refs a file":    {func(st *story) { st.remove(st.repo("refs")); st.write(st.repo("refs"), "x") }, "d", "b", false, "refs of the repository is in the way"},
+		"objects a file": {func(st *story) { st.remove(st.repo("objects")); st.write(st.repo("objects"), "x") }, "d", "b", false, "objects of the repository is in the way"},
+		"packed-refs torn": {func(st *story) {
+			st.git("pack-refs", "--all")
+			st.write(st.repo("packed-refs"), "\x00\x00\x00")
+		}, "d", "b", false, "packed-refs of the repository is in the way, or torn"},
+		"packed-refs and shallow directories": {func(st *story) {
+			st.write(st.repo("packed-refs", "x"), "y")
+			st.write(st.repo("shallow", "x"), "y")
+		}, "d", "b", false, "packed-refs of the repository is in the way"},
+		"shallow torn": {func(st *story) { st.write(st.repo("shallow"), "garbage\n") }, "d", "b", false, ""},
+		"HEAD and config directories": {func(st *story) {
+			for _, name := range []string{"HEAD", "config"} {
+				st.remove(st.repo(name))
+				st.write(st.repo(name, "x"), "y")
+			}
+		}, "d", "b", false, "HEAD of the repository is in the way"},
+		"tmp a file": {func(st *story) { st.remove(st.repo("tmp")); st.write(st.repo("tmp"), "x") }, "d", "b", false, "tmp of the repository is in the way"},
+		"tmp gone":   {func(st *story) { st.remove(st.repo("tmp")) }, "d", "b", false, ""},
 		"left by a kill": {func(st *story) {
 			st.write(filepath.Join(st.dir, "tmp-1-1"), "x")
 			st.write(st.repo("tmp", "tmp-1-2"), "y")
@@ -108,15 +137,17 @@ func foundRows() map[string]foundRow {
 			st.dropJournal()
 			st.write(st.file("production"), "")
 		}, "b", "b", true, "the journal is missing"},
-		"last frame flipped":       {func(st *story) { st.flip(st.lastFrame() + 100) }, "d", "b", false, "newer records than the journal"},
-		"last frame gone":          {func(st *story) { st.flip(st.lastFrame() + 9) }, "d", "b", false, "newer records than the journal"},
-		"a frame before flipped":   {func(st *story) { st.flip(blockSize + 100) }, "d", "b", true, "the journal is damaged"},
-		"first frame flipped":      {func(st *story) { st.flip(100) }, "d", "b", true, "the journal is missing"},
-		"first frame and a ref":    {func(st *story) { st.flip(100); st.write(st.ref("heads/production"), "") }, "b", "b", true, "the journal is missing"},
-		"journal and refs missing": {func(st *story) { st.dropJournal(); st.remove(st.repo("refs")) }, "", "", true, "a new one begins"},
-		"journal and objects gone": {func(st *story) { st.dropJournal(); st.remove(st.repo("objects")) }, "", "", true, "a new one begins"},
-		"journal and repository":   {func(st *story) { st.dropJournal(); st.remove(st.repo()) }, "", "", true, "a new one begins"},
-		"mirror in place":          {func(st *story) { st.putBack(st.mirror()) }, "d", "b", false, "another repository"},
+		"last frame flipped":               {func(st *story) { st.flip(st.lastFrame() + 100) }, "d", "b", false, "newer records than the journal"},
+		"last frame gone":                  {func(st *story) { st.flip(st.lastFrame() + 9) }, "d", "b", false, "newer records than the journal"},
+		"a frame before flipped":           {func(st *story) { st.flip(blockSize + 100) }, "d", "b", true, "the journal is damaged"},
+		"first frame flipped":              {func(st *story) { st.flip(100) }, "d", "b", true, "the journal is damaged"},
+		"first frame and a ref":            {func(st *story) { st.flip(100); st.write(st.ref("heads/production"), "") }, "b", "b", true, "the journal is damaged"},
+		"live file of the journal missing": {func(st *story) { st.remove(st.live()) }, "d", "b", true, "the journal is damaged"},
+		"live file of the journal empty":   {func(st *story) { st.write(st.live(), "") }, "d", "b", true, "the journal is damaged"},
+		"journal and refs missing":         {func(st *story) { st.dropJournal(); st.remove(st.repo("refs")) }, "", "", true, "a new one begins"},
+		"journal and objects gone":         {func(st *story) { st.dropJournal(); st.remove(st.repo("objects")) }, "", "", true, "a new one begins"},
+		"journal and repository":           {func(st *story) { st.dropJournal(); st.remove(st.repo()) }, "", "", true, "a new one begins"},
+		"mirror in place":                  {func(st *story) { st.putBack(st.mirror()) }, "d", "b", false, "another repository"},
 		"mirror in a new directory": {func(st *story) {
 			m := st.mirror()
 			st.remove(st.dir)

@@ -192,6 +192,9 @@ func (r *repo) writePack(objects []gitObject) (name string, err error) {
 	base := filepath.Join(r.packDir(), name)
 	tmpIndex, err := writeTemp(r.tmp(), idx.Bytes(), objectPerm, true)
 	if err == nil {
+		err = errors.Join(r.clear(base+".idx"), os.MkdirAll(r.packDir(), 0o755))
+	}
+	if err == nil {
 		err = os.Rename(tmpIndex, base+".idx")
 	}
 	if err == nil {

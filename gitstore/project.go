@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -75,18 +76,19 @@ func (s *Store) join() error {
 }
 
 func (s *Store) projected(entries []entry, err error, found foreignTip) {
-	switch again := "it names " + idOf(s.head) + " again"; {
-	case found.kept != "":
-		s.repaired(fmt.Sprintf("somebody else's commit %s on the branch", found.hash), again, found.kept)
-	case !found.hash.IsZero() && s.opened && !s.reload && s.behind == nil:
-		s.repaired(fmt.Sprintf("the branch was moved to %s", found.hash), again, "")
-	}
+	s.tellMoved(s.repo)
 	if err != nil {
 		if s.behind == nil {
 			s.log.Warn("git repository behind the journal", "error", err)
 		}
 		s.behind = err
 		return
+	}
+	switch again := "it names " + idOf(s.head) + " again"; {
+	case found.kept != "":
+		s.repaired(fmt.Sprintf("somebody else's commit %s on the branch", found.hash), again, found.kept)
+	case !found.hash.IsZero() && s.opened && !s.reload && s.behind == nil:
+		s.repaired(fmt.Sprintf("the branch was moved to %s", found.hash), again, "")
 	}
 	if s.behind != nil {
 		s.log.Info("git repository caught up", "records", len(entries))
@@ -179,6 +181,12 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 	if r.inHistory(v, found) {
 		return foreignTip{hash: found}, nil
 	}
+	refs, _ := r.foreignRefs()
+	for kept, h := range refs {
+		if h == found && strings.HasPrefix(kept, setAsideRefs+"/") {
+			return foreignTip{found, kept}, nil
+		}
+	}
 	kept := setAsideRefs + "/" + stamp
 	if err := r.writeRef(kept, found); err != nil {
 		return tip, err
@@ -220,7 +228,7 @@ func (s *Store) writeMissing(entries []entry) error {
 // whether the repository still has the newest records. target is the record that a
 // rollback without an id goes to, which pruning keeps; without one nothing is pruned.
 func (s *Store) Prepare(ctx context.Context, target string) {
-	if !s.Holding() || s.join() != nil {
+	if !s.Holding() || s.join() != nil || s.repo.isOther(s.ledger) {
 		return
 	}
 	s.advanceCheckpoint()

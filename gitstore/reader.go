@@ -76,7 +76,7 @@ func (r *Reader) view() (v view, err error) {
 			v, err = view{}, &problem.Error{Op: "read the history in", Place: r.repo.state, Err: err, Hint: cmp.Or(problem.Hint(err), "restart the agent, which repairs what it can")}
 		}
 	}()
-	l, _, _, err := readLedger(r.repo.state)
+	l, seg, _, err := readLedger(r.repo.state)
 	if err != nil {
 		return v, err
 	}
@@ -84,11 +84,20 @@ func (r *Reader) view() (v view, err error) {
 	if l == nil || err == nil && there && r.repo.isOther(l) {
 		return r.tips()
 	}
+	var refs view
+	if seg.damaged { // and no agent has started since: the refs may name newer records
+		if refs, err = r.tips(); err != nil {
+			return v, err
+		}
+	}
 	objects := l.objects()
 	r.repo.journaled.Store(&objects)
 	v.first = max(l.First, 1)
 	if v.head, err = r.repo.named(l.Head); err == nil {
 		v.applied, err = r.repo.named(l.Applied)
+	}
+	if number(refs.head) > number(v.head) {
+		v = refs
 	}
 	return v, err
 }

@@ -195,7 +195,7 @@ func (r *repo) parent(h plumbing.Hash) (plumbing.Hash, error) {
 	if len(c.ParentHashes) == 0 {
 		return plumbing.ZeroHash, fmt.Errorf("%w: the history ends at commit %s, before its first record", errDamaged, h)
 	}
-	if r.cache.parents == nil {
+	if r.cache.parents == nil || len(r.cache.parents) >= cachedParents {
 		r.cache.parents = map[plumbing.Hash]plumbing.Hash{}
 	}
 	r.cache.parents[h] = c.ParentHashes[0]

@@ -23,6 +23,7 @@ const (
 	objectPerm   = fs.FileMode(0o444)
 	refPerm      = fs.FileMode(0o644)
 	setAsideRefs = "refs/dtesn/set-aside"
+	packedFile   = "packed-refs"
 	maxRef       = 4 << 10  // bytes of a loose ref
 	maxPacked    = 64 << 20 // bytes of packed-refs
 )
@@ -56,8 +57,8 @@ func (r *repo) readRef(name string) (h plumbing.Hash, err error) {
 
 // packedRefs reads packed-refs; a ref that is torn is zero.
 func (r *repo) packedRefs() (map[string]plumbing.Hash, error) {
-	data, err := readBounded(filepath.Join(r.dir, "packed-refs"), maxPacked)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	data, err := readBounded(filepath.Join(r.dir, packedFile), maxPacked)
+	if err != nil && !isAbsent(err) && !errors.Is(err, syscall.EISDIR) {
 		return nil, fmt.Errorf("read packed refs: %w", err)
 	}
 	refs := map[string]plumbing.Hash{}
@@ -67,6 +68,30 @@ func (r *repo) packedRefs() (map[string]plumbing.Hash, error) {
 		}
 	}
 	return refs, nil
+}
+
+// mendPackedRefs leaves those lines of packed-refs that git can read: for one that it
+// cannot it refuses to work.
+func (r *repo) mendPackedRefs() error {
+	path := filepath.Join(r.dir, packedFile)
+	if err := r.clear(path); err != nil {
+		return err
+	}
+	data, err := readBounded(path, maxPacked)
+	if isAbsent(err) {
+		return nil
+	}
+	var good strings.Builder
+	for line := range strings.Lines(string(data)) {
+		hex, ref, isRef := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "^"), " ")
+		if _, ok := parseHash(hex); ok && strings.HasSuffix(line, "\n") && isRef == (line[0] != '^') && !strings.Contains(ref, " ") || line[0] == '#' {
+			good.WriteString(line)
+		}
+	}
+	if err != nil || good.String() == string(data) {
+		return err
+	}
+	return errors.Join(r.moveAway(path), writeDurable(path, []byte(good.String()), refPerm))
 }
 
 // parseHash reads 40 lower-case hex digits that are not all zero.

@@ -22,6 +22,7 @@ import (
 const (
 	repoDir        = "snapshots.git"
 	cachedRecords  = 256 // decoded snapshots kept
+	cachedParents  = 1 << 16
 	parametersFile = "parameters.yaml"
 	snapshotFile   = "snapshot.json"
 )
@@ -42,6 +43,8 @@ type repo struct {
 	cache recordCache
 	// journaled are the objects that the journal has; they are read from there.
 	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
+
+	inTheWay [][2]string // what clear moved: from where in the repository, and whither
 
 	mu      sync.Mutex                      // guards what follows
 	packs   map[string]*idxfile.MemoryIndex // by the name of the pack

@@ -1,10 +1,13 @@
 package gitstore
 
 import (
+	"crypto/rand"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +42,7 @@ func (r *repo) makeSpares() {
 }
 
 // place puts data at path as a whole, not durably, by way of a spare file if there is
-// one.
+// one. What is in the way is set aside.
 func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
 	for i := range spareFiles {
 		spare := r.spare(strconv.Itoa(i))
@@ -52,7 +55,49 @@ func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
 		_ = os.Remove(spare)
 		break
 	}
-	return replace(r.tmp(), path, data, perm, false)
+	err := replace(r.tmp(), path, data, perm, false)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTDIR) {
+		if err = r.clear(path); err == nil {
+			err = replace(r.tmp(), path, data, perm, false)
+		}
+	}
+	return err
+}
+
+// clear sets aside what keeps a file of the repository from being made: a directory in
+// its place, or a file in the place of one of its directories.
+func (r *repo) clear(path string) error {
+	for p := path; p != r.dir; p = filepath.Dir(p) {
+		look := os.Stat // a directory may be a link to one
+		if p == path {
+			look = os.Lstat
+		}
+		info, err := look(p)
+		if isAbsent(err) || err == nil && info.IsDir() == (p != path) {
+			continue
+		}
+		if err == nil {
+			err = r.moveAway(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveAway moves a file of the repository to <state>/set-aside.
+func (r *repo) moveAway(path string) error {
+	rel, err := filepath.Rel(r.dir, path)
+	if err != nil {
+		return err
+	}
+	kept := filepath.Join(r.state, setAsideDir, strings.ReplaceAll(rel, "/", "-")+"-"+rand.Text())
+	if err := errors.Join(os.MkdirAll(filepath.Dir(kept), 0o700), os.Rename(path, kept)); err != nil {
+		return err
+	}
+	r.inTheWay = append(r.inTheWay, [2]string{rel, kept})
+	return nil
 }
 
 // placeRef is place for a ref, which changes places with the spare one.

@@ -65,6 +65,7 @@ type history struct {
 	unsynced   []entry     // what it has, and maybe not on the disk
 	behind     error       // why it lacks what the journal has
 	checkpoint *checkpoint // what is being packed, nil if nothing is
+	unpacked   error       // why the last checkpoint failed
 	removing   chan struct{}
 }
 
@@ -177,7 +178,7 @@ func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Ro
 
 // Behind returns why the git repository lacks records that the journal has, nil if it
 // lacks none. They are written as soon as that is possible.
-func (s *Store) Behind() error { return s.behind }
+func (s *Store) Behind() error { return cmp.Or(s.behind, s.unpacked) }
 
 // A Repair is one thing that was found amiss and put right.
 type Repair struct {
@@ -207,6 +208,14 @@ func (s *Store) repaired(found, did, kept string) {
 	if len(s.repairs) > maxRepairs { // the log has them all
 		s.repairs = slices.Delete(s.repairs, 0, len(s.repairs)-maxRepairs)
 	}
+}
+
+// tellMoved tells what clear moved.
+func (s *Store) tellMoved(r *repo) {
+	for _, moved := range r.inTheWay {
+		s.repaired(moved[0]+" of the repository is in the way, or torn", "set aside", moved[1])
+	}
+	r.inTheWay = nil
 }
 
 // lostFact is the name of the fact that Lost returns.
