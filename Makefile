@@ -11,8 +11,8 @@ KEEP      ?= 0
 CUTS      ?= 240
 STEPS     ?= 20000
 # the packages that take longest, which begin first: at the end they would run alone
-# check vets, and tests that wait leave a third package its time
-TESTFLAGS = -json -vet=off
+# check vets; most of test waits, so that four at once take their time on two cores
+TESTFLAGS = -json -vet=off -parallel 4
 LONGEST   = ./test ./gitstore ./apply ./dtesn/engine
 IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
@@ -44,7 +44,7 @@ test: ## Run every test, with the race detector; as root it installs what they n
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
 	echo 'building and running the tests (about nine minutes on two idle cores, the first time longer)' >&2; \
 	$(GOTESTSUM) --format standard-quiet --raw-command -- sh -c \
-	  '$(GO) test $(TESTFLAGS) -race -timeout 15m -p 3 $(LONGEST) ./... && $(GO) test $(TESTFLAGS) ./apply ./gitstore ./schema && \
+	  '$(GO) test $(TESTFLAGS) -race -timeout 15m $(LONGEST) ./... && $(GO) test $(TESTFLAGS) ./apply ./gitstore ./schema && \
 	  $(GO) test $(TESTFLAGS) ./dtesn/engine' # these play in full what is slow with the race detector; the engine alone, for its strict figures
 
 faults: ## Play the whole fault table of the transaction, of which test plays a part

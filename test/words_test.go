@@ -80,7 +80,7 @@ func TestAFullDiskIsFolded(t *testing.T) {
 	if err := os.Mkdir(r.state, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", r.state, "tmpfs", 0, "size=4m"); err != nil {
+	if err := syscall.Mount("tmpfs", r.state, "tmpfs", 0, "size=4m,mode=0755"); err != nil {
 		t.Skipf("a small disk cannot be mounted: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(r.state, syscall.MNT_DETACH) })
