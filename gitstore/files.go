@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -105,14 +106,20 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// As large as the file: a buffer that grows to the size of a journal is garbage of
+	// four times that.
+	b := bytes.NewBuffer(make([]byte, 0, min(info.Size(), limit)+bytes.MinRead))
+	if _, err = b.ReadFrom(io.LimitReader(f, limit+1)); err == nil && int64(b.Len()) > limit {
 		err = fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return data, nil
+	return b.Bytes(), nil
 }
 
 // isAbsent reports whether err says that nothing is at a path, nor can be: a file may

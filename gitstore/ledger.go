@@ -75,6 +75,7 @@ func takeEntry(b []byte) (e entry, rest []byte, err error) {
 		if contents[i], b, err = takeBytes(b); err != nil {
 			return entry{}, nil, err
 		}
+		contents[i] = bytes.Clone(contents[i]) // the segment need not stay in memory for it
 	}
 	return newEntry(contents), b, nil
 }
