@@ -128,7 +128,8 @@ func (m *model) health(h api.Health, err error) {
 
 // begins notes the start of a process, and what it finds.
 func (m *model) begins(marked bool) {
-	m.life = life{own: true, found: m.candidate() != nil, cut: m.candidate() != nil && marked}
+	// What an earlier process sent a moment ago may land late.
+	m.life = life{own: true, late: time.Now().Add(time.Minute), found: m.candidate() != nil, cut: m.candidate() != nil && marked}
 	m.offered, m.orders, m.calls = nil, nil, 0
 	m.starts++
 }
