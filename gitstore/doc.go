@@ -5,7 +5,8 @@
 // # The journal is the truth, git its projection
 //
 //	<state>/format                "2"; a newer one is refused; written last
-//	<state>/identity, lock        whose directory it is; flock of the one writer
+//	<state>/identity              whose directory it is
+//	<state>/lock                  flock of the one writer; "stopped" after a clean stop, else it was killed
 //	<state>/journal.0, journal.1  the newest records and marks, see journal.go
 //	<state>/set-aside/            what could not be used
 //	<state>/snapshots.git/
@@ -37,6 +38,8 @@
 // TestFound has a row for each.
 //
 //	refs, HEAD, config or objects of the newest records missing, torn, moved    written again
+//	something else in the place of a file or a directory of the repository    set aside, below <state>/set-aside
+//	packed-refs or shallow that git cannot read     the lines that it can read stay
 //	a commit that is no record, on the branch       kept below refs/dtesn/set-aside
 //	another repository (its marker differs)         taken as it is; pause and hold are carried over; set aside if its refs are not whole
 //	repository missing, or without what the newest records stand on    begun anew from the journal
@@ -48,7 +51,8 @@
 //	a directory without the file format             new; not paused
 //
 // That is all the repair there is. A gap in the older history, which only git has,
-// does not heal: List ends there with an error.
+// does not heal: List ends there with an error. A file of the journal that is missing
+// or empty is damage: both hold a segment from the first start on.
 //
 // # Who may do what
 //
