@@ -54,7 +54,7 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	}
 	// After a clean stop everything was on the disk: then nothing is torn.
 	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
-	if format == 0 { // the first start was killed
+	if format != storeFormat { // the first start was killed, or an upgrade
 		seg.damaged = false
 	}
 	if err := s.checkIdentity(); err != nil {
