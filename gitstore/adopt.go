@@ -112,6 +112,11 @@ func (s *Store) beginLedger(there bool, format int) error {
 			return err
 		}
 	}
+	if used && format == 0 { // so that a kill behind the next step does not make it a new directory
+		if err := s.writeFormat(); err != nil {
+			return err
+		}
+	}
 	if used {
 		if err := s.setRepositoryAside("unreadable", fmt.Sprintf("no record can be read (%v)", why)); err != nil {
 			return err
@@ -262,7 +267,7 @@ func (s *Store) baseAbsent() (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if rec.Parent == "" || e.commit.String() == s.ledger.Begin || s.ledger.find(rec.Parent) != nil {
+		if rec.Parent == "" || rec.Index <= s.ledger.First || s.ledger.find(rec.Parent) != nil {
 			continue
 		}
 		there, err := s.repo.has(plumbing.NewHash(rec.Parent))
@@ -302,11 +307,16 @@ func (s *Store) rebuild() error {
 // not synced, and a power cut brings them back, empty. What can be read neither here
 // nor there is set aside, for git refuses to work beside it.
 func (s *Store) removeStale() {
+	objects := s.ledger.objects()
 	paths, err := s.repo.loosePaths()
 	for h, path := range paths {
 		if _, perr := s.repo.packed(plumbing.AnyObject, h); perr == nil {
 			err = errors.Join(err, os.Remove(path))
-		} else if _, lerr := s.repo.loose(plumbing.AnyObject, h); errors.Is(lerr, errDamaged) {
+		} else if _, lerr := s.repo.loose(plumbing.AnyObject, h); !errors.Is(lerr, errDamaged) {
+			continue
+		} else if _, ours := objects[h]; ours { // it is written again
+			err = errors.Join(err, os.Remove(path))
+		} else {
 			kept := filepath.Join(s.opts.Dir, setAsideDir, "object-"+h.String())
 			err = errors.Join(err, os.MkdirAll(filepath.Dir(kept), 0o700), os.Rename(path, kept))
 		}

@@ -56,7 +56,7 @@ type checkpoint struct {
 
 // due reports whether there is enough for a checkpoint.
 func (s *Store) due() bool {
-	return len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes
+	return len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes && len(s.ledger.unpacked()) > 0
 }
 
 // advanceCheckpoint begins a checkpoint if one is due, and ends one that is done.
@@ -363,8 +363,12 @@ func (s *Store) prune(ctx context.Context, target string) error {
 		next.Obsolete = append(next.Obsolete, info.Name)
 	}
 	next.Packs, next.First, next.Begin = next.Packs[drop:], begin.index, begin.commit.String()
-	s.log.Info("old records pruned", "from", s.ledger.First, "to", begin.index-1)
-	return s.goOnWith(next, nil)
+	from := s.ledger.First
+	if err := s.goOnWith(next, nil); err != nil {
+		return err
+	}
+	s.log.Info("old records pruned", "from", from, "to", begin.index-1)
+	return nil
 }
 
 // oldestNeeded returns the index of the oldest record that must stay: the newest that

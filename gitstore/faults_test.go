@@ -1,8 +1,10 @@
 package gitstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -270,5 +272,178 @@ func TestNothingIsWrittenElsewhere(t *testing.T) {
 	_ = s.Probe(t.Context())
 	if left, err := os.ReadDir(f.dir); err != nil || len(left) > 0 {
 		t.Errorf("in the place of the directory lies %v %v", left, err)
+	}
+}
+
+// A kill, or a full disk, between the two files of the first journal is no damage.
+func TestAnUpgradeIsKilled(t *testing.T) {
+	st := newStory(t)
+	st.dropJournal()
+	st.write(filepath.Join(st.dir, formatFile), "1\n")
+	s, _ := st.open()
+	st.lost(s, false)
+	state, err := s.ledger.payload()
+	if err = errors.Join(err, s.join(), s.letGo(false), writeSegment(st.dir, 0, encodeFrame(1, 0, frameState, state)), os.Remove(segmentPath(st.dir, 1))); err != nil {
+		t.Fatal(err)
+	}
+	st.write(filepath.Join(st.dir, formatFile), "1\n")
+	s, _ = st.open()
+	st.lost(s, false)
+	expect(t, s, st.d, st.b)
+}
+
+// A repository that was begun anew with an old applied record is not given up again,
+// nor is what follows it.
+func TestRebuiltOnce(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 100)
+	for i := range 20 {
+		commit(t, s, change(200+i))
+		idle(s)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.remove(f.repo())
+	s, _ = f.open()
+	for i := range 20 {
+		commit(t, s, change(300+i))
+		idle(s)
+		if i%5 == 0 {
+			var repairs []Repair
+			s, repairs = f.reopen(s)
+			noRepairs(t, repairs)
+		}
+	}
+	if s.Total() < 20 {
+		t.Errorf("%d records are left", s.Total())
+	}
+}
+
+// Facts alone make no pack, and no segment at each Prepare.
+func TestFactsMakeNoCheckpoint(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 100)
+	s.finishCheckpoint(true)
+	packs := len(s.ledger.Packs)
+	for i := range 140 {
+		if err := s.SetFact(t.Context(), fmt.Sprint("hook", i), bytes.Repeat([]byte{1}, 3900)); err != nil {
+			break
+		}
+	}
+	before := s.journal.generation
+	for range 5 {
+		idle(s)
+	}
+	if s.journal.generation > before+1 || len(s.ledger.Packs) > packs {
+		t.Errorf("%d segments, packs %v", s.journal.generation-before, s.ledger.Packs)
+	}
+}
+
+// What a person puts in the place of the branch while the Store runs is kept.
+func TestARefBecomesADirectory(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	a := applied(t, s, 100)
+	idle(s) // makes spare files
+	f.remove(f.repo("refs", "heads", "production"))
+	f.write(f.repo("refs", "heads", "production", "mine"), a.Commit+"\n")
+	applied(t, s, 101)
+	if list := s.Repairs(); len(list) != 1 || list[0].Kept == "" {
+		t.Fatalf("repairs: %v", list)
+	} else if text, err := os.ReadFile(filepath.Join(list[0].Kept, "mine")); err != nil || string(text) != a.Commit+"\n" {
+		t.Errorf("kept: %q %v", text, err)
+	}
+	f.refsAgree(s)
+	f.fsck()
+}
+
+// A frame that a failing disk cut short is no damage to the process that wrote it.
+func TestTornInProcess(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 100)
+	s, _ = f.reopen(s) // a clean start
+	applied(t, s, 101)
+	live, other := segmentPath(f.dir, s.journal.live), segmentPath(f.dir, 1-s.journal.live)
+	b := encodeFrame(s.journal.generation, s.journal.sequence, frameSet, setPayload("x", make([]byte, 3000)))
+	file, err := os.OpenFile(live, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = file.WriteAt(b[:1000], s.journal.end)
+	s.journal.failed = true
+	// No new segment can begin, and the repository is to be read again.
+	if err = errors.Join(err, file.Close(), os.Rename(other, other+".x"), os.Mkdir(other, 0o700), os.Remove(f.repo(markerFile))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Probe(t.Context()); err == nil {
+		t.Error("a segment could begin")
+	}
+	if err := errors.Join(os.Remove(other), os.Rename(other+".x", other)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.lost(s, false)
+}
+
+// Only a stop that left everything on the disk is called one.
+func TestNoCleanStop(t *testing.T) {
+	for name, spoil := range map[string]func(s *Store){
+		"to be read again":  func(s *Store) { s.reload = true },
+		"a sync failed":     func(s *Store) { s.syncFailed = true },
+		"config not mended": func(s *Store) { s.unmended = errAway },
+	} {
+		f := newMemory(t)
+		s, _ := f.open()
+		applied(t, s, 100)
+		spoil(s)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(filepath.Join(f.dir, lockFile)); err != nil || strings.TrimSpace(string(text)) == stopped {
+			t.Errorf("%s: the lock says %q %v", name, text, err)
+		}
+	}
+}
+
+// What git cannot work with is said until it is mended.
+func TestUnmended(t *testing.T) {
+	st := newStory(t)
+	st.write(st.repo("packed-refs"), "x\n")
+	if err := os.Truncate(st.repo("packed-refs"), maxPacked+1); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := st.open()
+	for range 2 {
+		if err := s.Probe(t.Context()); err != nil || s.Behind() == nil {
+			t.Errorf("%v, behind %v", err, s.Behind())
+		}
+	}
+	st.remove(st.repo("packed-refs"))
+	if err := s.Probe(t.Context()); err != nil || s.Behind() != nil {
+		t.Errorf("%v, behind %v", err, s.Behind())
+	}
+}
+
+// A ref of format 1 does not keep records from being pruned.
+func TestRetriedRefOfFormat1(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s := f.keeping(6)
+	a := applied(t, s, 100)
+	f.git("update-ref", retriedRef("production"), a.Commit)
+	f.git("pack-refs", "--all")
+	for i := range 60 {
+		applied(t, s, 200+i%9)
+		idle(s)
+	}
+	if s.ledger.First == 1 {
+		t.Error("nothing was pruned")
 	}
 }

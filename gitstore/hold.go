@@ -71,6 +71,7 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 	}
 	before, read := s.head, s.take
 	if stands {
+		s.lock.killed = true
 		s.abandonCheckpoint()
 		s.repo.closePacks()
 		read = s.open

@@ -217,12 +217,12 @@ func (j *journal) adopt(s segment, live int) {
 
 // begin makes a new segment of a state, durably, in the file that is not live.
 func (j *journal) begin(state []byte) error {
+	if frameHead+len(state) > segmentSize {
+		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
+	}
 	if j.unsynced != nil {
 		_ = j.unsynced.Close()
 		j.unsynced = nil
-	}
-	if frameHead+len(state) > segmentSize {
-		return fmt.Errorf("begin a journal segment: %w: a state of %d bytes", errJournalFull, len(state))
 	}
 	j.failed = true
 	if j.live < 0 { // both, so that an empty file is damage, and a full disk keeps no segment from beginning

@@ -178,14 +178,13 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 		_ = json.Unmarshal(reason, s.lost)
 		s.lost.Paused = true
 	}
-	behind := s.writeConfig()
 	if thorough {
 		s.removeStale()
 		if err := s.removeLeftPacks(); err != nil {
 			s.log.Warn("removing old packs failed", "error", err)
 		}
 	}
-	behind = errors.Join(behind, s.writeShallow(s.ledger.Begin))
+	s.mend()
 	for _, e := range s.ledger.entries {
 		if !s.repo.hasEntry(&e, thorough) {
 			s.unwritten = append(s.unwritten, e)
@@ -194,10 +193,12 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 	if err := s.write(); err != nil {
 		return err
 	}
-	if behind != nil {
-		s.projected(nil, behind, foreignTip{})
-	}
 	return ctx.Err()
+}
+
+// mend puts right the files of the repository that are no refs and no objects.
+func (s *Store) mend() {
+	s.unmended = errors.Join(s.writeConfig(), s.writeShallow(s.ledger.Begin))
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it
@@ -358,21 +359,21 @@ func (s *Store) writeMarks(format int) error {
 			return err
 		}
 	}
-	path := filepath.Join(s.opts.Dir, formatFile)
-	text := strconv.Itoa(storeFormat) + "\n"
-	if old, err := readBounded(path, maxRef); err == nil && string(old) == text {
-		return nil
-	}
-	if err := writeDurable(path, []byte(text), 0o600); err != nil {
-		return err
-	}
 	if format == 1 {
 		_ = os.Remove(filepath.Join(s.repo.dir, retriedRef(s.opts.Environment)))
 		for _, name := range []string{"applied", "walked", "reserve", "lost"} { // of format 1 alone
 			_ = os.Remove(filepath.Join(s.opts.Dir, name))
 		}
 	}
-	return nil
+	return s.writeFormat()
+}
+
+func (s *Store) writeFormat() error {
+	path, text := filepath.Join(s.opts.Dir, formatFile), strconv.Itoa(storeFormat)+"\n"
+	if old, err := readBounded(path, maxRef); err == nil && string(old) == text {
+		return nil
+	}
+	return writeDurable(path, []byte(text), 0o600)
 }
 
 // sweep removes what an earlier process had on its way to another place.

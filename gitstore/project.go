@@ -258,6 +258,9 @@ func (s *Store) Probe(ctx context.Context) error {
 		}
 	}
 	if err == nil {
+		if s.unmended != nil {
+			s.mend()
+		}
 		s.advanceCheckpoint()
 		err = s.writeMissing(s.ledger.unpacked())
 	}
@@ -286,6 +289,7 @@ func (s *Store) syncProjection() error {
 		}
 	}
 	if err := syncPaths(slices.AppendSeq(s.repo.refPaths(), maps.Keys(paths))); err != nil {
+		s.syncFailed = true
 		return fmt.Errorf("sync the repository: %w", err)
 	}
 	s.unsynced = nil

@@ -2,10 +2,12 @@ package gitstore
 
 import (
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -91,7 +93,12 @@ func (r *repo) mendPackedRefs() error {
 	if err != nil || good.String() == string(data) {
 		return err
 	}
-	return errors.Join(r.moveAway(path), writeDurable(path, []byte(good.String()), refPerm))
+	kept := filepath.Join(r.state, setAsideDir, packedFile+"-"+rand.Text())
+	if err := errors.Join(os.MkdirAll(filepath.Dir(kept), 0o700), os.Link(path, kept)); err != nil {
+		return err
+	}
+	r.inTheWay = append(r.inTheWay, [2]string{packedFile, kept})
+	return writeDurable(path, []byte(good.String()), refPerm)
 }
 
 // parseHash reads 40 lower-case hex digits that are not all zero.
@@ -146,7 +153,7 @@ func (r *repo) foreignRefs() (map[string]plumbing.Hash, error) {
 		return err
 	})
 	maps.DeleteFunc(refs, func(ref string, h plumbing.Hash) bool {
-		return h.IsZero() || ref == headRef(r.env) || ref == appliedRef(r.env)
+		return h.IsZero() || ref == headRef(r.env) || ref == appliedRef(r.env) || ref == retriedRef(r.env) // that of format 1
 	})
 	return refs, err
 }

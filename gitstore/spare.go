@@ -103,7 +103,7 @@ func (r *repo) moveAway(path string) error {
 // placeRef is place for a ref, which changes places with the spare one.
 func (r *repo) placeRef(path string, data []byte) error {
 	spare := r.spare(spareRef)
-	if fill(spare, refLength, data, refPerm) && unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE) == nil {
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && fill(spare, refLength, data, refPerm) && unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE) == nil {
 		return nil
 	}
 	return r.place(path, data, refPerm)

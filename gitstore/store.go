@@ -66,6 +66,8 @@ type history struct {
 	behind     error       // why it lacks what the journal has
 	checkpoint *checkpoint // what is being packed, nil if nothing is
 	unpacked   error       // why the last checkpoint failed
+	unmended   error       // why HEAD, config, packed-refs or shallow could not be put right
+	syncFailed bool        // the repository was not synced once: a start is to look at all of it
 	removing   chan struct{}
 }
 
@@ -148,7 +150,7 @@ func (s *Store) Close() error {
 		s.finishCheckpoint(true) // what was committed while the first one ran
 		err = s.syncProjection()
 	}
-	clean := err == nil && s.behind == nil && !s.journal.failed
+	clean := err == nil && !s.reload && s.behind == nil && s.unmended == nil && !s.syncFailed && !s.journal.failed
 	return errors.Join(err, s.letGo(clean))
 }
 
@@ -178,7 +180,7 @@ func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Ro
 
 // Behind returns why the git repository lacks records that the journal has, nil if it
 // lacks none. They are written as soon as that is possible.
-func (s *Store) Behind() error { return cmp.Or(s.behind, s.unpacked) }
+func (s *Store) Behind() error { return cmp.Or(s.behind, s.unpacked, s.unmended) }
 
 // A Repair is one thing that was found amiss and put right.
 type Repair struct {
