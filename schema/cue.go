@@ -575,4 +575,10 @@ func (r *reader) readRelations(rules *Rules, defaults Parameters) error {
 	return nil
 }
 
-func lookup(v cue.Value, name string) cue.Value { return v.LookupPath(cue.ParsePath(name)) }
+// lookup returns the field or the definition of that name, whatever the name holds.
+func lookup(v cue.Value, name string) cue.Value {
+	if strings.HasPrefix(name, "#") {
+		return v.LookupPath(cue.MakePath(cue.Def(name)))
+	}
+	return v.LookupPath(cue.MakePath(cue.Str(name)))
+}

@@ -393,7 +393,7 @@ func TestRuleThatFailsLater(t *testing.T) {
 	s := mustParse(t, extends+`
 #Parameters: {
 	divisor!: int & >=0 & <=9 @dtesn(description="x")
-	#rules: division: {
+	#rules: "divide-it": {
 		rule: "512 / divisor is 100 at least"
 		operands: ["divisor"]
 		holds:   div(512, divisor) >= 100
@@ -406,7 +406,7 @@ func TestRuleThatFailsLater(t *testing.T) {
 	for given, want := range map[string]string{
 		"divisor: 5": "",
 		"divisor: 6": "too large (rule: 512 / divisor is 100 at least); less",
-		"divisor: 0": "division by zero (rule: 512 / divisor is 100 at least); correct the rule division in the schema",
+		"divisor: 0": "division by zero (rule: 512 / divisor is 100 at least); correct the rule divide-it in the schema",
 	} {
 		_, v := load(t, s, "production", given)
 		if want == "" && v != nil || want != "" && (v == nil || !strings.HasSuffix(v.Error(), want)) {
