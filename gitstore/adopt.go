@@ -303,6 +303,53 @@ func (s *Store) rebuild() error {
 	return s.repo.setShallow(cuts)
 }
 
+// carryHold gives the ledger a note with what the record before held, where another
+// history took the place of the one with that record: what an operator holds is not
+// forgotten by putting back a backup.
+func (s *Store) carryHold(before *record.Record) error {
+	if before == nil || hashOf(before) == hashOf(s.head) || s.repo.inHistory(view{head: s.head, first: 1}, hashOf(before)) {
+		return nil
+	}
+	s.repaired(fmt.Sprintf("another history is in the place of the one at %s", idOf(before)), "it goes on from "+idOf(s.head), "")
+	switch {
+	case s.head == nil:
+		return s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
+	case before.Held == nil:
+		return nil
+	case s.applied == nil:
+		return s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
+	}
+	held, base := *before.Held, s.applied
+	held.Entries = slices.Clone(held.Entries)
+	if own := s.head.Held; own != nil { // it stays in force, too
+		if own.Paused && !held.Paused {
+			held.Paused, held.By, held.Reason, held.Since, held.Requester = true, own.By, own.Reason, own.Since, own.Requester
+		}
+		for _, e := range own.Entries {
+			if !slices.ContainsFunc(held.Entries, func(h record.Entry) bool { return h.String() == e.String() }) {
+				held.Entries = append(held.Entries, e)
+			}
+		}
+	}
+	note := record.Record{
+		Kind: record.KindNote, Description: "Carry over the hold of another history", Held: &held, Config: base.Config,
+		Source: base.Source, Provenance: base.Provenance, Experiments: base.Experiments, RollbackPoint: base.RollbackPoint,
+	}
+	if hashOf(s.head) != hashOf(base) {
+		note.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
+	}
+	snap, err := s.prepare(note)
+	if err != nil {
+		return fmt.Errorf("carry over a hold: %w", err)
+	}
+	e, when, err := s.encode(snap)
+	if err != nil {
+		return fmt.Errorf("carry over a hold: %w", err)
+	}
+	s.add(snap, e, when)
+	return nil
+}
+
 // removeStale removes loose files of which a pack has the object: their removal was
 // not synced, and a power cut brings them back, empty. What can be read neither here
 // nor there is set aside, for git refuses to work beside it.
@@ -317,8 +364,7 @@ func (s *Store) removeStale() {
 		} else if _, ours := objects[h]; ours { // it is written again
 			err = errors.Join(err, os.Remove(path))
 		} else {
-			kept := filepath.Join(s.opts.Dir, setAsideDir, "object-"+h.String())
-			err = errors.Join(err, os.MkdirAll(filepath.Dir(kept), 0o700), os.Rename(path, kept))
+			err = errors.Join(err, s.repo.moveAway(path))
 		}
 	}
 	if err != nil {

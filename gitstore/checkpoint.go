@@ -54,11 +54,6 @@ type checkpoint struct {
 	obsolete []string
 }
 
-// due reports whether there is enough for a checkpoint.
-func (s *Store) due() bool {
-	return len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes && len(s.ledger.unpacked()) > 0
-}
-
 // advanceCheckpoint begins a checkpoint if one is due, and ends one that is done.
 func (s *Store) advanceCheckpoint() {
 	if s.checkpoint != nil {
@@ -69,25 +64,28 @@ func (s *Store) advanceCheckpoint() {
 		}
 		return
 	}
-	if s.due() && s.behind == nil && !s.journal.failed {
+	if len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes {
 		s.beginCheckpoint()
 	}
 }
 
+// beginCheckpoint begins one, unless there is nothing to pack, or no way to.
 func (s *Store) beginCheckpoint() {
 	entries, packs := slices.Clone(s.ledger.unpacked()), slices.Clone(s.ledger.Packs)
+	if len(entries) == 0 || s.behind != nil || s.journal.failed {
+		return
+	}
 	largest := largestPack
 	if keep := s.opts.KeepSnapshots; keep > 0 { // so that pruning can drop whole packs
 		largest = min(largest, max(checkpointRecords, keep/8))
 	}
-	r, log := newRepo(s.opts.Dir, s.opts.Environment), s.log
-	r.journaled.Store(s.repo.journaled.Load())
-	c := &checkpoint{done: make(chan struct{}), repo: r, packed: len(entries)}
+	log, c := s.log, &checkpoint{done: make(chan struct{}), repo: newRepo(s.opts.Dir, s.opts.Environment), packed: len(entries)}
+	c.repo.journaled.Store(s.repo.journaled.Load())
 	s.checkpoint = c
 	go func() {
 		defer close(c.done)
-		if c.err = c.pack(r, entries, packs); c.err == nil {
-			if err := c.join(r, largest); err != nil { // of an old pack that is damaged, say
+		if c.err = c.pack(entries, packs); c.err == nil {
+			if err := c.join(largest); err != nil { // of an old pack that is damaged, say
 				log.Warn("joining packs failed", "error", err)
 			}
 		}
@@ -96,23 +94,23 @@ func (s *Store) beginCheckpoint() {
 }
 
 // pack packs the entries, and finds which of the packs are there still.
-func (c *checkpoint) pack(r *repo, entries []entry, packs []packInfo) error {
+func (c *checkpoint) pack(entries []entry, packs []packInfo) error {
 	c.packs = slices.DeleteFunc(packs, func(info packInfo) bool { // by a person's gc
-		there, err := exists(filepath.Join(r.packDir(), info.Name+".pack"))
+		there, err := exists(filepath.Join(c.repo.packDir(), info.Name+".pack"))
 		return err == nil && !there
 	})
-	info, err := r.packEntries(entries)
+	info, err := c.repo.packEntries(entries)
 	if err != nil {
 		return fmt.Errorf("pack records: %w", err)
 	}
 	if !slices.ContainsFunc(c.packs, func(old packInfo) bool { return old.Name == info.Name }) {
 		c.packs = append(c.packs, info)
 	}
-	return syncPaths(r.refPaths())
+	return syncPaths(c.repo.refPaths())
 }
 
 // join makes one pack of neighbours where joinPacks of them are small.
-func (c *checkpoint) join(r *repo, largest int) (err error) {
+func (c *checkpoint) join(largest int) (err error) {
 	for from := 0; from < len(c.packs); from++ {
 		to := from // c.packs[from:to] are small and follow each other
 		for to < len(c.packs) && c.packs[to].records() <= largest/2 && (to == from || c.packs[to].Low == c.packs[to-1].High+1) {
@@ -127,7 +125,7 @@ func (c *checkpoint) join(r *repo, largest int) (err error) {
 		var entries []entry
 		var names []string
 		for i, info := range c.packs[from:to] {
-			list, lerr := r.packedEntries(info.Name)
+			list, lerr := c.repo.packedEntries(info.Name)
 			if lerr != nil { // it is damaged: the others go on without it
 				err, from, entries = errors.Join(err, lerr), from+i, nil
 				break
@@ -137,7 +135,7 @@ func (c *checkpoint) join(r *repo, largest int) (err error) {
 		if entries == nil {
 			continue
 		}
-		info, perr := r.packEntries(entries)
+		info, perr := c.repo.packEntries(entries)
 		if perr != nil {
 			return perr
 		}
@@ -213,7 +211,7 @@ func (r *repo) packHashes(name string) (hashes []plumbing.Hash, err error) {
 // finishCheckpoint waits for the checkpoint that runs, and reports whether the
 // journal has begun a new segment for it. With all it makes one if none runs.
 func (s *Store) finishCheckpoint(all bool) bool {
-	if s.checkpoint == nil && all && s.behind == nil && !s.journal.failed && len(s.ledger.unpacked()) > 0 {
+	if s.checkpoint == nil && all {
 		s.beginCheckpoint()
 	}
 	c := s.checkpoint
@@ -229,10 +227,10 @@ func (s *Store) finishCheckpoint(all bool) bool {
 	if err == nil {
 		err = s.goOnWith(next, gone)
 	}
-	if err != nil && s.unpacked == nil {
+	if err != nil && s.packError == nil {
 		s.log.Warn("checkpoint failed", "error", err)
 	}
-	s.unpacked = err
+	s.packError = err
 	return err == nil
 }
 
@@ -345,6 +343,10 @@ func (s *Store) abandonCheckpoint() {
 // record that a rollback without an id goes to. The history begins at the first record
 // of the packs that stay.
 func (s *Store) prune(ctx context.Context, target string) error {
+	keep, packs := s.opts.KeepSnapshots, s.ledger.Packs
+	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 || packs[0].High > s.head.Index-keep {
+		return nil
+	}
 	first := s.oldestNeeded(ctx, target)
 	next := s.ledger.trim(0)
 	drop := slices.IndexFunc(next.Packs, func(info packInfo) bool { return info.High >= first })
@@ -373,17 +375,10 @@ func (s *Store) prune(ctx context.Context, target string) error {
 
 // oldestNeeded returns the index of the oldest record that must stay: the newest that
 // are kept, the applied one, the target, and what another ref names, with all that
-// follows it. Without a target, and with a ref that names no record of the history,
-// everything stays.
+// follows it. With a ref that names no record of the history everything stays.
 func (s *Store) oldestNeeded(ctx context.Context, target string) int {
 	v := s.view()
-	if s.opts.KeepSnapshots == 0 || s.applied == nil || target == "" {
-		return v.first
-	}
 	first := min(s.head.Index-s.opts.KeepSnapshots+1, s.applied.Index)
-	if first <= v.first {
-		return v.first
-	}
 	p, err := s.repo.find(ctx, v, target)
 	if err != nil {
 		return v.first
@@ -452,5 +447,8 @@ func (r *repo) setShallow(cuts map[plumbing.Hash]bool) error {
 	if len(cuts) == 0 {
 		return errors.Join(os.RemoveAll(path), syncPath(r.dir))
 	}
-	return errors.Join(r.clear(path), writeDurable(path, []byte(shallowText(cuts)), refPerm))
+	if err := r.clear(path); err != nil {
+		return err
+	}
+	return writeDurable(path, []byte(shallowText(cuts)), refPerm)
 }

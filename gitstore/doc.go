@@ -30,8 +30,8 @@
 // returns why.
 //
 // After checkpointRecords records they are packed, and the journal begins a new
-// segment without them (checkpoint.go). With Options.KeepSnapshots the oldest
-// packs are dropped then.
+// segment without them (checkpoint.go). With Options.KeepSnapshots Prepare drops the
+// oldest packs.
 //
 // # What Open finds, and does
 //

@@ -396,8 +396,8 @@ func TestTornInProcess(t *testing.T) {
 func TestNoCleanStop(t *testing.T) {
 	for name, spoil := range map[string]func(s *Store){
 		"to be read again":  func(s *Store) { s.reload = true },
-		"a sync failed":     func(s *Store) { s.syncFailed = true },
-		"config not mended": func(s *Store) { s.unmended = errAway },
+		"a sync failed":     func(s *Store) { s.torn = true },
+		"config not mended": func(s *Store) { s.mendError = errAway },
 	} {
 		f := newMemory(t)
 		s, _ := f.open()
@@ -406,7 +406,7 @@ func TestNoCleanStop(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := os.ReadFile(filepath.Join(f.dir, lockFile)); err != nil || strings.TrimSpace(string(text)) == stopped {
+		if text, err := os.ReadFile(filepath.Join(f.dir, lockFile)); err != nil || strings.TrimSpace(string(text)) == cleanStop {
 			t.Errorf("%s: the lock says %q %v", name, text, err)
 		}
 	}

@@ -19,11 +19,11 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// stopped is what the lock file says after a clean stop.
-const lockFile, stopped = "lock", "stopped"
+// cleanStop is what the lock file says after one.
+const lockFile, cleanStop = "lock", "stopped"
 
 // A writerLock is the flock on <state>/lock, which the kernel releases however the
-// process ends. The file's content is the pid, or stopped.
+// process ends. The file's content is the pid, or cleanStop.
 type writerLock struct {
 	file *os.File // open for reading only: else the disk could not be remounted read-only
 	path string
@@ -77,13 +77,13 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("wait for the lock of state directory %s: %w", dir, ctx.Err())
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return nil, problem.New("", fmt.Errorf("state directory %s %w (pid %s)", dir, record.ErrInUse, cmp.Or(pid, "unknown")), "stop that one, or choose another --state")
+		return nil, problem.New("", fmt.Errorf("state directory %s %w (pid %s)", dir, record.ErrInUse, cmp.Or(strings.TrimPrefix(pid, cleanStop), "unknown")), "stop that one, or choose another --state")
 	case errors.As(err, &atPath):
 		return nil, stateError("open the lock of", dir, err)
 	case err != nil:
 		return nil, &problem.Error{Op: "lock", Place: path, Err: err, Hint: "choose a --state on a file system that knows flock"}
 	}
-	l := &writerLock{file: f, path: path, killed: pid != stopped}
+	l := &writerLock{file: f, path: path, killed: pid != cleanStop}
 	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		_ = f.Close()
@@ -112,7 +112,7 @@ func (l *writerLock) stands() bool {
 func (l *writerLock) release(clean bool) error {
 	l.marking.Wait()
 	if clean && l.stands() {
-		_ = os.WriteFile(l.path, []byte(stopped+"\n"), 0o600)
+		_ = os.WriteFile(l.path, []byte(cleanStop+"\n"), 0o600)
 	}
 	return l.file.Close()
 }

@@ -198,7 +198,7 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 
 // mend puts right the files of the repository that are no refs and no objects.
 func (s *Store) mend() {
-	s.unmended = errors.Join(s.writeConfig(), s.writeShallow(s.ledger.Begin))
+	s.mendError = errors.Join(s.writeConfig(), s.writeShallow(s.ledger.Begin))
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it

@@ -31,7 +31,7 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	// the one that has taken its place is found by reading it again.
 	for attempt, vanished := 0, true; ; attempt++ {
 		content, err := r.searchPacks(want, h)
-		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) || !vanished || attempt == 5 {
+		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) || errors.Is(err, errForeign) || !vanished || attempt == 5 {
 			return content, err
 		}
 		if vanished, err = r.listPacks(); err != nil {
@@ -75,8 +75,12 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 	if err != nil {
 		return nil, err
 	}
-	if size, err := p.GetSizeByOffset(offset); err != nil || size > maxObject {
-		return nil, errors.Join(err, fmt.Errorf("%w: %w: %d bytes, over %d", errForeign, errTooLarge, size, maxObject))
+	size, err := p.GetSizeByOffset(offset)
+	if err == nil && size > maxObject {
+		err = fmt.Errorf("%w: %w: %d bytes, over %d", errForeign, errTooLarge, size, maxObject)
+	}
+	if err != nil {
+		return nil, err
 	}
 	o, err := p.GetByOffset(offset)
 	if err != nil {

@@ -258,7 +258,7 @@ func (s *Store) Probe(ctx context.Context) error {
 		}
 	}
 	if err == nil {
-		if s.unmended != nil {
+		if s.mendError != nil {
 			s.mend()
 		}
 		s.advanceCheckpoint()
@@ -289,7 +289,7 @@ func (s *Store) syncProjection() error {
 		}
 	}
 	if err := syncPaths(slices.AppendSeq(s.repo.refPaths(), maps.Keys(paths))); err != nil {
-		s.syncFailed = true
+		s.torn = true
 		return fmt.Errorf("sync the repository: %w", err)
 	}
 	s.unsynced = nil

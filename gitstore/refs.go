@@ -2,7 +2,6 @@ package gitstore
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -93,11 +92,9 @@ func (r *repo) mendPackedRefs() error {
 	if err != nil || good.String() == string(data) {
 		return err
 	}
-	kept := filepath.Join(r.state, setAsideDir, packedFile+"-"+rand.Text())
-	if err := errors.Join(os.MkdirAll(filepath.Dir(kept), 0o700), os.Link(path, kept)); err != nil {
+	if err := r.setAside(path, os.Link); err != nil { // it stays until the mended one is durable
 		return err
 	}
-	r.inTheWay = append(r.inTheWay, [2]string{packedFile, kept})
 	return writeDurable(path, []byte(good.String()), refPerm)
 }
 

@@ -2,11 +2,14 @@ package gitstore
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -44,7 +47,7 @@ type repo struct {
 	// journaled are the objects that the journal has; they are read from there.
 	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
 
-	inTheWay [][2]string // what clear moved: from where in the repository, and whither
+	moved [][2]string // what moveAway moved: from where in the repository, and whither
 
 	mu      sync.Mutex                      // guards what follows
 	packs   map[string]*idxfile.MemoryIndex // by the name of the pack
@@ -194,5 +197,49 @@ func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) e
 	if t != want && want != plumbing.AnyObject {
 		return fmt.Errorf("%w: %s is a %s, not a %s", errForeign, h, t, want)
 	}
+	return nil
+}
+
+// clear sets aside what keeps a file of the repository from being made: a directory in
+// its place, or a file in the place of one of its directories.
+func (r *repo) clear(path string) error {
+	for p := path; p != r.dir; p = filepath.Dir(p) {
+		look := os.Stat // a directory may be a link to one
+		if p == path {
+			look = os.Lstat
+		}
+		info, err := look(p)
+		if isAbsent(err) || err == nil && info.IsDir() == (p != path) {
+			continue
+		}
+		if err == nil {
+			err = r.moveAway(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveAway moves a file of the repository to <state>/set-aside.
+func (r *repo) moveAway(path string) error {
+	return r.setAside(path, os.Rename)
+}
+
+// setAside moves or links a file of the repository to <state>/set-aside.
+func (r *repo) setAside(path string, how func(from, to string) error) error {
+	rel, err := filepath.Rel(r.dir, path)
+	if err != nil {
+		return err
+	}
+	kept := filepath.Join(r.state, setAsideDir, strings.ReplaceAll(rel, "/", "-")+"-"+rand.Text())
+	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
+		return err
+	}
+	if err := how(path, kept); err != nil {
+		return err
+	}
+	r.moved = append(r.moved, [2]string{rel, kept})
 	return nil
 }

@@ -1,13 +1,11 @@
 package gitstore
 
 import (
-	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -64,49 +62,15 @@ func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
 	return err
 }
 
-// clear sets aside what keeps a file of the repository from being made: a directory in
-// its place, or a file in the place of one of its directories.
-func (r *repo) clear(path string) error {
-	for p := path; p != r.dir; p = filepath.Dir(p) {
-		look := os.Stat // a directory may be a link to one
-		if p == path {
-			look = os.Lstat
-		}
-		info, err := look(p)
-		if isAbsent(err) || err == nil && info.IsDir() == (p != path) {
-			continue
-		}
-		if err == nil {
-			err = r.moveAway(p)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// moveAway moves a file of the repository to <state>/set-aside.
-func (r *repo) moveAway(path string) error {
-	rel, err := filepath.Rel(r.dir, path)
-	if err != nil {
-		return err
-	}
-	kept := filepath.Join(r.state, setAsideDir, strings.ReplaceAll(rel, "/", "-")+"-"+rand.Text())
-	if err := errors.Join(os.MkdirAll(filepath.Dir(kept), 0o700), os.Rename(path, kept)); err != nil {
-		return err
-	}
-	r.inTheWay = append(r.inTheWay, [2]string{rel, kept})
-	return nil
-}
-
 // placeRef is place for a ref, which changes places with the spare one.
 func (r *repo) placeRef(path string, data []byte) error {
 	spare := r.spare(spareRef)
-	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && fill(spare, refLength, data, refPerm) && unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE) == nil {
-		return nil
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() || !fill(spare, refLength, data, refPerm) ||
+		unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE) != nil {
+		return r.place(path, data, refPerm)
 	}
-	return r.place(path, data, refPerm)
+	return nil
 }
 
 // fill overwrites a spare file of size bytes and reports whether it did. One that is

@@ -3,6 +3,7 @@ package gitstore
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -38,7 +39,21 @@ func TestSpareFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			applied(t, s, s.Head().Index+600)
+			inode := func(path string) uint64 {
+				var st syscall.Stat_t
+				if err := syscall.Lstat(path, &st); err != nil {
+					return 0
+				}
+				return st.Ino
+			}
+			before, branch := inode(ref), f.repo("refs", "heads", "production")
+			rec := applied(t, s, s.Head().Index+600)
+			if name == "as made" && (inode(branch) != before || inode(object) != 0) {
+				t.Error("the spare files were not used")
+			}
+			if got, err := os.ReadFile(branch); err != nil || string(got) != rec.Commit+"\n" {
+				t.Errorf("the branch is %q %v", got, err)
+			}
 			f.refsAgree(s)
 			f.fsck()
 			if got, err := os.ReadFile(backup); err != nil || string(got) != string(want) {

@@ -65,9 +65,9 @@ type history struct {
 	unsynced   []entry     // what it has, and maybe not on the disk
 	behind     error       // why it lacks what the journal has
 	checkpoint *checkpoint // what is being packed, nil if nothing is
-	unpacked   error       // why the last checkpoint failed
-	unmended   error       // why HEAD, config, packed-refs or shallow could not be put right
-	syncFailed bool        // the repository was not synced once: a start is to look at all of it
+	packError  error       // why the last checkpoint failed
+	mendError  error       // why HEAD, config, packed-refs or shallow could not be put right
+	torn       bool        // a sync of the repository failed: the next start looks at all of it
 	removing   chan struct{}
 }
 
@@ -150,7 +150,7 @@ func (s *Store) Close() error {
 		s.finishCheckpoint(true) // what was committed while the first one ran
 		err = s.syncProjection()
 	}
-	clean := err == nil && !s.reload && s.behind == nil && s.unmended == nil && !s.syncFailed && !s.journal.failed
+	clean := err == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
 	return errors.Join(err, s.letGo(clean))
 }
 
@@ -180,7 +180,7 @@ func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Ro
 
 // Behind returns why the git repository lacks records that the journal has, nil if it
 // lacks none. They are written as soon as that is possible.
-func (s *Store) Behind() error { return cmp.Or(s.behind, s.unpacked, s.unmended) }
+func (s *Store) Behind() error { return cmp.Or(s.behind, s.packError, s.mendError) }
 
 // A Repair is one thing that was found amiss and put right.
 type Repair struct {
@@ -214,10 +214,10 @@ func (s *Store) repaired(found, did, kept string) {
 
 // tellMoved tells what clear moved.
 func (s *Store) tellMoved(r *repo) {
-	for _, moved := range r.inTheWay {
+	for _, moved := range r.moved {
 		s.repaired(moved[0]+" of the repository is in the way, or torn", "set aside", moved[1])
 	}
-	r.inTheWay = nil
+	r.moved = nil
 }
 
 // lostFact is the name of the fact that Lost returns.
