@@ -44,7 +44,7 @@ test: ## Run every test, with the race detector; as root it installs what they n
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
 	echo 'building and running the tests (about eight minutes on two idle cores, the first time longer)' >&2; \
 	$(GOTESTSUM) --format standard-quiet --raw-command -- sh -c \
-	  '$(GO) test $(TESTFLAGS) -race -timeout 15m $(LONGEST) ./... && DTESN_TEST_PLAIN=1 $(GO) test $(TESTFLAGS) ./apply ./gitstore ./schema && \
+	  '$(GO) test $(TESTFLAGS) -race -timeout 15m $(LONGEST) ./... && $(GO) test $(TESTFLAGS) ./apply ./gitstore ./schema && \
 	  $(GO) test $(TESTFLAGS) ./dtesn/engine' # these play in full what is slow with the race detector; the engine alone, for its strict figures
 
 faults: ## Play the whole fault table of the transaction, of which test plays a part

@@ -85,7 +85,8 @@ type mishaps struct {
 	mu      sync.Mutex
 	planned map[string][]mishap
 	hit     int
-	stalled atomic.Bool // a disk call hangs now
+	stalled atomic.Bool  // a disk call hangs now
+	target  atomic.Value // string: what the store was told to keep
 }
 
 func (m *mishaps) plan(call string, what ...mishap) {
@@ -180,8 +181,9 @@ func (f faulty) Total() (n int) { f.locked(func() { n = f.Store.Total() }); retu
 
 func (f faulty) Retried() (yes bool) { f.locked(func() { yes = f.Store.Retried() }); return yes }
 
-// Prepare is left away: hundreds of worlds would make 256 directories each.
-func (f faulty) Prepare(ctx context.Context, target string) {}
+// Prepare notes what it would keep, and no more: hundreds of worlds would make files
+// ahead.
+func (f faulty) Prepare(_ context.Context, target string) { f.m.target.Store(target) }
 
 func (f faulty) Probe(ctx context.Context) (err error) {
 	return f.m.onDisk("probe", func() error { f.locked(func() { err = f.Store.Probe(ctx) }); return err })

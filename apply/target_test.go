@@ -42,6 +42,9 @@ func TestARollbackGoesWhereTheStatusSays(t *testing.T) {
 				if got := w.r.Status().Running.RollbackSnapshot; got != a {
 					t.Errorf("the status says %s, want %s", got, a)
 				}
+				if got := w.m.target.Load(); got != a {
+					t.Errorf("the store is told to keep %v, want %s", got, a)
+				}
 				res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow"})
 				if err != nil || res.Outcome != record.Applied {
 					t.Fatalf("%+v %v", res, err)
