@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -79,6 +80,9 @@ var kindOf = map[string]string{
 	"rollback": "commit", "note": "commit", "withdraw": "revert", "settle": "confirm",
 	"assert send": "send", "assert read": "read", "unmark": "mark",
 }
+
+// Hundreds of worlds make much garbage, and there is memory for it.
+func init() { debug.SetGCPercent(400) }
 
 // mishaps are planned by the name of the call, one for each call to come.
 type mishaps struct {
