@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -347,23 +348,41 @@ func (r *Reconciler) target(ctx context.Context, id string, head *record.Record)
 // difference.
 func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record.Row, error) {
 	now := r.complete(ctx, head)
-	for before := ""; ; {
-		page, err := r.opt.Store.List(ctx, before, 50)
-		for i := range page { // what came before an error is good
-			rec := &page[i]
-			if rec.Outcome != record.Applied || !rec.RollbackPoint || !rec.Kind.Candidate() {
-				continue
-			}
-			config := r.complete(ctx, &rec.Record)
-			to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &rec.Record)}
-			if !r.same(config, now) && r.valid(config) && !r.matched(head.Held, to, false) {
-				return rec, nil
-			}
-		}
-		if err != nil || len(page) == 0 {
+	for rec, err := range r.history(ctx) {
+		if err != nil { // what came before it is good
 			return nil, err
 		}
-		before = page[len(page)-1].ID
+		if rec.Outcome != record.Applied || !rec.RollbackPoint || !rec.Kind.Candidate() {
+			continue
+		}
+		config := r.complete(ctx, &rec.Record)
+		to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &rec.Record)}
+		if !r.same(config, now) && r.valid(config) && !r.matched(head.Held, to, false) {
+			return rec, nil
+		}
+	}
+	return nil, nil
+}
+
+// history yields the records, newest first. An error, with a nil record, is its end.
+func (r *Reconciler) history(ctx context.Context) iter.Seq2[*record.Row, error] {
+	return func(yield func(*record.Row, error) bool) {
+		before, limit := "", 4 // the first ones are most often enough
+		for {
+			page, err := r.opt.Store.List(ctx, before, limit)
+			for i := range page {
+				if !yield(&page[i], nil) {
+					return
+				}
+			}
+			if err != nil {
+				yield(nil, err)
+			}
+			if err != nil || len(page) == 0 {
+				return
+			}
+			before, limit = page[len(page)-1].ID, 50
+		}
 	}
 }
 

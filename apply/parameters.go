@@ -172,22 +172,15 @@ func (r *Reconciler) complete(ctx context.Context, s *record.Record) schema.Para
 // parameter, the zero Value if that is not on record. A record that was not sent
 // may not know it: see completeBefore.
 func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
-	for before := ""; ; {
-		page, err := r.opt.Store.List(ctx, before, 50)
-		for i := range page {
-			if r.valueIn(&page[i].Config, name).IsZero() {
-				return v
-			}
-			before := r.valueIn(page[i].Before, name)
-			if !before.IsZero() || page[i].Outcome != record.Superseded {
-				v = before
-			}
+	for rec, err := range r.history(ctx) {
+		if err != nil || r.valueIn(&rec.Config, name).IsZero() {
+			break
 		}
-		if err != nil || len(page) == 0 {
-			return v
+		if before := r.valueIn(rec.Before, name); !before.IsZero() || rec.Outcome != record.Superseded {
+			v = before
 		}
-		before = page[len(page)-1].ID
 	}
+	return v
 }
 
 // restored returns the settlement s with the earlier value of each parameter that

@@ -270,20 +270,16 @@ func (r *Reconciler) candidateBelow(ctx context.Context) bool {
 // first; it is not whole if not all could be read, or if nothing is applied.
 func (r *Reconciler) candidatesBelow(ctx context.Context) (candidates []record.Row, whole bool) {
 	applied := r.opt.Store.Applied()
-	for before := ""; applied != nil; {
-		page, err := r.opt.Store.List(ctx, before, 50)
-		for i := range page {
-			if page[i].ID == applied.ID {
-				return candidates, true
-			}
-			if page[i].Kind.Candidate() {
-				candidates = append(candidates, page[i])
-			}
-		}
-		if err != nil || len(page) == 0 {
+	for rec, err := range r.history(ctx) {
+		if err != nil || applied == nil {
 			break
 		}
-		before = page[len(page)-1].ID
+		if rec.ID == applied.ID {
+			return candidates, true
+		}
+		if rec.Kind.Candidate() {
+			candidates = append(candidates, *rec)
+		}
 	}
 	return candidates, false
 }

