@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -105,8 +106,12 @@ func (r *Reconciler) recordInvalid(doc *document.Document, v *schema.Violations)
 		Revision: doc.Revision(), Outcome: record.Invalid, Reason: v.Error(),
 		Violations: v.List, ViolationsTotal: v.Total,
 	})
+	first := v.List[0].String()
+	if v.List[0].File != "" && r.opt.Source.Kind == "file" { // for a terminal to open
+		first = filepath.Join(r.opt.Source.Location, ".") + "/" + first
+	}
 	r.log.Event(slog.LevelWarn, "the configuration is not valid; the engine keeps what it has",
-		"revision", doc.Revision(), "violations", v.Total, "violation", v.List[0].String())
+		"revision", doc.Revision(), "violations", v.Total, "violation", first)
 }
 
 // recordRefused puts on record that the source cannot be trusted.

@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
-		"dtesn", "dtesn/api", "dtesn/engine", "cmd/agent/status",
+		"dtesn", "dtesn/api", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals",
 	},
 	"cmd/agent":  {"cmd/agent/cli"},
 	"test/bench": {"schema", "dtesn", "dtesn/engine", "gitstore", "gitstore/record", "test/gitserver"},

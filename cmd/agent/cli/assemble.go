@@ -64,6 +64,9 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	metrics := status.NewMetrics(version(), s.rules)
+	if s.dropped != nil {
+		metrics.DroppedLines = s.dropped
+	}
 	from, stale, err := a.openSource()
 	if err != nil {
 		return a, err

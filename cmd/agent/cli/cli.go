@@ -22,10 +22,12 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"dtesn-agent/cmd/agent/signals"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -66,7 +68,15 @@ func Main() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // from here on a signal kills
-	return Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if !signals.IsServer {
+		return Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	}
+	stdout, stderr := newOutput(os.Stdout), newOutput(os.Stderr)
+	code := Run(ctx, os.Args[1:], stdout, stderr)
+	begun := time.Now()
+	stdout.flush(flushTime)
+	stderr.flush(flushTime - time.Since(begun))
+	return code
 }
 
 // Run carries out one command line.

@@ -6,15 +6,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/signals"
 	"dtesn-agent/cmd/agent/status"
 )
 
@@ -144,9 +143,6 @@ func (n *notifier) expect(over func() bool) {
 // manager. READY is not said before a SIGHUP would be heard, nor before the
 // transaction turned after begun.
 func (a *agent) signals(ctx context.Context, begun time.Time) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	n := a.notify
 	defer n.poll.Stop()
 	defer n.beat.Stop()
@@ -154,7 +150,7 @@ func (a *agent) signals(ctx context.Context, begun time.Time) error {
 	for ctx.Err() == nil { // asked first: a manager that does not read makes every turn slow
 		select {
 		case <-ctx.Done():
-		case <-hup:
+		case <-signals.Hangup:
 			n.send(daemon.SdNotifyReloading, strings.TrimSpace(daemon.SdNotifyMonotonicUsec()))
 			since := time.Now()
 			n.expect(func() bool { return a.sourceRead(since) || time.Since(since) > reloadTime })

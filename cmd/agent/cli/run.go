@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +45,7 @@ type settings struct {
 	once, observe             bool
 	onceTimeout               time.Duration
 	logFormat, logLevel, file string
+	dropped                   *atomic.Int64 // lines of the log; see logger
 }
 
 // flags defines the settings on a flag set.
@@ -72,7 +73,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
 	f.DurationVar(&s.onceTimeout, "once-timeout", time.Minute, "how long --once may take, waiting for an engine that is down included")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
-	f.StringVar(&s.logFormat, "log-format", "text", "the log's format: text or json")
+	f.StringVar(&s.logFormat, "log-format", "text", "log format: text (for people on a terminal, logfmt elsewhere), logfmt or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "the least level that is logged: debug, info, warn or error")
 	f.StringVar(&s.file, "settings", "", "a YAML `file` with any of these settings, such as agent.yaml")
 }
@@ -115,7 +116,7 @@ beats the environment, which beats the file.`,
 	s.flags(cmd.Flags())
 	completeEnvironment(cmd)
 	complete(cmd, "drift", string(apply.DriftCorrect), string(apply.DriftReport))
-	complete(cmd, "log-format", "text", "json")
+	complete(cmd, "log-format", "text", "logfmt", "json")
 	complete(cmd, "log-level", "debug", "info", "warn", "error")
 	return cmd
 }
@@ -217,21 +218,6 @@ func inside(path, dir string) bool {
 	return errP == nil && errD == nil && (p == d || strings.HasPrefix(p, d+string(filepath.Separator)))
 }
 
-func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
-		return nil, usage("--log-level: %q is none of debug, info, warn, error", s.logLevel)
-	}
-	opt := &slog.HandlerOptions{Level: level}
-	switch s.logFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, opt)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, opt)), nil
-	}
-	return nil, usage("--log-format: %q is neither text nor json", s.logFormat)
-}
-
 // stopTime, besides --engine-timeout, is how long an agent takes to stop at the
 // most: less than the managers of the examples wait before they kill it.
 const stopTime = 20 * time.Second
@@ -251,6 +237,9 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	}
 	if s.logFormat == "text" && !s.once {
 		a.banner(stdout)
+		if o, ok := stdout.(*output); ok {
+			o.flush(flushTime / 10) // before the log says more
+		}
 	}
 	err = runParts(ctx, stopTime+s.engineTimeout, a.stages(ctx)...)
 	if stuck := (*stuckError)(nil); errors.As(err, &stuck) {

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,9 @@ type Metrics struct {
 	durations                              *prometheus.HistogramVec
 	drifts                                 prometheus.Counter
 	success                                *prometheus.GaugeVec
+
+	// DroppedLines counts the lines of the log that its reader did not take.
+	DroppedLines *atomic.Int64
 }
 
 // NewMetrics makes all series of one agent.
@@ -43,7 +47,7 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
 	m := &Metrics{
-		rules:     rules,
+		rules: rules, DroppedLines: new(atomic.Int64),
 		registry:  prometheus.NewRegistry(),
 		updates:   counter("dtesn_agent_updates_total", "Attempts to bring a document to the engine, by outcome.", "outcome"),
 		invalid:   counter("dtesn_agent_validation_failures_total", "Invalid documents, by the parameter concerned.", "parameter"),
@@ -84,6 +88,9 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "go_goroutines", Help: "Goroutines that exist.",
 	}, func() float64 { return float64(runtime.NumGoroutine()) }))
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "dtesn_agent_log_lines_dropped_total", Help: "Lines of the log that its reader did not take.",
+	}, func() float64 { return float64(m.DroppedLines.Load()) }))
 	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info)
 	return m
 }

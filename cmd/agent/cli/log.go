@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lmittmann/tint"
+	"golang.org/x/term"
+)
+
+const (
+	// maxQueued bounds what waits for a slow reader, in bytes.
+	maxQueued = 1 << 20
+	// flushTime is how long the end of the process waits for such a reader.
+	flushTime = time.Second
+)
+
+// An output passes lines on to a reader that may be slow, stopped or gone: nothing of
+// the agent waits for that. Write never blocks and never fails. Lines that do not fit,
+// or cannot be written, are dropped and counted; a line says so once one can be written
+// again.
+type output struct {
+	w       io.Writer
+	dropped atomic.Int64 // lines
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	queue   []byte // whole lines
+	writing bool
+	lost    int64                    // lines dropped since the last notice
+	notice  func(lines int64) []byte // what to write of that; nil for nothing
+}
+
+func newOutput(w io.Writer) *output {
+	o := &output{w: w}
+	o.changed = sync.NewCond(&o.mu)
+	go o.run()
+	return o
+}
+
+// Write queues p, which is whole lines.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.queue)+len(p) > maxQueued {
+		o.drop(p)
+	} else {
+		o.queue = append(o.queue, p...)
+		o.changed.Broadcast()
+	}
+	return len(p), nil
+}
+
+func (o *output) drop(p []byte) {
+	n := int64(bytes.Count(p, []byte("\n")))
+	o.lost += n
+	o.dropped.Add(n)
+}
+
+// run writes what is queued, as long as the process lives.
+func (o *output) run() {
+	o.mu.Lock()
+	for {
+		for len(o.queue) == 0 {
+			o.writing = false
+			o.changed.Broadcast()
+			o.changed.Wait()
+		}
+		text := o.queue
+		o.queue, o.writing = nil, true
+		if o.write(text) && o.lost > 0 && o.notice != nil {
+			if lost := o.lost; o.write(o.notice(lost)) {
+				o.lost -= lost
+			}
+		}
+	}
+}
+
+// write writes text without the lock, and reports whether all of it was written.
+func (o *output) write(text []byte) bool {
+	o.mu.Unlock()
+	n, err := o.w.Write(text)
+	o.mu.Lock()
+	if err != nil {
+		o.drop(text[n:])
+	}
+	return err == nil
+}
+
+// flush waits until all is written, at most for the time given.
+func (o *output) flush(timeout time.Duration) {
+	expired := false
+	timer := time.AfterFunc(timeout, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		expired = true
+		o.changed.Broadcast()
+	})
+	defer timer.Stop()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for (len(o.queue) > 0 || o.writing) && !expired {
+		o.changed.Wait()
+	}
+}
+
+// isTerminal reports whether people read w as it is written.
+func isTerminal(w io.Writer) bool {
+	if o, ok := w.(*output); ok {
+		w = o.w
+	}
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// logger returns the logger that the settings ask for, which writes to w.
+func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
+		return nil, usage("--log-level: %q is none of debug, info, warn, error", s.logLevel)
+	}
+	handler := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}) }
+	switch s.logFormat {
+	case "text":
+		if isTerminal(w) {
+			handler = func(w io.Writer) slog.Handler {
+				return tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}) // no-color.org
+			}
+		}
+	case "logfmt":
+	case "json":
+		handler = func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}) }
+	default:
+		return nil, usage("--log-format: %q is none of text, logfmt, json", s.logFormat)
+	}
+	if o, ok := w.(*output); ok {
+		s.dropped = &o.dropped
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.notice = func(lines int64) []byte {
+			var b bytes.Buffer
+			slog.New(handler(&b)).Warn("log lines dropped", "lines", lines)
+			return b.Bytes()
+		}
+	}
+	return slog.New(handler(w)), nil
+}
