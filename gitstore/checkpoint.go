@@ -300,7 +300,7 @@ func (s *Store) removeLeftPacks() error {
 		if !slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
 			left = append(left, name)
 		} else if index, err := openIndex(path); err == nil {
-			ours.packs[name] = index
+			ours.packs.opened[name] = index
 		}
 	}
 	isKnown := func(h plumbing.Hash) bool {

@@ -3,15 +3,18 @@ package gitstore
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
@@ -30,12 +33,15 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	defer r.mu.Unlock()
 	// A pack may have been joined with others, also while the directory is read: then
 	// the one that has taken its place is found by reading it again.
-	for attempt, vanished := 0, true; ; attempt++ {
+	for attempt := 0; ; attempt++ {
 		content, err := r.searchPacks(want, h)
-		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) || errors.Is(err, errForeign) || !vanished || attempt == 5 {
+		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) || errors.Is(err, errForeign) {
 			return content, err
 		}
-		if vanished, err = r.listPacks(); err != nil {
+		if attempt > 0 && !r.packs.vanished || attempt == 5 {
+			return nil, cmp.Or(r.packs.err, err)
+		}
+		if err := r.packs.list(r.packDir()); err != nil {
 			return nil, err
 		}
 	}
@@ -43,7 +49,7 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	bad := plumbing.ErrObjectNotFound
-	for name, index := range r.packs {
+	for name, index := range r.packs.all(r.packDir()) {
 		if ok, err := index.Contains(h); err != nil || !ok {
 			continue
 		}
@@ -93,44 +99,74 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 	return content, checkObject(want, o.Type(), h, content)
 }
 
-// listPacks opens the indexes that are new in the directory and drops those that are
-// gone. It leaves out a torn one, as git does: a repack was cut short. One that cannot
-// be read is an error, for it may hold the history. vanished: one was listed and gone
-// when it was opened.
-func (r *repo) listPacks() (vanished bool, err error) {
-	indexes, err := glob(r.packDir(), "pack-*.idx")
+// packIndexes are the indexes of the packs. Each is opened when it is first needed, the
+// newest first: most of what is read is new.
+type packIndexes struct {
+	opened map[string]*idxfile.MemoryIndex // by the name of the pack
+	left   []string                        // to be opened, the newest first
+	// vanished: one was listed, and gone when it was opened.
+	vanished bool
+	// bad: one could not be opened. It is left out, as by git: a repack was cut short.
+	// err is the disk's, which may keep the history from being found.
+	bad bool
+	err error
+}
+
+// list looks for packs that are new, and forgets those that are gone.
+func (p *packIndexes) list(dir string) error {
+	paths, err := glob(dir, "pack-*.idx")
 	if err != nil {
-		return false, fmt.Errorf("list packs: %w", err)
+		return fmt.Errorf("list packs: %w", err)
 	}
-	maps.DeleteFunc(r.packs, func(name string, _ *idxfile.MemoryIndex) bool {
-		return !slices.Contains(indexes, filepath.Join(r.packDir(), name+".idx"))
-	})
-	r.badPack = false
-	for _, path := range indexes {
-		name := strings.TrimSuffix(filepath.Base(path), ".idx")
-		if r.packs[name] != nil {
-			continue
+	ages := map[string]time.Time{}
+	for _, path := range paths {
+		if info, err := os.Lstat(path); err == nil {
+			ages[strings.TrimSuffix(filepath.Base(path), ".idx")] = info.ModTime()
 		}
-		index, err := openIndex(path)
-		switch {
-		case err == nil:
-			r.packs[name] = index
-		case errors.Is(err, fs.ErrNotExist):
-			vanished = true
-		default:
-			r.badPack = true
-			if fromDisk(err) {
-				return vanished, fmt.Errorf("open %s: %w", name, err)
+	}
+	maps.DeleteFunc(p.opened, func(name string, _ *idxfile.MemoryIndex) bool { return ages[name].IsZero() })
+	p.left = slices.SortedFunc(maps.Keys(ages), func(a, b string) int { return ages[b].Compare(ages[a]) })
+	p.vanished, p.bad, p.err = false, false, nil
+	return nil
+}
+
+// all yields the indexes by the names of their packs.
+func (p *packIndexes) all(dir string) iter.Seq2[string, *idxfile.MemoryIndex] {
+	return func(yield func(string, *idxfile.MemoryIndex) bool) {
+		for name, index := range p.opened {
+			if !yield(name, index) {
+				return
+			}
+		}
+		for len(p.left) > 0 {
+			name := p.left[0]
+			p.left = p.left[1:]
+			if p.opened[name] != nil {
+				continue
+			}
+			index, err := openIndex(filepath.Join(dir, name+".idx"))
+			switch {
+			case err == nil:
+				p.opened[name] = index
+				if !yield(name, index) {
+					return
+				}
+			case errors.Is(err, fs.ErrNotExist):
+				p.vanished = true
+			default:
+				p.bad = true
+				if fromDisk(err) {
+					p.err = fmt.Errorf("open %s: %w", name, err)
+				}
 			}
 		}
 	}
-	return vanished, nil
 }
 
 func (r *repo) closePacks() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.packs)
+	r.packs = packIndexes{opened: map[string]*idxfile.MemoryIndex{}}
 }
 
 // An indexFile has a Stat, for the decoder to check the counts of a torn index against

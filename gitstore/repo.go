@@ -49,14 +49,13 @@ type repo struct {
 
 	moved [][2]string // what moveAway moved: from where in the repository, and whither
 
-	mu      sync.Mutex                      // guards what follows
-	packs   map[string]*idxfile.MemoryIndex // by the name of the pack
-	badPack bool                            // one could not be opened when they were listed last
-	bases   cache.Object                    // what objects in packs are differences to
+	mu    sync.Mutex // guards what follows
+	packs packIndexes
+	bases cache.Object // what objects in packs are differences to
 }
 
 func newRepo(state string, env schema.Environment) *repo {
-	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: map[string]*idxfile.MemoryIndex{}, bases: cache.NewObjectLRU(1 << 20)}
+	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: packIndexes{opened: map[string]*idxfile.MemoryIndex{}}, bases: cache.NewObjectLRU(1 << 20)}
 }
 
 func (r *repo) tmp() string     { return filepath.Join(r.dir, "tmp") }
@@ -106,24 +105,26 @@ func (r *repo) has(h plumbing.Hash) (bool, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for range 2 {
-		for _, index := range r.packs {
+	for isListed := false; ; isListed = true {
+		for _, index := range r.packs.all(r.packDir()) {
 			if ok, err := index.Contains(h); ok && err == nil {
 				return true, nil
 			}
 		}
-		if _, err := r.listPacks(); err != nil {
+		if isListed {
+			return false, r.packs.err
+		}
+		if err := r.packs.list(r.packDir()); err != nil {
 			return false, err
 		}
 	}
-	return false, nil
 }
 
 // packsWhole reports whether every pack could be opened when they were listed last.
 func (r *repo) packsWhole() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.badPack
+	return !r.packs.bad
 }
 
 // loosePaths are the files of all loose objects, by name.
