@@ -178,6 +178,7 @@ func (b *bed) start(flags ...string) error {
 				return nil
 			}
 		}
+		time.Sleep(time.Millisecond) // the agent needs the processor
 	}
 	return errors.New("the agent was not ready within 20 s")
 }
