@@ -295,15 +295,14 @@ func (r *Reconciler) resumeLost(ctx context.Context, q *request) {
 		q.answer(Result{}, r.notRecorded(q, "commit"))
 		return
 	}
-	if head, applied := r.opt.Store.Head(), r.opt.Store.Applied(); applied != nil && head.Held != nil {
-		r.resume(ctx, q, head, applied)
-		return
-	}
 	r.log.Event(slog.LevelInfo, "Resume: "+cmpOr(q.Reason, "by the operator"))
 	r.seen.since = time.Now()
 	r.publish()
 	text := "resumed: what the source declares is tried"
-	if r.opt.Store.Head() == nil {
+	switch own := r.hold(); {
+	case own != nil:
+		text = "resumed; what is on record stays in force: " + own.Text() + "; it ends with another `agent resume`"
+	case r.opt.Store.Head() == nil:
 		text += ", and begins a new history"
 	}
 	q.answer(inForce(Result{Outcome: record.Applied, Text: text}, err), nil)

@@ -223,10 +223,18 @@ func (r *Reconciler) restored(ctx context.Context, s *record.Record, reading api
 
 // hold returns the hold in force, nil for none.
 func (r *Reconciler) hold() *record.Hold {
-	if lost := r.opt.Store.Lost(); lost != nil {
+	own := r.opt.Store.Head().Hold()
+	lost := r.opt.Store.Lost()
+	switch {
+	case lost == nil:
+		return own
+	case own == nil:
 		return lost
 	}
-	return r.opt.Store.Head().Hold()
+	both := *lost // the one of the head is in force when lost ends
+	both.Reason += "; besides, the newest record that can be read is " + own.Text()
+	both.Entries = own.Entries
+	return &both
 }
 
 // setOf returns the parameters of a record and what set them.

@@ -101,7 +101,7 @@ func (s *Store) beginLedger(there bool, format int) error {
 		if format == storeFormat {
 			s.repaired("the journal is missing", "it goes on from the refs of the repository: "+idOf(v.head), "")
 		}
-		if cut && format != 1 || format == storeFormat && s.lock.killed {
+		if cut && format != 1 || format == storeFormat && (s.lock.killed || s.lock.head != "" && s.lock.head != v.head.Commit) {
 			return s.lose("the journal is missing, and newer records may be lost")
 		}
 		return nil

@@ -222,10 +222,10 @@ func (s *Store) finishCheckpoint(all bool) bool {
 	s.checkpoint = nil
 	s.tellMoved(c.repo)
 	gone, next := s.ledger.unpacked()[:c.packed], s.ledger.trim(c.packed)
-	next.Packs, next.Obsolete = c.packs, c.obsolete
+	next.Packs = c.packs
 	err := c.err
 	if err == nil {
-		err = s.goOnWith(next, gone)
+		err = s.goOnWith(next, gone, c.obsolete)
 	}
 	if err != nil && s.packError == nil {
 		s.log.Warn("checkpoint failed", "error", err)
@@ -235,8 +235,10 @@ func (s *Store) finishCheckpoint(all bool) bool {
 }
 
 // goOnWith begins a segment of a ledger that names other packs, and removes what is
-// not needed then: those it calls obsolete, and the loose files of entries.
-func (s *Store) goOnWith(next *ledger, packed []entry) error {
+// not needed then: obsolete packs, and the loose files of entries.
+func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error {
+	next.Obsolete = slices.Concat(next.Obsolete, obsolete)
+	next.Obsolete = next.Obsolete[max(0, len(next.Obsolete)-maxObsolete):]
 	if err := s.beginSegment(next); err != nil {
 		return err
 	}
@@ -245,10 +247,10 @@ func (s *Store) goOnWith(next *ledger, packed []entry) error {
 		return slices.ContainsFunc(packed, func(p entry) bool { return p.commit == e.commit })
 	})
 	s.readFromJournal()
-	if len(next.Obsolete) > 0 {
+	if len(obsolete) > 0 {
 		s.repo.closePacks()
 	}
-	s.remove(packed, next.Obsolete)
+	s.remove(packed, obsolete)
 	return nil
 }
 
@@ -269,17 +271,23 @@ func (s *Store) remove(entries []entry, packs []string) {
 				}
 			}
 		}
-		if len(packs) > 0 { // git's own index over all packs would name what is gone
-			_ = os.Remove(filepath.Join(r.packDir(), "multi-pack-index"))
-		}
 		for _, name := range packs {
 			_ = r.removePack(name)
 		}
 	}()
 }
 
+// removeDerived removes what git made of all packs, and makes again: it would name what
+// is gone.
+func (r *repo) removeDerived() {
+	for _, name := range []string{"pack/multi-pack-index", "info/commit-graph", "info/commit-graphs"} {
+		_ = os.RemoveAll(filepath.Join(r.objects(), name))
+	}
+}
+
 // removePack removes a pack, its index last: without the pack nobody uses it.
 func (r *repo) removePack(name string) error {
+	r.removeDerived()
 	base := filepath.Join(r.packDir(), name)
 	if err := os.Remove(base + ".pack"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -288,37 +296,20 @@ func (r *repo) removePack(name string) error {
 }
 
 // removeLeftPacks removes what a kill in a checkpoint left: packs that were to go, packs
-// of which everything is in the journal or can be read from one that it names, and
-// indexes without their pack.
+// of which the journal has everything, and indexes without their pack. Others are a
+// person's: what they have may be about to go elsewhere.
 func (s *Store) removeLeftPacks() error {
-	known := s.ledger.objects()
-	ours := newRepo(s.opts.Dir, s.opts.Environment) // with the packs that the journal names alone
+	objects := s.ledger.objects()
+	isForeign := func(h plumbing.Hash) bool { _, ours := objects[h]; return !ours }
 	indexes, err := glob(s.repo.packDir(), "pack-*.idx")
-	var left []string
 	for _, path := range indexes {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
-		if !slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
-			left = append(left, name)
-		} else if index, err := openIndex(path); err == nil {
-			ours.packs.opened[name] = index
-		}
-	}
-	isKnown := func(h plumbing.Hash) bool {
-		_, there := known[h]
-		if !there {
-			_, err := ours.searchPacks(plumbing.AnyObject, h)
-			there = err == nil
-		}
-		return there
-	}
-	for _, name := range left {
-		base := filepath.Join(s.repo.packDir(), name)
-		if kept, err := exists(base + ".keep"); kept || err != nil {
+		kept, kerr := exists(strings.TrimSuffix(path, ".idx") + ".keep")
+		if kept || kerr != nil || slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
 			continue
 		}
-		there, perr := exists(base + ".pack")
+		there, perr := exists(strings.TrimSuffix(path, ".idx") + ".pack")
 		hashes, herr := s.repo.packHashes(name)
-		isForeign := func(h plumbing.Hash) bool { return !isKnown(h) }
 		if perr == nil && !there || slices.Contains(s.ledger.Obsolete, name) || herr == nil && !slices.ContainsFunc(hashes, isForeign) {
 			err = errors.Join(err, s.repo.removePack(name))
 		}
@@ -344,31 +335,44 @@ func (s *Store) abandonCheckpoint() {
 // of the packs that stay.
 func (s *Store) prune(ctx context.Context, target string) error {
 	keep, packs := s.opts.KeepSnapshots, s.ledger.Packs
-	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 || packs[0].High > s.head.Index-keep {
+	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 {
+		return nil
+	}
+	// Where a person's gc took packs of ours, it removes what is cut off, too.
+	isTaken := packs[0].Low > s.ledger.First
+	if most := s.head.Index - keep; packs[0].High > most && !isTaken || isTaken && most-s.ledger.First < keep/8 {
 		return nil
 	}
 	first := s.oldestNeeded(ctx, target)
 	next := s.ledger.trim(0)
 	drop := slices.IndexFunc(next.Packs, func(info packInfo) bool { return info.High >= first })
-	if drop <= 0 || next.Packs[drop].Low <= next.First {
+	if drop < 0 {
 		return nil
 	}
-	begin, err := s.repo.at(s.view(), next.Packs[drop].Low)
+	cut := next.Packs[drop].Low
+	if drop == 0 {
+		cut = min(cut, first)
+	}
+	if cut <= next.First {
+		return nil
+	}
+	begin, err := s.repo.at(s.view(), cut)
 	if err == nil {
 		err = s.writeShallow(begin.commit.String())
 	}
 	if err != nil {
 		return err
 	}
-	next.Obsolete = nil
+	var obsolete []string
 	for _, info := range next.Packs[:drop] {
-		next.Obsolete = append(next.Obsolete, info.Name)
+		obsolete = append(obsolete, info.Name)
 	}
 	next.Packs, next.First, next.Begin = next.Packs[drop:], begin.index, begin.commit.String()
 	from := s.ledger.First
-	if err := s.goOnWith(next, nil); err != nil {
+	if err := s.goOnWith(next, nil, obsolete); err != nil {
 		return err
 	}
+	s.repo.removeDerived()
 	s.log.Info("old records pruned", "from", from, "to", begin.index-1)
 	return nil
 }

@@ -22,9 +22,9 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// leastFree is how many bytes of disk must be free for a change. Reverts, rollbacks and
+// leastFree and leastFiles are how many bytes and files of disk must be free for a change. Reverts, rollbacks and
 // notes need none: the journal has its own.
-const leastFree = 256 << 10
+const leastFree, leastFiles = 256 << 10, 16
 
 // Commit appends rec to the head. It gives rec its Format, Index, ID, Timestamp, Commit
 // and Parent, makes foreign text one bounded line, and returns the whole, which is
@@ -77,6 +77,9 @@ func (s *Store) checkSpace() error {
 	if err := unix.Statfs(s.opts.Dir, &fs); err != nil || fs.Blocks == 0 { // some do not count
 		return nil
 	}
+	if fs.Files > 0 && fs.Ffree < leastFiles {
+		return fmt.Errorf("less than %d files can be made on %s: %w", leastFiles, s.opts.Dir, syscall.ENOSPC)
+	}
 	if fs.Bavail*uint64(fs.Bsize) < leastFree {
 		return fmt.Errorf("less than %d KiB are free on %s: %w", leastFree>>10, s.opts.Dir, syscall.ENOSPC)
 	}
@@ -86,10 +89,8 @@ func (s *Store) checkSpace() error {
 // append appends a frame to the journal, in a new segment if the live one failed or is
 // full.
 func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
-	if s.journal.failed {
-		if err := s.beginSegment(s.ledger); err != nil {
-			return err
-		}
+	if err := s.mendJournal(); err != nil {
+		return err
 	}
 	err := s.journal.append(kind, payload, reserve)
 	if !errors.Is(err, errJournalFull) {
@@ -101,6 +102,22 @@ func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 		}
 	}
 	return s.journal.append(kind, payload, reserve)
+}
+
+// mendJournal begins a new segment if the live one failed, or a person removed or cut a
+// file of the journal.
+func (s *Store) mendJournal() error {
+	isTorn := s.journal.isTorn()
+	if !s.journal.failed && !isTorn {
+		return nil
+	}
+	if err := s.beginSegment(s.ledger); err != nil {
+		return err
+	}
+	if isTorn {
+		s.repaired("a file of the journal is missing or cut", "written again", "")
+	}
+	return nil
 }
 
 // sync makes what was appended durable. After a failed sync the kernel may call

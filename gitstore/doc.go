@@ -6,7 +6,7 @@
 //
 //	<state>/format                "2"; a newer one is refused; written last
 //	<state>/identity              whose directory it is
-//	<state>/lock                  flock of the one writer; "stopped" after a clean stop, else it was killed
+//	<state>/lock                  flock of the one writer; "stopped" and the head after a clean stop, else it was killed
 //	<state>/journal.0, journal.1  the newest records and marks, see journal.go
 //	<state>/set-aside/            what could not be used
 //	<state>/snapshots.git/
@@ -45,14 +45,15 @@
 //	repository missing, or without what the newest records stand on    begun anew from the journal
 //	whole records above the journal's head          taken in: the journal was damaged, or a backup was made while the agent ran
 //	journal with an unfinished end                  cut; nobody was told
+//	a file of the journal removed or cut while the agent runs    both are written again
 //	journal damaged, or missing                     it goes on from the refs; paused if newer records may be lost
 //	format 1                                        upgraded: the journal begins with what the refs name
 //	neither journal nor refs                        a new history, paused until ClearLost, see Lost
 //	a directory without the file format             new; not paused
 //
 // That is all the repair there is. A gap in the older history, which only git has,
-// does not heal: List ends there with an error. A file of the journal that is missing
-// or empty is damage: both hold a segment from the first start on.
+// does not heal: List ends there with an error. A file of the journal that is missing,
+// short or empty at a start is damage: both hold a segment from the first start on.
 //
 // # Who may do what
 //

@@ -40,10 +40,13 @@ func (s *Store) letGo(clean bool) error {
 	if s.repo != nil {
 		s.repo.closePacks()
 	}
-	lock := s.lock
+	lock, head := s.lock, ""
+	if s.ledger != nil {
+		head = s.ledger.Head
+	}
 	s.lock = nil
 	s.holding.Store(nil)
-	return lock.release(clean)
+	return lock.release(clean, head)
 }
 
 // hold makes sure that the state directory is still the one that was locked. A

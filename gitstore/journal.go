@@ -130,7 +130,8 @@ func segmentPath(dir string, i int) string {
 func readJournal(dir string) (s segment, live int, err error) {
 	live = -1
 	var newest uint32
-	unused := 0 // files that are missing, or empty
+	unused := 0      // files that are missing, or empty
+	isShort := false // one was cut: each is written from its end
 	for i := range 2 {
 		data, err := readBounded(segmentPath(dir, i), segmentSize)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -138,6 +139,7 @@ func readJournal(dir string) (s segment, live int, err error) {
 		}
 		seg, ok := parseSegment(data)
 		newest = max(newest, seg.generation)
+		isShort = isShort || len(data) > 0 && len(data) < segmentSize
 		switch {
 		case !ok:
 			s.torn = s.torn || seg.torn
@@ -151,7 +153,7 @@ func readJournal(dir string) (s segment, live int, err error) {
 	}
 	// Both files hold a segment from the first start on, where begin ended. (An earlier
 	// version left file 0 empty in generation 1.)
-	s.damaged = s.damaged || newest > s.generation || unused > 0 && (s.generation > 1 || live == 0)
+	s.damaged = s.damaged || isShort || newest > s.generation || unused > 0 && (s.generation > 1 || live == 0)
 	s.generation = max(s.generation, newest)
 	return s, live, nil
 }
@@ -183,7 +185,7 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	if end > segmentSize || kind == frameRecord && end > segmentSize-markReserve || end > segmentSize-segmentReserve && !reserve {
 		return errJournalFull
 	}
-	f, err := os.OpenFile(segmentPath(j.dir, j.live), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(segmentPath(j.dir, j.live), os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("append to the journal: %w", err) // nothing was written
 	}
@@ -193,6 +195,18 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	}
 	j.unsynced, j.sequence, j.end = f, j.sequence+1, end
 	return nil
+}
+
+// isSparse reports whether a file has holes, as of a backup: a full disk would keep them
+// from being written. (A file system that compresses has them, too.)
+func (j *journal) isSparse() bool {
+	for i := range 2 {
+		var st unix.Stat_t
+		if err := unix.Lstat(segmentPath(j.dir, i), &st); err == nil && st.Blocks*512 < segmentSize {
+			return true
+		}
+	}
+	return false
 }
 
 func (j *journal) sync() error {
@@ -225,12 +239,24 @@ func (j *journal) begin(state []byte) error {
 		j.unsynced = nil
 	}
 	j.failed = true
-	if j.live < 0 { // both, so that an empty file is damage, and a full disk keeps no segment from beginning
+	if j.live < 0 || j.isTorn() { // both, so that an empty file is damage, and a full disk keeps no segment from beginning
 		if err := j.beginIn(0, state); err != nil {
 			return err
 		}
 	}
 	return j.beginIn(1-j.live, state)
+}
+
+// isTorn reports whether a file of the journal is not as large as begin makes it: a
+// person removed or cut it.
+func (j *journal) isTorn() bool {
+	for i := range 2 {
+		info, err := os.Lstat(segmentPath(j.dir, i))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() != segmentSize {
+			return true
+		}
+	}
+	return false
 }
 
 func (j *journal) beginIn(file int, state []byte) error {
@@ -245,7 +271,7 @@ func (j *journal) beginIn(file int, state []byte) error {
 
 // writeSegment writes a file of the journal whole, durably: b, and zeros.
 func writeSegment(dir string, i int, b []byte) error {
-	f, err := os.OpenFile(segmentPath(dir, i), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(segmentPath(dir, i), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}

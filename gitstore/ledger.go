@@ -93,7 +93,7 @@ type ledger struct {
 	Retried     string             `json:"retried,omitempty"`
 	Facts       map[string][]byte  `json:"facts,omitempty"`    // the set frames by name
 	Packs       []packInfo         `json:"packs,omitempty"`    // of checkpoints, the oldest first
-	Obsolete    []string           `json:"obsolete,omitempty"` // packs that the last checkpoint joined or pruned
+	Obsolete    []string           `json:"obsolete,omitempty"` // packs that were joined or pruned, the last maxObsolete
 	Packed      int                `json:"packed"`             // how many of the entries are in a pack
 
 	entries []entry
@@ -103,6 +103,7 @@ const (
 	markApplied = "applied" // the names of marks
 	markRetried = "retried"
 	maxFact     = 4 << 10 // bytes of a set frame
+	maxObsolete = 64      // their removal may not be on the disk yet
 )
 
 func markPayload(name, commit string) []byte { return []byte(name + " " + commit) }

@@ -19,18 +19,19 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// cleanStop is what the lock file says after one.
+// cleanStop is how the lock file begins after one.
 const lockFile, cleanStop = "lock", "stopped"
 
 // A writerLock is the flock on <state>/lock, which the kernel releases however the
-// process ends. The file's content is the pid, or cleanStop.
+// process ends. The file's content is the pid, or cleanStop and the head commit.
 type writerLock struct {
 	file *os.File // open for reading only: else the disk could not be remounted read-only
 	path string
 	// marking is the sync of the content, without which a power cut would look like a
 	// clean release.
 	marking sync.WaitGroup
-	killed  bool // the last holder did not release the lock
+	killed  bool   // the last holder did not release the lock
+	head    string // the head commit at the clean stop, "" if not known
 }
 
 // lockWait is how long a lock that is held is waited for: an agent that was killed a
@@ -71,7 +72,7 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 	path := filepath.Join(dir, lockFile)
 	f, err := openLocked(ctx, path)
 	held, _ := readBounded(path, maxRef)
-	pid, _, _ := strings.Cut(strings.TrimSpace(string(held)), " ") // an earlier version wrote more
+	pid, head, _ := strings.Cut(strings.TrimSpace(string(held)), " ") // an earlier version wrote more
 	var atPath *fs.PathError
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -84,6 +85,9 @@ func acquireLock(ctx context.Context, dir string) (*writerLock, error) {
 		return nil, &problem.Error{Op: "lock", Place: path, Err: err, Hint: "choose a --state on a file system that knows flock"}
 	}
 	l := &writerLock{file: f, path: path, killed: pid != cleanStop}
+	if !l.killed {
+		l.head = head
+	}
 	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		_ = f.Close()
@@ -107,12 +111,12 @@ func (l *writerLock) stands() bool {
 	return err == nil && os.SameFile(there, ours)
 }
 
-// release gives the lock up. Unless clean the content stays, so that the next writer
-// looks more closely.
-func (l *writerLock) release(clean bool) error {
+// release gives the lock up, after a clean stop at the commit head. Unless clean the
+// content stays, so that the next writer looks more closely.
+func (l *writerLock) release(clean bool, head string) error {
 	l.marking.Wait()
 	if clean && l.stands() {
-		_ = os.WriteFile(l.path, []byte(cleanStop+"\n"), 0o600)
+		_ = os.WriteFile(l.path, []byte(cleanStop+" "+head+"\n"), 0o600)
 	}
 	return l.file.Close()
 }

@@ -1,6 +1,7 @@
 package gitstore
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/config"
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/gitstore/record"
@@ -63,7 +65,7 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	if err := s.sweep(); err != nil {
 		return stateError("sweep", s.opts.Dir, err)
 	}
-	there, err := s.findRepository()
+	there, err := s.findRepository(format)
 	if err != nil {
 		return err
 	}
@@ -78,7 +80,11 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
 			s.journal.generation = seg.generation
 		}
-		if same && before == nil && !s.lock.killed {
+		isSparse := s.journal.isSparse()
+		if isSparse {
+			s.journal.live = -1 // both are written anew
+		}
+		if same && before == nil && !s.lock.killed && !isSparse {
 			s.journal.adopt(seg, live)
 		} else { // what a killed process wrote last may not be on the disk
 			err = s.beginSegment(s.ledger)
@@ -186,7 +192,7 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 	}
 	s.mend()
 	for _, e := range s.ledger.entries {
-		if !s.repo.hasEntry(&e, thorough) {
+		if !s.repo.hasEntry(&e, thorough || len(s.ledger.entries) <= 2) { // after a clean stop these are the applied record and the head
 			s.unwritten = append(s.unwritten, e)
 		}
 	}
@@ -402,14 +408,20 @@ func (s *Store) sweep() error {
 // findRepository reports whether there is a repository. A link that leads nowhere
 // is an error: the history is on a disk that is not mounted, and a new one must
 // not be begun in its stead.
-func (s *Store) findRepository() (bool, error) {
+func (s *Store) findRepository(format int) (bool, error) {
 	path := s.repo.dir
 	info, err := os.Stat(path)
-	switch target, rerr := os.Readlink(path); {
-	case err == nil && info.IsDir():
-		return true, nil
+	target, rerr := os.Readlink(path)
+	if err == nil && info.IsDir() {
+		there, serr := exists(s.repo.objects())
+		if there || serr != nil || rerr != nil || format == 0 {
+			return true, nil
+		}
+		err = fs.ErrNotExist // an empty mount point
+	}
+	switch {
 	case errors.Is(err, fs.ErrNotExist) && rerr == nil:
-		return false, &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it is a link to %s, which is missing", target), Hint: "mount or restore it, or remove the link to begin a new history"}
+		return false, &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it is a link to %s, where no repository is", target), Hint: "mount or restore it, or remove the link to begin a new history"}
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	case err != nil:
@@ -494,8 +506,13 @@ func (s *Store) writeConfig() error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if string(old) == text || name == "config" && strings.Trim(string(old), "\x00 \t\n") != "" {
+		if string(old) == text || name == "config" && isConfig(old) {
 			continue
+		}
+		if len(strings.Trim(string(old), "\x00 \t\n")) > 0 && name == "config" {
+			if err := s.repo.setAside(path, os.Link); err != nil {
+				return err
+			}
 		}
 		if err := writeDurable(path, []byte(text), 0o644); err != nil {
 			return err
@@ -507,6 +524,13 @@ func (s *Store) writeConfig() error {
 		}
 	}
 	return s.repo.mendPackedRefs()
+}
+
+// isConfig reports whether git can read a config file, as that of a bare repository.
+func isConfig(text []byte) bool {
+	c := config.New()
+	err := config.NewDecoder(bytes.NewReader(text)).Decode(c)
+	return err == nil && c.Section("core").Option("bare") == "true"
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

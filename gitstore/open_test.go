@@ -40,6 +40,14 @@ func (st *story) flip(at int64) {
 	}
 }
 
+// cut shortens a file.
+func (st *story) cut(path string, size int64) {
+	st.t.Helper()
+	if err := os.Truncate(path, size); err != nil {
+		st.t.Fatal(err)
+	}
+}
+
 // live is the file that the live segment of the journal is in.
 func (st *story) live() string {
 	st.t.Helper()
@@ -120,6 +128,19 @@ func foundRows() map[string]foundRow {
 				st.write(st.repo(name, "x"), "y")
 			}
 		}, "d", "b", false, "HEAD of the repository is in the way"},
+		"config torn":        {func(st *story) { st.write(st.repo("config"), "[core]\n\tbare = t") }, "d", "b", false, "config of the repository is in the way, or torn"},
+		"live journal short": {func(st *story) { st.cut(st.live(), 2*blockSize) }, "d", "b", true, "the journal is damaged"},
+		"journal missing after a clean stop, mirror older": {func(st *story) {
+			s, _ := st.open()
+			m := st.mirror()
+			commit(st.t, s, revert(s.Head(), s.Applied(), "no"))
+			confirm(st.t, s)
+			if err := s.Close(); err != nil {
+				st.t.Fatal(err)
+			}
+			st.dropJournal()
+			st.putBack(m)
+		}, "d", "b", true, "the journal is missing"},
 		"tmp a file": {func(st *story) { st.remove(st.repo("tmp")); st.write(st.repo("tmp"), "x") }, "d", "b", false, "tmp of the repository is in the way"},
 		"tmp gone":   {func(st *story) { st.remove(st.repo("tmp")) }, "d", "b", false, ""},
 		"left by a kill": {func(st *story) {

@@ -114,8 +114,9 @@ type packIndexes struct {
 
 // list looks for packs that are new, and forgets those that are gone.
 func (p *packIndexes) list(dir string) error {
-	paths, err := glob(dir, "pack-*.idx")
-	if err != nil {
+	paths, err := glob(dir, "*.idx") // as git, which also writes loose-*.idx
+	packs, perr := glob(dir, "*.pack")
+	if err = errors.Join(err, perr); err != nil {
 		return fmt.Errorf("list packs: %w", err)
 	}
 	ages := map[string]time.Time{}
@@ -126,7 +127,10 @@ func (p *packIndexes) list(dir string) error {
 	}
 	maps.DeleteFunc(p.opened, func(name string, _ *idxfile.MemoryIndex) bool { return ages[name].IsZero() })
 	p.left = slices.SortedFunc(maps.Keys(ages), func(a, b string) int { return ages[b].Compare(ages[a]) })
-	p.vanished, p.bad, p.err = false, false, nil
+	p.vanished, p.err = false, nil
+	p.bad = slices.ContainsFunc(packs, func(path string) bool { // an index that is missing
+		return ages[strings.TrimSuffix(filepath.Base(path), ".pack")].IsZero()
+	})
 	return nil
 }
 

@@ -258,6 +258,9 @@ func (s *Store) Probe(ctx context.Context) error {
 		}
 	}
 	if err == nil {
+		err = s.mendJournal()
+	}
+	if err == nil {
 		if s.mendError != nil {
 			s.mend()
 		}

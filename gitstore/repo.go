@@ -105,14 +105,17 @@ func (r *repo) has(h plumbing.Hash) (bool, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for isListed := false; ; isListed = true {
+	for attempt := 0; ; attempt++ { // see packed
 		for _, index := range r.packs.all(r.packDir()) {
 			if ok, err := index.Contains(h); ok && err == nil {
 				return true, nil
 			}
 		}
-		if isListed {
+		switch {
+		case attempt > 0 && !r.packs.vanished:
 			return false, r.packs.err
+		case attempt == 5:
+			return false, fmt.Errorf("look for %s: the packs change all the time", h)
 		}
 		if err := r.packs.list(r.packDir()); err != nil {
 			return false, err

@@ -257,6 +257,9 @@ func TestRetried(t *testing.T) {
 	if s.Retried() {
 		t.Error("a mark on an earlier candidate counts for the head")
 	}
+	if err := s.join(); err != nil { // else git is written beside fsck
+		t.Fatal(err)
+	}
 	f.fsck()
 }
 

@@ -1,0 +1,252 @@
+package gitstore
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What people do to the state directory with git and with other tools, of which
+// nothing may be lost.
+
+// longHistory makes a history of several packs, and stops as asked.
+func longHistory(t *testing.T, clean bool) *fixture {
+	t.Helper()
+	often(t)
+	f := newMemory(t)
+	s, _ := f.open()
+	for i := range 23 {
+		applied(t, s, 64+i)
+		idle(s)
+	}
+	stop := s.Close
+	if !clean {
+		stop = func() error { return errors.Join(s.join(), s.letGo(false)) }
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// whole holds that a start finds all of a long history, and has nothing to say.
+func (f *fixture) whole() *Store {
+	f.t.Helper()
+	s, repairs := f.open()
+	noRepairs(f.t, repairs)
+	if s.Lost() != nil || s.Total() != 23 {
+		f.t.Errorf("%d records, lost %v", s.Total(), s.Lost())
+	}
+	f.fsck()
+	f.refsAgree(s)
+	return s
+}
+
+// The agent is killed, a person's gc has written its pack and is about to remove the
+// others when the agent starts.
+func TestStartInAGc(t *testing.T) {
+	f := longHistory(t, false)
+	olds := must(filepath.Glob(f.repo("objects", "pack", "pack-*")))
+	saved := map[string][]byte{}
+	for _, path := range olds {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		saved[path] = data
+	}
+	f.git("gc", "-q", "--prune=now")
+	for path, data := range saved {
+		f.write(path, string(data))
+	}
+	s := f.whole()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for path := range saved {
+		_ = os.Remove(path) // the start has removed some
+	}
+	f.whole()
+}
+
+// Packs that are named when they are looked for are gone when they are read.
+func TestPacksVanish(t *testing.T) {
+	f := longHistory(t, true)
+	r := newRepo(f.dir, "production")
+	first := f.git("rev-list", "--max-parents=0", "production")
+	if err := r.packs.list(r.packDir()); err != nil {
+		t.Fatal(err)
+	}
+	f.git("gc", "-q")
+	h, _ := parseHash(first)
+	if there, err := r.has(h); err != nil || !there {
+		t.Errorf("has is %v, %v", there, err)
+	}
+	if _, err := r.snapshot(h); err != nil {
+		t.Error(err)
+	}
+}
+
+// git maintenance names packs otherwise.
+func TestPacksOfMaintenance(t *testing.T) {
+	f := longHistory(t, true)
+	for _, path := range must(filepath.Glob(f.repo("objects", "pack", "pack-*"))) {
+		if err := os.Rename(path, strings.Replace(path, "pack/pack-", "pack/loose-", 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.whole()
+}
+
+// An index that is missing proves nothing: the repository stays, and git can make the
+// index again.
+func TestIndexMissing(t *testing.T) {
+	f := longHistory(t, true)
+	for _, path := range must(filepath.Glob(f.repo("objects", "pack", "pack-*.idx"))) {
+		f.remove(path)
+	}
+	s, repairs := f.open()
+	noRepairs(t, repairs)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range must(filepath.Glob(f.repo("objects", "pack", "pack-*.pack"))) {
+		f.git("index-pack", path)
+	}
+	f.whole()
+}
+
+// git reads the head although the pack that has it is damaged.
+func TestHeadInADamagedPack(t *testing.T) {
+	f := longHistory(t, true)
+	for _, path := range must(filepath.Glob(f.repo("objects", "pack", "pack-*.pack"))) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 20; at < len(data)-20; at += 40 {
+			data[at] ^= 0x10
+		}
+		f.write(path, string(data))
+	}
+	s, _ := f.open()
+	if text := f.gitMay("cat-file", "-p", "production:"+snapshotFile); !strings.Contains(text, s.Head().ID) {
+		t.Errorf("git cat-file: %s", text)
+	}
+}
+
+// git gc takes the packs that pruning would drop, and writes a graph of commits.
+func TestPruneAfterGc(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s := f.keeping(8)
+	for i := range 80 {
+		applied(t, s, 64+i)
+		idle(s)
+		if i%7 == 6 {
+			f.git("gc", "-q", "--prune=now")
+		}
+	}
+	idle(s)
+	if total := s.Total(); total < 8 || total > 9+3*checkpointRecords {
+		t.Errorf("%d records are kept of 80", total)
+	}
+	f.fsck()
+	f.refsAgree(s)
+	s, repairs := f.reopen(s)
+	noRepairs(t, repairs)
+	f.refsAgree(s)
+}
+
+// A journal of which a file is removed, cut or in the way goes on in a running agent.
+func TestJournalFileRemoved(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"live removed": os.Remove,
+		"live cut":     func(path string) error { return os.Truncate(path, 5*blockSize) },
+		"a pipe": func(path string) error {
+			if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
+				return err
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newMemory(t)
+			s, _ := f.open()
+			applied(t, s, 512)
+			path := segmentPath(f.dir, s.journal.live)
+			if err := damage(path); err != nil {
+				t.Fatal(err)
+			}
+			if name == "a pipe" {
+				if _, err := s.Commit(t.Context(), change(1024)); err == nil {
+					t.Error("a pipe took a record")
+				}
+				f.remove(path)
+			}
+			want := applied(t, s, 2048)
+			if err := errors.Join(s.join(), s.letGo(false)); err != nil { // a kill
+				t.Fatal(err)
+			}
+			s, repairs := f.open()
+			noRepairs(t, repairs)
+			expect(t, s, want, want)
+			if s.Lost() != nil {
+				t.Error("it is lost")
+			}
+		})
+	}
+}
+
+// A backup that makes holes of zeros takes the journal's reserve away, until a start.
+func TestSparseJournal(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	want := applied(t, s, 512)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		file, err := os.OpenFile(segmentPath(f.dir, i), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+		if err := errors.Join(unix.Fallocate(int(file.Fd()), punch, segmentSize/2, segmentSize/2), file.Close()); err != nil {
+			t.Skip("no holes here: ", err)
+		}
+	}
+	s, repairs := f.open()
+	noRepairs(t, repairs)
+	expect(t, s, want, want)
+	if s.journal.isSparse() {
+		t.Error("it has holes still")
+	}
+}
+
+// The history lies behind a link, and what it leads to is not mounted.
+func TestLinkToAnEmptyPlace(t *testing.T) {
+	f := newMemory(t)
+	disk, away := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Mkdir(f.dir, 0o700), os.Symlink(disk, f.repo())); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := f.open() // an empty place is good for a first start
+	want := applied(t, s, 512)
+	if err := errors.Join(s.Close(), os.Remove(f.repo()), os.Symlink(away, f.repo())); err != nil {
+		t.Fatal(err)
+	}
+	if s, _, err := Open(t.Context(), f.options()); err == nil || !strings.Contains(err.Error(), "where no repository is") {
+		t.Errorf("opened %v, %v", s, err)
+	}
+	if err := errors.Join(os.Remove(f.repo()), os.Symlink(disk, f.repo())); err != nil {
+		t.Fatal(err)
+	}
+	s, repairs := f.open()
+	noRepairs(t, repairs)
+	expect(t, s, want, want)
+}
