@@ -287,8 +287,11 @@ func (r *repo) removeDerived() {
 
 // removePack removes a pack, its index last: without the pack nobody uses it.
 func (r *repo) removePack(name string) error {
-	r.removeDerived()
 	base := filepath.Join(r.packDir(), name)
+	if kept, err := exists(base + ".keep"); kept || err != nil {
+		return err
+	}
+	r.removeDerived()
 	if err := os.Remove(base + ".pack"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -304,8 +307,7 @@ func (s *Store) removeLeftPacks() error {
 	indexes, err := glob(s.repo.packDir(), "pack-*.idx")
 	for _, path := range indexes {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
-		kept, kerr := exists(strings.TrimSuffix(path, ".idx") + ".keep")
-		if kept || kerr != nil || slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
+		if slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
 			continue
 		}
 		there, perr := exists(strings.TrimSuffix(path, ".idx") + ".pack")
@@ -349,10 +351,7 @@ func (s *Store) prune(ctx context.Context, target string) error {
 	if drop < 0 {
 		return nil
 	}
-	cut := next.Packs[drop].Low
-	if drop == 0 {
-		cut = min(cut, first)
-	}
+	cut := min(next.Packs[drop].Low, first) // of packs that were taken a gap is left
 	if cut <= next.First {
 		return nil
 	}

@@ -239,12 +239,17 @@ func (j *journal) begin(state []byte) error {
 		j.unsynced = nil
 	}
 	j.failed = true
-	if j.live < 0 || j.isTorn() { // both, so that an empty file is damage, and a full disk keeps no segment from beginning
-		if err := j.beginIn(0, state); err != nil {
-			return err
-		}
+	// Both, so that an empty file is damage, and a full disk keeps no segment from
+	// beginning; that which is not live first.
+	both, next := j.live < 0 || j.isTorn() || j.isSparse(), 0
+	if j.live == 0 {
+		next = 1
 	}
-	return j.beginIn(1-j.live, state)
+	err := j.beginIn(next, state)
+	if err == nil && both {
+		err = j.beginIn(1-next, state)
+	}
+	return err
 }
 
 // isTorn reports whether a file of the journal is not as large as begin makes it: a

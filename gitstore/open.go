@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,7 +36,7 @@ func (s *Store) open(ctx context.Context, before *record.Record) error {
 		s.history = was
 		return err
 	}
-	s.reload = false
+	s.reload, s.lock.head = false, ""
 	return nil
 }
 
@@ -56,6 +57,9 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	}
 	// After a clean stop everything was on the disk: then nothing is torn.
 	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
+	if h := s.lock.head; h != "" && s.ledger != nil && h != s.ledger.Head { // it was copied back
+		seg.damaged = true
+	}
 	if format != storeFormat { // the first start was killed, or an upgrade
 		seg.damaged = false
 	}
@@ -80,12 +84,12 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
 			s.journal.generation = seg.generation
 		}
-		isSparse := s.journal.isSparse()
-		if isSparse {
-			s.journal.live = -1 // both are written anew
-		}
-		if same && before == nil && !s.lock.killed && !isSparse {
-			s.journal.adopt(seg, live)
+		if same && before == nil && !s.lock.killed {
+			if s.journal.adopt(seg, live); s.journal.isSparse() {
+				if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
+					s.log.Warn("holes of the journal cannot be filled", "error", err)
+				}
+			}
 		} else { // what a killed process wrote last may not be on the disk
 			err = s.beginSegment(s.ledger)
 		}
@@ -526,11 +530,18 @@ func (s *Store) writeConfig() error {
 	return s.repo.mendPackedRefs()
 }
 
-// isConfig reports whether git can read a config file, as that of a bare repository.
+// isConfig reports whether git can work with a config file, as far as one can tell: a
+// power cut or a full disk leaves one that is empty, or ends in the word that it needs.
 func isConfig(text []byte) bool {
+	if strings.Trim(string(text), "\x00 \t\n") == "" || bytes.ContainsRune(text, 0) {
+		return false
+	}
 	c := config.New()
-	err := config.NewDecoder(bytes.NewReader(text)).Decode(c)
-	return err == nil && c.Section("core").Option("bare") == "true"
+	if err := config.NewDecoder(bytes.NewReader(text)).Decode(c); err != nil {
+		return true // git reads more than this decoder
+	}
+	booleans := []string{"", "true", "yes", "on", "1", "false", "no", "off", "0"}
+	return slices.Contains(booleans, strings.ToLower(c.Section("core").Option("bare")))
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

@@ -250,3 +250,159 @@ func TestLinkToAnEmptyPlace(t *testing.T) {
 	noRepairs(t, repairs)
 	expect(t, s, want, want)
 }
+
+// A person's gc keeps the oldest pack and takes those behind it: what must stay of them
+// is not cut off.
+func TestPruneAcrossAGap(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s := f.keeping(20)
+	for i := range 6 {
+		applied(t, s, 64+i)
+		idle(s)
+	}
+	for _, p := range s.ledger.Packs {
+		f.write(f.repo("objects", "pack", p.Name+".keep"), "")
+	}
+	for i := range 15 {
+		applied(t, s, 164+i)
+		idle(s)
+	}
+	f.git("tag", "mine", "production~4")
+	f.git("gc", "-q")
+	for i := range 24 {
+		applied(t, s, 264+i)
+		idle(s)
+		if s.Total() < min(20, s.Head().Index) {
+			t.Fatalf("%d records stay at %d", s.Total(), s.Head().Index)
+		}
+	}
+	if n := f.git("rev-list", "--count", "mine..production"); n != "28" {
+		t.Errorf("%s records follow the tag, want 28", n)
+	}
+	f.fsck()
+	f.refsAgree(s)
+}
+
+// A pack that a person wants kept is not removed.
+func TestPackWithKeep(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s := f.keeping(8)
+	for i := range 9 {
+		applied(t, s, 64+i)
+		idle(s)
+	}
+	base := f.repo("objects", "pack", s.ledger.Packs[0].Name)
+	f.write(base+".keep", "")
+	for i := range 30 {
+		applied(t, s, 164+i)
+		idle(s)
+	}
+	if there, err := exists(base + ".pack"); err != nil || !there {
+		t.Errorf("there: %v, %v", there, err)
+	}
+}
+
+// A person moves the branch back and lets gc remove what follows, with packs of which
+// the agent has read the indexes.
+func TestBranchBackAndGc(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	for i := range 6 {
+		applied(t, s, 64+i)
+	}
+	look := func() {
+		t.Helper()
+		if err := s.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.Prepare(t.Context(), target(s))
+	}
+	f.git("gc", "-q", "--prune=now")
+	look()
+	f.git("update-ref", "refs/heads/production", "production~3")
+	f.git("update-ref", "-d", "refs/dtesn/applied/production")
+	f.git("gc", "-q", "--prune=now")
+	look()
+	look()
+	f.fsck()
+	f.refsAgree(s)
+}
+
+// The pause of a damaged history outlives a clean stop, and the journal.
+func TestLostOutlivesTheJournal(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 512)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(segmentPath(f.dir, s.journal.live), blockSize); err != nil {
+		t.Fatal(err)
+	}
+	for _, damage := range []func(){func() {}, func() { f.remove(segmentPath(f.dir, 0)); f.remove(segmentPath(f.dir, 1)) }} {
+		damage()
+		s, _ = f.open()
+		if s.Lost() == nil {
+			t.Error("it is not paused")
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A file of the journal that is removed or cut before a clean stop is no damage.
+func TestJournalFileRemovedBeforeAStop(t *testing.T) {
+	for name, damage := range map[string]func(f *fixture, live int) error{
+		"live":  func(f *fixture, live int) error { return os.Remove(segmentPath(f.dir, live)) },
+		"other": func(f *fixture, live int) error { return os.Remove(segmentPath(f.dir, 1-live)) },
+		"cut":   func(f *fixture, live int) error { return os.Truncate(segmentPath(f.dir, 1-live), blockSize) },
+		"both": func(f *fixture, live int) error {
+			return errors.Join(os.Remove(segmentPath(f.dir, live)), os.Remove(segmentPath(f.dir, 1-live)))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newMemory(t)
+			s, _ := f.open()
+			applied(t, s, 512)
+			if err := damage(f, s.journal.live); err != nil {
+				t.Fatal(err)
+			}
+			s, repairs := f.reopen(s)
+			noRepairs(t, repairs)
+			if s.Lost() != nil {
+				t.Error("it is paused")
+			}
+		})
+	}
+}
+
+// A journal and a repository of a backup, and the lock of now, which knows a later head.
+func TestOlderJournal(t *testing.T) {
+	f := newMemory(t)
+	s, _ := f.open()
+	applied(t, s, 512)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	older := f.dir + "-older"
+	if err := os.CopyFS(older, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = f.open()
+	applied(t, s, 1024)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{repoDir, filepath.Base(segmentPath(f.dir, 0)), filepath.Base(segmentPath(f.dir, 1))} {
+		f.remove(filepath.Join(f.dir, name))
+		if err := os.Rename(filepath.Join(older, name), filepath.Join(f.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, _ = f.open(); s.Lost() == nil {
+		t.Error("it is not paused")
+	}
+}

@@ -106,9 +106,12 @@ func (r *repo) has(h plumbing.Hash) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for attempt := 0; ; attempt++ { // see packed
-		for _, index := range r.packs.all(r.packDir()) {
-			if ok, err := index.Contains(h); ok && err == nil {
-				return true, nil
+		for name, index := range r.packs.all(r.packDir()) {
+			if ok, err := index.Contains(h); !ok || err != nil {
+				continue
+			}
+			if there, err := exists(filepath.Join(r.packDir(), name+".pack")); there || err != nil {
+				return there, err
 			}
 		}
 		switch {

@@ -148,9 +148,9 @@ func (s *Store) Close() error {
 	if err == nil && s.lock.stands() && !s.reload {
 		s.finishCheckpoint(true)
 		s.finishCheckpoint(true) // what was committed while the first one ran
-		err = s.syncProjection()
+		err = errors.Join(s.mendJournal(), s.syncProjection())
 	}
-	clean := err == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
+	clean := err == nil && s.lost == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
 	return errors.Join(err, s.letGo(clean))
 }
 
