@@ -142,34 +142,13 @@ func (r *Reconciler) recordHeld(hold *record.Hold) {
 	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == record.Held) {
 		return
 	}
-	reason := heldReason(hold)
-	r.record(Attempt{Revision: revision, Outcome: record.Held, Reason: reason})
-	r.log.Event(slog.LevelWarn, "not tried: "+reason, "revision", revision, "hint", heldHint(hold))
-}
-
-// heldReason says why something is held, to follow the word "held".
-func heldReason(hold *record.Hold) string {
-	switch {
-	case hold.Paused && hold.By != "operator":
-		return "paused: " + hold.Reason
-	case hold.Paused:
-		return "paused by the operator: " + hold.Reason
-	case hold.By == "engine":
-		return "the engine rejected it: " + hold.Reason
-	case hold.By == byProbation:
-		return "it did not pass its probation: " + hold.Reason
+	reason := r.heldReason(hold, r.seen.config)
+	by := hold.By
+	if e := r.match(hold, r.seen.config, false); e != nil && !hold.Paused {
+		by = e.By
 	}
-	return "by the " + hold.By + ": " + hold.Reason
-}
-
-func heldHint(hold *record.Hold) string {
-	switch {
-	case hold.Paused && hold.By == "agent":
-		return "restore the history, or begin a new one with: agent resume"
-	case hold.Paused:
-		return "agent resume"
-	}
-	return "declare other parameters, or try these again with: agent resume"
+	r.record(Attempt{Revision: revision, Outcome: record.Held, Reason: reason, HeldBy: by})
+	r.log.Event(slog.LevelWarn, "not tried: "+reason, "revision", revision, "hint", r.heldHint(hold, r.seen.config))
 }
 
 // recordUnchanged notes that what the source declares is what is applied and,

@@ -184,7 +184,11 @@ func (w *world) auditCounts(s *apply.Status) {
 func (w *world) auditStatus(c *faultCase, s *apply.Status, head, applied *record.Record, declared *schema.Parameters) {
 	w.t.Helper()
 	x := want{runs: applied.Config, ready: true}
-	for _, d := range heldSets(head.Held) {
+	hold := head.Held
+	if head.Kind == record.KindChange { // an applied one ends what was held
+		hold = nil
+	}
+	for _, d := range heldSets(hold) {
 		for _, p := range []schema.Parameters{stateA, stateB, stateC, size(3000)} {
 			if p.Digest() == d {
 				x.held = append(x.held, p)
@@ -197,10 +201,10 @@ func (w *world) auditStatus(c *faultCase, s *apply.Status, head, applied *record
 		if recorded := w.recorded(stateB); recorded && !c.bad && !c.held && !c.mayCut() && c.declares.Len() == 0 && !applied.Config.Equal(stateB) {
 			w.t.Error("a good change is on record, nothing took its place, and it does not run")
 		}
-	case head.Held.Holds(*declared, rules.Has):
+	case hold.Holds(*declared, rules.Has):
 		x.outcome, x.state = s.Attempted.Outcome, apply.StateHeld
 		if !declared.Equal(stateB) || !(c.bad || c.held || c.mayCut()) || (x.outcome != record.Held && x.outcome != record.Rejected && x.outcome != record.Applied) {
-			w.t.Errorf("held: %+v, attempted %+v", head.Held, s.Attempted)
+			w.t.Errorf("held: %+v, attempted %+v", hold, s.Attempted)
 		}
 	default:
 		x.outcome, x.state, x.inSync, x.runs = s.Attempted.Outcome, apply.StateInSync, true, *declared

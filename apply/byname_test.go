@@ -189,7 +189,7 @@ func TestHeldAcrossSchemas(t *testing.T) {
 				schemas(t, c.first, func(t *testing.T, w *world) {
 					b := c.first.Known(at(stateB, "1.25"))
 					w.declare(b, "")
-					if _, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", Pause: pause, UID: 7}); err != nil {
+					if _, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", Pause: pause, Requester: record.Requester{UID: 7}}); err != nil {
 						t.Fatal(err)
 					}
 					held := want{runs: at(stateA, ifHas(c.first, "1.5")), outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{b}}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,7 +81,7 @@ func (r *Reconciler) changeRecord(applied *record.Record) record.Record {
 	rec := record.Record{
 		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
 		Source: record.Source(r.seen.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
-		Held: r.dormant(r.opt.Store.Head().Hold()),
+		Held: r.hold(),
 	}
 	r.fill(&rec, applied)
 	return rec
@@ -191,7 +192,7 @@ func (r *Reconciler) drive(ctx context.Context, head *record.Record) (more bool)
 		return false
 	}
 	if before := r.completeBefore(head); before != nil && f.sends == 0 && !r.opt.Store.Retried() {
-		if !r.commitAgain(ctx, head, record.Record{Held: head.Held, RequestedBy: head.RequestedBy, Before: before}) {
+		if !r.commitAgain(ctx, head, record.Record{Held: head.Held, RequestedBy: head.RequestedBy, Requester: head.Requester, Before: before}) {
 			return false
 		}
 		r.flight.fresh, r.flight.asked = f.fresh, f.asked // one that was found may have been sent
@@ -289,7 +290,7 @@ func (r *Reconciler) waitForUpgrade(ctx context.Context, head *record.Record, f 
 // for it may be what was applied.
 func (r *Reconciler) displace(ctx context.Context, head *record.Record, f *flight) (done, more bool) {
 	if why := r.seen.refusal; why != nil && head.Kind == record.KindChange && head.Source.Revision == r.seen.doc.Revision() {
-		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, r.dormant(head.Held))
+		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more: "+why.Reason, head.Held, nil)
 		return true, recorded
 	}
 	if done, more := r.distrusted(ctx, head, f); done {
@@ -300,10 +301,16 @@ func (r *Reconciler) displace(ctx context.Context, head *record.Record, f *fligh
 		hold := r.holdBefore(ctx, head)
 		if head.Kind == record.KindRollback && head.Held != nil { // no verdict on it: what the operator holds stays held
 			held := *head.Held
+			held.Entries = slices.Clone(held.Entries)
+			for i := range held.Entries {
+				if e := &held.Entries[i]; e.Since == held.Since {
+					e.Reason += " (the rollback did not happen: " + why + ")"
+				}
+			}
 			held.Reason += " (the rollback did not happen: " + why + ")"
 			hold = &held
 		}
-		recorded, _ := r.withdraw(ctx, head, why, hold)
+		recorded, _ := r.withdraw(ctx, head, why, hold, nil)
 		return true, recorded
 	}
 	c, applied := r.seen.config, r.opt.Store.Applied()
@@ -319,7 +326,7 @@ func (r *Reconciler) displace(ctx context.Context, head *record.Record, f *fligh
 		return false, false
 	}
 	if back {
-		recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", r.dormant(head.Held))
+		recorded, _ := r.withdraw(ctx, head, "the source went back to what is applied", head.Held, nil)
 		return true, recorded
 	}
 	rec := r.changeRecord(applied)
@@ -557,8 +564,8 @@ func (r *Reconciler) confirm(ctx context.Context) (more bool) {
 		"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
 		"took", time.Since(f.started).Round(10 * time.Microsecond).String(),
 	}, commitOf(head)...)...)
-	if head.Held != nil {
-		r.log.Event(slog.LevelInfo, r.heldText(head.Held))
+	if hold := r.hold(); hold != nil {
+		r.log.Event(slog.LevelInfo, r.heldText(hold))
 	}
 	return true
 }
@@ -589,21 +596,8 @@ func (r *Reconciler) appliedText(s *record.Record) string {
 	if left != nil {
 		text += "; the engine keeps its value of " + strings.Join(left, ", ")
 	}
-	if s.Held != nil {
-		text += "; " + r.heldText(s.Held)
+	if hold := r.hold(); hold != nil {
+		text += "; " + r.heldText(hold)
 	}
 	return text
-}
-
-// heldText says what a hold means for what comes.
-func (r *Reconciler) heldText(h *record.Hold) string {
-	switch {
-	case h.Paused:
-		return "paused: nothing is tried until agent resume"
-	case r.seen.config == nil:
-		return "what ran is held until the source declares something else, or until agent resume; what the source shows now is not held, for it is not known what it would declare"
-	case !r.holds(h, r.seen.config):
-		return "what was held stays held until agent resume"
-	}
-	return "what the source declares is held until it changes, or until agent resume"
 }

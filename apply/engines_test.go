@@ -571,17 +571,26 @@ func TestARollbackBringsBackAnOptionalParameter(t *testing.T) {
 	})
 }
 
-// TestAHoldSaysWhatWasUnset: what was rolled back from without an optional
-// parameter is not held with one.
-func TestAHoldSaysWhatWasUnset(t *testing.T) {
+// TestAnUnrelatedParameterEndsNoHold: a value that was rolled back from is held with
+// whatever else is declared beside it, and the reason names it, who holds it and why.
+func TestAnUnrelatedParameterEndsNoHold(t *testing.T) {
 	schemas(t, optional(t), func(t *testing.T, w *world) {
 		w.declare(stateA, "")
 		w.declare(stateB, "")
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "b is bad"}); err != nil {
+		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "b is bad", Requester: record.Requester{UID: 7, User: "ada"}}); err != nil {
 			t.Fatal(err)
 		}
+		w.engine.ban(at(stateB, "1.5"))
 		w.declare(at(stateB, "1.5"), "")
-		w.check("another", inSync(at(stateB, "1.5")))
+		w.check("another", want{runs: w.engine.running(), outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		if s := w.r.Status(); s.Reason != "esn_reservoir_size 2048 is held by the operator ada (uid 7): b is bad" || s.Attempted.HeldBy != "operator" {
+			t.Errorf("%s; %+v", s.Reason, s.Attempted)
+		}
+		w.declare(at(stateC, "1.5"), "")
+		w.check("another value", inSync(at(stateC, "1.5")))
+		w.engine.allow(at(stateB, "1.5"))
+		w.declare(at(stateB, "1.5"), "")
+		w.check("the value again", inSync(at(stateB, "1.5")))
 	})
 }
 

@@ -39,7 +39,7 @@ func bubble(t *testing.T, story func(t *testing.T, w *world)) {
 	})
 }
 
-func TestRejectedIsHeldUntilSomethingElseIsDeclared(t *testing.T) {
+func TestRejectedIsHeldUntilSomethingElseIsApplied(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
@@ -57,15 +57,19 @@ func TestRejectedIsHeldUntilSomethingElseIsDeclared(t *testing.T) {
 		if w.store.Total() != total {
 			t.Errorf("%d records more", w.store.Total()-total)
 		}
-		// What is applied, declared again, ends the hold and makes a note of it.
+		// What is applied, declared again, ends nothing.
 		w.declare(stateA, "back")
-		w.check("back", want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("back", want{runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true, held: []schema.Parameters{stateB}})
 		if got := w.counts.rolledBack(); len(got) != 1 || got[0] != "engine" {
 			t.Errorf("rollbacks counted: %v, want one by the engine", got)
 		}
-		if k := w.store.Head().Kind; k != record.KindNote || w.store.Total() != total+1 {
-			t.Errorf("head is a %s, %d records more", k, w.store.Total()-total)
+		if w.store.Total() != total {
+			t.Errorf("%d records more", w.store.Total()-total)
 		}
+		w.declare(stateB, "and forth")
+		w.check("and forth", want{runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		w.declare(stateC, "")
+		w.check("something else", want{runs: stateC, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 		w.engine.allow(stateB)
 		w.engine.will(stateB, accept)
 		w.declare(stateB, "again")
@@ -168,7 +172,7 @@ func TestDiesTwiceIsRejectedEvenAcrossARestart(t *testing.T) {
 		if n := w.engine.sent(stateC); n > 2 {
 			t.Errorf("sent %d times across the restart", n)
 		}
-		w.check("across", want{runs: stateA, outcome: w.r.Status().Attempted.Outcome, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateC}})
+		w.check("across", want{runs: stateA, outcome: w.r.Status().Attempted.Outcome, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
 	})
 }
 
@@ -242,7 +246,7 @@ func TestDrift(t *testing.T) {
 func TestRollback(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", UID: 7})
+		res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", Requester: record.Requester{UID: 7}})
 		if err != nil || res.Outcome != record.Applied {
 			t.Fatal(res, err)
 		}

@@ -79,7 +79,8 @@ var scenes = []scene{
 	{name: "the hold ends", declares: stateA, bad: true, set: func(w *world) {
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
-	}, play: func(w *world) { w.declare(stateA, "the way back") }, steps: []string{"note", "settle"}},
+		w.declare(stateA, "the way back")
+	}, play: func(w *world) { w.order(apply.Command{Verb: "resume"}) }, steps: []string{"note", "settle"}},
 	{name: "rolled back", held: true, set: func(w *world) { w.declare(stateB, "") }, play: func(w *world) {
 		w.order(apply.Command{Verb: "rollback", Reason: "slow"})
 	}, steps: []string{"list", "rollback", "send", "read", "confirm"}},

@@ -31,8 +31,10 @@ func (m *model) check(s *apply.Status, recs []record.Row, c *counts, said told) 
 	if s.InSync {
 		a, d := s.Attempted, m.newest()
 		switch {
-		case m.open() || !runs || head.hold != nil || s.Drift != nil:
-			m.failf("in sync, with open %v, the engine on it %v, %s held, drift %v", m.open(), runs, head.hold, s.Drift)
+		case m.open() || !runs || s.Drift != nil:
+			m.failf("in sync, with open %v, the engine on it %v, drift %v", m.open(), runs, s.Drift)
+		case d != nil && m.holdNow().holds(d.config):
+			m.failf("in sync, and %s is held", m.holdNow())
 		case d == nil || d.bad != "" || !d.config.Equal(state.config) || a == nil || a.Revision != d.revision:
 			m.failf("in sync, while the source declares %+v and attempted is %+v", d, a)
 		}

@@ -152,11 +152,13 @@ func (m *model) candidate() *entry {
 	return nil
 }
 
+// holdNow is the hold in force. A change that is applied ended it.
 func (m *model) holdNow() *hold {
-	if h := m.head(); h != nil {
-		return h.hold
+	h := m.head()
+	if h == nil || h.kind == record.KindChange && !m.open() {
+		return nil
 	}
-	return nil
+	return h.hold
 }
 
 // condemned: the candidate must not be sent again, nor be confirmed.
@@ -179,7 +181,7 @@ func (m *model) allowed() (may []entry) {
 	if c := m.candidate(); c != nil && m.rejectable() {
 		h := m.holdBefore()
 		if c.kind == record.KindChange {
-			h = holding(false, c.config.Digest())
+			h = holding(false, append(h.list(), c.config.Digest())...)
 		}
 		may = append(may, m.back(record.Rejected, h))
 	}
@@ -213,21 +215,21 @@ func (m *model) allowed() (may []entry) {
 // after is what may be recorded because the source declares d.
 func (m *model) after(d declared) []entry {
 	head, state, now, c := m.head(), m.state(), m.holdNow(), m.candidate()
-	change := entry{kind: record.KindChange, config: d.config, point: true}
+	change := entry{kind: record.KindChange, config: d.config, point: true, hold: now}
 	if m.open() {
 		change.settles = record.Superseded
 	}
 	switch {
 	case d.bad == record.Refused && c != nil && c.kind == record.KindChange && c.revision == d.revision:
-		return []entry{m.back(record.Superseded, nil)} // not trusted any more
-	case d.bad != "" || now.holds(d.config):
+		return []entry{m.back(record.Superseded, now)} // not trusted any more
+	case d.bad != "":
 	case c != nil && m.life.found && !m.life.known: // first it is asked whether the engine runs it
+	case c != nil && c.kind == record.KindChange && state != nil && d.config.Equal(state.config):
+		return []entry{m.back(record.Superseded, now)} // the source went back
+	case now.holds(d.config):
 	case c != nil && state != nil && d.config.Equal(state.config):
-		return []entry{m.back(record.Superseded, nil)} // the source went back
+		return []entry{m.back(record.Superseded, now)} // the source went back
 	case !m.open() && state != nil && d.config.Equal(state.config):
-		if now != nil { // the hold ended
-			return []entry{{kind: record.KindNote, config: head.config, point: head.point}}
-		}
 	case m.open() && d.config.Equal(head.config):
 	case m.open() && c == nil && !m.life.wayBackRefused: // first the way back
 	default:
@@ -266,16 +268,18 @@ func (m *model) paused() entry {
 	return entry{kind: record.KindRollback, config: m.head().config, point: true, settles: record.Superseded, hold: holding(true, m.holdNow().list()...)}
 }
 
-// holdBefore is the hold that a rejected rollback leaves as it was; those whose
+// holdBefore is the hold that a rejected candidate leaves as it was; rollbacks whose
 // place it took held nothing either.
 func (m *model) holdBefore() *hold {
 	if m.head().kind != record.KindRollback {
-		return nil
+		return m.head().hold
 	}
 	var before *hold
 	for i := len(m.records) - 2; i >= 0; i-- {
 		if e := &m.records[i]; e.kind != record.KindRollback || e.outcome == record.Applied {
-			before = e.hold
+			if e.kind != record.KindChange || e.outcome != record.Applied {
+				before = e.hold
+			}
 			break
 		}
 	}
@@ -285,8 +289,8 @@ func (m *model) holdBefore() *hold {
 	return before
 }
 
-// rollbacks are the records an order to go back may make: it holds what runs,
-// what is declared and what was held before, but not its target.
+// rollbacks are the records an order to go back may make: it holds what is applied or
+// pending, what is declared and what was held before, but not its target.
 func (m *model) rollbacks(order apply.Command) (may []entry) {
 	target := m.target(order.ID)
 	if target == nil {
@@ -298,9 +302,6 @@ func (m *model) rollbacks(order apply.Command) (may []entry) {
 	}
 	for _, d := range declares {
 		digests := append(m.holdNow().list(), m.head().config.Digest(), m.state().config.Digest())
-		if m.life.known {
-			digests = append(digests, m.life.reading.Parameters.Digest())
-		}
 		if d != nil && d.bad == "" {
 			digests = append(digests, d.config.Digest())
 		}
@@ -325,7 +326,7 @@ func (m *model) target(id string) *entry {
 		case e.outcome != record.Applied || !e.point:
 		case id != "" && e.id == id:
 			return e
-		case id == "" && e.kind.Candidate() && !e.config.Equal(head.config) && !slices.Contains(head.hold.list(), e.config.Digest()):
+		case id == "" && e.kind.Candidate() && !e.config.Equal(head.config) && !slices.Contains(m.holdNow().list(), e.config.Digest()):
 			return e
 		}
 	}

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,13 +21,20 @@ import (
 type Command struct {
 	// Verb is "rollback", "pause" or "resume".
 	Verb string
-	// ID is the rollback's target; "" for the previous applied state.
+	// ID is the rollback's target; "" for the newest applied state that differs from
+	// what is applied and is not held.
 	ID     string
 	Reason string
 	// Pause makes a rollback pause as well.
 	Pause bool
-	// UID asked for it.
-	UID int
+	// Hold are the parameters of which a rollback holds the values; empty for all that
+	// differ.
+	Hold []string
+	// Name is the parameter of which resume ends the entries; "" ends everything.
+	Name string
+	// DryRun asks what a rollback or resume would do.
+	DryRun    bool
+	Requester record.Requester
 }
 
 // A Result is what came of a Command.
@@ -99,7 +107,7 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 		return
 	}
 	if lost := r.opt.Store.Lost(); lost != nil {
-		q.answer(Result{}, problem.New(q.Verb, errors.New(lost.Text()), heldHint(lost)))
+		q.answer(Result{}, problem.New(q.Verb, errors.New(lost.Text()), r.heldHint(lost, nil)))
 		return
 	}
 	if applied == nil {
@@ -108,12 +116,16 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 	}
 	switch q.Verb {
 	case "rollback":
-		switch under := q.ID == "" && q.found != ""; {
+		if err := r.checkNames(q.Hold); err != nil {
+			q.answer(Result{}, err)
+			return
+		}
+		switch under := q.ID == "" && q.found != "" && !q.DryRun; {
 		case under && q.Pause && r.openRollback() != "":
 			if r.pauseRollback(ctx, q, head) {
 				r.waiters = append(r.waiters, q)
 			}
-		case under && q.Pause && applied.ID == q.found && !(head.Held != nil && head.Held.Paused):
+		case under && q.Pause && applied.ID == q.found && !r.isPaused():
 			r.pause(ctx, q, head, applied) // the first has ended well meanwhile
 		case under:
 			r.join(ctx, q)
@@ -129,13 +141,6 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 	}
 }
 
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}
-
 // openRollback is the rollback that is on record and not settled, "" if none is.
 func (r *Reconciler) openRollback() string {
 	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
@@ -144,6 +149,26 @@ func (r *Reconciler) openRollback() string {
 	}
 	return head.ID
 }
+
+// isPaused reports whether an operator paused the agent.
+func (r *Reconciler) isPaused() bool { hold := r.hold(); return hold != nil && hold.Paused }
+
+// checkNames reports a name that is no parameter.
+func (r *Reconciler) checkNames(names []string) error {
+	for _, name := range names {
+		if r.opt.Rules.Parameter(name) == nil {
+			hint := "one of " + strings.Join(r.opt.Rules.Names(), ", ")
+			if near, ok := schema.Suggest(name, r.opt.Rules.Names()); ok {
+				hint = "did you mean " + near + "?"
+			}
+			return problem.New("", fmt.Errorf("unknown parameter %q", cut(name)), hint)
+		}
+	}
+	return nil
+}
+
+// cut bounds what an operator named, for a message.
+func cut(name string) string { return name[:min(len(name), 80)] }
 
 // join lets an order for a rollback to the state before wait for the one that
 // was under way when it came: who asks again means the same one.
@@ -174,9 +199,19 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + q.Reason, Config: config,
 		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
 		Provenance: provenanceOf(config, &target.Record), Experiments: target.Experiments, RollbackPoint: true,
-		RequestedBy: &q.UID, Held: r.rollbackHold(q, config, target, head, applied),
+		RequestedBy: &q.Requester.UID, Requester: &q.Requester, Held: r.rollbackHold(q, config, target, head, applied),
 	}
 	r.fill(&rec, applied)
+	for _, name := range q.Hold {
+		if rec.Held == nil || !slices.ContainsFunc(rec.Held.Entries, func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
+			q.answer(Result{}, problem.New("rollback", fmt.Errorf("--hold %s: it has the same value in %s", name, target.ID), "name a parameter that differs: agent rollback --dry-run lists them"))
+			return
+		}
+	}
+	if q.DryRun {
+		q.answer(Result{Outcome: record.Applied, SnapshotID: target.ID, Text: r.rollbackPlan(target, &rec)}, nil)
+		return
+	}
 	if open {
 		rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
 	}
@@ -194,6 +229,26 @@ func (r *Reconciler) rollback(ctx context.Context, q *request, head, applied *re
 	r.waiters = append(r.waiters, q)
 }
 
+// rollbackPlan says what a rollback to target would do, a line each.
+func (r *Reconciler) rollbackPlan(target *record.Row, rec *record.Record) string {
+	lines := []string{"would roll back to " + target.ID + ": " + target.Description}
+	for _, c := range rec.Changes {
+		lines = append(lines, "  "+c.String())
+	}
+	if len(rec.Changes) == 0 {
+		lines = append(lines, "  nothing changes against what is applied")
+	}
+	if rec.Held != nil {
+		for i := range rec.Held.Entries {
+			lines = append(lines, "would hold "+rec.Held.Entries[i].String())
+		}
+		if rec.Held.Paused {
+			lines = append(lines, "would pause until agent resume")
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
 // alreadyRuns says that the engine runs the target, as far as the schema knows it.
 func (r *Reconciler) alreadyRuns(target *record.Row) error {
 	unknown := slices.DeleteFunc(target.Config.Names(), func(name string) bool { return r.knows(name, target.Config.Get(name)) })
@@ -201,76 +256,6 @@ func (r *Reconciler) alreadyRuns(target *record.Row) error {
 		return fmt.Errorf("the engine already runs the state of %s", target.ID)
 	}
 	return fmt.Errorf("the schema does not know %s of %s, and the engine already runs the rest", strings.Join(unknown, ", "), target.ID)
-}
-
-// rollbackHold is what an operator's rollback holds: what ran, what the source
-// declares, and what was held before, but not the target itself. An entry with
-// values that the target's record does not have is kept.
-func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *record.Row, head, applied *record.Record) *record.Hold {
-	hold := q.newHold()
-	hold.Paused = q.Pause || (head.Held != nil && head.Held.Paused)
-	sets := []*schema.Configuration{setOf(applied), setOf(head)}
-	if r.seen.config != nil {
-		sets = append(sets, r.seen.config)
-	}
-	if r.engine.known {
-		sets = append(sets, r.readingSet(sets))
-	}
-	to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &target.Record)}
-	full := *to
-	for name, v := range target.Config.Map() {
-		if !r.knows(name, v) {
-			full.Parameters = full.Parameters.With(name, v)
-		}
-	}
-	if head.Held != nil {
-		hold.Entries = slices.DeleteFunc(slices.Clone(head.Held.Entries), func(e record.Entry) bool { return r.matches(&e, &full, true) })
-	}
-	for _, c := range sets {
-		known := &schema.Configuration{Parameters: r.known(c.Parameters), Provenance: c.Provenance}
-		if r.same(c.Parameters, config) || r.matched(hold, known, true) {
-			continue
-		}
-		if e := r.entryOf(c, hold, to); !r.matches(&e, to, false) {
-			hold.Entries = append(hold.Entries, e)
-		}
-	}
-	if h := head.Held; h != nil && h.Paused {
-		hold.Reason += " (paused before: " + h.Reason + ")"
-	}
-	if len(hold.Entries) == 0 && !hold.Paused {
-		return nil
-	}
-	return hold
-}
-
-// readingSet returns what the engine was read to run of the parameters that are
-// managed. What none of the sets declares is no more declared because it runs.
-func (r *Reconciler) readingSet(sets []*schema.Configuration) *schema.Configuration {
-	c := &schema.Configuration{Parameters: r.managed(r.engine.reading), Provenance: schema.Provenance{}}
-	for _, name := range c.Parameters.Names() {
-		if !slices.ContainsFunc(sets, func(s *schema.Configuration) bool {
-			return !s.Parameters.Get(name).IsZero() && s.Provenance[name].Layer != bySchema
-		}) {
-			c.Provenance[name] = schema.Origin{Layer: bySchema}
-		}
-	}
-	return c
-}
-
-// newHold returns an empty hold of the operator who asked.
-func (q *request) newHold() *record.Hold {
-	return &record.Hold{By: "operator", Reason: q.Reason, Since: record.Unix(time.Now()), Requester: &record.Requester{UID: q.UID}}
-}
-
-// pauseOf returns a pause of the operator who asked, with the entries in force.
-func (q *request) pauseOf(head *record.Record) *record.Hold {
-	hold := q.newHold()
-	hold.Paused = true
-	if head.Held != nil {
-		hold.Entries = head.Held.Entries
-	}
-	return hold
 }
 
 // provenanceOf returns the provenance of a rollback's parameters: that of the
@@ -295,7 +280,7 @@ func (r *Reconciler) resumeLost(ctx context.Context, q *request) {
 		q.answer(Result{}, r.notRecorded(q, "commit"))
 		return
 	}
-	r.log.Event(slog.LevelInfo, "Resume: "+cmpOr(q.Reason, "by the operator"))
+	r.log.Event(slog.LevelInfo, "Resume: "+cmp.Or(q.Reason, "by the operator"))
 	r.seen.since = time.Now()
 	r.publish()
 	text := "resumed: what the source declares is tried"
@@ -346,7 +331,7 @@ func (r *Reconciler) target(ctx context.Context, id string, head *record.Record)
 // A parameter that head lacks as well, and that both are completed with, is no
 // difference.
 func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record.Row, error) {
-	now := r.complete(ctx, head)
+	now, hold := r.complete(ctx, head), r.hold()
 	for rec, err := range r.history(ctx) {
 		if err != nil { // what came before it is good
 			return nil, err
@@ -356,7 +341,7 @@ func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record
 		}
 		config := r.complete(ctx, &rec.Record)
 		to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &rec.Record)}
-		if !r.same(config, now) && r.valid(config) && !r.matched(head.Held, to, false) {
+		if !r.same(config, now) && r.valid(config) && r.match(hold, to, false) == nil {
 			return rec, nil
 		}
 	}
@@ -388,12 +373,12 @@ func (r *Reconciler) history(ctx context.Context) iter.Seq2[*record.Row, error] 
 // pauseRollback puts the rollback under way on record anew, with a pause: what the
 // operator asked for first goes on. It reports whether it is on record.
 func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head *record.Record) bool {
-	hold := *q.pauseOf(head)
+	hold := *r.pauseOf(q)
 	if head.Held != nil {
 		hold.Reason += " (rolled back before: " + head.Held.Reason + ")"
 	}
 	r.clear("commit")
-	if !r.commitAgain(ctx, head, record.Record{Held: &hold, RequestedBy: &q.UID}) {
+	if !r.commitAgain(ctx, head, record.Record{Held: &hold, RequestedBy: &q.Requester.UID, Requester: &q.Requester}) {
 		q.answer(Result{}, r.notRecorded(q, "commit"))
 		return false
 	}
@@ -406,7 +391,7 @@ func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head *record
 // pause records that nothing may be tried until resume. A change that is pending
 // is withdrawn; a rollback goes on.
 func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *record.Record) {
-	if head.Held != nil && head.Held.Paused {
+	if r.isPaused() {
 		q.answer(Result{}, fmt.Errorf("already paused since %s: %s", record.FromUnix(head.Held.Since).UTC().Format(time.RFC3339), head.Held.Reason))
 		return
 	}
@@ -416,28 +401,75 @@ func (r *Reconciler) pause(ctx context.Context, q *request, head, applied *recor
 		}
 		return
 	}
-	r.putHold(ctx, q, head, applied, q.pauseOf(head), "Pause: "+q.Reason, "paused: nothing is tried until `agent resume`")
+	r.putHold(ctx, q, head, applied, r.pauseOf(q), "Pause: "+q.Reason, "paused: nothing is tried until `agent resume`")
 }
 
 // resume ends any hold and any pause; a pending rollback is withdrawn.
 func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *record.Record) {
-	if head.Held == nil {
+	hold := r.hold()
+	if hold == nil {
 		q.answer(Result{}, errors.New("nothing is held and nothing is paused"))
 		return
 	}
-	r.putHold(ctx, q, head, applied, nil, "Resume: "+cmpOr(q.Reason, "by the operator"), "resumed: what the source declares is tried again")
+	left, why, text := (*record.Hold)(nil), "Resume: ", "resumed: what the source declares is tried again"
+	if q.Name != "" {
+		why, text = "Resume "+cut(q.Name)+": ", "resumed: values of "+cut(q.Name)+" are tried again"
+		rest := *hold
+		rest.Entries = slices.DeleteFunc(slices.Clone(hold.Entries), func(e record.Entry) bool {
+			_, there := e.Values[q.Name]
+			return there || slices.Contains(e.Names, q.Name)
+		})
+		switch {
+		case len(rest.Entries) == len(hold.Entries):
+			err := cmp.Or(r.checkNames([]string{q.Name}), fmt.Errorf("no value of %s is held", cut(q.Name)))
+			q.answer(Result{}, problem.New("resume", err, cmp.Or(problem.Hint(err), "what is held: agent status")))
+			return
+		case len(rest.Entries) > 0 || rest.Paused:
+			left = &rest
+		}
+	}
+	if q.DryRun {
+		q.answer(Result{Outcome: record.Applied, Text: r.resumePlan(hold, left)}, nil)
+		return
+	}
+	r.putHold(ctx, q, head, applied, left, why+cmp.Or(q.Reason, "by the operator"), text)
+}
+
+// resumePlan says what would end if left remained of hold, and what would be tried.
+func (r *Reconciler) resumePlan(hold, left *record.Hold) string {
+	var lines []string
+	if hold.Paused && left == nil {
+		lines = append(lines, "would end the pause: "+hold.Reason)
+	}
+	for i := range hold.Entries {
+		if e := &hold.Entries[i]; left == nil || !slices.ContainsFunc(left.Entries, func(l record.Entry) bool { return l.String() == e.String() }) {
+			lines = append(lines, "would no longer hold "+e.String()+": "+e.Reason)
+		}
+	}
+	c, applied := r.seen.config, r.opt.Store.Applied()
+	switch {
+	case c == nil:
+		lines = append(lines, "would try nothing: the source declares nothing valid")
+	case r.holds(left, c):
+		lines = append(lines, "would try nothing: what the source declares is still held: "+r.heldReason(left, c))
+	case applied != nil && r.same(c.Parameters, applied.Config):
+		lines = append(lines, "would try nothing: the source declares what is applied")
+	case applied != nil:
+		lines = append(lines, "would try: "+changesText(r.opt.Rules.Diff(applied.Config, c.Parameters)))
+	}
+	return strings.Join(lines, "\n")
 }
 
 // putHold puts a new hold, or the end of one, on record.
 func (r *Reconciler) putHold(ctx context.Context, q *request, head, applied *record.Record, hold *record.Hold, why, text string) {
 	put := r.commitNote
 	if head.Kind.Candidate() && head.Commit != applied.Commit {
-		put = func(ctx context.Context, hold *record.Hold, why string) (bool, error) {
-			return r.withdraw(ctx, head, why, hold)
+		put = func(ctx context.Context, hold *record.Hold, why string, who *record.Requester) (bool, error) {
+			return r.withdraw(ctx, head, why, hold, who)
 		}
 	}
 	r.clear("commit", "revert")
-	recorded, err := put(ctx, hold, why)
+	recorded, err := put(ctx, hold, why, &q.Requester)
 	if !recorded {
 		q.answer(Result{}, r.notRecorded(q, "commit", "revert"))
 		return

@@ -203,7 +203,7 @@ func TestAHoldOutlivesARollbackUnderAnInvalidSource(t *testing.T) {
 	})
 }
 
-func TestAHoldEndsWhileTheEngineIsDown(t *testing.T) {
+func TestAHoldStaysWhileTheEngineIsDown(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
@@ -213,10 +213,11 @@ func TestAHoldEndsWhileTheEngineIsDown(t *testing.T) {
 		w.r.EngineHint()
 		w.pass(time.Second)
 		w.declare(stateA, "outside the held set")
+		w.engine.ban(stateB)
 		w.declare(stateB, "back")
 		w.engine.tell((*scripted).restart)
 		w.pass(time.Second)
-		w.check("tried again", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+		w.check("still held", want{runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
 	})
 }
 

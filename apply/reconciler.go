@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"regexp"
@@ -291,7 +292,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			r.abandonWaiters()
 			return nil
 		case order != nil:
-			order.found = cmpOr(order.found, r.openRollback())
+			order.found = cmp.Or(order.found, r.openRollback())
 			r.turnOnce(work)
 			r.orders.wait(-1) // from here on its own calls have their time
 			r.serve(work, order)
@@ -471,13 +472,11 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 	differs := r.seen.config != nil && (applied == nil || !r.same(r.seen.config.Parameters, applied.Config))
 	held := r.seen.config != nil && hold != nil && r.holds(hold, r.seen.config)
 	if held && !differs && !hold.Paused { // what is applied is held only by all that an entry has
-		held = r.matched(hold, r.seen.config, true)
+		held = r.match(hold, r.seen.config, true) != nil
 	}
 	tryable := differs && !held
 	r.clear("send", byProbation) // nothing is on its way
-	left := r.dormant(hold)
-	ends := r.seen.config != nil && !differs && !held && hold != nil && (left == nil || len(left.Entries) < len(hold.Entries))
-	if !tryable && !ends && r.writable {
+	if !tryable && r.writable {
 		r.clear("commit", "revert") // what could not be recorded is not wanted any more
 	}
 	// At start a Document that is about to be sent spares the engine the
@@ -498,8 +497,6 @@ func (r *Reconciler) compare(ctx context.Context) (more bool) {
 		return false // it is being looked at
 	case differs:
 		return r.begin(ctx, applied)
-	case ends:
-		return r.note(ctx, left, "the hold ended: the source declares what is applied")
 	case known:
 		return r.recordUnchanged(ctx)
 	}

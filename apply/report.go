@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -287,7 +288,7 @@ func (r *Reconciler) noteBroken(p schema.Parameters, broken []schema.Violation) 
 
 func (r *Reconciler) inSync(s *Status, settled bool, applied *record.Record) bool {
 	if r.opt.Observe { // nothing is attempted, and what runs is all that counts
-		return r.engine.reachable && r.seen.config != nil && s.Seen.Revision == r.seen.doc.Revision() && s.Held == nil &&
+		return r.engine.reachable && r.seen.config != nil && s.Seen.Revision == r.seen.doc.Revision() && !r.holds(s.Held, r.seen.config) &&
 			r.runs(r.engine.reading, r.seen.config.Parameters)
 	}
 	a := s.Attempted
@@ -320,7 +321,7 @@ func (r *Reconciler) readiness(settled bool, applied *record.Record) (ready bool
 		return true, ""
 	}
 	reason, _ := r.obstacles()
-	return false, cmpOr(reason, "the engine does not run the applied snapshot")
+	return false, cmp.Or(reason, "the engine does not run the applied snapshot")
 }
 
 // word finds the one word for how things stand, with its reason and hint.
@@ -347,7 +348,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *record.Record) (State, 
 	case !r.recovered:
 		return StateStarting, "waiting for the source and the engine", ""
 	case r.opt.Store.Lost() != nil && r.seen.violations == nil && r.seen.refusal == nil:
-		return StateHeld, heldReason(s.Held), heldHint(s.Held)
+		return StateHeld, r.heldReason(s.Held, r.seen.config), r.heldHint(s.Held, r.seen.config)
 	case head != nil && !settled && r.flight != nil && r.flight.probation != nil && r.flight.verified:
 		reason, hint := r.probationText(head)
 		return StateProbation, reason, hint
@@ -361,7 +362,7 @@ func (r *Reconciler) word(s *Status, settled bool, head *record.Record) (State, 
 	case r.seen.violations != nil:
 		return StateInvalid, r.seen.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has"
 	case s.Held != nil && (s.Held.Paused || r.seen.config == nil || !s.InSync && r.holds(s.Held, r.seen.config)):
-		return StateHeld, heldReason(s.Held), heldHint(s.Held)
+		return StateHeld, r.heldReason(s.Held, r.seen.config), r.heldHint(s.Held, r.seen.config)
 	case s.InSync:
 		return StateInSync, "the engine runs what the source declares", ""
 	case r.seen.doc == nil:
@@ -444,7 +445,7 @@ func (r *Reconciler) observation(hold *record.Hold) string {
 	changes := reversed(r.differences(r.engine.reading, r.seen.config.Parameters))
 	switch {
 	case r.holds(hold, r.seen.config):
-		return "would not try it, held: " + heldReason(hold)
+		return "would not try it, held: " + r.heldReason(hold, r.seen.config)
 	case len(changes) > 0:
 		return "would apply: " + changesText(changes)
 	}

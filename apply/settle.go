@@ -7,7 +7,6 @@ import (
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
-	"dtesn-agent/schema"
 )
 
 // reject puts the rejection of the candidate on record: a revert whose tree is
@@ -17,17 +16,7 @@ func (r *Reconciler) reject(ctx context.Context, head *record.Record, f *flight)
 	applied := r.opt.Store.Applied()
 	hold := r.holdBefore(ctx, head)
 	if head.Kind == record.KindChange {
-		hold = &record.Hold{
-			By: f.verdict.by, Reason: f.verdict.reason, Since: record.Unix(time.Now()),
-		}
-		var spared *schema.Configuration
-		if applied != nil {
-			spared = setOf(applied)
-		}
-		hold.Entries = []record.Entry{r.entryOf(setOf(head), hold, spared)}
-		if left := r.dormant(head.Held); left != nil {
-			hold.Entries = append(hold.Entries, left.Entries...)
-		}
+		hold = r.rejectionHold(head, applied, f.verdict)
 	}
 	rec := r.revertRecord(head, applied, f.verdict.reason, hold)
 	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Rejected}
@@ -76,50 +65,15 @@ func (r *Reconciler) reject(ctx context.Context, head *record.Record, f *flight)
 	return false
 }
 
-// holdBefore is the hold that was in force before the candidate head, which a
-// rejected or withdrawn rollback leaves as it was; rollbacks that it took the
-// place of held nothing either. A change had ended it. But a pause that came with
-// a rollback, or while it was under way, ends only by resume.
-func (r *Reconciler) holdBefore(ctx context.Context, head *record.Record) *record.Hold {
-	if head.Kind != record.KindRollback {
-		return r.dormant(head.Held)
-	}
-	before := r.heldBelow(ctx, head)
-	if head.Held == nil || !head.Held.Paused || before != nil && before.Paused {
-		return before
-	}
-	hold := *head.Held
-	hold.Entries = nil
-	if before != nil {
-		hold.Entries = before.Entries
-	}
-	return &hold
-}
-
-// heldBelow is the hold of the newest record below the rollback head and others
-// that came to nothing.
-func (r *Reconciler) heldBelow(ctx context.Context, head *record.Record) *record.Hold {
-	for id := head.ID; ; {
-		before, err := r.opt.Store.List(ctx, id, 1)
-		switch {
-		case err != nil || len(before) == 0:
-			return r.opt.Store.Applied().Hold()
-		case before[0].Kind != record.KindRollback || before[0].Outcome == record.Applied:
-			return before[0].Held
-		}
-		id = before[0].ID
-	}
-}
-
 // withdraw ends the open candidate without a verdict: a revert that says
-// superseded, with the hold given (nil for none). recorded with an error: it is
+// superseded, with the hold given (nil for none), ordered by who (nil for nobody). recorded with an error: it is
 // the head, but a power cut may undo it until it is confirmed.
-func (r *Reconciler) withdraw(ctx context.Context, head *record.Record, reason string, hold *record.Hold) (recorded bool, err error) {
+func (r *Reconciler) withdraw(ctx context.Context, head *record.Record, reason string, hold *record.Hold, who *record.Requester) (recorded bool, err error) {
 	if !r.ready("revert") {
 		return false, nil
 	}
 	rec := r.revertRecord(head, r.opt.Store.Applied(), reason, hold)
-	rec.OutcomeOf = &record.Settlement{ID: head.ID, Outcome: record.Superseded}
+	rec.OutcomeOf, rec.Requester = &record.Settlement{ID: head.ID, Outcome: record.Superseded}, who
 	if _, err = r.opt.Store.Commit(ctx, rec); err != nil && r.happened(head) == nil {
 		r.diskFailed("revert", err, "the candidate cannot be withdrawn on record")
 		return false, err
@@ -149,22 +103,14 @@ func (r *Reconciler) revertRecord(head, applied *record.Record, reason string, h
 	return rec
 }
 
-// note records the beginning or the end of a hold or a pause: the Parameters of
-// the head again, under the hold given. Only while no candidate is open.
-func (r *Reconciler) note(ctx context.Context, hold *record.Hold, why string) (more bool) {
-	if !r.ready("commit") {
-		return false
-	}
-	recorded, _ := r.commitNote(ctx, hold, why)
-	return recorded
-}
-
-// commitNote commits a note; its results are those of withdraw.
-func (r *Reconciler) commitNote(ctx context.Context, hold *record.Hold, why string) (recorded bool, err error) {
+// commitNote records the beginning or the end of a hold or a pause: the Parameters of
+// the head again, under the hold given. Only while no candidate is open; its results are
+// those of withdraw.
+func (r *Reconciler) commitNote(ctx context.Context, hold *record.Hold, why string, who *record.Requester) (recorded bool, err error) {
 	head := r.opt.Store.Head()
 	rec := record.Record{
 		Kind: record.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
-		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint, Requester: who,
 	}
 	applied := r.opt.Store.Applied()
 	r.fill(&rec, applied)

@@ -100,6 +100,7 @@ type Attempt struct {
 	Reason          string             `json:"reason"`
 	SnapshotID      string             `json:"snapshot_id,omitempty"`
 	Changes         []schema.Change    `json:"changes,omitempty"`
+	HeldBy          string             `json:"held_by,omitempty"` // who holds it, of outcome held: a Hold's By
 	Violations      []schema.Violation `json:"violations"`
 	ViolationsTotal int                `json:"violations_total"`
 	At              float64            `json:"at"`

@@ -60,7 +60,7 @@ func (r *Reconciler) distrusted(ctx context.Context, head *record.Record, f *fli
 	case trusted:
 		return false, false
 	case known:
-		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more", r.dormant(head.Held))
+		recorded, _ := r.withdraw(ctx, head, "its source is not trusted any more", head.Held, nil)
 		return true, recorded
 	}
 	if r.readDue() {

@@ -198,7 +198,7 @@ func TestHoldIsCarriedOverAKill(t *testing.T) {
 		t.Fatalf("the first start: %v", err)
 	}
 	s, _ = f.open()
-	if h := s.Head().Hold(); h == nil || len(h.Entries) == 0 {
+	if h := s.Head().Held; h == nil || len(h.Entries) == 0 {
 		t.Errorf("the hold is lost: %s", idOf(s.Head()))
 	}
 }

@@ -137,7 +137,7 @@ func TestHoldIsCarriedOver(t *testing.T) {
 				} else {
 					s, _ = f.open()
 				}
-				got := s.Head().Hold()
+				got := s.Head().Held
 				if got == nil || got.Paused != held.Paused || len(got.Entries) != len(held.Entries) || s.Head().Kind != record.KindNote || s.Head().Index != 3 {
 					t.Errorf("the head is %s, with %+v; held was %+v", idOf(s.Head()), got, held)
 				}
@@ -197,7 +197,7 @@ func TestBothHoldsStay(t *testing.T) {
 	}
 	f.putBack(mirror)
 	s, _ = f.open()
-	h := s.Head().Hold()
+	h := s.Head().Held
 	if h == nil || !h.Paused || h.By != "operator" || h.Match(sized(1024), anyName) == nil {
 		t.Errorf("the hold is %+v", h)
 	}

@@ -69,7 +69,7 @@ func TestRecordsOfFormer(t *testing.T) {
 		t.Errorf("the revert holds %+v", h)
 	}
 
-	hold := s.Head().Hold()
+	hold := s.Head().Held
 	if !hold.Paused || hold.By != "operator" || hold.Reason != "night" || len(hold.Entries) != 2 || len(hold.Entries[0].Names) != 6 {
 		t.Fatalf("the head holds %+v", hold)
 	}
@@ -81,7 +81,7 @@ func TestRecordsOfFormer(t *testing.T) {
 	confirm(t, s)
 	s, repairs = f.reopen(s)
 	noRepairs(t, repairs)
-	hold = s.Head().Hold()
+	hold = s.Head().Held
 	for p, want := range map[*schema.Parameters]bool{&first: false, &second: true, &third: true, &seven: false} {
 		for _, p := range []schema.Parameters{*p, p.With("max_tokens", schema.Int(1))} {
 			if hold.Holds(p, anyName) != want {
@@ -160,7 +160,7 @@ func TestSchemaChanges(t *testing.T) {
 				t.Errorf("record %d has the parameters.yaml\n%s", i+1, got)
 			}
 		}
-		hold := s.Head().Hold()
+		hold := s.Head().Held
 		held, free := rules.Complete(b.Config), rules.Complete(sized(3072))
 		if hold.Match(held, rules.Has) == nil || hold.Match(free, rules.Has) != nil || hold.Paused != paused || hold.Holds(free, rules.Has) != paused {
 			t.Errorf("the hold in force is %+v", hold)
@@ -173,9 +173,9 @@ func TestSchemaChanges(t *testing.T) {
 	// onward appends a record under the rules, and opens again.
 	onward := func(rules *schema.Rules, paused bool) {
 		t.Helper()
-		look(rules, s.Head().Hold().Paused)
+		look(rules, s.Head().Held.Paused)
 		config := rules.Complete(a.Config)
-		hold := *s.Head().Hold()
+		hold := *s.Head().Held
 		hold.Paused = paused
 		commit(t, s, record.Record{Kind: record.KindNote, Config: config, Changes: config.Diff(s.Head().Config), Held: &hold})
 		confirm(t, s)
@@ -203,7 +203,7 @@ func TestSchemaChanges(t *testing.T) {
 	s, repairs = f.reopen(s)
 	noRepairs(t, repairs)
 	p := sized(512).With(more, schema.Int(7))
-	if h := s.Head().Hold(); len(h.Entries) != 1 || h.Match(p, today.Has) != nil || h.Match(p, up.Has) == nil {
+	if h := s.Head().Held; len(h.Entries) != 1 || h.Match(p, today.Has) != nil || h.Match(p, up.Has) == nil {
 		t.Errorf("the hold is %+v", h)
 	}
 }
@@ -240,7 +240,7 @@ func TestRecordOfTomorrow(t *testing.T) {
 	if got.Commit != commit || got.Config.Get("temperature").String() != "0.70" || got.Config.Len() != head.Config.Len()+1 {
 		t.Errorf("the head is %s of %s, want %s", idOf(got), got.Config, commit)
 	}
-	if h := got.Hold(); h == nil || !h.Paused || !strings.Contains(h.Reason, `unknown field "until"`) || h.By != "operator" {
+	if h := got.Held; h == nil || !h.Paused || !strings.Contains(h.Reason, `unknown field "until"`) || h.By != "operator" {
 		t.Errorf("the hold is %+v", h)
 	}
 	applied(t, s, 512)

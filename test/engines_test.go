@@ -47,7 +47,7 @@ func (m *matrix) awaitGood(size int) {
 	m.t.Helper()
 	m.good = size
 	m.await(fmt.Sprintf("%d units applied", size), func(v view) bool {
-		return v.State == apply.StateInSync && v.InSync && v.Ready && v.size() == size && v.Held == nil
+		return v.State == apply.StateInSync && v.InSync && v.Ready && v.size() == size
 	})
 	m.agrees("in sync")
 }
@@ -347,7 +347,7 @@ func TestProbation(t *testing.T) {
 	e.restart()
 	rejected("restarted", "while the change was on probation")
 
-	onTrial(1104) // it ends the hold
+	onTrial(1104)
 	m.declare(1102)
 	m.records++ // withdrawn
 	m.awaitGood(1102)

@@ -126,8 +126,8 @@ func TestEngineLacksAnOptionalParameter(t *testing.T) {
 	if v.Held.By != "operator" {
 		t.Errorf("held %+v", v.Held)
 	}
-	g.two(3072, 0)
-	g.isApplied(3072)
+	g.two(3080, 0)
+	g.isApplied(3080)
 }
 
 // TestEngineLacksAParameterAtFirst: where nothing was applied before, the agent

@@ -452,10 +452,10 @@ func (g *grown) acrossSchemas() {
 func (g *grown) dormant() {
 	t := g.t
 	t.Helper()
-	g.two(704, 90)
-	g.awaitBoth(704, 90)
-	g.two(704, 95)
-	g.awaitBoth(704, 95)
+	g.two(712, 90)
+	g.awaitBoth(712, 90)
+	g.two(712, 95)
+	g.awaitBoth(712, 95)
 	g.order("rollback", "--reason", "late")
 	g.await("rolled back", func(v view) bool { return v.State == apply.StateHeld && intOf(*v.Current, extra) == 90 })
 	isHeld := func(what string) {
@@ -466,18 +466,18 @@ func (g *grown) dormant() {
 		if held := g.holds(what); held["by"] != "operator" || held["reason"] != "late" || held["paused"] != false {
 			t.Errorf("%s: held %v, state %s", what, held, v.State)
 		}
-		g.runsBoth(704, 90)
+		g.runsBoth(712, 90)
 	}
-	g.without("a value that is unknown is held", 704, func(what string) {
+	g.without("a value that is unknown is held", 712, func(what string) {
 		isHeld(what)
 		g.await(what, func(v view) bool { return v.InSync }) // what it declares is what is applied
 	})
-	g.with("a value that was unknown is held", 704, 95, func(what string) {
+	g.with("a value that was unknown is held", 712, 95, func(what string) {
 		isHeld(what)
 		g.await(what, func(v view) bool { return v.State == apply.StateHeld && v.Attempted.Outcome == record.Held })
 	})
-	g.two(704, 96)
-	g.awaitBoth(704, 96)
+	g.two(712, 96)
+	g.awaitBoth(712, 96)
 }
 
 // sent is the value of a parameter in the newest batch, with its digits, nil if

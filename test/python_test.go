@@ -427,7 +427,7 @@ func TestPythonOnce(t *testing.T) {
 	r.order("pause", "--reason", "night")
 	_ = running.Process.Signal(syscall.SIGTERM)
 	_ = running.Wait()
-	once(1, "held: paused by the operator: night")
+	once(1, "held: paused by the operator ")
 	if c, err := r.current(); err != nil || sizeOf(c.Configuration) != 1088 {
 		t.Errorf("the server runs %+v %v", c, err)
 	}

@@ -143,7 +143,7 @@ func TestOnceOnProbation(t *testing.T) {
 	e.change(func() { e.health = answering(503, "ill") })
 	r.declare(1100)
 	once(4, "rejected: the engine was not healthy on it")
-	once(4, "held: it did not pass its probation")
+	once(4, "did not pass the probation")
 }
 
 // TestRollbackIsRefused: an engine that refuses a rollback may refuse the way

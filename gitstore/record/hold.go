@@ -50,8 +50,25 @@ type Entry struct {
 	Names  []string      `json:"parameters,omitempty"`
 }
 
+// String returns who it is on one line: "alice (uid 1000, login bob)".
+func (q *Requester) String() string {
+	uid := fmt.Sprintf("uid %d", q.UID)
+	if q.Login != "" && q.Login != q.User {
+		uid += ", login " + q.Login
+	}
+	if q.User == "" {
+		return "(" + uid + ")"
+	}
+	return q.User + " (" + uid + ")"
+}
+
 // EntryOf returns an entry with all values of p.
 func EntryOf(p schema.Parameters) Entry { return Entry{Values: p.Map()} }
+
+// Entry returns an entry of h with these values.
+func (h *Hold) Entry(values map[string]schema.Value) Entry {
+	return Entry{Values: values, By: h.By, Reason: h.Reason, Since: h.Since, Requester: h.Requester}
+}
 
 // Matches reports whether p has all values of the entry. Parameters that are not known
 // do not count; an entry of only such ones matches nothing. A digest matches every p

@@ -173,7 +173,7 @@ func TestHoldUnknownContent(t *testing.T) {
 			if err := json.Unmarshal([]byte(`{"index": 7, "held": `+text+`, "config_data": {"a": 1}}`), rec); err != nil {
 				t.Fatalf("the record is lost: %v", err)
 			}
-			h := rec.Hold()
+			h := rec.Held
 			if h == nil || !h.Paused || !strings.Contains(h.Reason, "unknown content") || !strings.Contains(h.Reason, says) || strings.Contains(h.Text(), "\n") {
 				t.Fatalf("read as %+v", h)
 			}

@@ -87,6 +87,8 @@ type Record struct {
 	Held        *Hold               `json:"held"`
 	Errors      []string            `json:"errors,omitempty"` // the engine's, on the revert of a rejected candidate
 
+	Requester *Requester `json:"requester,omitempty"` // who ordered it; nil if nobody did
+
 	AgentVersion  string `json:"agent_version"`
 	SchemaDigest  string `json:"schema_digest"`
 	RollbackPoint bool   `json:"rollback_point"` // false only on the revert of a first Document
@@ -117,14 +119,6 @@ type Source struct {
 type Settlement struct {
 	ID      string
 	Outcome Outcome // Rejected or Superseded
-}
-
-// Hold returns the hold in force when s is the head, nil for none or without a head.
-func (s *Record) Hold() *Hold {
-	if s == nil {
-		return nil
-	}
-	return s.Held
 }
 
 // Digest returns the digest of the parameters.

@@ -165,7 +165,7 @@ func filesStory() *story {
 		change(3, "  esn_reservoir_size: 600"),
 		rejection(4, 3),
 		change(5),
-		order("rollback", held(3), inSync(5), "rollback", "--reason", "the way back"),
+		order("rollback", held(3), inSync(5), "rollback", "--reason", "the way back", "--hold", "cache_ttl_seconds"),
 		change(6),
 		order("pause", paused(6), inSync(6), "pause", "--reason", "hands off"),
 		{name: "change to 7, paused", phase: "paused change", again: 1, do: declaring(7), want: paused(6), fresh: true},

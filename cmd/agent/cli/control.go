@@ -35,10 +35,17 @@ type control struct {
 // An order is the body of a command; its answer is an orderResult, or an
 // orderError with status 409.
 type order struct {
-	ID      string  `json:"id,omitempty"`
-	Reason  string  `json:"reason,omitempty"`
-	Pause   bool    `json:"pause,omitempty"`
-	Timeout float64 `json:"timeout_seconds,omitempty"`
+	ID      string   `json:"id,omitempty"`
+	Reason  string   `json:"reason,omitempty"`
+	Pause   bool     `json:"pause,omitempty"`
+	Hold    []string `json:"hold,omitempty"`    // parameters whose values a rollback holds; all that differ if empty
+	Name    string   `json:"name,omitempty"`    // the parameter that resume is about; all if empty
+	DryRun  bool     `json:"dry_run,omitempty"` // say what would be done
+	Timeout float64  `json:"timeout_seconds,omitempty"`
+	// User and Login are who gives the order, as the client claims; the uid is the
+	// kernel's word.
+	User  string `json:"user,omitempty"`
+	Login string `json:"login,omitempty"`
 }
 
 type orderResult struct {
@@ -194,7 +201,10 @@ func (c *control) order(w http.ResponseWriter, q *http.Request, verb string) {
 	uid, _ := q.Context().Value(uidKey{}).(int)
 	ctx, cancel := context.WithTimeout(q.Context(), time.Duration(o.Timeout*float64(time.Second)))
 	defer cancel()
-	result, err := c.agent.reconciler.Do(ctx, apply.Command{Verb: verb, ID: o.ID, Reason: o.Reason, Pause: o.Pause, UID: uid})
+	result, err := c.agent.reconciler.Do(ctx, apply.Command{
+		Verb: verb, ID: o.ID, Reason: o.Reason, Pause: o.Pause, Hold: o.Hold, Name: o.Name, DryRun: o.DryRun,
+		Requester: record.Requester{UID: uid, User: o.User, Login: o.Login},
+	})
 	if err != nil {
 		writeJSON(w, http.StatusConflict, orderResult{Error: err.Error(), Hint: problem.Hint(err)})
 		return

@@ -50,11 +50,7 @@ func (o *once) status(s *apply.Status) {
 		return // the engine is not back yet
 	}
 	o.outcome, o.reason = a.Outcome, a.Reason
-	if s.Held != nil {
-		if o.paused = s.Held.Paused; !o.paused {
-			o.by = s.Held.By
-		}
-	}
+	o.by, o.paused = a.HeldBy, s.Held != nil && s.Held.Paused
 	close(o.over)
 }
 

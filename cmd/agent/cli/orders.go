@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"os/user"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,6 +33,7 @@ func stateFlag(cmd *cobra.Command, state *string) {
 // give sends an order to the running agent and prints its result.
 func give(cmd *cobra.Command, state, verb string, o order) error {
 	var res orderResult
+	o.User, o.Login = whoAsks()
 	if err := ask(cmd.Context(), state, http.MethodPost, "/"+verb, o, &res, time.Duration(o.Timeout*float64(time.Second))+answerTime); err != nil {
 		return err
 	}
@@ -39,6 +43,12 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 	text := status.Plain(res.Text)
 	switch res.Outcome {
 	case record.Applied, "":
+		if o.DryRun {
+			for line := range strings.SplitSeq(res.Text, "\n") {
+				fmt.Fprintln(cmd.OutOrStdout(), status.Plain(line))
+			}
+			return nil
+		}
 		if verb == "rollback" {
 			text = "applied as " + res.SnapshotID + ": " + text
 		}
@@ -50,6 +60,24 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 	return problem.New("", fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
 }
 
+// whoAsks returns the name of the user that gives an order, and of the login behind it:
+// sudo's, or that of the session (the audit uid, which su and sudo leave as it was).
+func whoAsks() (name, login string) {
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if login = os.Getenv("SUDO_USER"); login != "" {
+		return name, login
+	}
+	const unset = "4294967295" // of a process that no login began (proc_pid_loginuid(5))
+	if uid, err := os.ReadFile("/proc/self/loginuid"); err == nil && strings.TrimSpace(string(uid)) != unset {
+		if u, err := user.LookupId(strings.TrimSpace(string(uid))); err == nil {
+			login = u.Username
+		}
+	}
+	return name, login
+}
+
 // needReason makes --reason a must: the next operator will want it.
 func needReason(cmd *cobra.Command, reason *string) {
 	cmd.Flags().StringVar(reason, "reason", "", "why, for who reads the history (needed)")
@@ -58,7 +86,7 @@ func needReason(cmd *cobra.Command, reason *string) {
 		if err := settleState(cmd, args); err != nil {
 			return err
 		}
-		if *reason == "" {
+		if dry, _ := cmd.Flags().GetBool("dry-run"); *reason == "" && !dry {
 			return usageHint("say why; it stands in the history for the next one who looks", "--reason is needed")
 		}
 		return nil

@@ -76,6 +76,9 @@ func recordText(w io.Writer, rec *record.Row) error {
 	if rec.Source.Signer != "" {
 		line("signed by", rec.Source.Signer+" ("+rec.Source.Key+")")
 	}
+	if rec.Requester != nil {
+		line("ordered by", rec.Requester.String())
+	}
 	if rec.Held != nil {
 		name := "hold"
 		if rec.Held.Paused {

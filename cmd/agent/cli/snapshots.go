@@ -140,6 +140,8 @@ func listText(w io.Writer, records []record.Row, note string) error {
 func doer(rec *record.Row) string {
 	s := rec.Source
 	switch {
+	case rec.Requester != nil:
+		return rec.Requester.String()
 	case rec.RequestedBy != nil:
 		return fmt.Sprintf("uid %d", *rec.RequestedBy)
 	case rec.Kind == record.KindChange && s.Author != "":

@@ -148,10 +148,10 @@ func TestTextOfAHold(t *testing.T) {
 	}
 	page := Text(s, record.FromUnix(1060))
 	want := `
-held       by operator (uid 1000, user ada) since 1970-01-01T00:16:40Z (60 s ago): slow
+held       by operator ada (uid 1000) since 1970-01-01T00:16:40Z (60 s ago): slow
            not applied: ` + names[0] + ` 7, gone int8
            not applied: gone unset, by engine since 1970-01-01T00:33:20Z (0 s ago): no memory
-           ends with: agent resume, or when something else is declared
+           ends with: agent resume [NAME], or once other values are applied
 `
 	if !strings.Contains(page, want) {
 		t.Errorf("no %s in\n%s", want, page)
@@ -162,7 +162,7 @@ held       by operator (uid 1000, user ada) since 1970-01-01T00:16:40Z (60 s ago
 		}
 	}
 	s.Held.Paused, s.Held.Entries = true, nil
-	if page := Text(s, record.FromUnix(1060)); !strings.Contains(page, "\npaused     by operator (uid 1000, user ada) since 1970-01-01T00:16:40Z (60 s ago): slow\n           ends with: agent resume\n") {
+	if page := Text(s, record.FromUnix(1060)); !strings.Contains(page, "\npaused     by operator ada (uid 1000) since 1970-01-01T00:16:40Z (60 s ago): slow\n           ends with: agent resume\n") {
 		t.Error(page)
 	}
 }

@@ -25,15 +25,8 @@ func HoldLines(h *record.Hold, applied *record.Record, when func(unix float64) s
 }
 
 func heldBy(by, reason string, since float64, requester *record.Requester, when func(unix float64) string) string {
-	if r := requester; r != nil {
-		who := fmt.Sprintf("uid %d", r.UID)
-		if r.User != "" {
-			who += ", user " + r.User
-		}
-		if r.Login != "" {
-			who += ", login " + r.Login
-		}
-		by += " (" + who + ")"
+	if requester != nil {
+		by += " " + requester.String()
 	}
 	return fmt.Sprintf("by %s since %s: %s", by, when(since), reason)
 }

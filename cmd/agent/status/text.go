@@ -216,7 +216,7 @@ func (p *page) obstacles(s *apply.Status) {
 			p.line(what, text)
 			what = ""
 		}
-		p.more("ends with: agent resume" + map[bool]string{false: ", or when something else is declared"}[h.Paused])
+		p.more("ends with: agent resume" + map[bool]string{false: " [NAME], or once other values are applied"}[h.Paused])
 		p.gap()
 	}
 	if d := s.Drift; d != nil {

@@ -1,0 +1,320 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+)
+
+// A hold is a list of entries, each of values that must not come together (package
+// record). What is held, by whom:
+//
+//	operator's rollback   one entry a parameter, for each value of what is applied, pending or declared that is not the target's
+//	probation             one entry, of all values that the change brought
+//	engine's refusal      one entry, of the whole set
+//
+// Values that no layer declared are neither held nor matched. An entry ends when a change
+// without its values is applied, or by an order. What is merely declared, invalid,
+// rejected or withdrawn ends nothing.
+
+// hold returns the hold in force, nil for none.
+func (r *Reconciler) hold() *record.Hold {
+	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+	var own *record.Hold
+	if head != nil {
+		own = r.heldSince(head, applied != nil && applied.Commit == head.Commit)
+	}
+	lost := r.opt.Store.Lost()
+	switch {
+	case lost == nil:
+		return own
+	case own == nil:
+		return lost
+	}
+	both := *lost // that of the head is in force when lost ends
+	both.Reason += "; besides, the newest record that can be read is " + own.Text()
+	both.Entries = own.Entries
+	return &both
+}
+
+// heldSince returns the hold in force since rec became the head. A change has the hold
+// that it was tried under: once it is applied, entries without its values have ended.
+// Those of parameters that the schema of then, or of today, does not have stay: another
+// version of the schema may bring them back.
+func (r *Reconciler) heldSince(rec *record.Record, isApplied bool) *record.Hold {
+	if rec.Held == nil || rec.Kind != record.KindChange || !isApplied {
+		return rec.Held
+	}
+	isOld := rec.SchemaDigest != r.opt.Rules.Schema().Digest()
+	isDormant := func(e *record.Entry) bool {
+		names := append(schema.NewParameters(e.Values).Names(), e.Names...)
+		return slices.ContainsFunc(names, func(name string) bool {
+			return !r.knows(name, e.Values[name]) || isOld && rec.Config.Get(name).IsZero()
+		})
+	}
+	left := *rec.Held
+	left.Entries = slices.DeleteFunc(slices.Clone(left.Entries), func(e record.Entry) bool {
+		return !isDormant(&e) && !r.matches(&e, setOf(rec), true)
+	})
+	if left.Paused = false; len(left.Entries) == 0 {
+		return nil
+	}
+	return &left
+}
+
+// setOf returns the parameters of a record and what set them.
+func setOf(s *record.Record) *schema.Configuration {
+	return &schema.Configuration{Parameters: s.Config, Provenance: s.Provenance}
+}
+
+// holds reports whether c must not be applied.
+func (r *Reconciler) holds(hold *record.Hold, c *schema.Configuration) bool {
+	return hold != nil && (hold.Paused || r.match(hold, c, false) != nil)
+}
+
+// match returns the entry of hold, which may be nil, that c matches: an operator's
+// before others, nil for none.
+func (r *Reconciler) match(hold *record.Hold, c *schema.Configuration, whole bool) (found *record.Entry) {
+	if hold == nil || c == nil {
+		return nil
+	}
+	for i := range hold.Entries {
+		if e := &hold.Entries[i]; r.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
+			found = e
+		}
+	}
+	return found
+}
+
+// matches reports whether c has all values of the entry; if whole, also those of
+// parameters that the schema of today does not know. Where the entry has a
+// parameter as unset, so do the values that only the schema gives: the schema may
+// begin or cease to give one, or give another, and the files say what they said.
+func (r *Reconciler) matches(e *record.Entry, c *schema.Configuration, whole bool) bool {
+	p := c.Parameters.Select(func(name string) bool {
+		v, listed := e.Values[name]
+		rule := r.opt.Rules.Parameter(name)
+		isDefault := rule != nil && rule.Managed && c.Parameters.Get(name).Equal(rule.Default)
+		return !listed || !v.IsZero() || !isDefault && c.Provenance[name].Layer != bySchema
+	})
+	return e.Matches(p, func(name string) bool { return whole || r.knows(name, e.Values[name]) })
+}
+
+// entryOf returns an entry of hold with what c has under the schema of today; what
+// no layer declared is unset. If that holds spared (nil for nothing) as well, the
+// entry has all values of c.
+func (r *Reconciler) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
+	e := hold.Entry(r.known(c.Parameters).Map())
+	for _, name := range r.opt.Rules.Names() {
+		if e.Values[name] = r.valueIn(&c.Parameters, name); c.Provenance[name].Layer == bySchema {
+			e.Values[name] = schema.Value{}
+		}
+	}
+	if spared != nil && c.Provenance != nil && r.matches(&e, spared, false) {
+		return r.entryOf(&schema.Configuration{Parameters: c.Parameters}, hold, nil)
+	}
+	return e
+}
+
+// rejectionHold returns what is held once the change head is rejected: what was held
+// before, and what the verdict is about.
+func (r *Reconciler) rejectionHold(head, applied *record.Record, v *verdict) *record.Hold {
+	hold := &record.Hold{By: v.by, Reason: v.reason, Since: record.Unix(time.Now())}
+	var spared *schema.Configuration
+	if applied != nil {
+		spared = setOf(applied)
+	}
+	e := hold.Entry(map[string]schema.Value{})
+	if v.by == byProbation {
+		for _, c := range head.Changes {
+			if head.Provenance[c.Parameter].Layer != bySchema {
+				e.Values[c.Parameter] = c.New
+			}
+		}
+	}
+	if len(e.Values) == 0 || spared != nil && r.matches(&e, spared, false) {
+		e = r.entryOf(setOf(head), hold, spared)
+	}
+	hold.Entries = []record.Entry{e}
+	if head.Held != nil {
+		hold.Entries = append(hold.Entries, head.Held.Entries...)
+	}
+	return hold
+}
+
+// rollbackHold returns what an operator's rollback to target holds. Entries in force
+// stay, but for those that the target matches.
+func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *record.Row, head, applied *record.Record) *record.Hold {
+	hold, before := q.newHold(), r.hold()
+	hold.Paused = q.Pause
+	to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &target.Record)}
+	full := *to
+	for name, v := range target.Config.Map() {
+		if !r.knows(name, v) {
+			full.Parameters = full.Parameters.With(name, v)
+		}
+	}
+	if before != nil {
+		hold.Entries = slices.DeleteFunc(slices.Clone(before.Entries), func(e record.Entry) bool { return r.matches(&e, &full, true) })
+		if before.Paused {
+			hold.Paused = true
+			hold.Reason += " (paused before: " + before.Reason + ")"
+		}
+	}
+	sets := []*schema.Configuration{setOf(applied), setOf(head)}
+	if r.seen.config != nil {
+		sets = append(sets, r.seen.config)
+	}
+	for _, c := range sets {
+		known := &schema.Configuration{Parameters: r.known(c.Parameters), Provenance: c.Provenance}
+		for _, name := range r.opt.Rules.Names() {
+			v := known.Parameters.Get(name)
+			if v.Equal(config.Get(name)) || c.Provenance[name].Layer == bySchema || len(q.Hold) > 0 && !slices.Contains(q.Hold, name) {
+				continue
+			}
+			e := hold.Entry(map[string]schema.Value{name: v})
+			there := func(other record.Entry) bool { return other.String() == e.String() }
+			if !r.matches(&e, to, false) && !slices.ContainsFunc(hold.Entries, there) {
+				hold.Entries = append(hold.Entries, e)
+			}
+		}
+		// What differs by values that no layer declared must not come back at once.
+		if len(q.Hold) == 0 && !r.same(c.Parameters, config) && r.match(hold, known, true) == nil {
+			if e := r.entryOf(c, hold, to); !r.matches(&e, to, false) {
+				hold.Entries = append(hold.Entries, e)
+			}
+		}
+	}
+	if len(hold.Entries) == 0 && !hold.Paused {
+		return nil
+	}
+	return hold
+}
+
+// byOperator is who holds what an operator rolled back or paused.
+const byOperator = "operator"
+
+// newHold returns an empty hold of the operator who asked.
+func (q *request) newHold() *record.Hold {
+	who := q.Requester
+	return &record.Hold{By: byOperator, Reason: q.Reason, Since: record.Unix(time.Now()), Requester: &who}
+}
+
+// pauseOf returns a pause of the operator who asked, with the entries in force.
+func (r *Reconciler) pauseOf(q *request) *record.Hold {
+	hold := q.newHold()
+	hold.Paused = true
+	if before := r.hold(); before != nil {
+		hold.Entries = before.Entries
+	}
+	return hold
+}
+
+// holdBefore returns the hold that was in force before the candidate head, which one
+// that is withdrawn, or a rollback that is rejected, leaves as it was; rollbacks that it
+// took the place of held nothing either. But a pause that came with a rollback, or while
+// it was under way, ends only by resume.
+func (r *Reconciler) holdBefore(ctx context.Context, head *record.Record) *record.Hold {
+	if head.Kind != record.KindRollback {
+		return head.Held
+	}
+	before := r.heldBelow(ctx, head)
+	if head.Held == nil || !head.Held.Paused || before != nil && before.Paused {
+		return before
+	}
+	hold := *head.Held
+	hold.Entries = nil
+	if before != nil {
+		hold.Entries = before.Entries
+	}
+	return &hold
+}
+
+// heldBelow returns the hold since the newest record below the rollback head and others
+// that came to nothing.
+func (r *Reconciler) heldBelow(ctx context.Context, head *record.Record) *record.Hold {
+	for rec, err := range r.history(ctx) {
+		if err != nil {
+			break
+		}
+		if rec.Index < head.Index && (rec.Kind != record.KindRollback || rec.Outcome == record.Applied) {
+			return r.heldSince(&rec.Record, rec.Outcome == record.Applied)
+		}
+	}
+	if applied := r.opt.Store.Applied(); applied != nil {
+		return r.heldSince(applied, true)
+	}
+	return nil
+}
+
+// heldReason says why c, which may be nil, is held, to follow the word "held".
+func (r *Reconciler) heldReason(hold *record.Hold, c *schema.Configuration) string {
+	switch e := r.match(hold, c, false); {
+	case hold.Paused && hold.By != byOperator:
+		return "paused: " + hold.Reason
+	case hold.Paused:
+		return "paused by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
+	case e == nil && len(hold.Entries) > 0:
+		return r.entryReason(&hold.Entries[0])
+	case e != nil:
+		return r.entryReason(e)
+	}
+	return "by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
+}
+
+func (r *Reconciler) entryReason(e *record.Entry) string {
+	switch e.By {
+	case "engine":
+		return "the engine rejected it: " + e.Reason
+	case byProbation:
+		return e.String() + " did not pass the probation: " + e.Reason
+	}
+	return e.String() + " is held by " + whoHolds(e.By, e.Requester) + ": " + e.Reason
+}
+
+// whoHolds names who holds, with the operator's name where it is known.
+func whoHolds(by string, q *record.Requester) string {
+	if q == nil {
+		return "the " + by
+	}
+	return "the " + by + " " + q.String()
+}
+
+// heldHint says what to do about what is held of c, which may be nil.
+func (r *Reconciler) heldHint(hold *record.Hold, c *schema.Configuration) string {
+	switch {
+	case hold.Paused && hold.By == "agent":
+		return "restore the history, or begin a new one with: agent resume"
+	case hold.Paused:
+		return "agent resume"
+	}
+	if e := r.match(hold, c, false); e != nil && len(e.Values) == 1 {
+		for name := range e.Values {
+			return fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
+		}
+	}
+	return "declare other parameters, or try these again with: agent resume"
+}
+
+// heldText says what a hold means for what comes.
+func (r *Reconciler) heldText(h *record.Hold) string {
+	var values []string
+	for i := range h.Entries {
+		values = append(values, h.Entries[i].String())
+	}
+	what := strings.Join(values, "; ")
+	switch {
+	case h.Paused:
+		return "paused: nothing is tried until agent resume"
+	case r.seen.config == nil:
+		return "held until other values are applied, or until agent resume: " + what + "; whether the source declares them is not known"
+	case !r.holds(h, r.seen.config):
+		return "held until agent resume: " + what
+	}
+	return "held until other values are applied, or until agent resume: " + what
+}

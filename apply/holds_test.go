@@ -1,0 +1,186 @@
+package apply_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+)
+
+// two makes Parameters that differ in two.
+func two(n, ttl int) schema.Parameters {
+	return size(n).With("cache_ttl_seconds", schema.Int(ttl))
+}
+
+// entries lists what is held, a line each.
+func (w *world) entries() (lines []string) {
+	if h := w.r.Status().Held; h != nil {
+		for i := range h.Entries {
+			lines = append(lines, h.Entries[i].String())
+		}
+	}
+	return lines
+}
+
+func (w *world) wantEntries(want ...string) {
+	w.t.Helper()
+	if got := w.entries(); strings.Join(got, "; ") != strings.Join(want, "; ") {
+		w.t.Errorf("held %q, want %q", got, want)
+	}
+}
+
+// must carries out an order that is to take effect.
+func (w *world) must(c apply.Command) apply.Result {
+	w.t.Helper()
+	res, err := w.do(c)
+	if err != nil || res.Outcome != record.Applied {
+		w.t.Fatalf("%+v: %+v, %v", c, res, err)
+	}
+	return res
+}
+
+func (w *world) wantHeld(because string) {
+	w.t.Helper()
+	s := w.r.Status()
+	if s.State != apply.StateHeld || !strings.Contains(s.Reason, because) || s.InSync {
+		w.t.Errorf("%s (%s), attempted %+v; want it held: %s", s.State, s.Reason, s.Attempted, because)
+	}
+}
+
+// A rollback holds each value that differs from the target's, and goes where none of
+// them is.
+func TestRollbackHoldsValues(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(two(1024, 400), "")
+		w.declare(two(2048, 500), "") // 2048 is bad
+		w.declare(two(2048, 600), "")
+		w.must(apply.Command{Verb: "rollback", ID: "3", Reason: "order 2048 is bad"}) // to 2048, 500
+		w.wantEntries("cache_ttl_seconds 600")
+		w.must(apply.Command{Verb: "rollback", ID: "2", Reason: "2048 is bad"})
+		w.wantEntries("cache_ttl_seconds 600", "cache_ttl_seconds 500", "esn_reservoir_size 2048")
+		for _, unrelated := range []schema.Parameters{two(2048, 700), two(512, 600)} {
+			w.engine.ban(unrelated)
+			w.declare(unrelated, "")
+			w.wantHeld(" is held by the operator (uid 0): ")
+			w.restart()
+			w.declare(unrelated, "after a restart")
+			w.wantHeld(" is held by the operator (uid 0): ")
+		}
+		// Without an id: the newest that has none of it.
+		w.must(apply.Command{Verb: "rollback", Reason: "further"})
+		if got := w.engine.running(); !got.Equal(stateA) {
+			t.Errorf("the engine runs %s", got)
+		}
+		w.declare(two(513, 700), "a fix")
+		w.check("a fix", want{runs: two(513, 700), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+// An operator narrows a hold to a parameter, and ends what is held of one.
+func TestHoldOfOneParameter(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(two(1024, 400), "")
+		w.declare(two(2048, 500), "")
+		for _, c := range []struct{ name, hint string }{{"esn_reservoir_sizes", "did you mean esn_reservoir_size?"}, {"max_membrane_depth", "agent rollback --dry-run"}} {
+			if _, err := w.do(apply.Command{Verb: "rollback", Reason: "x", Hold: []string{c.name}}); err == nil || !strings.Contains(problem.Hint(err), c.hint) {
+				t.Errorf("%v, hint %q", err, problem.Hint(err))
+			}
+		}
+		w.must(apply.Command{Verb: "rollback", Reason: "slow", Hold: []string{reservoir}})
+		w.wantEntries("esn_reservoir_size 2048")
+		w.declare(two(1024, 500), "")
+		w.check("the other value", want{runs: two(1024, 500), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+
+		w.declare(two(4096, 600), "")
+		w.must(apply.Command{Verb: "rollback", Reason: "both"})
+		w.wantEntries("cache_ttl_seconds 600", "esn_reservoir_size 4096")
+		w.wantHeld("is held by the operator (uid 0): both")
+		total := w.store.Total()
+		plan := w.must(apply.Command{Verb: "resume", Name: reservoir, DryRun: true}).Text
+		if !strings.Contains(plan, "would no longer hold esn_reservoir_size 4096") || !strings.Contains(plan, "would try nothing: what the source declares is still held: cache_ttl_seconds 600") || w.store.Total() != total {
+			t.Errorf("%s; %d records more", plan, w.store.Total()-total)
+		}
+		if _, err := w.do(apply.Command{Verb: "resume", Name: "max_membrane_depth"}); err == nil || !strings.Contains(err.Error(), "no value of max_membrane_depth is held") {
+			t.Error(err)
+		}
+		w.must(apply.Command{Verb: "resume", Name: reservoir})
+		w.wantEntries("cache_ttl_seconds 600")
+		w.wantHeld("cache_ttl_seconds 600 is held")
+		w.must(apply.Command{Verb: "resume", Name: "cache_ttl_seconds"})
+		w.check("resumed", want{runs: two(4096, 600), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+	})
+}
+
+// What would be done is said, and not done.
+func TestDryRun(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(two(2048, 500), "")
+		total, sends := w.store.Total(), w.engine.allSends()
+		res := w.must(apply.Command{Verb: "rollback", DryRun: true, Pause: true})
+		for _, line := range []string{"would roll back to " + must(w.store.Lookup(t.Context(), "1")).ID, "  esn_reservoir_size 2048 -> 1024", "would hold esn_reservoir_size 2048", "would hold cache_ttl_seconds 500", "would pause"} {
+			if !strings.Contains(res.Text, line) {
+				t.Errorf("no %q in\n%s", line, res.Text)
+			}
+		}
+		if w.store.Total() != total || w.engine.allSends() != sends || w.r.Status().Held != nil {
+			t.Error("something was done")
+		}
+		w.must(apply.Command{Verb: "rollback", Reason: "slow"})
+		res = w.must(apply.Command{Verb: "resume", DryRun: true})
+		if !strings.Contains(res.Text, "would try: ") || !strings.Contains(res.Text, "esn_reservoir_size 1024 -> 2048") {
+			t.Error(res.Text)
+		}
+		w.wantEntries("cache_ttl_seconds 500", "esn_reservoir_size 2048")
+	})
+}
+
+// What did not pass its probation is held by the values that it brought, and a fix that
+// is refused ends nothing.
+func TestProbationHoldsWhatWasBrought(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.probation = 10 * time.Second
+		w.restart()
+		w.declare(stateA, "")
+		w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		w.declare(stateB, "")
+		w.pass(time.Minute)
+		w.engine.tell(func(e *scripted) { e.ill = "" })
+		w.wantEntries("esn_reservoir_size 2048")
+		w.engine.ban(two(2048, 500))
+		w.declare(two(2048, 500), "")
+		w.pass(time.Minute)
+		w.wantHeld("esn_reservoir_size 2048 did not pass the probation: ")
+		w.engine.will(two(512, 500), refuse)
+		w.declare(two(512, 500), "")
+		w.pass(time.Minute)
+		if got := w.entries(); len(got) != 2 || got[0] != "esn_reservoir_size 2048" {
+			t.Errorf("held %q after a fix was refused", got)
+		}
+		w.declare(two(2048, 500), "again")
+		w.pass(time.Minute)
+		w.wantHeld("esn_reservoir_size 2048 did not pass the probation: ")
+	})
+}
+
+// Who gave an order stands in the record and in what it holds.
+func TestRequester(t *testing.T) {
+	ada := record.Requester{UID: 7, User: "ada", Login: "root"}
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		for _, c := range []apply.Command{
+			{Verb: "rollback", Reason: "slow", Requester: ada}, {Verb: "pause", Reason: "night", Requester: ada}, {Verb: "resume", Requester: ada},
+		} {
+			res := w.must(c)
+			if q := must(w.store.Lookup(t.Context(), res.SnapshotID)).Requester; q == nil || *q != ada {
+				t.Errorf("%s: the record says %+v", c.Verb, q)
+			}
+			if h := w.r.Status().Held; h != nil && (h.Requester == nil || *h.Requester != ada) {
+				t.Errorf("%s: held by %+v", c.Verb, h.Requester)
+			}
+		}
+	})
+}
