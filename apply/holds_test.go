@@ -3,6 +3,7 @@ package apply_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dtesn-agent/apply"
@@ -181,6 +182,20 @@ func TestRequester(t *testing.T) {
 			if h := w.r.Status().Held; h != nil && (h.Requester == nil || *h.Requester != ada) {
 				t.Errorf("%s: held by %+v", c.Verb, h.Requester)
 			}
+		}
+	})
+}
+
+// An order after the end of the loop is answered at once.
+func TestOrderAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.declare(stateA, "")
+		r := w.r
+		w.end()
+		begun := time.Now()
+		if _, err := r.Do(t.Context(), apply.Command{Verb: "pause", Reason: "x"}); err == nil || !strings.Contains(err.Error(), "the agent is stopping") || time.Since(begun) > 0 {
+			t.Errorf("%v after %s", err, time.Since(begun))
 		}
 	})
 }

@@ -52,9 +52,10 @@ var errStopping = problem.New("", errors.New("the agent is stopping"), "repeat t
 
 type request struct {
 	Command
-	reply chan reply // capacity 1
-	id    string     // the rollback's record, once committed
-	found string     // the rollback that was under way when it was taken up, "" for none
+	ctx   context.Context // of the caller, who gives up at its end
+	reply chan reply      // capacity 1
+	id    string          // the rollback's record, once committed
+	found string          // the rollback that was under way when it was taken up, "" for none
 	// recorded is id, for the caller that gives up waiting.
 	recorded atomic.Pointer[string]
 }
@@ -64,23 +65,35 @@ type reply struct {
 	err error
 }
 
+// forgotten is the answer to an order whose caller gave up before it was begun.
+func (q *request) forgotten() error {
+	return fmt.Errorf("%s was not begun, and is forgotten: the agent was busy until its deadline: %w", q.Verb, context.Cause(q.ctx))
+}
+
 func (q *request) answer(res Result, err error) { q.reply <- reply{res, err} }
 
-// Do carries out a command and waits for its outcome, or until ctx ends; then
-// the Result says pending and the command goes on. An error means that the
-// command was not carried out, and nothing was changed.
+// Do carries out a command and waits for its outcome, or until ctx ends. Then what is
+// on record goes on, and the Result says pending; what is not begun by then is
+// forgotten. An error means that the command was not carried out, and nothing was
+// changed.
 func (r *Reconciler) Do(ctx context.Context, c Command) (Result, error) {
 	if r.opt.Observe {
 		return Result{}, errors.New("this agent only observes (--observe): it changes nothing")
 	}
-	q := &request{Command: c, reply: make(chan reply, 1)}
+	q := &request{Command: c, ctx: ctx, reply: make(chan reply, 1)}
+	if ctx.Err() != nil {
+		return Result{}, q.forgotten()
+	}
 	q.found, _ = r.underWay.Load().(string)
 	r.orders.wait(1)
 	select {
 	case r.requests <- q:
 	case <-ctx.Done():
 		r.orders.wait(-1)
-		return Result{}, fmt.Errorf("%s was not begun, and is forgotten: the agent is busy with the engine: %w", c.Verb, context.Cause(ctx))
+		return Result{}, q.forgotten()
+	case <-r.ended:
+		r.orders.wait(-1)
+		return Result{}, errStopping
 	}
 	select {
 	case a := <-q.reply:

@@ -114,6 +114,7 @@ type Reconciler struct {
 
 	kick     chan struct{}
 	requests chan *request
+	ended    chan struct{} // closed at the end of Run
 	status   atomic.Pointer[Status]
 	stamp    atomic.Int64 // Unix nanoseconds of the last turn
 	// appliedCommit is what AppliedCommit says, a string.
@@ -178,7 +179,7 @@ type declared struct {
 func New(opt Options) *Reconciler {
 	r := &Reconciler{
 		opt: opt, log: newRepeater(opt.Logger),
-		kick: make(chan struct{}, 1), requests: make(chan *request),
+		kick: make(chan struct{}, 1), requests: make(chan *request), ended: make(chan struct{}),
 		attempted: -1, writable: true, faults: map[string]*fault{}, broken: map[schema.Digest][]schema.Violation{},
 	}
 	r.started = time.Now()
@@ -261,10 +262,11 @@ func (r *Reconciler) poke() {
 	}
 }
 
-// Run reconciles until ctx ends. The step in flight is finished first, within
+// Run reconciles until ctx ends; it is called once. The step in flight is finished first, within
 // its own time limits, so that an engine is not left half asked.
 func (r *Reconciler) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
+	defer close(r.ended)
 	defer context.AfterFunc(ctx, func() { r.stopping.Store(true) })()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -295,7 +297,11 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			order.found = cmp.Or(order.found, r.openRollback())
 			r.turnOnce(work)
 			r.orders.wait(-1) // from here on its own calls have their time
-			r.serve(work, order)
+			if order.ctx.Err() != nil {
+				order.answer(Result{}, order.forgotten())
+			} else {
+				r.serve(work, order)
+			}
 		}
 		r.turn(work, ctx.Done())
 		timer.Reset(max(0, time.Until(r.wake)))

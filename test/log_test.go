@@ -48,14 +48,9 @@ func TestLogReader(t *testing.T) {
 			t.Parallel()
 			r := newBareRig(t)
 			r.declare(700)
-			port, err := freePort()
-			ok(t, err)
-			r.port = port
 			out := open(t)
 			defer out.Close()
-			cmd := exec.Command("agent", "run", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:"+port)
-			cmd.Stdout, cmd.Stderr = out, out
-			r.running = r.process(cmd)
+			cmd := r.embeddedTo(out)
 			inSync := func(size int) func(view) bool {
 				return func(v view) bool { return v.State == apply.StateInSync && v.size() == size }
 			}

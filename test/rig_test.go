@@ -189,6 +189,26 @@ func (r *rig) agentOn(state string, flags ...string) *exec.Cmd {
 	return cmd
 }
 
+// embedded starts an agent with its embedded engine.
+func (r *rig) embedded() *exec.Cmd {
+	r.t.Helper()
+	return r.embeddedTo(nil)
+}
+
+// embeddedTo is embedded with an output, which is dropped if it is nil.
+func (r *rig) embeddedTo(out *os.File) *exec.Cmd {
+	r.t.Helper()
+	port, err := freePort()
+	ok(r.t, err)
+	r.port = port
+	cmd := exec.Command("agent", "run", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:"+port)
+	if out != nil {
+		cmd.Stdout, cmd.Stderr = out, out
+	}
+	r.running = r.process(cmd)
+	return cmd
+}
+
 func (r *rig) args(state, listen string) []string {
 	return []string{"run", "--environment", "production", "--config", r.config, "--engine", r.socket, "--state", state, "--listen", listen}
 }

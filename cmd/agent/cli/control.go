@@ -35,17 +35,33 @@ type control struct {
 // An order is the body of a command; its answer is an orderResult, or an
 // orderError with status 409.
 type order struct {
-	ID      string   `json:"id,omitempty"`
-	Reason  string   `json:"reason,omitempty"`
-	Pause   bool     `json:"pause,omitempty"`
-	Hold    []string `json:"hold,omitempty"`    // parameters whose values a rollback holds; all that differ if empty
-	Name    string   `json:"name,omitempty"`    // the parameter that resume is about; all if empty
-	DryRun  bool     `json:"dry_run,omitempty"` // say what would be done
-	Timeout float64  `json:"timeout_seconds,omitempty"`
+	ID     string   `json:"id,omitempty"`
+	Reason string   `json:"reason,omitempty"`
+	Pause  bool     `json:"pause,omitempty"`
+	Hold   []string `json:"hold,omitempty"`    // parameters whose values a rollback holds; all that differ if empty
+	Name   string   `json:"name,omitempty"`    // the parameter that resume is about; all if empty
+	DryRun bool     `json:"dry_run,omitempty"` // say what would be done
+	// Timeout is how long the caller waits, 30 s if it is 0. Deadline, in Unix seconds, is
+	// the same as a time: an order that is read after it is forgotten.
+	Timeout  float64 `json:"timeout_seconds,omitempty"`
+	Deadline float64 `json:"deadline,omitempty"`
 	// User and Login are who gives the order, as the client claims; the uid is the
 	// kernel's word.
 	User  string `json:"user,omitempty"`
 	Login string `json:"login,omitempty"`
+}
+
+// until returns when the caller gives up, for an order that is read at now.
+func (o *order) until(now time.Time) time.Time {
+	seconds := o.Timeout
+	if seconds == 0 {
+		seconds = orderTimeout.Seconds()
+	}
+	seconds = max(0, min(seconds, maxOrderTimeout.Seconds()))
+	if o.Deadline > 0 {
+		seconds = min(seconds, o.Deadline-record.Unix(now))
+	}
+	return now.Add(time.Duration(seconds * float64(time.Second)))
 }
 
 type orderResult struct {
@@ -199,7 +215,7 @@ func (c *control) order(w http.ResponseWriter, q *http.Request, verb string) {
 		return
 	}
 	uid, _ := q.Context().Value(uidKey{}).(int)
-	ctx, cancel := context.WithTimeout(q.Context(), time.Duration(o.Timeout*float64(time.Second)))
+	ctx, cancel := context.WithDeadline(q.Context(), o.until(time.Now()))
 	defer cancel()
 	result, err := c.agent.reconciler.Do(ctx, apply.Command{
 		Verb: verb, ID: o.ID, Reason: o.Reason, Pause: o.Pause, Hold: o.Hold, Name: o.Name, DryRun: o.DryRun,

@@ -34,6 +34,7 @@ func stateFlag(cmd *cobra.Command, state *string) {
 func give(cmd *cobra.Command, state, verb string, o order) error {
 	var res orderResult
 	o.User, o.Login = whoAsks()
+	o.Deadline = record.Unix(time.Now()) + o.Timeout
 	if err := ask(cmd.Context(), state, http.MethodPost, "/"+verb, o, &res, time.Duration(o.Timeout*float64(time.Second))+answerTime); err != nil {
 		return err
 	}
@@ -94,7 +95,8 @@ func needReason(cmd *cobra.Command, reason *string) {
 }
 
 const (
-	orderTimeout = 30 * time.Second
+	orderTimeout    = 30 * time.Second
+	maxOrderTimeout = 24 * time.Hour
 	// answerTime is how long an agent may take to answer what it need not wait
 	// for.
 	answerTime = 5 * time.Second
@@ -108,7 +110,7 @@ func timeoutFlag(cmd *cobra.Command, d *time.Duration) {
 		if err := before(cmd, args); err != nil {
 			return err
 		}
-		if *d < 100*time.Millisecond || *d > 24*time.Hour {
+		if *d < 100*time.Millisecond || *d > maxOrderTimeout {
 			return usage("--timeout: %s is out of range: 100ms to 24h", *d)
 		}
 		return nil
