@@ -451,7 +451,7 @@ func heldSets(h *record.Hold) (sets []schema.Digest) {
 		sets = append(sets, p.Digest())
 	}
 	slices.Sort(sets)
-	return sets
+	return slices.Compact(sets) // one value may be held besides the set that has it
 }
 
 // counts is a Metrics that remembers.
