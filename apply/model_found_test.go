@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,5 +121,22 @@ func TestTheFirstDocumentIsReplacedBeforeTheEngineIsKnown(t *testing.T) {
 			t.Errorf("what is rejected was sent %d times", n)
 		}
 		w.end()
+	})
+}
+
+// A rollback is ordered again when a newer document has just taken the place of the
+// first: it is carried out, and not only told what became of that one.
+func TestARollbackThatWasSupersededIsOrderedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.declare(stateB, "")
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.order(apply.Command{Verb: "rollback", ID: "1", Reason: "night"})
+		w.offer(documentOf(stateC, ""))
+		w.order(apply.Command{Verb: "rollback", Reason: "night, again"})
+		w.engine.tell(func(e *scripted) { e.hung = false })
+		w.pass(time.Minute)
+		if head := w.store.Head(); head.Kind != record.KindRollback || !strings.Contains(head.Description, "night") || w.engine.running().Equal(stateC) {
+			t.Errorf("the head is a %s (%s), the engine runs %v", head.Kind, head.Description, w.engine.running().Get(reservoir))
+		}
 	})
 }

@@ -133,7 +133,7 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 			q.answer(Result{}, err)
 			return
 		}
-		switch under := q.ID == "" && q.found != "" && !q.DryRun; {
+		switch under := q.ID == "" && !q.DryRun && r.isUnderWay(ctx, q); {
 		case under && q.Pause && r.openRollback() != "":
 			if r.pauseRollback(ctx, q, head) {
 				r.waiters = append(r.waiters, q)
@@ -182,6 +182,17 @@ func (r *Reconciler) checkNames(names []string) error {
 
 // cut bounds what an operator named, for a message.
 func cut(name string) string { return name[:min(len(name), 80)] }
+
+// isUnderWay reports whether the rollback that was under way when an order came is so
+// still, or came to its end. What a newer document took the place of did not.
+func (r *Reconciler) isUnderWay(ctx context.Context, q *request) bool {
+	if open := r.openRollback(); q.found == "" || open != "" {
+		q.found = open // it may have been put on record anew
+		return open != ""
+	}
+	rec, err := r.opt.Store.Lookup(ctx, q.found)
+	return err != nil || rec.Outcome != record.Superseded
+}
 
 // join lets an order for a rollback to the state before wait for the one that
 // was under way when it came: who asks again means the same one.
