@@ -200,9 +200,10 @@ func (p *power) mended(what string) {
 	_ = p.disk.root.Close()
 	ok(p.t, unix.Unmount(p.disk.dir, unix.MNT_DETACH))
 	p.until("the disk is let go", func() bool { return p.disk.loop() == "" })
-	if st, err := p.status(); err != nil || st.State != apply.StateDegraded || !strings.Contains(st.Hint, "mount its disk or put it back") {
-		p.t.Errorf("%s, unmounted: %+v %v", what, st, err)
-	}
+	p.until(what+", unmounted: the status says so", func() bool { // a moment after it was let go
+		st, err := p.status()
+		return err == nil && st.State == apply.StateDegraded && strings.Contains(st.Hint, "mount its disk or put it back")
+	})
 	if left, err := os.ReadDir(p.disk.dir); err != nil || len(left) > 0 {
 		p.t.Errorf("below the mount point lies %v %v", left, err)
 	}
