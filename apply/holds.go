@@ -260,21 +260,27 @@ func (r *Reconciler) heldReason(hold *record.Hold, c *schema.Configuration) stri
 	case hold.Paused:
 		return "paused by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
 	case e == nil && len(hold.Entries) > 0:
-		return r.entryReason(&hold.Entries[0])
+		return entryReason(&hold.Entries[0], hold.Entries[0].String())
 	case e != nil:
-		return r.entryReason(e)
+		var values []string // of all that were held with it
+		for i := range hold.Entries {
+			if o := &hold.Entries[i]; o.By == e.By && o.Since == e.Since && r.matches(o, c, false) {
+				values = append(values, o.String())
+			}
+		}
+		return entryReason(e, strings.Join(values, ", "))
 	}
 	return "by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
 }
 
-func (r *Reconciler) entryReason(e *record.Entry) string {
+func entryReason(e *record.Entry, values string) string {
 	switch e.By {
 	case "engine":
 		return "the engine rejected it: " + e.Reason
 	case byProbation:
-		return e.String() + " did not pass the probation: " + e.Reason
+		return values + " did not pass the probation: " + e.Reason
 	}
-	return e.String() + " is held by " + whoHolds(e.By, e.Requester) + ": " + e.Reason
+	return values + " is held by " + whoHolds(e.By, e.Requester) + ": " + e.Reason
 }
 
 // whoHolds names who holds, with the operator's name where it is known.
