@@ -305,7 +305,8 @@ func (s *Store) rebuild() error {
 
 // carryHold gives the ledger a note with what the record before held, where another
 // history took the place of the one with that record: what an operator holds is not
-// forgotten by putting back a backup.
+// forgotten by putting back a backup. Of an applied change this is also what ended with
+// it: which of that did, the schema knows, and not the store.
 func (s *Store) carryHold(before *record.Record) error {
 	if before == nil || hashOf(before) == hashOf(s.head) || s.repo.inHistory(view{head: s.head, first: 1}, hashOf(before)) {
 		return nil

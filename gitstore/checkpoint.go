@@ -351,11 +351,11 @@ func (s *Store) prune(ctx context.Context, target string) error {
 	if drop < 0 {
 		return nil
 	}
-	cut := min(next.Packs[drop].Low, first) // of packs that were taken a gap is left
-	if cut <= next.First {
+	oldest := min(next.Packs[drop].Low, first) // of packs that were taken a gap is left
+	if oldest <= next.First {
 		return nil
 	}
-	begin, err := s.repo.at(s.view(), cut)
+	begin, err := s.repo.at(s.view(), oldest)
 	if err == nil {
 		err = s.writeShallow(begin.commit.String())
 	}

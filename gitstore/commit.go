@@ -22,8 +22,8 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// leastFree and leastFiles are how many bytes and files of disk must be free for a change. Reverts, rollbacks and
-// notes need none: the journal has its own.
+// leastFree and leastFiles are how many bytes and files of the disk must be free for a
+// change. Reverts, rollbacks and notes need none: the journal has its own.
 const leastFree, leastFiles = 256 << 10, 16
 
 // Commit appends rec to the head. It gives rec its Format, Index, ID, Timestamp, Commit

@@ -242,7 +242,16 @@ func cleanse(rec record.Record) record.Record {
 	}
 	rec.Provenance = provenance
 	rec.Held = cleanseHold(rec.Held, rec.Config)
+	rec.Requester = cleanseRequester(rec.Requester)
 	return rec
+}
+
+func cleanseRequester(q *record.Requester) *record.Requester {
+	if q != nil {
+		q = new(*q)
+		cleanLines(&q.User, &q.Login)
+	}
+	return q
 }
 
 // cleanseHold is cleanse of a hold, with the entries in the order in which they began.
@@ -253,10 +262,7 @@ func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 	}
 	clean := func(by, reason *string, who **record.Requester) {
 		cleanLines(by, reason)
-		if *who != nil {
-			*who = new(**who)
-			cleanLines(&(*who).User, &(*who).Login)
-		}
+		*who = cleanseRequester(*who)
 	}
 	held := *h
 	held.Entries = slices.Clone(h.Entries)

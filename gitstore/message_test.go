@@ -55,6 +55,7 @@ func hostileRecord(text string) record.Record {
 		Changes:      []schema.Change{{Parameter: "esn_reservoir_size", Old: schema.Int(1), New: schema.Int(2)}},
 		Experiments:  []schema.Membership{{Name: text, Percent: 1}},
 		Held:         hostileHold(text, p),
+		Requester:    &record.Requester{UID: 1000, User: text, Login: text},
 		AgentVersion: text, SchemaDigest: text,
 	}
 }
@@ -125,7 +126,7 @@ func TestHostileText(t *testing.T) {
 		if !reflect.DeepEqual(trailers, want) {
 			t.Errorf("%s: git reads the trailers\n%q, want\n%q", name, trailers, want)
 		}
-		for _, text := range append(fields[1:], rec.Description, rec.Source.Author, rec.Source.Subject, rec.Held.Reason, rec.AgentVersion) {
+		for _, text := range append(fields[1:], rec.Description, rec.Source.Author, rec.Source.Subject, rec.Held.Reason, rec.AgentVersion, rec.Requester.User, rec.Requester.Login) {
 			if !isOneLine(text) {
 				t.Errorf("%s: not one line: %q", name, text)
 			}
