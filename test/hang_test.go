@@ -106,12 +106,13 @@ func TestADiskThatHangs(t *testing.T) {
 	}
 }
 
-// dying reports whether a process has begun to end: its first thread is gone,
-// or a zombie that waits for others.
+// dying reports whether a process of several threads has begun to end: its first thread
+// is gone, a zombie that waits for others, or alone, for the tracer holds it at its end.
 func dying(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, rest, _ := strings.Cut(string(text), ") ")
-	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X") || len(tasks) <= 1
 }
 
 // traced reports whether all threads of a process are traced.
