@@ -42,7 +42,7 @@ run: build ## Run the agent with its embedded engine on examples/config
 
 test: ## Run every test, with the race detector; as root it installs what they need
 	@if test/packages; then export DTESN_TEST_REQUIRE=1; fi; \
-	echo 'building and running the tests (about eight minutes on two idle cores, the first time longer)' >&2; \
+	echo 'building and running the tests (six to eight minutes on two idle cores, the first time longer)' >&2; \
 	$(GOTESTSUM) --format standard-quiet --raw-command -- sh -c \
 	  '$(GO) test $(TESTFLAGS) -race -timeout 15m $(LONGEST) ./... && $(GO) test $(TESTFLAGS) ./apply ./gitstore ./schema && \
 	  $(GO) test $(TESTFLAGS) ./dtesn/engine' # these play in full what is slow with the race detector; the engine alone, for its strict figures

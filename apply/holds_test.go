@@ -111,7 +111,11 @@ func TestHoldOfOneParameter(t *testing.T) {
 		w.must(apply.Command{Verb: "resume", Name: reservoir})
 		w.wantEntries("cache_ttl_seconds 600")
 		w.wantHeld("cache_ttl_seconds 600 is held")
+		w.must(apply.Command{Verb: "pause", Reason: "night"})
 		w.must(apply.Command{Verb: "resume", Name: "cache_ttl_seconds"})
+		w.wantEntries()
+		w.wantHeld("paused by the operator (uid 0): night")
+		w.must(apply.Command{Verb: "resume"})
 		w.check("resumed", want{runs: two(4096, 600), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }

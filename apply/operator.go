@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -133,7 +132,8 @@ func (r *Reconciler) serve(ctx context.Context, q *request) {
 			q.answer(Result{}, err)
 			return
 		}
-		switch under := q.ID == "" && !q.DryRun && r.isUnderWay(ctx, q); {
+		q.found = r.rollbackToJoin(ctx, q.found)
+		switch under := q.ID == "" && !q.DryRun && q.found != ""; {
 		case under && q.Pause && r.openRollback() != "":
 			if r.pauseRollback(ctx, q, head) {
 				r.waiters = append(r.waiters, q)
@@ -174,24 +174,23 @@ func (r *Reconciler) checkNames(names []string) error {
 			if near, ok := schema.Suggest(name, r.opt.Rules.Names()); ok {
 				hint = "did you mean " + near + "?"
 			}
-			return problem.New("", fmt.Errorf("unknown parameter %q", cut(name)), hint)
+			return problem.New("", fmt.Errorf("unknown parameter %.80q", name), hint)
 		}
 	}
 	return nil
 }
 
-// cut bounds what an operator named, for a message.
-func cut(name string) string { return name[:min(len(name), 80)] }
-
-// isUnderWay reports whether the rollback that was under way when an order came is so
-// still, or came to its end. What a newer document took the place of did not.
-func (r *Reconciler) isUnderWay(ctx context.Context, q *request) bool {
-	if open := r.openRollback(); q.found == "" || open != "" {
-		q.found = open // it may have been put on record anew
-		return open != ""
+// rollbackToJoin returns the rollback that an order without a target joins, "" for none:
+// the one that is under way, maybe put on record anew since the order found it, or that
+// came to its end meanwhile. What a newer document took the place of did not.
+func (r *Reconciler) rollbackToJoin(ctx context.Context, found string) string {
+	if open := r.openRollback(); found == "" || open != "" {
+		return open
 	}
-	rec, err := r.opt.Store.Lookup(ctx, q.found)
-	return err != nil || rec.Outcome != record.Superseded
+	if rec, err := r.opt.Store.Lookup(ctx, found); err == nil && rec.Outcome == record.Superseded {
+		return ""
+	}
+	return found
 }
 
 // join lets an order for a rollback to the state before wait for the one that
@@ -372,28 +371,6 @@ func (r *Reconciler) previous(ctx context.Context, head *record.Record) (*record
 	return nil, nil
 }
 
-// history yields the records, newest first. An error, with a nil record, is its end.
-func (r *Reconciler) history(ctx context.Context) iter.Seq2[*record.Row, error] {
-	return func(yield func(*record.Row, error) bool) {
-		before, limit := "", 4 // the first ones are most often enough
-		for {
-			page, err := r.opt.Store.List(ctx, before, limit)
-			for i := range page {
-				if !yield(&page[i], nil) {
-					return
-				}
-			}
-			if err != nil {
-				yield(nil, err)
-			}
-			if err != nil || len(page) == 0 {
-				return
-			}
-			before, limit = page[len(page)-1].ID, 50
-		}
-	}
-}
-
 // pauseRollback puts the rollback under way on record anew, with a pause: what the
 // operator asked for first goes on. It reports whether it is on record.
 func (r *Reconciler) pauseRollback(ctx context.Context, q *request, head *record.Record) bool {
@@ -437,7 +414,7 @@ func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *reco
 	}
 	left, why, text := (*record.Hold)(nil), "Resume: ", "resumed: what the source declares is tried again"
 	if q.Name != "" {
-		why, text = "Resume "+cut(q.Name)+": ", "resumed: values of "+cut(q.Name)+" are tried again"
+		why, text = "Resume "+q.Name+": ", "resumed: what was held with a value of "+q.Name+" is tried again"
 		rest := *hold
 		rest.Entries = slices.DeleteFunc(slices.Clone(hold.Entries), func(e record.Entry) bool {
 			_, there := e.Values[q.Name]
@@ -445,10 +422,13 @@ func (r *Reconciler) resume(ctx context.Context, q *request, head, applied *reco
 		})
 		switch {
 		case len(rest.Entries) == len(hold.Entries):
-			err := cmp.Or(r.checkNames([]string{q.Name}), fmt.Errorf("no value of %s is held", cut(q.Name)))
+			err := cmp.Or(r.checkNames([]string{q.Name}), fmt.Errorf("no value of %.80s is held", q.Name))
 			q.answer(Result{}, problem.New("resume", err, cmp.Or(problem.Hint(err), "what is held: agent status")))
 			return
-		case len(rest.Entries) > 0 || rest.Paused:
+		case rest.Paused:
+			text = "what was held with a value of " + q.Name + " is held no more; the pause goes on"
+			left = &rest
+		case len(rest.Entries) > 0:
 			left = &rest
 		}
 	}

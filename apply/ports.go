@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"iter"
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
@@ -57,6 +58,28 @@ type Store interface {
 	// Probe tries to write into the state directory. One that was away, or was
 	// replaced, is read anew; then Head and Applied may be others.
 	Probe(ctx context.Context) error
+}
+
+// history yields the records, newest first. An error, with a nil record, is its end.
+func (r *Reconciler) history(ctx context.Context) iter.Seq2[*record.Row, error] {
+	return func(yield func(*record.Row, error) bool) {
+		before, limit := "", 4 // the first ones are most often enough
+		for {
+			page, err := r.opt.Store.List(ctx, before, limit)
+			for i := range page {
+				if !yield(&page[i], nil) {
+					return
+				}
+			}
+			if err != nil {
+				yield(nil, err)
+			}
+			if err != nil || len(page) == 0 {
+				return
+			}
+			before, limit = page[len(page)-1].ID, 50
+		}
+	}
 }
 
 // An Engine is the live server. Its methods are safe to call from one

@@ -262,8 +262,8 @@ func (r *Reconciler) poke() {
 	}
 }
 
-// Run reconciles until ctx ends; it is called once. The step in flight is finished first, within
-// its own time limits, so that an engine is not left half asked.
+// Run reconciles until ctx ends; it is called once. The step in flight is finished
+// first, within its own time limits, so that an engine is not left half asked.
 func (r *Reconciler) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
 	defer close(r.ended)

@@ -66,8 +66,9 @@ func (r *Reconciler) reject(ctx context.Context, head *record.Record, f *flight)
 }
 
 // withdraw ends the open candidate without a verdict: a revert that says
-// superseded, with the hold given (nil for none), ordered by who (nil for nobody). recorded with an error: it is
-// the head, but a power cut may undo it until it is confirmed.
+// superseded, with the hold given (nil for none), ordered by who (nil for nobody).
+// recorded with an error: it is the head, but a power cut may undo it until it is
+// confirmed.
 func (r *Reconciler) withdraw(ctx context.Context, head *record.Record, reason string, hold *record.Hold, who *record.Requester) (recorded bool, err error) {
 	if !r.ready("revert") {
 		return false, nil

@@ -50,7 +50,7 @@ func TestLogReader(t *testing.T) {
 			r.declare(700)
 			out := open(t)
 			defer out.Close()
-			cmd := r.embeddedTo(out)
+			cmd := r.embedded(func(cmd *exec.Cmd) { cmd.Stdout, cmd.Stderr = out, out })
 			inSync := func(size int) func(view) bool {
 				return func(v view) bool { return v.State == apply.StateInSync && v.size() == size }
 			}
@@ -95,16 +95,14 @@ func TestLogTerminal(t *testing.T) {
 			t.Parallel()
 			r := newBareRig(t)
 			r.write("production.yaml", "environment: production\nparameters:\n  esn_reservoir_size: none\n")
-			port, err := freePort()
-			ok(t, err)
 			master, slave := terminal(t)
-			cmd := exec.Command("agent", "run", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:"+port)
-			cmd.Env = append(os.Environ(), "NO_COLOR=")
-			if !colour {
-				cmd.Env = append(os.Environ(), "NO_COLOR=1")
-			}
-			cmd.Stdout, cmd.Stderr = slave, slave
-			r.running = r.process(cmd)
+			cmd := r.embedded(func(cmd *exec.Cmd) {
+				cmd.Env = append(os.Environ(), "NO_COLOR=")
+				if !colour {
+					cmd.Env = append(os.Environ(), "NO_COLOR=1")
+				}
+				cmd.Stdout, cmd.Stderr = slave, slave
+			})
 			ok(t, slave.Close())
 			r.await("the document is invalid", func(v view) bool { return v.State == apply.StateInvalid })
 			ok(t, cmd.Process.Signal(syscall.SIGTERM))

@@ -18,7 +18,7 @@ func TestOrderDeadline(t *testing.T) {
 	t.Parallel()
 	r := newBareRig(t)
 	r.declare(700)
-	cmd := r.embedded()
+	cmd := r.embedded(nil)
 	r.await("in sync", func(v view) bool { return v.InSync })
 	ok(t, cmd.Process.Signal(syscall.SIGSTOP))
 	code, out := agent("pause", "--reason", "too late", "--timeout", "100ms", "--state", r.state)
@@ -39,7 +39,7 @@ func TestOrderTimeouts(t *testing.T) {
 	t.Parallel()
 	r := newBareRig(t)
 	r.declare(700)
-	r.embedded()
+	r.embedded(nil)
 	r.await("in sync", func(v view) bool { return v.InSync })
 	order := func(verb, body string) (res struct{ Outcome, Text, Error string }, err error) {
 		err = over(filepath.Join(r.state, "agent.sock"), http.MethodPost, "/"+verb, body, &res)

@@ -189,21 +189,16 @@ func (r *rig) agentOn(state string, flags ...string) *exec.Cmd {
 	return cmd
 }
 
-// embedded starts an agent with its embedded engine.
-func (r *rig) embedded() *exec.Cmd {
-	r.t.Helper()
-	return r.embeddedTo(nil)
-}
-
-// embeddedTo is embedded with an output, which is dropped if it is nil.
-func (r *rig) embeddedTo(out *os.File) *exec.Cmd {
+// embedded starts an agent with its embedded engine; prepare, which may be nil, changes
+// the command before it starts.
+func (r *rig) embedded(prepare func(cmd *exec.Cmd)) *exec.Cmd {
 	r.t.Helper()
 	port, err := freePort()
 	ok(r.t, err)
 	r.port = port
 	cmd := exec.Command("agent", "run", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:"+port)
-	if out != nil {
-		cmd.Stdout, cmd.Stderr = out, out
+	if prepare != nil {
+		prepare(cmd)
 	}
 	r.running = r.process(cmd)
 	return cmd
