@@ -1,9 +1,6 @@
 package apply
 
 import (
-	"context"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -14,27 +11,55 @@ import (
 	"dtesn-agent/watcher/document"
 )
 
-// declares reports whether revision is what the source declares now.
-func (r *Reconciler) declares(revision string) bool {
-	return r.seen.doc != nil && r.seen.doc.Revision() == revision
+// A report has the attempts that the status shows.
+type report struct {
+	attempts []Attempt // newest first; a published status shares the slice
+	shown    int       // index of the one in Status.Attempted; -1 for none
 }
 
-// record puts a new attempt on top and makes it the attempted one if it is
-// about what the source declares, or the one shown is not.
-func (r *Reconciler) record(a Attempt) {
+// last returns the attempt that the status shows as attempted, nil if there is none.
+func (p *report) last() *Attempt {
+	if p.shown < 0 {
+		return nil
+	}
+	return &p.attempts[p.shown]
+}
+
+// update changes a copy of the attempts that are pending about record id.
+func (p *report) update(id string, change func(*Attempt)) (changed bool) {
+	attempts := slices.Clone(p.attempts)
+	for i := range attempts {
+		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == record.Pending {
+			change(a)
+			changed = true
+		}
+	}
+	p.attempts = attempts
+	return changed
+}
+
+// declares reports whether revision is what the source declares now.
+func (s *State) declares(revision string) bool {
+	return s.declared.doc != nil && s.declared.doc.Revision() == revision
+}
+
+// attempted adds a new attempt, and shows it if it is about what the source declares, or
+// if the one shown is not.
+func (s *State) attempted(a Attempt) {
 	if a.At == 0 {
 		a.At = record.Unix(time.Now())
 	}
 	if a.Violations == nil {
 		a.Violations = []schema.Violation{}
 	}
-	shown := r.last()
-	current := shown == nil || r.declares(a.Revision) || (a.Revision != "" && !r.declares(shown.Revision))
-	attempts := append([]Attempt{a}, r.attempts...)
+	p := &s.report
+	shown := p.last()
+	current := shown == nil || s.declares(a.Revision) || (a.Revision != "" && !s.declares(shown.Revision))
+	attempts := append([]Attempt{a}, p.attempts...)
 	if current {
-		r.attempted = 0
+		p.shown = 0
 	} else {
-		r.attempted++
+		p.shown++
 	}
 	for i := len(attempts) - 1; i > 0 && len(attempts) > defaultAttempts; i-- {
 		if attempts[i].Outcome == record.Pending {
@@ -42,89 +67,30 @@ func (r *Reconciler) record(a Attempt) {
 		}
 		attempts = slices.Delete(attempts, i, i+1)
 		switch {
-		case r.attempted == i:
-			r.attempted = -1
-		case r.attempted > i:
-			r.attempted--
+		case p.shown == i:
+			p.shown = -1
+		case p.shown > i:
+			p.shown--
 		}
 	}
-	r.attempts = attempts
+	p.attempts = attempts
 	if a.Outcome != record.Pending {
-		r.opt.Metrics.Outcome(a.Outcome)
+		s.counted(a.Outcome)
 	}
 }
 
-// showPending makes the attempt at revision the attempted one if it is pending:
-// the source is back at it.
-func (r *Reconciler) showPending(revision string) {
-	i := slices.IndexFunc(r.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending })
+// showPending shows the attempt at revision if it is pending: the source is back at it.
+func (s *State) showPending(revision string) {
+	i := slices.IndexFunc(s.report.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending })
 	if i >= 0 {
-		r.attempted = i
+		s.report.shown = i
 	}
 }
 
-// rejecting notes that the rejection of record id stands, and the engine is still
-// to be brought back.
-func (r *Reconciler) rejecting(id, why string) {
-	attempts := slices.Clone(r.attempts) // a published status shares the old one
-	for i := range attempts {
-		if a := &attempts[i]; a.SnapshotID == id && a.Outcome == record.Pending {
-			a.rejected, a.Reason = why, "rejected, and the engine is being brought back: "+why
-		}
-	}
-	r.attempts = attempts
-}
-
-// unsettled is what is told of record id to who does not wait for its outcome.
-func unsettled(attempts []Attempt, id, pending string) Result {
-	res := Result{Outcome: record.Pending, SnapshotID: id, Text: pending}
-	for i := range attempts {
-		if a := &attempts[i]; id != "" && a.SnapshotID == id && a.Rejecting() != "" {
-			res.Outcome, res.Text = record.Rejected, a.Rejecting()+"; it is still to be brought back to what is applied, which goes on by itself"
-		}
-	}
-	return res
-}
-
-// last is the attempt that `attempted` shows, nil if there is none.
-func (r *Reconciler) last() *Attempt {
-	if r.attempted < 0 {
-		return nil
-	}
-	return &r.attempts[r.attempted]
-}
-
-func (r *Reconciler) recordInvalid(doc *document.Document, v *schema.Violations) {
-	var parameters []string
-	for _, violation := range v.List {
-		if !slices.Contains(parameters, violation.Parameter) {
-			parameters = append(parameters, violation.Parameter)
-		}
-	}
-	r.opt.Metrics.ValidationFailures(parameters)
-	r.record(Attempt{
-		Revision: doc.Revision(), Outcome: record.Invalid, Reason: v.Error(),
-		Violations: v.List, ViolationsTotal: v.Total,
-	})
-	first := v.List[0].String()
-	if v.List[0].File != "" && r.opt.Source.Kind == "file" { // for a terminal to open
-		first = filepath.Join(r.opt.Source.Location, ".") + "/" + first
-	}
-	r.log.Event(slog.LevelWarn, "the configuration is not valid; the engine keeps what it has",
-		"revision", doc.Revision(), "violations", v.Total, "violation", first)
-}
-
-// recordRefused puts on record that the source cannot be trusted.
-func (r *Reconciler) recordRefused(doc *document.Document) {
-	r.record(Attempt{Revision: doc.Revision(), Outcome: record.Refused, Reason: doc.Refused.Reason})
-	r.log.Event(slog.LevelWarn, "the source is not trusted with this revision; the engine keeps what it has",
-		"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint)
-}
-
-// settledFor reports whether the attempt at revision has an outcome that a
-// second look at the same revision must not rewrite.
-func (r *Reconciler) settledFor(revision string) bool {
-	a := r.last()
+// hasOutcome reports whether the attempt at revision has an outcome that a second look at
+// the same revision must not rewrite.
+func (s *State) hasOutcome(revision string) bool {
+	a := s.report.last()
 	if a == nil || a.Revision != revision {
 		return false
 	}
@@ -132,109 +98,110 @@ func (r *Reconciler) settledFor(revision string) bool {
 	case record.Held, record.Pending, record.Superseded:
 		return false
 	case record.Refused:
-		return r.seen.refusal != nil // it may be trusted later, as it is
+		return s.declared.refusal != nil // it may be trusted later, as it is
 	}
 	return true
 }
 
-func (r *Reconciler) recordHeld(hold *record.Hold) {
-	revision := r.seen.doc.Revision()
-	if a := r.last(); r.settledFor(revision) || (a != nil && a.Revision == revision && a.Outcome == record.Held) {
-		return
+// isNewlyHeld reports whether it was not reported yet that the declared revision is held.
+func (s *State) isNewlyHeld() bool {
+	revision, a := s.declared.doc.Revision(), s.report.last()
+	return !s.hasOutcome(revision) && (a == nil || a.Revision != revision || a.Outcome != record.Held)
+}
+
+func (s *State) attemptInvalid(doc *document.Document, v *schema.Violations) {
+	var names []string
+	for _, violation := range v.List {
+		if !slices.Contains(names, violation.Parameter) {
+			names = append(names, violation.Parameter)
+		}
 	}
-	reason := r.heldReason(hold, r.seen.config)
-	by := hold.By
-	if e := r.match(hold, r.seen.config, false); e != nil && !hold.Paused {
+	s.attempted(Attempt{
+		Revision: doc.Revision(), Outcome: record.Invalid, Reason: v.Error(),
+		Violations: v.List, ViolationsTotal: v.Total,
+	})
+	first := v.List[0].String()
+	if v.List[0].File != "" && s.opt.Source.Kind == "file" { // for a terminal to open
+		first = filepath.Join(s.opt.Source.Location, ".") + "/" + first
+	}
+	s.emit(Event{
+		Type: EventInvalid, Outcome: record.Invalid, Names: names, Level: slog.LevelWarn,
+		Text:  "the configuration is not valid; the engine keeps what it has",
+		Attrs: []any{"revision", doc.Revision(), "violations", v.Total, "violation", first},
+	})
+}
+
+func (s *State) attemptRefused(doc *document.Document) {
+	s.attempted(Attempt{Revision: doc.Revision(), Outcome: record.Refused, Reason: doc.Refused.Reason})
+	s.emit(Event{
+		Type: EventRefused, Outcome: record.Refused, Level: slog.LevelWarn,
+		Text:  "the source is not trusted with this revision; the engine keeps what it has",
+		Attrs: []any{"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint},
+	})
+}
+
+func (s *State) attemptHeld() {
+	hold, c := s.hold(), s.declared.config
+	if s.lost != nil {
+		hold = s.lost
+	}
+	reason, by := s.heldReason(hold, c), hold.By
+	if e := s.match(hold, c, false); e != nil && !hold.Paused {
 		by = e.By
 	}
-	r.record(Attempt{Revision: revision, Outcome: record.Held, Reason: reason, HeldBy: by})
-	r.log.Event(slog.LevelWarn, "not tried: "+reason, "revision", revision, "hint", r.heldHint(hold, r.seen.config))
+	revision := s.declared.doc.Revision()
+	s.attempted(Attempt{Revision: revision, Outcome: record.Held, Reason: reason, HeldBy: by})
+	s.emit(Event{
+		Type: EventHeld, Outcome: record.Held, Cause: by, Level: slog.LevelWarn,
+		Text: "not tried: " + reason, Attrs: []any{"revision", revision, "hint", s.heldHint(hold, c)},
+	})
 }
 
-// recordUnchanged notes that what the source declares is what is applied and,
-// by a fresh reading, runs.
-func (r *Reconciler) recordUnchanged(ctx context.Context) (more bool) {
-	revision := r.seen.doc.Revision()
-	if r.settledFor(revision) {
-		return false
-	}
-	applied := r.opt.Store.Applied()
-	if r.engine.at.Before(r.seen.at) {
-		r.engine.due = true
-		return true
-	}
-	if !r.runs(r.engine.reading, applied.Config) {
-		return false
-	}
-	r.record(Attempt{Revision: revision, Outcome: record.Unchanged, SnapshotID: applied.ID, Reason: "equal to what is applied and runs"})
-	r.log.Event(slog.LevelInfo, "unchanged: the engine already runs what is declared", "snapshot", applied.ID)
-	r.opt.Metrics.Success("transaction")
-	return false
+// attemptUnchanged notes that what the source declares is what is applied and, by a fresh
+// reading, runs.
+func (s *State) attemptUnchanged() {
+	s.attempted(Attempt{Revision: s.declared.doc.Revision(), Outcome: record.Unchanged, SnapshotID: s.applied.ID, Reason: "equal to what is applied and runs"})
+	s.log(slog.LevelInfo, "unchanged: the engine already runs what is declared", "snapshot", s.applied.ID)
+	s.succeeded("transaction")
 }
 
-// recordPending notes a candidate that is committed.
-func (r *Reconciler) recordPending(s *record.Record) {
-	a := Attempt{Outcome: record.Pending, SnapshotID: s.ID, Changes: s.Changes, Reason: "on record, not yet applied"}
-	if s.Kind == record.KindChange {
-		a.Revision = s.Source.Revision
+// attemptPending notes a candidate that is committed.
+func (s *State) attemptPending(rec *record.Record) {
+	a := Attempt{Outcome: record.Pending, SnapshotID: rec.ID, Changes: rec.Changes, Reason: "on record, not yet applied"}
+	if rec.Kind == record.KindChange {
+		a.Revision = rec.Source.Revision
 	}
-	r.record(a)
+	s.attempted(a)
 }
 
-// ensureAttempt makes an attempt for the record id if this process has none:
-// it was settled after a restart.
-func (r *Reconciler) ensureAttempt(ctx context.Context, id string) {
-	if slices.ContainsFunc(r.attempts, func(a Attempt) bool { return a.SnapshotID == id }) {
-		return
-	}
-	if rec, err := r.opt.Store.Lookup(ctx, id); err == nil && rec.Kind.Candidate() {
-		r.recordPending(&rec.Record)
-	}
+// attemptRejecting notes that the rejection of record id is on record, and the engine is
+// still to be brought back.
+func (s *State) attemptRejecting(id, why string) {
+	s.report.update(id, func(a *Attempt) {
+		a.rejected, a.Reason = why, "rejected, and the engine is being brought back: "+why
+	})
 }
 
-// finish gives the attempt of record id its outcome, and answers who waits. It
+// finish gives the attempt of record id its outcome, and answers who waits for it. It
 // reports whether the outcome is new.
-func (r *Reconciler) finish(id string, outcome record.Outcome, reason string) (news bool) {
-	attempts := slices.Clone(r.attempts) // a published status shares the old one
-	for i := range attempts {
-		a := &attempts[i]
-		if a.SnapshotID == id && a.Outcome == record.Pending {
-			a.Outcome, a.Reason, a.At = outcome, reason, record.Unix(time.Now())
-			r.opt.Metrics.Outcome(outcome)
-			news = true
-			if outcome == record.Superseded {
-				r.log.Event(slog.LevelInfo, "superseded", "snapshot", id, "reason", reason)
-			}
+func (s *State) finish(id string, outcome record.Outcome, reason string) (isNew bool) {
+	isNew = s.report.update(id, func(a *Attempt) {
+		a.Outcome, a.Reason, a.At = outcome, reason, record.Unix(time.Now())
+		s.counted(outcome)
+		if outcome == record.Superseded {
+			s.log(slog.LevelInfo, "superseded", "snapshot", id, "reason", reason)
 		}
-	}
-	r.attempts = attempts
-	r.publish()
-	r.resolve(id, outcome, reason)
-	return news
+	})
+	s.resolve(id, outcome, reason)
+	return isNew
 }
 
-// finishGone finishes what was pending and is on no record any more: somebody
-// replaced the history.
-func (r *Reconciler) finishGone(ctx context.Context) {
-	for _, a := range r.attempts {
-		if a.Outcome != record.Pending {
-			continue
+// resolve answers the callers that wait for record id.
+func (s *State) resolve(id string, outcome record.Outcome, reason string) {
+	s.waiters = slices.DeleteFunc(s.waiters, func(q *request) bool {
+		if q.id == id {
+			s.reply(q, Result{Outcome: outcome, SnapshotID: id, Text: reason}, nil)
 		}
-		if _, err := r.opt.Store.Lookup(ctx, a.SnapshotID); errors.Is(err, fs.ErrNotExist) {
-			r.finish(a.SnapshotID, record.Superseded, "its record is gone: the history was replaced under the agent")
-		}
-	}
-}
-
-// finishRest finishes what was confirmed together with the head: a record whose
-// own confirmation failed and happened all the same.
-func (r *Reconciler) finishRest(ctx context.Context) {
-	for _, a := range r.attempts {
-		if a.Outcome != record.Pending {
-			continue
-		}
-		if rec, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && rec.Outcome != record.Pending {
-			r.finish(rec.ID, rec.Outcome, "on record as "+string(rec.Outcome))
-		}
-	}
+		return q.id == id
+	})
 }

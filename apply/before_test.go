@@ -53,7 +53,7 @@ func TestWhatRanBeforeIsOnRecordBeforeItIsSent(t *testing.T) {
 					w.pass(time.Minute)
 					if c.back == nil {
 						w.check("applied", inSync(seven))
-						if res, err := w.do(apply.Command{Verb: "rollback", Reason: "7 is bad"}); err != nil || res.Outcome != record.Applied {
+						if res, err := w.do(&apply.Rollback{Reason: "7 is bad"}); err != nil || res.Outcome != record.Applied {
 							t.Fatalf("%+v %v", res, err)
 						}
 					}

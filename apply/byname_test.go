@@ -155,7 +155,7 @@ func TestRollbackAcrossSchemas(t *testing.T) {
 					w.under(c.then)
 					w.declare(c.then.Known(at(stateB, "1.25")), "")
 					ran := w.engine.running()
-					order := apply.Command{Verb: "rollback", Reason: "slow"}
+					order := &apply.Rollback{Reason: "slow"}
 					if named {
 						order.ID = target.ID
 					}
@@ -189,7 +189,7 @@ func TestHeldAcrossSchemas(t *testing.T) {
 				schemas(t, c.first, func(t *testing.T, w *world) {
 					b := c.first.Known(at(stateB, "1.25"))
 					w.declare(b, "")
-					if _, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", Pause: pause, Requester: record.Requester{UID: 7}}); err != nil {
+					if _, err := w.do(&apply.Rollback{Reason: "slow", Pause: pause, Requester: record.Requester{UID: 7}}); err != nil {
 						t.Fatal(err)
 					}
 					held := want{runs: at(stateA, ifHas(c.first, "1.5")), outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{b}}
@@ -210,7 +210,7 @@ func TestHeldAcrossSchemas(t *testing.T) {
 					w.engine.allow(stateB)
 					w.under(c.then)
 					w.declare(c.then.Known(at(stateB, "1.25")), "")
-					if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+					if _, err := w.do(&apply.Resume{}); err != nil {
 						t.Fatal(err)
 					}
 					w.check("resumed", inSync(at(stateB, map[bool]string{true: "1.25", false: "1.5"}[c.then.Has(temperature)])))
@@ -228,7 +228,7 @@ func TestAPauseAcrossSchemas(t *testing.T) {
 	for _, c := range crossings(t) {
 		t.Run(c.name, func(t *testing.T) {
 			schemas(t, c.first, func(t *testing.T, w *world) {
-				if _, err := w.do(apply.Command{Verb: "pause", Reason: "load test"}); err != nil {
+				if _, err := w.do(&apply.Pause{Reason: "load test"}); err != nil {
 					t.Fatal(err)
 				}
 				sends := w.engine.allSends()
@@ -243,7 +243,7 @@ func TestAPauseAcrossSchemas(t *testing.T) {
 				if n := w.engine.allSends() - sends; n != 0 {
 					t.Errorf("%d batches were sent", n)
 				}
-				if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+				if _, err := w.do(&apply.Resume{}); err != nil {
 					t.Fatal(err)
 				}
 				w.check("resumed", inSync(at(stateB, map[bool]string{true: "1.25", false: "1.5"}[c.then.Has(temperature)])))
@@ -319,7 +319,7 @@ func TestHeldForAParameterThatIsUnknown(t *testing.T) {
 		},
 		"a rollback": func(t *testing.T, w *world) {
 			w.declare(stateB, "")
-			if _, err := w.do(apply.Command{Verb: "rollback", ID: "1", Reason: "night"}); err != nil {
+			if _, err := w.do(&apply.Rollback{ID: "1", Reason: "night"}); err != nil {
 				t.Fatal(err)
 			}
 			w.check("rolled back", want{
@@ -331,7 +331,7 @@ func TestHeldForAParameterThatIsUnknown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			schemas(t, more, func(t *testing.T, w *world) {
 				w.declare(at(stateA, "1.25"), "hot")
-				if _, err := w.do(apply.Command{Verb: "rollback", Reason: "hot"}); err != nil {
+				if _, err := w.do(&apply.Rollback{Reason: "hot"}); err != nil {
 					t.Fatal(err)
 				}
 				w.under(rules)
@@ -354,7 +354,7 @@ func TestAnUntrustedCandidateEndsNoHold(t *testing.T) {
 	more := larger(t)
 	schemas(t, more, func(t *testing.T, w *world) {
 		w.declare(at(stateA, "1.25"), "hot")
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "hot"}); err != nil {
+		if _, err := w.do(&apply.Rollback{Reason: "hot"}); err != nil {
 			t.Fatal(err)
 		}
 		s := &signers{keys: "ada"}
@@ -387,7 +387,7 @@ func TestRolledBackUnderASmallerSchema(t *testing.T) {
 			if w.declare(at(stateB, "1.25"), ""); heldBefore {
 				w.declare(at(stateC, "1.25"), "")
 				w.declare(at(stateB, "1.25"), "again")
-				if _, err := w.do(apply.Command{Verb: "rollback", Reason: "slow"}); err != nil {
+				if _, err := w.do(&apply.Rollback{Reason: "slow"}); err != nil {
 					t.Fatal(err)
 				}
 				w.check("held", want{
@@ -398,7 +398,7 @@ func TestRolledBackUnderASmallerSchema(t *testing.T) {
 			}
 			w.under(rules)
 			w.declare(stateB, "")
-			if _, err := w.do(apply.Command{Verb: "rollback", ID: "1", Reason: "slow"}); err != nil {
+			if _, err := w.do(&apply.Rollback{ID: "1", Reason: "slow"}); err != nil {
 				t.Fatal(err)
 			}
 			x := want{runs: at(stateA, "1.25"), outcome: record.Held, state: apply.StateHeld, ready: true, held: held}
@@ -435,11 +435,11 @@ func TestNoRollbackThatTheDefaultsMakeInvalid(t *testing.T) {
 		w.under(cool)
 		w.declare(at(stateC, "0.25"), "")
 		w.engine.ban(at(stateB, "0.5"))
-		if _, err := w.do(apply.Command{Verb: "rollback", ID: hot, Reason: "night"}); err == nil || !strings.Contains(err.Error(), "too hot") {
+		if _, err := w.do(&apply.Rollback{ID: hot, Reason: "night"}); err == nil || !strings.Contains(err.Error(), "too hot") {
 			t.Errorf("rolled back to what breaks a rule: %v", err)
 		}
 		w.check("nothing was changed", inSync(at(stateC, "0.25")))
-		if res, err := w.do(apply.Command{Verb: "rollback", ID: a.ID, Reason: "night"}); err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(at(stateA, "0.5")) {
+		if res, err := w.do(&apply.Rollback{ID: a.ID, Reason: "night"}); err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(at(stateA, "0.5")) {
 			t.Errorf("%+v %v", res, err)
 		}
 	})
@@ -473,7 +473,7 @@ func TestUnset(t *testing.T) {
 		}
 		w.declare(at(stateA, "1"), "set again")
 		w.check("set again", inSync(at(stateA, "1")))
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "hot"})
+		res, err := w.do(&apply.Rollback{Reason: "hot"})
 		if err != nil || res.Outcome != record.Applied {
 			t.Fatalf("%+v %v", res, err)
 		}
@@ -512,7 +512,7 @@ func TestARejectedOptionalParameterIsTakenBack(t *testing.T) {
 				case "withdrawn on probation":
 					w.declare(stateA, "the way back")
 				case "paused on probation":
-					if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+					if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -577,13 +577,13 @@ func TestATighterSchema(t *testing.T) {
 	for name, c := range map[string]struct {
 		before func(w *world)
 		source func(w *world)
-		state  apply.State
+		state  apply.Condition
 	}{
 		"declared as before":  {func(*world) {}, func(w *world) { w.declare(stateA, "") }, apply.StateInvalid},
 		"no document":         {func(*world) {}, func(w *world) { w.pass(10 * time.Second) }, apply.StateStarting},
 		"an untrusted source": {func(*world) {}, func(w *world) { w.distrust(stateA, "", "unsigned") }, apply.StateRefused},
 		"paused": {func(w *world) {
-			if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+			if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 				w.t.Fatal(err)
 			}
 		}, func(w *world) { w.declare(size(500), "") }, apply.StateHeld},
@@ -610,7 +610,7 @@ func TestATighterSchema(t *testing.T) {
 				if checks := s.Checks(time.Now()); checks.ConfigLoaded {
 					t.Error("health says that what runs is valid")
 				}
-				if _, err := w.do(apply.Command{Verb: "resume"}); (err == nil) != (name == "paused") {
+				if _, err := w.do(&apply.Resume{}); (err == nil) != (name == "paused") {
 					t.Error(err)
 				}
 				w.declare(size(900), "valid again")
@@ -619,7 +619,7 @@ func TestATighterSchema(t *testing.T) {
 					t.Errorf("%s: %+v", s.Reason, s.Running.Violations)
 				}
 				records := must(w.store.List(t.Context(), "", 50))
-				_, err := w.do(apply.Command{Verb: "rollback", ID: records[len(records)-1].ID, Reason: "night"})
+				_, err := w.do(&apply.Rollback{ID: records[len(records)-1].ID, Reason: "night"})
 				if err == nil || !strings.Contains(err.Error(), "not valid under the present rules") {
 					t.Errorf("rolled back to what the schema refuses: %v", err)
 				}

@@ -180,11 +180,11 @@ func TestOrdersDoNotWaitForAnEngineThatHangs(t *testing.T) {
 				w.engine.tell(func(e *scripted) { e.hung = true })
 				begun := time.Now()
 				if verb == "rollback" { // its caller waits for the engine; on record it is at once
-					go func() { _, _ = w.do(apply.Command{Verb: verb, Reason: "night"}) }()
+					go func() { _, _ = w.do(orderOf(verb, "night")) }()
 					for w.store.Head().Kind != record.KindRollback && time.Since(begun) < time.Minute {
 						w.pass(10 * time.Millisecond)
 					}
-				} else if _, err := w.r.Do(t.Context(), apply.Command{Verb: verb, Reason: "night"}); err != nil {
+				} else if _, err := w.r.Do(t.Context(), orderOf(verb, "night")); err != nil {
 					t.Fatalf("%s, %s: %v", name, verb, err)
 				}
 				if took := time.Since(begun); took > 5*time.Second {

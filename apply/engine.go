@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,257 +18,293 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// engineView is what is known of the engine.
-type engineView struct {
-	reading   api.Reading // the last one; valid while known
-	known     bool
-	reachable bool
-	err       error // of the last try, nil when it went well
-	at        time.Time
-	due       bool      // ask now
-	next      time.Time // ask then at the latest
-	// returned: it was gone or its peer changed since it was last seen to run
-	// what it should, so what it runs is not drift.
-	returned bool
-	late     late
-	// asserting: a way back is being tried.
-	asserting bool
-	// foreign counts the tries in a row that met a wrong server; wrongLabel: the
-	// last batch was not sent because the engine refused our environment.
-	foreign    int
-	wrongLabel bool
-	// several: readings disagreed, so that there are several engines behind the
-	// socket, and no reading is evidence against a candidate. agree counts the
-	// readings in a row that said the same.
-	several bool
-	agree   int
-	// differences is how the schema of the engine process compared differs from
-	// ours. A process that did not answer, compareTries times, is asked again at
-	// compareAt.
-	differences  []string
-	bounds       map[string]api.Bounds // of the engine process compared
-	compared     api.Peer
-	compareTries int
-	compareAt    time.Time
-}
-
-// gone reports whether err says that nobody listens on the socket.
-func gone(err error) bool {
+// isGone reports whether err means that nobody listens on the socket.
+func isGone(err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
-// readDue reports whether the engine should be asked now, and plans the next
-// turn if not.
-func (r *Reconciler) readDue() bool {
-	e := &r.engine
-	if !e.known || e.due || !time.Now().Before(e.next) {
-		return true
-	}
-	r.wakeAt(e.next)
-	return false
-}
-
-// read asks the engine what it runs and notes the answer.
+// read asks the engine what it runs, and folds the result.
 func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 	r.stamp.Store(time.Now().UnixNano())
-	call, done := r.orders.interruptible(ctx)
+	call, done := r.calls.begin(ctx, false)
 	reading, err := r.opt.Engine.Read(call)
 	done()
-	now, e := time.Now(), &r.engine
-	e.due = false
 	if err != nil {
-		r.engineFailed("read", err)
-		return reading, err
+		r.state.foldEngineFailed("read", err, time.Now())
+	} else {
+		r.state.foldReading(reading, time.Now())
 	}
+	return reading, err
+}
+
+func (s *State) foldReading(reading api.Reading, now time.Time) {
+	e := &s.engine
 	if !e.reachable && e.known {
-		r.log.Event(slog.LevelInfo, "the engine answers again", "socket", r.opt.Socket)
+		s.emit(Event{Type: EventEngineUp, Level: slog.LevelInfo, Text: "the engine answers again", Attrs: []any{"socket", s.opt.Socket}})
 	}
-	r.log.Clear("engine")
+	s.over("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several, e.bounds, e.differences = true, false, nil, nil
-		e.compareTries, e.compareAt = 0, time.Time{}
-		r.drift = nil // what a new one runs is none
-		switch f := r.faults["assert"]; {
-		case e.asserting: // it sees for itself
+		e.tries, e.retryAt = 0, time.Time{}
+		s.drift.now = nil // what a new process runs is not drift
+		switch f := s.faults[stageAssert]; {
+		case e.asserting: // see foldAssert
 		case f != nil && f.unanswered:
-			f.newEngine()
+			f.newEngine(0)
 		default:
-			r.clear("assert") // it may take what the one before refused
+			s.clear(stageAssert) // it may accept what the one before refused
 		}
 	}
 	if reading.Relabelled != "" && !e.returned {
-		r.log.Warn("label", "the engine, which did not restart, bore another environment's label and was given ours", "label", reading.Relabelled)
+		s.repeat(slog.LevelWarn, "label", "the engine, which did not restart, bore another environment's label and was given ours", "label", reading.Relabelled)
 	}
-	r.countAgreement(reading)
+	s.countAgreement(reading)
 	e.reading, e.known, e.reachable, e.err, e.at, e.foreign = reading, true, true, nil, now, 0
-	e.next = now.Add(r.opt.DriftInterval)
-	if e.late.watched() {
-		e.next = now.Add(min(lateEvery, r.opt.DriftInterval))
+	e.due, e.lost = false, time.Time{}
+	e.unchecked, e.reread, e.noted = true, false, false
+	e.next = now.Add(s.opt.DriftInterval)
+	if now.Before(e.inflight.until) {
+		e.next = now.Add(min(lateEvery, s.opt.DriftInterval))
 	}
-	r.wakeAt(e.next)
-	r.opt.Metrics.Success("engine")
-	return reading, nil
-}
-
-// compareSchema asks a new engine process which values it accepts, so that tighter
-// bounds are reported. It is asked once; after an error again, later each time: an
-// engine that takes long over it may serve nobody else meanwhile.
-func (r *Reconciler) compareSchema(ctx context.Context) {
-	e := &r.engine
-	if e.reachable && e.compared != e.reading.Peer && !time.Now().Before(e.compareAt) {
-		r.stamp.Store(time.Now().UnixNano())
-		call, done := r.orders.interruptible(ctx)
-		defer done()
-		r.orders.mayYield()
-		if bounds, err := r.opt.Engine.Bounds(call); err == nil {
-			e.compared, e.bounds = e.reading.Peer, bounds
-		} else {
-			e.compareAt = time.Now().Add(min(compareLeast<<min(e.compareTries, 20), backoffMost))
-			e.compareTries++
+	if e.since.at == 0 { // it ran when this process came; the record says since when
+		if rec := s.runningRecord(); rec != nil {
+			e.since = runsSince{rec.Config, rec.Timestamp}
 		}
 	}
-	unused := func(p schema.Parameter) bool { return !p.Managed && !r.sets(p.Name) }
-	differences := api.Compare(slices.DeleteFunc(r.opt.Rules.Parameters(), unused), e.bounds, e.reading)
-	for _, name := range slices.Sorted(maps.Keys(e.reading.Mistyped)) {
-		differences = append(differences, r.mistypedText(name))
-	}
-	if !slices.Equal(differences, e.differences) && len(differences) > 0 {
-		r.log.Event(slog.LevelWarn, "engine schema differs", "socket", r.opt.Socket, "differences", strings.Join(differences, "; "))
-	}
-	e.differences = differences
+	s.succeeded("engine")
 }
 
-// engineFailed notes that the engine could not be asked or told, and plans the
-// next try: soon when nobody listens, for its first answer must find us.
-func (r *Reconciler) engineFailed(stage string, err error) {
-	e := &r.engine
-	e.reachable, e.err = false, err
+// runningRecord returns the applied record or the head if the engine was last read to run
+// it, nil if it runs neither.
+func (s *State) runningRecord() *record.Record {
+	e := &s.engine
+	for _, rec := range []*record.Record{s.applied, s.head} {
+		if e.known && rec != nil && (s.runs(e.reading, rec.Config) || rec == s.applied && s.agrees(e.reading, rec.Config)) {
+			return rec
+		}
+	}
+	return nil
+}
+
+// runsSince notes that the engine runs p from now on. again: it did not in between,
+// though it ran the same before.
+func (s *State) runsSince(p schema.Parameters, again bool, now time.Time) {
+	if since := &s.engine.since; again || !s.same(since.config, p) || since.at == 0 {
+		*since = runsSince{p, record.Unix(now)}
+	}
+}
+
+// foldEngineFailed notes that the engine could not be read or sent to, and plans the next
+// reading: soon when nobody listens, for its first response must find the agent.
+func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
+	e := &s.engine
+	line := Event{Type: EventLine, Key: "engine", Level: slog.LevelWarn, Text: "the engine cannot be asked"}
+	if e.lost.IsZero() {
+		e.lost, line.Type = now, EventEngineDown
+	}
+	e.reachable, e.err, e.unchecked, e.due = false, err, false, false
 	wait := lateEvery
 	var foreign *api.ForeignError
 	switch {
-	case gone(err):
+	case isGone(err):
 		e.returned = true
 		wait = engineDownPoll
 	case errors.As(err, &foreign):
 		// A reading costs little, and the right server may come at any time.
-		wait = min(backoff(e.foreign), max(r.opt.DriftInterval, backoffLeast))
+		wait = min(backoff(e.foreign), max(s.opt.DriftInterval, backoffLeast))
 		e.foreign++
 	}
-	e.next, e.due = time.Now().Add(wait), false
-	r.wakeAt(e.next)
-	r.opt.Metrics.StageFailure(stage)
+	e.next = now.Add(wait)
+	s.failed(stage)
 	_, hint := waitingText(err)
-	r.log.Warn("engine", "the engine cannot be asked", "socket", r.opt.Socket, "error", err, "hint", hint)
+	line.Attrs, line.Same = []any{"socket", s.opt.Socket, "error", err, "hint", hint}, line.Text+err.Error()
+	s.emit(line)
 }
 
-// send brings a snapshot's Parameters to the engine.
-func (r *Reconciler) send(ctx context.Context, s *record.Record) api.Answer {
+// readAgain reads the engine a few times more, each on a fresh connection. One engine may
+// have been changed in between, once. A state that comes back after another one was read
+// is another engine's. An order or a stop does not wait for all of the readings.
+func (r *Reconciler) readAgain(ctx context.Context) error {
+	e := &r.state.engine
+	last := e.reading
+	var before []schema.Parameters // states that were read before the last one
+	for range moreReadings {
+		if r.calls.isAwaited() || r.stopping.Load() {
+			e.due, e.unchecked = true, false
+			return errInterrupted
+		}
+		next, err := r.read(ctx)
+		if err != nil {
+			return err
+		}
+		if next.Peer != last.Peer {
+			break // another process: nothing to compare
+		}
+		if runs := r.state.managed(next); !runs.Equal(r.state.managed(last)) {
+			before = append(before, r.state.managed(last))
+			if slices.ContainsFunc(before, runs.Equal) {
+				e.several = true
+			}
+		}
+		last = next
+	}
+	if e.reread = true; e.several && !r.state.isCandidateOpen() {
+		r.state.repeat(slog.LevelWarn, "several", severalReason, "hint", severalHint)
+	}
+	return nil
+}
+
+// isCandidateOpen reports whether the head is a candidate that is not settled.
+func (s *State) isCandidateOpen() bool {
+	return s.head != nil && s.head.Kind.Candidate() && !s.isSettled()
+}
+
+// compareEngine asks a new engine process which values it accepts, so that tighter bounds
+// are reported. It is asked once; after an error again, later each time: an engine that
+// takes long over it may serve nobody else meanwhile.
+func (r *Reconciler) compareEngine(ctx context.Context) {
+	e := &r.state.engine
+	call, done := r.calls.begin(ctx, true)
+	bounds, err := r.opt.Engine.Bounds(call)
+	done()
+	if err != nil {
+		e.retryAt = time.Now().Add(min(compareLeast<<min(e.tries, 20), backoffMost))
+		e.tries++
+		return
+	}
+	e.peer, e.bounds = e.reading.Peer, bounds
+	r.state.foldBounds()
+}
+
+// foldBounds notes how the engine's schema differs from the agent's.
+func (s *State) foldBounds() {
+	e := &s.engine
+	if !e.reachable || s.isRival() {
+		return
+	}
+	unused := func(p schema.Parameter) bool { return !p.Managed && !s.sets(p.Name) }
+	differences := api.Compare(slices.DeleteFunc(s.opt.Rules.Parameters(), unused), e.bounds, e.reading)
+	for _, name := range slices.Sorted(maps.Keys(e.reading.Mistyped)) {
+		differences = append(differences, s.mistypedText(name))
+	}
+	if slices.Equal(differences, e.differences) {
+		return
+	}
+	e.differences = differences
+	if len(differences) > 0 {
+		s.log(slog.LevelWarn, "engine schema differs", "socket", s.opt.Socket, "differences", strings.Join(differences, "; "))
+	}
+}
+
+// sendRecord sends the parameters of a record to the engine in one batch.
+func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Answer {
+	r.publish() // the engine may take its time
 	r.stamp.Store(time.Now().UnixNano())
-	call, done := r.orders.interruptible(ctx)
+	s, e := r.state, &r.state.engine
+	call, done := r.calls.begin(ctx, false)
 	answer := r.opt.Engine.Send(call, api.Batch{
-		Parameters: r.known(s.Config), Description: s.Description, SnapshotID: s.ID, Revision: s.Commit,
+		Parameters: s.known(rec.Config), Description: rec.Description, SnapshotID: rec.ID, Revision: rec.Commit,
 	})
 	done()
-	e := &r.engine
+	e.unchecked = false
 	var wrong *api.ForeignError
 	e.wrongLabel = errors.As(answer.Err, &wrong) && wrong.Environment
 	switch answer.Verdict {
 	case api.VerdictNotSent:
-		r.engineFailed("send", answer.Err)
+		s.foldEngineFailed("send", answer.Err, time.Now())
 	case api.VerdictUnknown:
-		e.late.mayCome(r.known(s.Config))
+		e.inflight.add(s.known(rec.Config), time.Now())
 		e.due = true
-		r.opt.Metrics.StageFailure("send")
-		r.log.Warn("send", "the engine's answer is not known; asking what it runs", "error", answer.Err)
+		s.failed("send")
+		s.repeat(slog.LevelWarn, "send", "the engine's answer is not known; asking what it runs", "error", answer.Err)
 	case api.VerdictForeign:
 		e.err = answer.Err
-		r.opt.Metrics.StageFailure("send")
+		s.failed("send")
 	default:
-		r.log.Clear("send")
+		s.over("send")
 	}
 	return answer
 }
 
-// runsSince notes that the engine runs p from now on; again says that it did
-// not in between, though it ran the same before.
-func (r *Reconciler) runsSince(p schema.Parameters, again bool) {
-	if again || !r.same(r.since.config, p) || r.since.at == 0 {
-		r.since.config, r.since.at = p, record.Unix(time.Now())
-	}
-}
+// patience is how many times in a row the engine may fail to take the state that it is
+// brought back to, before that counts as a refusal: waiting does not help.
+const patience = 2
 
-// patient is how many times in a row the engine may fail to take the state that
-// it is brought back to, before that counts as a refusal: waiting does not help.
-const patient = 2
-
-// assert makes the engine run the snapshot s: send, read back, no commit. When
-// it fails, what stands in the way is noted and a later try planned.
-func (r *Reconciler) assert(ctx context.Context, s *record.Record) bool {
-	if r.rival() {
-		return false // it is the other agent's
-	}
-	if unknown := r.unknownToEngine(s.Config); unknown != nil {
-		part := *s // it is brought back as far as it knows the parameters
+// assert makes the engine run a recorded state: it is sent and read back, without a
+// commit. When that fails, why is noted and a later try planned.
+func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool) {
+	s, e := r.state, &r.state.engine
+	defer func() { e.unchecked = false }()
+	if unknown := s.unknownToEngine(rec.Config); unknown != nil {
+		part := *rec // it is brought back as far as it knows the parameters
 		part.Config = part.Config.Select(func(name string) bool { return !slices.Contains(unknown, name) })
-		if s = &part; part.Config.Len() == 0 {
-			reason, hint := r.unknownText(unknown)
-			r.block("assert", reason, hint).refused = true // waiting does not help
+		if rec = &part; part.Config.Len() == 0 {
+			reason, hint := s.unknownText(unknown)
+			s.block(stageAssert, reason, hint).refused = true // waiting does not help
 			return false
 		}
 	}
-	answered, peer := r.engine.reachable, r.engine.reading.Peer
-	r.engine.asserting = true
-	defer func() { r.engine.asserting = false }()
-	answer := r.send(ctx, s)
+	wasReachable, peer := e.reachable, e.reading.Peer
+	e.asserting = true
+	defer func() { e.asserting = false }()
+	answer := r.sendRecord(ctx, rec)
 	const goesOn = again + "; a valid document that is declared takes its place"
-	reason, hint := "", cmp.Or(problem.Hint(answer.Err), "the engine's log says more")+goesOn
+	reason, hint := "", engineHint(answer.Err)+goesOn
 	switch answer.Verdict {
 	case api.VerdictNotSent:
-		if answered && !gone(answer.Err) { // it can be read, and does not take anything
-			r.block("assert", s.ID+" was not sent to the engine, which runs something else: "+answer.Err.Error(), hint)
+		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
+			s.block(stageAssert, rec.ID+" was not sent to the engine, which runs something else: "+answer.Err.Error(), hint)
 		}
-		return false // else engineFailed has planned the next try
+		return false // else foldEngineFailed has planned the next try
 	case api.VerdictRejected:
-		reason = "the engine refuses " + s.ID + ": " + strings.Join(answer.Errors, "; ")
+		reason = "the engine refuses " + rec.ID + ": " + strings.Join(answer.Errors, "; ")
 		hint = "declare a configuration that this engine can hold, or give it what it had when this one was applied"
 	case api.VerdictForeign:
 		reason, hint = answer.Err.Error(), foreignHint(answer.Err)
 	default:
-		reading, err := r.read(ctx)
-		if err == nil && !r.runs(reading, s.Config) {
-			reading, err = r.readAgain(ctx, reading)
+		_, err := r.read(ctx)
+		if err == nil && !s.runs(e.reading, rec.Config) {
+			err = r.readAgain(ctx)
 		}
 		switch {
-		case errors.Is(err, errOrder):
+		case errors.Is(err, errInterrupted):
 			return false
 		case err != nil:
-			reason = "the engine was sent " + s.ID + " and does not answer since: " + err.Error()
-			hint = cmp.Or(problem.Hint(err), "the engine's log says more") + goesOn
-		case r.runs(reading, s.Config):
-			r.clear("assert")
-			r.log.Event(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", s.ID)
+			reason = "the engine was sent " + rec.ID + " and does not answer since: " + err.Error()
+			hint = engineHint(err) + goesOn
+		case s.runs(e.reading, rec.Config):
+			s.clear(stageAssert)
+			s.log(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", rec.ID)
 			return true
-		case r.engine.several:
-			r.block("assert", severalReason, severalHint)
+		case e.several:
+			s.block(stageAssert, severalReason, severalHint)
 			return false
 		default:
-			reason = "the engine does not run " + s.ID + " after it was sent: " + changesText(r.differences(reading, s.Config))
+			reason = "the engine does not run " + rec.ID + " after it was sent: " + changesText(s.differences(e.reading, rec.Config))
 			if answer.Err != nil {
 				reason += "; " + answer.Err.Error()
 			}
 		}
 	}
-	r.opt.Metrics.StageFailure("assert")
-	f := r.block("assert", reason, hint)
-	f.unanswered = answer.Verdict == api.VerdictUnknown || !r.engine.reachable
-	if f.unanswered && r.engine.reachable && r.engine.reading.Peer != peer {
-		f.newEngine()
+	s.failed("assert")
+	f := s.block(stageAssert, reason, hint)
+	f.unanswered = answer.Verdict == api.VerdictUnknown || !e.reachable
+	if f.unanswered && e.reachable && e.reading.Peer != peer {
+		f.newEngine(engineDownPoll)
 	}
-	f.refused = answer.Verdict == api.VerdictRejected || answer.Verdict != api.VerdictForeign && f.tries >= patient
+	f.refused = answer.Verdict == api.VerdictRejected || answer.Verdict != api.VerdictForeign && f.tries >= patience
 	return false
 }
 
-// changesText is a list of changes on one line.
+// engineHint returns the hint of an error, or where to look.
+func engineHint(err error) string {
+	if hint := problem.Hint(err); hint != "" {
+		return hint
+	}
+	return "the engine's log says more"
+}
+
+// changesText returns changes on one line.
 func changesText(changes []schema.Change) string {
 	texts := make([]string, len(changes))
 	for i, c := range changes {

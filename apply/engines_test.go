@@ -164,10 +164,10 @@ func TestWhatTheEngineDoesNotKnowIsSuperseded(t *testing.T) {
 		"the way back": {optional(t), func(w *world) { w.declare(stateA, "") }, want{
 			runs: stateA, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true,
 		}},
-		"a rollback": {optional(t), func(w *world) { w.order(apply.Command{Verb: "rollback", Reason: "night"}) }, want{
+		"a rollback": {optional(t), func(w *world) { w.order(&apply.Rollback{Reason: "night"}) }, want{
 			runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{at(stateB, "1.25")},
 		}},
-		"a rollback under a schema that requires it": {larger(t), func(w *world) { w.order(apply.Command{Verb: "rollback", Reason: "night"}) }, want{
+		"a rollback under a schema that requires it": {larger(t), func(w *world) { w.order(&apply.Rollback{Reason: "night"}) }, want{
 			runs: stateA, outcome: record.Held, state: apply.StateHeld, ready: true, held: []schema.Parameters{at(stateB, "1.25")},
 		}},
 		"another document that it does not know": {larger(t), func(w *world) { w.declare(at(stateC, "1"), "") }, unknown},
@@ -561,7 +561,7 @@ func TestARollbackBringsBackAnOptionalParameter(t *testing.T) {
 		w.check("without it", inSync(at(stateA, "0.25")))
 		w.declare(at(stateA, "1.5"), "")
 		w.check("with it", inSync(at(stateA, "1.5")))
-		if res, err := w.do(apply.Command{Verb: "rollback", Reason: "1.5 is bad"}); err != nil || res.Outcome != record.Applied {
+		if res, err := w.do(&apply.Rollback{Reason: "1.5 is bad"}); err != nil || res.Outcome != record.Applied {
 			t.Fatalf("%+v, %v", res, err)
 		}
 		if got := w.engine.running(); !got.Equal(at(stateA, "0.25")) {
@@ -577,7 +577,7 @@ func TestAnUnrelatedParameterEndsNoHold(t *testing.T) {
 	schemas(t, optional(t), func(t *testing.T, w *world) {
 		w.declare(stateA, "")
 		w.declare(stateB, "")
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "b is bad", Requester: record.Requester{UID: 7, User: "ada"}}); err != nil {
+		if _, err := w.do(&apply.Rollback{Reason: "b is bad", Requester: record.Requester{UID: 7, User: "ada"}}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.ban(at(stateB, "1.5"))

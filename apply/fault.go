@@ -1,31 +1,42 @@
 package apply
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 )
 
-// A fault is what stands in the way of a stage now, and when that stage is
-// tried again.
+// A stage is a part of the work that can fail and be tried again.
+type stage string
+
+// The stages.
+const (
+	stageAssert    stage = "assert"
+	stageRevert    stage = "revert"
+	stageCommit    stage = "commit"
+	stageConfirm   stage = "confirm"
+	stageProbation stage = "probation"
+	stageSigner    stage = "signer"
+	stageSend      stage = "send"
+)
+
+// stages lists all of them, the gravest first.
+var stages = []stage{stageAssert, stageRevert, stageCommit, stageConfirm, stageProbation, stageSigner, stageSend}
+
+// A fault is why a stage failed, and when it is tried again.
 type fault struct {
 	reason, hint string
 	tries        int
 	retryAt      time.Time
-	refused      bool // by the engine: waiting alone does not cure it
-	unanswered   bool // the engine gave no answer: it may have died of it
-	deaths       int  // processes of the engine that ended in such tries
+	refused      bool // by the engine: waiting does not help
+	unanswered   bool // the engine did not respond: it may have crashed
+	crashes      int  // processes of the engine that ended in such tries
 }
 
-// stages are all that may be blocked, the gravest first.
-var stages = []string{"assert", "revert", "commit", "confirm", byProbation, "vouch", "send"}
-
-// backoff is the wait after the given number of earlier tries.
+// backoff returns the wait after a number of earlier tries.
 func backoff(tries int) time.Duration {
 	if tries > 20 {
 		return backoffMost
@@ -33,115 +44,104 @@ func backoff(tries int) time.Duration {
 	return min(backoffLeast<<tries, backoffMost)
 }
 
-// block notes that stage failed and plans its next try.
-func (r *Reconciler) block(stage, reason, hint string) *fault {
-	f := r.stand(stage, reason, hint)
-	r.log.Error("fault "+stage, reason, "stage", stage, "hint", hint)
+// block notes that a stage failed and plans its next try.
+func (s *State) block(st stage, reason, hint string) *fault {
+	f := s.stand(st, reason, hint)
+	s.repeat(slog.LevelError, "fault "+string(st), reason, "stage", string(st), "hint", hint)
 	return f
 }
 
-// suspect is block for what was logged already and may turn out to be nothing:
-// it is an error from the second time on.
-func (r *Reconciler) suspect(stage, reason, hint string) {
-	if f := r.stand(stage, reason, hint); f.tries > 0 {
-		r.log.Error("fault "+stage, reason, "stage", stage, "hint", hint)
+// suspect is block for what may turn out to be harmless: it is logged from the second
+// time on.
+func (s *State) suspect(st stage, reason, hint string) {
+	if f := s.stand(st, reason, hint); f.tries > 0 {
+		s.repeat(slog.LevelError, "fault "+string(st), reason, "stage", string(st), "hint", hint)
 	}
 }
 
-// stand makes a fault what stands in the way of stage, until its next try.
-func (r *Reconciler) stand(stage, reason, hint string) *fault {
+// stand puts a fault in the way of a stage until its next try.
+func (s *State) stand(st stage, reason, hint string) *fault {
 	f := &fault{reason: reason, hint: hint}
-	if before := r.faults[stage]; before != nil {
-		f.tries, f.deaths = before.tries+1, before.deaths
+	if before := s.faults[st]; before != nil {
+		f.tries, f.crashes = before.tries+1, before.crashes
 	}
 	f.retryAt = time.Now().Add(backoff(f.tries))
-	r.faults[stage] = f
-	r.wakeAt(f.retryAt)
+	s.faults[st] = f
 	return f
 }
 
-// ready reports whether stage may be tried now, and plans the next turn if not.
-func (r *Reconciler) ready(stage string) bool {
-	f := r.faults[stage]
-	if f == nil || !time.Now().Before(f.retryAt) {
-		return true
-	}
-	r.wakeAt(f.retryAt)
-	return false
+// ready reports whether a stage may be tried now.
+func (s *State) ready(st stage, now time.Time) bool {
+	f := s.faults[st]
+	return f == nil || !now.Before(f.retryAt)
 }
 
-// blocked reports whether stage failed and was not done since.
-func (r *Reconciler) blocked(stage string) bool { return r.faults[stage] != nil }
+// blocked reports whether a stage failed and has not succeeded since.
+func (s *State) blocked(st stage) bool { return s.faults[st] != nil }
 
-// retryDue reports whether stage failed before and its time has come.
-func (r *Reconciler) retryDue(stage string) bool { return r.blocked(stage) && r.ready(stage) }
+// retryDue reports whether a stage failed and is to be tried again now.
+func (s *State) retryDue(st stage, now time.Time) bool { return s.blocked(st) && s.ready(st, now) }
 
-// refused reports whether the engine does not take the state that it is to be
-// brought back to, so that waiting alone cures nothing.
-func (r *Reconciler) refused() bool { return r.blocked("assert") && r.faults["assert"].refused }
+// isRefused reports whether the engine refuses the state that it is to be brought back
+// to, so that waiting does not help.
+func (s *State) isRefused() bool { return s.blocked(stageAssert) && s.faults[stageAssert].refused }
 
-// newEngine says that another process of the engine came while stage assert was
-// blocked: one that may take what the one before refused. After the second that
-// ended in a try the backoff stays, for they may have died of it.
-func (f *fault) newEngine() {
-	if f.deaths++; f.deaths < 2 {
-		f.retryAt = time.Now()
+// newEngine notes that another process of the engine came while stage assert was
+// blocked. It may accept what the one before refused. After the second that ended
+// during a try the backoff stays, for the try may have ended it.
+func (f *fault) newEngine(wait time.Duration) {
+	if f.crashes++; f.crashes < 2 {
+		f.retryAt = time.Now().Add(wait)
 	}
 }
 
-// retryNow lets each failed stage be tried again at once, once.
-func (r *Reconciler) retryNow() { r.retryStages(stages...) }
-
-func (r *Reconciler) retryStages(stages ...string) {
-	for _, stage := range stages {
-		if f := r.faults[stage]; f != nil {
+// retryNow lets the failed stages be tried again at once, once.
+func (s *State) retryNow(list ...stage) {
+	for _, st := range list {
+		if f := s.faults[st]; f != nil {
 			f.retryAt = time.Now()
 		}
 	}
 }
 
 // clear forgets the faults of the stages.
-func (r *Reconciler) clear(stages ...string) {
-	for _, stage := range stages {
-		if r.blocked(stage) {
-			delete(r.faults, stage)
-			r.log.Clear("fault " + stage)
+func (s *State) clear(list ...stage) {
+	for _, st := range list {
+		if s.blocked(st) {
+			delete(s.faults, st)
+			s.over("fault " + string(st))
 		}
 	}
 }
 
-// obstacles says for the status what stands in the way now, the gravest first;
-// "" if nothing does.
-func (r *Reconciler) obstacles() (reason, hint string) {
+// obstacles returns why the stages that failed did, the gravest first; "" if none did.
+func (s *State) obstacles() (reason, hint string) {
 	var reasons, hints []string
-	for _, stage := range stages {
-		if f := r.faults[stage]; f != nil && !r.overcome(stage) && !slices.Contains(reasons, f.reason) {
-			reasons = append(reasons, f.reason)
-			if !slices.Contains(hints, f.hint) {
-				hints = append(hints, f.hint)
-			}
+	for _, st := range stages {
+		f := s.faults[st]
+		overcome := st == stageSend && s.pending != nil && s.pending.verified // it was read to run the change
+		if f == nil || overcome || slices.Contains(reasons, f.reason) {
+			continue
+		}
+		reasons = append(reasons, f.reason)
+		if !slices.Contains(hints, f.hint) {
+			hints = append(hints, f.hint)
 		}
 	}
 	return strings.Join(reasons, "; "), strings.Join(hints, "; ")
 }
 
-// overcome reports whether a fault of stage stood in the way of a change that the
-// engine was then read to run.
-func (r *Reconciler) overcome(stage string) bool {
-	return stage == "send" && r.flight != nil && r.flight.verified
-}
-
-// diskFailed notes that the store refused a write.
-func (r *Reconciler) diskFailed(stage string, err error, what string) {
-	r.writable = false
-	r.probed = time.Now()
+// diskFailed notes that the Store failed to write.
+func (s *State) diskFailed(st stage, err error, what string) {
+	s.disk.writable = false
+	s.disk.probed = time.Now()
 	if errno := syscall.Errno(0); !errors.As(err, &errno) || errno == syscall.EROFS {
-		r.noProbe = err // not the write failed, but the directory is not what it was: a probe finds out when it is
+		s.disk.err = err // the directory is not what it was: a probe finds out when it is again
 	}
-	r.opt.Metrics.StageFailure(stage)
-	reason, hint := what+": "+errorText(err), diskHint(err, r.opt.StateDir)+again
-	r.stand(stage, reason, hint)
-	r.log.ErrorOf("fault "+stage, what+diskKind(err), reason, "stage", stage, "hint", hint)
+	s.failed(string(st))
+	reason, hint := what+": "+errorText(err), diskHint(err, s.opt.StateDir)+again
+	s.stand(st, reason, hint)
+	s.repeatKind(slog.LevelError, "fault "+string(st), what+diskKind(err), reason, "stage", string(st), "hint", hint)
 }
 
 func errorText(err error) string {
@@ -149,82 +149,4 @@ func errorText(err error) string {
 		return ""
 	}
 	return err.Error()
-}
-
-// A repeater logs the same text under the same key once, then at each tenfold:
-// an engine that is down for a night is five lines, not a hundred thousand.
-type repeater struct {
-	*slog.Logger
-	mu   sync.Mutex
-	last map[string]repeat
-}
-
-type repeat struct {
-	text  string
-	count int
-}
-
-func newRepeater(l *slog.Logger) *repeater {
-	return &repeater{Logger: l, last: map[string]repeat{}}
-}
-
-// Clear makes the next message under key a new one.
-func (p *repeater) Clear(key string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.last, key)
-}
-
-// Event logs what happened, each time; Warn and Error are for what goes on.
-func (p *repeater) Event(level slog.Level, text string, args ...any) {
-	p.Log(context.Background(), level, text, args...)
-}
-
-// Warn logs what goes on wrong, see repeater.
-func (p *repeater) Warn(key, text string, args ...any) {
-	p.log(slog.LevelWarn, key, text+errorsIn(args), text, args)
-}
-
-// Error is Warn for what keeps the agent from its work.
-func (p *repeater) Error(key, text string, args ...any) {
-	p.log(slog.LevelError, key, text+errorsIn(args), text, args)
-}
-
-// WarnOf is Warn for what is the same by its kind, whatever its words.
-func (p *repeater) WarnOf(key, kind, text string, args ...any) {
-	p.log(slog.LevelWarn, key, kind, text, args)
-}
-
-// ErrorOf is Error for what is the same by its kind, whatever its words.
-func (p *repeater) ErrorOf(key, kind, text string, args ...any) {
-	p.log(slog.LevelError, key, kind, text, args)
-}
-
-func errorsIn(args []any) (text string) {
-	for _, a := range args {
-		if err, ok := a.(error); ok {
-			text += err.Error()
-		}
-	}
-	return text
-}
-
-func (p *repeater) log(level slog.Level, key, same, text string, args []any) {
-	p.mu.Lock()
-	seen := p.last[key]
-	if seen.text != same {
-		seen = repeat{text: same}
-	}
-	seen.count++
-	p.last[key] = seen
-	p.mu.Unlock()
-	for n := seen.count; n > 1; n /= 10 {
-		if n%10 != 0 {
-			return
-		}
-	}
-	if seen.count > 1 {
-		args = append(slices.Clone(args), "times", seen.count)
-	}
-	p.Log(context.Background(), level, text, args...)
 }

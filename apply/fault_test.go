@@ -83,10 +83,10 @@ func TestFirstDocumentRejected(t *testing.T) {
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
 		w.check("rejected", want{runs: rules.Defaults(), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "x"}); err == nil {
+		if _, err := w.do(&apply.Rollback{Reason: "x"}); err == nil {
 			t.Error("there is a state to roll back to")
 		}
-		if _, err := w.do(apply.Command{Verb: "rollback", ID: w.store.Head().ID, Reason: "x"}); err == nil {
+		if _, err := w.do(&apply.Rollback{ID: w.store.Head().ID, Reason: "x"}); err == nil {
 			t.Error("what the engine ran before is a rollback point")
 		}
 		w.declare(stateC, "")
@@ -246,7 +246,7 @@ func TestDrift(t *testing.T) {
 func TestRollback(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow", Requester: record.Requester{UID: 7}})
+		res, err := w.do(&apply.Rollback{Reason: "slow", Requester: record.Requester{UID: 7}})
 		if err != nil || res.Outcome != record.Applied {
 			t.Fatal(res, err)
 		}
@@ -271,7 +271,7 @@ func TestRollback(t *testing.T) {
 				id = rec.ID
 			}
 		}
-		res, err = w.do(apply.Command{Verb: "rollback", ID: id, Reason: "no good"})
+		res, err = w.do(&apply.Rollback{ID: id, Reason: "no good"})
 		if err != nil || res.Outcome != record.Rejected {
 			t.Fatal(res, err)
 		}
@@ -292,7 +292,7 @@ func TestRollbackWhileTheEngineIsDown(t *testing.T) {
 		w.engine.tell(func(e *scripted) { e.down = true })
 		w.r.EngineHint()
 		w.declare(stateC, "")
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow"})
+		res, err := w.do(&apply.Rollback{Reason: "slow"})
 		if err != nil || res.Outcome != record.Pending {
 			t.Fatal(res, err)
 		}
@@ -311,7 +311,7 @@ func TestRollbackWhileTheEngineIsDown(t *testing.T) {
 
 func TestPauseAndResume(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "load test"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "load test"}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.ban(stateB)
@@ -322,7 +322,7 @@ func TestPauseAndResume(t *testing.T) {
 		if s.State != apply.StateHeld || !s.Held.Paused || s.Attempted.Outcome != record.Held || s.InSync || !s.Ready {
 			t.Errorf("%+v", s)
 		}
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "twice"}); err == nil {
+		if _, err := w.do(&apply.Pause{Reason: "twice"}); err == nil {
 			t.Error("paused twice")
 		}
 		w.engine.tell((*scripted).restart)
@@ -332,11 +332,11 @@ func TestPauseAndResume(t *testing.T) {
 			t.Error("a restarted engine is not looked after while paused")
 		}
 		w.engine.allow(stateB)
-		if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+		if _, err := w.do(&apply.Resume{}); err != nil {
 			t.Fatal(err)
 		}
 		w.check("resumed", want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
-		if _, err := w.do(apply.Command{Verb: "resume"}); err == nil {
+		if _, err := w.do(&apply.Resume{}); err == nil {
 			t.Error("nothing was held, and it was resumed")
 		}
 	})
@@ -377,7 +377,7 @@ func TestAPauseThatIsRecordedSaysThatTheDiskTakesIt(t *testing.T) {
 				break
 			}
 		}
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		if s := w.r.Status(); s.State != apply.StateHeld || strings.Contains(s.Reason, "nothing can be recorded") {

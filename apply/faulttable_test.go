@@ -80,12 +80,12 @@ var scenes = []scene{
 		w.engine.will(stateB, refuse)
 		w.declare(stateB, "")
 		w.declare(stateA, "the way back")
-	}, play: func(w *world) { w.order(apply.Command{Verb: "resume"}) }, steps: []string{"note", "settle"}},
+	}, play: func(w *world) { w.order(&apply.Resume{}) }, steps: []string{"note", "settle"}},
 	{name: "rolled back", held: true, set: func(w *world) { w.declare(stateB, "") }, play: func(w *world) {
-		w.order(apply.Command{Verb: "rollback", Reason: "slow"})
+		w.order(&apply.Rollback{Reason: "slow"})
 	}, steps: []string{"list", "rollback", "send", "read", "confirm"}},
 	{name: "rolled back to", held: true, set: func(w *world) { w.declare(stateB, "") }, play: func(w *world) {
-		w.order(apply.Command{Verb: "rollback", ID: "1", Reason: "slow"})
+		w.order(&apply.Rollback{ID: "1", Reason: "slow"})
 	}, steps: []string{"lookup"}},
 	{name: "the engine restarts", declares: stateA, play: func(w *world) {
 		w.engine.tell((*scripted).restart)
@@ -255,14 +255,14 @@ func (c *faultCase) declare(w *world) *schema.Parameters {
 
 // order gives an order that nobody waits for. One that is answered with an
 // error must have changed nothing: audit looks.
-func (w *world) order(c apply.Command) {
+func (w *world) order(c apply.Order) {
 	r, refused := w.r, make(chan error, 1)
 	w.refused = refused
 	go func() {
 		ctx, cancel := context.WithTimeout(w.t.Context(), time.Hour)
 		defer cancel()
 		if _, err := r.Do(ctx, c); err != nil {
-			refused <- fmt.Errorf("%s: %w", c.Verb, err)
+			refused <- fmt.Errorf("%T: %w", c, err)
 		}
 	}()
 	w.pass(time.Second)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -368,7 +369,7 @@ func (w *world) declare(p schema.Parameters, comment string) {
 }
 
 // do gives the running agent an order and lets it work.
-func (w *world) do(c apply.Command) (apply.Result, error) {
+func (w *world) do(c apply.Order) (apply.Result, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
 	w.judge.fence()
@@ -381,7 +382,7 @@ func (w *world) do(c apply.Command) (apply.Result, error) {
 type want struct {
 	runs    schema.Parameters
 	outcome record.Outcome
-	state   apply.State
+	state   apply.Condition
 	inSync  bool
 	ready   bool
 	held    []schema.Parameters
@@ -510,3 +511,19 @@ func (c *counts) Drift()                      { c.mu.Lock(); defer c.mu.Unlock()
 func (c *counts) ValidationFailures([]string) {}
 func (c *counts) Phase(string, time.Duration) {}
 func (c *counts) Success(string)              {}
+
+// orderOf returns the order with a verb and a reason.
+func orderOf(verb, reason string) apply.Order {
+	switch verb {
+	case "rollback":
+		return &apply.Rollback{Reason: reason}
+	case "pause":
+		return &apply.Pause{Reason: reason}
+	}
+	return &apply.Resume{Reason: reason}
+}
+
+// verbOf returns the verb of an order.
+func verbOf(o apply.Order) string {
+	return strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", o), "*apply."))
+}

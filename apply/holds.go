@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,20 +22,18 @@ import (
 // rejected or withdrawn ends nothing.
 
 // hold returns the hold in force, nil for none.
-func (r *Reconciler) hold() *record.Hold {
-	head, applied := r.opt.Store.Head(), r.opt.Store.Applied()
+func (s *State) hold() *record.Hold {
 	var own *record.Hold
-	if head != nil {
-		own = r.heldSince(head, applied != nil && applied.Commit == head.Commit)
+	if s.head != nil {
+		own = s.heldSince(s.head, s.isSettled())
 	}
-	lost := r.opt.Store.Lost()
 	switch {
-	case lost == nil:
+	case s.lost == nil:
 		return own
 	case own == nil:
-		return lost
+		return s.lost
 	}
-	both := *lost // that of the head is in force when lost ends
+	both := *s.lost // that of the head is in force when lost ends
 	both.Reason += "; besides, the newest record that can be read is " + own.Text()
 	both.Entries = own.Entries
 	return &both
@@ -46,20 +43,20 @@ func (r *Reconciler) hold() *record.Hold {
 // that it was tried under: once it is applied, entries without its values have ended.
 // Those of parameters that the schema of then, or of today, does not have stay: another
 // version of the schema may bring them back.
-func (r *Reconciler) heldSince(rec *record.Record, isApplied bool) *record.Hold {
+func (s *State) heldSince(rec *record.Record, isApplied bool) *record.Hold {
 	if rec.Held == nil || rec.Kind != record.KindChange || !isApplied {
 		return rec.Held
 	}
-	isOld := rec.SchemaDigest != r.opt.Rules.Schema().Digest()
+	isOld := rec.SchemaDigest != s.opt.Rules.Schema().Digest()
 	isDormant := func(e *record.Entry) bool {
 		names := append(schema.NewParameters(e.Values).Names(), e.Names...)
 		return slices.ContainsFunc(names, func(name string) bool {
-			return !r.knows(name, e.Values[name]) || isOld && rec.Config.Get(name).IsZero()
+			return !s.knows(name, e.Values[name]) || isOld && rec.Config.Get(name).IsZero()
 		})
 	}
 	left := *rec.Held
 	left.Entries = slices.DeleteFunc(slices.Clone(left.Entries), func(e record.Entry) bool {
-		return !isDormant(&e) && !r.matches(&e, setOf(rec), true)
+		return !isDormant(&e) && !s.matches(&e, setOf(rec), true)
 	})
 	if left.Paused = false; len(left.Entries) == 0 {
 		return nil
@@ -68,23 +65,23 @@ func (r *Reconciler) heldSince(rec *record.Record, isApplied bool) *record.Hold 
 }
 
 // setOf returns the parameters of a record and what set them.
-func setOf(s *record.Record) *schema.Configuration {
-	return &schema.Configuration{Parameters: s.Config, Provenance: s.Provenance}
+func setOf(rec *record.Record) *schema.Configuration {
+	return &schema.Configuration{Parameters: rec.Config, Provenance: rec.Provenance}
 }
 
 // holds reports whether c must not be applied.
-func (r *Reconciler) holds(hold *record.Hold, c *schema.Configuration) bool {
-	return hold != nil && (hold.Paused || r.match(hold, c, false) != nil)
+func (s *State) holds(hold *record.Hold, c *schema.Configuration) bool {
+	return hold != nil && (hold.Paused || s.match(hold, c, false) != nil)
 }
 
 // match returns the entry of hold, which may be nil, that c matches: an operator's
 // before others, nil for none.
-func (r *Reconciler) match(hold *record.Hold, c *schema.Configuration, whole bool) (found *record.Entry) {
+func (s *State) match(hold *record.Hold, c *schema.Configuration, whole bool) (found *record.Entry) {
 	if hold == nil || c == nil {
 		return nil
 	}
 	for i := range hold.Entries {
-		if e := &hold.Entries[i]; r.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
+		if e := &hold.Entries[i]; s.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
 			found = e
 		}
 	}
@@ -95,36 +92,36 @@ func (r *Reconciler) match(hold *record.Hold, c *schema.Configuration, whole boo
 // parameters that the schema of today does not know. Where the entry has a
 // parameter as unset, so do the values that only the schema gives: the schema may
 // begin or cease to give one, or give another, and the files say what they said.
-func (r *Reconciler) matches(e *record.Entry, c *schema.Configuration, whole bool) bool {
+func (s *State) matches(e *record.Entry, c *schema.Configuration, whole bool) bool {
 	p := c.Parameters.Select(func(name string) bool {
 		v, listed := e.Values[name]
-		rule := r.opt.Rules.Parameter(name)
+		rule := s.opt.Rules.Parameter(name)
 		isDefault := rule != nil && rule.Managed && c.Parameters.Get(name).Equal(rule.Default)
 		return !listed || !v.IsZero() || !isDefault && c.Provenance[name].Layer != bySchema
 	})
-	return e.Matches(p, func(name string) bool { return whole || r.knows(name, e.Values[name]) })
+	return e.Matches(p, func(name string) bool { return whole || s.knows(name, e.Values[name]) })
 }
 
 // entryOf returns an entry of hold with what c has under the schema of today; what
 // no layer declared is unset. If that holds spared (nil for nothing) as well, the
 // entry has all values of c.
-func (r *Reconciler) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
-	e := hold.Entry(r.known(c.Parameters).Map())
-	for _, name := range r.opt.Rules.Names() {
-		if e.Values[name] = r.valueIn(&c.Parameters, name); c.Provenance[name].Layer == bySchema {
+func (s *State) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
+	e := hold.Entry(s.known(c.Parameters).Map())
+	for _, name := range s.opt.Rules.Names() {
+		if e.Values[name] = s.valueIn(&c.Parameters, name); c.Provenance[name].Layer == bySchema {
 			e.Values[name] = schema.Value{}
 		}
 	}
-	if spared != nil && c.Provenance != nil && r.matches(&e, spared, false) {
-		return r.entryOf(&schema.Configuration{Parameters: c.Parameters}, hold, nil)
+	if spared != nil && c.Provenance != nil && s.matches(&e, spared, false) {
+		return s.entryOf(&schema.Configuration{Parameters: c.Parameters}, hold, nil)
 	}
 	return e
 }
 
 // rejectionHold returns what is held once the change head is rejected: what was held
 // before, and what the verdict is about.
-func (r *Reconciler) rejectionHold(head, applied *record.Record, v *verdict) *record.Hold {
-	hold := &record.Hold{By: v.by, Reason: v.reason, Since: record.Unix(time.Now())}
+func (s *State) rejectionHold(head, applied *record.Record, v *verdict, now time.Time) *record.Hold {
+	hold := &record.Hold{By: v.by, Reason: v.reason, Since: record.Unix(now)}
 	var spared *schema.Configuration
 	if applied != nil {
 		spared = setOf(applied)
@@ -137,8 +134,8 @@ func (r *Reconciler) rejectionHold(head, applied *record.Record, v *verdict) *re
 			}
 		}
 	}
-	if len(e.Values) == 0 || spared != nil && r.matches(&e, spared, false) {
-		e = r.entryOf(setOf(head), hold, spared)
+	if len(e.Values) == 0 || spared != nil && s.matches(&e, spared, false) {
+		e = s.entryOf(setOf(head), hold, spared)
 	}
 	hold.Entries = []record.Entry{e}
 	if head.Held != nil {
@@ -149,43 +146,43 @@ func (r *Reconciler) rejectionHold(head, applied *record.Record, v *verdict) *re
 
 // rollbackHold returns what an operator's rollback to target holds. Entries in force
 // stay, but for those that the target matches.
-func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *record.Row, head, applied *record.Record) *record.Hold {
-	hold, before := q.newHold(), r.hold()
+func (s *State) rollbackHold(q *Rollback, config schema.Parameters, target *record.Row, now time.Time) *record.Hold {
+	hold, before := newHold(q.Reason, q.Requester, now), s.hold()
 	hold.Paused = q.Pause
 	to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &target.Record)}
 	full := *to
 	for name, v := range target.Config.Map() {
-		if !r.knows(name, v) {
+		if !s.knows(name, v) {
 			full.Parameters = full.Parameters.With(name, v)
 		}
 	}
 	if before != nil {
-		hold.Entries = slices.DeleteFunc(slices.Clone(before.Entries), func(e record.Entry) bool { return r.matches(&e, &full, true) })
+		hold.Entries = slices.DeleteFunc(slices.Clone(before.Entries), func(e record.Entry) bool { return s.matches(&e, &full, true) })
 		if before.Paused {
 			hold.Paused = true
 			hold.Reason += " (paused before: " + before.Reason + ")"
 		}
 	}
-	sets := []*schema.Configuration{setOf(applied), setOf(head)}
-	if r.seen.config != nil {
-		sets = append(sets, r.seen.config)
+	sets := []*schema.Configuration{setOf(s.applied), setOf(s.head)}
+	if s.declared.config != nil {
+		sets = append(sets, s.declared.config)
 	}
 	for _, c := range sets {
-		known := &schema.Configuration{Parameters: r.known(c.Parameters), Provenance: c.Provenance}
-		for _, name := range r.opt.Rules.Names() {
+		known := &schema.Configuration{Parameters: s.known(c.Parameters), Provenance: c.Provenance}
+		for _, name := range s.opt.Rules.Names() {
 			v := known.Parameters.Get(name)
 			if v.Equal(config.Get(name)) || c.Provenance[name].Layer == bySchema || len(q.Hold) > 0 && !slices.Contains(q.Hold, name) {
 				continue
 			}
 			e := hold.Entry(map[string]schema.Value{name: v})
 			there := func(other record.Entry) bool { return other.String() == e.String() }
-			if !r.matches(&e, to, false) && !slices.ContainsFunc(hold.Entries, there) {
+			if !s.matches(&e, to, false) && !slices.ContainsFunc(hold.Entries, there) {
 				hold.Entries = append(hold.Entries, e)
 			}
 		}
 		// What differs by values that no layer declared must not come back at once.
-		if len(q.Hold) == 0 && !r.same(c.Parameters, config) && r.match(hold, known, true) == nil {
-			if e := r.entryOf(c, hold, to); !r.matches(&e, to, false) {
+		if len(q.Hold) == 0 && !s.same(c.Parameters, config) && s.match(hold, known, true) == nil {
+			if e := s.entryOf(c, hold, to); !s.matches(&e, to, false) {
 				hold.Entries = append(hold.Entries, e)
 			}
 		}
@@ -199,17 +196,16 @@ func (r *Reconciler) rollbackHold(q *request, config schema.Parameters, target *
 // byOperator is who holds what an operator rolled back or paused.
 const byOperator = "operator"
 
-// newHold returns an empty hold of the operator who asked.
-func (q *request) newHold() *record.Hold {
-	who := q.Requester
-	return &record.Hold{By: byOperator, Reason: q.Reason, Since: record.Unix(time.Now()), Requester: &who}
+// newHold returns an empty hold of the operator who gave an order.
+func newHold(reason string, who record.Requester, now time.Time) *record.Hold {
+	return &record.Hold{By: byOperator, Reason: reason, Since: record.Unix(now), Requester: &who}
 }
 
-// pauseOf returns a pause of the operator who asked, with the entries in force.
-func (r *Reconciler) pauseOf(q *request) *record.Hold {
-	hold := q.newHold()
+// pauseHold returns a pause of the operator who gave an order, with the entries in force.
+func (s *State) pauseHold(reason string, who record.Requester, now time.Time) *record.Hold {
+	hold := newHold(reason, who, now)
 	hold.Paused = true
-	if before := r.hold(); before != nil {
+	if before := s.hold(); before != nil {
 		hold.Entries = before.Entries
 	}
 	return hold
@@ -218,16 +214,16 @@ func (r *Reconciler) pauseOf(q *request) *record.Hold {
 // holdBefore returns the hold that was in force before the candidate head, which one
 // that is withdrawn, or a rollback that is rejected, leaves as it was; rollbacks that it
 // took the place of held nothing either. But a pause that came with a rollback, or while
-// it was under way, ends only by resume.
-func (r *Reconciler) holdBefore(ctx context.Context, head *record.Record) *record.Hold {
-	if head.Kind != record.KindRollback {
-		return head.Held
+// it was under way, ends only by resume. For a rollback it needs what is below the head.
+func (s *State) holdBefore() *record.Hold {
+	if s.head.Kind != record.KindRollback {
+		return s.head.Held
 	}
-	before := r.heldBelow(ctx, head)
-	if head.Held == nil || !head.Held.Paused || before != nil && before.Paused {
+	before := s.below.held
+	if s.head.Held == nil || !s.head.Held.Paused || before != nil && before.Paused {
 		return before
 	}
-	hold := *head.Held
+	hold := *s.head.Held
 	hold.Entries = nil
 	if before != nil {
 		hold.Entries = before.Entries
@@ -235,26 +231,9 @@ func (r *Reconciler) holdBefore(ctx context.Context, head *record.Record) *recor
 	return &hold
 }
 
-// heldBelow returns the hold since the newest record below the rollback head and others
-// that came to nothing.
-func (r *Reconciler) heldBelow(ctx context.Context, head *record.Record) *record.Hold {
-	for rec, err := range r.history(ctx) {
-		if err != nil {
-			break
-		}
-		if rec.Index < head.Index && (rec.Kind != record.KindRollback || rec.Outcome == record.Applied) {
-			return r.heldSince(&rec.Record, rec.Outcome == record.Applied)
-		}
-	}
-	if applied := r.opt.Store.Applied(); applied != nil {
-		return r.heldSince(applied, true)
-	}
-	return nil
-}
-
 // heldReason says why c, which may be nil, is held, to follow the word "held".
-func (r *Reconciler) heldReason(hold *record.Hold, c *schema.Configuration) string {
-	switch e := r.match(hold, c, false); {
+func (s *State) heldReason(hold *record.Hold, c *schema.Configuration) string {
+	switch e := s.match(hold, c, false); {
 	case hold.Paused && hold.By != byOperator:
 		return "paused: " + hold.Reason
 	case hold.Paused:
@@ -264,7 +243,7 @@ func (r *Reconciler) heldReason(hold *record.Hold, c *schema.Configuration) stri
 	case e != nil:
 		var values []string // of all that were held with it
 		for i := range hold.Entries {
-			if o := &hold.Entries[i]; o.By == e.By && o.Since == e.Since && r.matches(o, c, false) {
+			if o := &hold.Entries[i]; o.By == e.By && o.Since == e.Since && s.matches(o, c, false) {
 				values = append(values, o.String())
 			}
 		}
@@ -292,14 +271,14 @@ func whoHolds(by string, q *record.Requester) string {
 }
 
 // heldHint says what to do about what is held of c, which may be nil.
-func (r *Reconciler) heldHint(hold *record.Hold, c *schema.Configuration) string {
+func (s *State) heldHint(hold *record.Hold, c *schema.Configuration) string {
 	switch {
 	case hold.Paused && hold.By == "agent":
 		return "restore the history, or begin a new one with: agent resume"
 	case hold.Paused:
 		return "agent resume"
 	}
-	if e := r.match(hold, c, false); e != nil && len(e.Values) == 1 {
+	if e := s.match(hold, c, false); e != nil && len(e.Values) == 1 {
 		for name := range e.Values {
 			return fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
 		}
@@ -308,7 +287,7 @@ func (r *Reconciler) heldHint(hold *record.Hold, c *schema.Configuration) string
 }
 
 // heldText says what a hold means for what comes.
-func (r *Reconciler) heldText(h *record.Hold) string {
+func (s *State) heldText(h *record.Hold) string {
 	var values []string
 	for i := range h.Entries {
 		values = append(values, h.Entries[i].String())
@@ -317,9 +296,9 @@ func (r *Reconciler) heldText(h *record.Hold) string {
 	switch {
 	case h.Paused:
 		return "paused: nothing is tried until agent resume"
-	case r.seen.config == nil:
+	case s.declared.config == nil:
 		return "held until other values are applied, or until agent resume: " + what + "; whether the source declares them is not known"
-	case !r.holds(h, r.seen.config):
+	case !s.holds(h, s.declared.config):
 		return "held until agent resume: " + what
 	}
 	return "held until other values are applied, or until agent resume: " + what

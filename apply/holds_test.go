@@ -35,7 +35,7 @@ func (w *world) wantEntries(want ...string) {
 }
 
 // must carries out an order that is to take effect.
-func (w *world) must(c apply.Command) apply.Result {
+func (w *world) must(c apply.Order) apply.Result {
 	w.t.Helper()
 	res, err := w.do(c)
 	if err != nil || res.Outcome != record.Applied {
@@ -59,9 +59,9 @@ func TestRollbackHoldsValues(t *testing.T) {
 		w.declare(two(1024, 400), "")
 		w.declare(two(2048, 500), "") // 2048 is bad
 		w.declare(two(2048, 600), "")
-		w.must(apply.Command{Verb: "rollback", ID: "3", Reason: "order 2048 is bad"}) // to 2048, 500
+		w.must(&apply.Rollback{ID: "3", Reason: "order 2048 is bad"}) // to 2048, 500
 		w.wantEntries("cache_ttl_seconds 600")
-		w.must(apply.Command{Verb: "rollback", ID: "2", Reason: "2048 is bad"})
+		w.must(&apply.Rollback{ID: "2", Reason: "2048 is bad"})
 		w.wantEntries("cache_ttl_seconds 600", "cache_ttl_seconds 500", "esn_reservoir_size 2048")
 		for _, unrelated := range []schema.Parameters{two(2048, 700), two(512, 600)} {
 			w.engine.ban(unrelated)
@@ -72,7 +72,7 @@ func TestRollbackHoldsValues(t *testing.T) {
 			w.wantHeld(" is held by the operator (uid 0): ")
 		}
 		// Without an id: the newest that has none of it.
-		w.must(apply.Command{Verb: "rollback", Reason: "further"})
+		w.must(&apply.Rollback{Reason: "further"})
 		if got := w.engine.running(); !got.Equal(stateA) {
 			t.Errorf("the engine runs %s", got)
 		}
@@ -87,35 +87,35 @@ func TestHoldOfOneParameter(t *testing.T) {
 		w.declare(two(1024, 400), "")
 		w.declare(two(2048, 500), "")
 		for _, c := range []struct{ name, hint string }{{"esn_reservoir_sizes", "did you mean esn_reservoir_size?"}, {"max_membrane_depth", "agent rollback --dry-run"}} {
-			if _, err := w.do(apply.Command{Verb: "rollback", Reason: "x", Hold: []string{c.name}}); err == nil || !strings.Contains(problem.Hint(err), c.hint) {
+			if _, err := w.do(&apply.Rollback{Reason: "x", Hold: []string{c.name}}); err == nil || !strings.Contains(problem.Hint(err), c.hint) {
 				t.Errorf("%v, hint %q", err, problem.Hint(err))
 			}
 		}
-		w.must(apply.Command{Verb: "rollback", Reason: "slow", Hold: []string{reservoir}})
+		w.must(&apply.Rollback{Reason: "slow", Hold: []string{reservoir}})
 		w.wantEntries("esn_reservoir_size 2048")
 		w.declare(two(1024, 500), "")
 		w.check("the other value", want{runs: two(1024, 500), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 
 		w.declare(two(4096, 600), "")
-		w.must(apply.Command{Verb: "rollback", Reason: "both"})
+		w.must(&apply.Rollback{Reason: "both"})
 		w.wantEntries("cache_ttl_seconds 600", "esn_reservoir_size 4096")
 		w.wantHeld("is held by the operator (uid 0): both")
 		total := w.store.Total()
-		plan := w.must(apply.Command{Verb: "resume", Name: reservoir, DryRun: true}).Text
+		plan := w.must(&apply.Resume{Name: reservoir, DryRun: true}).Text
 		if !strings.Contains(plan, "would no longer hold esn_reservoir_size 4096") || !strings.Contains(plan, "would try nothing: what the source declares is still held: cache_ttl_seconds 600") || w.store.Total() != total {
 			t.Errorf("%s; %d records more", plan, w.store.Total()-total)
 		}
-		if _, err := w.do(apply.Command{Verb: "resume", Name: "max_membrane_depth"}); err == nil || !strings.Contains(err.Error(), "no value of max_membrane_depth is held") {
+		if _, err := w.do(&apply.Resume{Name: "max_membrane_depth"}); err == nil || !strings.Contains(err.Error(), "no value of max_membrane_depth is held") {
 			t.Error(err)
 		}
-		w.must(apply.Command{Verb: "resume", Name: reservoir})
+		w.must(&apply.Resume{Name: reservoir})
 		w.wantEntries("cache_ttl_seconds 600")
 		w.wantHeld("cache_ttl_seconds 600 is held")
-		w.must(apply.Command{Verb: "pause", Reason: "night"})
-		w.must(apply.Command{Verb: "resume", Name: "cache_ttl_seconds"})
+		w.must(&apply.Pause{Reason: "night"})
+		w.must(&apply.Resume{Name: "cache_ttl_seconds"})
 		w.wantEntries()
 		w.wantHeld("paused by the operator (uid 0): night")
-		w.must(apply.Command{Verb: "resume"})
+		w.must(&apply.Resume{})
 		w.check("resumed", want{runs: two(4096, 600), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }
@@ -125,7 +125,7 @@ func TestDryRun(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(two(2048, 500), "")
 		total, sends := w.store.Total(), w.engine.allSends()
-		res := w.must(apply.Command{Verb: "rollback", DryRun: true, Pause: true})
+		res := w.must(&apply.Rollback{DryRun: true, Pause: true})
 		for _, line := range []string{"would roll back to " + must(w.store.Lookup(t.Context(), "1")).ID, "  esn_reservoir_size 2048 -> 1024", "would hold esn_reservoir_size 2048", "would hold cache_ttl_seconds 500", "would pause"} {
 			if !strings.Contains(res.Text, line) {
 				t.Errorf("no %q in\n%s", line, res.Text)
@@ -134,8 +134,8 @@ func TestDryRun(t *testing.T) {
 		if w.store.Total() != total || w.engine.allSends() != sends || w.r.Status().Held != nil {
 			t.Error("something was done")
 		}
-		w.must(apply.Command{Verb: "rollback", Reason: "slow"})
-		res = w.must(apply.Command{Verb: "resume", DryRun: true})
+		w.must(&apply.Rollback{Reason: "slow"})
+		res = w.must(&apply.Resume{DryRun: true})
 		if !strings.Contains(res.Text, "would try: ") || !strings.Contains(res.Text, "esn_reservoir_size 1024 -> 2048") {
 			t.Error(res.Text)
 		}
@@ -176,15 +176,15 @@ func TestRequester(t *testing.T) {
 	ada := record.Requester{UID: 7, User: "ada", Login: "root"}
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
-		for _, c := range []apply.Command{
-			{Verb: "rollback", Reason: "slow", Requester: ada}, {Verb: "pause", Reason: "night", Requester: ada}, {Verb: "resume", Requester: ada},
+		for _, c := range []apply.Order{
+			&apply.Rollback{Reason: "slow", Requester: ada}, &apply.Pause{Reason: "night", Requester: ada}, &apply.Resume{Requester: ada},
 		} {
 			res := w.must(c)
 			if q := must(w.store.Lookup(t.Context(), res.SnapshotID)).Requester; q == nil || *q != ada {
-				t.Errorf("%s: the record says %+v", c.Verb, q)
+				t.Errorf("%s: the record says %+v", verbOf(c), q)
 			}
 			if h := w.r.Status().Held; h != nil && (h.Requester == nil || *h.Requester != ada) {
-				t.Errorf("%s: held by %+v", c.Verb, h.Requester)
+				t.Errorf("%s: held by %+v", verbOf(c), h.Requester)
 			}
 		}
 	})
@@ -198,7 +198,7 @@ func TestOrderAfterTheEnd(t *testing.T) {
 		r := w.r
 		w.end()
 		begun := time.Now()
-		if _, err := r.Do(t.Context(), apply.Command{Verb: "pause", Reason: "x"}); err == nil || !strings.Contains(err.Error(), "the agent is stopping") || time.Since(begun) > 0 {
+		if _, err := r.Do(t.Context(), &apply.Pause{Reason: "x"}); err == nil || !strings.Contains(err.Error(), "the agent is stopping") || time.Since(begun) > 0 {
 			t.Errorf("%v after %s", err, time.Since(begun))
 		}
 	})

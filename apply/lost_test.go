@@ -69,7 +69,7 @@ func TestALostHistoryPauses(t *testing.T) {
 		bubble(t, func(t *testing.T, w *world) {
 			w.drift = mode
 			w.declare(stateB, "")
-			if _, err := w.do(apply.Command{Verb: "rollback", Reason: "slow"}); err != nil {
+			if _, err := w.do(&apply.Rollback{Reason: "slow"}); err != nil {
 				t.Fatal(err)
 			}
 			w.loseHistory()
@@ -96,7 +96,7 @@ func TestALostHistoryPauses(t *testing.T) {
 			w.pass(time.Minute)
 			w.isLost("it runs nonsense", size(1), false)
 			for _, verb := range []string{"rollback", "pause"} {
-				if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err == nil || !strings.Contains(err.Error(), "cannot be read") || !strings.Contains(problem.Hint(err), "agent resume") {
+				if _, err := w.do(orderOf(verb, "night")); err == nil || !strings.Contains(err.Error(), "cannot be read") || !strings.Contains(problem.Hint(err), "agent resume") {
 					t.Errorf("%s: %v", verb, err)
 				}
 			}
@@ -108,7 +108,7 @@ func TestALostHistoryPauses(t *testing.T) {
 				t.Errorf("%d batches were sent, %d drifts", n, w.counts.drifted())
 			}
 			w.declare(stateB, "")
-			res, err := w.do(apply.Command{Verb: "resume", Reason: "day"})
+			res, err := w.do(&apply.Resume{Reason: "day"})
 			if err != nil || res.Outcome != record.Applied {
 				t.Fatalf("%+v %v", res, err)
 			}
@@ -116,7 +116,7 @@ func TestALostHistoryPauses(t *testing.T) {
 			if s := w.r.Status(); s.Held != nil {
 				t.Errorf("held %+v", s.Held)
 			}
-			if _, err := w.do(apply.Command{Verb: "resume", Reason: "twice"}); err == nil {
+			if _, err := w.do(&apply.Resume{Reason: "twice"}); err == nil {
 				t.Error("nothing is paused, and it was resumed")
 			}
 			w.restart()
@@ -138,7 +138,7 @@ func TestResumeWithoutADocument(t *testing.T) {
 			w.loseHistory()
 			w.pass(10 * time.Second)
 			w.isLost("lost", stateA, true)
-			if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+			if _, err := w.do(&apply.Resume{}); err != nil {
 				t.Fatal(err)
 			}
 			if restart {
@@ -163,7 +163,7 @@ func TestResumeOnAFullDisk(t *testing.T) {
 				w.loseHistory()
 				w.declare(stateB, "")
 				w.m.plan("clear lost", how)
-				res, err := w.do(apply.Command{Verb: "resume"})
+				res, err := w.do(&apply.Resume{})
 				if w.crashed() {
 					w.restart()
 					w.declare(stateB, "")
@@ -177,7 +177,7 @@ func TestResumeOnAFullDisk(t *testing.T) {
 				case crashBefore:
 					w.pass(time.Minute)
 					w.isLost("not resumed", stateA, true)
-					if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+					if _, err := w.do(&apply.Resume{}); err != nil {
 						t.Error(err)
 					}
 				case happens:
@@ -249,7 +249,7 @@ func TestTheHistoryIsLostWhileItRuns(t *testing.T) {
 		w.declare(stateB, "")
 		w.isLost("lost", stateA, true)
 		w.engine.allow(stateB)
-		if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+		if _, err := w.do(&apply.Resume{}); err != nil {
 			t.Fatal(err)
 		}
 		w.check("resumed", inSync(stateB))
@@ -266,7 +266,7 @@ func TestAnOlderHistoryIsPutBack(t *testing.T) {
 		if err := os.CopyFS(backup, os.DirFS(repo)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "b is bad"}); err != nil {
+		if _, err := w.do(&apply.Rollback{Reason: "b is bad"}); err != nil {
 			t.Fatal(err)
 		}
 		w.end()
@@ -286,7 +286,7 @@ func TestAnOlderHistoryIsPutBack(t *testing.T) {
 		if n := w.engine.allSends() - sends; n != 0 || !w.engine.running().Contains(stateA) {
 			t.Errorf("%d batches, the engine runs %s", n, w.engine.running())
 		}
-		if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+		if _, err := w.do(&apply.Resume{}); err != nil {
 			t.Fatal(err)
 		}
 		w.pass(time.Minute)

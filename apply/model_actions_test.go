@@ -151,17 +151,17 @@ func (p *play) engines(all map[string]func(*rapid.T) string) {
 // operators are orders, and what else a person does to the agent.
 func (p *play) operators(all map[string]func(*rapid.T) string) {
 	all["rollback"] = func(rt *rapid.T) string {
-		return p.order(apply.Command{Verb: "rollback", Reason: "night", Pause: rapid.IntRange(0, 3).Draw(rt, "pause") == 3})
+		return p.order(&apply.Rollback{Reason: "night", Pause: rapid.IntRange(0, 3).Draw(rt, "pause") == 3})
 	}
 	all["rollback to"] = func(rt *rapid.T) string {
 		id := "9999"
 		if n := len(p.judge.records); n > 0 {
 			id = p.judge.records[rapid.IntRange(0, n-1).Draw(rt, "target")].id
 		}
-		return p.order(apply.Command{Verb: "rollback", ID: id, Reason: "night"})
+		return p.order(&apply.Rollback{ID: id, Reason: "night"})
 	}
-	all["pause"] = func(*rapid.T) string { return p.order(apply.Command{Verb: "pause", Reason: "night"}) }
-	all["resume"] = func(*rapid.T) string { return p.order(apply.Command{Verb: "resume", Reason: "day"}) }
+	all["pause"] = func(*rapid.T) string { return p.order(&apply.Pause{Reason: "night"}) }
+	all["resume"] = func(*rapid.T) string { return p.order(&apply.Resume{Reason: "day"}) }
 	all["sync"] = func(*rapid.T) string { p.r.Sync(); return "" }
 	all["restart the agent"] = func(rt *rapid.T) string {
 		answers := rapid.IntRange(0, 3).Draw(rt, "the source is silent") < 3

@@ -27,7 +27,7 @@ func TestWithdrawnOnProbationIsBroughtBackAtOnce(t *testing.T) {
 func TestAFaultThatNothingWaitsForIsOver(t *testing.T) {
 	for name, story := range map[string]func(w *world){
 		"an order that could not be written": func(w *world) {
-			if res, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err == nil {
+			if res, err := w.do(&apply.Pause{Reason: "night"}); err == nil {
 				w.t.Errorf("paused on a full disk: %+v", res)
 			}
 		},
@@ -51,11 +51,11 @@ func TestAFaultThatNothingWaitsForIsOver(t *testing.T) {
 
 func TestAResumeThatCouldNotBeWrittenIsOver(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 			t.Error(err)
 		}
 		w.m.plan("commit", fails)
-		if res, err := w.do(apply.Command{Verb: "resume"}); err == nil {
+		if res, err := w.do(&apply.Resume{}); err == nil {
 			t.Errorf("resumed on a full disk: %+v", res)
 		}
 		w.pass(time.Minute)
@@ -69,7 +69,7 @@ func TestARollbackThatFailedAndHappenedIsCarriedOut(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		w.m.plan("commit", happens)
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		res, err := w.do(&apply.Rollback{Reason: "night"})
 		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
 			t.Errorf("%+v, %v; runs %v", res, err, w.engine.running().Get(reservoir))
 		}
@@ -130,9 +130,9 @@ func TestARollbackThatWasSupersededIsOrderedAgain(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		w.engine.tell(func(e *scripted) { e.hung = true })
-		w.order(apply.Command{Verb: "rollback", ID: "1", Reason: "night"})
+		w.order(&apply.Rollback{ID: "1", Reason: "night"})
 		w.offer(documentOf(stateC, ""))
-		w.order(apply.Command{Verb: "rollback", Reason: "night, again"})
+		w.order(&apply.Rollback{Reason: "night, again"})
 		w.engine.tell(func(e *scripted) { e.hung = false })
 		w.pass(time.Minute)
 		if head := w.store.Head(); head.Kind != record.KindRollback || !strings.Contains(head.Description, "night") || w.engine.running().Equal(stateC) {

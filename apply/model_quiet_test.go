@@ -122,7 +122,7 @@ func (m *model) newest() *declared {
 // time has passed.
 type rest struct {
 	runs    schema.Parameters
-	state   apply.State
+	state   apply.Condition
 	outcome []record.Outcome // of what is declared, any of these
 	inSync  bool
 	ready   bool

@@ -23,7 +23,7 @@ type model struct {
 	drift     apply.DriftMode
 
 	offered []declared      // by the source since the agent was last idle; the last one counts
-	orders  []apply.Command // that may be carried out now
+	orders  []apply.Order // that may be carried out now
 	records []entry         // records[i] has the index i+1
 	applied int             // the index of the applied record, 0 for none
 	life    life            // what the process that runs now was answered
@@ -191,18 +191,24 @@ func (m *model) allowed() (may []entry) {
 	now := m.holdNow()
 	for _, order := range m.orders {
 		var e []entry
-		switch {
-		case order.Verb == "rollback":
+		switch order := order.(type) {
+		case *apply.Rollback:
 			e = m.rollbacks(order)
 			if order.ID == "" && order.Pause && m.rollingBack() {
 				e = append(e, m.paused()) // the one that is under way
 			}
-		case order.Verb == "pause" && (now == nil || !now.paused) && m.rollingBack():
-			e = []entry{m.paused()}
-		case order.Verb == "pause" && (now == nil || !now.paused):
-			e = []entry{m.noteOrBack(holding(true, now.list()...))}
-		case order.Verb == "resume" && now != nil:
-			e = []entry{m.noteOrBack(nil)}
+		case *apply.Pause:
+			switch {
+			case now != nil && now.paused:
+			case m.rollingBack():
+				e = []entry{m.paused()}
+			default:
+				e = []entry{m.noteOrBack(holding(true, now.list()...))}
+			}
+		case *apply.Resume:
+			if now != nil {
+				e = []entry{m.noteOrBack(nil)}
+			}
 		}
 		for i := range e {
 			e[i].ordered = true
@@ -291,7 +297,7 @@ func (m *model) holdBefore() *hold {
 
 // rollbacks are the records an order to go back may make: it holds what is applied or
 // pending, what is declared and what was held before, but not its target.
-func (m *model) rollbacks(order apply.Command) (may []entry) {
+func (m *model) rollbacks(order *apply.Rollback) (may []entry) {
 	target := m.target(order.ID)
 	if target == nil {
 		return nil

@@ -228,24 +228,29 @@ func (p *play) states(c schema.Parameters) string {
 
 // order gives the agent an order; what is said to have failed must have
 // changed nothing, and what is said to be done must stand.
-func (p *play) order(c apply.Command) string {
+func (p *play) order(c apply.Order) string {
 	m := p.judge
 	m.orders, m.obeyed, m.carriedOut = append(m.orders, c), false, false
 	open := m.candidate() // who asks twice means the one that is under way
-	joins := c.Verb == "rollback" && c.ID == "" && !c.Pause && open != nil && open.kind == record.KindRollback
+	back, isRollback := c.(*apply.Rollback)
+	verb, id := verbOf(c), ""
+	if isRollback {
+		id = back.ID
+	}
+	joins := isRollback && id == "" && !back.Pause && open != nil && open.kind == record.KindRollback
 	res, err := p.do(c)
-	text := fmt.Sprintf("%s (%s)", c.ID, res.Outcome)
+	text := fmt.Sprintf("%s (%s)", id, res.Outcome)
 	if err != nil {
-		text = fmt.Sprintf("%s (%v)", c.ID, err)
+		text = fmt.Sprintf("%s (%v)", id, err)
 	}
 	if p.crashed() {
 		return text // it was carried out, or not
 	}
 	if err != nil && m.carriedOut && len(m.orders) == 1 {
-		m.failf("%s was answered by %q, and carried out", c.Verb, err)
+		m.failf("%s was answered by %q, and carried out", verb, err)
 	}
 	if err == nil && !m.obeyed && !joins && res.Outcome != record.Pending && len(m.orders) == 1 {
-		m.failf("%s was answered by %+v, and not carried out", c.Verb, res)
+		m.failf("%s was answered by %+v, and not carried out", verb, res)
 	}
 	if err != nil || res.Outcome != record.Pending || res.SnapshotID != "" {
 		m.orders = m.orders[:len(m.orders)-1]

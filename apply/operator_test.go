@@ -43,7 +43,7 @@ func TestTheEngineRefusesTheWayBack(t *testing.T) {
 		w.restart()
 		w.declare(stateB, "")
 		first := must(w.store.List(t.Context(), "", 50))
-		res, err := w.do(apply.Command{Verb: "rollback", ID: first[len(first)-1].ID, Reason: "night"})
+		res, err := w.do(&apply.Rollback{ID: first[len(first)-1].ID, Reason: "night"})
 		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
 			t.Errorf("rollback: %+v %v, runs %v", res, err, w.engine.running())
 		}
@@ -109,14 +109,14 @@ func TestOperatorWhileTheEngineIsDown(t *testing.T) {
 		w.r.EngineHint()
 		w.pass(time.Second)
 		for _, verb := range []string{"pause", "resume", "pause", "resume"} {
-			if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+			if _, err := w.do(orderOf(verb, "night")); err != nil {
 				t.Errorf("%s: %v", verb, err)
 			}
 		}
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 			t.Error(err)
 		}
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		res, err := w.do(&apply.Rollback{Reason: "night"})
 		if err != nil || res.Outcome != record.Pending || res.SnapshotID == "" || !strings.Contains(res.Text, "on record as "+res.SnapshotID) {
 			t.Errorf("rollback: %+v %v", res, err)
 		}
@@ -137,7 +137,8 @@ func TestAnOrderThatWasNotLookedAt(t *testing.T) {
 		w.declare(stateA, "")
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // the first reading is given up after two
 		defer cancel()
-		res, err := w.r.Do(ctx, apply.Command{Verb: "rollback", ID: "no such record", Reason: "night"})
+		w.r.EngineHint() // so that it is read again before the order
+		res, err := w.r.Do(ctx, &apply.Rollback{ID: "no such record", Reason: "night"})
 		if err != nil || res.Outcome != record.Pending || res.SnapshotID != "" ||
 			!strings.Contains(res.Text, "not yet looked at") || !strings.Contains(res.Text, "on no record") {
 			t.Errorf("%+v %v", res, err)
@@ -194,7 +195,7 @@ func TestAHoldOutlivesARollbackUnderAnInvalidSource(t *testing.T) {
 		w.declare(stateB, "")
 		bad := size(1)
 		w.declare(bad, "")
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Rollback{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.ban(stateB)
@@ -206,7 +207,7 @@ func TestAHoldOutlivesARollbackUnderAnInvalidSource(t *testing.T) {
 func TestAHoldStaysWhileTheEngineIsDown(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Rollback{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.tell(func(e *scripted) { e.down = true })
@@ -226,11 +227,11 @@ func TestRollbackTwiceGoesFurtherBack(t *testing.T) {
 		w.declare(stateB, "")
 		w.declare(stateC, "")
 		for _, back := range []schema.Parameters{stateB, stateA} {
-			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "still bad"}); err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(back) {
+			if res, err := w.do(&apply.Rollback{Reason: "still bad"}); err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(back) {
 				t.Fatalf("%+v %v, runs %v, want %v", res, err, w.engine.running(), back)
 			}
 		}
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "once more"}); err == nil {
+		if _, err := w.do(&apply.Rollback{Reason: "once more"}); err == nil {
 			t.Error("there was something further back")
 		}
 		w.check("held", want{runs: stateA, outcome: record.Applied, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB, stateC}})
@@ -245,7 +246,7 @@ func TestAPauseLeavesReportedDriftAlone(t *testing.T) {
 		w.declare(stateA, "")
 		w.engine.tell(func(e *scripted) { e.runs = stateC })
 		w.pass(31 * time.Second)
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		s := w.r.Status()
@@ -261,7 +262,7 @@ func TestAPauseAndAResumeOutliveARejectedRollback(t *testing.T) {
 		bubble(t, func(t *testing.T, w *world) {
 			w.declare(stateB, "")
 			if resumed {
-				if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+				if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -269,13 +270,13 @@ func TestAPauseAndAResumeOutliveARejectedRollback(t *testing.T) {
 			w.r.EngineHint()
 			w.pass(time.Second)
 			verb := map[bool]string{false: "pause", true: "resume"}[resumed]
-			if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+			if _, err := w.do(orderOf(verb, "night")); err != nil {
 				t.Fatal(err)
 			}
 			if s := w.r.Status(); s.InSync || (s.Held == nil) != resumed {
 				t.Errorf("right after %s: in sync %v, held %+v", verb, s.InSync, s.Held)
 			}
-			if res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil || res.Outcome != record.Pending || res.SnapshotID == "" {
+			if res, err := w.do(&apply.Rollback{Reason: "night"}); err != nil || res.Outcome != record.Pending || res.SnapshotID == "" {
 				t.Fatal(res, err)
 			}
 			w.engine.will(stateA, refuse)
@@ -327,7 +328,7 @@ func TestAPauseNoticesDrift(t *testing.T) {
 		w.restart()
 		w.declare(stateA, "")
 		w.engine.tell(func(e *scripted) { e.runs = stateC }) // nobody has looked yet
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		if s := w.r.Status(); !w.engine.running().Equal(stateC) || s.Drift == nil || w.counts.drifts != 1 {
@@ -343,13 +344,13 @@ func TestARejectedRollbackWithoutAWayBackIsAnswered(t *testing.T) {
 		w.engine.will(stateA, refuse)
 		w.engine.will(stateB, refuse)
 		w.engine.tell(func(e *scripted) { e.runs = stateC })
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		res, err := w.do(&apply.Rollback{Reason: "night"})
 		if err != nil || res.Outcome != record.Rejected {
 			t.Errorf("%+v %v", res, err)
 		}
 		// What never ran is never called applied.
 		for _, verb := range []string{"pause", "resume", "pause", "resume"} {
-			if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+			if _, err := w.do(orderOf(verb, "night")); err != nil {
 				t.Fatal(verb, err)
 			}
 		}

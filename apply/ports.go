@@ -2,10 +2,10 @@ package apply
 
 import (
 	"context"
-	"iter"
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/watcher/document"
 )
 
 // A Store is the snapshot repository of one environment, with one writer: the
@@ -46,6 +46,11 @@ type Store interface {
 	// record named before ("" for the head).
 	List(ctx context.Context, before string, limit int) ([]record.Row, error)
 
+	// Fact returns what SetFact kept under a name, nil if there is nothing. SetFact
+	// keeps at most 4 KiB, durably.
+	Fact(name string) []byte
+	SetFact(ctx context.Context, name string, value []byte) error
+
 	// Lost is the pause in force because there was a history and nothing of it
 	// can be read; nil otherwise. ClearLost ends it durably.
 	Lost() *record.Hold
@@ -58,28 +63,6 @@ type Store interface {
 	// Probe tries to write into the state directory. One that was away, or was
 	// replaced, is read anew; then Head and Applied may be others.
 	Probe(ctx context.Context) error
-}
-
-// history yields the records, newest first. An error, with a nil record, is its end.
-func (r *Reconciler) history(ctx context.Context) iter.Seq2[*record.Row, error] {
-	return func(yield func(*record.Row, error) bool) {
-		before, limit := "", 4 // the first ones are most often enough
-		for {
-			page, err := r.opt.Store.List(ctx, before, limit)
-			for i := range page {
-				if !yield(&page[i], nil) {
-					return
-				}
-			}
-			if err != nil {
-				yield(nil, err)
-			}
-			if err != nil || len(page) == 0 {
-				return
-			}
-			before, limit = page[len(page)-1].ID, 50
-		}
-	}
 }
 
 // An Engine is the live server. Its methods are safe to call from one
@@ -101,4 +84,13 @@ type Engine interface {
 	Prepare()
 	// Send sends one atomic batch with all parameters that are managed.
 	Send(ctx context.Context, batch api.Batch) api.Answer
+}
+
+// A Judge is a source that says whom it trusts.
+type Judge interface {
+	// Vouch returns why a revision that was taken from the source earlier would not be
+	// trusted now, nil if it would. The error says that this cannot be told now.
+	Vouch(document.Source) (*document.Refusal, error)
+	// Sync makes the source look, and judge what it shows, again.
+	Sync()
 }

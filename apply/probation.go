@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,175 +15,150 @@ import (
 const byProbation = "probation"
 
 const (
-	// healthEvery is how often the engine is asked for its health, at most a
-	// fifth of the window.
+	// healthEvery is how often the engine is asked for its health, at most a fifth of
+	// the window.
 	healthEvery = time.Second
 	// badReads is how many failed health reads in a row fail a probation.
 	badReads = 2
 	// undoings is how often the engine may go back to something else by itself.
 	undoings = 2
-	// lateness is how late a health read may be: an agent that was stopped so long
+	// lateness is how late a health read may be. An agent that was stopped for longer
 	// has not watched.
 	lateness = 3 * time.Second
 )
 
-// A probation is the window in which the engine must stay healthy on a change
-// that it runs. A restart of the agent begins a new one.
+// A probation is the window in which the engine must stay healthy on a change that it
+// runs. A restart of the agent begins a new one.
 type probation struct {
-	since, until time.Time
-	next         time.Time // the next health read
-	peer         api.Peer
-	bad          int    // failed health reads in a row
-	why          string // the last of them
-	passed       bool
+	until    time.Time
+	next     time.Time // the next health read
+	peer     api.Peer
+	bad      int    // failed health reads in a row
+	why      string // the last of them
+	readOwed bool   // what runs is to be read as well
+	passed   bool
 }
 
-// onProbation reports whether the candidate that runs has yet to prove itself.
-// An operator's rollback has not: its target ran before, and who goes back to it
-// because the engine is unwell must not be kept from it because of that.
-func (r *Reconciler) onProbation(f *flight) bool {
-	head := r.opt.Store.Head()
-	return r.opt.Probation > 0 && head.Kind == record.KindChange && head.ID == f.id && (f.probation == nil || !f.probation.passed)
+// onProbation reports whether the candidate that runs has yet to prove itself. A rollback
+// has not: its target ran before, and an unhealthy engine must not keep an operator from
+// going back.
+func (s *State) onProbation() bool {
+	p := s.pending
+	return s.opt.Probation > 0 && s.head.Kind == record.KindChange && s.head.ID == p.id && (p.probation == nil || !p.probation.passed)
 }
 
-// probate watches the engine's health while the candidate runs. It rejects it,
-// or lets it pass, or looks again later; what displaces a candidate ends it.
-func (r *Reconciler) probate(ctx context.Context, f *flight) (more bool) {
-	head := r.opt.Store.Head()
-	if f.probation == nil {
-		r.beginProbation(f)
-		r.log.Event(slog.LevelInfo, "on probation", "snapshot", head.ID, "window", r.opt.Probation.String(), "changes", changesText(head.Changes))
-		r.publish()
+// foldBegin begins the window, or begins it again because the engine was not watched.
+func (s *State) foldBegin(now time.Time) {
+	before := s.pending.probation
+	s.beginProbation(now)
+	if before == nil {
+		s.log(slog.LevelInfo, "on probation", "snapshot", s.head.ID, "window", s.opt.Probation.String(), "changes", changesText(s.head.Changes))
+		return
 	}
-	if done, more := r.displace(ctx, head, f); done {
-		return more
-	}
-	p := f.probation
-	if late := time.Since(p.next); !p.next.IsZero() && late > lateness && !r.blocked(byProbation) {
-		r.log.Event(slog.LevelInfo, "the probation begins anew: the engine was not watched", "snapshot", head.ID, "late", late.Round(time.Millisecond).String())
-		bad, why := p.bad, p.why
-		r.beginProbation(f)
-		p = f.probation
-		p.bad, p.why = bad, why
-	}
-	if time.Now().Before(p.next) && (!r.engine.due || p.bad > 0) { // two hints do not make two failures of one
-		r.wakeAt(p.next)
-		return false
-	}
-	p.next = time.Now().Add(min(healthEvery, r.opt.Probation/5))
-	r.wakeAt(p.next)
-	why := r.examine(ctx, f)
-	if now := time.Now(); now.After(p.next) {
-		p.next = now // a reading that takes its time is no lack of watching
-	}
-	if why != "" {
-		f.verified, f.verdict = false, &verdict{by: byProbation, reason: why}
-		return true
-	}
-	if p.bad > 0 || !f.verified || r.blocked(byProbation) {
-		r.publish()
-		return !f.verified
-	}
-	return p.passed
+	s.pending.probation.bad, s.pending.probation.why = before.bad, before.why
+	s.log(slog.LevelInfo, "the probation begins anew: the engine was not watched", "snapshot", s.head.ID, "late", now.Sub(before.next).Round(time.Millisecond).String())
 }
 
-// beginProbation starts the window anew.
-func (r *Reconciler) beginProbation(f *flight) {
-	now := time.Now()
-	f.probation = &probation{since: now, until: now.Add(r.opt.Probation), peer: r.engine.reading.Peer}
+func (s *State) beginProbation(now time.Time) {
+	s.pending.probation = &probation{until: now.Add(s.opt.Probation), peer: s.engine.reading.Peer}
 }
 
-// examine reads the engine's health, and what it runs when that is due, may have
-// changed or decides: only both at the end of the window pass. It returns why
-// the candidate is rejected, "" if it is not.
-func (r *Reconciler) examine(ctx context.Context, f *flight) (verdict string) {
-	health, err := r.health(ctx)
-	p := f.probation
+func (s *State) failProbation(why string) {
+	s.pending.verified, s.pending.verdict = false, &verdict{by: byProbation, reason: why}
+}
+
+// foldHealth folds a health read that began at the time given. What runs is read as well
+// when that is due, may have changed or decides: only both at the end of the window pass.
+func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
+	p := s.pending.probation
+	p.next = began.Add(min(healthEvery, s.opt.Probation/5))
+	if now.After(p.next) {
+		p.next = now // a reading that takes its time is not a lack of watching
+	}
 	var foreign *api.ForeignError
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
-		// It runs the candidate, and cannot say how it is: no fault of the change.
-		fault := r.block(byProbation, "the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
+		// It runs the candidate, and cannot report its health: that is not the fault of the change.
+		f := s.block(stageProbation, "the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
 			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed")
-		if r.readDue() { // the engine is not forgotten meanwhile
-			verdict = r.stillRuns(ctx, f)
-		}
-		p.next = earlier(fault.retryAt, r.engine.next)
-		return verdict
-	case gone(err):
-		return "the engine ended while the change was on probation"
+		p.readOwed = s.readDue(now)
+		p.next = earlier(f.retryAt, s.engine.next)
+		return
+	case isGone(err):
+		s.failProbation("the engine ended while the change was on probation")
+		return
 	case err == nil && health.Peer != p.peer:
-		return "the engine was restarted while the change was on probation"
-	case errors.Is(err, errOrder):
-		return "" // given up for an operator, or for a newer Document
+		s.failProbation("the engine was restarted while the change was on probation")
+		return
+	case errors.Is(err, errInterrupted):
+		return
 	case err != nil:
 		health = api.Health{Reason: problem.Text(err)}
 	}
-	if r.blocked(byProbation) {
-		r.clear(byProbation)
-		r.beginProbation(f) // a whole window
-		p = f.probation
+	if s.blocked(stageProbation) {
+		s.clear(stageProbation)
+		next := p.next
+		s.beginProbation(now) // a whole window
+		p = s.pending.probation
+		p.next = next
 	}
 	if !health.Healthy {
 		p.bad, p.why = p.bad+1, health.Reason
-		r.log.Warn("probation", "a health read failed on probation", "snapshot", f.id, "reason", p.why)
-		if p.bad < badReads {
-			return ""
+		s.repeat(slog.LevelWarn, "probation", "a health read failed on probation", "snapshot", s.pending.id, "reason", p.why)
+		if p.bad >= badReads {
+			s.failProbation(fmt.Sprintf("the engine was not healthy on it, %d times in a row: %s", p.bad, p.why))
 		}
-		return fmt.Sprintf("the engine was not healthy on it, %d times in a row: %s", p.bad, p.why)
+		return
 	}
 	p.bad, p.why = 0, ""
-	r.log.Clear("probation")
-	if time.Now().Before(p.until) && !r.readDue() && r.engine.reachable {
-		return ""
-	}
-	if verdict = r.stillRuns(ctx, f); verdict == "" && f.verified && p.bad == 0 {
-		p.passed = !time.Now().Before(p.until)
-	}
-	return verdict
+	s.over("probation")
+	p.readOwed = !now.Before(p.until) || s.readDue(now) || !s.engine.reachable
 }
 
-// stillRuns reads whether the engine runs the candidate on probation. One that
-// went back to something else by itself is sent it once more, for a whole window.
-func (r *Reconciler) stillRuns(ctx context.Context, f *flight) (verdict string) {
-	p := f.probation
-	reading, err := r.read(ctx)
+// foldProbation folds a reading during probation. An engine that went back to something
+// else by itself is sent the candidate once more, for a whole window.
+func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
+	pending := s.pending
+	p := pending.probation
+	p.readOwed = false
+	if f := s.faults[stageProbation]; f != nil {
+		p.next = earlier(f.retryAt, s.engine.next)
+	} else if now.After(p.next) {
+		p.next = now
+	}
 	switch {
-	case errors.Is(err, errOrder):
+	case errors.Is(err, errInterrupted):
 	case err != nil:
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:
-		return "the engine was restarted while the change was on probation"
-	case !r.runs(reading, r.opt.Store.Head().Config):
-		changes := changesText(r.differences(reading, r.opt.Store.Head().Config))
-		if f.undone++; f.undone >= undoings {
-			return "the engine did not keep it through the probation, twice: " + changes
+		s.failProbation("the engine was restarted while the change was on probation")
+	case !s.runs(reading, s.head.Config):
+		changes := changesText(s.differences(reading, s.head.Config))
+		if pending.undone++; pending.undone >= undoings {
+			s.failProbation("the engine did not keep it through the probation, twice: " + changes)
+			return
 		}
-		r.log.Event(slog.LevelWarn, "the engine runs something else while the change is on probation; it is sent once more", "snapshot", f.id, "changes", changes)
-		f.verified, f.acked, f.probation = false, false, nil
+		s.log(slog.LevelWarn, "the engine runs something else while the change is on probation; it is sent once more", "snapshot", pending.id, "changes", changes)
+		pending.verified, pending.accepted, pending.probation = false, false, nil
+	default:
+		s.engine.unchecked = false
+		p.passed = p.bad == 0 && !now.Before(p.until) && !s.blocked(stageProbation)
 	}
-	return ""
 }
 
-// health asks the engine how it is.
-func (r *Reconciler) health(ctx context.Context) (api.Health, error) {
-	r.stamp.Store(time.Now().UnixNano())
-	call, done := r.orders.interruptible(ctx)
-	defer done()
-	r.orders.mayYield()
-	health, err := r.opt.Engine.Health(call)
-	if err != nil {
-		r.opt.Metrics.StageFailure("read")
-	}
-	return health, err
-}
-
-// probationText says how the probation of head goes.
-func (r *Reconciler) probationText(head *record.Record) (reason, hint string) {
-	p := r.flight.probation
-	reason = fmt.Sprintf("%s runs on probation until %s: %s of health", head.ID, p.until.UTC().Format("15:04:05Z"), r.opt.Probation)
+// probationText returns how the probation of the head goes.
+func (s *State) probationText() (reason, hint string) {
+	p := s.pending.probation
+	reason = fmt.Sprintf("%s runs on probation until %s: %s of health", s.head.ID, p.until.UTC().Format("15:04:05Z"), s.opt.Probation)
 	if p.bad > 0 {
 		reason += "; the last health read failed: " + p.why
 	}
-	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; " + stopHint(r.opt.Store.Applied())
+	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; " + stopHint(s.applied)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }

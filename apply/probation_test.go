@@ -170,7 +170,7 @@ func TestRollbackDuringProbation(t *testing.T) {
 		w := onTrial(t)
 		defer w.end()
 		w.engine.tell(func(e *scripted) { e.ill = "memory" })
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "it burns"})
+		res, err := w.do(&apply.Rollback{Reason: "it burns"})
 		if err != nil || res.Outcome != record.Applied || !strings.Contains(res.Text, "esn_reservoir_size 1024 -> 512") {
 			t.Fatal(res, err) // against what is applied nothing changed
 		}
@@ -204,7 +204,7 @@ func TestAnOrderDoesNotPassAProbation(t *testing.T) {
 		w.pass(9500 * time.Millisecond)
 		w.engine.tell(func(e *scripted) { e.hung = true })
 		w.pass(time.Second) // the window is over, and the last health read hangs
-		if _, err := w.do(apply.Command{Verb: "resume"}); err == nil {
+		if _, err := w.do(&apply.Resume{}); err == nil {
 			t.Error("nothing is held, and it was resumed")
 		}
 		if applied := w.store.Applied(); !applied.Config.Equal(size(512)) {
@@ -245,7 +245,7 @@ func TestWithdrawnOnProbationIsNoDrift(t *testing.T) {
 			w.declare(size(1024), "")
 			if verb == "" {
 				w.declare(size(512), "again")
-			} else if _, err := w.do(apply.Command{Verb: verb, Reason: "night"}); err != nil {
+			} else if _, err := w.do(orderOf(verb, "night")); err != nil {
 				t.Fatal(err)
 			}
 			w.pass(time.Second)

@@ -148,7 +148,7 @@ func TestRefusedAndTheOperator(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		w.distrust(stateC, "", "unsigned")
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		res, err := w.do(&apply.Rollback{Reason: "night"})
 		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
 			t.Errorf("%+v %v", res, err)
 		}

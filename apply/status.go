@@ -8,32 +8,32 @@ import (
 	"dtesn-agent/watcher/document"
 )
 
-// A State is the one word for how things stand.
-type State string
+// A Condition is the one word for how things stand.
+type Condition string
 
-// The states, as status, log and CLI say them.
+// The conditions, as status, log and CLI have them.
 const (
-	StateStarting   State = "starting"
-	StateInSync     State = "in_sync"
-	StateApplying   State = "applying"
-	StateProbation  State = "probation"
-	StateWaiting    State = "waiting_for_engine"
-	StateHeld       State = "held"
-	StateInvalid    State = "invalid"
-	StateRefused    State = "refused"
-	StateDrifted    State = "drifted"
-	StateDegraded   State = "degraded"
-	StateObserving  State = "observing"
-	defaultAttempts       = 50 // attempts kept in Status.Attempts
+	StateStarting   Condition = "starting"
+	StateInSync     Condition = "in_sync"
+	StateApplying   Condition = "applying"
+	StateProbation  Condition = "probation"
+	StateWaiting    Condition = "waiting_for_engine"
+	StateHeld       Condition = "held"
+	StateInvalid    Condition = "invalid"
+	StateRefused    Condition = "refused"
+	StateDrifted    Condition = "drifted"
+	StateDegraded   Condition = "degraded"
+	StateObserving  Condition = "observing"
+	defaultAttempts           = 50 // attempts kept in Status.Attempts
 )
 
 // A Status is everything the agent knows about how things stand: one
 // immutable value, swapped whole, read without a lock. Times are Unix
 // seconds; 0 means never. The JSON is DESIGN §8's.
 type Status struct {
-	State  State  `json:"state"`
-	Reason string `json:"reason"`
-	Hint   string `json:"hint"`
+	State  Condition `json:"state"`
+	Reason string    `json:"reason"`
+	Hint   string    `json:"hint"`
 
 	// Current is what the engine was last read to run; nil before the first
 	// reading.
@@ -55,6 +55,7 @@ type Status struct {
 	InSync      bool                `json:"in_sync"`
 	Held        *record.Hold        `json:"held"`
 	Drift       *Drift              `json:"drift"`
+	LastDrift   *LastDrift          `json:"last_drift"`
 	Source      SourceStatus        `json:"source"`
 	Engine      EngineStatus        `json:"engine"`
 	Experiments []schema.Membership `json:"experiments"`
@@ -68,6 +69,8 @@ type Status struct {
 	// disk, so it is known before the engine is; it must not be changed.
 	Applied *record.Record `json:"-"`
 
+	// openRollback is the id of the rollback that is on record and not settled, or "".
+	openRollback string
 	// checks hold but for SourceFresh, which the clock decides.
 	checks        Checks
 	sourceStaleAt time.Time
@@ -154,6 +157,13 @@ type Drift struct {
 	Since       float64         `json:"since"`
 	Corrected   bool            `json:"corrected"`
 	Differences []schema.Change `json:"differences"`
+}
+
+// LastDrift is the last drift that was seen, also by an earlier process of the agent.
+type LastDrift struct {
+	At          float64         `json:"at"`
+	Until       float64         `json:"until"`       // when the engine ran the applied record again; 0 while it does not
+	Differences []schema.Change `json:"differences"` // at most 16
 }
 
 // A Repair is one thing that was found amiss in the history and put right.

@@ -45,7 +45,7 @@ func TestARollbackGoesWhereTheStatusSays(t *testing.T) {
 				if got := w.m.target.Load(); got != a {
 					t.Errorf("the store is told to keep %v, want %s", got, a)
 				}
-				res, err := w.do(apply.Command{Verb: "rollback", Reason: "slow"})
+				res, err := w.do(&apply.Rollback{Reason: "slow"})
 				if err != nil || res.Outcome != record.Applied {
 					t.Fatalf("%+v %v", res, err)
 				}
@@ -73,7 +73,7 @@ func TestARollbackToMoreThanTheSchemaKnows(t *testing.T) {
 		w.declare(at(stateA, "1.25"), "")
 		w.under(rules)
 		w.declare(stateA, "")
-		_, err := w.do(apply.Command{Verb: "rollback", ID: id, Reason: "hot"})
+		_, err := w.do(&apply.Rollback{ID: id, Reason: "hot"})
 		if err == nil || !strings.Contains(err.Error(), "the schema does not know temperature of "+id) {
 			t.Error(err)
 		}
@@ -87,7 +87,7 @@ func TestAPendingRollbackThatIsNotValidAnyMore(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(small, "")
 		w.engine.tell(func(e *scripted) { e.hung = true })
-		w.order(apply.Command{Verb: "rollback", Reason: "too small"})
+		w.order(&apply.Rollback{Reason: "too small"})
 		w.pass(10 * time.Second)
 		if head := w.store.Head(); head.Kind != record.KindRollback {
 			t.Fatalf("the head is a %s", head.Kind)

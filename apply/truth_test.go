@@ -74,12 +74,12 @@ func TestTheWayBackBeforeTheFirst(t *testing.T) {
 func TestInSyncIsWhatIsDeclared(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
-		if _, err := w.do(apply.Command{Verb: "rollback", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Rollback{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		w.m.plan("note", fine)
 		w.m.plan("commit", longTime...)
-		if _, err := w.do(apply.Command{Verb: "resume", Reason: "day"}); err != nil {
+		if _, err := w.do(&apply.Resume{Reason: "day"}); err != nil {
 			t.Fatal(err)
 		}
 		if s := w.r.Status(); s.InSync || !w.engine.running().Equal(stateA) || s.Held != nil {
@@ -118,7 +118,7 @@ func TestAShortListing(t *testing.T) {
 		w.engine.will(stateA, refuse)
 		w.engine.will(stateB, callback)
 		w.declare(stateB, "")
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "night"}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.will(stateA, accept)
@@ -163,7 +163,7 @@ func TestARejectedRollbackIsNotPending(t *testing.T) {
 		w.declare(stateB, "")
 		w.engine.will(stateA, refuse)
 		w.m.plan("settle", longTime...)
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		res, err := w.do(&apply.Rollback{Reason: "night"})
 		if err != nil || res.Outcome != record.Rejected || !strings.Contains(res.Text, "still to be brought back") {
 			t.Errorf("it is answered %+v, %v", res, err)
 		}
@@ -198,29 +198,29 @@ func TestLateIsWhatWasSent(t *testing.T) {
 
 // TestAPauseLetsARollbackGoOn: whoever gave the one order meant it.
 func TestAPauseLetsARollbackGoOn(t *testing.T) {
-	for _, second := range []apply.Command{{Verb: "pause", Reason: "stop"}, {Verb: "rollback", Reason: "stop", Pause: true}} {
+	for _, second := range []apply.Order{&apply.Pause{Reason: "stop"}, &apply.Rollback{Reason: "stop", Pause: true}} {
 		bubble(t, func(t *testing.T, w *world) {
 			w.declare(stateB, "")
 			w.declare(stateC, "")
 			w.engine.will(stateB, busy)
 			first := make(chan apply.Result, 1)
 			go func() {
-				res, _ := w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"})
+				res, _ := w.r.Do(t.Context(), &apply.Rollback{Reason: "night"})
 				first <- res
 			}()
 			w.pass(100 * time.Millisecond)
 			res, err := w.do(second)
 			if err != nil {
-				t.Fatal(second.Verb, err)
+				t.Fatal(verbOf(second), err)
 			}
 			w.engine.will(stateB, accept)
 			w.pass(5 * time.Minute)
 			s := w.r.Status()
 			if !w.engine.running().Equal(stateB) || s.Held == nil || !s.Held.Paused || s.Running.SnapshotID != res.SnapshotID {
-				t.Errorf("%s: it runs %v units (%s), held %+v", second.Verb, w.engine.running().Get(reservoir), s.Running.SnapshotID, s.Held)
+				t.Errorf("%s: it runs %v units (%s), held %+v", verbOf(second), w.engine.running().Get(reservoir), s.Running.SnapshotID, s.Held)
 			}
 			if got := <-first; got.Outcome != record.Applied {
-				t.Errorf("%s: the first caller is told %+v", second.Verb, got)
+				t.Errorf("%s: the first caller is told %+v", verbOf(second), got)
 			}
 		})
 	}
@@ -299,7 +299,7 @@ func TestNoRollbackToWhatIsDamaged(t *testing.T) {
 		w.start()
 		w.declare(stateC, "")
 		w.pass(time.Second)
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+		res, err := w.do(&apply.Rollback{Reason: "night"})
 		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateA) {
 			t.Errorf("it runs %v units: %+v, %v", w.engine.running().Get(reservoir), res, err)
 		}
@@ -334,9 +334,9 @@ func TestAPauseOutlivesTheRollback(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		w.engine.will(stateA, busy)
-		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"}) }()
+		go func() { _, _ = w.r.Do(t.Context(), &apply.Rollback{Reason: "night"}) }()
 		w.pass(100 * time.Millisecond)
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "stop"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "stop"}); err != nil {
 			t.Fatal(err)
 		}
 		w.engine.will(stateA, refuse)
@@ -355,9 +355,9 @@ func TestDeathsCountOn(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.declare(stateB, "")
 		w.engine.will(stateA, dieAWhile)
-		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"}) }()
+		go func() { _, _ = w.r.Do(t.Context(), &apply.Rollback{Reason: "night"}) }()
 		w.pass(100 * time.Millisecond)
-		if _, err := w.do(apply.Command{Verb: "pause", Reason: "stop"}); err != nil {
+		if _, err := w.do(&apply.Pause{Reason: "stop"}); err != nil {
 			t.Fatal(err)
 		}
 		w.pass(time.Minute)
@@ -402,7 +402,7 @@ func TestTheSecondOrderIsTheFirst(t *testing.T) {
 			answers := make(chan error, 2)
 			for _, pause := range pauses {
 				go func() {
-					_, err := w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night", Pause: pause})
+					_, err := w.r.Do(t.Context(), &apply.Rollback{Reason: "night", Pause: pause})
 					answers <- err
 				}()
 				w.pass(time.Second)
@@ -458,7 +458,7 @@ func TestTheDirectoryComesBackOtherwise(t *testing.T) {
 				w.pass(10 * time.Minute)
 				if name == "empty" { // what was held is not known
 					w.isLost(name, stateB, true)
-					if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+					if _, err := w.do(&apply.Resume{}); err != nil {
 						t.Fatal(err)
 					}
 					w.pass(5 * time.Minute)

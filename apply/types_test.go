@@ -52,7 +52,7 @@ func TestRollbackAcrossATypeChange(t *testing.T) {
 			otherType(t, func(*world) {}, func(w *world) {
 				w.declare(changed, "")
 				w.check("changed", inSync(changed))
-				res, err := w.do(apply.Command{Verb: "rollback", ID: c.id, Reason: "slow"})
+				res, err := w.do(&apply.Rollback{ID: c.id, Reason: "slow"})
 				if err != nil || res.Outcome != record.Applied {
 					t.Fatalf("%+v %v", res, err)
 				}
@@ -68,7 +68,7 @@ func TestRollbackAcrossATypeChange(t *testing.T) {
 // TestATypeChangeWhilePaused: an engine that restarts gets the rest of what is
 // applied.
 func TestATypeChangeWhilePaused(t *testing.T) {
-	otherType(t, func(w *world) { w.order(apply.Command{Verb: "pause", Reason: "night"}) }, func(w *world) {
+	otherType(t, func(w *world) { w.order(&apply.Pause{Reason: "night"}) }, func(w *world) {
 		sends := w.engine.allSends()
 		w.declare(mt(stateB, schema.Bool(true)), "")
 		w.pass(10 * time.Minute)
@@ -76,7 +76,7 @@ func TestATypeChangeWhilePaused(t *testing.T) {
 		if n := w.engine.allSends() - sends; n != 1 {
 			w.t.Errorf("%d batches were sent", n)
 		}
-		w.order(apply.Command{Verb: "resume"})
+		w.order(&apply.Resume{})
 		w.check("resumed", inSync(mt(stateB, schema.Bool(true))))
 	})
 }

@@ -69,7 +69,7 @@ func TestHeldWhateverTheSchemaGives(t *testing.T) {
 					}
 					w.declare(stateB, "")
 					if by == "operator" {
-						w.order(apply.Command{Verb: "rollback", Reason: "b is bad"})
+						w.order(&apply.Rollback{Reason: "b is bad"})
 					}
 					if s := w.r.Status(); s.State != apply.StateHeld {
 						t.Fatalf("before: %s (%s)", s.State, s.Reason)

@@ -36,7 +36,7 @@ func TestTheEngineIsWatchedWhileTheDiskFails(t *testing.T) {
 			w.declare(stateB, "")
 		}},
 		"a pause that cannot be confirmed": {"settle", func(w *world) {
-			_, _ = w.do(apply.Command{Verb: "pause", Reason: "night"})
+			_, _ = w.do(&apply.Pause{Reason: "night"})
 		}},
 		"a rejection that cannot be recorded": {"revert", func(w *world) {
 			w.engine.will(stateB, refuse)
@@ -227,9 +227,9 @@ func TestARejectedRollbackHoldsNothing(t *testing.T) {
 		first, second := all[2].ID, all[1].ID
 		w.engine.will(all[2].Config, busy)
 		w.engine.will(all[1].Config, refuse)
-		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", ID: first, Reason: "night"}) }()
+		go func() { _, _ = w.r.Do(t.Context(), &apply.Rollback{ID: first, Reason: "night"}) }()
 		w.pass(500 * time.Millisecond)
-		res, err := w.do(apply.Command{Verb: "rollback", ID: second, Reason: "another"})
+		res, err := w.do(&apply.Rollback{ID: second, Reason: "another"})
 		if err != nil || res.Outcome != record.Rejected {
 			t.Fatalf("%+v %v", res, err)
 		}
@@ -247,14 +247,14 @@ func TestAskedTwiceIsOnce(t *testing.T) {
 		w.declare(stateB, "")
 		w.declare(stateC, "")
 		w.engine.will(stateB, busy)
-		go func() { _, _ = w.r.Do(t.Context(), apply.Command{Verb: "rollback", Reason: "night"}) }()
+		go func() { _, _ = w.r.Do(t.Context(), &apply.Rollback{Reason: "night"}) }()
 		w.pass(500 * time.Millisecond)
 		w.engine.will(stateB, accept)
-		res, err := w.do(apply.Command{Verb: "rollback", Reason: "night, I say"})
+		res, err := w.do(&apply.Rollback{Reason: "night, I say"})
 		if err != nil || res.Outcome != record.Applied || !w.engine.running().Equal(stateB) {
 			t.Errorf("%+v %v, runs %v", res, err, w.engine.running())
 		}
-		if res, err = w.do(apply.Command{Verb: "rollback", Reason: "further"}); err != nil || !w.engine.running().Equal(stateA) {
+		if res, err = w.do(&apply.Rollback{Reason: "further"}); err != nil || !w.engine.running().Equal(stateA) {
 			t.Errorf("%+v %v, runs %v", res, err, w.engine.running())
 		}
 	})
@@ -263,17 +263,17 @@ func TestAskedTwiceIsOnce(t *testing.T) {
 // TestAnOrderThatTheDiskRefusesLeavesNothing: it is not tried again, so that
 // nothing is degraded by it, and what is pending is none of its business.
 func TestAnOrderThatTheDiskRefusesLeavesNothing(t *testing.T) {
-	for _, c := range []apply.Command{{Verb: "pause", Reason: "night"}, {Verb: "rollback", Reason: "night"}} {
+	for _, c := range []apply.Order{orderOf("pause", "night"), orderOf("rollback", "night")} {
 		bubble(t, func(t *testing.T, w *world) {
 			w.declare(stateB, "")
 			w.m.plan("note", fails)
 			w.m.plan("rollback", fails)
 			if _, err := w.do(c); err == nil || !strings.Contains(err.Error(), "nothing was changed") || !strings.HasSuffix(problem.Hint(err), "then repeat the command") {
-				t.Errorf("%s: %v", c.Verb, err)
+				t.Errorf("%s: %v", verbOf(c), err)
 			}
-			w.check(c.Verb, want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
+			w.check(verbOf(c), want{runs: stateB, outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 			if _, err := w.do(c); err != nil {
-				t.Errorf("%s again: %v", c.Verb, err)
+				t.Errorf("%s again: %v", verbOf(c), err)
 			}
 		})
 	}
@@ -329,9 +329,9 @@ func TestFoundToRun(t *testing.T) {
 func TestTheHistoryIsReplaced(t *testing.T) {
 	acts := map[string]func(w *world) error{
 		"a change": func(w *world) error { w.declare(size(3000), ""); return errors.New("not an order") },
-		"a pause":  func(w *world) error { _, err := w.do(apply.Command{Verb: "pause", Reason: "night"}); return err },
+		"a pause":  func(w *world) error { _, err := w.do(&apply.Pause{Reason: "night"}); return err },
 		"a rollback": func(w *world) error {
-			_, err := w.do(apply.Command{Verb: "rollback", Reason: "night"})
+			_, err := w.do(&apply.Rollback{Reason: "night"})
 			return err
 		},
 		"a rejection": func(w *world) error {
@@ -376,7 +376,7 @@ func TestTheHistoryIsReplaced(t *testing.T) {
 					if h == nil || !h.Paused || h.By != "agent" {
 						t.Errorf("%s, older %v: held %+v, and there is no history", name, older, h)
 					}
-					if _, err := w.do(apply.Command{Verb: "resume"}); err != nil {
+					if _, err := w.do(&apply.Resume{}); err != nil {
 						t.Errorf("%s: %v", name, err)
 					}
 					w.pass(5 * time.Minute)

@@ -181,7 +181,7 @@ func intOf(p schema.Parameters, name string) int {
 
 // A want is what a step comes to rest at.
 type want struct {
-	state  apply.State
+	state  apply.Condition
 	ttl    int // of the cache, in seconds: what tells one state from another
 	paused bool
 }

@@ -78,12 +78,10 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
 	}
 	opt.Repairs = a.repairs
-	opt.OnStatus = a.notify.status
-	if s.once {
-		a.once = newOnce(s.onceTimeout)
-		opt.OnStatus = func(s *apply.Status) { a.once.status(s); a.notify.status(s) }
-	}
 	a.reconciler = apply.New(opt)
+	if s.once {
+		a.once = newOnce(s.onceTimeout, a.reconciler.Latest())
+	}
 	if a.reader, err = gitstore.OpenReader(s.state); err != nil {
 		return a, err
 	}

@@ -133,8 +133,8 @@ func (c *control) serve(ctx context.Context) error {
 		c.agent.sync()
 		writeJSON(w, http.StatusOK, orderResult{Text: "the source and the engine are being read"})
 	})
-	for _, verb := range []string{"rollback", "pause", "resume"} {
-		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, q *http.Request) { c.order(w, q, verb) })
+	for verb, build := range builders {
+		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, q *http.Request) { c.order(w, q, build) })
 	}
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute,
@@ -208,7 +208,20 @@ func (c *control) status(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, r)
 }
 
-func (c *control) order(w http.ResponseWriter, q *http.Request, verb string) {
+// builders make the orders of the agent from requests, by path.
+var builders = map[string]func(*order, record.Requester) apply.Order{
+	"rollback": func(o *order, who record.Requester) apply.Order {
+		return &apply.Rollback{ID: o.ID, Reason: o.Reason, Pause: o.Pause, Hold: o.Hold, DryRun: o.DryRun, Requester: who}
+	},
+	"pause": func(o *order, who record.Requester) apply.Order {
+		return &apply.Pause{Reason: o.Reason, Requester: who}
+	},
+	"resume": func(o *order, who record.Requester) apply.Order {
+		return &apply.Resume{Name: o.Name, Reason: o.Reason, DryRun: o.DryRun, Requester: who}
+	},
+}
+
+func (c *control) order(w http.ResponseWriter, q *http.Request, build func(*order, record.Requester) apply.Order) {
 	var o order
 	if err := json.NewDecoder(http.MaxBytesReader(w, q.Body, 64<<10)).Decode(&o); err != nil {
 		writeJSON(w, http.StatusBadRequest, orderResult{Error: err.Error()})
@@ -217,10 +230,7 @@ func (c *control) order(w http.ResponseWriter, q *http.Request, verb string) {
 	uid, _ := q.Context().Value(uidKey{}).(int)
 	ctx, cancel := context.WithDeadline(q.Context(), o.until(time.Now()))
 	defer cancel()
-	result, err := c.agent.reconciler.Do(ctx, apply.Command{
-		Verb: verb, ID: o.ID, Reason: o.Reason, Pause: o.Pause, Hold: o.Hold, Name: o.Name, DryRun: o.DryRun,
-		Requester: record.Requester{UID: uid, User: o.User, Login: o.Login},
-	})
+	result, err := c.agent.reconciler.Do(ctx, build(&o, record.Requester{UID: uid, User: o.User, Login: o.Login}))
 	if err != nil {
 		writeJSON(w, http.StatusConflict, orderResult{Error: err.Error(), Hint: problem.Hint(err)})
 		return

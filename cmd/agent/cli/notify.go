@@ -38,7 +38,6 @@ const (
 type notifier struct {
 	manager *net.UnixAddr // nil: nobody listens
 	log     *slog.Logger
-	changed chan struct{} // there is a new status
 	failing bool
 	heard   string       // the last status line
 	beat    *time.Ticker // for WATCHDOG; stopped if the manager does not ask for it
@@ -50,7 +49,7 @@ type notifier struct {
 // there: nothing that is started from here speaks for the agent. A path that
 // begins with @ is in the abstract namespace (unix(7)), as package net has it.
 func newNotifier(logger *slog.Logger) *notifier {
-	n := &notifier{log: logger, changed: make(chan struct{}, 1), beat: time.NewTicker(time.Hour), poll: time.NewTicker(time.Hour)}
+	n := &notifier{log: logger, beat: time.NewTicker(time.Hour), poll: time.NewTicker(time.Hour)}
 	n.beat.Stop()
 	n.poll.Stop()
 	if path := os.Getenv("NOTIFY_SOCKET"); path != "" {
@@ -65,14 +64,6 @@ func newNotifier(logger *slog.Logger) *notifier {
 		n.beat.Reset(max(interval/2, time.Millisecond)) // as sd_watchdog_enabled(3) advises
 	}
 	return n
-}
-
-// status hears of a new status; it returns at once.
-func (n *notifier) status(*apply.Status) {
-	select {
-	case n.changed <- struct{}{}:
-	default: // the newest is read in a moment
-	}
 }
 
 // send tells the manager. It has a deadline, which the library's SdNotify has
@@ -147,6 +138,7 @@ func (a *agent) signals(ctx context.Context, begun time.Time) error {
 	defer n.poll.Stop()
 	defer n.beat.Stop()
 	n.expect(func() bool { return a.reconciler.Stamp().After(begun) })
+	update := a.reconciler.Latest()
 	for ctx.Err() == nil { // asked first: a manager that does not read makes every turn slow
 		select {
 		case <-ctx.Done():
@@ -159,8 +151,9 @@ func (a *agent) signals(ctx context.Context, begun time.Time) error {
 			if n.over() && n.tell(a.reconciler.Status(), daemon.SdNotifyReady) {
 				n.poll.Stop()
 			}
-		case <-n.changed:
-			n.tell(a.reconciler.Status())
+		case <-update.Replaced():
+			update = a.reconciler.Latest()
+			n.tell(update.Status)
 		case <-n.beat.C:
 			if a.web.Stuck() == "" {
 				n.send(daemon.SdNotifyWatchdog)

@@ -20,6 +20,7 @@ import (
 // its time is over.
 type once struct {
 	timeout time.Duration
+	update  *apply.Update // the last one that was looked at
 	over    chan struct{}
 
 	mu      sync.Mutex // guards what follows until over is closed
@@ -31,8 +32,8 @@ type once struct {
 	late    bool // the time was over
 }
 
-func newOnce(timeout time.Duration) *once {
-	return &once{timeout: timeout, over: make(chan struct{})}
+func newOnce(timeout time.Duration, from *apply.Update) *once {
+	return &once{timeout: timeout, update: from, over: make(chan struct{})}
 }
 
 // status looks for a final outcome.
@@ -83,17 +84,31 @@ func (s *onceSink) SourceError(err error) {
 func (o *once) wait(ctx context.Context) error {
 	timer := time.NewTimer(o.timeout)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-o.over:
-	case <-timer.C:
-		o.late = true // read after the parts were joined
+	for {
+		select {
+		case <-o.update.Replaced():
+			o.follow()
+			continue
+		case <-ctx.Done():
+		case <-o.over:
+		case <-timer.C:
+			o.late = true // read after the parts were joined
+		}
+		return nil
 	}
-	return nil
+}
+
+// follow looks at the statuses that were published since.
+func (o *once) follow() {
+	for next := o.update.Next(); next != nil; next = next.Next() {
+		o.update = next
+		o.status(next.Status)
+	}
 }
 
 // result is what the program ends with; last is how things stood then.
 func (o *once) result(last *apply.Status) error {
+	o.follow()
 	select {
 	case <-o.over:
 	default:

@@ -44,7 +44,7 @@ func ended(o *once) bool {
 func TestOnceWaitsOutAGap(t *testing.T) {
 	gap := &apply.Status{Source: apply.SourceStatus{LastError: "it does not exist"}}
 	for _, seen := range []bool{false, true} {
-		o := newOnce(time.Minute)
+		o := newOnce(time.Minute, new(apply.Update))
 		sink := &onceSink{Sink: deaf{}, once: o}
 		if o.status(gap); ended(o) {
 			t.Fatal("a gap ended the run")
@@ -66,7 +66,7 @@ func TestOnceWaitsOutAGap(t *testing.T) {
 // --once-timeout; one that needs somebody has not.
 func TestOnceWaitsForTheNetwork(t *testing.T) {
 	for _, passing := range []bool{true, false} {
-		o := newOnce(time.Minute)
+		o := newOnce(time.Minute, new(apply.Update))
 		sink := &onceSink{Sink: deaf{}, once: o}
 		var cause error = problem.New("", errors.New("no ref main"), "push it")
 		if passing {

@@ -37,7 +37,7 @@ func waitingText(err error) (reason, hint string) {
 	case errors.As(err, &foreign):
 		return err.Error(), foreignHint(err)
 	case hint != "":
-	case errors.Is(err, errOrder):
+	case errors.Is(err, errInterrupted):
 		hint = "see why the DTESN server hangs: its log, its load"
 	case errors.As(err, &answer):
 		hint = "look at the engine's log, or check --engine"

@@ -1,0 +1,873 @@
+package apply
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+)
+
+// do carries out a step and folds its result into the State. It is the only place with
+// IO.
+func (r *Reconciler) do(ctx context.Context, step Step) {
+	s, now := r.state, time.Now()
+	switch step.Kind {
+	case ReadEngine:
+		reading, err := r.read(ctx)
+		s.foldPurpose(step.For, reading, err)
+	case ReadAgain:
+		r.doReadAgain(ctx, step.For)
+	case ReadHealth:
+		call, done := r.calls.begin(ctx, true)
+		health, err := r.opt.Engine.Health(call)
+		done()
+		if err != nil {
+			s.failed("read")
+		}
+		s.foldHealth(health, err, now, time.Now())
+	case CompareEngine:
+		r.publish() // the engine may take its time
+		r.compareEngine(ctx)
+	case Send:
+		r.doSend(ctx)
+	case Assert:
+		r.doAssert(ctx, step)
+	case CheckSigner:
+		r.checkSigner(step)
+	case AskSource:
+		s.source.asked = s.declared.doc
+		r.publish() // the source asks what is applied
+		r.opt.Judge.Sync()
+	case Commit, Recommit:
+		r.doCommit(ctx, step)
+	case Revert:
+		r.doRevert(ctx, step)
+	case Note:
+		r.doNote(ctx, step)
+	case MarkRetried:
+		r.doMark(ctx)
+	case Confirm:
+		r.doConfirm(ctx)
+	case ClearLost:
+		r.doClearLost(ctx)
+	case Probe:
+		r.doProbe(ctx)
+	case FindTarget:
+		r.findTarget(ctx)
+	case ListBelow:
+		r.listBelow(ctx)
+	case ListNewest:
+		r.listNewest(ctx)
+	case SaveDrift:
+		text, err := json.Marshal(s.drift.last)
+		if err = errors.Join(err, r.opt.Store.SetFact(ctx, lastDriftFact, text)); err != nil {
+			s.repeat(slog.LevelWarn, "fact", "the last drift cannot be recorded", "error", err)
+		}
+		s.drift.unsaved = false
+	case Adopt:
+		s.pending = &pending{id: s.head.ID, started: now}
+		s.recovered = true
+		s.attemptPending(s.head)
+		s.log(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", s.head.ID)
+	case Reject:
+		s.pending.verdict = &verdict{by: "engine", reason: step.Reason}
+	case Accept:
+		s.foldAccept(now)
+	case Leave:
+		s.engine.unchecked = false
+		if next := s.nextCorrection(); next.After(now) { // drift is corrected then
+			s.engine.next = earlier(s.engine.next, next)
+		}
+	case NoteDrift:
+		s.foldDrift(step.Target, now)
+	case AcceptHead:
+		s.asserted, s.engine.unchecked = s.head.ID, false
+	case BeginProbation:
+		s.foldBegin(now)
+	case ReportUnknown:
+		s.foldUnknown()
+	case ReportHeld:
+		s.attemptHeld()
+	case ReportSame:
+		s.attemptUnchanged()
+	case Join:
+		s.foldJoin(step.Of)
+	case Answer:
+		s.answer(step.Result, step.Err)
+	}
+}
+
+// answer answers the order.
+func (s *State) answer(res Result, err error) {
+	s.reply(s.order, res, err)
+	s.order = nil
+}
+
+// await makes the caller of the order wait for record id.
+func (s *State) await(id string) {
+	s.order.setID(id)
+	s.waiters = append(s.waiters, s.order)
+	s.order = nil
+}
+
+func (s *State) foldJoin(id string) {
+	outcome := s.order.openOutcome
+	s.await(id)
+	if id != s.openRollback() && outcome != "" && outcome != record.Pending {
+		s.resolve(id, outcome, "it was under way when this order came")
+	}
+}
+
+// foldPurpose folds what a reading means for what it was about.
+func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
+	p := s.pending
+	switch what {
+	case forCandidate:
+		s.foldCandidate(reading, err)
+	case forProbation:
+		s.foldProbation(reading, err, time.Now())
+	case forConfirm:
+		if err == nil && !s.runs(reading, s.head.Config) {
+			p.verified, p.accepted = false, false // it ran it before, so this is not a false accept
+		}
+	case forUpgrade:
+		p.asked = p.asked || err == nil
+	case forStatus:
+		s.engine.unchecked = false
+		if s.lost != nil && err == nil {
+			s.recovered, s.engine.returned = true, false
+		}
+	}
+}
+
+// foldCandidate folds a reading that was to tell whether the candidate runs.
+func (s *State) foldCandidate(reading api.Reading, err error) {
+	p := s.pending
+	p.owed = false
+	if err != nil {
+		if p.broken && isGone(err) {
+			s.foldCrash()
+		}
+		return
+	}
+	p.asked = true
+	if p.broken && reading.Peer != p.sentTo {
+		s.foldCrash()
+	}
+	p.broken = false
+	switch {
+	case s.runs(reading, s.head.Config):
+		s.foldVerified()
+	case p.verdict != nil:
+	case p.accepted:
+		p.mismatch = true
+	case !s.isGoodStateFirst() && s.unknownToEngine(s.head.Config) == nil: // else it is brought back meanwhile
+		s.engine.returned = false
+	}
+}
+
+func (s *State) foldVerified() {
+	p := s.pending
+	if p.accepted {
+		s.phase("engine", time.Since(p.sent))
+		s.clear(stageSend, stageAssert)
+	}
+	p.verified, p.mismatch, s.engine.unchecked = true, false, false
+}
+
+// foldCrash counts an engine that ended while it was taking the candidate. Twice is a
+// rejection.
+func (s *State) foldCrash() {
+	p := s.pending
+	p.broken = false
+	p.crashes++
+	s.log(slog.LevelWarn, "the engine died while it was taking the candidate", "snapshot", p.id, "deaths", p.crashes)
+	switch {
+	case p.crashes >= 2:
+		p.verdict = &verdict{by: "engine", reason: "the engine died twice while taking it"}
+	case !p.fresh:
+		// Whoever committed it may have met a crash too and been cut before the mark.
+		// No restart of the agent may crash the engine a third time.
+		p.verdict = &verdict{by: "engine", reason: "the engine died while taking it, and an earlier try by an agent that was cut short may have ended the same way"}
+	}
+}
+
+// doReadAgain reads the engine several times. For a candidate that was accepted: readings
+// that disagree are several engines, not a verdict; one that runs it now took its time;
+// the same mismatch twice is a rejection.
+func (r *Reconciler) doReadAgain(ctx context.Context, what purpose) {
+	s, p, e := r.state, r.state.pending, &r.state.engine
+	first := e.reading
+	err := r.readAgain(ctx)
+	if what != forCandidate {
+		return
+	}
+	p.mismatch = false
+	switch {
+	case err != nil: // the next reading tells
+		return
+	case !e.several && s.runs(e.reading, s.head.Config):
+		s.foldVerified()
+		return
+	}
+	p.accepted = false
+	if e.several || !s.managed(e.reading).Equal(s.managed(first)) {
+		e.several = true
+		s.block(stageSend, severalReason, severalHint)
+		return
+	}
+	if p.mismatches++; p.mismatches < 2 {
+		s.log(slog.LevelWarn, "the engine accepted and runs something else; sending once more", "snapshot", s.head.ID)
+		s.clear(stageSend)
+		return
+	}
+	text := "the engine accepted it twice and runs something else: " + changesText(s.differences(first, s.head.Config))
+	p.verdict = &verdict{by: "engine", reason: text, errors: []string{text}}
+}
+
+// doSend sends the candidate. What the engine accepts is read back next.
+func (r *Reconciler) doSend(ctx context.Context) {
+	s, p := r.state, r.state.pending
+	wasReachable := s.engine.reachable
+	p.sent = time.Now()
+	answer := r.sendRecord(ctx, s.head)
+	if answer.Verdict != api.VerdictNotSent && answer.Verdict != api.VerdictForeign {
+		p.sends++
+	}
+	switch answer.Verdict {
+	case api.VerdictAccepted:
+		p.accepted, p.owed = true, true
+	case api.VerdictRejected:
+		p.verdict = &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
+		return
+	case api.VerdictNotSent:
+		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
+			s.block(stageSend, "the change was not sent: "+answer.Err.Error(), cmp.Or(problem.Hint(answer.Err), "look at the engine's log")+again)
+		}
+	case api.VerdictForeign:
+		s.block(stageSend, answer.Err.Error(), foreignHint(answer.Err))
+	default:
+		p.broken, p.sentTo, p.accepted = answer.Broken, answer.Peer, false
+		s.suspect(stageSend, "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied))
+	}
+	r.unmark(ctx)
+}
+
+// doMark makes it durable that the candidate is sent again. Who finds the mark without
+// having set it does not send: that would be the third time.
+func (r *Reconciler) doMark(ctx context.Context) {
+	s, p := r.state, r.state.pending
+	p.marked = true // even if the next line fails: it may have happened
+	err := r.opt.Store.SetRetried(ctx, true)
+	s.foldStore()
+	if err != nil {
+		s.diskFailed(stageCommit, err, "the second try cannot be recorded, so it was not made")
+		s.block(stageSend, "the second try cannot be recorded, so it was not made: "+errorText(err), "see what is said of the disk")
+		p.marked = s.retried
+	}
+}
+
+// unmark takes back a mark where nothing was sent, or the connection held. If that fails
+// the mark stays, which is safe.
+func (r *Reconciler) unmark(ctx context.Context) {
+	s, p := r.state, r.state.pending
+	if p.marked && p.crashes == 0 && !p.broken {
+		_ = r.opt.Store.SetRetried(ctx, false) // committed despite an error, maybe
+		s.foldStore()
+		p.marked = s.retried
+	}
+}
+
+// doAssert brings the engine to a recorded state.
+func (r *Reconciler) doAssert(ctx context.Context, step Step) {
+	s, e := r.state, &r.state.engine
+	wasDrift := step.For == forUpkeep && s.isSettled() && (e.reread || e.several || !s.isOwnDoing(step.Target, time.Now()))
+	done := r.assert(ctx, step.Target)
+	now := time.Now()
+	switch step.For {
+	case forUpkeep:
+		if done && wasDrift {
+			s.drift.contest.corrected = now
+			s.drift.contest.corrections++
+		}
+		if done {
+			s.foldAccept(now)
+		}
+	case forCandidate:
+		if done || s.isRefused() {
+			e.returned = false
+		}
+	case forHead:
+		switch {
+		case s.isCandidateOpen(): // the disk does not take its revert yet
+		case done:
+			s.asserted = s.head.ID
+		case s.isRefused():
+			r.tellSettled(ctx, s.head) // waiting does not change the verdict
+		}
+	}
+}
+
+// checkSigner asks the source whether it trusts a revision now.
+func (r *Reconciler) checkSigner(step Step) {
+	s := r.state
+	why, err := r.opt.Judge.Vouch(step.Source)
+	if err != nil {
+		s.block(stageSigner, step.Of+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), cmp.Or(problem.Hint(err), "give the agent the file back")+"; it goes on by itself")
+		return
+	}
+	s.clear(stageSigner)
+	s.signer = signerCheck{step.Of, why == nil}
+}
+
+// committedAfter returns the record that a Commit over before made although it failed,
+// nil if it made none. A head that does not follow before is somebody else's.
+func (s *State) committedAfter(before *record.Record) *record.Record {
+	parent := ""
+	if before != nil {
+		parent = before.Commit
+	}
+	if s.head == nil || s.head.Parent != parent || s.head.Commit == parent {
+		return nil
+	}
+	return s.head
+}
+
+// commit appends a record.
+func (r *Reconciler) commit(ctx context.Context, rec record.Record) (snap *record.Record, err error) {
+	s, start, before := r.state, time.Now(), r.state.head
+	snap, err = r.opt.Store.Commit(ctx, rec)
+	s.foldStore()
+	if err != nil {
+		if snap = s.committedAfter(before); snap == nil {
+			return nil, err
+		}
+	}
+	s.phase("commit", time.Since(start))
+	return snap, err
+}
+
+// doCommit makes a record the candidate.
+func (r *Reconciler) doCommit(ctx context.Context, step Step) {
+	s, before, start := r.state, r.state.head, time.Now()
+	wasSettled, old := s.isSettled(), s.pending
+	if s.engine.reachable {
+		r.opt.Engine.Prepare()
+	}
+	snap, err := r.commit(ctx, step.Record)
+	if snap == nil {
+		s.diskFailed(stageCommit, err, "the change cannot be recorded, so it was not sent")
+		if s.order != nil {
+			s.answerNotRecorded(stageCommit)
+		}
+		return
+	}
+	s.disk.writable = true
+	s.clear(stageCommit, stageSend, stageAssert, stageProbation, stageSigner) // the last of a settlement whose place it takes
+	s.asserted, s.drift.now, s.engine.unchecked = "", nil, false              // what runs from here on is the agent's doing
+	s.pending = &pending{id: snap.ID, fresh: true, started: start}
+	if snap.Kind == record.KindChange {
+		s.pending.started = s.declared.since
+	}
+	if step.Kind == Recommit { // who waits for the one before waits for this one, and what the engine did counts on
+		p := s.pending
+		if p.fresh = false; old != nil && old.id == before.ID {
+			p.fresh, p.asked, p.sends, p.crashes, p.mismatches = old.fresh, old.asked, old.sends, old.crashes, old.mismatches
+			p.verdict, p.broken, p.sentTo = old.verdict, old.broken, old.sentTo
+		}
+		for _, w := range s.waiters {
+			if w.id == before.ID {
+				w.setID(snap.ID)
+			}
+		}
+	}
+	if snap.OutcomeOf != nil {
+		s.finish(snap.OutcomeOf.ID, record.Superseded, "a newer one took its place: "+snap.ID)
+	}
+	s.attemptPending(snap)
+	if before != nil && !wasSettled && !before.Kind.Candidate() {
+		r.tellSettled(ctx, before)
+	}
+	if !s.engine.reachable {
+		s.log(slog.LevelInfo, "on record; it goes to the engine as soon as that answers", "snapshot", snap.ID, "changes", changesText(snap.Changes))
+	}
+	if s.order == nil {
+		return
+	}
+	if _, ok := s.order.Order.(*Pause); ok {
+		s.answer(Result{Outcome: record.Applied, SnapshotID: snap.ID, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + snap.ID}, nil)
+		return
+	}
+	s.await(snap.ID)
+}
+
+// doRevert ends the candidate: rejected, or superseded without a verdict.
+func (r *Reconciler) doRevert(ctx context.Context, step Step) {
+	s, candidate, pending := r.state, r.state.head, r.state.pending
+	rejected := step.Record.OutcomeOf.Outcome == record.Rejected
+	snap, err := r.commit(ctx, step.Record)
+	if snap == nil {
+		what := "the candidate cannot be withdrawn on record"
+		if rejected {
+			what = "the rejection cannot be recorded; the engine is brought back first"
+		}
+		s.diskFailed(stageRevert, err, what)
+		if s.order != nil {
+			s.answerNotRecorded(stageRevert)
+		}
+		return
+	}
+	s.clear(stageRevert, stageSend, stageProbation, stageSigner)
+	s.engine.due, s.engine.unchecked = true, false // the candidate may run
+	if rejected {
+		by := "by the engine"
+		if pending.verdict.by == byProbation {
+			by = "on probation"
+		}
+		s.attemptRejecting(candidate.ID, pending.verdict.reason)
+		s.emit(Event{
+			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.verdict.by,
+			Level: slog.LevelWarn, Text: "rejected " + by + "; going back to the last good state",
+			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.verdict.reason, "changes", changesText(candidate.Changes)}, commitOf(candidate)...),
+		})
+		return
+	}
+	s.pending = nil
+	r.tellSettled(ctx, snap) // final, whatever the engine does
+	r.answerHold(step, snap, err)
+}
+
+// doNote records the beginning or the end of a hold or a pause.
+func (r *Reconciler) doNote(ctx context.Context, step Step) {
+	s, before, wasSettled := r.state, r.state.head, r.state.isSettled()
+	snap, err := r.commit(ctx, step.Record)
+	if snap == nil {
+		s.diskFailed(stageCommit, err, "the hold cannot be recorded")
+		s.answerNotRecorded(stageCommit)
+		return
+	}
+	if !wasSettled {
+		r.tellSettled(ctx, before)
+	}
+	s.clear(stageCommit)
+	s.engine.due, s.engine.unchecked = true, false
+	if err == nil {
+		s.disk.writable, s.disk.err = true, nil
+	}
+	r.answerHold(step, snap, err)
+}
+
+// answerHold emits what an order did to the hold, and answers it.
+func (r *Reconciler) answerHold(step Step, snap *record.Record, err error) {
+	s := r.state
+	if s.order == nil {
+		return
+	}
+	event := Event{Type: EventPaused, Record: snap, Level: slog.LevelInfo, Text: snap.Description}
+	if o, ok := s.order.Order.(*Resume); ok {
+		if event.Type = EventResumed; o.Name != "" {
+			event.Type = EventReleased
+		}
+	}
+	s.emit(event)
+	s.declared.since = time.Now()
+	step.Result.SnapshotID = snap.ID
+	s.answer(inForce(step.Result, err), nil)
+}
+
+// inForce returns res, or pending if the disk took it with an error.
+func inForce(res Result, err error) Result {
+	if err != nil {
+		res.Outcome, res.Text = record.Pending, "it is in force, but a power cut may undo it until the disk takes it: "+problem.Text(err)
+	}
+	return res
+}
+
+// answerNotRecorded answers an order that the disk did not take. It is not tried again by
+// itself.
+func (s *State) answerNotRecorded(st stage) {
+	reason, hint := "the disk does not take it", diskHint(nil, s.opt.StateDir)
+	if f := s.faults[st]; f != nil {
+		reason, hint = f.reason, strings.TrimSuffix(f.hint, again)
+	}
+	s.clear(st)
+	s.answer(Result{}, problem.New(s.order.verb(), fmt.Errorf("%s; nothing was changed", reason), hint+", then repeat the command"))
+}
+
+// doConfirm makes what runs the applied record, durably. Nothing is told before.
+func (r *Reconciler) doConfirm(ctx context.Context) {
+	s, p, head := r.state, r.state.pending, r.state.head
+	isCandidate := s.isVerified()
+	isRepeated := !isCandidate && s.asserted != head.ID // it failed before and happened all the same
+	start := time.Now()
+	err := r.opt.Store.Confirm(ctx)
+	s.foldStore()
+	if err != nil {
+		what := "the engine runs the change, but it cannot be put on record durably"
+		if !isCandidate && !isRepeated {
+			what = "the engine was brought back, but that cannot be put on record durably"
+		}
+		s.diskFailed(stageConfirm, err, what)
+		return
+	}
+	if isRepeated {
+		s.clear(stageConfirm)
+		s.pending = nil
+		r.finishRest(ctx)
+		return
+	}
+	now := time.Now()
+	s.disk.writable = true
+	s.clear(stageConfirm, stageSend, stageAssert)
+	s.pending, s.engine.returned, s.recovered = nil, false, true
+	s.runsSince(head.Config, false, now)
+	if !isCandidate {
+		r.foldSettled(ctx, head)
+		return
+	}
+	s.clear(stageProbation)
+	s.drift.now = nil
+	s.phase("confirm", now.Sub(start))
+	s.phase("total", now.Sub(p.started))
+	s.succeeded("transaction")
+	s.finish(head.ID, record.Applied, s.appliedText(head))
+	event := Event{
+		Type: EventApplied, Record: head, Outcome: record.Applied, Took: now.Sub(p.started), Level: slog.LevelInfo, Text: "applied",
+		Attrs: append([]any{
+			"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
+			"took", now.Sub(p.started).Round(10 * time.Microsecond).String(),
+		}, commitOf(head)...),
+	}
+	if head.Kind == record.KindRollback {
+		event.Type, event.Cause = EventRolledBack, "operator"
+	}
+	s.emit(event)
+	r.finishRest(ctx)
+	if hold := s.hold(); hold != nil {
+		s.log(slog.LevelInfo, s.heldText(hold))
+	}
+}
+
+// foldSettled folds that a revert or a note is confirmed.
+func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
+	s := r.state
+	s.asserted = ""
+	s.clear(stageRevert, stageCommit)
+	if s.agrees(s.engine.reading, head.Config) {
+		s.drift.now = nil
+	}
+	if o := head.OutcomeOf; o != nil && o.Outcome == record.Rejected {
+		s.log(slog.LevelInfo, "the engine is back on the last good state", "rejected", o.ID, "revert", head.ID)
+	}
+	r.tellSettled(ctx, head)
+	r.finishRest(ctx)
+}
+
+// tellSettled gives the candidate that rec settles its outcome, once.
+func (r *Reconciler) tellSettled(ctx context.Context, rec *record.Record) {
+	s, o := r.state, rec.OutcomeOf
+	if o == nil {
+		return
+	}
+	if !slices.ContainsFunc(s.report.attempts, func(a Attempt) bool { return a.SnapshotID == o.ID }) { // settled after a restart
+		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind.Candidate() {
+			s.attemptPending(&row.Record)
+		}
+	}
+	if s.finish(o.ID, o.Outcome, rec.Description) && o.Outcome == record.Rejected {
+		cause := "engine"
+		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind == record.KindChange && rec.Held != nil && rec.Held.By == byProbation {
+			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
+		}
+		s.emit(Event{Type: EventReverted, Record: rec, Outcome: o.Outcome, Cause: cause})
+	}
+}
+
+// finishGone finishes what was pending and is on no record any more: somebody replaced
+// the history.
+func (r *Reconciler) finishGone(ctx context.Context) {
+	for _, a := range r.state.report.attempts {
+		if a.Outcome != record.Pending {
+			continue
+		}
+		if _, err := r.opt.Store.Lookup(ctx, a.SnapshotID); errors.Is(err, fs.ErrNotExist) {
+			r.state.finish(a.SnapshotID, record.Superseded, "its record is gone: the history was replaced under the agent")
+		}
+	}
+}
+
+// finishRest finishes what was confirmed together with the head: a record whose own
+// confirmation failed and happened all the same.
+func (r *Reconciler) finishRest(ctx context.Context) {
+	for _, a := range r.state.report.attempts {
+		if a.Outcome != record.Pending {
+			continue
+		}
+		if row, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && row.Outcome != record.Pending {
+			r.state.finish(row.ID, row.Outcome, "on record as "+string(row.Outcome))
+		}
+	}
+}
+
+// appliedText returns what an applied candidate changed, and what it holds.
+func (s *State) appliedText(rec *record.Record) string {
+	text := changesText(rec.Changes)
+	if text == "" && rec.Before != nil { // of what is applied; a candidate may have run
+		text = changesText(s.opt.Rules.Diff(*rec.Before, rec.Config))
+	}
+	if text == "" {
+		text = "nothing changed"
+	}
+	var left []string
+	for _, c := range rec.Changes {
+		if c.New.IsZero() {
+			left = append(left, c.Parameter)
+		}
+	}
+	if left != nil {
+		text += "; the engine keeps its value of " + strings.Join(left, ", ")
+	}
+	if hold := s.hold(); hold != nil {
+		text += "; " + s.heldText(hold)
+	}
+	return text
+}
+
+// foldUnknown reports that the engine lacks parameters of the candidate, and answers who
+// waits for it.
+func (s *State) foldUnknown() {
+	p := s.pending
+	p.asked, p.unknown = true, true // it does not run it
+	reason, hint := s.unknownText(s.unknownToEngine(s.head.Config))
+	s.repeat(slog.LevelWarn, "unknown", reason, "snapshot", s.head.ID, "hint", hint)
+	if s.head.Kind == record.KindRollback {
+		s.resolve(s.head.ID, record.Pending, reason+": it runs the rest of "+s.head.ID+", which stays pending; "+hint)
+	}
+}
+
+// doClearLost ends the pause of an agent that found no history that it could read.
+func (r *Reconciler) doClearLost(ctx context.Context) {
+	s := r.state
+	err := r.opt.Store.ClearLost(ctx)
+	s.foldStore()
+	if err != nil && s.lost != nil {
+		s.diskFailed(stageCommit, err, "the end of the pause cannot be recorded")
+		s.answerNotRecorded(stageCommit)
+		return
+	}
+	o := s.order.Order.(*Resume)
+	s.emit(Event{Type: EventResumed, Level: slog.LevelInfo, Text: "Resume: " + cmp.Or(o.Reason, "by the operator")})
+	s.declared.since = time.Now()
+	text := "resumed: what the source declares is tried"
+	switch own := s.hold(); {
+	case own != nil:
+		text = "resumed; what is on record stays in force: " + own.Text() + "; it ends with another `agent resume`"
+	case s.head == nil:
+		text += ", and begins a new history"
+	}
+	s.answer(inForce(Result{Outcome: record.Applied, Text: text}, err), nil)
+}
+
+// doProbe finds out whether the state directory can be written. One that was away, or was
+// replaced, is read again.
+func (r *Reconciler) doProbe(ctx context.Context) {
+	s, before := r.state, r.state.head
+	failedBefore := s.disk.err != nil
+	s.disk.probed = time.Now()
+	err := r.opt.Store.Probe(ctx)
+	s.foldStore()
+	isOther := s.head != before
+	if isOther { // what was pending is found there, or is not
+		s.pending, s.asserted = nil, ""
+		s.clear(stageSend, stageProbation)
+	}
+	if err == nil && (isOther || failedBefore) {
+		r.finishGone(ctx)
+	}
+	if err == nil && (!s.disk.writable || isOther) {
+		s.retryNow(stageRevert, stageCommit, stageConfirm, stageSigner) // what the disk refused may succeed now
+	}
+	s.disk.writable, s.disk.err = err == nil, err
+	if err != nil {
+		s.repeatKind(slog.LevelWarn, "probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err, "hint", diskHint(err, r.opt.StateDir))
+	} else {
+		s.over("probe")
+	}
+}
+
+// rows yields the records, newest first. An error, with a nil record, is its end.
+func (r *Reconciler) rows(ctx context.Context) iter.Seq2[*record.Row, error] {
+	return func(yield func(*record.Row, error) bool) {
+		before, limit := "", 4 // the first ones are most often enough
+		for {
+			page, err := r.opt.Store.List(ctx, before, limit)
+			for i := range page {
+				if !yield(&page[i], nil) {
+					return
+				}
+			}
+			if err != nil {
+				yield(nil, err)
+			}
+			if err != nil || len(page) == 0 {
+				return
+			}
+			before, limit = page[len(page)-1].ID, 50
+		}
+	}
+}
+
+// listBelow lists what is between the applied record and the head, and the hold that was
+// in force before the rollbacks at the head.
+func (r *Reconciler) listBelow(ctx context.Context) {
+	s := r.state
+	b := below{head: s.head.Commit}
+	if s.applied != nil {
+		b.applied = s.applied.Commit
+	}
+	isFound := false
+	for row, err := range r.rows(ctx) {
+		if err != nil {
+			break
+		}
+		if !isFound && row.Index < s.head.Index && (row.Kind != record.KindRollback || row.Outcome == record.Applied) {
+			b.held, isFound = s.heldSince(&row.Record, row.Outcome == record.Applied), true
+		}
+		if s.applied != nil && row.ID == s.applied.ID {
+			b.whole = true
+		}
+		if s.applied == nil || b.whole {
+			if isFound {
+				break
+			}
+			continue
+		}
+		if row.Kind.Candidate() {
+			b.candidates = append(b.candidates, *row)
+		}
+	}
+	if !isFound && s.applied != nil {
+		b.held = s.heldSince(s.applied, true)
+	}
+	s.below = b
+}
+
+// reported returns the parameters that the engine reported.
+func (s *State) reported() string {
+	return strings.Join(slices.DeleteFunc(s.opt.Rules.Names(), func(name string) bool { return !s.engine.reading.Knows(name) }), ",")
+}
+
+// listNewest lists what the status says of the history.
+func (r *Reconciler) listNewest(ctx context.Context) {
+	s := r.state
+	l := listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
+	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
+	if err != nil {
+		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
+	}
+	for i := range page {
+		if page[i].Outcome == record.Applied && page[i].RollbackPoint {
+			l.active++
+		}
+	}
+	if row, err := r.previous(ctx); err == nil && row != nil {
+		l.previous = row.ID
+	}
+	s.listed = l
+}
+
+// complete completes a record with values from the history, see State.complete.
+func (r *Reconciler) complete(ctx context.Context, rec *record.Record) schema.Parameters {
+	return r.state.complete(rec, func(name string) schema.Value { return r.valueBefore(ctx, name) })
+}
+
+// valueBefore returns what the engine ran before the newest records began to set a
+// parameter, the zero Value if that is not on record. A record that was not sent may not
+// know it: see completeBefore.
+func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
+	s := r.state
+	for row, err := range r.rows(ctx) {
+		if err != nil || s.valueIn(&row.Config, name).IsZero() {
+			break
+		}
+		if before := s.valueIn(row.Before, name); !before.IsZero() || row.Outcome != record.Superseded {
+			v = before
+		}
+	}
+	return v
+}
+
+// findTarget finds what the order needs to know of the history: the outcome of the
+// rollback that it may join, and the target.
+func (r *Reconciler) findTarget(ctx context.Context) {
+	s, q := r.state, r.state.order
+	q.facts = facts{known: true}
+	if q.open != "" {
+		if row, err := r.opt.Store.Lookup(ctx, q.open); err == nil {
+			q.openOutcome = row.Outcome
+		}
+	}
+	if q.target, q.err = r.target(ctx, q.Order.(*Rollback).ID); q.err == nil {
+		q.config, q.applied = r.complete(ctx, &q.target.Record), r.complete(ctx, s.applied)
+	}
+}
+
+// target returns the record to go back to: the one named, or the default. While a
+// candidate is open that is what is applied.
+func (r *Reconciler) target(ctx context.Context, id string) (found *record.Row, err error) {
+	s := r.state
+	if id != "" {
+		row, lerr := r.opt.Store.Lookup(ctx, id)
+		found, err = &row, lerr
+	} else {
+		found, err = r.previous(ctx)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("rollback: %w", err)
+	case found == nil:
+		return nil, problem.New("rollback", errors.New("no earlier state was applied that is not held"), "choose an id from `agent snapshots`")
+	case found.Environment != s.opt.Rules.Environment():
+		return nil, fmt.Errorf("rollback: %s belongs to environment %s, this agent to %s", found.ID, found.Environment, s.opt.Rules.Environment())
+	case found.Outcome != record.Applied || !found.RollbackPoint:
+		return nil, problem.New("rollback", fmt.Errorf("%s was never applied (%s)", found.ID, found.Outcome), "choose one that `agent snapshots` shows as applied")
+	}
+	if broken := s.check(r.complete(ctx, &found.Record)); len(broken) > 0 {
+		return nil, problem.New("rollback", fmt.Errorf("%s is not valid under the present rules: %s", found.ID, broken[0]), "choose another id from `agent snapshots`")
+	}
+	return found, nil
+}
+
+// previous returns the newest applied record that differs from the head and that is not
+// held; nil if there is none. What is damaged is no rollback point. A parameter that the
+// head lacks as well, and that both are completed with, is no difference.
+func (r *Reconciler) previous(ctx context.Context) (*record.Row, error) {
+	s := r.state
+	now, hold := r.complete(ctx, s.head), s.hold()
+	for row, err := range r.rows(ctx) {
+		if err != nil { // what came before it is good
+			return nil, err
+		}
+		if row.Outcome != record.Applied || !row.RollbackPoint || !row.Kind.Candidate() {
+			continue
+		}
+		config := r.complete(ctx, &row.Record)
+		to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &row.Record)}
+		if !s.same(config, now) && s.valid(config) && s.match(hold, to, false) == nil {
+			return row, nil
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,391 @@
+package apply
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+)
+
+// An Order is what an operator asks a running agent to do: *Rollback, *Pause or *Resume.
+type Order interface {
+	verb() string
+	who() record.Requester
+}
+
+// A Rollback goes back to an earlier record.
+type Rollback struct {
+	// ID is the target; "" for the newest applied record that differs from what is
+	// applied and is not held.
+	ID     string
+	Reason string
+	Pause  bool // pause as well
+	// Hold are the parameters of which the values are held; empty for all that differ.
+	Hold      []string
+	DryRun    bool // only say what would be done
+	Requester record.Requester
+}
+
+// A Pause keeps everything from being applied until a Resume.
+type Pause struct {
+	Reason    string
+	Requester record.Requester
+}
+
+// A Resume ends holds and pauses.
+type Resume struct {
+	Name      string // the parameter of which entries end; "" for all, and the pause
+	Reason    string
+	DryRun    bool // only say what would be tried
+	Requester record.Requester
+}
+
+func (*Rollback) verb() string            { return "rollback" }
+func (*Pause) verb() string               { return "pause" }
+func (*Resume) verb() string              { return "resume" }
+func (o *Rollback) who() record.Requester { return o.Requester }
+func (o *Pause) who() record.Requester    { return o.Requester }
+func (o *Resume) who() record.Requester   { return o.Requester }
+
+// A Result is what came of an Order.
+type Result struct {
+	// Outcome is Applied for what took effect; Pending, Rejected or Superseded
+	// for a rollback that did not (yet).
+	Outcome    record.Outcome
+	SnapshotID string
+	// Text is for the operator.
+	Text string
+}
+
+// errStopping answers an order that a stopping agent did not begin.
+var errStopping = problem.New("", errors.New("the agent is stopping"), "repeat the command once it runs")
+
+// A request is an order with its caller.
+type request struct {
+	Order
+	ctx   context.Context // of the caller, who gives up at its end
+	reply chan reply      // capacity 1
+	id    string          // the rollback's record, once it is committed or joined
+	// recorded is id, for the caller that gives up waiting.
+	recorded atomic.Pointer[string]
+
+	// open is the rollback that was under way when the order was given, or "".
+	open string
+	facts
+}
+
+// facts are what an order needs to know of the history.
+type facts struct {
+	known       bool
+	openOutcome record.Outcome // of request.open, "" if it is unknown
+	target      *record.Row    // nil if there is none
+	err         error          // why there is none
+	config      schema.Parameters
+	applied     schema.Parameters // the applied record, completed
+}
+
+type reply struct {
+	Result
+	err error
+}
+
+func (q *request) setID(id string) {
+	q.id = id
+	q.recorded.Store(&id)
+}
+
+// forgotten returns the error for a caller that gave up before the order was begun.
+func (q *request) forgotten() error {
+	return fmt.Errorf("%s was not begun, and is forgotten: the agent was busy until its deadline: %w", q.verb(), context.Cause(q.ctx))
+}
+
+// Do carries out an order and waits for its outcome, or until ctx ends. Then what is
+// on record goes on, and the Result says pending; what is not begun by then is
+// forgotten. An error means that the order was not carried out, and nothing was
+// changed.
+func (r *Reconciler) Do(ctx context.Context, order Order) (Result, error) {
+	if r.opt.Observe {
+		return Result{}, errors.New("this agent only observes (--observe): it changes nothing")
+	}
+	q := &request{Order: order, ctx: ctx, reply: make(chan reply, 1)}
+	if ctx.Err() != nil {
+		return Result{}, q.forgotten()
+	}
+	q.open = r.Status().openRollback
+	r.calls.wait(1)
+	select {
+	case r.requests <- q:
+	case <-ctx.Done():
+		r.calls.wait(-1)
+		return Result{}, q.forgotten()
+	case <-r.ended:
+		r.calls.wait(-1)
+		return Result{}, errStopping
+	}
+	select {
+	case a := <-q.reply:
+		return a.Result, a.err
+	case <-ctx.Done():
+		id := ""
+		if recorded := q.recorded.Load(); recorded != nil {
+			id = *recorded
+		}
+		return unsettled(r.Status().Attempts, id, pendingText(id)), nil
+	}
+}
+
+// planOrder plans the next step of the order.
+func (s *State) planOrder(now time.Time) Step {
+	q := s.order
+	resume, isResume := q.Order.(*Resume)
+	switch {
+	case s.isVerified() && !s.onProbation() && s.ready(stageConfirm, now) && !s.isRival():
+		return Step{Kind: Confirm} // first what the engine runs already
+	case s.lost != nil && isResume:
+		return Step{Kind: ClearLost}
+	case s.lost != nil:
+		return refuse(problem.New(q.verb(), errors.New(s.lost.Text()), s.heldHint(s.lost, nil)))
+	case s.applied == nil:
+		return refuse(problem.New(q.verb(), errors.New("nothing was applied yet, so there is no state to keep or to go back to"), "correct the configuration, or stop the agent"))
+	case isResume:
+		return s.planResume(resume)
+	}
+	if pause, ok := q.Order.(*Pause); ok {
+		return s.planPause(pause.Reason, pause.Requester, now)
+	}
+	return s.planRollback(q, q.Order.(*Rollback), now)
+}
+
+func refuse(err error) Step { return Step{Kind: Answer, Err: err} }
+
+// answer returns the answer to a dry run.
+func answer(text string) Step {
+	return Step{Kind: Answer, Result: Result{Outcome: record.Applied, Text: text}}
+}
+
+// checkNames reports a name that is not a parameter.
+func (s *State) checkNames(names []string) error {
+	for _, name := range names {
+		if s.opt.Rules.Parameter(name) == nil {
+			hint := "one of " + strings.Join(s.opt.Rules.Names(), ", ")
+			if near, ok := schema.Suggest(name, s.opt.Rules.Names()); ok {
+				hint = "did you mean " + near + "?"
+			}
+			return problem.New("", fmt.Errorf("unknown parameter %.80q", name), hint)
+		}
+	}
+	return nil
+}
+
+// planRollback plans a rollback. One without a target joins the rollback that is under
+// way, or that came to its end since the order was given: who asks again means the same.
+func (s *State) planRollback(q *request, o *Rollback, now time.Time) Step {
+	if err := s.checkNames(o.Hold); err != nil {
+		return refuse(err)
+	}
+	if !q.known {
+		return Step{Kind: FindTarget}
+	}
+	join := s.openRollback()
+	if join == "" && q.openOutcome != record.Superseded { // what a newer document took the place of did not end well
+		join = q.open
+	}
+	if o.ID != "" || o.DryRun || join == "" {
+		return s.planTarget(q, o, now)
+	}
+	switch {
+	case o.Pause && s.openRollback() != "":
+		return s.pauseOpenRollback(o.Reason, o.Requester, now)
+	case o.Pause && s.applied.ID == join && !s.isPaused():
+		return s.planPause(o.Reason, o.Requester, now)
+	}
+	return Step{Kind: Join, Of: join}
+}
+
+// planTarget plans to commit a rollback to the target that was found. It takes the place
+// of what is pending.
+func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
+	if q.err != nil {
+		return refuse(q.err)
+	}
+	target, config := q.target, q.config
+	if s.same(config, q.applied) && s.isSettled() && s.engine.reachable && s.runs(s.engine.reading, config) {
+		return refuse(problem.New("rollback", s.alreadyRuns(target), "to keep it whatever the source declares: agent pause --reason TEXT"))
+	}
+	rec := record.Record{
+		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + o.Reason, Config: config,
+		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
+		Provenance: provenanceOf(config, &target.Record), Experiments: target.Experiments, RollbackPoint: true,
+		RequestedBy: &o.Requester.UID, Requester: &o.Requester, Held: s.rollbackHold(o, config, target, now),
+	}
+	s.fill(&rec)
+	for _, name := range o.Hold {
+		if rec.Held == nil || !slices.ContainsFunc(rec.Held.Entries, func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
+			return refuse(problem.New("rollback", fmt.Errorf("--hold %s: it has the same value in %s", name, target.ID), "name a parameter that differs: agent rollback --dry-run lists them"))
+		}
+	}
+	if o.DryRun {
+		step := answer(rollbackPlan(target, &rec))
+		step.Result.SnapshotID = target.ID
+		return step
+	}
+	if !s.isSettled() {
+		rec = s.superseding(rec)
+	}
+	return Step{Kind: Commit, Record: rec}
+}
+
+// rollbackPlan returns what a rollback to target would do, one line each.
+func rollbackPlan(target *record.Row, rec *record.Record) string {
+	lines := []string{"would roll back to " + target.ID + ": " + target.Description}
+	for _, c := range rec.Changes {
+		lines = append(lines, "  "+c.String())
+	}
+	if len(rec.Changes) == 0 {
+		lines = append(lines, "  nothing changes against what is applied")
+	}
+	if rec.Held != nil {
+		for i := range rec.Held.Entries {
+			lines = append(lines, "would hold "+rec.Held.Entries[i].String())
+		}
+		if rec.Held.Paused {
+			lines = append(lines, "would pause until agent resume")
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// alreadyRuns returns the error for a target that the engine runs, as far as the schema
+// knows it.
+func (s *State) alreadyRuns(target *record.Row) error {
+	unknown := slices.DeleteFunc(target.Config.Names(), func(name string) bool { return s.knows(name, target.Config.Get(name)) })
+	if len(unknown) == 0 {
+		return fmt.Errorf("the engine already runs the state of %s", target.ID)
+	}
+	return fmt.Errorf("the schema does not know %s of %s, and the engine already runs the rest", strings.Join(unknown, ", "), target.ID)
+}
+
+// provenanceOf returns the provenance of a rollback's parameters: that of the
+// target, and the schema for the values that it did not have.
+func provenanceOf(p schema.Parameters, target *record.Record) schema.Provenance {
+	all := schema.Provenance{}
+	for _, name := range p.Names() {
+		if origin, ok := target.Provenance[name]; !target.Config.Get(name).Equal(p.Get(name)) {
+			all[name] = schema.Origin{Layer: bySchema}
+		} else if ok {
+			all[name] = origin
+		}
+	}
+	return all
+}
+
+// planPause plans to put a pause on record. A change that is pending is withdrawn; a
+// rollback goes on.
+func (s *State) planPause(reason string, who record.Requester, now time.Time) Step {
+	if s.isPaused() {
+		return refuse(fmt.Errorf("already paused since %s: %s", record.FromUnix(s.head.Held.Since).UTC().Format(time.RFC3339), s.head.Held.Reason))
+	}
+	if s.openRollback() != "" {
+		return s.pauseOpenRollback(reason, who, now)
+	}
+	return s.planHold(s.pauseHold(reason, who, now), "Pause: "+reason, who, "paused: nothing is tried until `agent resume`")
+}
+
+// pauseOpenRollback plans to commit the rollback under way again, with a pause.
+func (s *State) pauseOpenRollback(reason string, who record.Requester, now time.Time) Step {
+	hold := s.pauseHold(reason, who, now)
+	if s.head.Held != nil {
+		hold.Reason += " (rolled back before: " + s.head.Held.Reason + ")"
+	}
+	return Step{Kind: Recommit, Record: s.candidateAgain(hold, &who.UID, &who)}
+}
+
+// planHold plans to put a hold, or the end of one, on record. A pending change is
+// withdrawn.
+func (s *State) planHold(hold *record.Hold, why string, who record.Requester, text string) Step {
+	step := Step{Kind: Note, Result: Result{Outcome: record.Applied, Text: text}}
+	if s.head.Kind.Candidate() && !s.isSettled() {
+		step.Kind = Revert
+		step.Record = s.revertRecord(record.Superseded, why, hold)
+		step.Record.Requester = &who
+		return step
+	}
+	step.Record = s.noteRecord(hold, why, &who)
+	return step
+}
+
+// planResume plans to end a pause and entries; a pending rollback is withdrawn.
+func (s *State) planResume(o *Resume) Step {
+	hold := s.hold()
+	if hold == nil {
+		return refuse(errors.New("nothing is held and nothing is paused"))
+	}
+	left, why, text := (*record.Hold)(nil), "Resume: ", "resumed: what the source declares is tried again"
+	if o.Name != "" {
+		why, text = "Resume "+o.Name+": ", "resumed: what was held with a value of "+o.Name+" is tried again"
+		rest := *hold
+		rest.Entries = slices.DeleteFunc(slices.Clone(hold.Entries), func(e record.Entry) bool {
+			_, there := e.Values[o.Name]
+			return there || slices.Contains(e.Names, o.Name)
+		})
+		switch {
+		case len(rest.Entries) == len(hold.Entries):
+			err := cmp.Or(s.checkNames([]string{o.Name}), fmt.Errorf("no value of %.80s is held", o.Name))
+			return refuse(problem.New("resume", err, cmp.Or(problem.Hint(err), "what is held: agent status")))
+		case rest.Paused:
+			text = "what was held with a value of " + o.Name + " is held no more; the pause goes on"
+			left = &rest
+		case len(rest.Entries) > 0:
+			left = &rest
+		}
+	}
+	if o.DryRun {
+		return answer(s.resumePlan(hold, left))
+	}
+	return s.planHold(left, why+cmp.Or(o.Reason, "by the operator"), o.Requester, text)
+}
+
+// resumePlan returns what would end if left remained of hold, and what would be tried.
+func (s *State) resumePlan(hold, left *record.Hold) string {
+	var lines []string
+	if hold.Paused && left == nil {
+		lines = append(lines, "would end the pause: "+hold.Reason)
+	}
+	for i := range hold.Entries {
+		if e := &hold.Entries[i]; left == nil || !slices.ContainsFunc(left.Entries, func(l record.Entry) bool { return l.String() == e.String() }) {
+			lines = append(lines, "would no longer hold "+e.String()+": "+e.Reason)
+		}
+	}
+	c := s.declared.config
+	switch {
+	case c == nil:
+		lines = append(lines, "would try nothing: the source declares nothing valid")
+	case s.holds(left, c):
+		lines = append(lines, "would try nothing: what the source declares is still held: "+s.heldReason(left, c))
+	case s.same(c.Parameters, s.applied.Config):
+		lines = append(lines, "would try nothing: the source declares what is applied")
+	default:
+		lines = append(lines, "would try: "+changesText(s.opt.Rules.Diff(s.applied.Config, c.Parameters)))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// unsettled returns what is told of record id to a caller that does not wait for its
+// outcome.
+func unsettled(attempts []Attempt, id, pending string) Result {
+	res := Result{Outcome: record.Pending, SnapshotID: id, Text: pending}
+	for i := range attempts {
+		if a := &attempts[i]; id != "" && a.SnapshotID == id && a.Rejecting() != "" {
+			res.Outcome, res.Text = record.Rejected, a.Rejecting()+"; it is still to be brought back to what is applied, which goes on by itself"
+		}
+	}
+	return res
+}

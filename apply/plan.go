@@ -1,0 +1,683 @@
+package apply
+
+import (
+	"slices"
+	"time"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
+)
+
+// Plan returns the next step. It is pure, and the only place where it is decided what to
+// do: each step is followed by another plan, until there is nothing left to do but wait.
+func Plan(s *State, now time.Time) Step {
+	step := s.plan(now)
+	if step.Kind == Wait {
+		step = s.planRest(now)
+	}
+	return step
+}
+
+func (s *State) plan(now time.Time) Step {
+	switch {
+	case s.order != nil:
+		return s.planOrder(now)
+	case s.opt.Observe || s.isRival():
+		return s.readIfDue(forStatus, now)
+	case !s.recovered && !s.source.answered && now.Before(s.started.Add(sourceWait)):
+		return Step{} // it may declare what an earlier process had begun
+	case s.lost != nil:
+		return s.planLost(now)
+	case s.isVerified() && s.onProbation():
+		return s.planProbation(now)
+	case s.isVerified():
+		return s.planConfirm(now)
+	case s.isOpenSettlement():
+		return s.planSettlement(now)
+	case s.head == nil || s.isSettled():
+		return s.planIdle(now)
+	}
+	return s.planCandidate(now)
+}
+
+// planRest plans what may wait until nothing else is to be done.
+func (s *State) planRest(now time.Time) Step {
+	every := probeEvery
+	if s.disk.err != nil {
+		every = probeSoon
+	}
+	switch {
+	case now.Sub(s.disk.probed) >= every:
+		return Step{Kind: Probe}
+	case s.applied != nil && (s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit || s.listed.reported != s.reported()):
+		return Step{Kind: ListNewest}
+	case s.drift.unsaved:
+		return Step{Kind: SaveDrift}
+	case s.compareDue(now):
+		return Step{Kind: CompareEngine}
+	}
+	return Step{Until: s.wake(now)}
+}
+
+// wake returns when something may be due.
+func (s *State) wake(now time.Time) time.Time {
+	wake := now.Add(heartbeat)
+	at := func(t time.Time) {
+		if t.After(now) && t.Before(wake) {
+			wake = t
+		}
+	}
+	at(s.engine.next)
+	for _, f := range s.faults {
+		at(f.retryAt)
+	}
+	if s.pending != nil && s.pending.probation != nil {
+		at(s.pending.probation.next)
+	}
+	if !s.recovered {
+		at(s.started.Add(sourceWait))
+	}
+	if s.disk.err != nil {
+		at(s.disk.probed.Add(probeSoon))
+	}
+	at(s.engine.retryAt)
+	return wake
+}
+
+func (s *State) readDue(now time.Time) bool { return s.engine.due || !now.Before(s.engine.next) }
+
+// readIfDue plans a reading if it is due, or if a failed assertion is to be tried again.
+func (s *State) readIfDue(what purpose, now time.Time) Step {
+	if s.readDue(now) || s.engine.reachable && s.retryDue(stageAssert, now) && what != forStatus && what != forConfirm {
+		return Step{Kind: ReadEngine, For: what}
+	}
+	return Step{}
+}
+
+// planLost plans for an agent that lost its history: it reads the engine and sends
+// nothing.
+func (s *State) planLost(now time.Time) Step {
+	if step := s.readIfDue(forStatus, now); step.Kind != Wait {
+		return step
+	}
+	if s.recovered && s.declared.config != nil && s.isNewlyHeld() {
+		return Step{Kind: ReportHeld}
+	}
+	return Step{}
+}
+
+// planIdle plans while nothing is pending: the engine is kept on the applied record, then
+// what is declared is compared with it.
+func (s *State) planIdle(now time.Time) Step {
+	differs, tryable := s.declaredDiffers()
+	e := &s.engine
+	if !e.unchecked {
+		if step := s.readIfDue(forUpkeep, now); step.Kind != Wait {
+			return step
+		}
+	} else if step := s.planUpkeep(!s.recovered && tryable, now); step.Kind != Wait {
+		return step
+	}
+	c := s.declared.config
+	switch {
+	case !e.reachable && (!s.recovered || s.applied == nil):
+		return Step{}
+	case s.pending != nil: // its confirmation failed and happened all the same
+		return s.planConfirm(now)
+	case c == nil:
+		return Step{}
+	case s.isHeld(differs):
+		if s.isNewlyHeld() {
+			return Step{Kind: ReportHeld}
+		}
+	case differs:
+		return s.planChange(now)
+	case e.reachable && !s.hasOutcome(s.declared.doc.Revision()):
+		switch {
+		case e.at.Before(s.declared.at):
+			return Step{Kind: ReadEngine, For: forUpkeep}
+		case s.runs(e.reading, s.applied.Config):
+			return Step{Kind: ReportSame}
+		}
+	}
+	return Step{}
+}
+
+// isHeld reports whether what is declared is held. What is applied is held only by an
+// entry of which it has all values, also those that today's schema does not know.
+func (s *State) isHeld(differs bool) bool {
+	hold := s.hold()
+	if !differs && hold != nil && !hold.Paused {
+		return s.match(hold, s.declared.config, true) != nil
+	}
+	return s.holds(hold, s.declared.config)
+}
+
+// planUpkeep plans what follows from a reading while nothing is pending. At a start what
+// is about to be sent spares the engine the applied record.
+func (s *State) planUpkeep(spare bool, now time.Time) Step {
+	e, applied := &s.engine, s.applied
+	switch {
+	case applied == nil, s.agrees(e.reading, applied.Config) && !(e.reread && e.several):
+		return Step{Kind: Accept}
+	case spare:
+		return Step{Kind: Leave}
+	case s.isOwnDoing(applied, now):
+		return s.planAssert(applied, forUpkeep, now)
+	case !e.several && !e.reread:
+		return Step{Kind: ReadAgain, For: forUpkeep}
+	case !e.several && !e.noted:
+		return Step{Kind: NoteDrift, Target: applied}
+	case s.opt.Drift == DriftReport && !e.returned, !s.mayCorrect(now):
+		return Step{Kind: Leave}
+	}
+	return s.planAssert(applied, forUpkeep, now)
+}
+
+// planAssert plans to bring the engine to a recorded state, once that may be tried.
+func (s *State) planAssert(target *record.Record, what purpose, now time.Time) Step {
+	if !s.ready(stageAssert, now) {
+		return Step{Kind: Leave}
+	}
+	return Step{Kind: Assert, Target: target, For: what}
+}
+
+// isOwnDoing reports whether a restart, or a late request of ours, explains that the
+// engine runs something else than should.
+func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
+	e := &s.engine
+	return e.returned || e.inflight.explains(e.reading.Parameters, s.differences(e.reading, should.Config), now)
+}
+
+// planChange plans to make what is declared the candidate.
+func (s *State) planChange(now time.Time) Step {
+	if doc := s.declared.doc; s.opt.Judge != nil && doc.Source.Kind == "git" {
+		step, trusted := s.planTrust(doc, now)
+		if !trusted {
+			return step
+		}
+	}
+	if !s.engine.reachable && (s.applied == nil || !s.recovered) {
+		// Without an applied record the first one needs what the engine runs: a
+		// rejection goes back there.
+		return Step{}
+	}
+	return s.planCommit(s.changeRecord(), now)
+}
+
+// planTrust reports whether a Document was checked against what is applied now, and
+// today's signers. While it waited something else may have been applied, which it need
+// not descend from, or a signer removed. Then the source is asked to check it again.
+func (s *State) planTrust(doc *document.Document, now time.Time) (step Step, trusted bool) {
+	if commit := appliedCommit(s.applied); doc.Follows == commit || doc.Source.Revision == commit {
+		step, trusted, known := s.planSigner(doc.Source, doc.Source.Revision, now)
+		if trusted || !known {
+			return step, trusted
+		}
+	}
+	if s.source.asked != doc {
+		return Step{Kind: AskSource}, false
+	}
+	return Step{}, false
+}
+
+// planSigner reports what the source said in this turn of the signer of a revision, and
+// plans to ask it. It is unknown while the signers cannot be read.
+func (s *State) planSigner(source document.Source, of string, now time.Time) (step Step, trusted, known bool) {
+	switch {
+	case s.signer.of == of:
+		return Step{}, s.signer.trusted, true
+	case !s.ready(stageSigner, now):
+		return Step{}, false, false
+	}
+	return Step{Kind: CheckSigner, Source: source, Of: of}, false, false
+}
+
+// planCommit plans to commit a candidate. An engine that was not asked yet which values
+// it accepts is asked before the first one.
+func (s *State) planCommit(rec record.Record, now time.Time) Step {
+	e := &s.engine
+	switch {
+	case !s.ready(stageCommit, now):
+		return Step{}
+	case e.tries == 0 && e.differences == nil && s.compareDue(now):
+		return Step{Kind: CompareEngine}
+	}
+	return Step{Kind: Commit, Record: rec}
+}
+
+// compareDue reports whether the engine process is to be asked which values it accepts.
+func (s *State) compareDue(now time.Time) bool {
+	e := &s.engine
+	return e.reachable && e.peer != e.reading.Peer && !now.Before(e.retryAt)
+}
+
+// planCandidate plans the next step of the candidate at the head.
+func (s *State) planCandidate(now time.Time) Step {
+	p, e, head := s.pending, &s.engine, s.head
+	switch {
+	case p == nil || p.id != head.ID:
+		return Step{Kind: Adopt}
+	case p.verdict != nil:
+		return s.planRejection(now)
+	case p.owed:
+		return Step{Kind: ReadEngine, For: forCandidate}
+	case p.mismatch:
+		return Step{Kind: ReadAgain, For: forCandidate}
+	}
+	if step, displaced := s.planDisplacement(now); displaced {
+		if step.Kind == Wait {
+			return s.planKeep(now)
+		}
+		return step
+	}
+	unknown := s.unknownToEngine(head.Config)
+	if unknown != nil {
+		return s.planUpgrade(now)
+	}
+	if !p.fresh || p.sends > 0 || !e.reachable {
+		if step, done := s.planQuestion(now); done {
+			return step
+		}
+	}
+	if !s.ready(stageSend, now) {
+		return Step{}
+	}
+	if before := s.completeBefore(); before != nil && p.sends == 0 && !s.retried {
+		if !s.ready(stageCommit, now) {
+			return Step{}
+		}
+		rec := s.candidateAgain(head.Held, head.RequestedBy, head.Requester)
+		rec.Before = before
+		return Step{Kind: Recommit, Record: rec}
+	}
+	switch {
+	case p.fresh && p.sends == 0 || p.marked:
+		return Step{Kind: Send}
+	case s.retried: // whoever set the mark was cut short: this would be the third time
+		return Step{Kind: Reject, Reason: "cut twice while being applied"}
+	}
+	return Step{Kind: MarkRetried}
+}
+
+// planQuestion plans to read whether the candidate runs, and what follows before it is
+// sent. It is done if it is not to be sent now.
+func (s *State) planQuestion(now time.Time) (step Step, done bool) {
+	p, e := s.pending, &s.engine
+	isAsked := p.fresh || p.asked
+	if s.readDue(now) || e.reachable && (!isAsked || !e.unchecked && s.retryDue(stageAssert, now)) {
+		return Step{Kind: ReadEngine, For: forCandidate}, true
+	}
+	if !e.reachable || p.accepted || p.broken {
+		return Step{}, true
+	}
+	if s.isGoodStateFirst() && !s.isRefused() {
+		if e.unchecked {
+			return s.planAssert(s.applied, forCandidate, now), true
+		}
+		return Step{}, s.blocked(stageAssert)
+	}
+	return Step{}, false
+}
+
+// isGoodStateFirst reports whether an engine that came back without the candidate, after
+// it had been sent, is brought to the applied record first.
+func (s *State) isGoodStateFirst() bool {
+	return s.engine.returned && s.pending.sends > 0 && s.applied != nil && !s.agrees(s.engine.reading, s.applied.Config) &&
+		!s.same(s.head.Config, s.applied.Config)
+}
+
+// planDisplacement plans to end the candidate where something else is to run: its source
+// or the rules changed since it was committed, or a newer valid Document is declared that
+// is not held. One that was found at the start is first compared with what the engine
+// runs.
+func (s *State) planDisplacement(now time.Time) (step Step, displaced bool) {
+	p, head, c := s.pending, s.head, s.declared.config
+	if why := s.declared.refusal; why != nil && head.Kind == record.KindChange && head.Source.Revision == s.declared.doc.Revision() {
+		return s.planWithdrawal("its source is not trusted any more: "+why.Reason, head.Held, now), true
+	}
+	justCommitted := p.fresh && p.sends == 0 && now.Sub(p.started) < signerFresh
+	if s.opt.Judge != nil && head.Kind == record.KindChange && head.Source.Kind == "git" && !justCommitted {
+		step, trusted, known := s.planSigner(document.Source(head.Source), head.ID, now)
+		switch {
+		case known && !trusted:
+			return s.planWithdrawal("its source is not trusted any more", head.Held, now), true
+		case !known:
+			return step, true
+		}
+	}
+	if !p.fresh && !s.valid(head.Config) {
+		if head.Kind == record.KindRollback && s.isBelowStale() {
+			return Step{Kind: ListBelow}, true
+		}
+		why := "found at start, and no longer valid: " + s.check(head.Config)[0].Message
+		hold := s.holdBefore()
+		if head.Kind == record.KindRollback && head.Held != nil { // not rejected: what the operator holds stays held
+			hold = undoneHold(head.Held, why)
+		}
+		return s.planWithdrawal(why, hold, now), true
+	}
+	if c == nil || s.same(c.Parameters, head.Config) {
+		return Step{}, false
+	}
+	isBack := s.applied != nil && s.same(c.Parameters, s.applied.Config)
+	// What an operator rolls back from is held although it is still applied.
+	isHeld := s.holds(head.Held, c) && !(isBack && head.Kind == record.KindChange)
+	switch {
+	case isHeld, !p.fresh && !p.asked:
+		return Step{}, false
+	case isBack:
+		return s.planWithdrawal("the source went back to what is applied", head.Held, now), true
+	}
+	return s.planCommit(s.superseding(s.changeRecord()), now), true
+}
+
+// undoneHold returns the hold of a rollback that did not happen.
+func undoneHold(held *record.Hold, why string) *record.Hold {
+	hold := *held
+	hold.Entries = slices.Clone(held.Entries)
+	for i := range hold.Entries {
+		if e := &hold.Entries[i]; e.Since == held.Since {
+			e.Reason += " (the rollback did not happen: " + why + ")"
+		}
+	}
+	hold.Reason += " (the rollback did not happen: " + why + ")"
+	return &hold
+}
+
+// planWithdrawal plans to end the candidate without a verdict.
+func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) Step {
+	if !s.ready(stageRevert, now) {
+		return Step{}
+	}
+	return Step{Kind: Revert, Record: s.revertRecord(record.Superseded, reason, hold)}
+}
+
+// planKeep plans to keep the engine on the applied record while the candidate cannot be
+// sent or ended.
+func (s *State) planKeep(now time.Time) Step {
+	e, p, applied := &s.engine, s.pending, s.applied
+	if !e.unchecked {
+		return s.readIfDue(forUpkeep, now)
+	}
+	isUntouched := p == nil || p.fresh && p.sends == 0
+	switch {
+	case applied == nil:
+		return Step{Kind: Leave}
+	case s.agrees(e.reading, applied.Config) || s.runs(e.reading, s.head.Config):
+		return Step{Kind: Accept}
+	case s.opt.Drift == DriftReport && !s.isOwnDoing(applied, now) && isUntouched:
+		if !e.noted {
+			return Step{Kind: NoteDrift, Target: applied}
+		}
+		return Step{Kind: Leave}
+	}
+	return s.planAssert(applied, forUpkeep, now)
+}
+
+// planUpgrade plans for an engine that does not know all of the candidate. Nothing of a
+// change is sent. Of a rollback it is sent what it knows: going back must not wait.
+func (s *State) planUpgrade(now time.Time) Step {
+	e, p, head := &s.engine, s.pending, s.head
+	if !e.unchecked {
+		if step := s.readIfDue(forUpgrade, now); step.Kind != Wait {
+			return step
+		}
+	} else if head.Kind != record.KindRollback {
+		if step := s.planKeep(now); step.Kind != Wait {
+			return step
+		}
+	} else if !s.agrees(e.reading, head.Config) && s.ready(stageAssert, now) {
+		return Step{Kind: Assert, Target: head, For: forUpgrade}
+	} else if p.unknown {
+		return Step{Kind: Leave}
+	}
+	isAwaited := slices.ContainsFunc(s.waiters, func(q *request) bool { return q.id == head.ID })
+	if !p.unknown || isAwaited {
+		return Step{Kind: ReportUnknown}
+	}
+	return Step{}
+}
+
+// planConfirm plans to confirm the candidate that runs. While the disk fails the engine
+// is not forgotten.
+func (s *State) planConfirm(now time.Time) Step {
+	if s.ready(stageConfirm, now) {
+		return Step{Kind: Confirm}
+	}
+	if s.isSettled() {
+		return Step{}
+	}
+	return s.readIfDue(forConfirm, now)
+}
+
+// planRejection plans to record that the candidate is rejected. While the disk fails the
+// engine is brought back first.
+func (s *State) planRejection(now time.Time) Step {
+	p, e, head := s.pending, &s.engine, s.head
+	if head.Kind == record.KindRollback && s.isBelowStale() {
+		return Step{Kind: ListBelow}
+	}
+	hold := s.holdBefore()
+	if head.Kind == record.KindChange {
+		hold = s.rejectionHold(head, s.applied, p.verdict, now)
+	}
+	rec := s.revertRecord(record.Rejected, p.verdict.reason, hold)
+	switch {
+	case s.ready(stageRevert, now):
+		return Step{Kind: Revert, Record: rec}
+	case !e.unchecked:
+		if s.readDue(now) {
+			return Step{Kind: ReadEngine, For: forHead}
+		}
+		return Step{}
+	case s.needsBelow(&rec) && s.isBelowStale():
+		return Step{Kind: ListBelow}
+	}
+	back := s.restored(&rec)
+	if s.agrees(e.reading, back.Config) {
+		return Step{Kind: Leave}
+	}
+	back.ID, back.Commit = head.ID, head.Commit // whose `before` it is
+	if s.applied != nil {
+		back.ID, back.Commit = s.applied.ID, s.applied.Commit
+	}
+	return s.planAssert(back, forHead, now)
+}
+
+// planSettlement plans to finish a head that is a revert or a note: the engine is brought
+// to it, then it is confirmed. It is never reverted. While the engine cannot be brought
+// to it nothing else is committed, with one exception: where the engine refuses that
+// state, a valid Document that is not held takes its place.
+func (s *State) planSettlement(now time.Time) Step {
+	e, head := &s.engine, s.head
+	if s.asserted == head.ID {
+		if s.ready(stageConfirm, now) {
+			return Step{Kind: Confirm}
+		}
+		return Step{}
+	}
+	if s.isRefused() && s.isReplaceable() {
+		if step := s.planCommit(s.superseding(s.changeRecord()), now); step.Kind != Wait {
+			return step
+		}
+	}
+	if !e.unchecked {
+		return s.readIfDue(forHead, now)
+	}
+	isNote := head.Kind == record.KindNote
+	if (s.needsBelow(head) || isNote) && s.isBelowStale() {
+		return Step{Kind: ListBelow}
+	}
+	back := s.restored(head)
+	switch {
+	case s.agrees(e.reading, back.Config):
+		return Step{Kind: AcceptHead}
+	case isNote && !s.isOwnDoing(head, now) && len(s.below.candidates) == 0 && s.below.whole: // a pause does not end reported drift
+		if !e.noted {
+			return Step{Kind: NoteDrift, Target: head}
+		}
+		if s.opt.Drift == DriftReport {
+			return Step{Kind: AcceptHead}
+		}
+	}
+	return s.planAssert(back, forHead, now)
+}
+
+// isReplaceable reports whether the source declares something that may take the place of
+// the revert or note at the head.
+func (s *State) isReplaceable() bool {
+	c := s.declared.config
+	return c != nil && !s.same(c.Parameters, s.head.Config) && !s.holds(s.head.Held, c)
+}
+
+// isBelowStale reports whether what is below the head must be listed again.
+func (s *State) isBelowStale() bool {
+	applied := ""
+	if s.applied != nil {
+		applied = s.applied.Commit
+	}
+	return s.below.head != s.head.Commit || s.below.applied != applied
+}
+
+// planProbation plans while the candidate runs and has yet to prove itself.
+func (s *State) planProbation(now time.Time) Step {
+	p, e := s.pending.probation, &s.engine
+	isLate := p != nil && !p.next.IsZero() && now.Sub(p.next) > lateness && !s.blocked(stageProbation)
+	if p == nil {
+		return Step{Kind: BeginProbation}
+	}
+	if step, displaced := s.planDisplacement(now); displaced {
+		return step
+	}
+	switch {
+	case isLate:
+		return Step{Kind: BeginProbation}
+	case p.readOwed:
+		return Step{Kind: ReadEngine, For: forProbation}
+	case now.Before(p.next) && (!e.due || p.bad > 0): // two hints do not make two failures of one
+		return Step{}
+	}
+	return Step{Kind: ReadHealth}
+}
+
+// The records.
+
+// changeRecord returns the record of what the source declares.
+func (s *State) changeRecord() record.Record {
+	c := s.declared.config
+	rec := record.Record{
+		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
+		Source: record.Source(s.declared.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
+		Held: s.hold(),
+	}
+	s.fill(&rec)
+	return rec
+}
+
+// superseding returns rec, which takes the place of the head.
+func (s *State) superseding(rec record.Record) record.Record {
+	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
+	return rec
+}
+
+// candidateAgain returns the candidate at the head as a new record, with another hold or
+// requester.
+func (s *State) candidateAgain(hold *record.Hold, uid *int, who *record.Requester) record.Record {
+	head := s.head
+	rec := s.superseding(record.Record{
+		Kind: head.Kind, Description: head.Description, Config: head.Config, Source: head.Source,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
+		Held: hold, RequestedBy: uid, Requester: who,
+	})
+	s.fill(&rec)
+	return rec
+}
+
+// revertRecord returns a record that repeats the applied state over the candidate at the
+// head. Before anything was applied that is what the engine ran, which is no state to
+// roll back to.
+func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record.Hold) record.Record {
+	rec := s.superseding(record.Record{
+		Kind: record.KindRevert, Description: reason, Held: hold,
+		Source: record.Source{Kind: "engine"}, Config: s.head.Config,
+	})
+	rec.OutcomeOf.Outcome = outcome
+	if v := s.pending; outcome == record.Rejected {
+		if rec.Errors = v.verdict.errors; len(rec.Errors) == 0 {
+			rec.Errors = []string{reason}
+		}
+	}
+	switch applied := s.applied; {
+	case applied != nil:
+		rec.Config, rec.Source, rec.Provenance = applied.Config, applied.Source, applied.Provenance
+		rec.Experiments, rec.RollbackPoint = applied.Experiments, applied.RollbackPoint
+	case s.head.Before != nil:
+		rec.Config = *s.head.Before
+	}
+	s.fill(&rec)
+	return rec
+}
+
+// noteRecord returns a record that repeats the head under another hold.
+func (s *State) noteRecord(hold *record.Hold, why string, who *record.Requester) record.Record {
+	head := s.head
+	rec := record.Record{
+		Kind: record.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint, Requester: who,
+	}
+	s.fill(&rec)
+	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
+		rec = s.superseding(rec)
+	}
+	return rec
+}
+
+// fill adds what every record has: where it belongs, what ran before (while nothing is
+// applied: before the first candidate), and what changes against the applied record.
+func (s *State) fill(rec *record.Record) {
+	rec.Environment, rec.Instance = s.opt.Rules.Environment(), s.opt.Instance
+	rec.AgentVersion, rec.SchemaDigest = s.opt.AgentVersion, s.opt.Rules.Schema().Digest()
+	e := &s.engine
+	switch {
+	case s.applied == nil && s.head != nil && s.head.Before != nil:
+		before := *s.head.Before // its rejection goes back there; what runs now may be the candidate before it
+		for _, name := range rec.Config.Names() {
+			if before.Get(name).IsZero() && e.known {
+				before = before.With(name, e.reading.Parameters.Get(name))
+			}
+		}
+		rec.Before = &before
+	case e.known:
+		before := e.reading.Parameters.Select(func(name string) bool { return !rec.Config.Get(name).IsZero() })
+		rec.Before = &before
+	}
+	switch {
+	case s.applied != nil:
+		rec.Changes = s.opt.Rules.Diff(s.applied.Config, rec.Config)
+	case rec.Before != nil:
+		rec.Changes = s.opt.Rules.Diff(*rec.Before, rec.Config)
+	}
+}
+
+// completeBefore returns what ran before the candidate at the head, with what the engine
+// reports now and did not when it was committed: only the record of what is sent can say
+// where a rejection goes back to. It is nil if nothing is missing.
+func (s *State) completeBefore() *schema.Parameters {
+	var before *schema.Parameters
+	for _, name := range s.known(s.head.Config).Names() {
+		v := s.engine.reading.Parameters.Get(name)
+		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.applied != nil && !s.valueIn(&s.applied.Config, name).IsZero() {
+			continue
+		}
+		if before == nil {
+			before = new(schema.Parameters)
+			if s.head.Before != nil {
+				*before = *s.head.Before
+			}
+		}
+		*before = before.With(name, v)
+	}
+	return before
+}

@@ -1,0 +1,391 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"regexp"
+	"time"
+
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
+)
+
+// A State is what the Reconciler knows. The inbox and the results of steps change it.
+// Plan and View only read it.
+type State struct {
+	opt     *Options
+	started time.Time
+	// recovered: the first look at the engine is over, or was not needed.
+	recovered bool
+
+	history
+	disk     diskState
+	declared declared
+	source   sourceState
+	engine   engineState
+	drift    driftState
+
+	pending *pending // the candidate at the head that is not settled yet, if this process knows it
+	// asserted is the id of the revert or note at the head that the engine was read
+	// to run. It is confirmed next.
+	asserted string
+	faults   map[stage]*fault
+	signer   signerCheck
+
+	order   *request   // the order that is carried out now
+	waiters []*request // rollbacks on record whose callers wait for the outcome
+
+	report report
+	broken map[schema.Digest][]schema.Violation // the last few results of check
+	outbox outbox
+}
+
+// history is what the Store had after the last call.
+type history struct {
+	head, applied *record.Record
+	lost          *record.Hold // see Store.Lost
+	retried       bool
+	total         int
+	behind        error
+	repairs       []Repair
+
+	listed listed
+	below  below
+}
+
+// listed is what a listing says of the records up to head.
+type listed struct {
+	head, applied string // commits that it is about
+	active        int    // applied records within the default page
+	previous      string // the target of a rollback without one
+	// reported are the parameters that the engine reported then. The target depends on
+	// them.
+	reported string
+}
+
+// below is what lies between the applied record and the head.
+type below struct {
+	head, applied string       // commits that it is about
+	candidates    []record.Row // newest first
+	whole         bool         // all candidates could be read
+	held          *record.Hold // in force before the rollbacks at the head
+}
+
+// diskState is how the state directory is.
+type diskState struct {
+	writable bool
+	probed   time.Time
+	err      error // of the last probe, nil if it succeeded
+	reread   bool  // the directory was read again, and its records may be others
+}
+
+// declared is the newest Document, and what loading it returned.
+type declared struct {
+	doc        *document.Document
+	at         time.Time
+	since      time.Time             // when it could first be tried: received, or no longer held
+	config     *schema.Configuration // nil while invalid or refused
+	violations *schema.Violations
+	refusal    *document.Refusal // why the source does not trust it
+}
+
+// sourceState is how the source is.
+type sourceState struct {
+	answered bool   // it delivered a Document or an error since the start
+	next     string // revision of a Document that is in the inbox, "" for none
+	mode     string
+	lastGood time.Time
+	err      error
+	counted  time.Time // the last good read that was counted
+	lost     time.Time // since when it cannot be read, zero while it can
+	asked    *document.Document
+}
+
+// engineState is what is known of the engine.
+type engineState struct {
+	reading   api.Reading // the last one; valid while known
+	known     bool
+	reachable bool
+	err       error // of the last attempt, nil if it succeeded
+	at        time.Time
+	lost      time.Time // since when it is unreachable, zero while it is not
+	due       bool      // read it now
+	next      time.Time // read it then at the latest
+	// unchecked: no step followed from the reading yet. reread: it is the last of
+	// several in a row. noted: its drift was recorded.
+	unchecked, reread, noted bool
+	// returned: the process changed, or was gone, since it was last read to run what
+	// it should. So a difference is not drift.
+	returned  bool
+	asserting bool // a recorded state is being sent
+	inflight  inflight
+	// foreign counts the attempts in a row that met a wrong server. wrongLabel: the
+	// engine refused our environment.
+	foreign    int
+	wrongLabel bool
+	// several: readings disagreed, so there are several engines behind the socket.
+	// agree counts the readings in a row that agreed.
+	several bool
+	agree   int
+	compared
+	since runsSince
+}
+
+// compared is what an engine process says of the values that it accepts.
+type compared struct {
+	peer        api.Peer
+	bounds      map[string]api.Bounds
+	differences []string // from the schema of the agent
+	tries       int      // without a response
+	retryAt     time.Time
+}
+
+// runsSince says since when the engine runs config.
+type runsSince struct {
+	config schema.Parameters
+	at     float64 // Unix seconds; 0 while unknown
+}
+
+// signerCheck is the last result of asking the source whom it trusts. It holds for one
+// turn of the loop.
+type signerCheck struct {
+	of      string // a revision, or the id of a record; "" for none
+	trusted bool
+}
+
+// A pending is what this process knows of the candidate at the head. A restart loses
+// it, and begins again from the records.
+type pending struct {
+	id      string
+	fresh   bool      // committed by this process
+	asked   bool      // the engine was read since it was found
+	started time.Time // when its Document was received
+	sends   int       // batches that reached the engine
+	crashes int       // sends during which the engine ended
+	// broken: the connection of the last send broke, and it is unknown whether the
+	// engine ended. sentTo is the process that it was sent to.
+	broken bool
+	sentTo api.Peer
+	// accepted: the engine accepted it, and was not read since. mismatches counts
+	// readings after that which showed something else.
+	accepted   bool
+	owed       bool      // it is read back next
+	sent       time.Time // when the last send began
+	mismatches int
+	mismatch   bool // the last reading did
+	undone     int  // how often the engine went back by itself during probation
+	marked     bool // this process marked it as being sent again
+	unknown    bool // it was reported that the engine lacks a parameter of it
+	verified   bool // the engine was read to run it
+	probation  *probation
+	verdict    *verdict // why it is rejected, until the revert is recorded
+}
+
+// A verdict is why a candidate is rejected.
+type verdict struct {
+	by     string // "engine" or "probation"
+	reason string
+	errors []string
+}
+
+func newState(opt *Options, now time.Time) *State {
+	return &State{
+		opt: opt, started: now, disk: diskState{writable: true}, faults: map[stage]*fault{},
+		report: report{shown: -1}, broken: map[schema.Digest][]schema.Violation{},
+	}
+}
+
+// foldStore reads what the Store has now.
+func (s *State) foldStore() {
+	st := s.opt.Store
+	s.head, s.applied, s.lost, s.retried = st.Head(), st.Applied(), st.Lost(), st.Retried()
+}
+
+// isSettled reports whether no candidate, revert or note waits to be confirmed.
+func (s *State) isSettled() bool {
+	return s.head != nil && s.applied != nil && s.head.Commit == s.applied.Commit
+}
+
+// isVerified reports whether the engine was read to run the candidate at the head.
+func (s *State) isVerified() bool {
+	return s.pending != nil && s.pending.verified && s.head != nil && s.pending.id == s.head.ID
+}
+
+// isFinishing reports whether the engine has responded to a candidate and the result is
+// not on record yet. A stop or an order waits for that.
+func (s *State) isFinishing() bool {
+	p := s.pending
+	return p != nil && (p.verified || p.verdict != nil || p.owed)
+}
+
+// openRollback returns the id of the rollback at the head that is not settled, or "".
+func (s *State) openRollback() string {
+	if s.head == nil || s.applied == nil || s.head.Kind != record.KindRollback || s.isSettled() {
+		return ""
+	}
+	return s.head.ID
+}
+
+// isPaused reports whether an operator paused the agent.
+func (s *State) isPaused() bool { hold := s.hold(); return hold != nil && hold.Paused }
+
+// isRival reports whether another agent has the state directory, which was away. Then
+// the engine is that agent's.
+func (s *State) isRival() bool { return errors.Is(s.disk.err, record.ErrInUse) }
+
+// gitCommit tells a commit from the digest of files.
+var gitCommit = regexp.MustCompile(`^[0-9a-f]{40}$`)
+
+// appliedCommit returns the source's commit that the applied record came from, or "".
+func appliedCommit(applied *record.Record) string {
+	if applied == nil || !gitCommit.MatchString(applied.Source.Revision) {
+		return ""
+	}
+	return applied.Source.Revision
+}
+
+// label returns the environment label that the engine is to have.
+func (s *State) label() string { return s.opt.Rules.Schema().Label(s.opt.Rules.Environment()) }
+
+// refresh folds what follows from the facts alone, before each plan.
+func (s *State) refresh(now time.Time) {
+	if s.head == nil { // the history is gone
+		s.pending, s.drift.now = nil, nil
+	}
+	if s.lost != nil {
+		s.pending, s.asserted, s.drift.now = nil, "", nil
+		return
+	}
+	if s.opt.Observe || s.isRival() {
+		s.recovered = s.recovered || s.opt.Observe
+		return
+	}
+	if s.isVerified() && s.isSettled() && s.onProbation() {
+		s.pending = nil // somebody else confirmed it while the directory was away
+	}
+	if s.isOpenSettlement() && s.asserted == s.head.ID && s.blocked(stageConfirm) && s.readDue(now) {
+		s.asserted = "" // until the disk accepts it, the engine is looked after
+	}
+	if s.head != nil && !s.isSettled() || s.isVerified() || s.isOpenSettlement() {
+		return
+	}
+	s.clear(stageSend, stageProbation) // nothing is pending
+	if _, tryable := s.declaredDiffers(); !tryable && s.disk.writable {
+		s.clear(stageCommit, stageRevert) // the failed change is no longer declared
+	}
+	if s.engine.reachable && !s.engine.unchecked {
+		s.recovered = true
+	}
+}
+
+// isOpenSettlement reports whether the head is a revert or note to be confirmed.
+func (s *State) isOpenSettlement() bool {
+	return s.head != nil && (s.asserted == s.head.ID || !s.isSettled() && !s.head.Kind.Candidate())
+}
+
+// declaredDiffers reports whether what is declared differs from what is applied, and
+// whether it may also be tried.
+func (s *State) declaredDiffers() (differs, tryable bool) {
+	c := s.declared.config
+	differs = c != nil && (s.applied == nil || !s.same(c.Parameters, s.applied.Config))
+	return differs, differs && !s.holds(s.hold(), c)
+}
+
+// An outbox has what is to be told once the status is published.
+type outbox struct {
+	events  []Event
+	replies []func()
+	changed bool // what changed is published even without an event
+}
+
+func (s *State) emit(e Event) {
+	e.At = time.Now()
+	s.outbox.events = append(s.outbox.events, e)
+}
+
+// logf emits a line for the log alone, each time.
+func (s *State) log(level slog.Level, text string, attrs ...any) {
+	s.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs})
+}
+
+// repeat emits a line for the log about a condition that lasts. See repeater.
+func (s *State) repeat(level slog.Level, key, text string, attrs ...any) {
+	s.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
+}
+
+// repeatKind is repeat for what is the same by its kind, whatever its text.
+func (s *State) repeatKind(level slog.Level, key, kind, text string, attrs ...any) {
+	s.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
+}
+
+// over makes the next line under key a new one.
+func (s *State) over(key string) { s.emit(Event{Type: EventOver, Key: key}) }
+
+func (s *State) failed(stage string)   { s.emit(Event{Type: EventFailure, Cause: stage}) }
+func (s *State) succeeded(loop string) { s.emit(Event{Type: EventSuccess, Cause: loop}) }
+func (s *State) phase(phase string, took time.Duration) {
+	s.emit(Event{Type: EventPhase, Cause: phase, Took: took})
+}
+func (s *State) counted(outcome record.Outcome) { s.emit(Event{Type: EventOutcome, Outcome: outcome}) }
+func (s *State) reply(q *request, res Result, err error) {
+	s.outbox.replies = append(s.outbox.replies, func() { q.reply <- reply{res, err} })
+}
+
+// inflight tracks requests whose response was lost. Until the deadline, changes that
+// they cause are not drift.
+type inflight struct {
+	until time.Time
+	sent  []schema.Parameters
+}
+
+func (l *inflight) add(p schema.Parameters, now time.Time) {
+	if !now.Before(l.until) {
+		l.sent = nil
+	}
+	l.until = now.Add(lateWatch)
+	for _, sent := range l.sent {
+		if p.Equal(sent) {
+			return
+		}
+	}
+	l.sent = append(l.sent, p)
+}
+
+// explains reports whether such a request may have made the engine run runs: each
+// parameter that differs from what it should run has the value that one carried.
+func (l *inflight) explains(runs schema.Parameters, differences []schema.Change, now time.Time) bool {
+	if !now.Before(l.until) {
+		return false
+	}
+	for _, c := range differences {
+		carried := false
+		for _, sent := range l.sent {
+			carried = carried || sent.Get(c.Parameter).Equal(runs.Get(c.Parameter))
+		}
+		if !carried {
+			return false
+		}
+	}
+	return true
+}
+
+// recall notes what an earlier process may have sent a moment ago: the candidates that
+// are young and were not applied.
+func (s *State) recall(ctx context.Context, now time.Time) {
+	young := func(rec *record.Record) bool { return now.Sub(record.FromUnix(rec.Timestamp)) < lateWatch }
+	if s.head == nil || !young(s.head) {
+		return
+	}
+	page, err := s.opt.Store.List(ctx, "", 50)
+	if err != nil {
+		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
+	}
+	for i := range page {
+		if rec := &page[i]; young(&rec.Record) && rec.Kind.Candidate() && rec.Outcome != record.Applied {
+			s.engine.inflight.add(rec.Config, now)
+		}
+	}
+}

@@ -1,0 +1,299 @@
+package apply
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
+)
+
+// View returns the status of a State. It is pure.
+func View(s *State, now time.Time) *Status {
+	declared := s.opt.Rules.Schema()
+	v := &Status{
+		Environment: s.opt.Rules.Environment(), Instance: s.opt.Instance, Schema: SchemaStatus{declared.File(), declared.Digest()},
+		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.listed.active,
+		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true,
+		Attempts: append([]Attempt{}, s.report.attempts...), Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
+		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]Repair{}, s.repairs...),
+		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),
+		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
+	}
+	if a := s.report.last(); a != nil {
+		copied := *a
+		v.Attempted = &copied
+	}
+	if doc := s.declared.doc; doc != nil {
+		v.Seen = Seen{Revision: doc.Revision(), At: record.Unix(s.declared.at)}
+	}
+	if s.source.next != "" {
+		v.Seen = Seen{Revision: s.source.next, At: record.Unix(now)}
+	}
+	if c := s.declared.config; c != nil && c.Experiments != nil {
+		v.Experiments = c.Experiments
+	}
+	if s.engine.known {
+		runs := s.engine.reading.Parameters
+		v.Current = &runs
+	}
+	v.InSync = s.inSync(v)
+	v.Ready, v.Unready = s.readiness()
+	v.State, v.Reason, v.Hint = s.word(v)
+	s.addBroken(v)
+	s.addDisk(v)
+	s.addSource(v)
+	return v
+}
+
+// viewChecks returns the health checks, but for the one that the clock decides. An agent
+// that only observes makes no snapshot and sets no label.
+func (s *State) viewChecks() Checks {
+	e := &s.engine
+	ours := e.reading.Environment == s.label()
+	return Checks{
+		ConfigManagerInitialized: s.recovered,
+		ConfigLoaded:             (s.applied != nil || s.opt.Observe) && e.known && s.valid(e.reading.Parameters),
+		SnapshotsAvailable:       s.applied != nil || s.opt.Observe,
+		BackupDirectoryWritable:  s.disk.writable,
+		EngineReachable:          e.reachable,
+		EngineEnvironment:        e.reachable && !e.wrongLabel && (ours || s.opt.Observe),
+	}
+}
+
+func (s *State) viewSource() SourceStatus {
+	v, src := s.opt.Source, &s.source
+	v.Mode, v.LastError, v.Hint = src.mode, errorText(src.err), problem.Hint(src.err)
+	if !src.lastGood.IsZero() {
+		v.LastRead = record.Unix(src.lastGood)
+	}
+	if !src.lost.IsZero() {
+		v.FailingSince = record.Unix(src.lost)
+	}
+	if doc := s.declared.doc; doc != nil {
+		v.Revision, v.Origin = doc.Revision(), originOf(doc.Source)
+	}
+	return v
+}
+
+func (s *State) viewEngine() EngineStatus {
+	e := &s.engine
+	v := EngineStatus{Socket: s.opt.Socket, Reachable: e.reachable, LastError: errorText(e.err), Hint: problem.Hint(e.err), Differences: append([]string{}, e.differences...)}
+	if e.known {
+		v.Environment, v.LastRead = e.reading.Environment, record.Unix(e.at)
+	}
+	if !e.lost.IsZero() {
+		v.FailingSince, v.Word = record.Unix(e.lost), engineWord(e.err)
+	}
+	return v
+}
+
+// viewRunning returns the record of what the engine was last read to run.
+func (s *State) viewRunning() Running {
+	v := Running{}
+	if s.applied != nil && s.listed.applied == s.applied.Commit && s.listed.head == s.head.Commit {
+		v.RollbackSnapshot = s.listed.previous
+	}
+	rec := s.runningRecord()
+	if rec == nil {
+		return v
+	}
+	v.SnapshotID, v.Revision, v.SourceRevision = rec.ID, rec.Commit, rec.Source.Revision
+	v.Origin = originOf(document.Source(rec.Source))
+	v.Since, v.Confirmed = rec.Timestamp, rec == s.applied
+	if since := s.engine.since; since.at != 0 && s.same(since.config, rec.Config) {
+		v.Since = since.at
+	}
+	return v
+}
+
+// inSync reports whether what is declared is applied and was read to run, and nothing is
+// held or pending. For an agent that only observes what runs is all that counts.
+func (s *State) inSync(v *Status) bool {
+	c, e := s.declared.config, &s.engine
+	if s.opt.Observe {
+		return e.reachable && c != nil && v.Seen.Revision == s.declared.doc.Revision() && !s.holds(v.Held, c) && s.runs(e.reading, c.Parameters)
+	}
+	a := v.Attempted
+	return s.isSettled() && e.reachable && !e.several && !s.isRival() && s.runs(e.reading, s.applied.Config) &&
+		(v.Held == nil || !v.Held.Paused) && v.Drift == nil && c != nil && s.same(c.Parameters, s.applied.Config) &&
+		a != nil && a.Revision == v.Seen.Revision && (a.Outcome == record.Applied || a.Outcome == record.Unchanged)
+}
+
+// readiness returns the answer of /readyz: the engine responds and runs the applied,
+// valid set, whatever the source declares; or drift is only reported.
+func (s *State) readiness() (ready bool, why string) {
+	e := &s.engine
+	switch {
+	case !e.reachable && e.err != nil:
+		return false, "the engine " + engineWord(e.err)
+	case !s.recovered:
+		return false, "starting: the engine was not asked yet"
+	case s.opt.Observe:
+		return true, ""
+	case s.isRival():
+		return false, "another agent has the state directory"
+	case s.lost != nil && s.valid(e.reading.Parameters):
+		return true, ""
+	case s.applied == nil:
+		return false, "nothing was applied yet"
+	case s.agrees(e.reading, s.applied.Config):
+		return true, ""
+	case s.pending != nil && s.pending.verified:
+		return true, "" // it runs what only the disk has yet to confirm
+	case s.drift.now != nil && s.isSettled() && s.opt.Drift == DriftReport:
+		return true, ""
+	}
+	reason, _ := s.obstacles()
+	return false, cmp.Or(reason, "the engine does not run the applied snapshot")
+}
+
+// word returns the one word for how things stand, with its reason and hint.
+func (s *State) word(v *Status) (state Condition, reason, hint string) {
+	obstacles, hint := s.obstacles()
+	e, head, d := &s.engine, s.head, &s.declared
+	isOpen := head != nil && !s.isSettled()
+	switch {
+	case s.opt.Observe:
+		return StateObserving, s.observation(), s.observationHint()
+	case s.isRival():
+		return StateDegraded, "nothing is sent to the engine: " + s.disk.err.Error(), "one engine and one state directory have one agent; this one goes on by itself when the other has ended"
+	case obstacles != "" && !s.isAwaited():
+		return StateDegraded, obstacles, hint
+	case !e.reachable && e.err != nil:
+		reason, waiting := waitingText(e.err)
+		if obstacles != "" {
+			return StateWaiting, reason + "; " + obstacles, hint
+		}
+		return StateWaiting, reason, waiting
+	case e.several:
+		return StateDegraded, severalReason, severalHint
+	case head != nil && s.unknownToEngine(head.Config) != nil:
+		reason, hint := s.unknownText(s.unknownToEngine(head.Config))
+		return StateDegraded, reason, hint
+	case !s.recovered:
+		return StateStarting, "waiting for the source and the engine", ""
+	case s.lost != nil && d.violations == nil && d.refusal == nil:
+		return StateHeld, s.heldReason(v.Held, d.config), s.heldHint(v.Held, d.config)
+	case isOpen && s.pending != nil && s.pending.probation != nil && s.pending.verified:
+		reason, hint := s.probationText()
+		return StateProbation, reason, hint
+	case isOpen:
+		return StateApplying, head.ID + " is on its way to the engine", ""
+	case v.Drift != nil:
+		reason, hint := s.driftText()
+		return StateDrifted, reason, hint
+	case d.refusal != nil:
+		return StateRefused, d.refusal.Reason, d.refusal.Hint
+	case d.violations != nil:
+		return StateInvalid, d.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has"
+	case v.Held != nil && (v.Held.Paused || d.config == nil || !v.InSync && s.holds(v.Held, d.config)):
+		return StateHeld, s.heldReason(v.Held, d.config), s.heldHint(v.Held, d.config)
+	case v.InSync:
+		return StateInSync, "the engine runs what the source declares", ""
+	case d.doc == nil:
+		return StateStarting, "the source showed no document yet", "check --config and --environment"
+	case v.Source.LastError != "":
+		return StateApplying, "what was declared last is judged again before it is tried, and the source cannot be read: " + v.Source.LastError, sourceHint(v.Source)
+	}
+	return StateApplying, "a newer document is being looked at", ""
+}
+
+// isAwaited reports whether the only obstacle is an engine that does not respond: it was
+// sent a change, and cannot be read since.
+func (s *State) isAwaited() bool {
+	return s.blocked(stageSend) && len(s.faults) == 1 && !s.engine.reachable && s.engine.err != nil
+}
+
+// addBroken adds that what is applied breaks today's schema, which may be newer. It keeps
+// running: a pod is not unready because of it.
+func (s *State) addBroken(v *Status) {
+	if v.Applied == nil {
+		return
+	}
+	if v.Running.Violations = s.check(v.Applied.Config); len(v.Running.Violations) > 0 {
+		v.Reason += "; what is applied is not valid under the present rules: " + v.Running.Violations[0].Message
+	}
+}
+
+// addDisk adds that nothing could be recorded to what does not wait for the disk: the
+// next change would find out.
+func (s *State) addDisk(v *Status) {
+	if s.behind != nil && !s.opt.Observe {
+		v.Reason += "; the git repository lacks the newest records: " + s.behind.Error()
+		if v.Hint == "" {
+			v.Hint = diskHint(s.behind, s.opt.StateDir) + "; they are written as soon as that is possible"
+		}
+	}
+	if s.disk.err == nil || s.opt.Observe || v.State == StateDegraded {
+		return
+	}
+	if v.State == StateInSync {
+		v.State = StateDegraded
+	}
+	v.Reason += "; nothing can be recorded: " + s.disk.err.Error()
+	hint := diskHint(s.disk.err, s.opt.StateDir) + again
+	if v.Hint != "" {
+		hint += "; " + v.Hint
+	}
+	v.Hint = hint
+}
+
+// addSource adds that the source cannot be read to what is at rest, or waits for the
+// source: what was last seen of it may not be what it has now.
+func (s *State) addSource(v *Status) {
+	if v.Source.LastError == "" {
+		return
+	}
+	switch v.State {
+	case StateStarting, StateInSync, StateRefused, StateInvalid, StateHeld, StateObserving:
+		v.Reason += "; now the source cannot be read: " + v.Source.LastError
+		v.Hint = sourceHint(v.Source)
+	}
+}
+
+// observation returns what an observing agent would do.
+func (s *State) observation() string {
+	e, d := &s.engine, &s.declared
+	switch {
+	case d.refusal != nil:
+		return "would not trust the source: " + d.refusal.Reason
+	case d.violations != nil:
+		return "would refuse the document: " + d.violations.Error()
+	case !e.reachable && e.err != nil:
+		reason, _ := waitingText(e.err)
+		return reason
+	case !e.reachable:
+		return "the engine was not asked yet"
+	case d.config == nil:
+		return "the source showed no document yet"
+	}
+	changes := s.differences(e.reading, d.config.Parameters)
+	for i := range changes { // from what runs to what is declared
+		changes[i].Old, changes[i].New = changes[i].New, changes[i].Old
+	}
+	switch hold := s.hold(); {
+	case s.holds(hold, d.config):
+		return "would not try it, held: " + s.heldReason(hold, d.config)
+	case len(changes) > 0:
+		return "would apply: " + changesText(changes)
+	}
+	return "the engine runs what the source declares"
+}
+
+// observationHint returns what to do about an engine that cannot be asked, or what an
+// observing agent leaves undone besides.
+func (s *State) observationHint() string {
+	e := &s.engine
+	if !e.reachable && e.err != nil {
+		_, hint := waitingText(e.err)
+		return hint
+	}
+	if e.reachable && e.reading.Environment != s.label() {
+		return fmt.Sprintf("the engine is labelled %q; an agent without --observe would label it %s", e.reading.Environment, s.label())
+	}
+	return ""
+}
