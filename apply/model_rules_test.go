@@ -22,14 +22,14 @@ type model struct {
 	probation time.Duration
 	drift     apply.DriftMode
 
-	offered []declared      // by the source since the agent was last idle; the last one counts
+	offered []declared    // by the source since the agent was last idle; the last one counts
 	orders  []apply.Order // that may be carried out now
-	records []entry         // records[i] has the index i+1
-	applied int             // the index of the applied record, 0 for none
-	life    life            // what the process that runs now was answered
-	commits int             // since the last step began
-	starts  int             // since the last step began
-	calls   int             // that go on now
+	records []entry       // records[i] has the index i+1
+	applied int           // the index of the applied record, 0 for none
+	life    life          // what the process that runs now was answered
+	commits int           // since the last step began
+	starts  int           // since the last step began
+	calls   int           // that go on now
 	// obeyed: a record was made that an order may have made; carriedOut: that
 	// nothing but an order can have made.
 	obeyed, carriedOut bool

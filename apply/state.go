@@ -79,7 +79,6 @@ type diskState struct {
 	writable bool
 	probed   time.Time
 	err      error // of the last probe, nil if it succeeded
-	reread   bool  // the directory was read again, and its records may be others
 }
 
 // declared is the newest Document, and what loading it returned.
@@ -329,7 +328,9 @@ func (s *State) succeeded(loop string) { s.emit(Event{Type: EventSuccess, Cause:
 func (s *State) phase(phase string, took time.Duration) {
 	s.emit(Event{Type: EventPhase, Cause: phase, Took: took})
 }
+
 func (s *State) counted(outcome record.Outcome) { s.emit(Event{Type: EventOutcome, Outcome: outcome}) }
+
 func (s *State) reply(q *request, res Result, err error) {
 	s.outbox.replies = append(s.outbox.replies, func() { q.reply <- reply{res, err} })
 }

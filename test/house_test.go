@@ -318,7 +318,7 @@ func TestReadmeWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	var states []string
-	for _, m := range regexp.MustCompile(`(?m)^\tState\w+ +State += "(\w+)"`).FindAllStringSubmatch(string(code), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\tState\w+ +Condition += "(\w+)"`).FindAllStringSubmatch(string(code), -1) {
 		states = append(states, m[1])
 	}
 	same(t, "states", first(readmeRows(t, "state")), states)
