@@ -31,7 +31,7 @@ var batch = api.Batch{
 func TestSendClassifies(t *testing.T) {
 	t.Parallel()
 	const short = 150 * time.Millisecond
-	long := strings.Repeat("é", 300)
+	long := strings.Repeat("é", 3000)
 	for name, row := range map[string]struct {
 		batch, label func(net.Conn, *http.Request) bool
 		timeout      time.Duration
@@ -52,7 +52,7 @@ func TestSendClassifies(t *testing.T) {
 		"422 detail list":        {batch: replies(422, `{"detail": [{"loc": ["body", "updates", 0, "value"], "msg": "value is not a valid integer", "type": "type_error.integer"}, {"loc": [], "msg": "and this"}]}`), verdict: api.VerdictRejected, errors: []string{"body → updates → 0 → value: value is not a valid integer", "and this"}},
 		"400 no JSON":            {batch: replies(400, "<h1>Bad Request</h1>\n"), verdict: api.VerdictRejected, errors: []string{"<h1>Bad Request</h1>"}},
 		"422 cut short":          {batch: writes("HTTP/1.1 422 X\r\nContent-Length: 100\r\n\r\n{"), verdict: api.VerdictRejected, errors: []string{"422 Unprocessable Entity, and the reason was cut short"}},
-		"a long reason":          {batch: replies(400, `{"detail": "`+long+`"}`), verdict: api.VerdictRejected, errors: []string{strings.Repeat("é", 98) + "…"}},
+		"a long reason":          {batch: replies(400, `{"detail": "`+long+`"}`), verdict: api.VerdictRejected, errors: []string{strings.Repeat("é", 510) + "…"}},
 		"200 garbage":            {batch: replies(200, "garbage"), verdict: api.VerdictUnknown, says: "neither yes nor no"},
 		"200 success no bool":    {batch: replies(200, `{"success": "true"}`), verdict: api.VerdictUnknown, says: "neither yes nor no"},
 		"200 two values":         {batch: replies(200, `{"success": true}{"success": false}`), verdict: api.VerdictUnknown, says: "neither yes nor no"},

@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"dtesn-agent/dtesn/api"
+	"dtesn-agent/schema/problem"
 )
 
 const (
-	maxReasons = 10  // reasons kept of a rejection
-	maxReason  = 200 // bytes of one
+	maxReasons = 10      // reasons kept of a rejection
+	maxReason  = 1 << 10 // bytes of one
 )
 
 // judge turns what came of a batch into an Answer, without the Peer.
@@ -181,28 +180,8 @@ func because(why []string) string {
 	return ": " + line(strings.Join(why, "; "))
 }
 
-// line makes foreign text one line of at most 200 bytes, without control or
-// format characters (a terminal obeys those), in valid UTF-8.
-func line(text string) string {
-	const enough = 4 * maxReason // runs of blanks collapse, so more is looked at
-	text = text[:min(len(text), enough)]
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) || r == utf8.RuneError {
-			return ' '
-		}
-		return r
-	}, text)
-	text = strings.Join(strings.Fields(text), " ")
-	if len(text) <= maxReason {
-		return text
-	}
-	const ellipsis = "…"
-	cut := maxReason - len(ellipsis)
-	for !utf8.RuneStart(text[cut]) {
-		cut--
-	}
-	return text[:cut] + ellipsis
-}
+// line makes foreign text one line of at most maxReason bytes.
+func line(text string) string { return problem.Line(text, maxReason) }
 
 // quote shows the beginning of an answer that was not understood.
 func quote(body []byte) string {

@@ -246,7 +246,7 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 	snap.Environment, snap.Instance = s.opts.Environment, s.opts.Instance
 	snap.Index, snap.Parent = parent.Index+1, parent.Commit
 	snap.ID, snap.Timestamp = formatID(now.Unix(), snap.Index), record.Unix(now)
-	snap.AgentVersion = cmp.Or(snap.AgentVersion, oneLine(s.opts.AgentVersion, maxLine))
+	snap.AgentVersion = cmp.Or(snap.AgentVersion, problem.Line(s.opts.AgentVersion, maxLine))
 	if snap.Description == "" {
 		snap.Description = subject(&snap, parent.Description)
 	}

@@ -8,11 +8,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // The shape of a commit message:
@@ -28,6 +27,7 @@ import (
 
 const (
 	maxLine   = 200     // bytes of one line of foreign text
+	maxReason = 1 << 10 // bytes of one line that says why
 	maxBody   = 4 << 10 // bytes of the body
 	maxErrors = 20      // errors kept of a rejection
 	indent    = "    "
@@ -47,37 +47,11 @@ const (
 	keyOutcomeOf   = "Outcome-Of"
 )
 
-// oneLine makes foreign text one line of at most limit bytes: valid UTF-8, without
-// control characters, line separators or marks that turn the direction of writing;
-// runs of space become one.
-func oneLine(text string, limit int) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control) {
-			return ' '
-		}
-		return r // U+FFFD for an invalid byte
-	}, text[:min(len(text), 64<<10)])
-	return cut(strings.Join(strings.Fields(text), " "), limit)
-}
-
 // cleanLines makes each text one line of at most maxLine bytes.
 func cleanLines(texts ...*string) {
 	for _, text := range texts {
-		*text = oneLine(*text, maxLine)
+		*text = problem.Line(*text, maxLine)
 	}
-}
-
-// cut shortens s to at most limit bytes, at a rune, and says so by "…".
-func cut(s string, limit int) string {
-	const mark = "…"
-	if len(s) <= limit {
-		return s
-	}
-	end := limit - len(mark)
-	for end > 0 && !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return strings.TrimRight(s[:end], " ") + mark
 }
 
 // scissors are a line below which git looks for no trailers.
@@ -86,9 +60,9 @@ const scissors = "------------------------ >8 ------------------------"
 // subject is the first line of the commit; rejected is the parent's, for a revert.
 func subject(rec *record.Record, rejected string) string {
 	if rec.Kind == record.KindRevert {
-		return `Revert "` + oneLine(rejected, maxLine-len(`Revert ""`)) + `"`
+		return `Revert "` + problem.Line(rejected, maxLine-len(`Revert ""`)) + `"`
 	}
-	if s := oneLine(rec.Description, maxLine); s != "" {
+	if s := problem.Line(rec.Description, maxLine); s != "" {
 		return strings.ReplaceAll(s, scissors, ">8")
 	}
 	switch {
@@ -105,7 +79,7 @@ func subject(rec *record.Record, rejected string) string {
 	for _, c := range rec.Changes {
 		names = append(names, c.Parameter)
 	}
-	return oneLine("Update "+strings.Join(names, ", "), maxLine)
+	return problem.Line("Update "+strings.Join(names, ", "), maxLine)
 }
 
 // body is the second paragraph: what changed, why, and what is held.
@@ -130,7 +104,7 @@ func body(rec *record.Record, subject string) string {
 	}
 	var b strings.Builder
 	for i, line := range lines {
-		line = oneLine(line, maxLine)
+		line = problem.Line(line, maxReason)
 		if line == "" {
 			continue
 		}
@@ -188,7 +162,7 @@ func parseTrailers(message string) (map[string]string, error) {
 			ok = false
 		}
 		if _, twice := trailers[key]; !ok || twice {
-			return nil, fmt.Errorf("the last paragraph of the message is not ours: %q", cut(line, 80))
+			return nil, fmt.Errorf("the last paragraph of the message is not ours: %q", problem.Cut(line, 80))
 		}
 		trailers[key] = value
 	}
@@ -208,7 +182,7 @@ func readTrailers(snap *record.Record, message string) error {
 		snap.OutcomeOf = &record.Settlement{ID: id, Outcome: record.Outcome(outcome)}
 	}
 	if want := trailers(snap); !strings.HasSuffix(message, "\n\n"+want) {
-		return fmt.Errorf("the trailers are not those of snapshot.json: %q", cut(want, 400))
+		return fmt.Errorf("the trailers are not those of snapshot.json: %q", problem.Cut(want, 400))
 	}
 	return nil
 }
@@ -220,7 +194,8 @@ func settles(o record.Outcome) bool { return o == record.Rejected || o == record
 // slices, as reading the record back gives it.
 func cleanse(rec record.Record) record.Record {
 	src := &rec.Source
-	cleanLines(&rec.Description, &rec.AgentVersion, &rec.SchemaDigest,
+	rec.Description = problem.Line(rec.Description, maxReason)
+	cleanLines(&rec.AgentVersion, &rec.SchemaDigest,
 		&src.Kind, &src.Location, &src.Revision, &src.Author, &src.Subject, &src.Signer, &src.Key)
 	errs := rec.Errors
 	rec.Errors = append([]string(nil), errs[:min(len(errs), maxErrors)]...)
@@ -228,7 +203,7 @@ func cleanse(rec record.Record) record.Record {
 		rec.Errors = append(rec.Errors, fmt.Sprintf("(and %d more)", more))
 	}
 	for i := range rec.Errors {
-		cleanLines(&rec.Errors[i])
+		rec.Errors[i] = problem.Line(rec.Errors[i], maxReason)
 	}
 	rec.Changes = append([]schema.Change{}, rec.Changes...)
 	rec.Experiments = append([]schema.Membership{}, rec.Experiments...)
@@ -261,7 +236,8 @@ func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 		return nil
 	}
 	clean := func(by, reason *string, who **record.Requester) {
-		cleanLines(by, reason)
+		cleanLines(by)
+		*reason = problem.Line(*reason, maxReason)
 		*who = cleanseRequester(*who)
 	}
 	held := *h
@@ -281,7 +257,7 @@ func cleanseHold(h *record.Hold, config schema.Parameters) *record.Hold {
 	back.Cover(config.Names())
 	for len(back.Entries) > maxEntries || len(back.Entries) > 0 && sizeOfHold(back) > maxHold {
 		if !back.Paused {
-			back.Paused, back.Reason = true, oneLine("the hold is too large, and counts as a pause; "+back.Reason, maxLine)
+			back.Paused, back.Reason = true, problem.Line("the hold is too large, and counts as a pause; "+back.Reason, maxReason)
 		}
 		back.Entries = slices.Delete(back.Entries, 0, max(1, len(back.Entries)-maxEntries))
 	}
@@ -310,5 +286,5 @@ var angleBrackets = strings.NewReplacer("<", "", ">", "")
 // identText makes text fit for a name or an address: without angle brackets, and
 // without the marks at its ends that git takes away as well.
 func identText(text string) string {
-	return strings.Trim(angleBrackets.Replace(oneLine(text, maxLine)), " .,:;\"\\'")
+	return strings.Trim(angleBrackets.Replace(problem.Line(text, maxLine)), " .,:;\"\\'")
 }

@@ -249,7 +249,7 @@ func (s *Store) lose(why string) error {
 		return nil
 	}
 	reason := fmt.Sprintf("the history in %s cannot be read: %s", s.repo.dir, why)
-	hold := &record.Hold{Paused: true, By: "agent", Reason: oneLine(reason, maxLine), Since: record.Unix(s.opts.Now())}
+	hold := &record.Hold{Paused: true, By: "agent", Reason: problem.Line(reason, maxReason), Since: record.Unix(s.opts.Now())}
 	text, err := json.Marshal(hold)
 	s.ledger.set(lostFact, text)
 	return err

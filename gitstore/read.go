@@ -120,9 +120,9 @@ func (r *repo) readable(index int, h plumbing.Hash) (*record.Record, error) {
 	title, _, _ := strings.Cut(c.Message, "\n")
 	rec = &record.Record{
 		Format: record.Format, Index: index, ID: t[keyID], Kind: record.Kind(t[keyKind]),
-		Timestamp: record.Unix(c.Committer.When), Description: oneLine("(damaged) "+title, maxLine),
+		Timestamp: record.Unix(c.Committer.When), Description: problem.Line("(damaged) "+title, maxLine),
 		Environment: schema.Environment(t[keyEnvironment]), Instance: t[keyInstance],
-		Errors: []string{oneLine(damage.Error(), maxLine)},
+		Errors: []string{problem.Line(damage.Error(), maxReason)},
 		Commit: h.String(),
 	}
 	if len(c.ParentHashes) > 0 {
@@ -142,7 +142,7 @@ func (r *repo) lookup(ctx context.Context, v view, id string) (record.Row, error
 		return record.Row{}, err
 	}
 	if _, err := r.snapshot(p.commit); err != nil {
-		return record.Row{}, &problem.Error{Op: "read snapshot", Place: cut(id, 80), Err: err, Hint: fmt.Sprintf("list the others, which are not touched by it, with `agent snapshots --state %s`", r.state)}
+		return record.Row{}, &problem.Error{Op: "read snapshot", Place: problem.Cut(id, 80), Err: err, Hint: fmt.Sprintf("list the others, which are not touched by it, with `agent snapshots --state %s`", r.state)}
 	}
 	return r.row(v, p)
 }
@@ -189,7 +189,7 @@ func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (found pla
 // unknown returns the error that no record is meant by id, which may stand for an
 // index.
 func (r *repo) unknown(v view, id string, index int) error {
-	text := fmt.Sprintf("no snapshot %q", cut(oneLine(id, maxLine), 80))
+	text := fmt.Sprintf("no snapshot %q", problem.Line(id, 80))
 	if v.head == nil {
 		return problem.New("", &unknownError{fmt.Sprintf("%s: the history in %s is empty", text, r.state)}, "apply a configuration: the first one makes the first snapshot")
 	}

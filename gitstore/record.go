@@ -95,7 +95,7 @@ func (r *repo) decode(c *object.Commit) (*record.Record, error) {
 	case snap.Format > record.FormatByName:
 		return nil, problem.New("", fmt.Errorf("commit %s was written by a newer agent (format %d)", c.Hash, snap.Format), upgradeIt)
 	case !ok || index != snap.Index || index < 1:
-		return nil, foreign("snapshot_id %q does not go with index %d", cut(snap.ID, 80), snap.Index)
+		return nil, foreign("snapshot_id %q does not go with index %d", problem.Cut(snap.ID, 80), snap.Index)
 	case (index == 1) != (len(c.ParentHashes) == 0):
 		return nil, foreign("record %d with %d parents", index, len(c.ParentHashes))
 	}
@@ -136,7 +136,7 @@ func (r *repo) files(h plumbing.Hash) (contents [3][]byte, err error) {
 	}
 	for i, e := range tree.Entries {
 		if e.Name != names[i] || e.Mode != filemode.Regular {
-			return contents, fmt.Errorf("%w: tree %s holds %q, not %s", errForeign, h, cut(e.Name, 80), names[i])
+			return contents, fmt.Errorf("%w: tree %s holds %q, not %s", errForeign, h, problem.Cut(e.Name, 80), names[i])
 		}
 		if contents[i], err = r.object(plumbing.BlobObject, e.Hash); err != nil {
 			return contents, fmt.Errorf("%s: %w", e.Name, err)

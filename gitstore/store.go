@@ -124,8 +124,8 @@ func (o *Options) check() error {
 	if !validEnvironment(string(o.Environment)) {
 		return problem.New(opOpen, fmt.Errorf("%q is no environment", o.Environment), "use --environment with a name of the schema, such as production")
 	}
-	if o.Instance == "" || oneLine(o.Instance, maxLine) != o.Instance {
-		return problem.New(opOpen, fmt.Errorf("%q is no instance name", cut(o.Instance, 80)), fmt.Sprintf("give --instance one line of 1 to %d bytes without control characters", maxLine))
+	if o.Instance == "" || problem.Line(o.Instance, maxLine) != o.Instance {
+		return problem.New(opOpen, fmt.Errorf("%q is no instance name", problem.Cut(o.Instance, 80)), fmt.Sprintf("give --instance one line of 1 to %d bytes without control characters", maxLine))
 	}
 	o.Dir = filepath.Clean(o.Dir)
 	if o.MaxSnapshots <= 0 {
@@ -249,7 +249,7 @@ func (s *Store) Fact(name string) []byte { return s.ledger.Facts[name] }
 // SetFact keeps a value of at most 4 KiB under a name, durably; an empty one is none.
 func (s *Store) SetFact(ctx context.Context, name string, value []byte) error {
 	if len(name)+len(value) > maxFact || strings.ContainsRune(name, 0) {
-		return fmt.Errorf("set fact %s: over %d bytes", cut(name, 80), maxFact)
+		return fmt.Errorf("set fact %s: over %d bytes", problem.Cut(name, 80), maxFact)
 	}
 	err := s.ready(ctx)
 	if err == nil {

@@ -156,11 +156,11 @@ func (f *follower) meets(row content, plain string) {
 	if v.State != apply.StateInvalid || v.Attempted.Outcome != record.Invalid || v.InSync || strings.Contains(v.Text, "\x1b") {
 		t.Errorf("%s: %s, %s, in sync %v\n%s", row.name, v.State, v.Attempted.Outcome, v.InSync, v.Text)
 	}
-	log, err := os.ReadFile(f.log)
-	ok(t, err)
-	if !bytes.Contains(log, []byte("revision="+head+" violations=")) {
-		t.Errorf("%s: no line of the log names the commit", row.name)
-	}
+	eventually(t, row.name+": a line of the log names the commit", func() bool {
+		log, err := os.ReadFile(f.log)
+		ok(t, err)
+		return bytes.Contains(log, []byte("revision="+head+" violations="))
+	})
 }
 
 // TestGitHostileHeader: whatever stands in a commit's header and message, the

@@ -9,8 +9,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
@@ -125,30 +123,14 @@ func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
 	}
 	c.hash, c.raw = h, raw
 	c.tree, c.parents = decoded.TreeHash, decoded.ParentHashes
-	c.author = foreign(fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email))
+	c.author = problem.Line(fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email), maxForeign)
 	subject, _, _ := strings.Cut(strings.TrimLeft(decoded.Message, "\n"), "\n")
-	c.subject = foreign(subject)
+	c.subject = problem.Line(subject, maxForeign)
 	return c, nil
 }
 
 // maxForeign bounds what is taken over from a commit's header, in bytes.
 const maxForeign = 200
-
-// foreign makes text that anybody may have written one printable line.
-func foreign(text string) string {
-	const ellipsis = "…"
-	var b strings.Builder
-	for _, r := range text { // what is no UTF-8 comes as U+FFFD
-		if b.Len()+utf8.RuneLen(r) > maxForeign-len(ellipsis) {
-			return b.String() + ellipsis
-		}
-		if !unicode.IsPrint(r) {
-			r = ' '
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
-}
 
 // allowed is who may sign.
 type allowed struct{ *signature.Signers }

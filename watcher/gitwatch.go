@@ -11,6 +11,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/local"
 )
 
@@ -110,7 +111,7 @@ func (w *refWatch) layout() (common string, dirs map[string]os.FileInfo, err err
 	for _, dir := range r.Watch(w.names) {
 		info, err := os.Stat(dir)
 		if err != nil {
-			return "", nil, fmt.Errorf("look at %s: %w", dir, bare(err))
+			return "", nil, fmt.Errorf("look at %s: %w", dir, problem.Bare(err))
 		}
 		dirs[dir] = info
 	}

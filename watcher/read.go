@@ -176,7 +176,7 @@ func openDirectory(root string) (*os.Root, error) {
 	if err == nil {
 		return dir, nil
 	}
-	e.Err = bare(err)
+	e.Err = problem.Bare(err)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		e.Err = fmt.Errorf("it does not exist: %w", e.Err)
@@ -208,7 +208,7 @@ func (r *reading) read(dir *os.Root, path string, known []schema.File) (*schema.
 
 // fileError returns the error for a file that cannot be read.
 func fileError(root, path string, err error) error {
-	e := &problem.Error{Op: "read configuration file", Place: path + " in " + root, Err: bare(err)}
+	e := &problem.Error{Op: "read configuration file", Place: path + " in " + root, Err: problem.Bare(err)}
 	if errors.Is(err, fs.ErrPermission) {
 		e.Hint = fmt.Sprintf("give the agent's user (uid %d) the right to read it, for instance chmod o+r", os.Getuid())
 	}
@@ -289,14 +289,4 @@ func sameFiles(a, b []schema.File) bool {
 
 func sameFile(a, b schema.File) bool {
 	return a.Path == b.Path && a.Refused == b.Refused && bytes.Equal(a.Bytes, b.Bytes)
-}
-
-// bare is the system's error without the operation and the path, which the
-// message around it says better.
-func bare(err error) error {
-	var pathError *fs.PathError
-	if errors.As(err, &pathError) {
-		return pathError.Err
-	}
-	return err
 }

@@ -86,7 +86,7 @@ func (v Verdict) String() string {
 type Answer struct {
 	Verdict Verdict
 	// Errors are the engine's reasons for a rejection, each one line of at most
-	// 200 bytes without control characters.
+	// 1 KiB without control characters.
 	Errors []string
 	// Err is the reason when the verdict is unknown, not sent or foreign.
 	Err error

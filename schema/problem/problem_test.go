@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"strings"
 	"testing"
 )
 
@@ -31,5 +33,32 @@ func TestError(t *testing.T) {
 		if text != c.text || Hint(c.err) != c.hint || Text(c.err) != c.both {
 			t.Errorf("got %q, %q, %q; want %q, %q, %q", text, Hint(c.err), Text(c.err), c.text, c.hint, c.both)
 		}
+	}
+}
+
+func TestLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                "",
+		"  a \t b\r\nc  ":                 "a b c",
+		"a\x00b\u202ec\u2028d":            "a b c d",
+		"a\xffb":                          "a b",
+		strings.Repeat("x", 200):          strings.Repeat("x", 200),
+		strings.Repeat("x", 201):          strings.Repeat("x", 197) + "…",
+		strings.Repeat("é", 101):          strings.Repeat("é", 98) + "…",
+		strings.Repeat("number 123 ", 40): strings.TrimSpace(strings.Repeat("number 123 ", 17)) + " number 123…",
+	} {
+		if got := Line(text, 200); got != want || len(got) > 200 {
+			t.Errorf("Line(%q) is %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestBare(t *testing.T) {
+	err := fmt.Errorf("read: %w", &fs.PathError{Op: "open", Path: "/x", Err: fs.ErrPermission})
+	if got := Bare(err); got != fs.ErrPermission {
+		t.Errorf("Bare is %v", got)
+	}
+	if other := errors.New("other"); Bare(other) != other {
+		t.Error("Bare changes an error without a path")
 	}
 }

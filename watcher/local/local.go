@@ -61,7 +61,7 @@ func Find(path string) (Repository, error) {
 		dir = absolute(path, to)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "HEAD")); err != nil {
-		return Repository{}, openError(path, fmt.Errorf("it is no git repository: %w", bare(err)), "name a work tree or a bare repository with --repo")
+		return Repository{}, openError(path, fmt.Errorf("it is no git repository: %w", problem.Bare(err)), "name a work tree or a bare repository with --repo")
 	}
 	r := Repository{Dir: dir, Common: dir}
 	if to, err := small(filepath.Join(dir, "commondir")); err == nil {
@@ -108,7 +108,7 @@ func (r *Repository) findLenders(objects string, before []string) error {
 	}
 	real, err := filepath.EvalSymlinks(objects)
 	if err != nil {
-		return openError(r.Dir, bare(err), "")
+		return openError(r.Dir, problem.Bare(err), "")
 	}
 	if before = append(before, real); slices.Contains(before[:len(before)-1], real) || len(before) > maxLent {
 		return openError(r.Dir, fmt.Errorf("it borrows objects in a circle, or through more than %d others", maxLent), "mend objects/info/alternates")
@@ -302,11 +302,4 @@ func absolute(base, path string) string {
 		return path
 	}
 	return filepath.Join(base, path)
-}
-
-func bare(err error) error {
-	if path := new(fs.PathError); errors.As(err, &path) {
-		return path.Err
-	}
-	return err
 }

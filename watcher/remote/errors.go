@@ -9,7 +9,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"unicode"
+
+	"dtesn-agent/schema/problem"
 )
 
 // A fault is the cause of a failed exchange, as one line of text that is the
@@ -19,7 +20,7 @@ type fault struct {
 	passing bool
 }
 
-func (f *fault) Error() string { return oneLine([]byte(cause(f.err)), 1000) }
+func (f *fault) Error() string { return problem.Line(cause(f.err), 1000) }
 
 func (f *fault) Unwrap() error { return f.err }
 
@@ -80,17 +81,7 @@ func (e *tooLargeError) Error() string {
 }
 
 // line makes foreign bytes one line of at most 200 bytes.
-func line(b []byte) string { return oneLine(b, 200) }
-
-func oneLine(b []byte, limit int) string {
-	text := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == unicode.ReplacementChar {
-			return ' '
-		}
-		return r
-	}, string(b[:min(len(b), limit)]))
-	return strings.TrimSpace(text)
-}
+func line(b []byte) string { return problem.Line(string(b), 200) }
 
 // leaks reports whether text repeats one of secrets, or 16 bytes of it in a row,
 // as it is or as quoting or an address would write it.

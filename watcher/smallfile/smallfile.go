@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"syscall"
+
+	"dtesn-agent/schema/problem"
 )
 
 // Read reads the regular file at path, or the one that a link there leads to, of
@@ -15,13 +17,13 @@ import (
 func Read(path string, limit int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, bare(err)
+		return nil, problem.Bare(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-		return nil, bare(err)
+		return nil, problem.Bare(err)
 	case info.IsDir():
 		return nil, syscall.EISDIR
 	case !info.Mode().IsRegular():
@@ -29,17 +31,10 @@ func Read(path string, limit int64) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return nil, bare(err)
+		return nil, problem.Bare(err)
 	}
 	if int64(len(data)) > limit {
 		return nil, fmt.Errorf("it is larger than %d bytes", limit)
 	}
 	return data, nil
-}
-
-func bare(err error) error {
-	if path := new(os.PathError); errors.As(err, &path) {
-		return path.Err
-	}
-	return err
 }

@@ -1,0 +1,426 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"dtesn-agent/dtesn/api"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/watcher/document"
+)
+
+// The tables of this file give Plan a State and look at the step, without a store, an
+// engine or a clock.
+
+var noon = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+func planRules() *schema.Rules { return schema.Default().For("production") }
+
+// units are parameters that differ in the reservoir alone.
+func units(n int) schema.Parameters {
+	return planRules().Defaults().With("esn_reservoir_size", schema.Int(n))
+}
+
+// recordOf is a record that follows parent, nil for none.
+func recordOf(kind record.Kind, n int, parent *record.Record) *record.Record {
+	rec := &record.Record{Index: 1, Kind: kind, Config: units(n), Environment: "production", RollbackPoint: true}
+	if parent != nil {
+		rec.Index, rec.Parent = parent.Index+1, parent.Commit
+	}
+	rec.ID, rec.Commit = fmt.Sprintf("snapshot_%d", rec.Index), fmt.Sprintf("%040d", rec.Index)
+	return rec
+}
+
+// atRest is the State of an agent whose engine runs what is applied and declared.
+func atRest() *State {
+	s := newState(&Options{Rules: planRules(), Drift: DriftCorrect, DriftInterval: 5 * time.Second}, noon.Add(-time.Hour))
+	s.recovered, s.source.answered = true, true
+	s.applied = recordOf(record.KindChange, 512, nil)
+	s.head = s.applied
+	s.listed = listed{head: s.head.Commit, applied: s.head.Commit}
+	s.disk.probed = noon
+	declare(s, 512)
+	s.report = report{attempts: []Attempt{{Revision: "512", Outcome: record.Applied}}}
+	runs(s, 512)
+	s.engine.unchecked = false
+	s.listed.reported = s.reported()
+	return s
+}
+
+// runs makes n the last reading.
+func runs(s *State, n int) {
+	s.engine.reading = api.Reading{Parameters: units(n), Environment: "production", Peer: api.Peer{PID: 7}}
+	s.engine.peer, s.engine.known, s.engine.reachable, s.engine.unchecked = s.engine.reading.Peer, true, true, true
+	s.engine.at, s.engine.next = noon, noon.Add(5*time.Second)
+}
+
+func declare(s *State, n int) {
+	s.declared = declared{
+		doc: &document.Document{Source: document.Source{Kind: "file", Revision: fmt.Sprint(n)}}, at: noon.Add(-time.Second), since: noon.Add(-time.Second),
+		config: &schema.Configuration{Parameters: units(n)},
+	}
+}
+
+// commits puts a candidate of this process at the head.
+func commits(s *State, kind record.Kind, n int) *pending {
+	s.head = recordOf(kind, n, s.head)
+	s.head.Source.Revision = fmt.Sprint(n)
+	s.pending = &pending{id: s.head.ID, fresh: true, started: noon}
+	return s.pending
+}
+
+// finds puts a candidate of an earlier process at the head.
+func finds(s *State, n int) *pending {
+	p := commits(s, record.KindChange, n)
+	p.fresh = false
+	return p
+}
+
+// settles puts a revert or a note at the head.
+func settles(s *State, kind record.Kind, n int) {
+	s.head = recordOf(kind, n, s.head)
+	s.below = below{head: s.head.Commit, applied: s.applied.Commit, whole: true}
+}
+
+func holds(s *State, n int) {
+	held := *s.head
+	held.Kind = record.KindNote
+	held.Held = &record.Hold{By: byOperator, Reason: "bad", Entries: []record.Entry{{Values: map[string]schema.Value{"esn_reservoir_size": schema.Int(n)}, By: byOperator}}}
+	s.head, s.applied = &held, &held
+}
+
+func pauses(s *State) {
+	holds(s, 1)
+	s.head.Held.Paused = true
+}
+
+func orders(s *State, o Order) *request {
+	s.order = &request{Order: o}
+	return s.order
+}
+
+func down(s *State) {
+	s.engine.reachable, s.engine.unchecked, s.engine.err = false, false, errors.New("connection refused")
+}
+
+func TestPlan(t *testing.T) {
+	for group, rows := range map[string]map[string]struct {
+		given func(*State)
+		want  Step
+	}{
+		"start": {
+			"the source is silent": {func(s *State) { s.recovered, s.source.answered, s.started = false, false, noon }, Step{Until: noon.Add(sourceWait)}},
+			"the engine is unknown": {func(s *State) {
+				s.recovered, s.engine = false, engineState{}
+			}, Step{Kind: ReadEngine, For: forUpkeep}},
+			"an engine that is down": {func(s *State) {
+				s.recovered = false
+				down(s)
+			}, Step{}},
+			"what is declared spares the engine what is applied": {func(s *State) {
+				s.recovered = false
+				declare(s, 1024)
+				runs(s, 64)
+			}, Step{Kind: Leave}},
+			"no history, and the source declares": {func(s *State) {
+				s.head, s.applied = nil, nil
+			}, Step{Kind: Commit}},
+			"no history, no engine": {func(s *State) {
+				s.head, s.applied = nil, nil
+				down(s)
+			}, Step{}},
+		},
+		"upkeep": {
+			"at rest":                          {func(*State) {}, Step{}},
+			"a reading is due":                 {func(s *State) { s.engine.next = noon }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"a hint":                           {func(s *State) { s.engine.due = true }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"it runs what is applied":          {func(s *State) { runs(s, 512) }, Step{Kind: Accept}},
+			"it restarted and runs another":    {func(s *State) { runs(s, 64); s.engine.returned = true }, Step{Kind: Assert, For: forUpkeep}},
+			"a lost request of ours landed":    {func(s *State) { runs(s, 64); s.engine.inflight.add(units(64), noon) }, Step{Kind: Assert, For: forUpkeep}},
+			"it runs another":                  {func(s *State) { runs(s, 64) }, Step{Kind: ReadAgain, For: forUpkeep}},
+			"it does each time":                {func(s *State) { runs(s, 64); s.engine.reread = true }, Step{Kind: NoteDrift}},
+			"that is noted":                    {func(s *State) { runs(s, 64); s.engine.reread, s.engine.noted = true, true }, Step{Kind: Assert, For: forUpkeep}},
+			"that is noted, and only reported": {func(s *State) { runs(s, 64); s.engine.reread, s.engine.noted, s.opt.Drift = true, true, DriftReport }, Step{Kind: Leave}},
+			"somebody contests it": {func(s *State) {
+				runs(s, 64)
+				s.engine.reread, s.engine.noted = true, true
+				s.drift.contest = contest{rounds: contested, corrected: noon}
+			}, Step{Kind: Leave}},
+			"an operator wants it corrected all the same": {func(s *State) {
+				runs(s, 64)
+				s.engine.reread, s.engine.noted = true, true
+				s.drift.contest = contest{rounds: contested, corrected: noon, asked: true}
+			}, Step{Kind: Assert, For: forUpkeep}},
+			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forUpkeep}},
+			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; s.stand(stageAssert, "x", "") }, Step{Kind: Leave}},
+			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon} }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{retryAt: noon} }, Step{}},
+			"a confirmation that happened": {func(s *State) { s.pending = &pending{id: "earlier"} }, Step{Kind: Confirm}},
+		},
+		"declared": {
+			"another one":                   {func(s *State) { declare(s, 1024) }, Step{Kind: Commit}},
+			"another one, engine is new":    {func(s *State) { declare(s, 1024); s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
+			"another one, engine is down":   {func(s *State) { declare(s, 1024); down(s) }, Step{Kind: Commit}},
+			"another one, the disk is full": {func(s *State) { declare(s, 1024); s.stand(stageCommit, "x", "") }, Step{}},
+			"held":                          {func(s *State) { holds(s, 1024); declare(s, 1024) }, Step{Kind: ReportHeld}},
+			"held, as was reported": {func(s *State) {
+				holds(s, 1024)
+				declare(s, 1024)
+				s.report.attempts[0] = Attempt{Revision: "1024", Outcome: record.Held}
+			}, Step{}},
+			"paused":           {func(s *State) { pauses(s); declare(s, 1024) }, Step{Kind: ReportHeld}},
+			"the same anew":    {func(s *State) { declare(s, 512); s.declared.doc.Source.Revision = "new" }, Step{Kind: ReportSame}},
+			"the same, unread": {func(s *State) { declare(s, 512); s.declared.doc.Source.Revision = "new"; s.declared.at = noon.Add(1) }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"of git": {func(s *State) {
+				declare(s, 1024)
+				s.opt.Judge, s.declared.doc.Source.Kind = judge{}, "git"
+			}, Step{Kind: CheckSigner}},
+			"of git, trusted": {func(s *State) {
+				declare(s, 1024)
+				s.opt.Judge, s.declared.doc.Source.Kind, s.signer = judge{}, "git", signerCheck{"1024", true}
+			}, Step{Kind: Commit}},
+			"of git, not trusted": {func(s *State) {
+				declare(s, 1024)
+				s.opt.Judge, s.declared.doc.Source.Kind, s.signer = judge{}, "git", signerCheck{"1024", false}
+			}, Step{Kind: AskSource}},
+			"of git, checked against another": {func(s *State) {
+				declare(s, 1024)
+				s.opt.Judge, s.declared.doc.Source.Kind, s.declared.doc.Follows = judge{}, "git", "an older commit"
+			}, Step{Kind: AskSource}},
+		},
+		"candidate": {
+			"of an earlier process":     {func(s *State) { finds(s, 1024); s.pending = nil }, Step{Kind: Adopt}},
+			"found, not asked":          {func(s *State) { finds(s, 1024); declare(s, 1024) }, Step{Kind: ReadEngine, For: forCandidate}},
+			"found, does not run":       {func(s *State) { finds(s, 1024).asked = true; declare(s, 1024) }, Step{Kind: MarkRetried}},
+			"found, marked":             {func(s *State) { finds(s, 1024).asked = true; declare(s, 1024); s.retried = true }, Step{Kind: Reject}},
+			"found, marked by this one": {func(s *State) { p := finds(s, 1024); p.asked, p.marked = true, true; declare(s, 1024) }, Step{Kind: Send}},
+			"found, no longer valid":    {func(s *State) { finds(s, 3).asked = true }, Step{Kind: Revert}},
+			"fresh":                     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024) }, Step{Kind: Send}},
+			"fresh, engine is down":     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); down(s) }, Step{}},
+			"fresh, it failed":          {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); s.stand(stageSend, "x", "") }, Step{}},
+			"sent, connection broke": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends, p.broken = 1, true
+				declare(s, 1024)
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forCandidate}},
+			"sent, is to be read back": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends, p.accepted, p.owed = 1, true, true
+				declare(s, 1024)
+			}, Step{Kind: ReadEngine, For: forCandidate}},
+			"read back before all else": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends, p.accepted, p.owed = 1, true, true
+				declare(s, 2048)
+			}, Step{Kind: ReadEngine, For: forCandidate}},
+			"runs something else": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends, p.accepted, p.mismatch = 1, true, true
+				declare(s, 1024)
+			}, Step{Kind: ReadAgain, For: forCandidate}},
+			"the engine restarted": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends = 1
+				declare(s, 1024)
+				runs(s, 64)
+				s.engine.returned = true
+			}, Step{Kind: Assert, For: forCandidate}},
+			"runs":                   {func(s *State) { commits(s, record.KindChange, 1024).verified = true; declare(s, 1024) }, Step{Kind: Confirm}},
+			"runs, the disk is full": {func(s *State) { commits(s, record.KindChange, 1024).verified = true; s.stand(stageConfirm, "x", "") }, Step{}},
+			"runs, the disk is full, due": {func(s *State) {
+				commits(s, record.KindChange, 1024).verified = true
+				s.stand(stageConfirm, "x", "")
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forConfirm}},
+			"rejected": {func(s *State) { commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: Revert}},
+			"rejected, the disk is full": {func(s *State) {
+				commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"}
+				s.stand(stageRevert, "x", "")
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forHead}},
+			"rejected, the disk is full, read": {func(s *State) {
+				commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"}
+				s.stand(stageRevert, "x", "")
+				runs(s, 1024)
+			}, Step{Kind: Assert, For: forHead}},
+			"a rollback is rejected":      {func(s *State) { commits(s, record.KindRollback, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: ListBelow}},
+			"a newer one is declared":     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 2048) }, Step{Kind: Commit}},
+			"what is applied is declared": {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 512) }, Step{Kind: Revert}},
+			"a newer one is held": {func(s *State) {
+				commits(s, record.KindRollback, 1024)
+				declare(s, 512)
+				s.head.Held = &record.Hold{Paused: true}
+			}, Step{Kind: Send}},
+			"its source is refused": {func(s *State) {
+				commits(s, record.KindChange, 1024)
+				declare(s, 1024)
+				s.declared.refusal = &document.Refusal{Reason: "no"}
+			}, Step{Kind: Revert}},
+			"withdrawn, the disk is full": {func(s *State) {
+				commits(s, record.KindChange, 1024)
+				declare(s, 512)
+				s.stand(stageRevert, "x", "")
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forUpkeep}},
+			"its signer is to be asked about": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends, p.asked = 1, true
+				s.head.Source.Kind, s.opt.Judge = "git", judge{}
+				declare(s, 1024)
+			}, Step{Kind: CheckSigner}},
+			"its signer is not trusted": {func(s *State) {
+				p := commits(s, record.KindChange, 1024)
+				p.sends = 1
+				s.head.Source.Kind, s.opt.Judge, s.signer = "git", judge{}, signerCheck{s.head.ID, false}
+				declare(s, 1024)
+			}, Step{Kind: Revert}},
+			"the engine lacks a parameter": {func(s *State) {
+				commits(s, record.KindChange, 1024)
+				declare(s, 1024)
+				s.engine.reading.Parameters = s.engine.reading.Parameters.With("cache_ttl_seconds", schema.Value{})
+			}, Step{Kind: ReportUnknown}},
+			"the engine reports more than before": {func(s *State) {
+				s.applied = nil
+				commits(s, record.KindChange, 1024)
+				declare(s, 1024)
+			}, Step{Kind: Recommit}},
+		},
+		"probation": {
+			"begins":                     {func(s *State) { probates(s).probation = nil }, Step{Kind: BeginProbation}},
+			"health is due":              {func(s *State) { probates(s).probation.next = noon }, Step{Kind: ReadHealth}},
+			"health is not due":          {func(s *State) { probates(s) }, Step{}},
+			"a hint":                     {func(s *State) { probates(s); s.engine.due = true }, Step{Kind: ReadHealth}},
+			"a hint after a failed read": {func(s *State) { probates(s).probation.bad = 1; s.engine.due = true }, Step{}},
+			"what runs is due":           {func(s *State) { probates(s).probation.readOwed = true }, Step{Kind: ReadEngine, For: forProbation}},
+			"not watched":                {func(s *State) { probates(s).probation.next = noon.Add(-lateness - 1) }, Step{Kind: BeginProbation}},
+			"passed":                     {func(s *State) { probates(s).probation.passed = true }, Step{Kind: Confirm}},
+			"displaced":                  {func(s *State) { probates(s); declare(s, 2048) }, Step{Kind: Commit}},
+			"a rollback":                 {func(s *State) { probates(s); s.head.Kind = record.KindRollback }, Step{Kind: Confirm}},
+		},
+		"settlement": {
+			"is to be read": {func(s *State) { settles(s, record.KindRevert, 512); s.engine.due = true }, Step{Kind: ReadEngine, For: forHead}},
+			"runs":          {func(s *State) { settles(s, record.KindRevert, 512); runs(s, 512) }, Step{Kind: AcceptHead}},
+			"does not run":  {func(s *State) { settles(s, record.KindRevert, 512); runs(s, 1024) }, Step{Kind: Assert, For: forHead}},
+			"was asserted":  {func(s *State) { settles(s, record.KindRevert, 512); s.asserted = s.head.ID }, Step{Kind: Confirm}},
+			"the disk is full": {func(s *State) {
+				settles(s, record.KindRevert, 512)
+				s.asserted = s.head.ID
+				s.stand(stageConfirm, "x", "")
+			}, Step{}},
+			"is refused":                 {func(s *State) { settles(s, record.KindRevert, 512); refuses(s) }, Step{}},
+			"is refused, a fix":          {func(s *State) { settles(s, record.KindRevert, 512); refuses(s); declare(s, 64) }, Step{Kind: Commit}},
+			"a fix before that":          {func(s *State) { settles(s, record.KindRevert, 512); declare(s, 64) }, Step{}},
+			"a note, and drift":          {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64) }, Step{Kind: NoteDrift}},
+			"a note, and drift is noted": {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64); s.engine.noted = true }, Step{Kind: Assert, For: forHead}},
+			"a note, and drift is reported": {func(s *State) {
+				settles(s, record.KindNote, 512)
+				runs(s, 64)
+				s.engine.noted, s.opt.Drift = true, DriftReport
+			}, Step{Kind: AcceptHead}},
+			"a note, nothing listed": {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64); s.below = below{} }, Step{Kind: ListBelow}},
+		},
+		"special": {
+			"another agent has the directory": {func(s *State) { s.disk.err = record.ErrInUse; declare(s, 1024) }, Step{}},
+			"and a reading is due":            {func(s *State) { s.disk.err = record.ErrInUse; s.engine.due = true }, Step{Kind: ReadEngine, For: forStatus}},
+			"it only observes":                {func(s *State) { s.opt.Observe = true; declare(s, 1024) }, Step{}},
+			"the history is lost":             {func(s *State) { s.lost = &record.Hold{Paused: true}; declare(s, 1024) }, Step{Kind: ReportHeld}},
+			"lost, and a reading is due":      {func(s *State) { s.lost = &record.Hold{Paused: true}; s.engine.due = true }, Step{Kind: ReadEngine, For: forStatus}},
+		},
+		"rest": {
+			"a probe is due":        {func(s *State) { s.disk.probed = noon.Add(-probeEvery) }, Step{Kind: Probe}},
+			"a probe after failure": {func(s *State) { s.disk.probed, s.disk.err = noon.Add(-probeSoon), errors.New("full") }, Step{Kind: Probe}},
+			"a new head":            {func(s *State) { s.listed.head = "another" }, Step{Kind: ListNewest}},
+			"a drift":               {func(s *State) { s.drift.unsaved = true }, Step{Kind: SaveDrift}},
+			"a new engine":          {func(s *State) { s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
+			"the next reading":      {func(*State) {}, Step{Until: noon.Add(5 * time.Second)}},
+			"the next try":          {func(s *State) { s.faults[stageCommit] = &fault{retryAt: noon.Add(time.Second)} }, Step{Until: noon.Add(time.Second)}},
+		},
+		"orders": {
+			"pause":                         {func(s *State) { orders(s, &Pause{Reason: "x"}) }, Step{Kind: Note}},
+			"pause twice":                   {func(s *State) { pauses(s); orders(s, &Pause{}) }, Step{Kind: Answer}},
+			"pause, a change pends":         {func(s *State) { commits(s, record.KindChange, 1024); orders(s, &Pause{}) }, Step{Kind: Revert}},
+			"pause, a rollback pends":       {func(s *State) { commits(s, record.KindRollback, 1024); orders(s, &Pause{}) }, Step{Kind: Recommit}},
+			"pause, a change runs":          {func(s *State) { commits(s, record.KindChange, 1024).verified = true; orders(s, &Pause{}) }, Step{Kind: Confirm}},
+			"pause, nothing is applied":     {func(s *State) { s.head, s.applied = nil, nil; orders(s, &Pause{}) }, Step{Kind: Answer}},
+			"pause, lost":                   {func(s *State) { s.lost = &record.Hold{Paused: true}; orders(s, &Pause{}) }, Step{Kind: Answer}},
+			"resume":                        {func(s *State) { holds(s, 1024); orders(s, &Resume{}) }, Step{Kind: Note}},
+			"resume nothing":                {func(s *State) { orders(s, &Resume{}) }, Step{Kind: Answer}},
+			"resume another name":           {func(s *State) { holds(s, 1024); orders(s, &Resume{Name: "max_membrane_depth"}) }, Step{Kind: Answer}},
+			"resume, dry run":               {func(s *State) { holds(s, 1024); orders(s, &Resume{DryRun: true}) }, Step{Kind: Answer}},
+			"resume, lost":                  {func(s *State) { s.lost = &record.Hold{Paused: true}; orders(s, &Resume{}) }, Step{Kind: ClearLost}},
+			"rollback":                      {func(s *State) { orders(s, &Rollback{}) }, Step{Kind: FindTarget}},
+			"rollback, found":               {func(s *State) { targets(s, 64) }, Step{Kind: Commit}},
+			"rollback, none found":          {func(s *State) { targets(s, 64).err = errors.New("none") }, Step{Kind: Answer}},
+			"rollback, it runs":             {func(s *State) { targets(s, 512) }, Step{Kind: Answer}},
+			"rollback, dry run":             {func(s *State) { targets(s, 64).Order.(*Rollback).DryRun = true }, Step{Kind: Answer}},
+			"rollback, one pends":           {func(s *State) { commits(s, record.KindRollback, 64); targets(s, 64) }, Step{Kind: Join}},
+			"rollback and pause, one pends": {func(s *State) { commits(s, record.KindRollback, 64); targets(s, 64).Order.(*Rollback).Pause = true }, Step{Kind: Recommit}},
+			"rollback, one ended meanwhile": {func(s *State) { targets(s, 64).open = s.head.ID }, Step{Kind: Join}},
+			"rollback, one was superseded meanwhile": {func(s *State) {
+				q := targets(s, 64)
+				q.open, q.openOutcome = "earlier", record.Superseded
+			}, Step{Kind: Commit}},
+			"rollback of an unknown parameter": {func(s *State) { orders(s, &Rollback{Hold: []string{"size"}}) }, Step{Kind: Answer}},
+		},
+	} {
+		for _, name := range slices.Sorted(maps.Keys(rows)) {
+			t.Run(group+"/"+name, func(t *testing.T) {
+				s := atRest()
+				rows[name].given(s)
+				if group != "rest" && s.head != nil && s.applied != nil {
+					s.listed = listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
+				}
+				got, want := Plan(s, noon), rows[name].want
+				if got.Kind != want.Kind || got.For != want.For || !want.Until.IsZero() && !got.Until.Equal(want.Until) {
+					t.Errorf("%s for %d until %v, want %s for %d", got.Kind, got.For, got.Until, want.Kind, want.For)
+				}
+			})
+		}
+	}
+}
+
+func probates(s *State) *pending {
+	s.opt.Probation = time.Minute
+	p := commits(s, record.KindChange, 1024)
+	declare(s, 1024)
+	runs(s, 1024)
+	s.engine.unchecked, p.verified = false, true
+	p.probation = &probation{until: noon.Add(time.Minute), next: noon.Add(time.Second), peer: s.engine.reading.Peer}
+	return p
+}
+
+func refuses(s *State) {
+	s.faults[stageAssert] = &fault{refused: true, retryAt: noon.Add(time.Minute)}
+}
+
+func targets(s *State, n int) *request {
+	q := orders(s, &Rollback{Reason: "slow"})
+	target := record.Row{Record: *recordOf(record.KindChange, n, nil), Outcome: record.Applied}
+	q.facts = facts{known: true, target: &target, config: units(n), applied: s.applied.Config}
+	return q
+}
+
+type judge struct{}
+
+func (judge) Vouch(document.Source) (*document.Refusal, error) { panic("Plan asked the source") }
+func (judge) Sync()                                            { panic("Plan asked the source") }
+
+// TestPlanIsPure: neither Plan nor View changes a State, and both may be called again.
+func TestPlanIsPure(t *testing.T) {
+	s := atRest()
+	declare(s, 1024)
+	for range 2 {
+		if step := Plan(s, noon); step.Kind != Commit || len(s.outbox.events) > 0 {
+			t.Fatalf("%s, %d events", step.Kind, len(s.outbox.events))
+		}
+		if v := View(s, noon); v.State != StateApplying || v.InSync || len(s.outbox.events) > 0 {
+			t.Fatalf("%s: %s", v.State, v.Reason)
+		}
+	}
+}
