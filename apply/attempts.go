@@ -97,6 +97,8 @@ func (s *State) hasOutcome(revision string) bool {
 	switch a.Outcome {
 	case record.Held, record.Pending, record.Superseded:
 		return false
+	case record.Rejected: // until it is held no more: then it may be what runs
+		return s.declared.config == nil || s.holds(s.hold(), s.declared.config)
 	case record.Refused:
 		return s.declared.refusal != nil // it may be trusted later, as it is
 	}
@@ -125,7 +127,7 @@ func (s *State) attemptInvalid(doc *document.Document, v *schema.Violations) {
 		first = filepath.Join(s.opt.Source.Location, ".") + "/" + first
 	}
 	s.emit(Event{
-		Type: EventInvalid, Outcome: record.Invalid, Names: names, Level: slog.LevelWarn,
+		Type: EventInvalid, Outcome: record.Invalid, Names: names, Level: slog.LevelWarn, Key: "invalid", Same: first,
 		Text:  "the configuration is not valid; the engine keeps what it has",
 		Attrs: []any{"revision", doc.Revision(), "violations", v.Total, "violation", first},
 	})
@@ -134,7 +136,7 @@ func (s *State) attemptInvalid(doc *document.Document, v *schema.Violations) {
 func (s *State) attemptRefused(doc *document.Document) {
 	s.attempted(Attempt{Revision: doc.Revision(), Outcome: record.Refused, Reason: doc.Refused.Reason})
 	s.emit(Event{
-		Type: EventRefused, Outcome: record.Refused, Level: slog.LevelWarn,
+		Type: EventRefused, Outcome: record.Refused, Level: slog.LevelWarn, Key: "refused", Same: doc.Refused.Hint,
 		Text:  "the source is not trusted with this revision; the engine keeps what it has",
 		Attrs: []any{"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint},
 	})

@@ -42,6 +42,8 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		r.compareEngine(ctx)
 	case Send:
 		r.doSend(ctx)
+	case Recheck:
+		r.doRecheck(ctx)
 	case Assert:
 		r.doAssert(ctx, step)
 	case CheckSigner:
@@ -250,7 +252,13 @@ func (r *Reconciler) doSend(ctx context.Context) {
 	case api.VerdictAccepted:
 		p.accepted, p.owed = true, true
 	case api.VerdictRejected:
+		if why := answer.Blamed; why != "" && s.known(s.head.Config).Get(why).IsZero() {
+			s.blameServer("it calls the parameter " + why + " unknown, which was not sent: " + strings.Join(answer.Errors, "; "))
+			break
+		}
 		p.verdict = &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
+		isNamed := slices.ContainsFunc(s.head.Changes, func(c schema.Change) bool { return strings.Contains(p.verdict.reason, c.Parameter) })
+		p.doubted = !isNamed && s.applied != nil && s.agrees(s.engine.reading, s.applied.Config) && s.unknownToEngine(s.applied.Config) == nil
 		return
 	case api.VerdictNotSent:
 		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
@@ -263,6 +271,28 @@ func (r *Reconciler) doSend(ctx context.Context) {
 		s.suspect(stageSend, "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied))
 	}
 	r.unmark(ctx)
+}
+
+// blameServer notes that the engine refuses everything, which is not the fault of the
+// change: it stays pending.
+func (s *State) blameServer(why string) {
+	s.block(stageSend, "the engine accepts no change at all: "+why,
+		"this is a fault of the DTESN server, not of the configuration: show it to whoever runs the server"+again+"; "+stopHint(s.applied))
+}
+
+// doRecheck sends the applied record, which runs, to an engine whose refusal of the
+// candidate names none of its changes. If it refuses that too, the server is at fault.
+func (r *Reconciler) doRecheck(ctx context.Context) {
+	s, p := r.state, r.state.pending
+	p.doubted = false
+	answer := r.sendRecord(ctx, s.applied)
+	s.engine.due = true
+	if answer.Verdict == api.VerdictRejected {
+		why := p.verdict.reason
+		p.verdict = nil
+		s.blameServer("it refuses what it runs already, too: " + why)
+		r.unmark(ctx)
+	}
 }
 
 // doMark makes it durable that the candidate is sent again. Who finds the mark without

@@ -204,3 +204,23 @@ func TestOrdersDoNotWaitForAnEngineThatHangs(t *testing.T) {
 		}
 	}
 }
+
+// TestLastDrift: what drifted is shown afterwards, also by the next process.
+func TestLastDrift(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		if last := w.r.Status().LastDrift; last != nil {
+			t.Fatalf("before any: %+v", last)
+		}
+		w.engine.tell(func(e *scripted) { e.runs = stateB })
+		w.pass(time.Minute)
+		w.check("corrected", inSync(stateA))
+		for _, when := range []string{"corrected", "after a restart"} {
+			last := w.r.Status().LastDrift
+			if last == nil || last.At == 0 || last.Until < last.At || len(last.Differences) != 1 || last.Differences[0].Parameter != reservoir {
+				t.Errorf("%s: %+v", when, last)
+			}
+			w.restart()
+			w.pass(time.Second)
+		}
+	})
+}

@@ -644,3 +644,44 @@ func TestAnotherTypeThanTheEngineHas(t *testing.T) {
 		w.check("nobody any more", inSync(stateC))
 	})
 }
+
+// TestTheServerIsAtFault: a refusal that cannot be about the change is not believed.
+func TestTheServerIsAtFault(t *testing.T) {
+	for name, row := range map[string]struct {
+		how  manner
+		says string
+	}{
+		"it names a parameter that was not sent": {blame, "it calls the parameter allowed_origins unknown, which was not sent"},
+		"it refuses what it runs":                {refuseAll, "it refuses what it runs already, too: no"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.engine.will(stateA, row.how)
+				w.engine.will(stateB, row.how)
+				w.declare(stateB, "")
+				w.pass(10 * time.Second)
+				w.check("refused", want{runs: stateA, outcome: record.Pending, state: apply.StateDegraded, ready: true, open: true})
+				if s := w.r.Status(); !strings.Contains(s.Reason, row.says) || !strings.Contains(s.Hint, "fault of the DTESN server") || s.Held != nil {
+					t.Errorf("%s; hint %s; held %+v", s.Reason, s.Hint, s.Held)
+				}
+				w.engine.will(stateA, accept)
+				w.engine.will(stateB, accept)
+				w.pass(6 * time.Minute)
+				w.check("mended", inSync(stateB))
+			})
+		})
+	}
+}
+
+// TestARefusalIsBelieved where the engine accepts what it runs.
+func TestARefusalIsBelieved(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, refuseAll)
+		w.declare(stateB, "")
+		w.pass(time.Second)
+		w.check("rejected", want{runs: stateA, outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{stateB}})
+		if n := w.engine.sent(stateB); n != 1 {
+			t.Errorf("the change was sent %d times", n)
+		}
+	})
+}

@@ -135,7 +135,11 @@ type repeater struct {
 type repetition struct {
 	same  string
 	count int
+	at    time.Time
 }
+
+// occasional is the time after which something that happens again is news.
+const occasional = time.Minute
 
 func newRepeater(l *slog.Logger) *repeater {
 	return &repeater{Logger: l, last: map[string]repetition{}}
@@ -156,10 +160,11 @@ func (p *repeater) event(e *Event) {
 
 func (p *repeater) condition(e *Event) {
 	seen := p.last[e.Key]
-	if seen.same != e.Same {
+	if seen.same != e.Same || e.Type != EventLine && e.At.Sub(seen.at) > occasional {
 		seen = repetition{same: e.Same}
 	}
 	seen.count++
+	seen.at = e.At
 	p.last[e.Key] = seen
 	for n := seen.count; n > 1; n /= 10 {
 		if n%10 != 0 {

@@ -140,3 +140,23 @@ func TestARollbackThatWasSupersededIsOrderedAgain(t *testing.T) {
 		}
 	})
 }
+
+// A refused first change that somebody else then gave the engine is what runs.
+func TestARejectedChangeRunsAfterAResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.engine.tell(func(e *scripted) { e.down = true })
+		w.engine.will(stateB, refuse)
+		w.start()
+		w.declare(stateB, "")
+		w.engine.tell(func(e *scripted) { e.down, e.runs = false, stateB })
+		w.pass(time.Minute)
+		if a := w.r.Status().Attempted; a == nil || a.Outcome != record.Rejected {
+			t.Fatalf("attempted %+v", a)
+		}
+		w.must(&apply.Resume{})
+		w.pass(time.Minute)
+		w.check("resumed", want{runs: stateB, outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true})
+		w.end()
+	})
+}

@@ -259,6 +259,8 @@ func (s *State) planCandidate(now time.Time) Step {
 	switch {
 	case p == nil || p.id != head.ID:
 		return Step{Kind: Adopt}
+	case p.doubted:
+		return Step{Kind: Recheck}
 	case p.verdict != nil:
 		return s.planRejection(now)
 	case p.owed:

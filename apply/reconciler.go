@@ -48,7 +48,9 @@ type Options struct {
 	Judge Judge
 	// Socket and StateDir are shown in the status.
 	Socket, StateDir string
-	MaxSnapshots     int
+	// Volatile is why the state directory does not outlive the pod, "" if it does.
+	Volatile     string
+	MaxSnapshots int
 
 	Drift         DriftMode
 	DriftInterval time.Duration
@@ -422,6 +424,9 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 		s.retryNow(stages...) // what waits for its time may have been mended
 		s.showPending(doc.Revision())
 	}
+	if doc.Refused == nil {
+		s.over("refused")
+	}
 	switch d := &s.declared; {
 	case d.refusal != nil:
 		if changed || before.refusal == nil || *before.refusal != *d.refusal {
@@ -431,6 +436,8 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 		if changed || before.refusal != nil {
 			s.attemptInvalid(doc, d.violations)
 		}
+	default:
+		s.over("invalid")
 	}
 	s.outbox.changed = true
 }

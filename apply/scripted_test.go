@@ -34,6 +34,8 @@ const (
 	foreign    manner = "be another program"
 	wrongLabel manner = "refuse our environment"
 	notSent    manner = "answer 503 to our environment"
+	blame      manner = "refuse for a parameter that was not sent"
+	refuseAll  manner = "refuse without a name"
 )
 
 // scripted is an engine that treats batches as told: first the queue, then by
@@ -206,10 +208,14 @@ func (e *scripted) take(b api.Batch) api.Answer {
 	case partly:
 		e.runs = e.runs.With(reservoir, b.Parameters.Get(reservoir)).With("cache_ttl_seconds", schema.Int(86400))
 	case refuse:
-		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"it does not fit"}, Peer: peer}
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{reservoir + ": it does not fit"}, Peer: peer}
 	case callback:
 		e.runs = merged(e.runs, b.Parameters)
-		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"a callback failed"}, Peer: peer}
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{reservoir + ": a callback failed"}, Peer: peer}
+	case blame:
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"Unknown parameter: allowed_origins"}, Blamed: "allowed_origins", Peer: peer}
+	case refuseAll:
+		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"no"}, Peer: peer}
 	case hangBefore:
 		return unknown(context.DeadlineExceeded, false)
 	case hangAfter:

@@ -181,6 +181,9 @@ type pending struct {
 	verified   bool // the engine was read to run it
 	probation  *probation
 	verdict    *verdict // why it is rejected, until the revert is recorded
+	// doubted: the rejection names no parameter of the change, so it is not believed
+	// before the engine accepted what it runs.
+	doubted bool
 }
 
 // A verdict is why a candidate is rejected.

@@ -37,16 +37,19 @@ type Status struct {
 
 	// Current is what the engine was last read to run; nil before the first
 	// reading.
-	Current             *schema.Parameters `json:"current_config"`
-	Environment         schema.Environment `json:"environment"`
-	Instance            string             `json:"instance"`
-	Schema              SchemaStatus       `json:"schema"`
-	TotalSnapshots      int                `json:"total_snapshots"`
-	MaxSnapshots        int                `json:"max_snapshots"`
-	ActiveSnapshots     int                `json:"active_snapshots"`
-	BackupDirectory     string             `json:"backup_directory"`
-	AutoBackupEnabled   bool               `json:"auto_backup_enabled"`
-	RegisteredCallbacks int                `json:"registered_callbacks"`
+	Current           *schema.Parameters `json:"current_config"`
+	Environment       schema.Environment `json:"environment"`
+	Instance          string             `json:"instance"`
+	Schema            SchemaStatus       `json:"schema"`
+	TotalSnapshots    int                `json:"total_snapshots"`
+	MaxSnapshots      int                `json:"max_snapshots"`
+	ActiveSnapshots   int                `json:"active_snapshots"`
+	BackupDirectory   string             `json:"backup_directory"`
+	AutoBackupEnabled bool               `json:"auto_backup_enabled"`
+	// StateVolatile is why the state directory does not outlive the pod, or the machine;
+	// "" if it does, as far as is known.
+	StateVolatile       string `json:"state_volatile"`
+	RegisteredCallbacks int    `json:"registered_callbacks"`
 
 	Seen        Seen                `json:"seen"`
 	Attempted   *Attempt            `json:"attempted"`

@@ -36,6 +36,7 @@ const (
 	ReadHealth             // during probation
 	CompareEngine          // which values it accepts
 	Send                   // the candidate: the point of no return
+	Recheck                // whether the engine accepts the applied record, which it runs
 	Assert                 // a recorded state: send it and read it back, without a commit
 	CheckSigner            // whether the source still trusts the signer
 	AskSource              // to look and judge again
@@ -71,7 +72,7 @@ const (
 // String returns the name of the kind.
 func (k StepKind) String() string {
 	return [...]string{
-		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Assert", "CheckSigner", "AskSource",
+		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Recheck", "Assert", "CheckSigner", "AskSource",
 		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBelow", "ListNewest", "SaveDrift",
 		"Adopt", "Reject", "Accept", "Leave", "NoteDrift", "AcceptHead", "BeginProbation", "ReportUnknown", "ReportHeld", "ReportSame", "Join", "Answer",
 	}[k]

@@ -17,7 +17,7 @@ func View(s *State, now time.Time) *Status {
 	v := &Status{
 		Environment: s.opt.Rules.Environment(), Instance: s.opt.Instance, Schema: SchemaStatus{declared.File(), declared.Digest()},
 		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.listed.active,
-		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true,
+		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
 		Attempts: append([]Attempt{}, s.report.attempts...), Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
 		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]Repair{}, s.repairs...),
 		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),

@@ -335,3 +335,18 @@ func FuzzReasons(f *testing.F) {
 		}
 	})
 }
+
+// TestBlamed reads the parameter that a server calls unknown.
+func TestBlamed(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"success": false, "errors": ["Unknown parameter: allowed_origins"]}`:              "allowed_origins",
+		`{"success": false, "errors": ["unknown parameter 'x.y'."]}`:                        "x.y",
+		`{"success": false, "errors": ["no"], "unknown_parameter": "enable_docs"}`:          "enable_docs",
+		`{"success": false, "errors": ["Invalid value for max_membrane_depth: 100"]}`:       "",
+		`{"success": false, "errors": ["esn_reservoir_size: some parameters are unknown"]}`: "",
+	} {
+		if a := judge(http.StatusOK, []byte(body), nil); a.Verdict != api.VerdictRejected || a.Blamed != want {
+			t.Errorf("%s: %s, blamed %q, want %q", body, a.Verdict, a.Blamed, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"dtesn-agent/dtesn/api"
@@ -39,7 +40,7 @@ func judge(status int, body []byte, err error) api.Answer {
 		if len(why) == 0 {
 			why = []string{"the engine answered " + statusText(status) + " without a reason"}
 		}
-		return api.Answer{Verdict: api.VerdictRejected, Errors: why}
+		return api.Answer{Verdict: api.VerdictRejected, Errors: why, Blamed: blamed(body, why)}
 	case foreign(status):
 		return api.Answer{Verdict: api.VerdictForeign, Err: notAnEngine(
 			"POST %s answered %s%s", PathBatchUpdate, statusText(status), because(reasons(body)))}
@@ -49,6 +50,26 @@ func judge(status int, body []byte, err error) api.Answer {
 	}
 	return api.Answer{Verdict: api.VerdictUnknown, Err: fmt.Errorf(
 		"the engine answered %s%s", statusText(status), because(reasons(body)))}
+}
+
+// unknownParameter is how servers call a parameter unknown in words.
+var unknownParameter = regexp.MustCompile(`(?i)\bunknown parameter:? *["'\x60]?([A-Za-z_][A-Za-z0-9_.-]*)`)
+
+// blamed returns the parameter that a rejection calls unknown: in the field
+// `unknown_parameter`, or in its words.
+func blamed(body []byte, why []string) string {
+	var answer struct {
+		Name string `json:"unknown_parameter"`
+	}
+	if json.Unmarshal(body, &answer) == nil && answer.Name != "" {
+		return line(answer.Name)
+	}
+	for _, text := range why {
+		if m := unknownParameter.FindStringSubmatch(text); m != nil {
+			return strings.TrimRight(m[1], ".-")
+		}
+	}
+	return ""
 }
 
 // rejects reports whether an answer with this status may be a rejection.

@@ -88,6 +88,8 @@ type Answer struct {
 	// Errors are the engine's reasons for a rejection, each one line of at most
 	// 1 KiB without control characters.
 	Errors []string
+	// Blamed is the parameter that a rejection calls unknown, "" for none.
+	Blamed string
 	// Err is the reason when the verdict is unknown, not sent or foreign.
 	Err error
 	// Broken means that the connection broke after bytes were sent, without a

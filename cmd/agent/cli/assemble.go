@@ -78,6 +78,9 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
 	}
 	opt.Repairs = a.repairs
+	if opt.Volatile = volatile(s.state); opt.Volatile != "" && !s.observe {
+		logger.Warn("state directory is volatile", "directory", s.state, "reason", opt.Volatile, "hint", "holds and pauses end with it: put --state on a persistent volume")
+	}
 	a.reconciler = apply.New(opt)
 	if s.once {
 		a.once = newOnce(s.onceTimeout, a.reconciler.Latest())

@@ -225,6 +225,16 @@ func (p *page) obstacles(s *apply.Status) {
 			p.more(c.String())
 		}
 		p.gap()
+	} else if d := s.LastDrift; d != nil {
+		over := "not seen to end"
+		if d.Until != 0 {
+			over = "over " + p.when(d.Until)
+		}
+		p.line("last drift", p.when(d.At)+", "+over)
+		for _, c := range d.Differences {
+			p.more(c.String())
+		}
+		p.gap()
 	}
 }
 
@@ -253,6 +263,9 @@ func (p *page) surroundings(s *apply.Status) {
 	p.line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
 	p.line("schema", fmt.Sprintf("%s, digest %.12s", s.Schema.File, s.Schema.Digest))
 	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
+	if s.StateVolatile != "" {
+		p.more("holds and pauses do not outlive it: " + s.StateVolatile)
+	}
 	for _, r := range s.Repairs {
 		p.line("repaired", r.Found+": "+r.Did)
 		if r.Kept != "" {
