@@ -160,3 +160,16 @@ func TestARejectedChangeRunsAfterAResume(t *testing.T) {
 		w.end()
 	})
 }
+
+// A confirmation of a note that failed and happened is repeated until it succeeds.
+func TestAConfirmationThatHappenedIsRepeated(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.must(&apply.Pause{Reason: "night"})
+		w.m.plan("settle", happens, happens, happens)
+		if _, err := w.do(&apply.Resume{}); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(5 * time.Minute)
+		w.check("resumed", inSync(stateA))
+	})
+}

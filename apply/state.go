@@ -283,9 +283,10 @@ func (s *State) refresh(now time.Time) {
 	}
 }
 
-// isOpenSettlement reports whether the head is a revert or note to be confirmed.
+// isOpenSettlement reports whether the head is a revert or note to be confirmed, maybe
+// once more: a confirmation that failed may have happened all the same.
 func (s *State) isOpenSettlement() bool {
-	return s.head != nil && (s.asserted == s.head.ID || !s.isSettled() && !s.head.Kind.Candidate())
+	return s.head != nil && !s.head.Kind.Candidate() && (!s.isSettled() || s.asserted == s.head.ID || s.blocked(stageConfirm))
 }
 
 // declaredDiffers reports whether what is declared differs from what is applied, and
