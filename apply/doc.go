@@ -1,70 +1,64 @@
-// Package apply is the transaction that brings what a source declares to the
-// live engine, and the recovery that finishes what a crash cut short.
+// Package apply brings what a source declares to the live engine, and finishes what a
+// crash cut short.
 //
-// One goroutine, Reconciler.Run, owns everything: the store, the engine and
-// what is known of both. Triggers (a Document, a hint that the engine moved,
-// an operator's request, a timer) only wake it; each turn looks at the facts
-// and does the next thing they ask for. So the path after a crash is the path
-// without one: nothing but the refs and the commits of the store carries the
-// state from one process to the next.
+// One goroutine, Reconciler.Run, owns the store and the engine. Documents, hints, orders
+// and timers only wake it. Each turn folds what arrived into the State, asks Plan for the
+// next Step, carries it out, folds the result, and emits events, until there is nothing
+// to do but wait. So the path after a crash is the path without one: only the records and
+// marks of the store carry state from one process to the next.
 //
 // # The protocol
 //
 //	Commit   the candidate becomes the head           (write-ahead record)
 //	Send     one atomic batch to the engine           (the point of no return)
 //	Read     on a fresh connection: does it run it?
-//	Confirm  the applied ref moves to the head        (durable; now "applied" is said)
+//	Confirm  the head is marked as applied            (durable; now "applied" is reported)
 //
-// A crash before Commit leaves nothing. A crash between Commit and Confirm
-// leaves a head that is not applied; the next start reads the engine and goes
-// on from what it runs. A crash after Confirm leaves nothing to do.
+// A crash before Commit leaves nothing. A crash between Commit and Confirm leaves a head
+// that is not applied. The next start reads the engine and goes on from what it runs. A
+// crash after Confirm leaves nothing to do.
 //
-// A rejected or withdrawn candidate is settled by a revert at the head, which
-// is durable before the engine is asserted to run it; Confirm then moves the
-// applied ref over it. A head that is a revert or a note is never reverted:
-// whoever finds it asserts it and confirms it.
+// A rejected or withdrawn candidate is settled by a revert at the head. It is durable
+// before the engine is brought back to it, and then confirmed. A head that is a revert or
+// a note is never reverted.
 //
-// The order is Commit before Send, because an engine that runs what no record
-// names could not be explained after a crash; and Send before the sync of
-// Confirm, because the engine need not wait for the disk: a power cut that
-// loses an unconfirmed candidate loses nothing that anybody was told.
+// Commit comes before Send, because an engine that runs what no record names could not be
+// explained after a crash. Send comes before the sync of Confirm, because the engine need
+// not wait for the disk: a power cut that loses an unconfirmed candidate loses nothing
+// that anybody was told.
 //
-// One thing may take a settlement's place before it is confirmed: when the
-// engine refuses the very state it is to be brought back to, waiting cures
-// nothing, and a valid Document that nothing holds, or an operator's order, is
-// committed on top, saying that the settlement is superseded.
+// One thing may take the place of a revert or note before it is confirmed. Where the
+// engine refuses the state that it is to be brought back to, waiting does not help. Then
+// a valid Document that is not held, or an operator's order, is committed on top.
 //
 // # Probation
 //
-// With a probation a candidate that runs is confirmed only after the engine was
-// healthy on it for the whole window. What displaces a pending candidate ends
-// it; a restart of the agent begins it anew, for nothing of it is on record. A
-// rollback is on none: its target ran before.
+// With a probation a candidate that runs is confirmed only after the engine was healthy
+// on it for the whole window. A newer Document or an order ends the probation; a restart
+// of the agent begins it again. Rollbacks have none: their target ran before.
 //
 // # Drift
 //
-// An engine that runs something else although its process is the same was
-// changed past the agent. It is read a few times more before that is said:
-// readings that go back and forth are several engines behind one socket, which
-// is said instead and never counts as drift. What drifted is brought back to the
-// applied snapshot, never to the source, and without a commit. Who changes it
-// again soon after each correction is probably an agent too: from the third
-// time on corrections wait, twice as long each time up to five minutes, and the
-// status says so until the engine is left alone.
+// An engine that runs something else, although its process is the same, was changed by
+// somebody else. It is read a few times more before that is reported: readings that go
+// back and forth are several engines behind one socket, which is not drift. Drift is
+// corrected to the applied record, without a commit. From the third drift in a row, each
+// soon after a correction, corrections wait longer each time, up to five minutes.
 //
 // # Orders
 //
-// An operator's order is carried out between two steps. A call to an engine that
-// hangs is given up for it after two seconds: to the transaction that is one
-// more answer that is not known.
+// An operator's order is carried out between two steps. A call to an engine that hangs is
+// given up for it after two seconds. Its result is then unknown, as after a timeout.
 //
-// # The engine's answers
+// # The engine's responses
 //
-// Accepted, rejected, unknown. Unknown is settled by asking, never guessed: a
-// candidate stays pending while the engine is down or hangs. Two deaths on the
-// same candidate are a rejection; so that an agent that is killed in between
-// cannot make it three, a second send is preceded by a durable mark (the
-// retried ref), and whoever finds the mark at start never sends again. The mark
-// is taken back when the connection held: an engine that answers, if only by
-// failures, came to no harm.
+// Accepted, rejected, or unknown. Unknown is resolved by reading, never guessed: a
+// candidate stays pending while the engine is down or hangs. An engine that ends twice
+// during a send rejects the candidate. A durable mark precedes a second send; a process
+// that finds a mark of another one never sends again, so that a killed agent cannot make
+// it three. The mark is removed once a connection held.
+//
+// A refusal that cannot be about the change is not believed: one that blames a parameter
+// which was not sent, or that comes for what the engine runs already. The candidate stays
+// pending, and the server is reported as at fault.
 package apply

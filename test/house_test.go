@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"watcher":           {"schema", "schema/problem", "watcher/document", "watcher/local", "watcher/remote", "watcher/signature", "watcher/smallfile"},
 	"watcher/document":  {"schema"},
 	"watcher/signature": {"schema/problem"},
+	"watcher/smallfile": {"schema/problem"},
 	"watcher/local":     {"schema/problem", "watcher/smallfile"},
 	"watcher/remote":    {"schema/problem", "watcher/smallfile"},
 	"gitstore":          {"schema", "schema/problem", "gitstore/record"},
