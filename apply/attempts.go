@@ -123,8 +123,8 @@ func (s *State) attemptInvalid(doc *document.Document, v *schema.Violations) {
 		Violations: v.List, ViolationsTotal: v.Total,
 	})
 	first := v.List[0].String()
-	if v.List[0].File != "" && s.opt.Source.Kind == "file" { // for a terminal to open
-		first = filepath.Join(s.opt.Source.Location, ".") + "/" + first
+	if v.List[0].File != "" && s.opt.SourceKind == "file" { // for a terminal to open
+		first = filepath.Join(s.opt.SourceLocation, ".") + "/" + first
 	}
 	s.emit(Event{
 		Type: EventInvalid, Outcome: record.Invalid, Names: names, Level: slog.LevelWarn, Key: "invalid", Same: first,

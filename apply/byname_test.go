@@ -358,7 +358,7 @@ func TestAnUntrustedCandidateEndsNoHold(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := &signers{keys: "ada"}
-		w.signers = s
+		w.source = s
 		w.under(rules)
 		w.declare(stateA, "")
 		w.engine.tell(func(e *scripted) { e.down = true })

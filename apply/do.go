@@ -51,7 +51,7 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 	case AskSource:
 		s.source.asked = s.declared.doc
 		r.publish() // the source asks what is applied
-		r.opt.Judge.Sync()
+		r.opt.Source.Sync()
 	case Commit, Recommit:
 		r.doCommit(ctx, step)
 	case Revert:
@@ -353,7 +353,7 @@ func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 // checkSigner asks the source whether it trusts a revision now.
 func (r *Reconciler) checkSigner(step Step) {
 	s := r.state
-	why, err := r.opt.Judge.Vouch(step.Source)
+	why, err := r.opt.Source.CheckSigner(step.Source)
 	if err != nil {
 		s.block(stageSigner, step.Of+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), cmp.Or(problem.Hint(err), "give the agent the file back")+"; it goes on by itself")
 		return

@@ -278,8 +278,7 @@ type world struct {
 	r      *apply.Reconciler
 	stop   context.CancelFunc
 	joined chan struct{}
-	// signers is the judge of git sources; nil for none.
-	signers apply.Judge
+	source apply.Source
 }
 
 // newWorld starts an agent over an engine with its defaults. It must be called
@@ -293,7 +292,7 @@ func newWorld(t tester, dir string) *world {
 // emptyWorld is a world without an agent.
 func emptyWorld(t tester, dir string) *world {
 	m := &mishaps{planned: map[string][]mishap{}}
-	w := &world{t: t, dir: dir, m: m, rules: rules, drift: apply.DriftCorrect, listed: 50, counts: &counts{outcomes: map[record.Outcome]int{}}}
+	w := &world{t: t, dir: dir, m: m, rules: rules, drift: apply.DriftCorrect, listed: 50, source: readable{}, counts: &counts{outcomes: map[record.Outcome]int{}}}
 	w.engine = &scripted{
 		t: t, m: m, runs: rules.Defaults(), defaults: rules.Defaults(), peer: 1,
 		always: map[schema.Digest]manner{}, sends: map[schema.Digest]int{}, tries: map[schema.Digest]int{},
@@ -316,10 +315,8 @@ func (w *world) start() {
 	w.r = apply.New(apply.Options{
 		Rules: w.rules, Instance: "one", AgentVersion: "test",
 		Store: seenStore, Engine: seenEngine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
-		Source:      apply.SourceStatus{Kind: "file"},
-		ReadSource:  func() (string, time.Time, error) { return "inotify", time.Now(), nil },
-		SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: w.listed,
-		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation, Judge: w.signers,
+		Source: w.source, SourceKind: "file", SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: w.listed,
+		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation,
 	})
 	ctx, cancel := context.WithCancel(w.t.Context())
 	w.stop, w.joined = cancel, make(chan struct{})
@@ -527,3 +524,10 @@ func orderOf(verb, reason string) apply.Order {
 func verbOf(o apply.Order) string {
 	return strings.ToLower(strings.TrimPrefix(fmt.Sprintf("%T", o), "*apply."))
 }
+
+// readable is a source that can be read and trusts everything.
+type readable struct{}
+
+func (readable) Status() (string, time.Time, error)                     { return "inotify", time.Now(), nil }
+func (readable) CheckSigner(document.Source) (*document.Refusal, error) { return nil, nil }
+func (readable) Sync()                                                  {}

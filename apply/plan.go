@@ -192,7 +192,7 @@ func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
 
 // planChange plans to make what is declared the candidate.
 func (s *State) planChange(now time.Time) Step {
-	if doc := s.declared.doc; s.opt.Judge != nil && doc.Source.Kind == "git" {
+	if doc := s.declared.doc; doc.Source.Kind == "git" {
 		step, trusted := s.planTrust(doc, now)
 		if !trusted {
 			return step
@@ -340,7 +340,7 @@ func (s *State) planDisplacement(now time.Time) (step Step, displaced bool) {
 		return s.planWithdrawal("its source is not trusted any more: "+why.Reason, head.Held, now), true
 	}
 	justCommitted := p.fresh && p.sends == 0 && now.Sub(p.started) < signerFresh
-	if s.opt.Judge != nil && head.Kind == record.KindChange && head.Source.Kind == "git" && !justCommitted {
+	if head.Kind == record.KindChange && head.Source.Kind == "git" && !justCommitted {
 		step, trusted, known := s.planSigner(document.Source(head.Source), head.ID, now)
 		switch {
 		case known && !trusted:

@@ -178,19 +178,19 @@ func TestPlan(t *testing.T) {
 			"the same, unread": {func(s *State) { declare(s, 512); s.declared.doc.Source.Revision = "new"; s.declared.at = noon.Add(1) }, Step{Kind: ReadEngine, For: forUpkeep}},
 			"of git": {func(s *State) {
 				declare(s, 1024)
-				s.opt.Judge, s.declared.doc.Source.Kind = judge{}, "git"
+				s.declared.doc.Source.Kind = "git"
 			}, Step{Kind: CheckSigner}},
 			"of git, trusted": {func(s *State) {
 				declare(s, 1024)
-				s.opt.Judge, s.declared.doc.Source.Kind, s.signer = judge{}, "git", signerCheck{"1024", true}
+				s.declared.doc.Source.Kind, s.signer = "git", signerCheck{"1024", true}
 			}, Step{Kind: Commit}},
 			"of git, not trusted": {func(s *State) {
 				declare(s, 1024)
-				s.opt.Judge, s.declared.doc.Source.Kind, s.signer = judge{}, "git", signerCheck{"1024", false}
+				s.declared.doc.Source.Kind, s.signer = "git", signerCheck{"1024", false}
 			}, Step{Kind: AskSource}},
 			"of git, checked against another": {func(s *State) {
 				declare(s, 1024)
-				s.opt.Judge, s.declared.doc.Source.Kind, s.declared.doc.Follows = judge{}, "git", "an older commit"
+				s.declared.doc.Source.Kind, s.declared.doc.Follows = "git", "an older commit"
 			}, Step{Kind: AskSource}},
 		},
 		"candidate": {
@@ -271,13 +271,13 @@ func TestPlan(t *testing.T) {
 			"its signer is to be asked about": {func(s *State) {
 				p := commits(s, record.KindChange, 1024)
 				p.sends, p.asked = 1, true
-				s.head.Source.Kind, s.opt.Judge = "git", judge{}
+				s.head.Source.Kind = "git"
 				declare(s, 1024)
 			}, Step{Kind: CheckSigner}},
 			"its signer is not trusted": {func(s *State) {
 				p := commits(s, record.KindChange, 1024)
 				p.sends = 1
-				s.head.Source.Kind, s.opt.Judge, s.signer = "git", judge{}, signerCheck{s.head.ID, false}
+				s.head.Source.Kind, s.signer = "git", signerCheck{s.head.ID, false}
 				declare(s, 1024)
 			}, Step{Kind: Revert}},
 			"the engine lacks a parameter": {func(s *State) {
@@ -405,11 +405,6 @@ func targets(s *State, n int) *request {
 	q.facts = facts{known: true, target: &target, config: units(n), applied: s.applied.Config}
 	return q
 }
-
-type judge struct{}
-
-func (judge) Vouch(document.Source) (*document.Refusal, error) { panic("Plan asked the source") }
-func (judge) Sync()                                            { panic("Plan asked the source") }
 
 // TestPlanIsPure: neither Plan nor View changes a State, and both may be called again.
 func TestPlanIsPure(t *testing.T) {

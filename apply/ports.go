@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"time"
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
@@ -56,6 +57,9 @@ type Store interface {
 	Lost() *record.Hold
 	ClearLost(ctx context.Context) error
 
+	// Repairs returns what was repaired in the history, oldest first.
+	Repairs() []record.Repair
+
 	// Behind returns why the git repository lacks records that are durable all the
 	// same, nil if it lacks none. They are written to it as soon as that is possible.
 	Behind() error
@@ -86,11 +90,14 @@ type Engine interface {
 	Send(ctx context.Context, batch api.Batch) api.Answer
 }
 
-// A Judge is a source that says whom it trusts.
-type Judge interface {
-	// Vouch returns why a revision that was taken from the source earlier would not be
-	// trusted now, nil if it would. The error says that this cannot be told now.
-	Vouch(document.Source) (*document.Refusal, error)
-	// Sync makes the source look, and judge what it shows, again.
+// A Source is where Documents come from.
+type Source interface {
+	// Status returns how it is read ("inotify" or "poll"), when it was last read well,
+	// and the error of the last attempt.
+	Status() (mode string, lastGood time.Time, err error)
+	// CheckSigner returns why a revision that was taken from a git source earlier would
+	// not be trusted now, nil if it would. The error says that this is unknown now.
+	CheckSigner(document.Source) (*document.Refusal, error)
+	// Sync makes it look, and check what it finds, again.
 	Sync()
 }

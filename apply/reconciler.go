@@ -24,8 +24,7 @@ const (
 	DriftReport  DriftMode = "report"  // only report it
 )
 
-// Options are what a Reconciler is made of; all fields but Judge, Repairs and Observe are
-// needed.
+// Options are what a Reconciler is made of.
 type Options struct {
 	// Rules are those of the parameters in this environment.
 	Rules        *schema.Rules
@@ -34,18 +33,14 @@ type Options struct {
 
 	Store   Store
 	Engine  Engine
+	Source  Source
 	Metrics Metrics
 	Logger  *slog.Logger
 
-	// Source describes where Documents come from, for the status. ReadSource returns
-	// how it is read ("inotify" or "poll"), when it was last read well, and the error
-	// of the last attempt. SourceStale is the age of the last good read from which on
-	// the source is not fresh.
-	Source      SourceStatus
-	ReadSource  func() (mode string, lastGood time.Time, err error)
+	// SourceKind ("file" or "git") and SourceLocation are shown in the status.
+	SourceKind, SourceLocation string
+	// SourceStale is the age of the last good read from which on the source is not fresh.
 	SourceStale time.Duration
-	// Judge, if set, is asked whether what came from the source is trusted.
-	Judge Judge
 	// Socket and StateDir are shown in the status.
 	Socket, StateDir string
 	// Volatile is why the state directory does not outlive the pod, "" if it does.
@@ -57,9 +52,6 @@ type Options struct {
 	// Probation is how long the engine must stay healthy on a change before that is
 	// confirmed; 0 for no probation.
 	Probation time.Duration
-	// Repairs, if set, returns what was repaired in the history, oldest first. It is
-	// called on the Reconciler's goroutine.
-	Repairs func() []Repair
 	// Observe: read, validate, compare and report; never send or commit.
 	Observe bool
 }
@@ -217,10 +209,8 @@ func (r *Reconciler) poke() {
 func (r *Reconciler) publish() {
 	s := r.state
 	s.history.total, s.history.behind = r.opt.Store.Total(), r.opt.Store.Behind()
-	if r.opt.Repairs != nil {
-		s.repairs = r.opt.Repairs()
-	}
-	s.source.mode, s.source.lastGood, s.source.err = r.opt.ReadSource()
+	s.repairs = r.opt.Store.Repairs()
+	s.source.mode, s.source.lastGood, s.source.err = r.opt.Source.Status()
 	now := time.Now()
 	s.foldSource(now)
 	r.inbox.Lock()

@@ -50,7 +50,7 @@ type history struct {
 	retried       bool
 	total         int
 	behind        error
-	repairs       []Repair
+	repairs       []record.Repair
 
 	listed listed
 	below  below

@@ -62,7 +62,7 @@ type Status struct {
 	Source      SourceStatus        `json:"source"`
 	Engine      EngineStatus        `json:"engine"`
 	Experiments []schema.Membership `json:"experiments"`
-	Repairs     []Repair            `json:"repairs"` // since the agent started, oldest first
+	Repairs     []record.Repair     `json:"repairs"` // since the agent started, oldest first
 
 	// Ready answers /readyz: the engine answers and runs the applied, valid set
 	// (or drift is being reported). Unready says why not, one line.
@@ -167,14 +167,6 @@ type LastDrift struct {
 	At          float64         `json:"at"`
 	Until       float64         `json:"until"`       // when the engine ran the applied record again; 0 while it does not
 	Differences []schema.Change `json:"differences"` // at most 16
-}
-
-// A Repair is one thing that was found amiss in the history and put right.
-type Repair struct {
-	At    float64 `json:"at"`
-	Found string  `json:"found"`
-	Did   string  `json:"did"`
-	Kept  string  `json:"kept"` // the path or the ref under which it was set aside, or ""
 }
 
 // SourceStatus is how the source of Documents is.

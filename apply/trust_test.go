@@ -14,21 +14,22 @@ import (
 	"dtesn-agent/watcher/document"
 )
 
-// signers is a judge that trusts the keys it has.
+// signers is a git source that trusts the keys it has.
 type signers struct {
-	mu      sync.Mutex
-	keys    string
-	lax     bool  // it asks for no signature
-	lost    error // the file of keys cannot be read
-	looks   int
-	onLook  func()
-	vouched int
+	readable
+	mu     sync.Mutex
+	keys   string
+	lax    bool  // it asks for no signature
+	lost   error // the file of keys cannot be read
+	looks  int
+	onLook func()
+	checks int
 }
 
-func (s *signers) Vouch(from document.Source) (*document.Refusal, error) {
+func (s *signers) CheckSigner(from document.Source) (*document.Refusal, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.vouched++
+	s.checks++
 	if s.lost != nil {
 		return nil, s.lost
 	}
@@ -65,7 +66,7 @@ func signed(p schema.Parameters, commit, follows, key string) *document.Document
 func inGit(t *testing.T, do func(w *world, s *signers)) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s := newWorld(t, t.TempDir()), &signers{keys: "ada eve"}
-		w.signers = s
+		w.source = s
 		w.restart()
 		defer w.end()
 		w.offer(signed(size(512), "a", "", "ada"))
@@ -79,10 +80,10 @@ func (w *world) offer(doc *document.Document) {
 	w.pass(100 * time.Millisecond)
 }
 
-// TestACandidateIsVouchedFor: a candidate that waits for the engine is not sent
+// TestTheSignerOfACandidateIsChecked: a candidate that waits for the engine is not sent
 // once its signer is not trusted any more, whatever the source shows since, and
 // whether or not the agent was restarted.
-func TestACandidateIsVouchedFor(t *testing.T) {
+func TestTheSignerOfACandidateIsChecked(t *testing.T) {
 	for name, between := range map[string]func(w *world){
 		"the same agent":           func(*world) {},
 		"a restart, and no source": func(w *world) { w.restart() },
@@ -116,9 +117,9 @@ func TestACandidateIsVouchedFor(t *testing.T) {
 	}
 }
 
-// TestACandidateWaitsForItsJudge: while it cannot be told whether the source is
+// TestACandidateWaitsForItsSigners: while it cannot be told whether the source is
 // trusted nothing is sent and nothing is withdrawn.
-func TestACandidateWaitsForItsJudge(t *testing.T) {
+func TestACandidateWaitsForItsSigners(t *testing.T) {
 	inGit(t, func(w *world, s *signers) {
 		w.engine.tell(func(e *scripted) { e.down = true })
 		w.offer(signed(size(1024), "b", "a", "ada"))
@@ -135,9 +136,9 @@ func TestACandidateWaitsForItsJudge(t *testing.T) {
 	})
 }
 
-// TestJudgedAgainstWhatRuns: a commit that was judged while a ran is not begun
+// TestCheckedAgainstWhatRuns: a commit that was judged while a ran is not begun
 // once b runs, which came from elsewhere, before the source has judged it again.
-func TestJudgedAgainstWhatRuns(t *testing.T) {
+func TestCheckedAgainstWhatRuns(t *testing.T) {
 	inGit(t, func(w *world, s *signers) {
 		w.offer(signed(size(1024), "b", "a", "ada"))
 		w.engine.ban(size(2048))

@@ -19,7 +19,7 @@ func View(s *State, now time.Time) *Status {
 		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.listed.active,
 		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
 		Attempts: append([]Attempt{}, s.report.attempts...), Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
-		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]Repair{}, s.repairs...),
+		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]record.Repair{}, s.repairs...),
 		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),
 		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
 	}
@@ -65,8 +65,8 @@ func (s *State) viewChecks() Checks {
 }
 
 func (s *State) viewSource() SourceStatus {
-	v, src := s.opt.Source, &s.source
-	v.Mode, v.LastError, v.Hint = src.mode, errorText(src.err), problem.Hint(src.err)
+	src := &s.source
+	v := SourceStatus{Kind: s.opt.SourceKind, Location: s.opt.SourceLocation, Mode: src.mode, LastError: errorText(src.err), Hint: problem.Hint(src.err)}
 	if !src.lastGood.IsZero() {
 		v.LastRead = record.Unix(src.lastGood)
 	}

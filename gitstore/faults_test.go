@@ -312,7 +312,7 @@ func TestRebuiltOnce(t *testing.T) {
 		commit(t, s, change(300+i))
 		idle(s)
 		if i%5 == 0 {
-			var repairs []Repair
+			var repairs []record.Repair
 			s, repairs = f.reopen(s)
 			noRepairs(t, repairs)
 		}

@@ -72,7 +72,7 @@ func (f *fixture) options() Options {
 }
 
 // open opens the store; it is closed when the test ends at the latest.
-func (f *fixture) open() (*Store, []Repair) {
+func (f *fixture) open() (*Store, []record.Repair) {
 	f.t.Helper()
 	s, repairs, err := Open(context.Background(), f.options())
 	if err != nil {
@@ -83,7 +83,7 @@ func (f *fixture) open() (*Store, []Repair) {
 }
 
 // reopen does what a kill and a new start do.
-func (f *fixture) reopen(s *Store) (*Store, []Repair) {
+func (f *fixture) reopen(s *Store) (*Store, []record.Repair) {
 	f.t.Helper()
 	if err := s.Close(); err != nil {
 		f.t.Fatal(err)
@@ -217,7 +217,7 @@ func expect(t testing.TB, s *Store, head, applied *record.Record) {
 	}
 }
 
-func noRepairs(t testing.TB, repairs []Repair) {
+func noRepairs(t testing.TB, repairs []record.Repair) {
 	t.Helper()
 	if len(repairs) != 0 {
 		t.Errorf("repairs where nothing was amiss: %v", repairs)

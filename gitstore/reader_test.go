@@ -74,7 +74,7 @@ func TestOutcomeTable(t *testing.T) {
 				if records, err := r.List(t.Context(), "", 0); err != nil || appliedIn(records) != row.active {
 					t.Errorf("%d applied, %v, want %d", appliedIn(records), err, row.active)
 				}
-				var repairs []Repair
+				var repairs []record.Repair
 				s, repairs = f.reopen(s)
 				noRepairs(t, repairs)
 			}

@@ -180,7 +180,7 @@ func TestSchemaChanges(t *testing.T) {
 		commit(t, s, record.Record{Kind: record.KindNote, Config: config, Changes: config.Diff(s.Head().Config), Held: &hold})
 		confirm(t, s)
 		want = append(want, config)
-		var repairs []Repair
+		var repairs []record.Repair
 		s, repairs = f.reopen(s)
 		noRepairs(t, repairs)
 		look(rules, paused)

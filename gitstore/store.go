@@ -47,7 +47,7 @@ type Store struct {
 
 	history
 	reload  bool // the history could not be read whole, and has to be read again
-	repairs []Repair
+	repairs []record.Repair
 	opened  bool
 }
 
@@ -94,7 +94,7 @@ var validEnvironment = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`).MatchString
 // repairs what a kill, a power cut or a person left behind, and returns what it
 // repaired, in order. Errors have a hint: another agent holds the lock, the directory
 // is of another environment or instance or a newer agent, or cannot be used.
-func Open(ctx context.Context, opts Options) (*Store, []Repair, error) {
+func Open(ctx context.Context, opts Options) (*Store, []record.Repair, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, fmt.Errorf("open state directory %s: %w", opts.Dir, err)
 	}
@@ -182,31 +182,14 @@ func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Ro
 // lacks none. They are written as soon as that is possible.
 func (s *Store) Behind() error { return cmp.Or(s.behind, s.packError, s.mendError) }
 
-// A Repair is one thing that was found amiss and put right.
-type Repair struct {
-	At    time.Time
-	Found string // what was found, one line
-	Did   string // what was done about it, one line
-	Kept  string // the path or the ref under which it was set aside; "" if nothing was
-}
-
-// String returns the repair on one line, for the log.
-func (r Repair) String() string {
-	text := r.Found + ": " + r.Did
-	if r.Kept != "" {
-		text += "; kept as " + r.Kept
-	}
-	return text
-}
-
 // Repairs returns what Open and the calls since repaired: the last maxRepairs.
-func (s *Store) Repairs() []Repair { return slices.Clone(s.repairs) }
+func (s *Store) Repairs() []record.Repair { return slices.Clone(s.repairs) }
 
 func (s *Store) repaired(found, did, kept string) {
 	if s.opened {
 		s.log.Warn("repaired the snapshot repository", "found", found, "did", did, "kept", kept)
 	}
-	s.repairs = append(s.repairs, Repair{s.opts.Now(), found, did, kept})
+	s.repairs = append(s.repairs, record.Repair{At: record.Unix(s.opts.Now()), Found: found, Did: did, Kept: kept})
 	if len(s.repairs) > maxRepairs { // the log has them all
 		s.repairs = slices.Delete(s.repairs, 0, len(s.repairs)-maxRepairs)
 	}

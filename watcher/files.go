@@ -88,6 +88,9 @@ func (f *Files) Sync() {
 	poke(f.sync)
 }
 
+// CheckSigner returns nil: files are not signed.
+func (f *Files) CheckSigner(document.Source) (*document.Refusal, error) { return nil, nil }
+
 // Run reads and watches the directory until ctx ends, then returns nil. It is
 // called once.
 func (f *Files) Run(ctx context.Context, sink Sink) error {

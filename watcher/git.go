@@ -149,10 +149,9 @@ func NewGit(opt GitOptions) (*Git, error) {
 // Location is where the repository is, without secrets.
 func (g *Git) Location() string { return g.origin.location() }
 
-// Vouch says whether a revision that was taken from a git source earlier, as its
-// record tells, would be trusted with now; nil if so. An error says that the
-// signers cannot be read.
-func (g *Git) Vouch(s document.Source) (*document.Refusal, error) {
+// CheckSigner returns why a revision that was taken earlier, as its record has it, would
+// not be trusted now, nil if it would. The error says that the signers cannot be read.
+func (g *Git) CheckSigner(s document.Source) (*document.Refusal, error) {
 	if g.opt.Verify == "" {
 		return nil, nil
 	}

@@ -115,6 +115,23 @@ type Source struct {
 	Key    string `json:"key,omitempty"`
 }
 
+// A Repair is one thing that was found amiss in the history and put right.
+type Repair struct {
+	At    float64 `json:"at"`    // Unix seconds
+	Found string  `json:"found"` // what was found, one line
+	Did   string  `json:"did"`   // what was done about it, one line
+	Kept  string  `json:"kept"`  // the path or the ref under which it was set aside, or ""
+}
+
+// String returns the repair on one line, for the log.
+func (r Repair) String() string {
+	text := r.Found + ": " + r.Did
+	if r.Kept != "" {
+		text += "; kept as " + r.Kept
+	}
+	return text
+}
+
 // A Settlement is the verdict on a candidate that was not applied.
 type Settlement struct {
 	ID      string

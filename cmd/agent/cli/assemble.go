@@ -16,7 +16,6 @@ import (
 	"dtesn-agent/dtesn"
 	"dtesn-agent/dtesn/engine"
 	"dtesn-agent/gitstore"
-	"dtesn-agent/gitstore/record"
 	"dtesn-agent/watcher"
 )
 
@@ -27,8 +26,7 @@ type agent struct {
 	store        *gitstore.Store
 	reader       *gitstore.Reader // of what the web shows
 	source       source
-	judge        apply.Judge // of git sources; nil for files
-	location     string      // of the source, for people
+	location     string // of the source, for people
 	client       *dtesn.Client
 	reconciler   *apply.Reconciler
 	web          *status.Server
@@ -67,17 +65,16 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if s.dropped != nil {
 		metrics.DroppedLines = s.dropped
 	}
-	from, stale, err := a.openSource()
+	kind, stale, err := a.openSource()
 	if err != nil {
 		return a, err
 	}
 	opt := apply.Options{
 		Rules: s.rules, Instance: s.instance, AgentVersion: version(),
 		Store: a.store, Engine: a.client, Metrics: metrics, Logger: logger,
-		Source: from, ReadSource: a.source.Status, SourceStale: stale, Judge: a.judge, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
+		Source: a.source, SourceKind: kind, SourceLocation: a.location, SourceStale: stale, Socket: a.socket, StateDir: s.state, MaxSnapshots: s.maxSnapshots,
 		Drift: apply.DriftMode(s.drift), DriftInterval: s.driftInterval, Probation: s.probation, Observe: s.observe,
 	}
-	opt.Repairs = a.repairs
 	if opt.Volatile = volatile(s.state); opt.Volatile != "" && !s.observe {
 		logger.Warn("state directory is volatile", "directory", s.state, "reason", opt.Volatile, "hint", "holds and pauses end with it: put --state on a persistent volume")
 	}
@@ -116,15 +113,6 @@ func (a *agent) openStore(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// repairs are what the store found amiss and put right, for the status.
-func (a *agent) repairs() []apply.Repair {
-	var list []apply.Repair
-	for _, r := range a.store.Repairs() {
-		list = append(list, apply.Repair{At: record.Unix(r.At), Found: r.Found, Did: r.Did, Kept: r.Kept})
-	}
-	return list
 }
 
 func (a *agent) openEngine() error {

@@ -20,9 +20,8 @@ import (
 
 // A source is where Documents come from: watcher.Files or watcher.Git.
 type source interface {
+	apply.Source
 	Run(ctx context.Context, sink watcher.Sink) error
-	Sync()
-	Status() (mode string, lastRead time.Time, lastErr error)
 	Stamp() time.Time
 }
 
@@ -96,9 +95,9 @@ func (g *gitSettings) check() error {
 	return nil
 }
 
-// openSource makes the source, says where it is, and after how long without a
-// good read it is stale.
-func (a *agent) openSource() (from apply.SourceStatus, stale time.Duration, err error) {
+// openSource makes the source, and returns its kind, and after how long without a good
+// read it is stale.
+func (a *agent) openSource() (kind string, stale time.Duration, err error) {
 	s := a.settings
 	env := s.rules.Environment()
 	read := func() { a.reconciler.SourceRead() }
@@ -107,7 +106,7 @@ func (a *agent) openSource() (from apply.SourceStatus, stale time.Duration, err 
 			Root: s.config, Environment: env, Settle: s.settle, Resync: s.resync, Logger: a.log, OnRead: read,
 		})
 		a.location = s.config
-		return apply.SourceStatus{Kind: "file", Location: s.config}, 3 * s.resync, nil
+		return "file", 3 * s.resync, nil
 	}
 	opt := watcher.GitOptions{
 		Repo: s.git.repo, Ref: s.git.ref, Dir: s.config, Environment: env, Poll: s.git.poll,
@@ -121,10 +120,10 @@ func (a *agent) openSource() (from apply.SourceStatus, stale time.Duration, err 
 	}
 	git, err := watcher.NewGit(opt)
 	if err != nil {
-		return from, 0, usage("%w", err)
+		return "", 0, usage("%w", err)
 	}
-	a.source, a.judge, a.location = git, git, git.Location()
-	return apply.SourceStatus{Kind: "git", Location: git.Location()}, 3 * s.git.poll, nil
+	a.source, a.location = git, git.Location()
+	return "git", 3 * s.git.poll, nil
 }
 
 // A patient writer says nothing of what is over within a second, and nothing

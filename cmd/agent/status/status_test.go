@@ -90,12 +90,7 @@ func newBench(t *testing.T) *bench {
 	metrics := NewMetrics("test", production)
 	b.r = apply.New(apply.Options{
 		Rules: production, Instance: "one", Store: probing{store, b}, Engine: comparing{client}, Metrics: metrics, Logger: log,
-		Source: apply.SourceStatus{Kind: "file", Location: "config"},
-		ReadSource: func() (string, time.Time, error) {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return "inotify", b.read, nil
-		},
+		Source: files{b}, SourceKind: "file", SourceLocation: "config",
 		SourceStale: time.Minute, Socket: b.socket, StateDir: dir, MaxSnapshots: 50, Drift: apply.DriftReport, DriftInterval: 100 * time.Millisecond,
 	})
 	reader, err := gitstore.OpenReader(filepath.Join(dir, "state"))
@@ -592,3 +587,14 @@ func TestListen(t *testing.T) {
 		t.Errorf("in use: %v", err)
 	}
 }
+
+// files is the source of a bench.
+type files struct{ *bench }
+
+func (f files) Status() (string, time.Time, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return "inotify", f.read, nil
+}
+func (files) CheckSigner(document.Source) (*document.Refusal, error) { return nil, nil }
+func (files) Sync()                                                  {}
