@@ -19,8 +19,8 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// do carries out a step and folds its result into the State. It is the only place with
-// IO.
+// do carries out a step and folds its result into the State. No other function asks the
+// engine or the source, or writes to the store.
 func (r *Reconciler) do(ctx context.Context, step Step) {
 	s, now := r.state, time.Now()
 	switch step.Kind {
@@ -399,9 +399,7 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	snap, err := r.commit(ctx, step.Record)
 	if snap == nil {
 		s.diskFailed(stageCommit, err, "the change cannot be recorded, so it was not sent")
-		if s.order != nil {
-			s.answerNotRecorded(stageCommit)
-		}
+		s.answerNotRecorded(stageCommit)
 		return
 	}
 	s.disk.writable = true
@@ -436,6 +434,9 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	if s.order == nil {
 		return
 	}
+	if snap.Held != nil && snap.Held.Paused && (before.Held == nil || !before.Held.Paused) {
+		s.emit(Event{Type: EventPaused, Record: snap, Level: slog.LevelInfo, Text: "Pause: " + snap.Held.Reason})
+	}
 	if _, ok := s.order.Order.(*Pause); ok {
 		s.answer(Result{Outcome: record.Applied, SnapshotID: snap.ID, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + snap.ID}, nil)
 		return
@@ -454,9 +455,7 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 			what = "the rejection cannot be recorded; the engine is brought back first"
 		}
 		s.diskFailed(stageRevert, err, what)
-		if s.order != nil {
-			s.answerNotRecorded(stageRevert)
-		}
+		s.answerNotRecorded(stageRevert)
 		return
 	}
 	s.clear(stageRevert, stageSend, stageProbation, stageSigner)
@@ -525,9 +524,12 @@ func inForce(res Result, err error) Result {
 	return res
 }
 
-// answerNotRecorded answers an order that the disk did not take. It is not tried again by
-// itself.
+// answerNotRecorded answers the order, if there is one, that the disk did not take. It is
+// not tried again by itself.
 func (s *State) answerNotRecorded(st stage) {
+	if s.order == nil {
+		return
+	}
 	reason, hint := "the disk does not take it", diskHint(nil, s.opt.StateDir)
 	if f := s.faults[st]; f != nil {
 		reason, hint = f.reason, strings.TrimSuffix(f.hint, again)

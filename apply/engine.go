@@ -268,6 +268,7 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 		}
 		switch {
 		case errors.Is(err, errInterrupted):
+			s.stand(stageAssert, "what the engine runs since it was sent "+rec.ID+" is not known yet", "the agent reads it again")
 			return false
 		case err != nil:
 			reason = "the engine was sent " + rec.ID + " and does not answer since: " + err.Error()

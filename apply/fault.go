@@ -36,6 +36,9 @@ type fault struct {
 	crashes      int  // processes of the engine that ended in such tries
 }
 
+// faults are those of the stages that failed and have not succeeded since.
+type faults map[stage]*fault
+
 // backoff returns the wait after a number of earlier tries.
 func backoff(tries int) time.Duration {
 	if tries > 20 {
@@ -71,20 +74,19 @@ func (s *State) stand(st stage, reason, hint string) *fault {
 }
 
 // ready reports whether a stage may be tried now.
-func (s *State) ready(st stage, now time.Time) bool {
-	f := s.faults[st]
-	return f == nil || !now.Before(f.retryAt)
+func (f faults) ready(st stage, now time.Time) bool {
+	return f[st] == nil || !now.Before(f[st].retryAt)
 }
 
 // blocked reports whether a stage failed and has not succeeded since.
-func (s *State) blocked(st stage) bool { return s.faults[st] != nil }
+func (f faults) blocked(st stage) bool { return f[st] != nil }
 
 // retryDue reports whether a stage failed and is to be tried again now.
-func (s *State) retryDue(st stage, now time.Time) bool { return s.blocked(st) && s.ready(st, now) }
+func (f faults) retryDue(st stage, now time.Time) bool { return f.blocked(st) && f.ready(st, now) }
 
 // isRefused reports whether the engine refuses the state that it is to be brought back
 // to, so that waiting does not help.
-func (s *State) isRefused() bool { return s.blocked(stageAssert) && s.faults[stageAssert].refused }
+func (f faults) isRefused() bool { return f.blocked(stageAssert) && f[stageAssert].refused }
 
 // newEngine notes that another process of the engine came while stage assert was
 // blocked. It may accept what the one before refused. After the second that ended
@@ -96,10 +98,10 @@ func (f *fault) newEngine(wait time.Duration) {
 }
 
 // retryNow lets the failed stages be tried again at once, once.
-func (s *State) retryNow(list ...stage) {
+func (f faults) retryNow(list ...stage) {
 	for _, st := range list {
-		if f := s.faults[st]; f != nil {
-			f.retryAt = time.Now()
+		if f[st] != nil {
+			f[st].retryAt = time.Now()
 		}
 	}
 }

@@ -43,20 +43,20 @@ func (s *State) hold() *record.Hold {
 // that it was tried under: once it is applied, entries without its values have ended.
 // Those of parameters that the schema of then, or of today, does not have stay: another
 // version of the schema may bring them back.
-func (s *State) heldSince(rec *record.Record, isApplied bool) *record.Hold {
+func (r *rules) heldSince(rec *record.Record, isApplied bool) *record.Hold {
 	if rec.Held == nil || rec.Kind != record.KindChange || !isApplied {
 		return rec.Held
 	}
-	isOld := rec.SchemaDigest != s.opt.Rules.Schema().Digest()
+	isOld := rec.SchemaDigest != r.schema.Schema().Digest()
 	isDormant := func(e *record.Entry) bool {
 		names := append(schema.NewParameters(e.Values).Names(), e.Names...)
 		return slices.ContainsFunc(names, func(name string) bool {
-			return !s.knows(name, e.Values[name]) || isOld && rec.Config.Get(name).IsZero()
+			return !r.knows(name, e.Values[name]) || isOld && rec.Config.Get(name).IsZero()
 		})
 	}
 	left := *rec.Held
 	left.Entries = slices.DeleteFunc(slices.Clone(left.Entries), func(e record.Entry) bool {
-		return !isDormant(&e) && !s.matches(&e, setOf(rec), true)
+		return !isDormant(&e) && !r.matches(&e, setOf(rec), true)
 	})
 	if left.Paused = false; len(left.Entries) == 0 {
 		return nil
@@ -70,18 +70,18 @@ func setOf(rec *record.Record) *schema.Configuration {
 }
 
 // holds reports whether c must not be applied.
-func (s *State) holds(hold *record.Hold, c *schema.Configuration) bool {
-	return hold != nil && (hold.Paused || s.match(hold, c, false) != nil)
+func (r *rules) holds(hold *record.Hold, c *schema.Configuration) bool {
+	return hold != nil && (hold.Paused || r.match(hold, c, false) != nil)
 }
 
 // match returns the entry of hold, which may be nil, that c matches: an operator's
 // before others, nil for none.
-func (s *State) match(hold *record.Hold, c *schema.Configuration, whole bool) (found *record.Entry) {
+func (r *rules) match(hold *record.Hold, c *schema.Configuration, whole bool) (found *record.Entry) {
 	if hold == nil || c == nil {
 		return nil
 	}
 	for i := range hold.Entries {
-		if e := &hold.Entries[i]; s.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
+		if e := &hold.Entries[i]; r.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
 			found = e
 		}
 	}
@@ -92,28 +92,28 @@ func (s *State) match(hold *record.Hold, c *schema.Configuration, whole bool) (f
 // parameters that the schema of today does not know. Where the entry has a
 // parameter as unset, so do the values that only the schema gives: the schema may
 // begin or cease to give one, or give another, and the files say what they said.
-func (s *State) matches(e *record.Entry, c *schema.Configuration, whole bool) bool {
+func (r *rules) matches(e *record.Entry, c *schema.Configuration, whole bool) bool {
 	p := c.Parameters.Select(func(name string) bool {
 		v, listed := e.Values[name]
-		rule := s.opt.Rules.Parameter(name)
+		rule := r.schema.Parameter(name)
 		isDefault := rule != nil && rule.Managed && c.Parameters.Get(name).Equal(rule.Default)
 		return !listed || !v.IsZero() || !isDefault && c.Provenance[name].Layer != bySchema
 	})
-	return e.Matches(p, func(name string) bool { return whole || s.knows(name, e.Values[name]) })
+	return e.Matches(p, func(name string) bool { return whole || r.knows(name, e.Values[name]) })
 }
 
 // entryOf returns an entry of hold with what c has under the schema of today; what
 // no layer declared is unset. If that holds spared (nil for nothing) as well, the
 // entry has all values of c.
-func (s *State) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
-	e := hold.Entry(s.known(c.Parameters).Map())
-	for _, name := range s.opt.Rules.Names() {
-		if e.Values[name] = s.valueIn(&c.Parameters, name); c.Provenance[name].Layer == bySchema {
+func (r *rules) entryOf(c *schema.Configuration, hold *record.Hold, spared *schema.Configuration) record.Entry {
+	e := hold.Entry(r.known(c.Parameters).Map())
+	for _, name := range r.schema.Names() {
+		if e.Values[name] = r.valueIn(&c.Parameters, name); c.Provenance[name].Layer == bySchema {
 			e.Values[name] = schema.Value{}
 		}
 	}
-	if spared != nil && c.Provenance != nil && s.matches(&e, spared, false) {
-		return s.entryOf(&schema.Configuration{Parameters: c.Parameters}, hold, nil)
+	if spared != nil && c.Provenance != nil && r.matches(&e, spared, false) {
+		return r.entryOf(&schema.Configuration{Parameters: c.Parameters}, hold, nil)
 	}
 	return e
 }

@@ -62,6 +62,9 @@ func (m *model) answered(b api.Batch, a api.Answer) {
 	}
 	if !m.asks(b) {
 		l.wayBackRefused = a.Verdict == api.VerdictRejected || l.waysBack >= 3
+		if state := m.state(); a.Verdict == api.VerdictRejected && l.refused && b.Parameters.Equal(state.config) && l.reading.Parameters.Equal(state.config) {
+			l.refused = false // it refuses what it runs: a fault of the server, and not of the candidate
+		}
 		return
 	}
 	l.sends++

@@ -172,11 +172,11 @@ func answer(text string) Step {
 }
 
 // checkNames reports a name that is not a parameter.
-func (s *State) checkNames(names []string) error {
+func (r *rules) checkNames(names []string) error {
 	for _, name := range names {
-		if s.opt.Rules.Parameter(name) == nil {
-			hint := "one of " + strings.Join(s.opt.Rules.Names(), ", ")
-			if near, ok := schema.Suggest(name, s.opt.Rules.Names()); ok {
+		if r.schema.Parameter(name) == nil {
+			hint := "one of " + strings.Join(r.schema.Names(), ", ")
+			if near, ok := schema.Suggest(name, r.schema.Names()); ok {
 				hint = "did you mean " + near + "?"
 			}
 			return problem.New("", fmt.Errorf("unknown parameter %.80q", name), hint)

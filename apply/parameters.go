@@ -17,16 +17,22 @@ import (
 // bySchema is the layer of a value that no layer of the files declares.
 const bySchema = "schema"
 
+// rules are those of today's schema, with the last few results of check.
+type rules struct {
+	schema *schema.Rules
+	broken map[schema.Digest][]schema.Violation
+}
+
 // known returns the part of p that the schema of today has, with values of its
 // types: a parameter that has another type now is another one. Nothing else is
 // sent, compared or held.
-func (s *State) known(p schema.Parameters) schema.Parameters {
-	return p.Select(func(name string) bool { return s.knows(name, p.Get(name)) })
+func (r *rules) known(p schema.Parameters) schema.Parameters {
+	return p.Select(func(name string) bool { return r.knows(name, p.Get(name)) })
 }
 
 // knows reports whether the schema of today has the parameter, with the type of v.
-func (s *State) knows(name string, v schema.Value) bool {
-	p := s.opt.Rules.Parameter(name)
+func (r *rules) knows(name string, v schema.Value) bool {
+	p := r.schema.Parameter(name)
 	if p == nil || v.IsZero() {
 		return p != nil
 	}
@@ -47,37 +53,37 @@ func (s *State) knows(name string, v schema.Value) bool {
 
 // valueIn returns the value of a parameter in p, which may be nil, as far as the
 // schema of today knows it.
-func (s *State) valueIn(p *schema.Parameters, name string) (v schema.Value) {
+func (r *rules) valueIn(p *schema.Parameters, name string) (v schema.Value) {
 	if p != nil {
 		v = p.Get(name)
 	}
-	if !s.knows(name, v) {
+	if !r.knows(name, v) {
 		return schema.Value{}
 	}
 	return v
 }
 
 // same reports whether p and q are the same under the schema of today.
-func (s *State) same(p, q schema.Parameters) bool { return s.known(p).Equal(s.known(q)) }
+func (r *rules) same(p, q schema.Parameters) bool { return r.known(p).Equal(r.known(q)) }
 
 // runs reports whether the engine was read to run all of p.
-func (s *State) runs(reading api.Reading, p schema.Parameters) bool {
-	return reading.Parameters.Contains(s.known(p))
+func (r *rules) runs(reading api.Reading, p schema.Parameters) bool {
+	return reading.Parameters.Contains(r.known(p))
 }
 
 // agrees reports whether the engine was read to run p as far as it knows the
 // parameters of p. One that knows none of them is another server.
-func (s *State) agrees(reading api.Reading, p schema.Parameters) bool {
-	p = s.known(p)
+func (r *rules) agrees(reading api.Reading, p schema.Parameters) bool {
+	p = r.known(p)
 	has := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
 	unset := func(name string) bool { return slices.Contains(reading.Unset, name) }
 	return reading.Parameters.Contains(p.Select(has)) && (p.Len() == 0 || slices.ContainsFunc(p.Names(), reading.Knows)) && !slices.ContainsFunc(p.Names(), unset)
 }
 
 // differences lists what the engine runs otherwise than p.
-func (s *State) differences(reading api.Reading, p schema.Parameters) []schema.Change {
-	p = s.known(p)
-	return s.opt.Rules.Diff(p, reading.Parameters.Select(func(name string) bool { return !p.Get(name).IsZero() }))
+func (r *rules) differences(reading api.Reading, p schema.Parameters) []schema.Change {
+	p = r.known(p)
+	return r.schema.Diff(p, reading.Parameters.Select(func(name string) bool { return !p.Get(name).IsZero() }))
 }
 
 // managed returns the part of a reading that the agent manages. The rest is the

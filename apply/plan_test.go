@@ -99,6 +99,9 @@ func pauses(s *State) {
 	s.head.Held.Paused = true
 }
 
+// fails puts a fault in the way of a stage.
+func fails(s *State, st stage) { s.faults[st] = &fault{retryAt: noon.Add(time.Minute)} }
+
 func orders(s *State, o Order) *request {
 	s.order = &request{Order: o}
 	return s.order
@@ -157,7 +160,7 @@ func TestPlan(t *testing.T) {
 				s.drift.contest = contest{rounds: contested, corrected: noon, asked: true}
 			}, Step{Kind: Assert, For: forUpkeep}},
 			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forUpkeep}},
-			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; s.stand(stageAssert, "x", "") }, Step{Kind: Leave}},
+			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
 			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon} }, Step{Kind: ReadEngine, For: forUpkeep}},
 			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{retryAt: noon} }, Step{}},
 			"a confirmation that happened": {func(s *State) { s.pending = &pending{id: "earlier"} }, Step{Kind: Confirm}},
@@ -166,7 +169,7 @@ func TestPlan(t *testing.T) {
 			"another one":                   {func(s *State) { declare(s, 1024) }, Step{Kind: Commit}},
 			"another one, engine is new":    {func(s *State) { declare(s, 1024); s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
 			"another one, engine is down":   {func(s *State) { declare(s, 1024); down(s) }, Step{Kind: Commit}},
-			"another one, the disk is full": {func(s *State) { declare(s, 1024); s.stand(stageCommit, "x", "") }, Step{}},
+			"another one, the disk is full": {func(s *State) { declare(s, 1024); fails(s, stageCommit) }, Step{}},
 			"held":                          {func(s *State) { holds(s, 1024); declare(s, 1024) }, Step{Kind: ReportHeld}},
 			"held, as was reported": {func(s *State) {
 				holds(s, 1024)
@@ -202,7 +205,7 @@ func TestPlan(t *testing.T) {
 			"found, no longer valid":    {func(s *State) { finds(s, 3).asked = true }, Step{Kind: Revert}},
 			"fresh":                     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024) }, Step{Kind: Send}},
 			"fresh, engine is down":     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); down(s) }, Step{}},
-			"fresh, it failed":          {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); s.stand(stageSend, "x", "") }, Step{}},
+			"fresh, it failed":          {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); fails(s, stageSend) }, Step{}},
 			"sent, connection broke": {func(s *State) {
 				p := commits(s, record.KindChange, 1024)
 				p.sends, p.broken = 1, true
@@ -232,21 +235,21 @@ func TestPlan(t *testing.T) {
 				s.engine.returned = true
 			}, Step{Kind: Assert, For: forCandidate}},
 			"runs":                   {func(s *State) { commits(s, record.KindChange, 1024).verified = true; declare(s, 1024) }, Step{Kind: Confirm}},
-			"runs, the disk is full": {func(s *State) { commits(s, record.KindChange, 1024).verified = true; s.stand(stageConfirm, "x", "") }, Step{}},
+			"runs, the disk is full": {func(s *State) { commits(s, record.KindChange, 1024).verified = true; fails(s, stageConfirm) }, Step{}},
 			"runs, the disk is full, due": {func(s *State) {
 				commits(s, record.KindChange, 1024).verified = true
-				s.stand(stageConfirm, "x", "")
+				fails(s, stageConfirm)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forConfirm}},
 			"rejected": {func(s *State) { commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: Revert}},
 			"rejected, the disk is full": {func(s *State) {
 				commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"}
-				s.stand(stageRevert, "x", "")
+				fails(s, stageRevert)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forHead}},
 			"rejected, the disk is full, read": {func(s *State) {
 				commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"}
-				s.stand(stageRevert, "x", "")
+				fails(s, stageRevert)
 				runs(s, 1024)
 			}, Step{Kind: Assert, For: forHead}},
 			"a rollback is rejected":      {func(s *State) { commits(s, record.KindRollback, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: ListBelow}},
@@ -265,7 +268,7 @@ func TestPlan(t *testing.T) {
 			"withdrawn, the disk is full": {func(s *State) {
 				commits(s, record.KindChange, 1024)
 				declare(s, 512)
-				s.stand(stageRevert, "x", "")
+				fails(s, stageRevert)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forUpkeep}},
 			"its signer is to be asked about": {func(s *State) {
@@ -311,7 +314,7 @@ func TestPlan(t *testing.T) {
 			"the disk is full": {func(s *State) {
 				settles(s, record.KindRevert, 512)
 				s.asserted = s.head.ID
-				s.stand(stageConfirm, "x", "")
+				fails(s, stageConfirm)
 			}, Step{}},
 			"is refused":                 {func(s *State) { settles(s, record.KindRevert, 512); refuses(s) }, Step{}},
 			"is refused, a fix":          {func(s *State) { settles(s, record.KindRevert, 512); refuses(s); declare(s, 64) }, Step{Kind: Commit}},

@@ -289,13 +289,8 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 			wake = step.Until
 			break
 		}
-		if !first && s.order == nil && !s.isFinishing() {
-			if r.stopping.Load() {
-				break
-			}
-			if r.calls.isAwaited() { // it goes on behind the order
-				break
-			}
+		if !first && s.order == nil && !s.isRecording(step) && (r.stopping.Load() || r.calls.isAwaited()) {
+			break // it goes on behind the order
 		}
 		r.do(ctx, step)
 		r.flush()
@@ -323,9 +318,9 @@ func (r *Reconciler) next() Step {
 func (r *Reconciler) take(ctx context.Context, order *request) {
 	s := r.state
 	order.open = cmp.Or(order.open, s.openRollback())
-	for first := true; first || s.isFinishing() && s.isCandidateOpen(); first = false {
+	for first := true; ; first = false {
 		step := r.next()
-		if step.Kind == Wait {
+		if step.Kind == Wait || !first && !s.isRecording(step) {
 			break
 		}
 		r.do(ctx, step)
@@ -433,25 +428,25 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 }
 
 // valid reports whether p is valid under the present rules.
-func (s *State) valid(p schema.Parameters) bool { return len(s.check(p)) == 0 }
+func (r *rules) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
 
 // check lists the rules that p breaks, with the default of each parameter that it lacks.
 // A value of another type than today's breaks one. A status is made several times a
 // change, so the last few results are kept.
-func (s *State) check(p schema.Parameters) []schema.Violation {
-	broken, known := s.broken[s.opt.Rules.Known(p).Digest()]
+func (r *rules) check(p schema.Parameters) []schema.Violation {
+	broken, known := r.broken[r.schema.Known(p).Digest()]
 	if !known {
-		broken = s.opt.Rules.CheckParameters(s.opt.Rules.Complete(p))
-		s.noteBroken(p, broken)
+		broken = r.schema.CheckParameters(r.schema.Complete(p))
+		r.noteBroken(p, broken)
 	}
 	return broken
 }
 
-func (s *State) noteBroken(p schema.Parameters, broken []schema.Violation) {
-	if len(s.broken) >= 64 {
-		clear(s.broken)
+func (r *rules) noteBroken(p schema.Parameters, broken []schema.Violation) {
+	if len(r.broken) >= 64 {
+		clear(r.broken)
 	}
-	s.broken[s.opt.Rules.Known(p).Digest()] = broken
+	r.broken[r.schema.Known(p).Digest()] = broken
 }
 
 // commitOf returns the attributes of the source commit that declared rec, for the log.

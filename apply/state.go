@@ -21,7 +21,9 @@ type State struct {
 	// recovered: the first look at the engine is over, or was not needed.
 	recovered bool
 
+	rules
 	history
+	faults
 	disk     diskState
 	declared declared
 	source   sourceState
@@ -32,15 +34,13 @@ type State struct {
 	// asserted is the id of the revert or note at the head that the engine was read
 	// to run. It is confirmed next.
 	asserted string
-	faults   map[stage]*fault
 	signer   signerCheck
 
 	order   *request   // the order that is carried out now
 	waiters []*request // rollbacks on record whose callers wait for the outcome
 
 	report report
-	broken map[schema.Digest][]schema.Violation // the last few results of check
-	outbox outbox
+	outbox
 }
 
 // history is what the Store had after the last call.
@@ -195,8 +195,8 @@ type verdict struct {
 
 func newState(opt *Options, now time.Time) *State {
 	return &State{
-		opt: opt, started: now, disk: diskState{writable: true}, faults: map[stage]*fault{},
-		report: report{shown: -1}, broken: map[schema.Digest][]schema.Violation{},
+		opt: opt, started: now, disk: diskState{writable: true}, faults: faults{},
+		report: report{shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
 	}
 }
 
@@ -216,11 +216,18 @@ func (s *State) isVerified() bool {
 	return s.pending != nil && s.pending.verified && s.head != nil && s.pending.id == s.head.ID
 }
 
-// isFinishing reports whether the engine has responded to a candidate and the result is
-// not on record yet. A stop or an order waits for that.
-func (s *State) isFinishing() bool {
+// isRecording reports whether a step puts on record what the engine responded to a
+// candidate, or brings it back while the disk refuses that. A stop or an order waits for
+// it.
+func (s *State) isRecording(step Step) bool {
 	p := s.pending
-	return p != nil && (p.verified || p.verdict != nil || p.owed)
+	switch step.Kind {
+	case Confirm, Recheck, Reject, Revert, ListBelow:
+		return true
+	case ReadEngine, Assert:
+		return p != nil && (p.owed || p.verdict != nil && s.isCandidateOpen())
+	}
+	return false
 }
 
 // openRollback returns the id of the rollback at the head that is not settled, or "".
@@ -250,7 +257,7 @@ func appliedCommit(applied *record.Record) string {
 }
 
 // label returns the environment label that the engine is to have.
-func (s *State) label() string { return s.opt.Rules.Schema().Label(s.opt.Rules.Environment()) }
+func (r *rules) label() string { return r.schema.Schema().Label(r.schema.Environment()) }
 
 // refresh folds what follows from the facts alone, before each plan.
 func (s *State) refresh(now time.Time) {
@@ -304,39 +311,39 @@ type outbox struct {
 	changed bool // what changed is published even without an event
 }
 
-func (s *State) emit(e Event) {
+func (o *outbox) emit(e Event) {
 	e.At = time.Now()
-	s.outbox.events = append(s.outbox.events, e)
+	o.events = append(o.events, e)
 }
 
 // logf emits a line for the log alone, each time.
-func (s *State) log(level slog.Level, text string, attrs ...any) {
-	s.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs})
+func (o *outbox) log(level slog.Level, text string, attrs ...any) {
+	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs})
 }
 
 // repeat emits a line for the log about a condition that lasts. See repeater.
-func (s *State) repeat(level slog.Level, key, text string, attrs ...any) {
-	s.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
+func (o *outbox) repeat(level slog.Level, key, text string, attrs ...any) {
+	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
 }
 
 // repeatKind is repeat for what is the same by its kind, whatever its text.
-func (s *State) repeatKind(level slog.Level, key, kind, text string, attrs ...any) {
-	s.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
+func (o *outbox) repeatKind(level slog.Level, key, kind, text string, attrs ...any) {
+	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
 }
 
 // over makes the next line under key a new one.
-func (s *State) over(key string) { s.emit(Event{Type: EventOver, Key: key}) }
+func (o *outbox) over(key string) { o.emit(Event{Type: EventOver, Key: key}) }
 
-func (s *State) failed(stage string)   { s.emit(Event{Type: EventFailure, Cause: stage}) }
-func (s *State) succeeded(loop string) { s.emit(Event{Type: EventSuccess, Cause: loop}) }
-func (s *State) phase(phase string, took time.Duration) {
-	s.emit(Event{Type: EventPhase, Cause: phase, Took: took})
+func (o *outbox) failed(stage string)   { o.emit(Event{Type: EventFailure, Cause: stage}) }
+func (o *outbox) succeeded(loop string) { o.emit(Event{Type: EventSuccess, Cause: loop}) }
+func (o *outbox) phase(phase string, took time.Duration) {
+	o.emit(Event{Type: EventPhase, Cause: phase, Took: took})
 }
 
-func (s *State) counted(outcome record.Outcome) { s.emit(Event{Type: EventOutcome, Outcome: outcome}) }
+func (o *outbox) counted(outcome record.Outcome) { o.emit(Event{Type: EventOutcome, Outcome: outcome}) }
 
-func (s *State) reply(q *request, res Result, err error) {
-	s.outbox.replies = append(s.outbox.replies, func() { q.reply <- reply{res, err} })
+func (o *outbox) reply(q *request, res Result, err error) {
+	o.replies = append(o.replies, func() { q.reply <- reply{res, err} })
 }
 
 // inflight tracks requests whose response was lost. Until the deadline, changes that
