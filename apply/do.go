@@ -76,15 +76,20 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		text, err := json.Marshal(s.drift.last)
 		if err = errors.Join(err, r.opt.Store.SetFact(ctx, lastDriftFact, text)); err != nil {
 			s.repeat(slog.LevelWarn, "fact", "the last drift cannot be recorded", "error", err)
+			s.drift.saveAt = now.Add(probeEvery)
+			s.disk.probed = time.Time{} // the directory may be another
 		}
-		s.drift.unsaved = false
+		s.drift.unsaved = err != nil
 	case Adopt:
 		s.pending = &pending{id: s.head.ID, started: now}
 		s.recovered = true
-		s.attemptPending(s.head)
+		if !slices.ContainsFunc(s.report.attempts, func(a Attempt) bool { return a.SnapshotID == s.head.ID && a.Outcome == record.Pending }) {
+			s.attemptPending(s.head)
+		}
 		s.log(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", s.head.ID)
 	case Reject:
-		s.pending.verdict = &verdict{by: "engine", reason: step.Reason}
+		s.pending.verdict = cmp.Or(s.pending.doubted, &verdict{by: "engine", reason: step.Reason})
+		s.pending.doubted = nil
 	case Accept:
 		s.foldAccept(now)
 	case Leave:
@@ -157,6 +162,7 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 // foldCandidate folds a reading that was to tell whether the candidate runs.
 func (s *State) foldCandidate(reading api.Reading, err error) {
 	p := s.pending
+	isPrompt := p.owed
 	p.owed = false
 	if err != nil {
 		if p.broken && isGone(err) {
@@ -171,6 +177,9 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 	p.broken = false
 	switch {
 	case s.runs(reading, s.head.Config):
+		if isPrompt {
+			s.phase("engine", time.Since(p.sent))
+		}
 		s.foldVerified()
 	case p.verdict != nil:
 	case p.accepted:
@@ -183,7 +192,6 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 func (s *State) foldVerified() {
 	p := s.pending
 	if p.accepted {
-		s.phase("engine", time.Since(p.sent))
 		s.clear(stageSend, stageAssert)
 	}
 	p.verified, p.mismatch, s.engine.unchecked = true, false, false
@@ -244,6 +252,7 @@ func (r *Reconciler) doSend(ctx context.Context) {
 	s, p := r.state, r.state.pending
 	wasReachable := s.engine.reachable
 	p.sent = time.Now()
+	s.over("unknown")
 	answer := r.sendRecord(ctx, s.head)
 	if answer.Verdict != api.VerdictNotSent && answer.Verdict != api.VerdictForeign {
 		p.sends++
@@ -256,9 +265,13 @@ func (r *Reconciler) doSend(ctx context.Context) {
 			s.blameServer("it calls the parameter " + why + " unknown, which was not sent: " + strings.Join(answer.Errors, "; "))
 			break
 		}
-		p.verdict = &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
-		isNamed := slices.ContainsFunc(s.head.Changes, func(c schema.Change) bool { return strings.Contains(p.verdict.reason, c.Parameter) })
-		p.doubted = !isNamed && s.applied != nil && s.agrees(s.engine.reading, s.applied.Config) && s.unknownToEngine(s.applied.Config) == nil
+		why := &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
+		isNamed := slices.ContainsFunc(s.head.Changes, func(c schema.Change) bool { return strings.Contains(why.reason, c.Parameter) })
+		if isNamed || s.applied == nil || s.unknownToEngine(s.applied.Config) != nil {
+			p.verdict = why
+		} else {
+			p.doubted = why
+		}
 		return
 	case api.VerdictNotSent:
 		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
@@ -276,23 +289,29 @@ func (r *Reconciler) doSend(ctx context.Context) {
 // blameServer notes that the engine refuses everything, which is not the fault of the
 // change: it stays pending.
 func (s *State) blameServer(why string) {
-	s.block(stageSend, "the engine accepts no change at all: "+why,
+	f := s.block(stageSend, "the engine accepts no change at all: "+why,
 		"this is a fault of the DTESN server, not of the configuration: show it to whoever runs the server"+again+"; "+stopHint(s.applied))
+	f.server = true
 }
 
 // doRecheck sends the applied record, which runs, to an engine whose refusal of the
 // candidate names none of its changes. If it refuses that too, the server is at fault.
 func (r *Reconciler) doRecheck(ctx context.Context) {
 	s, p := r.state, r.state.pending
-	p.doubted = false
+	why := p.doubted
+	p.doubted = nil
 	answer := r.sendRecord(ctx, s.applied)
 	s.engine.due = true
-	if answer.Verdict == api.VerdictRejected {
-		why := p.verdict.reason
-		p.verdict = nil
-		s.blameServer("it refuses what it runs already, too: " + why)
-		r.unmark(ctx)
+	switch answer.Verdict {
+	case api.VerdictAccepted:
+		p.verdict = why
+		return
+	case api.VerdictRejected:
+		s.blameServer("it refuses what it runs already, too: " + why.reason)
+	default:
+		s.suspect(stageSend, "whether the engine refuses the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent sends again; "+stopHint(s.applied))
 	}
+	r.unmark(ctx)
 }
 
 // doMark makes it durable that the candidate is sent again. Who finds the mark without
@@ -377,7 +396,7 @@ func (s *State) committedAfter(before *record.Record) *record.Record {
 
 // commit appends a record.
 func (r *Reconciler) commit(ctx context.Context, rec record.Record) (snap *record.Record, err error) {
-	s, start, before := r.state, time.Now(), r.state.head
+	s, before := r.state, r.state.head
 	snap, err = r.opt.Store.Commit(ctx, rec)
 	s.foldStore()
 	if err != nil {
@@ -385,7 +404,6 @@ func (r *Reconciler) commit(ctx context.Context, rec record.Record) (snap *recor
 			return nil, err
 		}
 	}
-	s.phase("commit", time.Since(start))
 	return snap, err
 }
 
@@ -402,9 +420,11 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 		s.answerNotRecorded(stageCommit)
 		return
 	}
+	s.phase("commit", time.Since(start))
 	s.disk.writable = true
 	s.clear(stageCommit, stageSend, stageAssert, stageProbation, stageSigner) // the last of a settlement whose place it takes
-	s.asserted, s.drift.now, s.engine.unchecked = "", nil, false              // what runs from here on is the agent's doing
+	s.endDrift(time.Now())                                                    // what runs from here on is the agent's doing
+	s.asserted, s.engine.unchecked = "", false
 	s.pending = &pending{id: snap.ID, fresh: true, started: start}
 	if snap.Kind == record.KindChange {
 		s.pending.started = s.declared.since
@@ -446,7 +466,7 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 
 // doRevert ends the candidate: rejected, or superseded without a verdict.
 func (r *Reconciler) doRevert(ctx context.Context, step Step) {
-	s, candidate, pending := r.state, r.state.head, r.state.pending
+	s, candidate, pending, start := r.state, r.state.head, r.state.pending, time.Now()
 	rejected := step.Record.OutcomeOf.Outcome == record.Rejected
 	snap, err := r.commit(ctx, step.Record)
 	if snap == nil {
@@ -461,6 +481,7 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	s.clear(stageRevert, stageSend, stageProbation, stageSigner)
 	s.engine.due, s.engine.unchecked = true, false // the candidate may run
 	if rejected {
+		s.phase("commit", time.Since(start))
 		by := "by the engine"
 		if pending.verdict.by == byProbation {
 			by = "on probation"
@@ -570,7 +591,7 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 		return
 	}
 	s.clear(stageProbation)
-	s.drift.now = nil
+	s.endDrift(now)
 	s.phase("confirm", now.Sub(start))
 	s.phase("total", now.Sub(p.started))
 	s.succeeded("transaction")
@@ -598,7 +619,7 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 	s.asserted = ""
 	s.clear(stageRevert, stageCommit)
 	if s.agrees(s.engine.reading, head.Config) {
-		s.drift.now = nil
+		s.endDrift(time.Now())
 	}
 	if o := head.OutcomeOf; o != nil && o.Outcome == record.Rejected {
 		s.log(slog.LevelInfo, "the engine is back on the last good state", "rejected", o.ID, "revert", head.ID)
@@ -723,7 +744,7 @@ func (r *Reconciler) doProbe(ctx context.Context) {
 	isOther := s.head != before
 	if isOther { // what was pending is found there, or is not
 		s.pending, s.asserted = nil, ""
-		s.clear(stageSend, stageProbation)
+		s.clear(stageSend, stageProbation, stageConfirm)
 	}
 	if err == nil && (isOther || failedBefore) {
 		r.finishGone(ctx)
@@ -772,6 +793,8 @@ func (r *Reconciler) listBelow(ctx context.Context) {
 	isFound := false
 	for row, err := range r.rows(ctx) {
 		if err != nil {
+			s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
+			b.failed = true
 			break
 		}
 		if !isFound && row.Index < s.head.Index && (row.Kind != record.KindRollback || row.Outcome == record.Applied) {

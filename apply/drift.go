@@ -35,6 +35,7 @@ type driftState struct {
 	now     *Drift     // nil for none
 	last    *LastDrift // also of earlier processes; nil for none
 	unsaved bool       // last is not on record yet
+	saveAt  time.Time  // when to try to record it
 	contest contest
 }
 
@@ -110,7 +111,7 @@ func (s *State) foldAccept(now time.Time) {
 	d := &s.drift
 	if d.now != nil && !d.now.Corrected {
 		s.log(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
-		s.noteLastDrift(&LastDrift{At: d.now.Since, Until: record.Unix(now), Differences: d.now.Differences})
+		s.noteDriftEnd(now)
 	}
 	if s.engine.returned && s.engine.since.at != 0 {
 		s.runsSince(s.applied.Config, true, now)
@@ -120,10 +121,24 @@ func (s *State) foldAccept(now time.Time) {
 		if d.contest.isOn(s.opt.DriftInterval, now) {
 			d.now = &Drift{Since: d.now.Since, Corrected: true, Differences: d.now.Differences}
 		} else {
-			d.now = nil
+			s.endDrift(now)
 		}
 	}
 	s.clear(stageAssert)
+}
+
+// endDrift notes that there is no drift: it ended, or something else is to run.
+func (s *State) endDrift(now time.Time) {
+	if s.drift.now != nil {
+		s.noteDriftEnd(now)
+	}
+	s.drift.now = nil
+}
+
+func (s *State) noteDriftEnd(now time.Time) {
+	if last := s.drift.last; last != nil && last.Until == 0 {
+		s.noteLastDrift(&LastDrift{At: last.At, Until: record.Unix(now), Differences: last.Differences})
+	}
 }
 
 // foldDrift notes what the engine runs instead of target, and counts it when it is new.

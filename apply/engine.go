@@ -39,14 +39,21 @@ func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 
 func (s *State) foldReading(reading api.Reading, now time.Time) {
 	e := &s.engine
-	if !e.reachable && e.known {
-		s.emit(Event{Type: EventEngineUp, Level: slog.LevelInfo, Text: "the engine answers again", Attrs: []any{"socket", s.opt.Socket}})
+	if !e.lost.IsZero() {
+		up := Event{Type: EventEngineUp}
+		if e.known {
+			up.Level, up.Text, up.Attrs = slog.LevelInfo, "the engine answers again", []any{"socket", s.opt.Socket}
+		}
+		s.emit(up)
 	}
 	s.over("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several, e.bounds, e.differences = true, false, nil, nil
 		e.tries, e.retryAt = 0, time.Time{}
-		s.drift.now = nil // what a new process runs is not drift
+		s.endDrift(now) // what a new process runs is not drift
+		if f := s.faults[stageSend]; f != nil && f.server {
+			s.clear(stageSend) // it may be another server
+		}
 		switch f := s.faults[stageAssert]; {
 		case e.asserting: // see foldAssert
 		case f != nil && f.unanswered:
@@ -190,7 +197,7 @@ func (s *State) foldBounds() {
 	if slices.Equal(differences, e.differences) {
 		return
 	}
-	e.differences = differences
+	e.differences, s.changed = differences, true
 	if len(differences) > 0 {
 		s.log(slog.LevelWarn, "engine schema differs", "socket", s.opt.Socket, "differences", strings.Join(differences, "; "))
 	}
@@ -268,7 +275,8 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 		}
 		switch {
 		case errors.Is(err, errInterrupted):
-			s.stand(stageAssert, "what the engine runs since it was sent "+rec.ID+" is not known yet", "the agent reads it again")
+			f := s.stand(stageAssert, "what the engine runs since it was sent "+rec.ID+" is not known yet", "the agent reads it again")
+			f.tries = max(0, f.tries-1) // an order is no failure
 			return false
 		case err != nil:
 			reason = "the engine was sent " + rec.ID + " and does not answer since: " + err.Error()

@@ -149,7 +149,9 @@ func (s *State) planOrder(now time.Time) Step {
 	switch {
 	case s.isVerified() && !s.onProbation() && s.ready(stageConfirm, now) && !s.isRival():
 		return Step{Kind: Confirm} // first what the engine runs already
-	case s.lost != nil && isResume:
+	case s.lost != nil && isResume && resume.DryRun:
+		return answer("would end the pause: " + s.lost.Reason)
+	case s.lost != nil && isResume && resume.Name == "":
 		return Step{Kind: ClearLost}
 	case s.lost != nil:
 		return refuse(problem.New(q.verb(), errors.New(s.lost.Text()), s.heldHint(s.lost, nil)))

@@ -52,7 +52,7 @@ func (s *State) planRest(now time.Time) Step {
 		return Step{Kind: Probe}
 	case s.applied != nil && (s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit || s.listed.reported != s.reported()):
 		return Step{Kind: ListNewest}
-	case s.drift.unsaved:
+	case s.drift.unsaved && !now.Before(s.drift.saveAt):
 		return Step{Kind: SaveDrift}
 	case s.compareDue(now):
 		return Step{Kind: CompareEngine}
@@ -82,6 +82,7 @@ func (s *State) wake(now time.Time) time.Time {
 		at(s.disk.probed.Add(probeSoon))
 	}
 	at(s.engine.retryAt)
+	at(s.drift.saveAt)
 	return wake
 }
 
@@ -89,10 +90,16 @@ func (s *State) readDue(now time.Time) bool { return s.engine.due || !now.Before
 
 // readIfDue plans a reading if it is due, or if a failed assertion is to be tried again.
 func (s *State) readIfDue(what purpose, now time.Time) Step {
-	if s.readDue(now) || s.engine.reachable && s.retryDue(stageAssert, now) && what != forStatus && what != forConfirm {
+	if s.readDue(now) || s.rereadDue(now) && what != forStatus && what != forConfirm {
 		return Step{Kind: ReadEngine, For: what}
 	}
 	return Step{}
+}
+
+// rereadDue reports whether a failed assertion is to be tried again, and what runs was not
+// read since it may be.
+func (s *State) rereadDue(now time.Time) bool {
+	return s.engine.reachable && s.retryDue(stageAssert, now) && s.engine.at.Before(s.faults[stageAssert].retryAt)
 }
 
 // planLost plans for an agent that lost its history: it reads the engine and sends
@@ -250,7 +257,7 @@ func (s *State) planCommit(rec record.Record, now time.Time) Step {
 // compareDue reports whether the engine process is to be asked which values it accepts.
 func (s *State) compareDue(now time.Time) bool {
 	e := &s.engine
-	return e.reachable && e.peer != e.reading.Peer && !now.Before(e.retryAt)
+	return e.reachable && !s.isRival() && e.peer != e.reading.Peer && !now.Before(e.retryAt)
 }
 
 // planCandidate plans the next step of the candidate at the head.
@@ -259,8 +266,6 @@ func (s *State) planCandidate(now time.Time) Step {
 	switch {
 	case p == nil || p.id != head.ID:
 		return Step{Kind: Adopt}
-	case p.doubted:
-		return Step{Kind: Recheck}
 	case p.verdict != nil:
 		return s.planRejection(now)
 	case p.owed:
@@ -273,6 +278,9 @@ func (s *State) planCandidate(now time.Time) Step {
 			return s.planKeep(now)
 		}
 		return step
+	}
+	if p.doubted != nil {
+		return s.planDoubt(now)
 	}
 	unknown := s.unknownToEngine(head.Config)
 	if unknown != nil {
@@ -303,12 +311,27 @@ func (s *State) planCandidate(now time.Time) Step {
 	return Step{Kind: MarkRetried}
 }
 
+// planDoubt plans to find out whether the engine refuses what it runs as well, or only the
+// candidate. That is done while it runs the applied record; otherwise it is believed.
+func (s *State) planDoubt(now time.Time) Step {
+	e := &s.engine
+	switch {
+	case e.at.Before(s.pending.sent) && (e.reachable || s.readDue(now)):
+		return Step{Kind: ReadEngine, For: forHead}
+	case e.at.Before(s.pending.sent):
+		return Step{}
+	case s.agrees(e.reading, s.applied.Config):
+		return Step{Kind: Recheck}
+	}
+	return Step{Kind: Reject}
+}
+
 // planQuestion plans to read whether the candidate runs, and what follows before it is
 // sent. It is done if it is not to be sent now.
 func (s *State) planQuestion(now time.Time) (step Step, done bool) {
 	p, e := s.pending, &s.engine
 	isAsked := p.fresh || p.asked
-	if s.readDue(now) || e.reachable && (!isAsked || !e.unchecked && s.retryDue(stageAssert, now)) {
+	if s.readDue(now) || e.reachable && !isAsked || !e.unchecked && s.rereadDue(now) {
 		return Step{Kind: ReadEngine, For: forCandidate}, true
 	}
 	if !e.reachable || p.accepted || p.broken {
@@ -422,11 +445,12 @@ func (s *State) planKeep(now time.Time) Step {
 // change is sent. Of a rollback it is sent what it knows: going back must not wait.
 func (s *State) planUpgrade(now time.Time) Step {
 	e, p, head := &s.engine, s.pending, s.head
-	if !e.unchecked {
+	isRollback := head.Kind == record.KindRollback
+	if !e.unchecked && (p.unknown || !isRollback) {
 		if step := s.readIfDue(forUpgrade, now); step.Kind != Wait {
 			return step
 		}
-	} else if head.Kind != record.KindRollback {
+	} else if !isRollback {
 		if step := s.planKeep(now); step.Kind != Wait {
 			return step
 		}
@@ -546,11 +570,14 @@ func (s *State) isBelowStale() bool {
 // planProbation plans while the candidate runs and has yet to prove itself.
 func (s *State) planProbation(now time.Time) Step {
 	p, e := s.pending.probation, &s.engine
-	isLate := p != nil && !p.next.IsZero() && now.Sub(p.next) > lateness && !s.blocked(stageProbation)
 	if p == nil {
 		return Step{Kind: BeginProbation}
 	}
+	isLate := !p.next.IsZero() && now.Sub(p.next) > lateness && !s.blocked(stageProbation)
 	if step, displaced := s.planDisplacement(now); displaced {
+		if step.Kind == Wait {
+			return s.readIfDue(forProbation, now)
+		}
 		return step
 	}
 	switch {

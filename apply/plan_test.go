@@ -161,7 +161,7 @@ func TestPlan(t *testing.T) {
 			}, Step{Kind: Assert, For: forUpkeep}},
 			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forUpkeep}},
 			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
-			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon} }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon}; s.engine.at = noon.Add(-1) }, Step{Kind: ReadEngine, For: forUpkeep}},
 			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{retryAt: noon} }, Step{}},
 			"a confirmation that happened": {func(s *State) { s.pending = &pending{id: "earlier"} }, Step{Kind: Confirm}},
 		},
@@ -252,9 +252,14 @@ func TestPlan(t *testing.T) {
 				fails(s, stageRevert)
 				runs(s, 1024)
 			}, Step{Kind: Assert, For: forHead}},
-			"a rollback is rejected":      {func(s *State) { commits(s, record.KindRollback, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: ListBelow}},
-			"a newer one is declared":     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 2048) }, Step{Kind: Commit}},
-			"what is applied is declared": {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 512) }, Step{Kind: Revert}},
+			"refused without a name":        {func(s *State) { doubts(s); s.engine.at = noon.Add(-1) }, Step{Kind: ReadEngine, For: forHead}},
+			"refused without a name, read":  {func(s *State) { doubts(s) }, Step{Kind: Recheck}},
+			"refused without a name, runs":  {func(s *State) { doubts(s); runs(s, 1024) }, Step{Kind: Reject}},
+			"refused without a name, down":  {func(s *State) { doubts(s); s.engine.at = noon.Add(-1); down(s) }, Step{}},
+			"refused without a name, a fix": {func(s *State) { doubts(s); declare(s, 2048) }, Step{Kind: Commit}},
+			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: ListBelow}},
+			"a newer one is declared":       {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 2048) }, Step{Kind: Commit}},
+			"what is applied is declared":   {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 512) }, Step{Kind: Revert}},
 			"a newer one is held": {func(s *State) {
 				commits(s, record.KindRollback, 1024)
 				declare(s, 512)
@@ -396,6 +401,12 @@ func probates(s *State) *pending {
 	s.engine.unchecked, p.verified = false, true
 	p.probation = &probation{until: noon.Add(time.Minute), next: noon.Add(time.Second), peer: s.engine.reading.Peer}
 	return p
+}
+
+func doubts(s *State) {
+	p := commits(s, record.KindChange, 1024)
+	declare(s, 1024)
+	p.sends, p.sent, p.doubted = 1, noon, &verdict{by: "engine", reason: "no"}
 }
 
 func refuses(s *State) {

@@ -18,6 +18,8 @@ const (
 	// healthEvery is how often the engine is asked for its health, at most a fifth of
 	// the window.
 	healthEvery = time.Second
+	// healthPause is the least time between two health reads, for other work.
+	healthPause = 10 * time.Millisecond
 	// badReads is how many failed health reads in a row fail a probation.
 	badReads = 2
 	// undoings is how often the engine may go back to something else by itself.
@@ -72,8 +74,8 @@ func (s *State) failProbation(why string) {
 func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 	p := s.pending.probation
 	p.next = began.Add(min(healthEvery, s.opt.Probation/5))
-	if now.After(p.next) {
-		p.next = now // a reading that takes its time is not a lack of watching
+	if !now.Before(p.next) {
+		p.next = now.Add(healthPause) // a reading that takes its time is not a lack of watching
 	}
 	var foreign *api.ForeignError
 	switch {
@@ -123,8 +125,8 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 	p.readOwed = false
 	if f := s.faults[stageProbation]; f != nil {
 		p.next = earlier(f.retryAt, s.engine.next)
-	} else if now.After(p.next) {
-		p.next = now
+	} else if !now.Before(p.next) {
+		p.next = now.Add(healthPause)
 	}
 	switch {
 	case errors.Is(err, errInterrupted):

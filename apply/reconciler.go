@@ -283,6 +283,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	s := r.state
 	s.signer = signerCheck{}
+	if s.below.failed {
+		s.below = below{}
+	}
 	for first := true; ; first = false {
 		step := r.next()
 		if step.Kind == Wait {
@@ -295,20 +298,25 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 		r.do(ctx, step)
 		r.flush()
 	}
+	s.foldBounds()
 	r.publish()
 	r.flush()
-	s.foldBounds()
-	r.flush()
-	r.opt.Store.Prepare(ctx, s.listed.previous)
+	if !r.stopping.Load() {
+		target := s.listed.previous
+		if s.applied == nil || s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit {
+			target = "" // it may be another by now
+		}
+		r.opt.Store.Prepare(ctx, target)
+	}
 	return wake
 }
 
 // next folds what arrived and plans the next step.
 func (r *Reconciler) next() Step {
-	now := time.Now()
-	r.stamp.Store(now.UnixNano())
 	r.foldInbox()
 	r.flush()
+	now := time.Now()
+	r.stamp.Store(now.UnixNano())
 	r.state.refresh(now)
 	return Plan(r.state, now)
 }
@@ -318,9 +326,10 @@ func (r *Reconciler) next() Step {
 func (r *Reconciler) take(ctx context.Context, order *request) {
 	s := r.state
 	order.open = cmp.Or(order.open, s.openRollback())
+	s.signer = signerCheck{}
 	for first := true; ; first = false {
 		step := r.next()
-		if step.Kind == Wait || !first && !s.isRecording(step) {
+		if step.Kind == Wait || step.Kind.isRest() || !first && !s.isRecording(step) {
 			break
 		}
 		r.do(ctx, step)

@@ -72,6 +72,7 @@ type below struct {
 	candidates    []record.Row // newest first
 	whole         bool         // all candidates could be read
 	held          *record.Hold // in force before the rollbacks at the head
+	failed        bool         // not all could be read: it is listed again in the next turn
 }
 
 // diskState is how the state directory is.
@@ -181,9 +182,9 @@ type pending struct {
 	verified   bool // the engine was read to run it
 	probation  *probation
 	verdict    *verdict // why it is rejected, until the revert is recorded
-	// doubted: the rejection names no parameter of the change, so it is not believed
+	// doubted is a rejection that names no parameter of the change. It is not believed
 	// before the engine accepted what it runs.
-	doubted bool
+	doubted *verdict
 }
 
 // A verdict is why a candidate is rejected.
@@ -224,8 +225,8 @@ func (s *State) isRecording(step Step) bool {
 	switch step.Kind {
 	case Confirm, Recheck, Reject, Revert, ListBelow:
 		return true
-	case ReadEngine, Assert:
-		return p != nil && (p.owed || p.verdict != nil && s.isCandidateOpen())
+	case ReadEngine, Assert, AcceptHead:
+		return p != nil && (p.owed || p.doubted != nil || p.verdict != nil)
 	}
 	return false
 }
@@ -281,9 +282,12 @@ func (s *State) refresh(now time.Time) {
 	if s.head != nil && !s.isSettled() || s.isVerified() || s.isOpenSettlement() {
 		return
 	}
-	s.clear(stageSend, stageProbation) // nothing is pending
-	if _, tryable := s.declaredDiffers(); !tryable && s.disk.writable {
-		s.clear(stageCommit, stageRevert) // the failed change is no longer declared
+	s.clear(stageSend, stageProbation)               // nothing is pending
+	if _, tryable := s.declaredDiffers(); !tryable { // the failed change is no longer declared
+		s.clear(stageSigner)
+		if s.disk.writable {
+			s.clear(stageCommit, stageRevert)
+		}
 	}
 	if s.engine.reachable && !s.engine.unchecked {
 		s.recovered = true

@@ -69,6 +69,11 @@ const (
 	Answer         // the order
 )
 
+// isRest reports whether a step may wait for an order.
+func (k StepKind) isRest() bool {
+	return k == Probe || k == ListNewest || k == SaveDrift || k == CompareEngine
+}
+
 // String returns the name of the kind.
 func (k StepKind) String() string {
 	return [...]string{
