@@ -685,3 +685,23 @@ func TestARefusalIsBelieved(t *testing.T) {
 		}
 	})
 }
+
+// A rollback does not wait for the next reading of an engine that lacks a parameter of it.
+func TestARollbackIsSentToAnEngineThatLacksAParameter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := emptyWorld(t, t.TempDir())
+		w.rules = optional(t)
+		w.engine.upgrade(at(w.rules.Defaults(), "0.5"))
+		w.start()
+		w.declare(at(stateA, "1.5"), "")
+		w.declare(at(stateB, "1.5"), "")
+		w.engine.tell(func(e *scripted) { e.upgrade(stateA) })
+		w.r.EngineHint()
+		w.pass(37 * time.Second)
+		sends := w.engine.allSends()
+		if res, err := w.do(&apply.Rollback{Reason: "night"}); err != nil || res.Outcome != record.Pending || w.engine.allSends() == sends {
+			t.Errorf("%+v %v, %d batches", res, err, w.engine.allSends()-sends)
+		}
+		w.end()
+	})
+}

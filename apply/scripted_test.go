@@ -41,18 +41,19 @@ const (
 // scripted is an engine that treats batches as told: first the queue, then by
 // Parameters, then it accepts. It fails the test on a batch that must not be.
 type scripted struct {
-	t     tester
-	m     *mishaps
-	store faulty // of the process that runs now
-	mu    sync.Mutex
-	runs  schema.Parameters
-	peer  int32
-	down  bool
-	hung  bool              // readings get no answer
-	ill   string            // why it is not healthy
-	illOn schema.Parameters // it is not healthy on these
-	label string            // what somebody else labels it again and again
-	reads int
+	t          tester
+	m          *mishaps
+	store      faulty // of the process that runs now
+	mu         sync.Mutex
+	runs       schema.Parameters
+	peer       int32
+	down       bool
+	hung       bool              // readings get no answer
+	ill        string            // why it is not healthy
+	slowHealth time.Duration     // how long a health read takes
+	illOn      schema.Parameters // it is not healthy on these
+	label      string            // what somebody else labels it again and again
+	reads      int
 	// asserting: an assert was accepted, and the read-back is owed.
 	asserting bool
 	// What happens just before a reading, by its number.
@@ -121,6 +122,13 @@ func (e *scripted) Prepare() {}
 
 // Health follows mishaps, a hung and a down engine as Read does.
 func (e *scripted) Health(ctx context.Context) (h api.Health, err error) {
+	var slow time.Duration
+	e.tell(func(e *scripted) { slow = e.slowHealth })
+	select {
+	case <-time.After(slow):
+	case <-ctx.Done():
+		return h, context.Cause(ctx)
+	}
 	err = e.m.around("health", func() error {
 		e.mu.Lock()
 		defer e.mu.Unlock()

@@ -396,3 +396,99 @@ func TestTheHistoryIsReplaced(t *testing.T) {
 		}
 	}
 }
+
+// trialWith runs 1024 on a probation of ten minutes, and then story.
+func trialWith(t *testing.T, story func(w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.declare(size(512), "")
+		w.probation = 10 * time.Minute
+		w.restart()
+		w.declare(size(1024), "")
+		story(w)
+		w.end()
+	})
+}
+
+// An order and a stop do not wait for a probation whose health reads take their time, and
+// the status is not left behind.
+func TestSlowHealthKeepsNobodyWaiting(t *testing.T) {
+	slow := func(w *world) time.Time {
+		w.engine.tell(func(e *scripted) { e.slowHealth = 1500 * time.Millisecond })
+		w.pass(20 * time.Second)
+		return time.Now()
+	}
+	trialWith(t, func(w *world) {
+		begun := slow(w)
+		if res, err := w.do(&apply.Rollback{Reason: "night"}); err != nil || res.Outcome != record.Applied || time.Since(begun) > 5*time.Second {
+			t.Errorf("a rollback: %+v %v after %s", res, err, time.Since(begun))
+		}
+	})
+	trialWith(t, func(w *world) {
+		begun := slow(w)
+		w.stop()
+		<-w.joined
+		if time.Since(begun) > 5*time.Second {
+			t.Errorf("a stop took %s", time.Since(begun))
+		}
+	})
+	trialWith(t, func(w *world) {
+		slow(w)
+		w.pass(5 * time.Minute)
+		if s := w.r.Status(); time.Since(record.FromUnix(s.Source.LastRead)) > 10*time.Second || !s.Checks(time.Now()).SourceFresh {
+			t.Errorf("the source was last read %s ago", time.Since(record.FromUnix(s.Source.LastRead)))
+		}
+	})
+	trialWith(t, func(w *world) {
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.pass(1100 * time.Millisecond)
+		go func() { _, _ = w.r.Do(w.t.Context(), &apply.Rollback{Reason: "night"}) }()
+		w.pass(10 * time.Second)
+		if kind := w.store.Head().Kind; kind != record.KindRollback {
+			t.Errorf("an engine that hangs: the head is a %s", kind)
+		}
+		w.engine.tell(func(e *scripted) { e.hung = false })
+		w.pass(time.Minute)
+	})
+}
+
+// A stop while the disk takes the revert: the engine is brought back first.
+func TestAStopBringsTheEngineBack(t *testing.T) {
+	trialWith(t, func(w *world) {
+		w.m.plan("revert", stalls)
+		w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		w.pass(5 * time.Second)
+		w.stop()
+		<-w.joined
+		if w.store.Head().Commit != w.store.Applied().Commit || !w.engine.running().Equal(size(512)) {
+			t.Errorf("the head is a %s, the engine runs %v", w.store.Head().Kind, w.engine.running().Get(reservoir))
+		}
+	})
+}
+
+// A way back that the engine does not take keeps neither a stop nor an order.
+func TestAFailingWayBackKeepsNobodyWaiting(t *testing.T) {
+	for _, how := range []string{"stop", "order"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, t.TempDir())
+			w.declare(stateA, "")
+			w.engine.will(stateB, callback)
+			w.engine.will(stateA, lie)
+			w.m.plan("revert", stalls)
+			w.declare(stateB, "")
+			w.pass(10 * time.Second)
+			begun := time.Now()
+			if how == "order" {
+				if _, err := w.r.Do(t.Context(), &apply.Pause{Reason: "x"}); err != nil {
+					t.Error(err)
+				}
+			}
+			w.stop()
+			<-w.joined
+			if time.Since(begun) > stallTime+10*time.Second {
+				t.Errorf("%s: it took %s", how, time.Since(begun))
+			}
+			w.end()
+		})
+	}
+}
