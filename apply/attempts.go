@@ -1,6 +1,9 @@
 package apply
 
 import (
+	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -206,4 +209,42 @@ func (s *State) resolve(id string, outcome record.Outcome, reason string) {
 		}
 		return q.id == id
 	})
+}
+
+// tellSettled gives the candidate that rec settles its outcome, once.
+func (r *Reconciler) tellSettled(ctx context.Context, rec *record.Record) {
+	s, o := r.state, rec.OutcomeOf
+	if o == nil {
+		return
+	}
+	if !slices.ContainsFunc(s.report.attempts, func(a Attempt) bool { return a.SnapshotID == o.ID }) { // settled after a restart
+		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind.Candidate() {
+			s.attemptPending(&row.Record)
+		}
+	}
+	if s.finish(o.ID, o.Outcome, rec.Description) && o.Outcome == record.Rejected {
+		cause := "engine"
+		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind == record.KindChange && rec.Held != nil && rec.Held.By == byProbation {
+			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
+		}
+		s.emit(Event{Type: EventReverted, Record: rec, Outcome: o.Outcome, Cause: cause})
+	}
+}
+
+// finishRest finishes attempts that the Store says more of: a record that was confirmed
+// with the head although its own confirmation returned an error, or whose history was
+// replaced.
+func (r *Reconciler) finishRest(ctx context.Context) {
+	for _, a := range r.state.report.attempts {
+		if a.Outcome != record.Pending {
+			continue
+		}
+		row, err := r.opt.Store.Lookup(ctx, a.SnapshotID)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			r.state.finish(a.SnapshotID, record.Superseded, "its record is gone: the history was replaced under the agent")
+		case err == nil && row.Outcome != record.Pending:
+			r.state.finish(row.ID, row.Outcome, "on record as "+string(row.Outcome))
+		}
+	}
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -49,7 +47,7 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 	case CheckSigner:
 		r.checkSigner(step)
 	case AskSource:
-		s.source.asked = s.declared.doc
+		s.source.rechecked = s.declared.doc
 		r.publish() // the source asks what is applied
 		r.opt.Source.Sync()
 	case Commit, Recommit:
@@ -88,7 +86,7 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		}
 		s.log(slog.LevelInfo, "found a candidate that is not settled; asking the engine", "snapshot", s.head.ID)
 	case Reject:
-		s.pending.verdict = cmp.Or(s.pending.doubted, &verdict{by: "engine", reason: step.Reason})
+		s.pending.rejection = cmp.Or(s.pending.doubted, &rejection{by: "engine", reason: step.Reason})
 		s.pending.doubted = nil
 	case Accept:
 		s.foldAccept(now)
@@ -149,8 +147,8 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 		if err == nil && !s.runs(reading, s.head.Config) {
 			p.verified, p.accepted = false, false // it ran it before, so this is not a false accept
 		}
-	case forUpgrade:
-		p.asked = p.asked || err == nil
+	case forUnknown:
+		p.wasRead = p.wasRead || err == nil
 	case forStatus:
 		s.engine.unchecked = false
 		if s.lost != nil && err == nil {
@@ -170,7 +168,7 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 		}
 		return
 	}
-	p.asked = true
+	p.wasRead = true
 	if p.broken && reading.Peer != p.sentTo {
 		s.foldCrash()
 	}
@@ -181,10 +179,10 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 			s.phase("engine", time.Since(p.sent))
 		}
 		s.foldVerified()
-	case p.verdict != nil:
+	case p.rejection != nil:
 	case p.accepted:
 		p.mismatch = true
-	case !s.isGoodStateFirst() && s.unknownToEngine(s.head.Config) == nil: // else it is brought back meanwhile
+	case !s.mustRestoreFirst() && s.unknownToEngine(s.head.Config) == nil: // else it is brought back meanwhile
 		s.engine.returned = false
 	}
 }
@@ -206,16 +204,16 @@ func (s *State) foldCrash() {
 	s.log(slog.LevelWarn, "the engine died while it was taking the candidate", "snapshot", p.id, "deaths", p.crashes)
 	switch {
 	case p.crashes >= 2:
-		p.verdict = &verdict{by: "engine", reason: "the engine died twice while taking it"}
+		p.rejection = &rejection{by: "engine", reason: "the engine died twice while taking it"}
 	case !p.fresh:
 		// Whoever committed it may have met a crash too and been cut before the mark.
 		// No restart of the agent may crash the engine a third time.
-		p.verdict = &verdict{by: "engine", reason: "the engine died while taking it, and an earlier try by an agent that was cut short may have ended the same way"}
+		p.rejection = &rejection{by: "engine", reason: "the engine died while taking it, and an earlier try by an agent that was cut short may have ended the same way"}
 	}
 }
 
 // doReadAgain reads the engine several times. For a candidate that was accepted: readings
-// that disagree are several engines, not a verdict; one that runs it now took its time;
+// that disagree are several engines, not a rejection; one that runs it now took its time;
 // the same mismatch twice is a rejection.
 func (r *Reconciler) doReadAgain(ctx context.Context, what purpose) {
 	s, p, e := r.state, r.state.pending, &r.state.engine
@@ -244,7 +242,7 @@ func (r *Reconciler) doReadAgain(ctx context.Context, what purpose) {
 		return
 	}
 	text := "the engine accepted it twice and runs something else: " + changesText(s.differences(first, s.head.Config))
-	p.verdict = &verdict{by: "engine", reason: text, errors: []string{text}}
+	p.rejection = &rejection{by: "engine", reason: text, errors: []string{text}}
 }
 
 // doSend sends the candidate. What the engine accepts is read back next.
@@ -265,10 +263,10 @@ func (r *Reconciler) doSend(ctx context.Context) {
 			s.blameServer("it calls the parameter " + why + " unknown, which was not sent: " + strings.Join(answer.Errors, "; "))
 			break
 		}
-		why := &verdict{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
+		why := &rejection{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
 		isNamed := slices.ContainsFunc(s.head.Changes, func(c schema.Change) bool { return strings.Contains(why.reason, c.Parameter) })
 		if isNamed || s.applied == nil || s.unknownToEngine(s.applied.Config) != nil {
-			p.verdict = why
+			p.rejection = why
 		} else {
 			p.doubted = why
 		}
@@ -304,7 +302,7 @@ func (r *Reconciler) doRecheck(ctx context.Context) {
 	s.engine.due = true
 	switch answer.Verdict {
 	case api.VerdictAccepted:
-		p.verdict = why
+		p.rejection = why
 		return
 	case api.VerdictRejected:
 		s.blameServer("it refuses what it runs already, too: " + why.reason)
@@ -342,11 +340,11 @@ func (r *Reconciler) unmark(ctx context.Context) {
 // doAssert brings the engine to a recorded state.
 func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 	s, e := r.state, &r.state.engine
-	wasDrift := step.For == forUpkeep && s.isSettled() && (e.reread || e.several || !s.isOwnDoing(step.Target, time.Now()))
+	wasDrift := step.For == forApplied && s.isSettled() && (e.reread || e.several || !s.isOwnDoing(step.Target, time.Now()))
 	done := r.assert(ctx, step.Target)
 	now := time.Now()
 	switch step.For {
-	case forUpkeep:
+	case forApplied:
 		if done && wasDrift {
 			s.drift.contest.corrected = now
 			s.drift.contest.corrections++
@@ -364,7 +362,7 @@ func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 		case done:
 			s.asserted = s.head.ID
 		case s.isRefused():
-			r.tellSettled(ctx, s.head) // waiting does not change the verdict
+			r.tellSettled(ctx, s.head) // waiting does not change the outcome
 		}
 	}
 }
@@ -432,8 +430,8 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	if step.Kind == Recommit { // who waits for the one before waits for this one, and what the engine did counts on
 		p := s.pending
 		if p.fresh = false; old != nil && old.id == before.ID {
-			p.fresh, p.asked, p.sends, p.crashes, p.mismatches = old.fresh, old.asked, old.sends, old.crashes, old.mismatches
-			p.verdict, p.broken, p.sentTo = old.verdict, old.broken, old.sentTo
+			p.fresh, p.wasRead, p.sends, p.crashes, p.mismatches = old.fresh, old.wasRead, old.sends, old.crashes, old.mismatches
+			p.rejection, p.broken, p.sentTo = old.rejection, old.broken, old.sentTo
 		}
 		for _, w := range s.waiters {
 			if w.id == before.ID {
@@ -483,14 +481,14 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	if rejected {
 		s.phase("commit", time.Since(start))
 		by := "by the engine"
-		if pending.verdict.by == byProbation {
+		if pending.rejection.by == byProbation {
 			by = "on probation"
 		}
-		s.attemptRejecting(candidate.ID, pending.verdict.reason)
+		s.attemptRejecting(candidate.ID, pending.rejection.reason)
 		s.emit(Event{
-			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.verdict.by,
+			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.rejection.by,
 			Level: slog.LevelWarn, Text: "rejected " + by + "; going back to the last good state",
-			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.verdict.reason, "changes", changesText(candidate.Changes)}, commitOf(candidate)...),
+			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.rejection.reason, "changes", changesText(candidate.Changes)}, commitOf(candidate)...),
 		})
 		return
 	}
@@ -563,7 +561,7 @@ func (s *State) answerNotRecorded(st stage) {
 func (r *Reconciler) doConfirm(ctx context.Context) {
 	s, p, head := r.state, r.state.pending, r.state.head
 	isCandidate := s.isVerified()
-	isRepeated := !isCandidate && s.asserted != head.ID // it failed before and happened all the same
+	isRepeated := !isCandidate && s.asserted != head.ID // it was committed despite an error
 	start := time.Now()
 	err := r.opt.Store.Confirm(ctx)
 	s.foldStore()
@@ -628,81 +626,11 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 	r.finishRest(ctx)
 }
 
-// tellSettled gives the candidate that rec settles its outcome, once.
-func (r *Reconciler) tellSettled(ctx context.Context, rec *record.Record) {
-	s, o := r.state, rec.OutcomeOf
-	if o == nil {
-		return
-	}
-	if !slices.ContainsFunc(s.report.attempts, func(a Attempt) bool { return a.SnapshotID == o.ID }) { // settled after a restart
-		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind.Candidate() {
-			s.attemptPending(&row.Record)
-		}
-	}
-	if s.finish(o.ID, o.Outcome, rec.Description) && o.Outcome == record.Rejected {
-		cause := "engine"
-		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind == record.KindChange && rec.Held != nil && rec.Held.By == byProbation {
-			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
-		}
-		s.emit(Event{Type: EventReverted, Record: rec, Outcome: o.Outcome, Cause: cause})
-	}
-}
-
-// finishGone finishes what was pending and is on no record any more: somebody replaced
-// the history.
-func (r *Reconciler) finishGone(ctx context.Context) {
-	for _, a := range r.state.report.attempts {
-		if a.Outcome != record.Pending {
-			continue
-		}
-		if _, err := r.opt.Store.Lookup(ctx, a.SnapshotID); errors.Is(err, fs.ErrNotExist) {
-			r.state.finish(a.SnapshotID, record.Superseded, "its record is gone: the history was replaced under the agent")
-		}
-	}
-}
-
-// finishRest finishes what was confirmed together with the head: a record whose own
-// confirmation failed and happened all the same.
-func (r *Reconciler) finishRest(ctx context.Context) {
-	for _, a := range r.state.report.attempts {
-		if a.Outcome != record.Pending {
-			continue
-		}
-		if row, err := r.opt.Store.Lookup(ctx, a.SnapshotID); err == nil && row.Outcome != record.Pending {
-			r.state.finish(row.ID, row.Outcome, "on record as "+string(row.Outcome))
-		}
-	}
-}
-
-// appliedText returns what an applied candidate changed, and what it holds.
-func (s *State) appliedText(rec *record.Record) string {
-	text := changesText(rec.Changes)
-	if text == "" && rec.Before != nil { // of what is applied; a candidate may have run
-		text = changesText(s.opt.Rules.Diff(*rec.Before, rec.Config))
-	}
-	if text == "" {
-		text = "nothing changed"
-	}
-	var left []string
-	for _, c := range rec.Changes {
-		if c.New.IsZero() {
-			left = append(left, c.Parameter)
-		}
-	}
-	if left != nil {
-		text += "; the engine keeps its value of " + strings.Join(left, ", ")
-	}
-	if hold := s.hold(); hold != nil {
-		text += "; " + s.heldText(hold)
-	}
-	return text
-}
-
 // foldUnknown reports that the engine lacks parameters of the candidate, and answers who
 // waits for it.
 func (s *State) foldUnknown() {
 	p := s.pending
-	p.asked, p.unknown = true, true // it does not run it
+	p.wasRead, p.unknown = true, true // it does not run it
 	reason, hint := s.unknownText(s.unknownToEngine(s.head.Config))
 	s.repeat(slog.LevelWarn, "unknown", reason, "snapshot", s.head.ID, "hint", hint)
 	if s.head.Kind == record.KindRollback {
@@ -747,7 +675,7 @@ func (r *Reconciler) doProbe(ctx context.Context) {
 		s.clear(stageSend, stageProbation, stageConfirm)
 	}
 	if err == nil && (isOther || failedBefore) {
-		r.finishGone(ctx)
+		r.finishRest(ctx)
 	}
 	if err == nil && (!s.disk.writable || isOther) {
 		s.retryNow(stageRevert, stageCommit, stageConfirm, stageSigner) // what the disk refused may succeed now
@@ -758,171 +686,4 @@ func (r *Reconciler) doProbe(ctx context.Context) {
 	} else {
 		s.over("probe")
 	}
-}
-
-// rows yields the records, newest first. An error, with a nil record, is its end.
-func (r *Reconciler) rows(ctx context.Context) iter.Seq2[*record.Row, error] {
-	return func(yield func(*record.Row, error) bool) {
-		before, limit := "", 4 // the first ones are most often enough
-		for {
-			page, err := r.opt.Store.List(ctx, before, limit)
-			for i := range page {
-				if !yield(&page[i], nil) {
-					return
-				}
-			}
-			if err != nil {
-				yield(nil, err)
-			}
-			if err != nil || len(page) == 0 {
-				return
-			}
-			before, limit = page[len(page)-1].ID, 50
-		}
-	}
-}
-
-// listBelow lists what is between the applied record and the head, and the hold that was
-// in force before the rollbacks at the head.
-func (r *Reconciler) listBelow(ctx context.Context) {
-	s := r.state
-	b := below{head: s.head.Commit}
-	if s.applied != nil {
-		b.applied = s.applied.Commit
-	}
-	isFound := false
-	for row, err := range r.rows(ctx) {
-		if err != nil {
-			s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
-			b.failed = true
-			break
-		}
-		if !isFound && row.Index < s.head.Index && (row.Kind != record.KindRollback || row.Outcome == record.Applied) {
-			b.held, isFound = s.heldSince(&row.Record, row.Outcome == record.Applied), true
-		}
-		if s.applied != nil && row.ID == s.applied.ID {
-			b.whole = true
-		}
-		if s.applied == nil || b.whole {
-			if isFound {
-				break
-			}
-			continue
-		}
-		if row.Kind.Candidate() {
-			b.candidates = append(b.candidates, *row)
-		}
-	}
-	if !isFound && s.applied != nil {
-		b.held = s.heldSince(s.applied, true)
-	}
-	s.below = b
-}
-
-// reported returns the parameters that the engine reported.
-func (s *State) reported() string {
-	return strings.Join(slices.DeleteFunc(s.opt.Rules.Names(), func(name string) bool { return !s.engine.reading.Knows(name) }), ",")
-}
-
-// listNewest lists what the status says of the history.
-func (r *Reconciler) listNewest(ctx context.Context) {
-	s := r.state
-	l := listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
-	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
-	if err != nil {
-		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
-	}
-	for i := range page {
-		if page[i].Outcome == record.Applied && page[i].RollbackPoint {
-			l.active++
-		}
-	}
-	if row, err := r.previous(ctx); err == nil && row != nil {
-		l.previous = row.ID
-	}
-	s.listed = l
-}
-
-// complete completes a record with values from the history, see State.complete.
-func (r *Reconciler) complete(ctx context.Context, rec *record.Record) schema.Parameters {
-	return r.state.complete(rec, func(name string) schema.Value { return r.valueBefore(ctx, name) })
-}
-
-// valueBefore returns what the engine ran before the newest records began to set a
-// parameter, the zero Value if that is not on record. A record that was not sent may not
-// know it: see completeBefore.
-func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
-	s := r.state
-	for row, err := range r.rows(ctx) {
-		if err != nil || s.valueIn(&row.Config, name).IsZero() {
-			break
-		}
-		if before := s.valueIn(row.Before, name); !before.IsZero() || row.Outcome != record.Superseded {
-			v = before
-		}
-	}
-	return v
-}
-
-// findTarget finds what the order needs to know of the history: the outcome of the
-// rollback that it may join, and the target.
-func (r *Reconciler) findTarget(ctx context.Context) {
-	s, q := r.state, r.state.order
-	q.facts = facts{known: true}
-	if q.open != "" {
-		if row, err := r.opt.Store.Lookup(ctx, q.open); err == nil {
-			q.openOutcome = row.Outcome
-		}
-	}
-	if q.target, q.err = r.target(ctx, q.Order.(*Rollback).ID); q.err == nil {
-		q.config, q.applied = r.complete(ctx, &q.target.Record), r.complete(ctx, s.applied)
-	}
-}
-
-// target returns the record to go back to: the one named, or the default. While a
-// candidate is open that is what is applied.
-func (r *Reconciler) target(ctx context.Context, id string) (found *record.Row, err error) {
-	s := r.state
-	if id != "" {
-		row, lerr := r.opt.Store.Lookup(ctx, id)
-		found, err = &row, lerr
-	} else {
-		found, err = r.previous(ctx)
-	}
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("rollback: %w", err)
-	case found == nil:
-		return nil, problem.New("rollback", errors.New("no earlier state was applied that is not held"), "choose an id from `agent snapshots`")
-	case found.Environment != s.opt.Rules.Environment():
-		return nil, fmt.Errorf("rollback: %s belongs to environment %s, this agent to %s", found.ID, found.Environment, s.opt.Rules.Environment())
-	case found.Outcome != record.Applied || !found.RollbackPoint:
-		return nil, problem.New("rollback", fmt.Errorf("%s was never applied (%s)", found.ID, found.Outcome), "choose one that `agent snapshots` shows as applied")
-	}
-	if broken := s.check(r.complete(ctx, &found.Record)); len(broken) > 0 {
-		return nil, problem.New("rollback", fmt.Errorf("%s is not valid under the present rules: %s", found.ID, broken[0]), "choose another id from `agent snapshots`")
-	}
-	return found, nil
-}
-
-// previous returns the newest applied record that differs from the head and that is not
-// held; nil if there is none. What is damaged is no rollback point. A parameter that the
-// head lacks as well, and that both are completed with, is no difference.
-func (r *Reconciler) previous(ctx context.Context) (*record.Row, error) {
-	s := r.state
-	now, hold := r.complete(ctx, s.head), s.hold()
-	for row, err := range r.rows(ctx) {
-		if err != nil { // what came before it is good
-			return nil, err
-		}
-		if row.Outcome != record.Applied || !row.RollbackPoint || !row.Kind.Candidate() {
-			continue
-		}
-		config := r.complete(ctx, &row.Record)
-		to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &row.Record)}
-		if !s.same(config, now) && s.valid(config) && s.match(hold, to, false) == nil {
-			return row, nil
-		}
-	}
-	return nil, nil
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
@@ -47,7 +46,7 @@ type contest struct {
 	corrections int       // of them
 	corrected   time.Time // the last correction of drift
 	label       string    // the environment that was found on the engine meanwhile
-	asked       bool      // an operator wants a correction now
+	isUrgent    bool      // an operator wants a correction now
 }
 
 // wait returns how long after the last correction the next one may come: at once for an
@@ -82,21 +81,7 @@ func (s *State) nextCorrection() time.Time {
 
 // mayCorrect reports whether drift may be corrected now.
 func (s *State) mayCorrect(now time.Time) bool {
-	return s.drift.contest.asked || s.engine.returned || s.engine.several || !now.Before(s.nextCorrection())
-}
-
-// countAgreement counts how many readings in a row agreed. It is called before the
-// reading is noted.
-func (s *State) countAgreement(reading api.Reading) {
-	e := &s.engine
-	if !e.known || reading.Peer != e.reading.Peer || !s.managed(reading).Equal(s.managed(e.reading)) {
-		e.agree = 0
-	}
-	if e.agree++; e.several && e.agree >= agreement {
-		e.several = false
-		s.over("several")
-		s.log(slog.LevelInfo, "the readings agree again")
-	}
+	return s.drift.contest.isUrgent || s.engine.returned || s.engine.several || !now.Before(s.nextCorrection())
 }
 
 // foldAccept notes that the engine runs what it should. While nothing is pending, that
@@ -116,7 +101,7 @@ func (s *State) foldAccept(now time.Time) {
 	if s.engine.returned && s.engine.since.at != 0 {
 		s.runsSince(s.applied.Config, true, now)
 	}
-	s.engine.returned, d.contest.asked = false, false
+	s.engine.returned, d.contest.isUrgent = false, false
 	if d.now != nil {
 		if d.contest.isOn(s.opt.DriftInterval, now) {
 			d.now = &Drift{Since: d.now.Since, Corrected: true, Differences: d.now.Differences}
@@ -157,7 +142,7 @@ func (s *State) foldDrift(target *record.Record, now time.Time) {
 		if c.isSoon(s.opt.DriftInterval, now) {
 			c.rounds++
 		} else {
-			*c = contest{label: e.reading.Relabelled, asked: c.asked}
+			*c = contest{label: e.reading.Relabelled, isUrgent: c.isUrgent}
 		}
 		event := Event{
 			Type: EventDrifted, Record: target, Level: slog.LevelWarn, Text: "the engine runs something else than the applied snapshot, and it did not restart",
@@ -185,8 +170,8 @@ func (s *State) noteLastDrift(last *LastDrift) {
 	s.drift.last, s.drift.unsaved = last, true
 }
 
-// recallDrift reads the last drift of earlier processes.
-func (s *State) recallDrift() {
+// loadLastDrift reads the last drift of earlier processes.
+func (s *State) loadLastDrift() {
 	last := new(LastDrift)
 	if text := s.opt.Store.Fact(lastDriftFact); text != nil && json.Unmarshal(text, last) == nil {
 		s.drift.last = last

@@ -3,7 +3,6 @@ package apply
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -15,7 +14,6 @@ import (
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
-	"dtesn-agent/schema/problem"
 )
 
 // isGone reports whether err means that nobody listens on the socket.
@@ -233,9 +231,9 @@ func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Ans
 	return answer
 }
 
-// patience is how many times in a row the engine may fail to take the state that it is
+// maxRestoreFailures is how many times in a row the engine may fail to take the state that it is
 // brought back to, before that counts as a refusal: waiting does not help.
-const patience = 2
+const maxRestoreFailures = 2
 
 // assert makes the engine run a recorded state: it is sent and read back, without a
 // commit. When that fails, why is noted and a later try planned.
@@ -301,23 +299,20 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 	if f.unanswered && e.reachable && e.reading.Peer != peer {
 		f.newEngine(engineDownPoll)
 	}
-	f.refused = answer.Verdict == api.VerdictRejected || answer.Verdict != api.VerdictForeign && f.tries >= patience
+	f.refused = answer.Verdict == api.VerdictRejected || answer.Verdict != api.VerdictForeign && f.tries >= maxRestoreFailures
 	return false
 }
 
-// engineHint returns the hint of an error, or where to look.
-func engineHint(err error) string {
-	if hint := problem.Hint(err); hint != "" {
-		return hint
+// countAgreement counts how many readings in a row agreed. It is called before the
+// reading is noted.
+func (s *State) countAgreement(reading api.Reading) {
+	e := &s.engine
+	if !e.known || reading.Peer != e.reading.Peer || !s.managed(reading).Equal(s.managed(e.reading)) {
+		e.agree = 0
 	}
-	return "the engine's log says more"
-}
-
-// changesText returns changes on one line.
-func changesText(changes []schema.Change) string {
-	texts := make([]string, len(changes))
-	for i, c := range changes {
-		texts[i] = fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New)
+	if e.agree++; e.several && e.agree >= agreement {
+		e.several = false
+		s.over("several")
+		s.log(slog.LevelInfo, "the readings agree again")
 	}
-	return strings.Join(texts, ", ")
 }

@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"context"
 	"log/slog"
 	"slices"
 	"time"
@@ -56,9 +55,9 @@ type Event struct {
 	Key, Same string
 }
 
-// isTold reports whether somebody who sees the effect of e would look for it in the
-// status.
-func (e *Event) isTold() bool {
+// needsStatus reports whether the status is published before e is told: who sees e would
+// look for it there.
+func (e *Event) needsStatus() bool {
 	switch e.Type {
 	case EventOver, EventPhase, EventFailure, EventSuccess:
 		return false
@@ -66,29 +65,11 @@ func (e *Event) isTold() bool {
 	return e.Type != EventLine || e.Key == ""
 }
 
-// Metrics counts what happens. Its methods return at once.
-type Metrics interface {
-	Outcome(record.Outcome)
-	// ValidationFailures counts an invalid Document, once for each parameter
-	// concerned; "" stands for the Document itself.
-	ValidationFailures(parameters []string)
-	// Rollback counts a return to an earlier state: engine, operator or probation.
-	Rollback(cause string)
-	// Phase observes how long a phase took: load, commit, engine, confirm, total.
-	Phase(phase string, d time.Duration)
-	// StageFailure counts a failure: source, load, commit, send, read, confirm,
-	// revert, assert.
-	StageFailure(stage string)
-	Drift()
-	// Success notes the last success of a loop: source, engine, transaction.
-	Success(loop string)
-}
-
 // flush publishes what changed and then tells it: who hears of a fact finds it in the
 // status.
 func (r *Reconciler) flush() {
 	out := &r.state.outbox
-	if out.changed || len(out.replies) > 0 || slices.ContainsFunc(out.events, func(e Event) bool { return e.isTold() }) {
+	if out.changed || len(out.replies) > 0 || slices.ContainsFunc(out.events, func(e Event) bool { return e.needsStatus() }) {
 		r.publish()
 	}
 	events, replies := out.events, out.replies
@@ -124,66 +105,42 @@ func count(m Metrics, e *Event) {
 	}
 }
 
-// A repeater logs the same text under the same key once, then at each tenfold: an engine
-// that is down for a night is five lines, not a hundred thousand. It belongs to one
-// goroutine.
-type repeater struct {
-	*slog.Logger
-	last map[string]repetition
-}
-
-type repetition struct {
-	same  string
-	count int
-	at    time.Time
-}
-
 // occasional is the time after which something that happens again is news.
 const occasional = time.Minute
 
-func newRepeater(l *slog.Logger) *repeater {
-	return &repeater{Logger: l, last: map[string]repetition{}}
+func (o *outbox) emit(e Event) {
+	e.At = time.Now()
+	o.events = append(o.events, e)
 }
 
-// event logs the line of an event.
-func (p *repeater) event(e *Event) {
-	switch {
-	case e.Type == EventOver:
-		delete(p.last, e.Key)
-	case e.Text == "":
-	case e.Key == "":
-		p.Log(context.Background(), e.Level, e.Text, e.Attrs...)
-	default:
-		p.condition(e)
-	}
+// log emits a line of the log that is written each time.
+func (o *outbox) log(level slog.Level, text string, attrs ...any) {
+	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs})
 }
 
-func (p *repeater) condition(e *Event) {
-	seen := p.last[e.Key]
-	if seen.same != e.Same || e.Type != EventLine && e.At.Sub(seen.at) > occasional {
-		seen = repetition{same: e.Same}
-	}
-	seen.count++
-	seen.at = e.At
-	p.last[e.Key] = seen
-	for n := seen.count; n > 1; n /= 10 {
-		if n%10 != 0 {
-			return
-		}
-	}
-	attrs := e.Attrs
-	if seen.count > 1 {
-		attrs = append(slices.Clone(attrs), "times", seen.count)
-	}
-	p.Log(context.Background(), e.Level, e.Text, attrs...)
+// repeat emits a line for the log about a condition that lasts. See repeater.
+func (o *outbox) repeat(level slog.Level, key, text string, attrs ...any) {
+	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
 }
 
-// errorsIn returns the texts of the errors among the attributes of a line.
-func errorsIn(attrs []any) (text string) {
-	for _, a := range attrs {
-		if err, ok := a.(error); ok {
-			text += err.Error()
-		}
-	}
-	return text
+// repeatKind is repeat for what is the same by its kind, whatever its text.
+func (o *outbox) repeatKind(level slog.Level, key, kind, text string, attrs ...any) {
+	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
+}
+
+// over ends a condition: its next line under key is written at once.
+func (o *outbox) over(key string) { o.emit(Event{Type: EventOver, Key: key}) }
+
+func (o *outbox) failed(stage string) { o.emit(Event{Type: EventFailure, Cause: stage}) }
+
+func (o *outbox) succeeded(loop string) { o.emit(Event{Type: EventSuccess, Cause: loop}) }
+
+func (o *outbox) phase(phase string, took time.Duration) {
+	o.emit(Event{Type: EventPhase, Cause: phase, Took: took})
+}
+
+func (o *outbox) counted(outcome record.Outcome) { o.emit(Event{Type: EventOutcome, Outcome: outcome}) }
+
+func (o *outbox) reply(q *request, res Result, err error) {
+	o.replies = append(o.replies, func() { q.reply <- reply{res, err} })
 }

@@ -120,7 +120,7 @@ func (r *rules) entryOf(c *schema.Configuration, hold *record.Hold, spared *sche
 
 // rejectionHold returns what is held once the change head is rejected: what was held
 // before, and what the verdict is about.
-func (s *State) rejectionHold(head, applied *record.Record, v *verdict, now time.Time) *record.Hold {
+func (s *State) rejectionHold(head, applied *record.Record, v *rejection, now time.Time) *record.Hold {
 	hold := &record.Hold{By: v.by, Reason: v.reason, Since: record.Unix(now)}
 	var spared *schema.Configuration
 	if applied != nil {
@@ -302,4 +302,17 @@ func (s *State) heldText(h *record.Hold) string {
 		return "held until agent resume: " + what
 	}
 	return "held until other values are applied, or until agent resume: " + what
+}
+
+// undoneHold returns the hold of a rollback that did not happen.
+func undoneHold(held *record.Hold, why string) *record.Hold {
+	hold := *held
+	hold.Entries = slices.Clone(held.Entries)
+	for i := range hold.Entries {
+		if e := &hold.Entries[i]; e.Since == held.Since {
+			e.Reason += " (the rollback did not happen: " + why + ")"
+		}
+	}
+	hold.Reason += " (the rollback did not happen: " + why + ")"
+	return &hold
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 )
 
@@ -122,4 +124,53 @@ func pendingText(id string) string {
 		return "on record as " + id + ", not yet on the engine; it goes on by itself, also over a restart of the agent"
 	}
 	return "not yet looked at, for the agent waits for the engine or the disk; it is on no record: it goes on while this agent runs, and must be given again after a restart"
+}
+
+// appliedText returns what an applied candidate changed, and what it holds.
+func (s *State) appliedText(rec *record.Record) string {
+	text := changesText(rec.Changes)
+	if text == "" && rec.Before != nil { // of what is applied; a candidate may have run
+		text = changesText(s.opt.Rules.Diff(*rec.Before, rec.Config))
+	}
+	if text == "" {
+		text = "nothing changed"
+	}
+	var left []string
+	for _, c := range rec.Changes {
+		if c.New.IsZero() {
+			left = append(left, c.Parameter)
+		}
+	}
+	if left != nil {
+		text += "; the engine keeps its value of " + strings.Join(left, ", ")
+	}
+	if hold := s.hold(); hold != nil {
+		text += "; " + s.heldText(hold)
+	}
+	return text
+}
+
+// commitOf returns the attributes of the source commit that declared rec, for the log.
+func commitOf(rec *record.Record) []any {
+	if rec.Source.Kind != "git" {
+		return nil
+	}
+	return []any{"revision", rec.Source.Revision, "subject", rec.Source.Subject}
+}
+
+// engineHint returns the hint of an error, or where to look.
+func engineHint(err error) string {
+	if hint := problem.Hint(err); hint != "" {
+		return hint
+	}
+	return "the engine's log says more"
+}
+
+// changesText returns changes on one line.
+func changesText(changes []schema.Change) string {
+	texts := make([]string, len(changes))
+	for i, c := range changes {
+		texts[i] = fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New)
+	}
+	return strings.Join(texts, ", ")
 }

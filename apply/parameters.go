@@ -171,43 +171,24 @@ func (s *State) complete(rec *record.Record, before func(name string) schema.Val
 	return p
 }
 
-// lacksValue reports whether the engine runs a value of a parameter that rec lacks.
-func (s *State) lacksValue(rec *record.Record, name string) bool {
-	return s.valueIn(&rec.Config, name).IsZero() && !s.engine.reading.Parameters.Get(name).IsZero()
-}
+// valid reports whether p is valid under the present rules.
+func (r *rules) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
 
-// restored returns the settlement rec with the earlier value of each parameter that only
-// candidates on top of the applied record have, where the engine runs the value of such a
-// candidate. It needs what is below the head, see needsBelow.
-func (s *State) restored(rec *record.Record) *record.Record {
-	back := *rec
-	for _, name := range s.opt.Rules.Names() {
-		if !s.lacksValue(rec, name) {
-			continue
-		}
-		var before schema.Value
-		taken := false
-		for _, c := range slices.Backward(s.below.candidates) { // the oldest that was sent knows what ran before all of them
-			v := s.valueIn(&c.Config, name)
-			if v.IsZero() {
-				continue
-			}
-			if before.IsZero() {
-				before = s.valueIn(c.Before, name)
-			}
-			taken = taken || v.Equal(s.engine.reading.Parameters.Get(name))
-		}
-		if before.IsZero() {
-			before = s.opt.Rules.Parameter(name).Default
-		}
-		if taken {
-			back.Config = back.Config.With(name, before)
-		}
+// check lists the rules that p breaks, with the default of each parameter that it lacks.
+// A value of another type than today's breaks one. A status is made several times a
+// change, so the last few results are kept.
+func (r *rules) check(p schema.Parameters) []schema.Violation {
+	broken, known := r.broken[r.schema.Known(p).Digest()]
+	if !known {
+		broken = r.schema.CheckParameters(r.schema.Complete(p))
+		r.noteBroken(p, broken)
 	}
-	return &back
+	return broken
 }
 
-// needsBelow reports whether restored needs to know what is below the head.
-func (s *State) needsBelow(rec *record.Record) bool {
-	return slices.ContainsFunc(s.opt.Rules.Names(), func(name string) bool { return s.lacksValue(rec, name) })
+func (r *rules) noteBroken(p schema.Parameters, broken []schema.Violation) {
+	if len(r.broken) >= 64 {
+		clear(r.broken)
+	}
+	r.broken[r.schema.Known(p).Digest()] = broken
 }

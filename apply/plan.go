@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"dtesn-agent/gitstore/record"
-	"dtesn-agent/schema"
 	"dtesn-agent/watcher/document"
 )
 
@@ -120,17 +119,17 @@ func (s *State) planIdle(now time.Time) Step {
 	differs, tryable := s.declaredDiffers()
 	e := &s.engine
 	if !e.unchecked {
-		if step := s.readIfDue(forUpkeep, now); step.Kind != Wait {
+		if step := s.readIfDue(forApplied, now); step.Kind != Wait {
 			return step
 		}
-	} else if step := s.planUpkeep(!s.recovered && tryable, now); step.Kind != Wait {
+	} else if step := s.planEnsureApplied(!s.recovered && tryable, now); step.Kind != Wait {
 		return step
 	}
 	c := s.declared.config
 	switch {
 	case !e.reachable && (!s.recovered || s.applied == nil):
-		return Step{}
-	case s.pending != nil: // its confirmation failed and happened all the same
+		return Step{} // the first record needs what the engine runs: a rejection goes back there
+	case s.pending != nil: // its confirmation was committed despite an error
 		return s.planConfirm(now)
 	case c == nil:
 		return Step{}
@@ -143,7 +142,7 @@ func (s *State) planIdle(now time.Time) Step {
 	case e.reachable && !s.hasOutcome(s.declared.doc.Revision()):
 		switch {
 		case e.at.Before(s.declared.at):
-			return Step{Kind: ReadEngine, For: forUpkeep}
+			return Step{Kind: ReadEngine, For: forApplied}
 		case s.runs(e.reading, s.applied.Config):
 			return Step{Kind: ReportSame}
 		}
@@ -161,9 +160,9 @@ func (s *State) isHeld(differs bool) bool {
 	return s.holds(hold, s.declared.config)
 }
 
-// planUpkeep plans what follows from a reading while nothing is pending. At a start what
+// planEnsureApplied plans what follows from a reading while nothing is pending. At a start what
 // is about to be sent spares the engine the applied record.
-func (s *State) planUpkeep(spare bool, now time.Time) Step {
+func (s *State) planEnsureApplied(spare bool, now time.Time) Step {
 	e, applied := &s.engine, s.applied
 	switch {
 	case applied == nil, s.agrees(e.reading, applied.Config) && !(e.reread && e.several):
@@ -171,15 +170,15 @@ func (s *State) planUpkeep(spare bool, now time.Time) Step {
 	case spare:
 		return Step{Kind: Leave}
 	case s.isOwnDoing(applied, now):
-		return s.planAssert(applied, forUpkeep, now)
+		return s.planAssert(applied, forApplied, now)
 	case !e.several && !e.reread:
-		return Step{Kind: ReadAgain, For: forUpkeep}
+		return Step{Kind: ReadAgain, For: forApplied}
 	case !e.several && !e.noted:
 		return Step{Kind: NoteDrift, Target: applied}
 	case s.opt.Drift == DriftReport && !e.returned, !s.mayCorrect(now):
 		return Step{Kind: Leave}
 	}
-	return s.planAssert(applied, forUpkeep, now)
+	return s.planAssert(applied, forApplied, now)
 }
 
 // planAssert plans to bring the engine to a recorded state, once that may be tried.
@@ -205,11 +204,6 @@ func (s *State) planChange(now time.Time) Step {
 			return step
 		}
 	}
-	if !s.engine.reachable && (s.applied == nil || !s.recovered) {
-		// Without an applied record the first one needs what the engine runs: a
-		// rejection goes back there.
-		return Step{}
-	}
 	return s.planCommit(s.changeRecord(), now)
 }
 
@@ -223,7 +217,7 @@ func (s *State) planTrust(doc *document.Document, now time.Time) (step Step, tru
 			return step, trusted
 		}
 	}
-	if s.source.asked != doc {
+	if s.source.rechecked != doc {
 		return Step{Kind: AskSource}, false
 	}
 	return Step{}, false
@@ -266,16 +260,16 @@ func (s *State) planCandidate(now time.Time) Step {
 	switch {
 	case p == nil || p.id != head.ID:
 		return Step{Kind: Adopt}
-	case p.verdict != nil:
+	case p.rejection != nil:
 		return s.planRejection(now)
 	case p.owed:
 		return Step{Kind: ReadEngine, For: forCandidate}
 	case p.mismatch:
 		return Step{Kind: ReadAgain, For: forCandidate}
 	}
-	if step, displaced := s.planDisplacement(now); displaced {
+	if step, displaced := s.planSupersede(now); displaced {
 		if step.Kind == Wait {
-			return s.planKeep(now)
+			return s.planKeepApplied(now)
 		}
 		return step
 	}
@@ -284,10 +278,10 @@ func (s *State) planCandidate(now time.Time) Step {
 	}
 	unknown := s.unknownToEngine(head.Config)
 	if unknown != nil {
-		return s.planUpgrade(now)
+		return s.planUnknownParameters(now)
 	}
 	if !p.fresh || p.sends > 0 || !e.reachable {
-		if step, done := s.planQuestion(now); done {
+		if step, done := s.planBeforeSend(now); done {
 			return step
 		}
 	}
@@ -326,18 +320,18 @@ func (s *State) planDoubt(now time.Time) Step {
 	return Step{Kind: Reject}
 }
 
-// planQuestion plans to read whether the candidate runs, and what follows before it is
+// planBeforeSend plans to read whether the candidate runs, and what follows before it is
 // sent. It is done if it is not to be sent now.
-func (s *State) planQuestion(now time.Time) (step Step, done bool) {
+func (s *State) planBeforeSend(now time.Time) (step Step, done bool) {
 	p, e := s.pending, &s.engine
-	isAsked := p.fresh || p.asked
-	if s.readDue(now) || e.reachable && !isAsked || !e.unchecked && s.rereadDue(now) {
+	isKnown := p.fresh || p.wasRead
+	if s.readDue(now) || e.reachable && !isKnown || !e.unchecked && s.rereadDue(now) {
 		return Step{Kind: ReadEngine, For: forCandidate}, true
 	}
 	if !e.reachable || p.accepted || p.broken {
 		return Step{}, true
 	}
-	if s.isGoodStateFirst() && !s.isRefused() {
+	if s.mustRestoreFirst() && !s.isRefused() {
 		if e.unchecked {
 			return s.planAssert(s.applied, forCandidate, now), true
 		}
@@ -346,18 +340,18 @@ func (s *State) planQuestion(now time.Time) (step Step, done bool) {
 	return Step{}, false
 }
 
-// isGoodStateFirst reports whether an engine that came back without the candidate, after
+// mustRestoreFirst reports whether an engine that came back without the candidate, after
 // it had been sent, is brought to the applied record first.
-func (s *State) isGoodStateFirst() bool {
+func (s *State) mustRestoreFirst() bool {
 	return s.engine.returned && s.pending.sends > 0 && s.applied != nil && !s.agrees(s.engine.reading, s.applied.Config) &&
 		!s.same(s.head.Config, s.applied.Config)
 }
 
-// planDisplacement plans to end the candidate where something else is to run: its source
+// planSupersede plans to end the candidate where something else is to run: its source
 // or the rules changed since it was committed, or a newer valid Document is declared that
 // is not held. One that was found at the start is first compared with what the engine
 // runs.
-func (s *State) planDisplacement(now time.Time) (step Step, displaced bool) {
+func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	p, head, c := s.pending, s.head, s.declared.config
 	if why := s.declared.refusal; why != nil && head.Kind == record.KindChange && head.Source.Revision == s.declared.doc.Revision() {
 		return s.planWithdrawal("its source is not trusted any more: "+why.Reason, head.Held, now), true
@@ -390,25 +384,12 @@ func (s *State) planDisplacement(now time.Time) (step Step, displaced bool) {
 	// What an operator rolls back from is held although it is still applied.
 	isHeld := s.holds(head.Held, c) && !(isBack && head.Kind == record.KindChange)
 	switch {
-	case isHeld, !p.fresh && !p.asked:
+	case isHeld, !p.fresh && !p.wasRead:
 		return Step{}, false
 	case isBack:
 		return s.planWithdrawal("the source went back to what is applied", head.Held, now), true
 	}
 	return s.planCommit(s.superseding(s.changeRecord()), now), true
-}
-
-// undoneHold returns the hold of a rollback that did not happen.
-func undoneHold(held *record.Hold, why string) *record.Hold {
-	hold := *held
-	hold.Entries = slices.Clone(held.Entries)
-	for i := range hold.Entries {
-		if e := &hold.Entries[i]; e.Since == held.Since {
-			e.Reason += " (the rollback did not happen: " + why + ")"
-		}
-	}
-	hold.Reason += " (the rollback did not happen: " + why + ")"
-	return &hold
 }
 
 // planWithdrawal plans to end the candidate without a verdict.
@@ -419,12 +400,12 @@ func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) 
 	return Step{Kind: Revert, Record: s.revertRecord(record.Superseded, reason, hold)}
 }
 
-// planKeep plans to keep the engine on the applied record while the candidate cannot be
+// planKeepApplied plans to keep the engine on the applied record while the candidate cannot be
 // sent or ended.
-func (s *State) planKeep(now time.Time) Step {
+func (s *State) planKeepApplied(now time.Time) Step {
 	e, p, applied := &s.engine, s.pending, s.applied
 	if !e.unchecked {
-		return s.readIfDue(forUpkeep, now)
+		return s.readIfDue(forApplied, now)
 	}
 	isUntouched := p == nil || p.fresh && p.sends == 0
 	switch {
@@ -438,24 +419,24 @@ func (s *State) planKeep(now time.Time) Step {
 		}
 		return Step{Kind: Leave}
 	}
-	return s.planAssert(applied, forUpkeep, now)
+	return s.planAssert(applied, forApplied, now)
 }
 
-// planUpgrade plans for an engine that does not know all of the candidate. Nothing of a
+// planUnknownParameters plans for an engine that does not know all of the candidate. Nothing of a
 // change is sent. Of a rollback it is sent what it knows: going back must not wait.
-func (s *State) planUpgrade(now time.Time) Step {
+func (s *State) planUnknownParameters(now time.Time) Step {
 	e, p, head := &s.engine, s.pending, s.head
 	isRollback := head.Kind == record.KindRollback
 	if !e.unchecked && (p.unknown || !isRollback) {
-		if step := s.readIfDue(forUpgrade, now); step.Kind != Wait {
+		if step := s.readIfDue(forUnknown, now); step.Kind != Wait {
 			return step
 		}
 	} else if !isRollback {
-		if step := s.planKeep(now); step.Kind != Wait {
+		if step := s.planKeepApplied(now); step.Kind != Wait {
 			return step
 		}
 	} else if !s.agrees(e.reading, head.Config) && s.ready(stageAssert, now) {
-		return Step{Kind: Assert, Target: head, For: forUpgrade}
+		return Step{Kind: Assert, Target: head, For: forUnknown}
 	} else if p.unknown {
 		return Step{Kind: Leave}
 	}
@@ -487,9 +468,9 @@ func (s *State) planRejection(now time.Time) Step {
 	}
 	hold := s.holdBefore()
 	if head.Kind == record.KindChange {
-		hold = s.rejectionHold(head, s.applied, p.verdict, now)
+		hold = s.rejectionHold(head, s.applied, p.rejection, now)
 	}
-	rec := s.revertRecord(record.Rejected, p.verdict.reason, hold)
+	rec := s.revertRecord(record.Rejected, p.rejection.reason, hold)
 	switch {
 	case s.ready(stageRevert, now):
 		return Step{Kind: Revert, Record: rec}
@@ -558,15 +539,6 @@ func (s *State) isReplaceable() bool {
 	return c != nil && !s.same(c.Parameters, s.head.Config) && !s.holds(s.head.Held, c)
 }
 
-// isBelowStale reports whether what is below the head must be listed again.
-func (s *State) isBelowStale() bool {
-	applied := ""
-	if s.applied != nil {
-		applied = s.applied.Commit
-	}
-	return s.below.head != s.head.Commit || s.below.applied != applied
-}
-
 // planProbation plans while the candidate runs and has yet to prove itself.
 func (s *State) planProbation(now time.Time) Step {
 	p, e := s.pending.probation, &s.engine
@@ -574,7 +546,7 @@ func (s *State) planProbation(now time.Time) Step {
 		return Step{Kind: BeginProbation}
 	}
 	isLate := !p.next.IsZero() && now.Sub(p.next) > lateness && !s.blocked(stageProbation)
-	if step, displaced := s.planDisplacement(now); displaced {
+	if step, displaced := s.planSupersede(now); displaced {
 		if step.Kind == Wait {
 			return s.readIfDue(forProbation, now)
 		}
@@ -592,121 +564,3 @@ func (s *State) planProbation(now time.Time) Step {
 }
 
 // The records.
-
-// changeRecord returns the record of what the source declares.
-func (s *State) changeRecord() record.Record {
-	c := s.declared.config
-	rec := record.Record{
-		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
-		Source: record.Source(s.declared.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
-		Held: s.hold(),
-	}
-	s.fill(&rec)
-	return rec
-}
-
-// superseding returns rec, which takes the place of the head.
-func (s *State) superseding(rec record.Record) record.Record {
-	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
-	return rec
-}
-
-// candidateAgain returns the candidate at the head as a new record, with another hold or
-// requester.
-func (s *State) candidateAgain(hold *record.Hold, uid *int, who *record.Requester) record.Record {
-	head := s.head
-	rec := s.superseding(record.Record{
-		Kind: head.Kind, Description: head.Description, Config: head.Config, Source: head.Source,
-		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
-		Held: hold, RequestedBy: uid, Requester: who,
-	})
-	s.fill(&rec)
-	return rec
-}
-
-// revertRecord returns a record that repeats the applied state over the candidate at the
-// head. Before anything was applied that is what the engine ran, which is no state to
-// roll back to.
-func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record.Hold) record.Record {
-	rec := s.superseding(record.Record{
-		Kind: record.KindRevert, Description: reason, Held: hold,
-		Source: record.Source{Kind: "engine"}, Config: s.head.Config,
-	})
-	rec.OutcomeOf.Outcome = outcome
-	if v := s.pending; outcome == record.Rejected {
-		if rec.Errors = v.verdict.errors; len(rec.Errors) == 0 {
-			rec.Errors = []string{reason}
-		}
-	}
-	switch applied := s.applied; {
-	case applied != nil:
-		rec.Config, rec.Source, rec.Provenance = applied.Config, applied.Source, applied.Provenance
-		rec.Experiments, rec.RollbackPoint = applied.Experiments, applied.RollbackPoint
-	case s.head.Before != nil:
-		rec.Config = *s.head.Before
-	}
-	s.fill(&rec)
-	return rec
-}
-
-// noteRecord returns a record that repeats the head under another hold.
-func (s *State) noteRecord(hold *record.Hold, why string, who *record.Requester) record.Record {
-	head := s.head
-	rec := record.Record{
-		Kind: record.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
-		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint, Requester: who,
-	}
-	s.fill(&rec)
-	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
-		rec = s.superseding(rec)
-	}
-	return rec
-}
-
-// fill adds what every record has: where it belongs, what ran before (while nothing is
-// applied: before the first candidate), and what changes against the applied record.
-func (s *State) fill(rec *record.Record) {
-	rec.Environment, rec.Instance = s.opt.Rules.Environment(), s.opt.Instance
-	rec.AgentVersion, rec.SchemaDigest = s.opt.AgentVersion, s.opt.Rules.Schema().Digest()
-	e := &s.engine
-	switch {
-	case s.applied == nil && s.head != nil && s.head.Before != nil:
-		before := *s.head.Before // its rejection goes back there; what runs now may be the candidate before it
-		for _, name := range rec.Config.Names() {
-			if before.Get(name).IsZero() && e.known {
-				before = before.With(name, e.reading.Parameters.Get(name))
-			}
-		}
-		rec.Before = &before
-	case e.known:
-		before := e.reading.Parameters.Select(func(name string) bool { return !rec.Config.Get(name).IsZero() })
-		rec.Before = &before
-	}
-	switch {
-	case s.applied != nil:
-		rec.Changes = s.opt.Rules.Diff(s.applied.Config, rec.Config)
-	case rec.Before != nil:
-		rec.Changes = s.opt.Rules.Diff(*rec.Before, rec.Config)
-	}
-}
-
-// completeBefore returns what ran before the candidate at the head, with what the engine
-// reports now and did not when it was committed: only the record of what is sent can say
-// where a rejection goes back to. It is nil if nothing is missing.
-func (s *State) completeBefore() *schema.Parameters {
-	var before *schema.Parameters
-	for _, name := range s.known(s.head.Config).Names() {
-		v := s.engine.reading.Parameters.Get(name)
-		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.applied != nil && !s.valueIn(&s.applied.Config, name).IsZero() {
-			continue
-		}
-		if before == nil {
-			before = new(schema.Parameters)
-			if s.head.Before != nil {
-				*before = *s.head.Before
-			}
-		}
-		*before = before.With(name, v)
-	}
-	return before
-}

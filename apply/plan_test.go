@@ -120,7 +120,7 @@ func TestPlan(t *testing.T) {
 			"the source is silent": {func(s *State) { s.recovered, s.source.answered, s.started = false, false, noon }, Step{Until: noon.Add(sourceWait)}},
 			"the engine is unknown": {func(s *State) {
 				s.recovered, s.engine = false, engineState{}
-			}, Step{Kind: ReadEngine, For: forUpkeep}},
+			}, Step{Kind: ReadEngine, For: forApplied}},
 			"an engine that is down": {func(s *State) {
 				s.recovered = false
 				down(s)
@@ -140,14 +140,14 @@ func TestPlan(t *testing.T) {
 		},
 		"upkeep": {
 			"at rest":                          {func(*State) {}, Step{}},
-			"a reading is due":                 {func(s *State) { s.engine.next = noon }, Step{Kind: ReadEngine, For: forUpkeep}},
-			"a hint":                           {func(s *State) { s.engine.due = true }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"a reading is due":                 {func(s *State) { s.engine.next = noon }, Step{Kind: ReadEngine, For: forApplied}},
+			"a hint":                           {func(s *State) { s.engine.due = true }, Step{Kind: ReadEngine, For: forApplied}},
 			"it runs what is applied":          {func(s *State) { runs(s, 512) }, Step{Kind: Accept}},
-			"it restarted and runs another":    {func(s *State) { runs(s, 64); s.engine.returned = true }, Step{Kind: Assert, For: forUpkeep}},
-			"a lost request of ours landed":    {func(s *State) { runs(s, 64); s.engine.inflight.add(units(64), noon) }, Step{Kind: Assert, For: forUpkeep}},
-			"it runs another":                  {func(s *State) { runs(s, 64) }, Step{Kind: ReadAgain, For: forUpkeep}},
+			"it restarted and runs another":    {func(s *State) { runs(s, 64); s.engine.returned = true }, Step{Kind: Assert, For: forApplied}},
+			"a lost request of ours landed":    {func(s *State) { runs(s, 64); s.engine.inflight.add(units(64), noon) }, Step{Kind: Assert, For: forApplied}},
+			"it runs another":                  {func(s *State) { runs(s, 64) }, Step{Kind: ReadAgain, For: forApplied}},
 			"it does each time":                {func(s *State) { runs(s, 64); s.engine.reread = true }, Step{Kind: NoteDrift}},
-			"that is noted":                    {func(s *State) { runs(s, 64); s.engine.reread, s.engine.noted = true, true }, Step{Kind: Assert, For: forUpkeep}},
+			"that is noted":                    {func(s *State) { runs(s, 64); s.engine.reread, s.engine.noted = true, true }, Step{Kind: Assert, For: forApplied}},
 			"that is noted, and only reported": {func(s *State) { runs(s, 64); s.engine.reread, s.engine.noted, s.opt.Drift = true, true, DriftReport }, Step{Kind: Leave}},
 			"somebody contests it": {func(s *State) {
 				runs(s, 64)
@@ -157,11 +157,11 @@ func TestPlan(t *testing.T) {
 			"an operator wants it corrected all the same": {func(s *State) {
 				runs(s, 64)
 				s.engine.reread, s.engine.noted = true, true
-				s.drift.contest = contest{rounds: contested, corrected: noon, asked: true}
-			}, Step{Kind: Assert, For: forUpkeep}},
-			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forUpkeep}},
+				s.drift.contest = contest{rounds: contested, corrected: noon, isUrgent: true}
+			}, Step{Kind: Assert, For: forApplied}},
+			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forApplied}},
 			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
-			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon}; s.engine.at = noon.Add(-1) }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon}; s.engine.at = noon.Add(-1) }, Step{Kind: ReadEngine, For: forApplied}},
 			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{retryAt: noon} }, Step{}},
 			"a confirmation that happened": {func(s *State) { s.pending = &pending{id: "earlier"} }, Step{Kind: Confirm}},
 		},
@@ -178,7 +178,7 @@ func TestPlan(t *testing.T) {
 			}, Step{}},
 			"paused":           {func(s *State) { pauses(s); declare(s, 1024) }, Step{Kind: ReportHeld}},
 			"the same anew":    {func(s *State) { declare(s, 512); s.declared.doc.Source.Revision = "new" }, Step{Kind: ReportSame}},
-			"the same, unread": {func(s *State) { declare(s, 512); s.declared.doc.Source.Revision = "new"; s.declared.at = noon.Add(1) }, Step{Kind: ReadEngine, For: forUpkeep}},
+			"the same, unread": {func(s *State) { declare(s, 512); s.declared.doc.Source.Revision = "new"; s.declared.at = noon.Add(1) }, Step{Kind: ReadEngine, For: forApplied}},
 			"of git": {func(s *State) {
 				declare(s, 1024)
 				s.declared.doc.Source.Kind = "git"
@@ -199,10 +199,10 @@ func TestPlan(t *testing.T) {
 		"candidate": {
 			"of an earlier process":     {func(s *State) { finds(s, 1024); s.pending = nil }, Step{Kind: Adopt}},
 			"found, not asked":          {func(s *State) { finds(s, 1024); declare(s, 1024) }, Step{Kind: ReadEngine, For: forCandidate}},
-			"found, does not run":       {func(s *State) { finds(s, 1024).asked = true; declare(s, 1024) }, Step{Kind: MarkRetried}},
-			"found, marked":             {func(s *State) { finds(s, 1024).asked = true; declare(s, 1024); s.retried = true }, Step{Kind: Reject}},
-			"found, marked by this one": {func(s *State) { p := finds(s, 1024); p.asked, p.marked = true, true; declare(s, 1024) }, Step{Kind: Send}},
-			"found, no longer valid":    {func(s *State) { finds(s, 3).asked = true }, Step{Kind: Revert}},
+			"found, does not run":       {func(s *State) { finds(s, 1024).wasRead = true; declare(s, 1024) }, Step{Kind: MarkRetried}},
+			"found, marked":             {func(s *State) { finds(s, 1024).wasRead = true; declare(s, 1024); s.retried = true }, Step{Kind: Reject}},
+			"found, marked by this one": {func(s *State) { p := finds(s, 1024); p.wasRead, p.marked = true, true; declare(s, 1024) }, Step{Kind: Send}},
+			"found, no longer valid":    {func(s *State) { finds(s, 3).wasRead = true }, Step{Kind: Revert}},
 			"fresh":                     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024) }, Step{Kind: Send}},
 			"fresh, engine is down":     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); down(s) }, Step{}},
 			"fresh, it failed":          {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); fails(s, stageSend) }, Step{}},
@@ -241,14 +241,14 @@ func TestPlan(t *testing.T) {
 				fails(s, stageConfirm)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forConfirm}},
-			"rejected": {func(s *State) { commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: Revert}},
+			"rejected": {func(s *State) { commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: Revert}},
 			"rejected, the disk is full": {func(s *State) {
-				commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"}
+				commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"}
 				fails(s, stageRevert)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forHead}},
 			"rejected, the disk is full, read": {func(s *State) {
-				commits(s, record.KindChange, 1024).verdict = &verdict{by: "engine"}
+				commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"}
 				fails(s, stageRevert)
 				runs(s, 1024)
 			}, Step{Kind: Assert, For: forHead}},
@@ -257,7 +257,7 @@ func TestPlan(t *testing.T) {
 			"refused without a name, runs":  {func(s *State) { doubts(s); runs(s, 1024) }, Step{Kind: Reject}},
 			"refused without a name, down":  {func(s *State) { doubts(s); s.engine.at = noon.Add(-1); down(s) }, Step{}},
 			"refused without a name, a fix": {func(s *State) { doubts(s); declare(s, 2048) }, Step{Kind: Commit}},
-			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).verdict = &verdict{by: "engine"} }, Step{Kind: ListBelow}},
+			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: ListBelow}},
 			"a newer one is declared":       {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 2048) }, Step{Kind: Commit}},
 			"what is applied is declared":   {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 512) }, Step{Kind: Revert}},
 			"a newer one is held": {func(s *State) {
@@ -275,10 +275,10 @@ func TestPlan(t *testing.T) {
 				declare(s, 512)
 				fails(s, stageRevert)
 				s.engine.due = true
-			}, Step{Kind: ReadEngine, For: forUpkeep}},
+			}, Step{Kind: ReadEngine, For: forApplied}},
 			"its signer is to be asked about": {func(s *State) {
 				p := commits(s, record.KindChange, 1024)
-				p.sends, p.asked = 1, true
+				p.sends, p.wasRead = 1, true
 				s.head.Source.Kind = "git"
 				declare(s, 1024)
 			}, Step{Kind: CheckSigner}},
@@ -406,7 +406,7 @@ func probates(s *State) *pending {
 func doubts(s *State) {
 	p := commits(s, record.KindChange, 1024)
 	declare(s, 1024)
-	p.sends, p.sent, p.doubted = 1, noon, &verdict{by: "engine", reason: "no"}
+	p.sends, p.sent, p.doubted = 1, noon, &rejection{by: "engine", reason: "no"}
 }
 
 func refuses(s *State) {

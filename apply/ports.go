@@ -101,3 +101,21 @@ type Source interface {
 	// Sync makes it look, and check what it finds, again.
 	Sync()
 }
+
+// Metrics counts what happens. Its methods return at once.
+type Metrics interface {
+	Outcome(record.Outcome)
+	// ValidationFailures counts an invalid Document, once for each parameter
+	// concerned; "" stands for the Document itself.
+	ValidationFailures(parameters []string)
+	// Rollback counts a return to an earlier state: engine, operator or probation.
+	Rollback(cause string)
+	// Phase observes how long a phase took: load, commit, engine, confirm, total.
+	Phase(phase string, d time.Duration)
+	// StageFailure counts a failure: source, load, commit, send, read, confirm,
+	// revert, assert.
+	StageFailure(stage string)
+	Drift()
+	// Success notes the last success of a loop: source, engine, transaction.
+	Success(loop string)
+}

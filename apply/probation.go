@@ -66,7 +66,7 @@ func (s *State) beginProbation(now time.Time) {
 }
 
 func (s *State) failProbation(why string) {
-	s.pending.verified, s.pending.verdict = false, &verdict{by: byProbation, reason: why}
+	s.pending.verified, s.pending.rejection = false, &rejection{by: byProbation, reason: why}
 }
 
 // foldHealth folds a health read that began at the time given. What runs is read as well

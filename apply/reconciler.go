@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/document"
@@ -252,8 +251,8 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { r.stopping.Store(true) })()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	r.state.recall(work, time.Now())
-	r.state.recallDrift()
+	r.state.loadRecentSends(work, time.Now())
+	r.state.loadLastDrift()
 	for {
 		var order *request
 		select { // an order goes before what only waits for its time
@@ -382,7 +381,7 @@ func (r *Reconciler) foldInbox() {
 		s.repeatKind(slog.LevelError, "source", problem.Text(err), "the configuration cannot be read; the engine keeps what it has", "error", err, "hint", problem.Hint(err))
 	}
 	if asked {
-		s.drift.contest.asked = true
+		s.drift.contest.isUrgent = true
 		s.retryNow(stages...)
 	}
 	if hint {
@@ -434,34 +433,4 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 		s.over("invalid")
 	}
 	s.outbox.changed = true
-}
-
-// valid reports whether p is valid under the present rules.
-func (r *rules) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
-
-// check lists the rules that p breaks, with the default of each parameter that it lacks.
-// A value of another type than today's breaks one. A status is made several times a
-// change, so the last few results are kept.
-func (r *rules) check(p schema.Parameters) []schema.Violation {
-	broken, known := r.broken[r.schema.Known(p).Digest()]
-	if !known {
-		broken = r.schema.CheckParameters(r.schema.Complete(p))
-		r.noteBroken(p, broken)
-	}
-	return broken
-}
-
-func (r *rules) noteBroken(p schema.Parameters, broken []schema.Violation) {
-	if len(r.broken) >= 64 {
-		clear(r.broken)
-	}
-	r.broken[r.schema.Known(p).Digest()] = broken
-}
-
-// commitOf returns the attributes of the source commit that declared rec, for the log.
-func commitOf(rec *record.Record) []any {
-	if rec.Source.Kind != "git" {
-		return nil
-	}
-	return []any{"revision", rec.Source.Revision, "subject", rec.Source.Subject}
 }

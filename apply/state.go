@@ -1,9 +1,7 @@
 package apply
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"regexp"
 	"time"
 
@@ -94,14 +92,14 @@ type declared struct {
 
 // sourceState is how the source is.
 type sourceState struct {
-	answered bool   // it delivered a Document or an error since the start
-	next     string // revision of a Document that is in the inbox, "" for none
-	mode     string
-	lastGood time.Time
-	err      error
-	counted  time.Time // the last good read that was counted
-	lost     time.Time // since when it cannot be read, zero while it can
-	asked    *document.Document
+	answered  bool   // it delivered a Document or an error since the start
+	next      string // revision of a Document that is in the inbox, "" for none
+	mode      string
+	lastGood  time.Time
+	err       error
+	counted   time.Time          // the last good read that was counted
+	lost      time.Time          // since when it cannot be read, zero while it can
+	rechecked *document.Document // the last one that it was asked to check again
 }
 
 // engineState is what is known of the engine.
@@ -161,7 +159,7 @@ type signerCheck struct {
 type pending struct {
 	id      string
 	fresh   bool      // committed by this process
-	asked   bool      // the engine was read since it was found
+	wasRead bool      // the engine was read since it was found
 	started time.Time // when its Document was received
 	sends   int       // batches that reached the engine
 	crashes int       // sends during which the engine ended
@@ -181,14 +179,14 @@ type pending struct {
 	unknown    bool // it was reported that the engine lacks a parameter of it
 	verified   bool // the engine was read to run it
 	probation  *probation
-	verdict    *verdict // why it is rejected, until the revert is recorded
+	rejection  *rejection // why it is rejected, until the revert is recorded
 	// doubted is a rejection that names no parameter of the change. It is not believed
 	// before the engine accepted what it runs.
-	doubted *verdict
+	doubted *rejection
 }
 
-// A verdict is why a candidate is rejected.
-type verdict struct {
+// A rejection is why a candidate is rejected.
+type rejection struct {
 	by     string // "engine" or "probation"
 	reason string
 	errors []string
@@ -226,7 +224,7 @@ func (s *State) isRecording(step Step) bool {
 	case Confirm, Recheck, Reject, Revert, ListBelow:
 		return true
 	case ReadEngine, Assert, AcceptHead:
-		return p != nil && (p.owed || p.doubted != nil || p.verdict != nil)
+		return p != nil && (p.owed || p.doubted != nil || p.rejection != nil)
 	}
 	return false
 }
@@ -313,95 +311,4 @@ type outbox struct {
 	events  []Event
 	replies []func()
 	changed bool // what changed is published even without an event
-}
-
-func (o *outbox) emit(e Event) {
-	e.At = time.Now()
-	o.events = append(o.events, e)
-}
-
-// logf emits a line for the log alone, each time.
-func (o *outbox) log(level slog.Level, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs})
-}
-
-// repeat emits a line for the log about a condition that lasts. See repeater.
-func (o *outbox) repeat(level slog.Level, key, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
-}
-
-// repeatKind is repeat for what is the same by its kind, whatever its text.
-func (o *outbox) repeatKind(level slog.Level, key, kind, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
-}
-
-// over makes the next line under key a new one.
-func (o *outbox) over(key string) { o.emit(Event{Type: EventOver, Key: key}) }
-
-func (o *outbox) failed(stage string)   { o.emit(Event{Type: EventFailure, Cause: stage}) }
-func (o *outbox) succeeded(loop string) { o.emit(Event{Type: EventSuccess, Cause: loop}) }
-func (o *outbox) phase(phase string, took time.Duration) {
-	o.emit(Event{Type: EventPhase, Cause: phase, Took: took})
-}
-
-func (o *outbox) counted(outcome record.Outcome) { o.emit(Event{Type: EventOutcome, Outcome: outcome}) }
-
-func (o *outbox) reply(q *request, res Result, err error) {
-	o.replies = append(o.replies, func() { q.reply <- reply{res, err} })
-}
-
-// inflight tracks requests whose response was lost. Until the deadline, changes that
-// they cause are not drift.
-type inflight struct {
-	until time.Time
-	sent  []schema.Parameters
-}
-
-func (l *inflight) add(p schema.Parameters, now time.Time) {
-	if !now.Before(l.until) {
-		l.sent = nil
-	}
-	l.until = now.Add(lateWatch)
-	for _, sent := range l.sent {
-		if p.Equal(sent) {
-			return
-		}
-	}
-	l.sent = append(l.sent, p)
-}
-
-// explains reports whether such a request may have made the engine run runs: each
-// parameter that differs from what it should run has the value that one carried.
-func (l *inflight) explains(runs schema.Parameters, differences []schema.Change, now time.Time) bool {
-	if !now.Before(l.until) {
-		return false
-	}
-	for _, c := range differences {
-		carried := false
-		for _, sent := range l.sent {
-			carried = carried || sent.Get(c.Parameter).Equal(runs.Get(c.Parameter))
-		}
-		if !carried {
-			return false
-		}
-	}
-	return true
-}
-
-// recall notes what an earlier process may have sent a moment ago: the candidates that
-// are young and were not applied.
-func (s *State) recall(ctx context.Context, now time.Time) {
-	young := func(rec *record.Record) bool { return now.Sub(record.FromUnix(rec.Timestamp)) < lateWatch }
-	if s.head == nil || !young(s.head) {
-		return
-	}
-	page, err := s.opt.Store.List(ctx, "", 50)
-	if err != nil {
-		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
-	}
-	for i := range page {
-		if rec := &page[i]; young(&rec.Record) && rec.Kind.Candidate() && rec.Outcome != record.Applied {
-			s.engine.inflight.add(rec.Config, now)
-		}
-	}
 }

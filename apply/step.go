@@ -87,11 +87,11 @@ func (k StepKind) String() string {
 type purpose int
 
 const (
-	forUpkeep    purpose = iota // the applied record
+	forApplied   purpose = iota // the applied record
 	forCandidate                // whether the candidate runs
 	forConfirm                  // whether it still does while the disk fails
 	forProbation                // whether it still does during probation
-	forUpgrade                  // whether the engine knows all of the candidate
+	forUnknown                  // whether the engine knows all of the candidate
 	forHead                     // whether the revert or note at the head runs
 	forStatus                   // to show it
 )

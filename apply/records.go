@@ -1,0 +1,124 @@
+package apply
+
+import (
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+)
+
+// changeRecord returns the record of what the source declares.
+func (s *State) changeRecord() record.Record {
+	c := s.declared.config
+	rec := record.Record{
+		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
+		Source: record.Source(s.declared.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
+		Held: s.hold(),
+	}
+	s.fill(&rec)
+	return rec
+}
+
+// superseding returns rec, which takes the place of the head.
+func (s *State) superseding(rec record.Record) record.Record {
+	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
+	return rec
+}
+
+// candidateAgain returns the candidate at the head as a new record, with another hold or
+// requester.
+func (s *State) candidateAgain(hold *record.Hold, uid *int, who *record.Requester) record.Record {
+	head := s.head
+	rec := s.superseding(record.Record{
+		Kind: head.Kind, Description: head.Description, Config: head.Config, Source: head.Source,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
+		Held: hold, RequestedBy: uid, Requester: who,
+	})
+	s.fill(&rec)
+	return rec
+}
+
+// revertRecord returns a record that repeats the applied state over the candidate at the
+// head. Before anything was applied that is what the engine ran, which is no state to
+// roll back to.
+func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record.Hold) record.Record {
+	rec := s.superseding(record.Record{
+		Kind: record.KindRevert, Description: reason, Held: hold,
+		Source: record.Source{Kind: "engine"}, Config: s.head.Config,
+	})
+	rec.OutcomeOf.Outcome = outcome
+	if v := s.pending; outcome == record.Rejected {
+		if rec.Errors = v.rejection.errors; len(rec.Errors) == 0 {
+			rec.Errors = []string{reason}
+		}
+	}
+	switch applied := s.applied; {
+	case applied != nil:
+		rec.Config, rec.Source, rec.Provenance = applied.Config, applied.Source, applied.Provenance
+		rec.Experiments, rec.RollbackPoint = applied.Experiments, applied.RollbackPoint
+	case s.head.Before != nil:
+		rec.Config = *s.head.Before
+	}
+	s.fill(&rec)
+	return rec
+}
+
+// noteRecord returns a record that repeats the head under another hold.
+func (s *State) noteRecord(hold *record.Hold, why string, who *record.Requester) record.Record {
+	head := s.head
+	rec := record.Record{
+		Kind: record.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
+		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint, Requester: who,
+	}
+	s.fill(&rec)
+	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
+		rec = s.superseding(rec)
+	}
+	return rec
+}
+
+// fill adds what every record has: where it belongs, what ran before (while nothing is
+// applied: before the first candidate), and what changes against the applied record.
+func (s *State) fill(rec *record.Record) {
+	rec.Environment, rec.Instance = s.opt.Rules.Environment(), s.opt.Instance
+	rec.AgentVersion, rec.SchemaDigest = s.opt.AgentVersion, s.opt.Rules.Schema().Digest()
+	e := &s.engine
+	switch {
+	case s.applied == nil && s.head != nil && s.head.Before != nil:
+		before := *s.head.Before // its rejection goes back there; what runs now may be the candidate before it
+		for _, name := range rec.Config.Names() {
+			if before.Get(name).IsZero() && e.known {
+				before = before.With(name, e.reading.Parameters.Get(name))
+			}
+		}
+		rec.Before = &before
+	case e.known:
+		before := e.reading.Parameters.Select(func(name string) bool { return !rec.Config.Get(name).IsZero() })
+		rec.Before = &before
+	}
+	switch {
+	case s.applied != nil:
+		rec.Changes = s.opt.Rules.Diff(s.applied.Config, rec.Config)
+	case rec.Before != nil:
+		rec.Changes = s.opt.Rules.Diff(*rec.Before, rec.Config)
+	}
+}
+
+// completeBefore returns what ran before the candidate at the head, with what the engine
+// reports now and did not when it was committed: only the record of what is sent can say
+// where a rejection goes back to. It is nil if nothing is missing.
+func (s *State) completeBefore() *schema.Parameters {
+	var before *schema.Parameters
+	for _, name := range s.known(s.head.Config).Names() {
+		v := s.engine.reading.Parameters.Get(name)
+		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.applied != nil && !s.valueIn(&s.applied.Config, name).IsZero() {
+			continue
+		}
+		if before == nil {
+			before = new(schema.Parameters)
+			if s.head.Before != nil {
+				*before = *s.head.Before
+			}
+		}
+		*before = before.With(name, v)
+	}
+	return before
+}
