@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -202,4 +203,91 @@ func TestOrderAfterTheEnd(t *testing.T) {
 			t.Errorf("%v after %s", err, time.Since(begun))
 		}
 	})
+}
+
+// What is held stays held: over a restart, drift, an engine that restarts, an invalid
+// document and a fix that is rejected, whoever holds it; and a held document comes to the
+// outcome that `agent run --once` takes its exit code from.
+func TestHoldsStay(t *testing.T) {
+	const operator, engine = "operator", "engine"
+	for name, row := range map[string]struct {
+		hold func(w *world) // from 1024 with a TTL of 300 applied
+		doc  schema.Parameters
+		by   string
+	}{
+		"a rollback, an unrelated merge": {func(w *world) {
+			w.declare(two(2048, 300), "")
+			w.must(&apply.Rollback{Reason: "2048 is bad"})
+		}, two(2048, 400), operator},
+		"a probation": {func(w *world) {
+			w.probation = 5 * time.Second
+			w.restart()
+			w.declare(two(2048, 300), "")
+			w.engine.tell(func(e *scripted) { e.ill = "memory" })
+			w.pass(time.Minute)
+			w.engine.tell(func(e *scripted) { e.ill = "" })
+		}, two(2048, 400), "probation"},
+		"a refusal": {func(w *world) {
+			w.engine.will(two(2048, 300), refuse)
+			w.declare(two(2048, 300), "")
+		}, two(2048, 300), engine},
+		"two at once": {func(w *world) {
+			w.declare(two(2048, 300), "")
+			w.must(&apply.Rollback{Reason: "2048 is bad"})
+			w.engine.will(two(512, 300), refuse)
+			w.declare(two(512, 300), "")
+		}, two(2048, 400), operator},
+		"resume of the other name": {func(w *world) {
+			w.declare(two(2048, 600), "")
+			w.must(&apply.Rollback{Reason: "both are bad"})
+			w.must(&apply.Resume{Name: "cache_ttl_seconds"})
+		}, two(2048, 600), operator},
+		"a rollback of a rollback": {func(w *world) {
+			w.declare(two(2048, 300), "")
+			w.must(&apply.Rollback{Reason: "2048 is bad"})
+			w.must(&apply.Rollback{ID: "1", Reason: "so is 1024"})
+		}, two(2048, 400), operator},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, t.TempDir())
+				w.declare(two(512, 200), "")
+				w.declare(two(1024, 300), "")
+				row.hold(w)
+				held, runs := w.entries(), w.engine.running()
+				if len(held) == 0 {
+					t.Fatal("nothing is held")
+				}
+				w.engine.ban(row.doc)
+				w.engine.will(two(700, 300), refuse)
+				for what, happens := range map[string]func(){
+					"a restart":             w.restart,
+					"drift":                 func() { w.engine.tell(func(e *scripted) { e.runs = stateC }) },
+					"the engine restarts":   func() { w.engine.tell((*scripted).restart); w.r.EngineHint() },
+					"an invalid document":   func() { w.declare(size(-1), "") },
+					"a fix that is refused": func() { w.declare(two(700, 300), "") },
+				} {
+					happens()
+					w.pass(time.Minute)
+					if got := w.entries(); !slices.Equal(got, held) && (what != "a fix that is refused" || !containsAll(got, held)) {
+						t.Errorf("%s: held %q, was %q", what, got, held)
+					}
+					w.declare(row.doc, what)
+					w.pass(time.Minute)
+					if a := w.r.Status().Attempted; a == nil || a.Outcome != record.Held || a.HeldBy != row.by {
+						t.Errorf("%s: attempted %+v, want it held by %s", what, a, row.by)
+					}
+					if !w.engine.running().Equal(runs) {
+						t.Errorf("%s: the engine runs %v", what, w.engine.running())
+					}
+					held = w.entries()
+				}
+				w.end()
+			})
+		})
+	}
+}
+
+func containsAll(list, part []string) bool {
+	return !slices.ContainsFunc(part, func(s string) bool { return !slices.Contains(list, s) })
 }
