@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -384,7 +385,12 @@ func TestPlan(t *testing.T) {
 				if group != "rest" && s.head != nil && s.applied != nil {
 					s.listed = listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
 				}
+				before := copyOf(s)
 				got, want := Plan(s, noon), rows[name].want
+				View(s, noon)
+				if after := copyOf(s); !reflect.DeepEqual(after, before) {
+					t.Errorf("Plan or View changed the State:\n%+v\nwas\n%+v", after, before)
+				}
 				if got.Kind != want.Kind || got.For != want.For || !want.Until.IsZero() && !got.Until.Equal(want.Until) {
 					t.Errorf("%s for %d until %v, want %s for %d", got.Kind, got.For, got.Until, want.Kind, want.For)
 				}
@@ -420,16 +426,29 @@ func targets(s *State, n int) *request {
 	return q
 }
 
-// TestPlanIsPure: neither Plan nor View changes a State, and both may be called again.
-func TestPlanIsPure(t *testing.T) {
-	s := atRest()
-	declare(s, 1024)
-	for range 2 {
-		if step := Plan(s, noon); step.Kind != Commit || len(s.outbox.events) > 0 {
-			t.Fatalf("%s, %d events", step.Kind, len(s.outbox.events))
-		}
-		if v := View(s, noon); v.State != StateApplying || v.InSync || len(s.outbox.events) > 0 {
-			t.Fatalf("%s: %s", v.State, v.Reason)
+// A frozen State has copies of what a State points to and may change.
+type frozen struct {
+	state     State
+	pending   pending
+	probation probation
+	drift     Drift
+	faults    map[stage]fault
+}
+
+func copyOf(s *State) frozen {
+	f := frozen{state: *s, faults: map[stage]fault{}}
+	f.state.broken = nil // results of check are kept as they are needed
+	if s.pending != nil {
+		f.pending = *s.pending
+		if s.pending.probation != nil {
+			f.probation = *s.pending.probation
 		}
 	}
+	if s.drift.now != nil {
+		f.drift = *s.drift.now
+	}
+	for st, fault := range s.faults {
+		f.faults[st] = *fault
+	}
+	return f
 }

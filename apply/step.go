@@ -17,9 +17,9 @@ type Step struct {
 	Record record.Record   // Commit, Recommit, Revert, Note: what to append
 	Target *record.Record  // Assert: what the engine is to run
 	Source document.Source // CheckSigner: what the source is asked about
-	Of     string          // CheckSigner: the revision, or the id of the record
-	Reason string          // Reject: why; Answer: the text
-	Result Result          // Answer
+	Of     string          // CheckSigner: a revision, or the id of a record; Join: the rollback
+	Reason string          // Reject: why
+	Result Result          // Answer, and Revert and Note of an order
 	Err    error           // Answer
 }
 
