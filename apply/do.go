@@ -392,15 +392,18 @@ func (s *State) committedAfter(before *record.Record) *record.Record {
 	return s.head
 }
 
-// commit appends a record.
-func (r *Reconciler) commit(ctx context.Context, rec record.Record) (snap *record.Record, err error) {
+// commit appends a record. If it is not on record, the stage failed and snap is nil; with
+// an error it may be on record all the same.
+func (r *Reconciler) commit(ctx context.Context, rec record.Record, st stage, failure string) (snap *record.Record, err error) {
 	s, before := r.state, r.state.head
 	snap, err = r.opt.Store.Commit(ctx, rec)
 	s.foldStore()
 	if err != nil {
-		if snap = s.committedAfter(before); snap == nil {
-			return nil, err
-		}
+		snap = s.committedAfter(before)
+	}
+	if snap == nil {
+		s.diskFailed(st, err, failure)
+		s.answerNotRecorded(st)
 	}
 	return snap, err
 }
@@ -412,10 +415,8 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	if s.engine.reachable {
 		r.opt.Engine.Prepare()
 	}
-	snap, err := r.commit(ctx, step.Record)
+	snap, _ := r.commit(ctx, step.Record, stageCommit, "the change cannot be recorded, so it was not sent")
 	if snap == nil {
-		s.diskFailed(stageCommit, err, "the change cannot be recorded, so it was not sent")
-		s.answerNotRecorded(stageCommit)
 		return
 	}
 	s.phase("commit", time.Since(start))
@@ -466,14 +467,12 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	s, candidate, pending, start := r.state, r.state.head, r.state.pending, time.Now()
 	rejected := step.Record.OutcomeOf.Outcome == record.Rejected
-	snap, err := r.commit(ctx, step.Record)
+	failure := "the candidate cannot be withdrawn on record"
+	if rejected {
+		failure = "the rejection cannot be recorded; the engine is brought back first"
+	}
+	snap, err := r.commit(ctx, step.Record, stageRevert, failure)
 	if snap == nil {
-		what := "the candidate cannot be withdrawn on record"
-		if rejected {
-			what = "the rejection cannot be recorded; the engine is brought back first"
-		}
-		s.diskFailed(stageRevert, err, what)
-		s.answerNotRecorded(stageRevert)
 		return
 	}
 	s.clear(stageRevert, stageSend, stageProbation, stageSigner)
@@ -500,10 +499,8 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 // doNote records the beginning or the end of a hold or a pause.
 func (r *Reconciler) doNote(ctx context.Context, step Step) {
 	s, before, wasSettled := r.state, r.state.head, r.state.isSettled()
-	snap, err := r.commit(ctx, step.Record)
+	snap, err := r.commit(ctx, step.Record, stageCommit, "the hold cannot be recorded")
 	if snap == nil {
-		s.diskFailed(stageCommit, err, "the hold cannot be recorded")
-		s.answerNotRecorded(stageCommit)
 		return
 	}
 	if !wasSettled {
