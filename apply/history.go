@@ -122,7 +122,7 @@ func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Val
 // rollback that it may join, and the target.
 func (r *Reconciler) findTarget(ctx context.Context) {
 	s, q := r.state, r.state.order
-	q.facts = facts{known: true}
+	q.facts = facts{known: true, declared: s.declared.config}
 	if q.open != "" {
 		if row, err := r.opt.Store.Lookup(ctx, q.open); err == nil {
 			q.openOutcome = row.Outcome

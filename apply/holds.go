@@ -146,9 +146,10 @@ func (s *State) rejectionHold(head, applied *record.Record, v *rejection, now ti
 
 // rollbackHold returns what an operator's rollback to target holds. Entries in force
 // stay, but for those that the target matches.
-func (s *State) rollbackHold(q *Rollback, config schema.Parameters, target *record.Row, now time.Time) *record.Hold {
-	hold, before := newHold(q.Reason, q.Requester, now), s.hold()
-	hold.Paused = q.Pause
+func (s *State) rollbackHold(q *request, o *Rollback, now time.Time) *record.Hold {
+	config, target := q.config, q.target
+	hold, before := newHold(o.Reason, o.Requester, now), s.hold()
+	hold.Paused = o.Pause
 	to := &schema.Configuration{Parameters: config, Provenance: provenanceOf(config, &target.Record)}
 	full := *to
 	for name, v := range target.Config.Map() {
@@ -164,14 +165,14 @@ func (s *State) rollbackHold(q *Rollback, config schema.Parameters, target *reco
 		}
 	}
 	sets := []*schema.Configuration{setOf(s.applied), setOf(s.head)}
-	if s.declared.config != nil {
-		sets = append(sets, s.declared.config)
+	if q.declared != nil {
+		sets = append(sets, q.declared)
 	}
 	for _, c := range sets {
 		known := &schema.Configuration{Parameters: s.known(c.Parameters), Provenance: c.Provenance}
 		for _, name := range s.opt.Rules.Names() {
 			v := known.Parameters.Get(name)
-			if v.Equal(config.Get(name)) || c.Provenance[name].Layer == bySchema || len(q.Hold) > 0 && !slices.Contains(q.Hold, name) {
+			if v.Equal(config.Get(name)) || c.Provenance[name].Layer == bySchema || len(o.Hold) > 0 && !slices.Contains(o.Hold, name) {
 				continue
 			}
 			e := hold.Entry(map[string]schema.Value{name: v})
@@ -181,7 +182,7 @@ func (s *State) rollbackHold(q *Rollback, config schema.Parameters, target *reco
 			}
 		}
 		// What differs by values that no layer declared must not come back at once.
-		if len(q.Hold) == 0 && !s.same(c.Parameters, config) && s.match(hold, known, true) == nil {
+		if len(o.Hold) == 0 && !s.same(c.Parameters, config) && s.match(hold, known, true) == nil {
 			if e := s.entryOf(c, hold, to); !s.matches(&e, to, false) {
 				hold.Entries = append(hold.Entries, e)
 			}

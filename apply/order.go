@@ -89,7 +89,10 @@ type facts struct {
 	target      *record.Row    // nil if there is none
 	err         error          // why there is none
 	config      schema.Parameters
-	applied     schema.Parameters // the applied record, completed
+	// declared is what the source declared then: a fix that arrives meanwhile is not
+	// held.
+	declared *schema.Configuration
+	applied  schema.Parameters // the applied record, completed
 }
 
 type reply struct {
@@ -226,7 +229,7 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + o.Reason, Config: config,
 		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
 		Provenance: provenanceOf(config, &target.Record), Experiments: target.Experiments, RollbackPoint: true,
-		RequestedBy: &o.Requester.UID, Requester: &o.Requester, Held: s.rollbackHold(o, config, target, now),
+		RequestedBy: &o.Requester.UID, Requester: &o.Requester, Held: s.rollbackHold(q, o, now),
 	}
 	s.fill(&rec)
 	for _, name := range o.Hold {

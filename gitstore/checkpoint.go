@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
+	"github.com/go-git/go-git/v5/plumbing/object"
 )
 
 // A checkpoint puts the records that are in no pack yet into one, begins a new
@@ -392,6 +393,7 @@ func (s *Store) oldestNeeded(ctx context.Context, target string) int {
 		return v.first
 	}
 	for _, h := range refs {
+		h = s.repo.peel(h)
 		rec, err := s.repo.snapshot(h)
 		if err != nil || !s.repo.inHistory(v, h) {
 			return v.first
@@ -399,6 +401,19 @@ func (s *Store) oldestNeeded(ctx context.Context, target string) int {
 		first = min(first, rec.Index)
 	}
 	return first
+}
+
+// peel returns what an annotated tag is of, or what is no tag.
+func (r *repo) peel(h plumbing.Hash) plumbing.Hash {
+	for range 8 { // a tag may be of a tag
+		content, err := r.object(plumbing.TagObject, h)
+		tag := new(object.Tag)
+		if err != nil || tag.Decode(memoryObject(plumbing.TagObject, content)) != nil {
+			break
+		}
+		h = tag.Target
+	}
+	return h
 }
 
 // shallowFile is git's own: one commit a line, whose parents count as absent

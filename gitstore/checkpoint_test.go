@@ -207,6 +207,9 @@ func TestPruneKeeps(t *testing.T) {
 	}{
 		"a rollback target": {func(*fixture, *Store, *record.Record) {}, true},
 		"a tag":             {func(f *fixture, _ *Store, old *record.Record) { f.git("tag", "good", old.Commit) }, true},
+		"an annotated tag": {func(f *fixture, _ *Store, old *record.Record) {
+			f.git("-c", "user.name=a", "-c", "user.email=a@b", "tag", "-a", "-m", "good", "good", old.Commit)
+		}, true},
 		"a person's own branch": {func(f *fixture, _ *Store, _ *record.Record) {
 			f.git("branch", "mine", f.commitTree("production^{tree}"))
 		}, true},
@@ -231,6 +234,27 @@ func TestPruneKeeps(t *testing.T) {
 			f.fsck()
 		})
 	}
+}
+
+// An annotated tag keeps its record and what follows, and no more.
+func TestPruneBeforeAnAnnotatedTag(t *testing.T) {
+	plainly(t)
+	often(t)
+	f := newMemory(t)
+	s := f.keeping(10)
+	var tagged *record.Record
+	for i := range 60 {
+		rec := applied(t, s, 512+i%2)
+		if i == 30 {
+			tagged = rec
+			f.git("-c", "user.name=a", "-c", "user.email=a@b", "tag", "-a", "-m", "good", "good", rec.Commit)
+		}
+		idle(s)
+	}
+	if _, err := s.Lookup(t.Context(), tagged.ID); err != nil || s.ledger.First == 1 || s.ledger.First > tagged.Index {
+		t.Errorf("the tagged record %d: %v; the history begins at %d", tagged.Index, err, s.ledger.First)
+	}
+	f.fsck()
 }
 
 // A checkpoint that fails leaves everything as it was, and the next one succeeds.

@@ -148,7 +148,8 @@ func (s *Store) beginSegment(l *ledger) error {
 
 var errAway = errors.New("it is not the directory that was opened")
 
-// set appends a mark or a fact and makes it durable. After an error it is not set.
+// set appends a mark or a fact and makes it durable. After an error it is not set, but
+// the next start may find it.
 func (s *Store) set(kind frameKind, payload []byte, reserve bool) error {
 	if err := s.append(kind, payload, reserve); err != nil {
 		return err

@@ -35,7 +35,7 @@
 //
 // # What Open finds, and does
 //
-// TestFound has a row for each.
+// TestFound and person_test.go have them.
 //
 //	refs, HEAD, config or objects of the newest records missing, torn, moved    written again
 //	something else in the place of a file or a directory of the repository    set aside, below <state>/set-aside

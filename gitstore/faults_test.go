@@ -158,15 +158,20 @@ func TestOpenFailsWhileItRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.write(path, string(data)+"too large")
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := s.Probe(t.Context()); err == nil {
-			t.Error("a journal that is too large is read")
+			t.Error("a directory is read as a journal")
 		}
 		if _, err := s.Commit(t.Context(), change(600)); err == nil {
 			t.Error("a record is committed to what cannot be read")
 		}
 		expect(t, s, a, a)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
 	}
 	f.write(path, string(data))
 	if err := s.Probe(t.Context()); err != nil {

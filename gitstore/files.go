@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"dtesn-agent/schema/problem"
@@ -16,6 +17,9 @@ import (
 
 // tempPrefix begins the name of every file that is on its way to another one.
 const tempPrefix = "tmp-"
+
+// tempGlob matches these names: rand.Text has 26 characters.
+var tempGlob = tempPrefix + strings.Repeat("[A-Z2-7]", 26)
 
 // writeTemp writes data to a new file in dir, durably if sync is set, and returns its
 // path. After an error there is no file.
@@ -101,6 +105,15 @@ func openNow(path string) (*os.File, error) {
 
 // readBounded reads a small file; one that is larger than limit bytes is errTooLarge.
 func readBounded(path string, limit int64) ([]byte, error) {
+	data, err := readFirst(path, limit+1)
+	if err == nil && int64(len(data)) > limit {
+		return nil, fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
+	}
+	return data, err
+}
+
+// readFirst reads the first limit bytes of a file, or all of a smaller one.
+func readFirst(path string, limit int64) ([]byte, error) {
 	f, err := openNow(path)
 	if err != nil {
 		return nil, err
@@ -113,10 +126,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	// As large as the file: a buffer that grows to the size of a journal is garbage of
 	// four times that.
 	b := bytes.NewBuffer(make([]byte, 0, min(info.Size(), limit)+bytes.MinRead))
-	if _, err = b.ReadFrom(io.LimitReader(f, limit+1)); err == nil && int64(b.Len()) > limit {
-		err = fmt.Errorf("read %s: %w: over %d bytes", path, errTooLarge, limit)
-	}
-	if err != nil {
+	if _, err = b.ReadFrom(io.LimitReader(f, limit)); err != nil {
 		return nil, err
 	}
 	return b.Bytes(), nil

@@ -21,6 +21,14 @@ func (s *Store) Holding() bool {
 // take takes the lock of the state directory and reads what lies there; before is
 // the head that the Store had, nil at the start.
 func (s *Store) take(ctx context.Context, before *record.Record) error {
+	// Nothing is written before it is clear that the directory is ours.
+	err := s.checkOwner()
+	if err == nil {
+		err = s.checkIdentity()
+	}
+	if err != nil {
+		return err
+	}
 	lock, err := acquireLock(ctx, s.opts.Dir)
 	if err != nil {
 		return err

@@ -133,7 +133,7 @@ func readJournal(dir string) (s segment, live int, err error) {
 	unused := 0      // files that are missing, or empty
 	isShort := false // one was cut: each is written from its end
 	for i := range 2 {
-		data, err := readBounded(segmentPath(dir, i), segmentSize)
+		data, err := readFirst(segmentPath(dir, i), segmentSize)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return segment{}, -1, fmt.Errorf("read journal: %w", err)
 		}
@@ -291,6 +291,9 @@ func writeSegment(dir string, i int, b []byte) error {
 			block = b[at : at+blockSize]
 		}
 		_, err = f.WriteAt(block, int64(at))
+	}
+	if err == nil && info.Size() > segmentSize { // somebody appended to it
+		err = f.Truncate(segmentSize)
 	}
 	if err == nil {
 		err = fdatasync(f)

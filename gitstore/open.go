@@ -29,12 +29,18 @@ import (
 // known, and is read again before anything is written. before is the head that the
 // Store had, nil at the start.
 func (s *Store) open(ctx context.Context, before *record.Record) error {
-	was := s.history
-	s.reload = true
+	was, told, isOpened := s.history, len(s.repairs), s.opened
+	s.reload, s.opened = true, false // what is repaired is told once all is well
+	defer func() { s.opened = isOpened }()
 	s.history = history{journal: journal{dir: s.opts.Dir, live: -1}, repo: newRepo(s.opts.Dir, s.opts.Environment)}
 	if err := s.read(ctx, before); err != nil {
-		s.history = was
+		s.history, s.repairs = was, s.repairs[:told]
 		return err
+	}
+	for _, r := range s.repairs[told:] {
+		if isOpened {
+			s.logRepair(r)
+		}
 	}
 	s.reload, s.lock.head = false, ""
 	return nil
@@ -44,9 +50,6 @@ func (s *Store) open(ctx context.Context, before *record.Record) error {
 // changed before it is clear that the directory is ours.
 func (s *Store) read(ctx context.Context, before *record.Record) error {
 	format, err := s.readFormat()
-	if err == nil {
-		err = s.checkOwner()
-	}
 	if err != nil {
 		return err
 	}
@@ -85,9 +88,9 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 			s.journal.generation = seg.generation
 		}
 		if same && before == nil && !s.lock.killed {
-			if s.journal.adopt(seg, live); s.journal.isSparse() {
+			if s.journal.adopt(seg, live); s.journal.isSparse() || s.journal.isTorn() {
 				if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
-					s.log.Warn("holes of the journal cannot be filled", "error", err)
+					s.log.Warn("the journal cannot be written anew", "error", err)
 				}
 			}
 		} else { // what a killed process wrote last may not be on the disk
@@ -139,7 +142,7 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 			if !used && ours && errors.Join(uerr, merr) == nil { // a kill left it when it was made
 				err = os.RemoveAll(s.repo.dir)
 			} else {
-				err = s.setRepositoryAside("unreadable", "another repository, of which the refs cannot be read")
+				err = s.setRepositoryAside("unreadable", "another repository, of which no record of this agent can be read")
 			}
 		case absent:
 			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
@@ -389,9 +392,10 @@ func (s *Store) writeFormat() error {
 // sweep removes what an earlier process had on its way to another place.
 func (s *Store) sweep() error {
 	for _, left := range []struct{ dir, pattern string }{
-		{s.opts.Dir, tempPrefix + "*"},
+		{s.opts.Dir, tempGlob},
 		{s.opts.Dir, newRepoGlob},
-		{s.repo.tmp(), "*"},
+		{s.repo.tmp(), tempGlob},
+		{s.repo.tmp(), "spare-*"},
 	} {
 		if info, err := os.Lstat(left.dir); err == nil && !info.IsDir() && left.dir != s.opts.Dir {
 			continue // a link to what is not ours
@@ -401,6 +405,9 @@ func (s *Store) sweep() error {
 			return err
 		}
 		for _, path := range paths {
+			if info, err := os.Lstat(path); err == nil && info.IsDir() != (left.pattern == newRepoGlob) {
+				continue // not ours
+			}
 			if err := os.RemoveAll(path); err != nil {
 				return err
 			}

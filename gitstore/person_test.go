@@ -406,3 +406,80 @@ func TestOlderJournal(t *testing.T) {
 		t.Error("it is not paused")
 	}
 }
+
+// Somebody appended to a file of the journal: what it has counts, and it is cut again.
+func TestJournalWithMore(t *testing.T) {
+	for _, name := range []string{"journal.0", "journal.1"} {
+		f := longHistory(t, true)
+		path := filepath.Join(f.dir, name)
+		f.write(path, f.read(path)+"x")
+		s := f.whole()
+		applied(t, s, 512)
+		if size := len(f.read(path)); size != segmentSize || len(s.Repairs()) != 0 {
+			t.Errorf("%s: %d bytes, repaired %v", name, size, s.Repairs())
+		}
+	}
+}
+
+// What is not the agent's stays, whatever its name begins with.
+func TestTempOfOthersStays(t *testing.T) {
+	f := longHistory(t, true)
+	for _, path := range []string{filepath.Join(f.dir, "tmp-mirror.git"), f.repo("tmp", "mine"), f.repo("tmp", "tmp-"+strings.Repeat("B", 26))} {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.whole().Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// An agent that is refused changes nothing, nor where the lock leads.
+func TestRefusedBeforeTheLock(t *testing.T) {
+	f := longHistory(t, true)
+	lock := filepath.Join(f.dir, lockFile)
+	before := f.read(lock)
+	if _, _, err := Open(t.Context(), Options{Dir: f.dir, Environment: "staging", Instance: "another"}); err == nil {
+		t.Error("the history of another is opened")
+	}
+	if after := f.read(lock); after != before {
+		t.Errorf("the lock says %q, said %q", after, before)
+	}
+	precious := filepath.Join(t.TempDir(), "precious")
+	f.write(precious, "precious")
+	open := filepath.Join(filepath.Dir(precious), "state")
+	if err := errors.Join(os.Mkdir(open, 0o700), os.Chmod(open, 0o777), os.Link(precious, filepath.Join(open, lockFile))); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Open(t.Context(), Options{Dir: open, Environment: "production", Instance: "one"}); err == nil {
+		t.Error("a directory that others can write into is opened")
+	}
+	if data := f.read(precious); data != "precious" {
+		t.Errorf("what the lock was a link to says %q", data)
+	}
+}
+
+// A reader needs no repository for what the journal has.
+func TestReaderWithoutTheRepository(t *testing.T) {
+	f := longHistory(t, true)
+	f.remove(f.repo())
+	r, err := OpenReader(f.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if head, err := r.Head(); err != nil || head == nil || head.Index != 23 {
+		t.Errorf("the head is %+v: %v", head, err)
+	}
+}
+
+func (f *fixture) read(path string) string {
+	f.t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return string(data)
+}

@@ -21,7 +21,7 @@ const DefaultMaxSnapshots = 50
 // A Reader reads the history of a state directory: beside a running agent, in
 // its process or in another, and without one. It takes no lock, changes
 // nothing, and is safe for concurrent use. The journal is read anew by each call;
-// records are immutable, and the last 256 stay decoded.
+// records are immutable, and up to 256 stay decoded.
 // Snapshots it returns are shared and must not be changed.
 type Reader struct {
 	repo *repo
@@ -42,6 +42,9 @@ func OpenReader(stateDir string) (*Reader, error) {
 func environmentOf(state string) (schema.Environment, error) {
 	info, err := os.Stat(filepath.Join(state, repoDir))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+		if l, _, _, err := readLedger(state); err == nil && l != nil {
+			return l.Environment, nil
+		}
 		return "", problem.New("", fmt.Errorf("no snapshot repository in %s", state), fmt.Sprintf("use the --state that the agent runs with; `agent run --state %s` makes the repository", state))
 	}
 	if err != nil {

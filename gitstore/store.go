@@ -186,13 +186,18 @@ func (s *Store) Behind() error { return cmp.Or(s.behind, s.packError, s.mendErro
 func (s *Store) Repairs() []record.Repair { return slices.Clone(s.repairs) }
 
 func (s *Store) repaired(found, did, kept string) {
+	r := record.Repair{At: record.Unix(s.opts.Now()), Found: found, Did: did, Kept: kept}
 	if s.opened {
-		s.log.Warn("repaired the snapshot repository", "found", found, "did", did, "kept", kept)
+		s.logRepair(r)
 	}
-	s.repairs = append(s.repairs, record.Repair{At: record.Unix(s.opts.Now()), Found: found, Did: did, Kept: kept})
+	s.repairs = append(s.repairs, r)
 	if len(s.repairs) > maxRepairs { // the log has them all
 		s.repairs = slices.Delete(s.repairs, 0, len(s.repairs)-maxRepairs)
 	}
+}
+
+func (s *Store) logRepair(r record.Repair) {
+	s.log.Warn("repaired the snapshot repository", "found", r.Found, "did", r.Did, "kept", r.Kept)
 }
 
 // tellMoved tells what clear moved.
@@ -231,8 +236,8 @@ func (s *Store) Fact(name string) []byte { return s.ledger.Facts[name] }
 
 // SetFact keeps a value of at most 4 KiB under a name, durably; an empty one is none.
 func (s *Store) SetFact(ctx context.Context, name string, value []byte) error {
-	if len(name)+len(value) > maxFact || strings.ContainsRune(name, 0) {
-		return fmt.Errorf("set fact %s: over %d bytes", problem.Cut(name, 80), maxFact)
+	if len(name)+len(value) > maxFact || strings.ContainsRune(name, 0) || name == lostFact {
+		return fmt.Errorf("set fact %s: over %d bytes, or reserved", problem.Cut(name, 80), maxFact)
 	}
 	err := s.ready(ctx)
 	if err == nil {

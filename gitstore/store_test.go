@@ -277,7 +277,7 @@ func TestDirectoryIsNoPattern(t *testing.T) {
 		if _, err := s.Commit(context.Background(), record.Record{Kind: record.KindChange, Config: params}); err != nil {
 			t.Fatal(err)
 		}
-		left := filepath.Join(f.dir, "tmp-left")
+		left := filepath.Join(f.dir, "tmp-"+strings.Repeat("A", 26))
 		if err := os.WriteFile(left, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
