@@ -219,7 +219,11 @@ func (r *Reconciler) tellSettled(ctx context.Context, rec *record.Record) {
 	}
 	if !slices.ContainsFunc(s.report.attempts, func(a Attempt) bool { return a.SnapshotID == o.ID }) { // settled after a restart
 		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind.Candidate() {
+			shown := s.report.shown
 			s.attemptPending(&row.Record)
+			if s.declared.refusal != nil && shown >= 0 { // an earlier try of what is not trusted now
+				s.report.shown = min(shown+1, len(s.report.attempts)-1)
+			}
 		}
 	}
 	if s.finish(o.ID, o.Outcome, rec.Description) && o.Outcome == record.Rejected {

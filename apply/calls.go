@@ -23,7 +23,8 @@ type calls struct {
 	mu      sync.Mutex
 	waiting int
 	cancel  context.CancelCauseFunc // of the call in flight, nil while there is none
-	yields  bool                    // the call may also be given up for a newer Document
+	yields  bool                    // the call is not about a change: a stop cuts it, and a newer Document as an order does
+	stopped bool
 	timer   *time.Timer
 }
 
@@ -48,6 +49,9 @@ func (c *calls) begin(ctx context.Context, yields bool) (call context.Context, d
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cancel, c.yields = cancel, yields
+	if c.stopped && yields {
+		cancel(errInterrupted)
+	}
 	c.arm()
 	return call, func() {
 		c.mu.Lock()
@@ -58,11 +62,20 @@ func (c *calls) begin(ctx context.Context, yields bool) (call context.Context, d
 	}
 }
 
-// newer gives up a call that yields: there is a newer Document.
+// newer gives a call that yields the time that an order waits: there is a newer Document.
 func (c *calls) newer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.yields {
+	if cancel := c.cancel; c.yields && c.timer == nil {
+		c.timer = time.AfterFunc(orderPatience, func() { cancel(errInterrupted) })
+	}
+}
+
+// stop gives up a call that yields, and those to come.
+func (c *calls) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped = true; c.yields {
 		c.cancel(errInterrupted)
 	}
 }
@@ -70,12 +83,12 @@ func (c *calls) newer() {
 // arm starts or stops the timer, which runs while an order waits for a call.
 func (c *calls) arm() {
 	switch cancel := c.cancel; {
-	case cancel == nil || c.waiting == 0:
+	case cancel == nil || c.waiting == 0 && !c.yields:
 		if c.timer != nil {
 			c.timer.Stop()
 			c.timer = nil
 		}
-	case c.timer == nil:
+	case c.timer == nil && c.waiting > 0:
 		c.timer = time.AfterFunc(orderPatience, func() { cancel(errInterrupted) })
 	}
 }

@@ -35,6 +35,9 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 			s.failed("read")
 		}
 		s.foldHealth(health, err, now, time.Now())
+		if p := s.pending.probation; p != nil && step.For != forProbation {
+			p.until = time.Now().Add(r.opt.Probation)
+		}
 	case CompareEngine:
 		r.publish() // the engine may take its time
 		r.compareEngine(ctx)
@@ -261,6 +264,7 @@ func (r *Reconciler) doSend(ctx context.Context) {
 	case api.VerdictRejected:
 		if why := answer.Blamed; why != "" && s.known(s.head.Config).Get(why).IsZero() {
 			s.blameServer("it calls the parameter " + why + " unknown, which was not sent: " + strings.Join(answer.Errors, "; "))
+			s.engine.due = true
 			break
 		}
 		why := &rejection{by: "engine", reason: strings.Join(answer.Errors, "; "), errors: answer.Errors}
@@ -273,10 +277,12 @@ func (r *Reconciler) doSend(ctx context.Context) {
 		return
 	case api.VerdictNotSent:
 		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
-			s.block(stageSend, "the change was not sent: "+answer.Err.Error(), cmp.Or(problem.Hint(answer.Err), "look at the engine's log")+again)
+			s.block(stageSend, "the change was not sent: "+answer.Err.Error(), cmp.Or(problem.Hint(answer.Err), "look at the engine's log")+again).server = true
+			s.engine.due = true // it is looked after meanwhile
 		}
 	case api.VerdictForeign:
-		s.block(stageSend, answer.Err.Error(), foreignHint(answer.Err))
+		s.block(stageSend, answer.Err.Error(), foreignHint(answer.Err)).server = true
+		s.engine.due = true
 	default:
 		p.broken, p.sentTo, p.accepted = answer.Broken, answer.Peer, false
 		s.suspect(stageSend, "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied))

@@ -24,7 +24,7 @@ func isGone(err error) bool {
 // read asks the engine what it runs, and folds the result.
 func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 	r.stamp.Store(time.Now().UnixNano())
-	call, done := r.calls.begin(ctx, false)
+	call, done := r.calls.begin(ctx, r.state.pending == nil && r.state.isSettled())
 	reading, err := r.opt.Engine.Read(call)
 	done()
 	if err != nil {

@@ -33,7 +33,7 @@ type fault struct {
 	retryAt      time.Time
 	refused      bool // by the engine: waiting does not help
 	unanswered   bool // the engine did not respond: it may have crashed
-	server       bool // the server is at fault, not the change
+	server       bool // of the server, not of the change: another process may take it
 	crashes      int  // processes of the engine that ended in such tries
 }
 

@@ -173,3 +173,29 @@ func TestAConfirmationThatHappenedIsRepeated(t *testing.T) {
 		w.check("resumed", inSync(stateA))
 	})
 }
+
+// A rejection that is settled after a restart does not hide that its revision is refused.
+func TestARefusalIsShownOverAnEarlierRejection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.declare(size(512), "")
+		w.probation = 10 * time.Second
+		w.restart()
+		doc := documentOf(size(1024), "")
+		w.m.plan("settle", crashBefore)
+		w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		w.r.Document(doc)
+		w.pass(time.Minute)
+		if !w.crashed() {
+			t.Fatal("it did not crash")
+		}
+		w.engine.tell(func(e *scripted) { e.ill = "" })
+		w.restart()
+		w.r.Document(&document.Document{Environment: production, Source: doc.Source, Refused: &document.Refusal{Reason: "the key was revoked"}})
+		w.pass(time.Minute)
+		if s := w.r.Status(); s.Attempted == nil || s.Attempted.Outcome != record.Refused || s.State != apply.StateRefused {
+			t.Errorf("%s, attempted %+v", s.State, s.Attempted)
+		}
+		w.end()
+	})
+}

@@ -286,11 +286,11 @@ func (s *State) planCandidate(now time.Time) Step {
 		}
 	}
 	if !s.ready(stageSend, now) {
-		return Step{}
+		return s.planUnsent(now)
 	}
 	if before := s.completeBefore(); before != nil && p.sends == 0 && !s.retried {
 		if !s.ready(stageCommit, now) {
-			return Step{}
+			return s.planUnsent(now)
 		}
 		rec := s.candidateAgain(head.Held, head.RequestedBy, head.Requester)
 		rec.Before = before
@@ -303,6 +303,17 @@ func (s *State) planCandidate(now time.Time) Step {
 		return Step{Kind: Reject, Reason: "cut twice while being applied"}
 	}
 	return Step{Kind: MarkRetried}
+}
+
+// planUnsent plans to look after the engine while the candidate cannot be sent.
+func (s *State) planUnsent(now time.Time) Step {
+	if s.pending.sends > 0 { // planBeforeSend does
+		return Step{}
+	}
+	if !s.engine.unchecked {
+		return s.readIfDue(forCandidate, now)
+	}
+	return s.planKeepApplied(now)
 }
 
 // planDoubt plans to find out whether the engine refuses what it runs as well, or only the
@@ -546,11 +557,13 @@ func (s *State) planProbation(now time.Time) Step {
 		return Step{Kind: BeginProbation}
 	}
 	isLate := !p.next.IsZero() && now.Sub(p.next) > lateness && !s.blocked(stageProbation)
-	if step, displaced := s.planSupersede(now); displaced {
-		if step.Kind == Wait {
-			return s.readIfDue(forProbation, now)
-		}
+	step, displaced := s.planSupersede(now)
+	if displaced && step.Kind != Wait {
 		return step
+	}
+	what := forProbation
+	if displaced { // it cannot be ended yet: it must not pass, and may still fail
+		what = forApplied
 	}
 	switch {
 	case isLate:
@@ -560,7 +573,7 @@ func (s *State) planProbation(now time.Time) Step {
 	case now.Before(p.next) && (!e.due || p.bad > 0): // two hints do not make two failures of one
 		return Step{}
 	}
-	return Step{Kind: ReadHealth}
+	return Step{Kind: ReadHealth, For: what}
 }
 
 // The records.

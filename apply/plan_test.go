@@ -207,6 +207,19 @@ func TestPlan(t *testing.T) {
 			"fresh":                     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024) }, Step{Kind: Send}},
 			"fresh, engine is down":     {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); down(s) }, Step{}},
 			"fresh, it failed":          {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 1024); fails(s, stageSend) }, Step{}},
+			"fresh, it failed, a reading is due": {func(s *State) {
+				commits(s, record.KindChange, 1024)
+				declare(s, 1024)
+				fails(s, stageSend)
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forCandidate}},
+			"fresh, it failed, the engine is another": {func(s *State) {
+				commits(s, record.KindChange, 1024)
+				declare(s, 1024)
+				fails(s, stageSend)
+				runs(s, 64)
+				s.engine.returned = true
+			}, Step{Kind: Assert, For: forApplied}},
 			"sent, connection broke": {func(s *State) {
 				p := commits(s, record.KindChange, 1024)
 				p.sends, p.broken = 1, true
@@ -301,16 +314,17 @@ func TestPlan(t *testing.T) {
 			}, Step{Kind: Recommit}},
 		},
 		"probation": {
-			"begins":                     {func(s *State) { probates(s).probation = nil }, Step{Kind: BeginProbation}},
-			"health is due":              {func(s *State) { probates(s).probation.next = noon }, Step{Kind: ReadHealth}},
-			"health is not due":          {func(s *State) { probates(s) }, Step{}},
-			"a hint":                     {func(s *State) { probates(s); s.engine.due = true }, Step{Kind: ReadHealth}},
-			"a hint after a failed read": {func(s *State) { probates(s).probation.bad = 1; s.engine.due = true }, Step{}},
-			"what runs is due":           {func(s *State) { probates(s).probation.readOwed = true }, Step{Kind: ReadEngine, For: forProbation}},
-			"not watched":                {func(s *State) { probates(s).probation.next = noon.Add(-lateness - 1) }, Step{Kind: BeginProbation}},
-			"passed":                     {func(s *State) { probates(s).probation.passed = true }, Step{Kind: Confirm}},
-			"displaced":                  {func(s *State) { probates(s); declare(s, 2048) }, Step{Kind: Commit}},
-			"a rollback":                 {func(s *State) { probates(s); s.head.Kind = record.KindRollback }, Step{Kind: Confirm}},
+			"begins":                      {func(s *State) { probates(s).probation = nil }, Step{Kind: BeginProbation}},
+			"health is due":               {func(s *State) { probates(s).probation.next = noon }, Step{Kind: ReadHealth, For: forProbation}},
+			"health is not due":           {func(s *State) { probates(s) }, Step{}},
+			"a hint":                      {func(s *State) { probates(s); s.engine.due = true }, Step{Kind: ReadHealth, For: forProbation}},
+			"a hint after a failed read":  {func(s *State) { probates(s).probation.bad = 1; s.engine.due = true }, Step{}},
+			"what runs is due":            {func(s *State) { probates(s).probation.readOwed = true }, Step{Kind: ReadEngine, For: forProbation}},
+			"not watched":                 {func(s *State) { probates(s).probation.next = noon.Add(-lateness - 1) }, Step{Kind: BeginProbation}},
+			"passed":                      {func(s *State) { probates(s).probation.passed = true }, Step{Kind: Confirm}},
+			"displaced, the disk is full": {func(s *State) { probates(s).probation.next = noon; declare(s, 512); fails(s, stageRevert) }, Step{Kind: ReadHealth, For: forApplied}},
+			"displaced":                   {func(s *State) { probates(s); declare(s, 2048) }, Step{Kind: Commit}},
+			"a rollback":                  {func(s *State) { probates(s); s.head.Kind = record.KindRollback }, Step{Kind: Confirm}},
 		},
 		"settlement": {
 			"is to be read": {func(s *State) { settles(s, record.KindRevert, 512); s.engine.due = true }, Step{Kind: ReadEngine, For: forHead}},

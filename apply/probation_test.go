@@ -217,7 +217,7 @@ func TestAnOrderDoesNotPassAProbation(t *testing.T) {
 	})
 }
 
-// A fix does not wait for a health read that hangs.
+// A fix waits two seconds for a health read that hangs, as an order does.
 func TestAFixDoesNotWaitForAHealthRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := onTrial(t)
@@ -225,7 +225,8 @@ func TestAFixDoesNotWaitForAHealthRead(t *testing.T) {
 		w.m.plan("health", stallsFails)
 		w.pass(2 * time.Second)
 		w.declare(size(2048), "")
-		w.check("at once", want{runs: size(2048), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true})
+		w.pass(2 * time.Second)
+		w.check("two seconds later", want{runs: size(2048), outcome: record.Pending, state: apply.StateProbation, ready: true, open: true})
 		if got := w.counts.outcome(record.Superseded); got != 1 {
 			t.Errorf("%d superseded", got)
 		}

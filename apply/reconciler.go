@@ -248,7 +248,10 @@ func (s *State) foldSource(now time.Time) {
 func (r *Reconciler) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
 	defer close(r.ended)
-	defer context.AfterFunc(ctx, func() { r.stopping.Store(true) })()
+	defer context.AfterFunc(ctx, func() {
+		r.stopping.Store(true)
+		r.calls.stop()
+	})()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	r.state.loadRecentSends(work, time.Now())
@@ -413,8 +416,10 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 	loaded.Files = nil // with what was parsed of them
 	doc, s.declared.doc = &loaded, &loaded
 	changed := before.doc == nil || before.doc.Revision() != doc.Revision()
+	if c := s.declared.config; c != nil && (before.config == nil || !s.same(before.config.Parameters, c.Parameters)) {
+		s.retryNow(stages...) // it may be the fix of what waits for its time
+	}
 	if changed {
-		s.retryNow(stages...) // what waits for its time may have been mended
 		s.showPending(doc.Revision())
 	}
 	if doc.Refused == nil {

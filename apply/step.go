@@ -27,7 +27,7 @@ type Step struct {
 type StepKind int
 
 // The kinds of steps with IO. The engine's may be cut short by an order that waits for
-// two seconds; ReadHealth and CompareEngine also by a newer Document. Nothing cuts the
+// two seconds, ReadHealth and CompareEngine also by a newer Document that does. Nothing cuts the
 // others short.
 const (
 	Wait          StepKind = iota

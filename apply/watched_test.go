@@ -2,6 +2,7 @@ package apply_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -491,4 +492,85 @@ func TestAFailingWayBackKeepsNobodyWaiting(t *testing.T) {
 			w.end()
 		})
 	}
+}
+
+// What changes nothing does not keep an unhealthy engine on probation, nor make the engine
+// be asked more often.
+func TestEditsThatChangeNothing(t *testing.T) {
+	trialWith(t, func(w *world) {
+		w.engine.tell(func(e *scripted) { e.slowHealth, e.ill = 1200*time.Millisecond, "memory" })
+		for range 10 {
+			w.declare(size(-1), fmt.Sprint(time.Now()))
+			w.pass(900 * time.Millisecond)
+		}
+		if !w.engine.running().Equal(size(512)) {
+			t.Errorf("the engine runs %v units", w.engine.running().Get(reservoir))
+		}
+	})
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateB, busy)
+		w.declare(stateB, "")
+		w.pass(10 * time.Second)
+		before := w.engine.sent(stateB)
+		for i := range 100 {
+			w.r.Document(documentOf(size(-1), fmt.Sprint(i)))
+			w.pass(50 * time.Millisecond)
+		}
+		if n := w.engine.sent(stateB) - before; n > 3 {
+			t.Errorf("%d batches in five seconds", n)
+		}
+	})
+}
+
+// A probation is not passed while the candidate is to be ended and that cannot be recorded.
+func TestNothingPassesWhileItIsToEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.m.plan("withdraw", slices.Repeat([]mishap{fails}, 20)...)
+		w.declare(size(512), "back")
+		w.pass(20 * time.Second)
+		if w.store.Applied().Config.Equal(size(1024)) {
+			t.Error("what is not declared any more was applied")
+		}
+		w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		w.pass(time.Minute)
+		if !w.engine.running().Equal(size(512)) {
+			t.Errorf("the engine runs %v units", w.engine.running().Get(reservoir))
+		}
+	})
+}
+
+// An engine that takes no batch is looked after all the same.
+func TestAnEngineThatTakesNothingIsWatched(t *testing.T) {
+	for _, how := range []manner{foreign, notSent} {
+		bubble(t, func(t *testing.T, w *world) {
+			w.engine.will(stateB, how)
+			w.declare(stateB, "")
+			w.pass(40 * time.Second)
+			w.engine.tell(func(e *scripted) { e.restart(); e.runs = stateC })
+			w.pass(31 * time.Second)
+			if !w.engine.running().Equal(stateA) {
+				t.Errorf("%s: the engine runs %v units", how, w.engine.running().Get(reservoir))
+			}
+		})
+	}
+}
+
+// A stop does not wait for a reading that hangs and is about no change.
+func TestAStopCutsAReading(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		begun := time.Now()
+		w.stop()
+		<-w.joined
+		if took := time.Since(begun); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
+		w.engine.tell(func(e *scripted) { e.hung = false })
+		w.end()
+		w.start()
+	})
 }
