@@ -147,8 +147,11 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 	case forProbation:
 		s.foldProbation(reading, err, time.Now())
 	case forConfirm:
-		if err == nil && !s.runs(reading, s.head.Config) {
+		switch {
+		case err == nil && !s.runs(reading, s.head.Config):
 			p.verified, p.accepted = false, false // it ran it before, so this is not a false accept
+		case err != nil && !errors.Is(err, errInterrupted) && p.probation != nil: // it needs evidence of now
+			p.probation.passed, p.probation.bad, p.probation.why, p.probation.next = false, 1, err.Error(), time.Now()
 		}
 	case forUnknown:
 		p.wasRead = p.wasRead || err == nil

@@ -8,6 +8,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
 	"dtesn-agent/watcher/document"
 )
 
@@ -197,5 +198,24 @@ func TestARefusalIsShownOverAnEarlierRejection(t *testing.T) {
 			t.Errorf("%s, attempted %+v", s.State, s.Attempted)
 		}
 		w.end()
+	})
+}
+
+// What passed its probation and waits for the disk is confirmed by evidence of now: not
+// right after a failed reading.
+func TestConfirmedByPresentEvidence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.m.plan("confirm", stallsFails, stallsFails)
+		w.pass(150 * time.Second) // it passed, and the disk hangs for the second time
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.pass(time.Minute)
+		if w.store.Applied().Config.Equal(size(1024)) {
+			t.Error("it was confirmed while the engine hangs")
+		}
+		w.engine.tell(func(e *scripted) { e.hung, e.ill = false, "memory" })
+		w.pass(time.Minute)
+		w.check("rejected", want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
 	})
 }

@@ -18,10 +18,13 @@ func View(s *State, now time.Time) *Status {
 		Environment: s.opt.Rules.Environment(), Instance: s.opt.Instance, Schema: SchemaStatus{declared.File(), declared.Digest()},
 		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.listed.active,
 		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
-		Attempts: append([]Attempt{}, s.report.attempts...), Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
+		Attempts: s.report.attempts, Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
 		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]record.Repair{}, s.repairs...),
 		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),
 		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
+	}
+	if v.Attempts == nil {
+		v.Attempts = []Attempt{} // for JSON
 	}
 	if a := s.report.last(); a != nil {
 		copied := *a
