@@ -472,7 +472,7 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	s.await(snap.ID)
 }
 
-// doRevert ends the candidate: rejected, or superseded without a verdict.
+// doRevert ends the candidate: rejected, or superseded.
 func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	s, candidate, pending, start := r.state, r.state.head, r.state.pending, time.Now()
 	rejected := step.Record.OutcomeOf.Outcome == record.Rejected

@@ -105,9 +105,6 @@ func count(m Metrics, e *Event) {
 	}
 }
 
-// occasional is the time after which something that happens again is news.
-const occasional = time.Minute
-
 func (o *outbox) emit(e Event) {
 	e.At = time.Now()
 	o.events = append(o.events, e)

@@ -119,7 +119,7 @@ func (r *rules) entryOf(c *schema.Configuration, hold *record.Hold, spared *sche
 }
 
 // rejectionHold returns what is held once the change head is rejected: what was held
-// before, and what the verdict is about.
+// before, and what the rejection is about.
 func (s *State) rejectionHold(head, applied *record.Record, v *rejection, now time.Time) *record.Hold {
 	hold := &record.Hold{By: v.by, Reason: v.reason, Since: record.Unix(now)}
 	var spared *schema.Configuration

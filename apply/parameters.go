@@ -23,6 +23,9 @@ type rules struct {
 	broken map[schema.Digest][]schema.Violation
 }
 
+// label returns the environment label that the engine is to have.
+func (r *rules) label() string { return r.schema.Schema().Label(r.schema.Environment()) }
+
 // known returns the part of p that the schema of today has, with values of its
 // types: a parameter that has another type now is another one. Nothing else is
 // sent, compared or held.

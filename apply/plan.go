@@ -403,7 +403,7 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	return s.planCommit(s.superseding(s.changeRecord()), now), true
 }
 
-// planWithdrawal plans to end the candidate without a verdict.
+// planWithdrawal plans to end the candidate as superseded.
 func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) Step {
 	if !s.ready(stageRevert, now) {
 		return Step{}

@@ -21,6 +21,9 @@ type repetition struct {
 	at    time.Time
 }
 
+// occasional is the time after which something that happens again is news.
+const occasional = time.Minute
+
 func newRepeater(l *slog.Logger) *repeater {
 	return &repeater{Logger: l, last: map[string]repetition{}}
 }

@@ -161,28 +161,31 @@ type pending struct {
 	fresh   bool      // committed by this process
 	wasRead bool      // the engine was read since it was found
 	started time.Time // when its Document was received
+	delivery
+	undone    int  // how often the engine went back by itself during probation
+	unknown   bool // it was reported that the engine lacks a parameter of it
+	verified  bool // the engine was read to run it
+	probation *probation
+	rejection *rejection // why it is rejected, until the revert is recorded
+	// doubted is a rejection that names no parameter of the change. It is not believed
+	// before the engine accepted what it runs.
+	doubted *rejection
+}
+
+// A delivery is what became of sending a candidate.
+type delivery struct {
+	marked  bool      // this process marked it as being sent again
+	sent    time.Time // when the last send began
 	sends   int       // batches that reached the engine
 	crashes int       // sends during which the engine ended
 	// broken: the connection of the last send broke, and it is unknown whether the
 	// engine ended. sentTo is the process that it was sent to.
 	broken bool
 	sentTo api.Peer
-	// accepted: the engine accepted it, and was not read since. mismatches counts
-	// readings after that which showed something else.
-	accepted   bool
-	owed       bool      // it is read back next
-	sent       time.Time // when the last send began
-	mismatches int
-	mismatch   bool // the last reading did
-	undone     int  // how often the engine went back by itself during probation
-	marked     bool // this process marked it as being sent again
-	unknown    bool // it was reported that the engine lacks a parameter of it
-	verified   bool // the engine was read to run it
-	probation  *probation
-	rejection  *rejection // why it is rejected, until the revert is recorded
-	// doubted is a rejection that names no parameter of the change. It is not believed
-	// before the engine accepted what it runs.
-	doubted *rejection
+	// accepted: the engine accepted it. owed: it is read back next. mismatch: the last
+	// reading after that showed something else; mismatches counts them.
+	accepted, owed, mismatch bool
+	mismatches               int
 }
 
 // A rejection is why a candidate is rejected.
@@ -254,9 +257,6 @@ func appliedCommit(applied *record.Record) string {
 	}
 	return applied.Source.Revision
 }
-
-// label returns the environment label that the engine is to have.
-func (r *rules) label() string { return r.schema.Schema().Label(r.schema.Environment()) }
 
 // refresh folds what follows from the facts alone, before each plan.
 func (s *State) refresh(now time.Time) {

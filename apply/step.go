@@ -26,9 +26,9 @@ type Step struct {
 // A StepKind says what a Step does.
 type StepKind int
 
-// The kinds of steps with IO. The engine's may be cut short by an order that waits for
-// two seconds, ReadHealth and CompareEngine also by a newer Document that does. Nothing cuts the
-// others short.
+// The kinds of steps with IO. Calls to the engine may be cut short by an order that waits
+// for two seconds. ReadHealth, CompareEngine and readings at rest are also cut short by a
+// newer Document that waits so long, and by a stop. Nothing cuts the others short.
 const (
 	Wait          StepKind = iota
 	ReadEngine             // what it runs, on a fresh connection
@@ -42,7 +42,7 @@ const (
 	AskSource              // to look and judge again
 	Commit                 // the declared change, or an operator's rollback
 	Recommit               // the candidate at the head, with more in it
-	Revert                 // end the candidate: rejected, or superseded without a verdict
+	Revert                 // end the candidate: rejected, or superseded
 	Note                   // the beginning or end of a hold
 	MarkRetried            // the candidate is about to be sent again
 	Confirm                // everything up to the head is applied
