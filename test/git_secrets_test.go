@@ -135,7 +135,7 @@ func TestGitSecretsHTTPS(t *testing.T) {
 	rotate(t, pass, old)
 	f.start(host.URL+"/config.git", "--poll", "24h", "--git-ca-file", ca, "--git-cert-file", cert, "--git-key-file", key, "--git-username-file", user, "--git-password-file", pass)
 	f.await("the agent runs", func(view) bool { return true })
-	f.says("signed by nobody this machine trusts", "--git-ca-file")
+	f.says("signed by an unknown authority", "--git-ca-file")
 	rotate(t, ca, string(server.KeyText)) // what is none
 	f.says("holds no certificate")
 	rotate(t, ca, string(server.CertBytes))
@@ -158,7 +158,7 @@ func TestGitSecretsHTTPS(t *testing.T) {
 	f.commit(3)
 	host.Rotate(server2, client)
 	f.push()
-	f.says("signed by nobody this machine trusts")
+	f.says("signed by an unknown authority")
 	rotate(t, ca, string(server.CertBytes)+string(server2.CertBytes))
 	f.runs(3)
 	f.commit(4)

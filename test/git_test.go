@@ -162,7 +162,7 @@ func TestGitServers(t *testing.T) {
 			})
 			file := filepath.Join(f.dir, "token")
 			ok(t, os.WriteFile(file, []byte(token+"\n"), 0o600))
-			return s.URL + "/config.git", []string{"--git-token-file", file}, func() { down.Store(true) }, func() { down.Store(false) }
+			return s.URL + "/config.git", []string{"--git-token-file", file, "--allow-insecure-git"}, func() { down.Store(true) }, func() { down.Store(false) }
 		},
 		"ssh": func(t *testing.T, f *follower) (string, []string, func(), func()) {
 			needs(t, "ssh-keygen")
@@ -172,11 +172,6 @@ func TestGitServers(t *testing.T) {
 			return h.URL, []string{"--git-ssh-key-file", h.Key, "--git-known-hosts-file", h.KnownHosts},
 				func() { ok(t, os.WriteFile(h.Key, []byte("-----BEGIN nothing"), 0o600)) },
 				func() { ok(t, os.WriteFile(h.Key, key, 0o600)) }
-		},
-		"daemon": func(t *testing.T, f *follower) (string, []string, func(), func()) {
-			away := f.bare + ".away"
-			return gitserver.Daemon(t, f.dir) + "/config.git", nil,
-				func() { ok(t, os.Rename(f.bare, away)) }, func() { ok(t, os.Rename(away, f.bare)) }
 		},
 		"a path": func(t *testing.T, f *follower) (string, []string, func(), func()) {
 			away := f.bare + ".away"

@@ -5,13 +5,13 @@ import (
 	"compress/zlib"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-
-	"dtesn-agent/watcher/document"
+	"time"
 )
 
 // TestGitForgedObject: a loose object that is not what its name says proves no
@@ -137,7 +137,8 @@ func TestGitUnproven(t *testing.T) {
 }
 
 // TestGitJudgedAgain: a revision says what ran when it was judged, and is judged
-// again when something else came to run.
+// again when something else came to run. It may descend from that, or from the
+// last head that was accepted.
 func TestGitJudgedAgain(t *testing.T) {
 	s := newGitSite(t)
 	first := s.git("rev-parse", "HEAD")
@@ -150,17 +151,72 @@ func TestGitJudgedAgain(t *testing.T) {
 	s.git("checkout", "-q", "main")
 	second := s.commit("second")
 	s.push()
-	var doc *document.Document
-	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != first {
-		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+	for _, follows := range []string{first, side} {
+		running.Store(follows)
+		g.Sync()
+		if doc := sink.revision(t, second); doc.Refused != nil || doc.Follows != follows {
+			t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+		}
 	}
 	running.Store(side)
-	s.git("push", "-q", s.bare, "side")
-	g.Sync()
-	sink.refused(t, second, "does not descend from")
-	running.Store(second)
-	g.Sync() // it runs by now
-	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != second {
-		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+	s.git("reset", "-q", "--hard", first)
+	third := s.commit("third")
+	s.push()
+	sink.refused(t, third, "does not descend from")
+}
+
+// TestGitAcceptedHead: a head is proven from the one that was accepted last, at
+// the cost of what is new; the proof is not asked for again at the next start.
+func TestGitAcceptedHead(t *testing.T) {
+	for _, way := range []string{"local", "http"} {
+		t.Run(way, func(t *testing.T) {
+			s := newGitSite(t)
+			first := s.git("rev-parse", "HEAD")
+			repo := s.bare
+			if way == "http" {
+				repo = s.serve()
+			}
+			accepted := make(chan string, 10)
+			opt := GitOptions{Repo: repo, Running: func() string { return first }, OnAccept: func(commit string) { accepted <- commit }}
+			g, sink := runGit(t, opt)
+			sink.revision(t, first)
+			s.commits(9000)
+			s.push()
+			g.Sync()
+			far := s.git("rev-parse", "HEAD")
+			if doc := sink.revision(t, far); doc.Refused != nil {
+				t.Fatal(doc.Refused)
+			}
+			if one, two := <-accepted, <-accepted; one != first || two != far {
+				t.Errorf("accepted %s and %s", one, two)
+			}
+			s.commits(2)
+			s.push()
+			opt.Accepted = far
+			start := time.Now()
+			_, sink = runGit(t, opt)
+			if doc := sink.revision(t, s.git("rev-parse", "HEAD")); doc.Refused != nil {
+				t.Fatal(doc.Refused)
+			}
+			t.Log("proven in", time.Since(start))
+		})
 	}
+}
+
+// commits makes n empty commits.
+func (s *gitSite) commits(n int) {
+	s.t.Helper()
+	var in strings.Builder
+	for i := range n {
+		fmt.Fprintf(&in, "commit refs/heads/main\ncommitter Ada <ada@example.org> %d +0000\ndata 1\nx\n", 1800000000+i)
+		if i == 0 {
+			fmt.Fprintf(&in, "from %s\n", s.git("rev-parse", "HEAD"))
+		}
+	}
+	cmd := exec.Command("git", "fast-import", "--quiet", "--force")
+	cmd.Dir, cmd.Stdin = s.work, strings.NewReader(in.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("git fast-import: %v\n%s", err, out)
+	}
+	s.git("reset", "-q", "--hard")
 }

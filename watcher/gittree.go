@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
@@ -74,6 +75,7 @@ type commit struct {
 	parents []plumbing.Hash
 	author  string
 	subject string
+	when    time.Time // of the committer
 	raw     []byte
 	tag     []byte // the raw outermost tag, if the ref names one
 }
@@ -122,7 +124,7 @@ func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
 		return nil, fmt.Errorf("read commit %s: %w", h, err)
 	}
 	c.hash, c.raw = h, raw
-	c.tree, c.parents = decoded.TreeHash, decoded.ParentHashes
+	c.tree, c.parents, c.when = decoded.TreeHash, decoded.ParentHashes, decoded.Committer.When
 	c.author = problem.Line(fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email), maxForeign)
 	subject, _, _ := strings.Cut(strings.TrimLeft(decoded.Message, "\n"), "\n")
 	c.subject = problem.Line(subject, maxForeign)

@@ -3,6 +3,7 @@
 package smallfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -37,4 +38,16 @@ func Read(path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("it is larger than %d bytes", limit)
 	}
 	return data, nil
+}
+
+// BOM is the byte order mark of UTF-8, which some editors write.
+var BOM = []byte("\xef\xbb\xbf")
+
+// ReadText reads a text file without its byte order mark. UTF-16 is an error.
+func ReadText(path string, limit int64) ([]byte, error) {
+	data, err := Read(path, limit)
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return nil, errors.New("it is UTF-16; save it as UTF-8")
+	}
+	return bytes.TrimPrefix(data, BOM), err
 }
