@@ -235,7 +235,7 @@ func TestGitKilledWhileItFetches(t *testing.T) {
 			q.Body = http.NoBody
 			q = q.WithContext(context.WithoutCancel(q.Context()))
 			q.Body = nopCloser{bytes.NewReader(body.Bytes())}
-			if hang.Load() && bytes.Contains(body.Bytes(), []byte("command=fetch")) {
+			if hang.Load() && bytes.Contains(body.Bytes(), []byte("want ")) {
 				half := &halfWriter{ResponseWriter: w}
 				h.ServeHTTP(half, q)
 				w.(http.Flusher).Flush()

@@ -196,7 +196,7 @@ func (t *httpTransport) do(c *call, method string, u *url.URL, content []byte, p
 	b := &body{Reader: bufio.NewReader(c.reader(resp.Body, limit, "the response")), c: c, inner: resp.Body}
 	if resp.StatusCode != http.StatusOK {
 		defer b.Close()
-		return nil, nil, newStatusError(resp, t.sent.password != "", b)
+		return nil, nil, newStatusError(resp, t.sent, b)
 	}
 	return resp, b, nil
 }
@@ -293,11 +293,13 @@ type statusError struct {
 // maxRetryAfter bounds how long a server can keep the agent away.
 const maxRetryAfter = time.Hour
 
-func newStatusError(resp *http.Response, loggedIn bool, body io.Reader) *statusError {
-	e := &statusError{code: resp.StatusCode, loggedIn: loggedIn}
+func newStatusError(resp *http.Response, sent credentials, body io.Reader) *statusError {
+	e := &statusError{code: resp.StatusCode, loggedIn: sent.password != ""}
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
 		text, _ := io.ReadAll(io.LimitReader(body, 200))
-		e.said = line(strings.TrimSpace(string(text)))
+		if e.said = line(strings.TrimSpace(string(text))); leaks(e.said, sent.secrets()) {
+			e.said = ""
+		}
 	}
 	if value := resp.Header.Get("Retry-After"); e.code == http.StatusTooManyRequests || e.code == http.StatusServiceUnavailable {
 		if seconds, err := strconv.Atoi(value); err == nil {
