@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -25,10 +24,8 @@ type httpTransport struct {
 	at    address
 	files Files
 
-	client *http.Client
+	client *http.Client // nil at rest
 	sent   credentials
-	// digest is that of the TLS files that client was made of.
-	digest [sha256.Size]byte
 }
 
 func newHTTP(at address, opt Options) (*httpTransport, error) {
@@ -54,6 +51,7 @@ func (t *httpTransport) url(suffix string) *url.URL {
 func (t *httpTransport) rest() {
 	if t.client != nil {
 		t.client.CloseIdleConnections()
+		t.client = nil
 	}
 }
 
@@ -68,15 +66,10 @@ func (t *httpTransport) list(c *call, names []string) (Refs, error) {
 	defer body.Close()
 	if head, _ := body.Peek(64); !isVersion2(head) {
 		adv, err := readAdvertisement(body)
-		if err != nil {
-			return nil, err
-		}
-		return choose(adv, names), nil
+		return choose(adv, names), err
 	}
-	if ok, err := canListRefs(body); err != nil {
+	if err := checkVersion2(body); err != nil {
 		return nil, err
-	} else if !ok {
-		return t.listAll(c, names)
 	}
 	q, err := lsRefs(names)
 	if err != nil {
@@ -88,20 +81,6 @@ func (t *httpTransport) list(c *call, names []string) (Refs, error) {
 	}
 	defer resp.Close()
 	return readRefs(resp, names)
-}
-
-// listAll lists refs by protocol 0.
-func (t *httpTransport) listAll(c *call, names []string) (Refs, error) {
-	_, body, err := t.discover(c, "")
-	if err != nil {
-		return nil, err
-	}
-	defer body.Close()
-	adv, err := readAdvertisement(body)
-	if err != nil {
-		return nil, err
-	}
-	return choose(adv, names), nil
 }
 
 func (t *httpTransport) fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error) {
@@ -143,8 +122,10 @@ func (b *body) Close() error {
 // discover begins an exchange. It returns the base of the exchange's other URLs,
 // which a redirect may have moved, as it does for git.
 func (t *httpTransport) discover(c *call, protocol string) (base *url.URL, adv *body, err error) {
-	if err := t.renew(); err != nil {
-		return nil, nil, err
+	if t.client == nil {
+		if err := t.newClient(); err != nil {
+			return nil, nil, err
+		}
 	}
 	u := t.url("/info/refs")
 	u.RawQuery = "service=git-upload-pack"
@@ -201,41 +182,32 @@ func (t *httpTransport) do(c *call, method string, u *url.URL, content []byte, p
 	return resp, b, nil
 }
 
-// renew makes a client, or another one where a file of TLS has changed.
-func (t *httpTransport) renew() error {
-	var all []byte
-	pem := map[string][]byte{}
-	for _, path := range []string{t.files.CA, t.files.Cert, t.files.Key} {
-		if path == "" {
-			continue
-		}
-		data, err := readSecret(path)
+// newClient makes the client of a look. It resumes no TLS session, so that the
+// server proves its identity each time.
+func (t *httpTransport) newClient() error {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.files.CA != "" {
+		pem, err := readSecret(t.files.CA)
 		if err != nil {
 			return err
 		}
-		pem[path] = data
-		all = append(append(all, data...), 0)
-	}
-	digest := sha256.Sum256(all)
-	if t.client != nil && digest == t.digest {
-		return nil
-	}
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(2)}
-	if t.files.CA != "" {
 		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem[t.files.CA]) {
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
 			return problem.New("", errors.New(t.files.CA+" holds no certificate"), "--git-ca-file is PEM: -----BEGIN CERTIFICATE-----")
 		}
 	}
 	if t.files.Cert != "" {
-		pair, err := tls.X509KeyPair(pem[t.files.Cert], pem[t.files.Key])
+		cert, errCert := readSecret(t.files.Cert)
+		key, errKey := readSecret(t.files.Key)
+		if err := errors.Join(errCert, errKey); err != nil {
+			return err
+		}
+		pair, err := tls.X509KeyPair(cert, key)
 		if err != nil {
 			return &problem.Error{Op: "use", Place: t.files.Cert + " and " + t.files.Key, Err: err, Hint: "--git-cert-file and --git-key-file are PEM and belong together"}
 		}
 		conf.Certificates = []tls.Certificate{pair}
 	}
-	t.rest()
-	t.digest = digest
 	t.client = &http.Client{
 		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{

@@ -62,6 +62,9 @@ func checkFormat(format string) error {
 // choose returns the refs in names that a server advertised.
 func choose(adv *packp.AdvRefs, names []string) Refs {
 	found := Refs{}
+	if adv == nil {
+		return found
+	}
 	for _, name := range names {
 		h, ok := adv.References[name]
 		if name == "HEAD" && adv.Head != nil {
@@ -167,26 +170,23 @@ func (d demuxed) Read(b []byte) (int, error) {
 // protocol 2. Over HTTP a line "# service=…" and a flush packet come first.
 func isVersion2(head []byte) bool { return bytes.Contains(head, []byte("000eversion 2")) }
 
-// canListRefs reads the capabilities of protocol 2 and reports whether refs can
-// be listed.
-func canListRefs(r io.Reader) (ok bool, err error) {
+// checkVersion2 reads the capabilities of protocol 2. Every server of it lists
+// refs.
+func checkVersion2(r io.Reader) error {
 	s := pktline.NewScanner(r)
 	for seen := false; s.Scan(); {
-		name, value, _ := strings.Cut(strings.TrimSpace(string(s.Bytes())), "=")
-		switch {
-		case name == "version 2":
-			seen = true
-		case name == "" && seen:
-			return ok, nil
-		case name == "ls-refs":
-			ok = true
-		case name == "object-format":
-			if err := checkFormat(value); err != nil {
-				return false, err
+		text := strings.TrimSpace(string(s.Bytes()))
+		seen = seen || text == "version 2"
+		if format, ok := strings.CutPrefix(text, "object-format="); ok {
+			if err := checkFormat(format); err != nil {
+				return err
 			}
 		}
+		if text == "" && seen {
+			return nil
+		}
 	}
-	return false, scanError(s)
+	return scanError(s)
 }
 
 // lsRefs returns a request for refs that begin with one of names.
