@@ -13,6 +13,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
+	"golang.org/x/text/encoding/charmap"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -26,17 +27,21 @@ type objects interface {
 	EncodedObjectSize(plumbing.Hash) (int64, error)
 }
 
-// The most an object may hold.
+// The most that is read.
 const (
 	maxCommit = 1 << 20
-	maxTree   = 16 << 20
-	maxTags   = 5 // tags of tags
+	maxTree   = 16 << 20 // of one tree, and of all objects of a document
+	maxReads  = 512      // objects of a document
+	maxTags   = 5        // tags of tags
 	// maxHintTrees and maxHintTree bound what is read for a hint alone.
 	maxHintTrees = 100
 	maxHintTree  = 64 << 10
 )
 
-var errOversize = errors.New("it is too large")
+var (
+	errOversize = errors.New("it is too large")
+	errBudget   = fmt.Errorf("the document takes more than %d objects, or %d MiB", maxReads, maxTree>>20)
+)
 
 // readObject reads one object and checks that it is what its name says: a
 // loose file of a local repository may be anything. An object that is larger
@@ -123,10 +128,27 @@ func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
 	}
 	c.hash, c.raw = h, raw
 	c.tree, c.parents = decoded.TreeHash, decoded.ParentHashes
-	c.author = problem.Line(fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email), maxForeign)
 	subject, _, _ := strings.Cut(strings.TrimLeft(decoded.Message, "\n"), "\n")
-	c.subject = problem.Line(subject, maxForeign)
+	author := fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email)
+	c.author = problem.Line(inUTF8(author, string(decoded.Encoding)), maxForeign)
+	c.subject = problem.Line(inUTF8(subject, string(decoded.Encoding)), maxForeign)
 	return c, nil
+}
+
+// inUTF8 decodes text of a commit in the encoding that its header names:
+// git-commit(1), DISCUSSION. It knows those of one byte a character; text in
+// others is returned as it is.
+func inUTF8(text, name string) string {
+	plain := strings.NewReplacer("-", "", "_", "", " ", "", "windows", "cp", "latin1", "iso88591")
+	name = plain.Replace(strings.ToLower(name))
+	for _, e := range charmap.All {
+		if set, ok := e.(*charmap.Charmap); ok && plain.Replace(strings.ToLower(set.String())) == name {
+			if decoded, err := set.NewDecoder().String(text); err == nil {
+				return decoded
+			}
+		}
+	}
+	return text
 }
 
 // maxForeign bounds what is taken over from a commit's header, in bytes.
@@ -152,7 +174,7 @@ func (t *allowed) judge(mode VerifyMode, c *commit, at target) (who signature.Si
 
 // treeFiles reads the files of a Document from the tree of c.
 func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]schema.File, error) {
-	t := &treeReader{o: o}
+	t := &treeReader{o: o, left: maxTree, trees: map[plumbing.Hash]*object.Tree{}, blobs: map[plumbing.Hash][]byte{}}
 	base, err := t.descend(c.tree, dir)
 	if place := new(placeError); errors.As(err, &place) {
 		return place.files(c, env), nil
@@ -165,46 +187,59 @@ func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]sche
 		return place.files(c, env), nil
 	}
 	var read collection
-	add := func(name string) error {
-		f, ok, err := t.file(base, name)
+	names := []string{env.File(), schema.BaseFile}
+	for i := 0; i < len(names) && !read.exceedsLimits(); i++ {
+		f, ok, err := t.file(base, names[i])
+		if err != nil {
+			return nil, err
+		}
 		if ok {
 			read.add(f)
 		}
-		return err
-	}
-	if err := add(env.File()); err != nil {
-		return nil, err
-	}
-	var extends []string
-	if len(read.files) == 1 {
-		extends = schema.Extends(read.files[0])
-	}
-	for _, name := range append([]string{schema.BaseFile}, extends...) {
-		if read.exceedsLimits() {
-			break
-		}
-		if err := add(name); err != nil {
-			return nil, err
+		if ok && i == 0 {
+			names = append(names, schema.Extends(f)...)
 		}
 	}
 	read.sort()
 	return read.files, nil
 }
 
-type treeReader struct{ o objects }
+// A treeReader reads the files of one commit. It reads each object once, and no
+// more than maxTree bytes and maxReads objects in all.
+type treeReader struct {
+	o     objects
+	left  int64 // bytes that may still be read
+	reads int
+	trees map[plumbing.Hash]*object.Tree
+	blobs map[plumbing.Hash][]byte
+}
+
+func (t *treeReader) object(kind plumbing.ObjectType, h plumbing.Hash, limit int64) ([]byte, error) {
+	_, content, err := readObject(t.o, kind, h, min(limit, t.left))
+	t.left -= int64(len(content))
+	if t.reads++; t.reads > maxReads || t.left < limit && errors.Is(err, errOversize) {
+		return nil, fmt.Errorf("read object %s: %w", h, errBudget)
+	}
+	return content, err
+}
 
 func (t *treeReader) tree(h plumbing.Hash, limit int64) (*object.Tree, error) {
-	_, raw, err := readObject(t.o, plumbing.TreeObject, h, limit)
+	if tree := t.trees[h]; tree != nil {
+		return tree, nil
+	}
+	raw, err := t.object(plumbing.TreeObject, h, limit)
 	if err != nil {
 		return nil, err
 	}
 	mem := &plumbing.MemoryObject{}
 	mem.SetType(plumbing.TreeObject)
-	if _, err := mem.Write(raw); err != nil {
+	_, _ = mem.Write(raw) // into memory, without an error
+	tree := &object.Tree{}
+	if err := tree.Decode(mem); err != nil {
 		return nil, err
 	}
-	tree := &object.Tree{}
-	return tree, tree.Decode(mem)
+	t.trees[h] = tree
+	return tree, nil
 }
 
 const missing = "does not exist"
@@ -213,15 +248,22 @@ const missing = "does not exist"
 // it is here, or nowhere.
 func (t *treeReader) elsewhere(base plumbing.Hash) string {
 	tree, err := t.tree(base, maxTree)
-	if err != nil || entry(tree, schema.BaseFile) != nil {
+	if err != nil {
 		return ""
 	}
+	if here, _ := find(tree, schema.BaseFile); here != nil {
+		return ""
+	}
+	tried := map[plumbing.Hash]bool{}
 	for _, e := range tree.Entries[:min(len(tree.Entries), maxHintTrees)] {
-		if e.Mode != filemode.Dir {
+		if e.Mode != filemode.Dir || tried[e.Hash] {
 			continue
 		}
-		if below, err := t.tree(e.Hash, maxHintTree); err == nil && entry(below, schema.BaseFile) != nil {
-			return e.Name
+		tried[e.Hash] = true
+		if below, err := t.tree(e.Hash, maxHintTree); err == nil {
+			if there, _ := find(below, schema.BaseFile); there != nil {
+				return e.Name
+			}
 		}
 	}
 	return ""
@@ -252,7 +294,7 @@ func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error)
 		if err != nil {
 			return h, err
 		}
-		e := entry(tree, name)
+		e, _ := find(tree, name)
 		at = path.Join(at, name)
 		switch {
 		case e == nil:
@@ -285,11 +327,11 @@ func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bo
 	if err != nil {
 		return f, false, err
 	}
-	e := entry(tree, short)
+	e, twin := find(tree, short)
 	if e == nil {
 		return f, false, nil
 	}
-	if twin := clash(tree, short); twin != "" {
+	if twin != "" {
 		f.Refused = fmt.Sprintf("stands beside %q: names that differ only in case are one file elsewhere; rename one", twin)
 		return f, true, nil
 	}
@@ -301,7 +343,11 @@ func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bo
 }
 
 func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, error) {
-	_, content, err := readObject(t.o, plumbing.BlobObject, h, schema.MaxFileBytes)
+	content, known := t.blobs[h]
+	var err error
+	if !known {
+		content, err = t.object(plumbing.BlobObject, h, schema.MaxFileBytes)
+	}
 	switch {
 	case errors.Is(err, errOversize), errors.Is(err, plumbing.ErrObjectNotFound) && isFiltered(t.o):
 		f.Refused = fmt.Sprintf("is larger than %d KiB; this is probably not a configuration file; remove what does not belong into it", schema.MaxFileBytes>>10)
@@ -312,6 +358,7 @@ func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, er
 		f.Refused = "is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)"
 		return f, true, nil
 	}
+	t.blobs[h] = content
 	return schema.NewFile(f.Path, content), true, nil
 }
 
@@ -321,29 +368,18 @@ func isFiltered(o objects) bool {
 	return ok && fetched.Filtered
 }
 
-func entry(t *object.Tree, name string) *object.TreeEntry {
+// find returns the entry of a name, and another one whose name is the same or
+// differs only in case.
+func find(t *object.Tree, name string) (e *object.TreeEntry, twin string) {
 	for i := range t.Entries {
-		if t.Entries[i].Name == name {
-			return &t.Entries[i]
+		switch own := &t.Entries[i]; {
+		case e == nil && own.Name == name:
+			e = own
+		case strings.EqualFold(own.Name, name):
+			twin = own.Name
 		}
 	}
-	return nil
-}
-
-// clash is another entry whose name differs in case alone.
-func clash(t *object.Tree, name string) string {
-	n := 0
-	for _, e := range t.Entries {
-		if e.Name == name {
-			n++
-		} else if strings.EqualFold(e.Name, name) {
-			return e.Name
-		}
-	}
-	if n > 1 {
-		return name
-	}
-	return ""
+	return e, twin
 }
 
 func kindOf(m filemode.FileMode) string {
