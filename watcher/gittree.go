@@ -72,6 +72,17 @@ func readObject(o objects, want plumbing.ObjectType, h plumbing.Hash, limit int6
 	return obj.Type(), content, nil
 }
 
+// decode decodes the content of an object by go-git.
+func decode(kind plumbing.ObjectType, content []byte, to interface {
+	Decode(plumbing.EncodedObject) error
+},
+) error {
+	o := &plumbing.MemoryObject{}
+	o.SetType(kind)
+	_, _ = o.Write(content) // into memory, without an error
+	return to.Decode(o)
+}
+
 // A commit is what is needed of one.
 type commit struct {
 	hash    plumbing.Hash
@@ -117,13 +128,8 @@ func readCommit(o objects, h plumbing.Hash) (*commit, error) {
 }
 
 func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
-	mem := &plumbing.MemoryObject{}
-	mem.SetType(plumbing.CommitObject)
-	if _, err := mem.Write(raw); err != nil {
-		return nil, err
-	}
 	decoded := &object.Commit{}
-	if err := decoded.Decode(mem); err != nil {
+	if err := decode(plumbing.CommitObject, raw, decoded); err != nil {
 		return nil, fmt.Errorf("read commit %s: %w", h, err)
 	}
 	c.hash, c.raw = h, raw
@@ -186,22 +192,8 @@ func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]sche
 		place := &placeError{"the directory " + cmp.Or(dir, "at the root"), "has none", "did you mean --config " + path.Join(dir, elsewhere) + "?"}
 		return place.files(c, env), nil
 	}
-	var read collection
-	names := []string{env.File(), schema.BaseFile}
-	for i := 0; i < len(names) && !read.exceedsLimits(); i++ {
-		f, ok, err := t.file(base, names[i])
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			read.add(f)
-		}
-		if ok && i == 0 {
-			names = append(names, schema.Extends(f)...)
-		}
-	}
-	read.sort()
-	return read.files, nil
+	files, _, err := readDocument(env, func(name string) (*schema.File, error) { return t.file(base, name) })
+	return files, err
 }
 
 // A treeReader reads the files of one commit. It reads each object once, and no
@@ -231,11 +223,8 @@ func (t *treeReader) tree(h plumbing.Hash, limit int64) (*object.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	mem := &plumbing.MemoryObject{}
-	mem.SetType(plumbing.TreeObject)
-	_, _ = mem.Write(raw) // into memory, without an error
 	tree := &object.Tree{}
-	if err := tree.Decode(mem); err != nil {
+	if err := decode(plumbing.TreeObject, raw, tree); err != nil {
 		return nil, err
 	}
 	t.trees[h] = tree
@@ -248,10 +237,7 @@ const missing = "does not exist"
 // it is here, or nowhere.
 func (t *treeReader) elsewhere(base plumbing.Hash) string {
 	tree, err := t.tree(base, maxTree)
-	if err != nil {
-		return ""
-	}
-	if here, _ := find(tree, schema.BaseFile); here != nil {
+	if err != nil || has(tree, schema.BaseFile) {
 		return ""
 	}
 	tried := map[plumbing.Hash]bool{}
@@ -260,13 +246,16 @@ func (t *treeReader) elsewhere(base plumbing.Hash) string {
 			continue
 		}
 		tried[e.Hash] = true
-		if below, err := t.tree(e.Hash, maxHintTree); err == nil {
-			if there, _ := find(below, schema.BaseFile); there != nil {
-				return e.Name
-			}
+		if below, err := t.tree(e.Hash, maxHintTree); err == nil && has(below, schema.BaseFile) {
+			return e.Name
 		}
 	}
 	return ""
+}
+
+func has(t *object.Tree, name string) bool {
+	e, _ := find(t, name)
+	return e != nil
 }
 
 // A placeError says that a path leads to no directory.
@@ -309,57 +298,50 @@ func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error)
 	return h, nil
 }
 
-// file reads one file; ok is false if there is none.
-func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bool, err error) {
-	f.Path = name
+// file reads one file; it returns nil for one that does not exist.
+func (t *treeReader) file(base plumbing.Hash, name string) (*schema.File, error) {
+	refuse := func(format string, args ...any) (*schema.File, error) {
+		return &schema.File{Path: name, Refused: fmt.Sprintf(format, args...)}, nil
+	}
 	dir, short := path.Split(name)
-	h, err := t.descend(base, strings.TrimSuffix(dir, "/"))
+	h, err := t.descend(base, dir)
 	if place := new(placeError); errors.As(err, &place) {
-		if place.what != missing {
-			f.Refused = fmt.Sprintf("is not to be had: %s; commit a directory of regular files", place)
+		if place.what == missing {
+			return nil, nil
 		}
-		return f, f.Refused != "", nil
+		return refuse("is not to be had: %s; commit a directory of regular files", place)
 	}
 	if err != nil {
-		return f, false, err
+		return nil, err
 	}
 	tree, err := t.tree(h, maxTree)
 	if err != nil {
-		return f, false, err
+		return nil, err
 	}
 	e, twin := find(tree, short)
-	if e == nil {
-		return f, false, nil
+	switch {
+	case e == nil:
+		return nil, nil
+	case twin != "":
+		return refuse("stands beside %q: names that differ only in case are one file elsewhere; rename one", twin)
+	case !e.Mode.IsFile() || e.Mode == filemode.Symlink:
+		return refuse("is a %s in the repository; commit a regular file", kindOf(e.Mode))
 	}
-	if twin != "" {
-		f.Refused = fmt.Sprintf("stands beside %q: names that differ only in case are one file elsewhere; rename one", twin)
-		return f, true, nil
-	}
-	if e.Mode != filemode.Regular && e.Mode != filemode.Executable && e.Mode != filemode.Deprecated {
-		f.Refused = "is a " + kindOf(e.Mode) + " in the repository; commit a regular file"
-		return f, true, nil
-	}
-	return t.blob(f, e.Hash)
-}
-
-func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, error) {
-	content, known := t.blobs[h]
-	var err error
+	content, known := t.blobs[e.Hash]
 	if !known {
-		content, err = t.object(plumbing.BlobObject, h, schema.MaxFileBytes)
+		content, err = t.object(plumbing.BlobObject, e.Hash, schema.MaxFileBytes)
 	}
 	switch {
 	case errors.Is(err, errOversize), errors.Is(err, plumbing.ErrObjectNotFound) && isFiltered(t.o):
-		f.Refused = fmt.Sprintf("is larger than %d KiB; this is probably not a configuration file; remove what does not belong into it", schema.MaxFileBytes>>10)
-		return f, true, nil
+		return refuse("is larger than %d KiB; this is probably not a configuration file; remove what does not belong into it", schema.MaxFileBytes>>10)
 	case err != nil:
-		return f, false, err
+		return nil, err
 	case bytes.HasPrefix(content, []byte("version https://git-lfs.github.com/")):
-		f.Refused = "is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)"
-		return f, true, nil
+		return refuse("is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)")
 	}
-	t.blobs[h] = content
-	return schema.NewFile(f.Path, content), true, nil
+	t.blobs[e.Hash] = content
+	f := schema.NewFile(name, content)
+	return &f, nil
 }
 
 // isFiltered reports whether the server left large objects out.

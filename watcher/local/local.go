@@ -173,9 +173,12 @@ func (o objects) ReadDir(name string) (all []fs.FileInfo, err error) {
 			return nil, err
 		}
 		for _, e := range entries {
-			pack, isPack := strings.CutSuffix(e.Name(), ".pack")
-			_, noIndex := os.Stat(filepath.Join(dir, pack+".idx"))
-			if info, gone := e.Info(); gone == nil && (!isPack || noIndex == nil) {
+			if pack, isPack := strings.CutSuffix(e.Name(), ".pack"); isPack {
+				if _, err := os.Stat(filepath.Join(dir, pack+".idx")); err != nil {
+					continue
+				}
+			}
+			if info, err := e.Info(); err == nil { // else it is gone since
 				all = append(all, info)
 			}
 		}
@@ -262,26 +265,17 @@ func (r Repository) packed(name string) (plumbing.Hash, error) {
 	return plumbing.NewHash(string(data[at-40 : at])), nil
 }
 
-// Watch are the directories whose entries change when a ref in names does, or
-// the one that it leads to.
-func (r Repository) Watch(names []string) []string {
-	dirs := []string{r.Dir}
-	if r.Common != r.Dir {
-		dirs = append(dirs, r.Common)
-	}
-	seen := map[string]bool{}
+// Files returns the files that decide what the refs in names are, whether they
+// exist or not.
+func (r Repository) Files(names []string) []string {
+	files := []string{filepath.Join(r.Common, "packed-refs")}
 	for _, name := range names {
 		chain, _, _ := r.follow(name)
 		for _, name := range chain {
-			for dir := filepath.Dir(name); dir != "." && !seen[dir]; dir = filepath.Dir(dir) {
-				seen[dir] = true
-				if info, err := os.Stat(filepath.Join(r.Common, dir)); err == nil && info.IsDir() {
-					dirs = append(dirs, filepath.Join(r.Common, dir))
-				}
-			}
+			files = append(files, r.file(name))
 		}
 	}
-	return dirs
+	return files
 }
 
 // file is where a ref is kept, unless it is packed.
