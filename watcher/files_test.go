@@ -203,17 +203,23 @@ func TestWhatDoesNotConcernTheDocumentIsNotDelivered(t *testing.T) {
 // sink is told; touching one does not keep others from being taken.
 func TestBusyFiles(t *testing.T) {
 	t.Parallel()
+	const settle = 150 * time.Millisecond
 	for _, write := range []bool{false, true} {
 		root := config(t)
-		_, sink := start(t, FilesOptions{Root: root, Settle: short})
+		_, sink := start(t, FilesOptions{Root: root, Settle: settle})
 		sink.next(t)
 		put(t, root, "production.yaml", "env 2\n")
+		last := time.Now()
 		for i, got := 0, (said{}); got.at.IsZero(); i++ {
 			if write {
 				put(t, root, "base.yaml", fmt.Sprintf("base %d\n", i))
 			} else {
 				must(t, os.Chtimes(filepath.Join(root, "base.yaml"), time.Now(), time.Now()))
 			}
+			if write && time.Since(last) > settle {
+				t.Skip("this machine has too much to do to write without a pause")
+			}
+			last = time.Now()
 			select {
 			case got = <-sink:
 				if write != (got.err != nil) {

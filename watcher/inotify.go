@@ -109,11 +109,17 @@ func (w *watch) close() {
 	_ = w.file.Close()
 }
 
-// covers reports whether all directories of s are watched; then the names of s
-// count from now on.
+// covers reports whether all directories of s are watched, and no file has become
+// a mount; then the names of s count from now on.
 func (w *watch) covers(s statPass) bool {
 	for dir, own := range s.dirs {
 		if w.pass.dirs[dir] != own {
+			return false
+		}
+	}
+	for name, own := range s.names {
+		old := w.pass.names[name]
+		if (old.ino != own.ino || old.dev != own.dev) && own.mode.IsRegular() && inside(name, s.root) && isMount(name) {
 			return false
 		}
 	}

@@ -149,7 +149,7 @@ func (s *statPass) rewritten(now statPass) bool {
 func (s *statPass) checkEvents() error {
 	var mounts []string
 	for name, found := range s.names {
-		if inside(name, s.root) && found.mode.IsRegular() && found.ino != 0 && isMount(name) {
+		if inside(name, s.root) && found.mode.IsRegular() && isMount(name) {
 			mounts = append(mounts, name)
 		}
 	}
