@@ -104,6 +104,21 @@ func TestGitPipeForARef(t *testing.T) {
 	sink.revision(t, s.git("rev-parse", "HEAD"))
 }
 
+// TestGitSymbolicRefs: a symbolic ref that leads out of refs/, or round in a
+// circle, is an error, and nothing above the repository is watched for it.
+func TestGitSymbolicRefs(t *testing.T) {
+	for _, to := range []string{"refs/..", "refs/../../x", "/etc/passwd", "refs/heads/main", "refs/heads//other", "HEAD"} {
+		s := newGitSite(t)
+		head := s.git("rev-parse", "HEAD")
+		must(t, os.WriteFile(filepath.Join(s.bare, "refs", "heads", "main"), []byte("ref: "+to+"\n"), 0o644))
+		g, sink := runGit(t, GitOptions{Repo: s.bare})
+		sink.failure(t, "refs/heads/main", "it leads nowhere")
+		rename(t, s.bare, "refs/heads/main", head+"\n")
+		g.Sync()
+		sink.revision(t, head)
+	}
+}
+
 // TestGitUnproven: what could not be shown to descend, because the server had a
 // shallow copy, is looked at again, and taken once it is shown.
 func TestGitUnproven(t *testing.T) {

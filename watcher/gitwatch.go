@@ -66,12 +66,9 @@ func (w *refWatch) renew() {
 	if err == nil {
 		for _, path := range r.Files(w.names) {
 			files[path] = stampAt(path)
-			for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+			for dir := filepath.Dir(path); inside(dir, r.Dir) || inside(dir, r.Common); dir = filepath.Dir(dir) {
 				if at := stampAt(dir); at.mode.IsDir() {
 					dirs[dir] = at
-				}
-				if dir == r.Dir || dir == r.Common {
-					break
 				}
 			}
 		}

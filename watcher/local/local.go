@@ -238,7 +238,7 @@ func (r Repository) follow(name string) (chain []string, text string, err error)
 		if err != nil || !symbolic {
 			return chain, text, err
 		}
-		if name = to; !strings.HasPrefix(to, "refs/") || !filepath.IsLocal(to) {
+		if name = to; !strings.HasPrefix(to, "refs/") || filepath.Clean("/"+to) != "/"+to {
 			break
 		}
 	}
