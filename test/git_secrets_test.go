@@ -167,11 +167,13 @@ func TestGitSecretsHTTPS(t *testing.T) {
 	f.says("certificate")
 	rotate(t, cert, string(client2.CertBytes))
 	rotate(t, key, string(client2.KeyText))
+	f.sync()
 	f.runs(4)
 	ok(t, os.Remove(pass))
 	f.says(pass, "no such file")
 	rotate(t, pass, fresh)
 	f.declare(5)
+	f.sync()
 	f.runs(5)
 	f.noTrace(map[string]string{
 		"password": old, "new password": fresh, "client's key": secretLine(string(client.KeyText)),

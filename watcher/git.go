@@ -88,6 +88,8 @@ type Git struct {
 	origin origin
 	sync   chan struct{}
 	asked  atomic.Bool
+	// maxLook is when a look that goes on counts as stuck.
+	maxLook time.Duration
 	pulse
 
 	// What follows belongs to the look that is under way.
@@ -101,8 +103,12 @@ type Git struct {
 	counted  time.Time // up to when they were
 }
 
-// maxLook is longer than the bounds of all that a look may do.
-const maxLook = 30 * time.Minute
+// How long a look may take. The remote one is the sum of the bounds of its
+// requests.
+const (
+	maxRemoteLook = 30 * time.Minute
+	maxLocalLook  = 2 * time.Minute
+)
 
 // A sighting is what was delivered, and what it depended on.
 type sighting struct {
@@ -152,7 +158,7 @@ func NewGit(opt GitOptions) (*Git, error) {
 	}
 	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}, accepted: opt.Accepted, counted: time.Now()}
 	if remote.IsLocal(opt.Repo) {
-		g.origin = &localOrigin{path: opt.Repo}
+		g.origin, g.maxLook = &localOrigin{path: opt.Repo}, maxLocalLook
 	} else {
 		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, AllowInsecure: opt.AllowInsecure, Progress: opt.Progress})
 		if err != nil {
@@ -161,7 +167,7 @@ func NewGit(opt GitOptions) (*Git, error) {
 		if why := r.Unsafe(); why != "" && opt.Verify == "" {
 			opt.Logger.Warn("source is not authenticated", "repo", r.Location(), "reason", why)
 		}
-		g.origin = &remoteOrigin{remote: r, scratch: opt.Scratch}
+		g.origin, g.maxLook = &remoteOrigin{remote: r, scratch: opt.Scratch}, maxRemoteLook
 	}
 	return g, nil
 }
@@ -230,7 +236,7 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 		go func() { over <- g.look(ctx) }()
 	}
 	for {
-		if !looking || time.Since(time.Unix(0, g.begun.Load())) < maxLook {
+		if !looking || time.Since(time.Unix(0, g.begun.Load())) < g.maxLook {
 			g.turned()
 		}
 		select {
@@ -266,7 +272,9 @@ func (g *Git) sweep() error {
 
 // look looks once, tells the sink, and says when to look next.
 func (g *Git) look(ctx context.Context) time.Duration {
-	doc, err := g.read(ctx)
+	bounded, cancel := context.WithTimeout(ctx, g.maxLook)
+	doc, err := g.read(bounded)
+	cancel()
 	g.origin.rest()
 	if ctx.Err() != nil {
 		return time.Hour

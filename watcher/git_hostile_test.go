@@ -3,6 +3,7 @@ package watcher
 import (
 	"bytes"
 	"compress/zlib"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -54,21 +55,18 @@ func TestGitForgedObject(t *testing.T) {
 }
 
 // TestGitBorrowedInACircle: object directories that lend to each other in a
-// circle are refused, and do not keep the source busy for ever.
+// circle are read once each, as git does.
 func TestGitBorrowedInACircle(t *testing.T) {
 	s := newGitSite(t)
-	objects := filepath.Join(s.bare, "objects")
-	alternates := filepath.Join(objects, "info", "alternates")
-	if err := os.WriteFile(alternates, []byte(objects+"\n"), 0o644); err != nil {
-		t.Fatal(err)
+	other := filepath.Join(filepath.Dir(s.bare), "other.git")
+	s.git("clone", "-q", "--bare", "--shared", s.bare, other)
+	must(t, os.WriteFile(filepath.Join(s.bare, "objects", "info", "alternates"), []byte("../objects\n"+other+"/objects/\n"), 0o644))
+	for _, repo := range []string{s.bare, other} {
+		_, sink := runGit(t, GitOptions{Repo: repo})
+		sink.revision(t, s.git("rev-parse", "HEAD"))
+		_, sink = runGit(t, GitOptions{Repo: repo, Ref: strings.Repeat("a", 40)})
+		sink.failure(t, "object not found")
 	}
-	g, sink := runGit(t, GitOptions{Repo: s.bare})
-	sink.failure(t, "borrows objects in a circle", "alternates")
-	if err := os.Remove(alternates); err != nil {
-		t.Fatal(err)
-	}
-	g.Sync()
-	sink.revision(t, s.git("rev-parse", "HEAD"))
 }
 
 // TestGitBorrowedFromAbove: a repository within another one borrows its objects
@@ -104,6 +102,21 @@ func TestGitPipeForARef(t *testing.T) {
 	}
 	g.Sync()
 	sink.revision(t, s.git("rev-parse", "HEAD"))
+}
+
+// TestGitSymbolicRefs: a symbolic ref that leads out of refs/, or round in a
+// circle, is an error, and nothing above the repository is watched for it.
+func TestGitSymbolicRefs(t *testing.T) {
+	for _, to := range []string{"refs/..", "refs/../../x", "/etc/passwd", "refs/heads/main", "refs/heads//other", "HEAD"} {
+		s := newGitSite(t)
+		head := s.git("rev-parse", "HEAD")
+		must(t, os.WriteFile(filepath.Join(s.bare, "refs", "heads", "main"), []byte("ref: "+to+"\n"), 0o644))
+		g, sink := runGit(t, GitOptions{Repo: s.bare})
+		sink.failure(t, "refs/heads/main", "it leads nowhere")
+		rename(t, s.bare, "refs/heads/main", head+"\n")
+		g.Sync()
+		sink.revision(t, head)
+	}
 }
 
 // TestGitUnproven: what could not be shown to descend, because the server had a
@@ -219,4 +232,98 @@ func (s *gitSite) commits(n int) {
 		s.t.Fatalf("git fast-import: %v\n%s", err, out)
 	}
 	s.git("reset", "-q", "--hard")
+}
+
+// TestGitAsGitReadsIt: what git reads is read, wherever its parts are.
+func TestGitAsGitReadsIt(t *testing.T) {
+	for name, change := range map[string]func(s *gitSite) error{
+		"a pack without an index": func(s *gitSite) error {
+			s.git("-C", s.bare, "repack", "-q", "-a", "-d")
+			return os.WriteFile(filepath.Join(s.bare, "objects", "pack", "pack-"+strings.Repeat("0a", 20)+".pack"), []byte("PACK"), 0o644)
+		},
+		"objects elsewhere": func(s *gitSite) error {
+			away := filepath.Join(filepath.Dir(s.bare), "away")
+			return errors.Join(os.Rename(filepath.Join(s.bare, "objects"), away), os.Symlink(away, filepath.Join(s.bare, "objects")))
+		},
+		"packs elsewhere": func(s *gitSite) error {
+			s.git("-C", s.bare, "repack", "-q", "-a", "-d")
+			away := filepath.Join(filepath.Dir(s.bare), "away")
+			return errors.Join(os.Rename(filepath.Join(s.bare, "objects", "pack"), away), os.Symlink(away, filepath.Join(s.bare, "objects", "pack")))
+		},
+		"refs and config elsewhere": func(s *gitSite) error {
+			away := filepath.Join(filepath.Dir(s.bare), "away")
+			return errors.Join(os.Mkdir(away, 0o755), os.Rename(filepath.Join(s.bare, "refs"), filepath.Join(away, "refs")),
+				os.Symlink("../away/refs", filepath.Join(s.bare, "refs")), os.Rename(filepath.Join(s.bare, "config"), filepath.Join(away, "config")),
+				os.Symlink("../away/config", filepath.Join(s.bare, "config")))
+		},
+		"objects that are lent from a directory of another name": func(s *gitSite) error {
+			lender := filepath.Join(filepath.Dir(s.bare), "lender")
+			return errors.Join(os.Rename(filepath.Join(s.bare, "objects"), lender), os.MkdirAll(filepath.Join(s.bare, "objects", "info"), 0o755),
+				os.WriteFile(filepath.Join(s.bare, "objects", "info", "alternates"), []byte(lender+"\n"), 0o644))
+		},
+		"a comment": func(s *gitSite) error {
+			return add(filepath.Join(s.bare, "config"), "[extensions]\n\t# objectFormat = sha256\n\tworktreeConfig = true ; refStorage = reftable\n")
+		},
+		"a format that is the usual one": func(s *gitSite) error {
+			return add(filepath.Join(s.bare, "config"), "[core]\n\trepositoryFormatVersion = 1\n[extensions]\n\tobjectFormat = \"sha1\"\n")
+		},
+		"bytes that are no UTF-8": func(s *gitSite) error {
+			return add(filepath.Join(s.bare, "config"), "[user]\n\tname = Andr\xe9\n")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newGitSite(t)
+			must(t, change(s))
+			_, sink := runGit(t, GitOptions{Repo: s.bare})
+			sink.revision(t, s.git("-C", s.bare, "rev-parse", "main"))
+		})
+	}
+}
+
+// add adds text to the end of a file.
+func add(path, text string) error {
+	old, err := os.ReadFile(path)
+	return errors.Join(err, os.WriteFile(path, append(old, text...), 0o644))
+}
+
+// TestGitFormats: a format that cannot be read is named.
+func TestGitFormats(t *testing.T) {
+	s := newGitSite(t)
+	other := filepath.Join(t.TempDir(), "sha256.git")
+	s.git("init", "-q", "--bare", "-b", "main", "--object-format=sha256", other)
+	_, sink := runGit(t, GitOptions{Repo: other})
+	sink.failure(t, "extensions.objectformat sha256 is not supported", "sha1, files")
+	must(t, add(filepath.Join(s.bare, "config"), "[EXTENSIONS] refStorage = reftable\n"))
+	_, sink = runGit(t, GitOptions{Repo: s.bare})
+	sink.failure(t, "extensions.refstorage reftable is not supported")
+}
+
+// TestGitPipeForAnObject: a named pipe in the place of an object, a pack or an
+// index is an error, not a reader that waits.
+func TestGitPipeForAnObject(t *testing.T) {
+	for _, suffix := range []string{"", ".pack", ".idx"} {
+		t.Run("object"+suffix, func(t *testing.T) {
+			t.Parallel()
+			s := newGitSite(t)
+			head := s.git("rev-parse", "HEAD")
+			path := filepath.Join(s.bare, "objects", head[:2], head[2:])
+			if suffix != "" {
+				s.git("-C", s.bare, "repack", "-q", "-a", "-d")
+				found, err := filepath.Glob(filepath.Join(s.bare, "objects", "pack", "*"+suffix))
+				must(t, err)
+				path = found[0]
+			}
+			must(t, os.Rename(path, path+".away"))
+			must(t, syscall.Mkfifo(path, 0o600))
+			g, sink := runGit(t, GitOptions{Repo: s.bare})
+			sink.failure(t, "no regular file", filepath.Base(path))
+			if _, _, err := g.Status(); err == nil {
+				t.Error("the status has no error")
+			}
+			must(t, os.Rename(path+".away", path))
+			g.Sync()
+			sink.revision(t, head)
+		})
+	}
 }

@@ -150,7 +150,7 @@ func (b *bed) followed(s *scaffold, name, repo string, env []string, runs int) (
 	}
 	if repo == b.pushed {
 		poll.ours = append(poll.ours, idle/5)
-		poll.name, poll.budget = "a watched " + name + ", CPU a second", "with all else"
+		poll.name, poll.budget = "a watched "+name+", CPU a second", "with all else"
 	}
 	held, err := b.held()
 	memory := row{name: "memory after 500 looks", note: held, budget: memoryBudget}
