@@ -148,10 +148,12 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 		s.foldProbation(reading, err, time.Now())
 	case forConfirm:
 		switch {
+		case errors.Is(err, errInterrupted):
+		case p.probation != nil: // it is confirmed by evidence of now
+			p.probation.passed = false
+			s.foldProbation(reading, err, time.Now())
 		case err == nil && !s.runs(reading, s.head.Config):
 			p.verified, p.accepted = false, false // it ran it before, so this is not a false accept
-		case err != nil && !errors.Is(err, errInterrupted) && p.probation != nil: // it needs evidence of now
-			p.probation.passed, p.probation.bad, p.probation.why, p.probation.next = false, 1, err.Error(), time.Now()
 		}
 	case forUnknown:
 		p.wasRead = p.wasRead || err == nil
