@@ -344,6 +344,48 @@ func TestForeignRequests(t *testing.T) {
 	}
 }
 
+// TestSlowClients holds that clients which stop in the middle are closed.
+func TestSlowClients(t *testing.T) {
+	t.Parallel()
+	r := newBareRig(t)
+	r.records(1000)
+	b := &besieged{rig: r, log: filepath.Join(r.dir, "state.log")}
+	b.declare(700)
+	b.start()
+	const header, body = "GET / HTTP/1.1\r\nHost: localhost\r\nX-", "HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n{"
+	listen, control := "127.0.0.1:"+b.port, filepath.Join(b.state, "agent.sock")
+	for _, c := range []struct {
+		network, addr, text string
+		within              time.Duration
+	}{
+		{"tcp", listen, header, 5 * time.Second},
+		{"tcp", b.health, header, 5 * time.Second},
+		{"unix", control, header, 5 * time.Second},
+		{"tcp", listen, "POST /v1/config/validate " + body, 10 * time.Second},
+		{"tcp", b.health, "GET /livez " + body, 10 * time.Second},
+		{"unix", control, "POST /pause " + body, 10 * time.Second},
+		{"tcp", listen, "GET /v1/config/snapshots?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n", 10 * time.Second},
+	} {
+		t.Run(c.addr+" "+c.text[:12], func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial(c.network, c.addr)
+			ok(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, c.text)
+			ok(t, err)
+			begun := time.Now()
+			gone := func() bool { // what the agent has closed takes no more
+				_, err := io.WriteString(conn, " ")
+				return err != nil
+			}
+			b.untilWithin(c.within+10*time.Second, "closed", gone)
+			if took := time.Since(begun); took < c.within-time.Second {
+				t.Errorf("closed after %s, want %s", took, c.within)
+			}
+		})
+	}
+}
+
 // TestDryRunsAreBounded holds that dry runs beside it slow no change down: large ones
 // are done one at a time, and answered or told to come later.
 func TestDryRunsAreBounded(t *testing.T) {
