@@ -150,15 +150,15 @@ func (s *State) attemptHeld() {
 	if s.lost != nil {
 		hold = s.lost
 	}
-	reason, by := s.heldReason(hold, c), hold.By
+	why, by := s.heldProblem(hold, c), hold.By
 	if e := s.match(hold, c, false); e != nil && !hold.Paused {
 		by = e.By
 	}
 	revision := s.declared.doc.Revision()
-	s.attempted(Attempt{Revision: revision, Outcome: record.Held, Reason: reason, HeldBy: by})
+	s.attempted(Attempt{Revision: revision, Outcome: record.Held, Reason: why.Error(), HeldBy: by})
 	s.emit(Event{
 		Type: EventHeld, Outcome: record.Held, Cause: by, Level: slog.LevelWarn,
-		Text: "not tried: " + reason, Attrs: []any{"revision", revision, "hint", s.heldHint(hold, c)},
+		Text: "not tried: " + why.Error(), Attrs: []any{"revision", revision, "hint", why.Hint},
 	})
 }
 

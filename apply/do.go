@@ -239,7 +239,7 @@ func (r *Reconciler) doReadAgain(ctx context.Context, what purpose) {
 	p.accepted = false
 	if e.several || !s.managed(e.reading).Equal(s.managed(first)) {
 		e.several = true
-		s.block(stageSend, severalReason, severalHint)
+		s.block(stageSend, errSeveral)
 		return
 	}
 	if p.mismatches++; p.mismatches < 2 {
@@ -280,15 +280,17 @@ func (r *Reconciler) doSend(ctx context.Context) {
 		return
 	case api.VerdictNotSent:
 		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
-			s.block(stageSend, "the change was not sent: "+answer.Err.Error(), cmp.Or(problem.Hint(answer.Err), "look at the engine's log")+again).server = true
+			hint := cmp.Or(problem.Hint(answer.Err), "look at the engine's log") + again
+			s.block(stageSend, newProblem("the change was not sent: "+answer.Err.Error(), hint)).server = true
 			s.engine.due = true // it is looked after meanwhile
 		}
 	case api.VerdictForeign:
-		s.block(stageSend, answer.Err.Error(), foreignHint(answer.Err)).server = true
+		s.block(stageSend, foreignProblem(answer.Err)).server = true
 		s.engine.due = true
 	default:
 		p.broken, p.sentTo, p.accepted = answer.Broken, answer.Peer, false
-		s.suspect(stageSend, "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied))
+		s.suspect(stageSend, newProblem("what became of the change is not known: "+errorText(answer.Err),
+			"look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied)))
 	}
 	r.unmark(ctx)
 }
@@ -296,9 +298,8 @@ func (r *Reconciler) doSend(ctx context.Context) {
 // blameServer notes that the engine refuses everything, which is not the fault of the
 // change: it stays pending.
 func (s *State) blameServer(why string) {
-	f := s.block(stageSend, "the engine accepts no change at all: "+why,
-		"this is a fault of the DTESN server, not of the configuration: show it to whoever runs the server"+again+"; "+stopHint(s.applied))
-	f.server = true
+	s.block(stageSend, newProblem("the engine accepts no change at all: "+why,
+		"this is a fault of the DTESN server, not of the configuration: show it to whoever runs the server"+again+"; "+stopHint(s.applied))).server = true
 }
 
 // doRecheck sends the applied record, which runs, to an engine whose refusal of the
@@ -316,7 +317,8 @@ func (r *Reconciler) doRecheck(ctx context.Context) {
 	case api.VerdictRejected:
 		s.blameServer("it refuses what it runs already, too: " + why.reason)
 	default:
-		s.suspect(stageSend, "whether the engine refuses the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent sends again; "+stopHint(s.applied))
+		s.suspect(stageSend, newProblem("whether the engine refuses the change is not known: "+errorText(answer.Err),
+			"look at the engine's log; the agent sends again; "+stopHint(s.applied)))
 	}
 	r.unmark(ctx)
 }
@@ -329,8 +331,9 @@ func (r *Reconciler) doMark(ctx context.Context) {
 	err := r.opt.Store.SetRetried(ctx, true)
 	s.foldStore()
 	if err != nil {
-		s.diskFailed(stageCommit, err, "the second try cannot be recorded, so it was not made")
-		s.block(stageSend, "the second try cannot be recorded, so it was not made: "+errorText(err), "see what is said of the disk")
+		const failure = "the second try cannot be recorded, so it was not made"
+		s.diskFailed(stageCommit, err, failure)
+		s.block(stageSend, newProblem(failure+": "+err.Error(), "see what is said of the disk"))
 		p.marked = s.retried
 	}
 }
@@ -381,7 +384,8 @@ func (r *Reconciler) checkSigner(step Step) {
 	s := r.state
 	why, err := r.opt.Source.CheckSigner(step.Source)
 	if err != nil {
-		s.block(stageSigner, step.Of+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), cmp.Or(problem.Hint(err), "give the agent the file back")+"; it goes on by itself")
+		hint := cmp.Or(problem.Hint(err), "give the agent the file back") + "; it goes on by itself"
+		s.block(stageSigner, newProblem(step.Of+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), hint))
 		return
 	}
 	s.clear(stageSigner)
@@ -555,12 +559,9 @@ func (s *State) answerNotRecorded(st stage) {
 	if s.order == nil {
 		return
 	}
-	reason, hint := "the disk does not take it", diskHint(nil, s.opt.StateDir)
-	if f := s.faults[st]; f != nil {
-		reason, hint = f.reason, strings.TrimSuffix(f.hint, again)
-	}
+	why := s.faults[st].why
 	s.clear(st)
-	s.answer(Result{}, problem.New(s.order.verb(), fmt.Errorf("%s; nothing was changed", reason), hint+", then repeat the command"))
+	s.answer(Result{}, problem.New(s.order.verb(), fmt.Errorf("%w; nothing was changed", why), strings.TrimSuffix(why.Hint, again)+", then repeat the command"))
 }
 
 // doConfirm makes what runs the applied record, durably. Nothing is told before.
@@ -637,10 +638,10 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 func (s *State) foldUnknown() {
 	p := s.pending
 	p.wasRead, p.unknown = true, true // it does not run it
-	reason, hint := s.unknownText(s.unknownToEngine(s.head.Config))
-	s.repeat(slog.LevelWarn, "unknown", reason, "snapshot", s.head.ID, "hint", hint)
+	why := s.unknownProblem(s.unknownToEngine(s.head.Config))
+	s.repeat(slog.LevelWarn, "unknown", why.Error(), "snapshot", s.head.ID, "hint", why.Hint)
 	if s.head.Kind == record.KindRollback {
-		s.resolve(s.head.ID, record.Pending, reason+": it runs the rest of "+s.head.ID+", which stays pending; "+hint)
+		s.resolve(s.head.ID, record.Pending, why.Error()+": it runs the rest of "+s.head.ID+", which stays pending; "+why.Hint)
 	}
 }
 

@@ -9,13 +9,12 @@ import (
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
-// What is reported of several engines behind one socket.
-const (
-	severalReason = "readings on fresh connections disagree: there are several engines behind one socket"
-	severalHint   = "run the server with one worker (--workers 1): each worker has a configuration of its own, and a change reaches whichever answers"
-)
+// errSeveral is what is reported of several engines behind one socket.
+var errSeveral = newProblem("readings on fresh connections disagree: there are several engines behind one socket",
+	"run the server with one worker (--workers 1): each worker has a configuration of its own, and a change reaches whichever answers")
 
 const (
 	// moreReadings is how often the engine is read again before a difference is
@@ -150,8 +149,7 @@ func (s *State) foldDrift(target *record.Record, now time.Time) {
 		}
 		if c.rounds >= contested {
 			event.Key, event.Same = "drift", "contested"
-			_, hint := s.contestText()
-			s.repeatKind(slog.LevelWarn, "contest", "contested", "something else keeps changing the engine", "hint", hint, "rounds", c.rounds)
+			s.repeatKind(slog.LevelWarn, "contest", "contested", "something else keeps changing the engine", "hint", s.contestProblem().Hint, "rounds", c.rounds)
 		}
 		s.emit(event)
 		s.noteLastDrift(&LastDrift{At: since, Differences: differences})
@@ -178,33 +176,32 @@ func (s *State) loadLastDrift() {
 	}
 }
 
-// contestText returns that something else keeps changing the engine, and what to do.
-func (s *State) contestText() (reason, hint string) {
+// contestProblem says that something else keeps changing the engine.
+func (s *State) contestProblem() *problem.Error {
 	c := &s.drift.contest
-	reason = fmt.Sprintf("something else keeps changing the engine: it was brought back %d times in a row and changed again soon after each", c.corrections)
-	hint = "look for another agent on this socket, a script or a person: one engine has one agent"
+	hint := "look for another agent on this socket, a script or a person: one engine has one agent"
 	if c.label != "" {
 		hint += fmt.Sprintf("; somebody labels it %q", c.label)
 	}
-	return reason, hint + fmt.Sprintf("; until then corrections are at least %s apart, `agent sync` brings one at once", c.wait(s.opt.DriftInterval))
+	hint += fmt.Sprintf("; until then corrections are at least %s apart, `agent sync` brings one at once", c.wait(s.opt.DriftInterval))
+	return newProblem(fmt.Sprintf("something else keeps changing the engine: it was brought back %d times in a row and changed again soon after each", c.corrections), hint)
 }
 
-// driftText returns what drifted, for the status.
-func (s *State) driftText() (reason, hint string) {
+// driftProblem says what drifted, for the status.
+func (s *State) driftProblem() *problem.Error {
 	d := s.drift.now
 	if s.drift.contest.rounds < contested {
-		hint = "find out who changed it past the agent; "
+		hint := "find out who changed it past the agent; "
 		if rec := s.applied; rec != nil && rec.RollbackPoint {
 			hint += "`agent rollback " + rec.ID + "` brings it back once, --drift correct always"
 		} else {
 			hint += "--drift correct brings it back"
 		}
-		return "the engine runs something else than the applied snapshot: " + changesText(d.Differences), hint
+		return newProblem("the engine runs something else than the applied snapshot: "+changesText(d.Differences), hint)
 	}
-	reason, hint = s.contestText()
-	what := "; now it runs something else again: "
+	contest, what := s.contestProblem(), "; now it runs something else again: "
 	if d.Corrected {
 		what = "; now it runs the applied snapshot, before: "
 	}
-	return reason + what + changesText(d.Differences), hint
+	return newProblem(contest.Error()+what+changesText(d.Differences), contest.Hint)
 }

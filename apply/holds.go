@@ -8,6 +8,7 @@ import (
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A hold is a list of entries, each of values that must not come together (package
@@ -232,15 +233,21 @@ func (s *State) holdBefore() *record.Hold {
 	return &hold
 }
 
-// heldReason says why c, which may be nil, is held, to follow the word "held".
-func (s *State) heldReason(hold *record.Hold, c *schema.Configuration) string {
-	switch e := s.match(hold, c, false); {
+// heldProblem says why c, which may be nil, is held, to follow the word "held".
+func (s *State) heldProblem(hold *record.Hold, c *schema.Configuration) *problem.Error {
+	e := s.match(hold, c, false)
+	switch {
+	case hold.Paused && hold.By == "agent":
+		return newProblem("paused: "+hold.Reason, "restore the history, or begin a new one with: agent resume")
 	case hold.Paused && hold.By != byOperator:
-		return "paused: " + hold.Reason
+		return newProblem("paused: "+hold.Reason, "agent resume")
 	case hold.Paused:
-		return "paused by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
+		return newProblem("paused by "+whoHolds(hold.By, hold.Requester)+": "+hold.Reason, "agent resume")
+	}
+	reason, hint := "by "+whoHolds(hold.By, hold.Requester)+": "+hold.Reason, "declare other parameters, or try these again with: agent resume"
+	switch {
 	case e == nil && len(hold.Entries) > 0:
-		return entryReason(&hold.Entries[0], hold.Entries[0].String())
+		reason = entryReason(&hold.Entries[0], hold.Entries[0].String())
 	case e != nil:
 		var values []string // of all that were held with it
 		for i := range hold.Entries {
@@ -248,9 +255,14 @@ func (s *State) heldReason(hold *record.Hold, c *schema.Configuration) string {
 				values = append(values, o.String())
 			}
 		}
-		return entryReason(e, strings.Join(values, ", "))
+		reason = entryReason(e, strings.Join(values, ", "))
+		for name := range e.Values {
+			if len(e.Values) == 1 {
+				hint = fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
+			}
+		}
 	}
-	return "by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
+	return newProblem(reason, hint)
 }
 
 func entryReason(e *record.Entry, values string) string {
@@ -269,22 +281,6 @@ func whoHolds(by string, q *record.Requester) string {
 		return "the " + by
 	}
 	return "the " + by + " " + q.String()
-}
-
-// heldHint says what to do about what is held of c, which may be nil.
-func (s *State) heldHint(hold *record.Hold, c *schema.Configuration) string {
-	switch {
-	case hold.Paused && hold.By == "agent":
-		return "restore the history, or begin a new one with: agent resume"
-	case hold.Paused:
-		return "agent resume"
-	}
-	if e := s.match(hold, c, false); e != nil && len(e.Values) == 1 {
-		for name := range e.Values {
-			return fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
-		}
-	}
-	return "declare other parameters, or try these again with: agent resume"
 }
 
 // heldText says what a hold means for what comes.

@@ -18,7 +18,6 @@ import (
 // An Order is what an operator asks a running agent to do: *Rollback, *Pause or *Resume.
 type Order interface {
 	verb() string
-	who() record.Requester
 }
 
 // A Rollback goes back to an earlier record.
@@ -48,12 +47,9 @@ type Resume struct {
 	Requester record.Requester
 }
 
-func (*Rollback) verb() string            { return "rollback" }
-func (*Pause) verb() string               { return "pause" }
-func (*Resume) verb() string              { return "resume" }
-func (o *Rollback) who() record.Requester { return o.Requester }
-func (o *Pause) who() record.Requester    { return o.Requester }
-func (o *Resume) who() record.Requester   { return o.Requester }
+func (*Rollback) verb() string { return "rollback" }
+func (*Pause) verb() string    { return "pause" }
+func (*Resume) verb() string   { return "resume" }
 
 // A Result is what came of an Order.
 type Result struct {
@@ -157,7 +153,7 @@ func (s *State) planOrder(now time.Time) Step {
 	case s.lost != nil && isResume && resume.Name == "":
 		return Step{Kind: ClearLost}
 	case s.lost != nil:
-		return refuse(problem.New(q.verb(), errors.New(s.lost.Text()), s.heldHint(s.lost, nil)))
+		return refuse(problem.New(q.verb(), errors.New(s.lost.Text()), s.heldProblem(s.lost, nil).Hint))
 	case s.applied == nil:
 		return refuse(problem.New(q.verb(), errors.New("nothing was applied yet, so there is no state to keep or to go back to"), "correct the configuration, or stop the agent"))
 	case isResume:
@@ -374,7 +370,7 @@ func (s *State) resumePlan(hold, left *record.Hold) string {
 	case c == nil:
 		lines = append(lines, "would try nothing: the source declares nothing valid")
 	case s.holds(left, c):
-		lines = append(lines, "would try nothing: what the source declares is still held: "+s.heldReason(left, c))
+		lines = append(lines, "would try nothing: what the source declares is still held: "+s.heldProblem(left, c).Error())
 	case s.same(c.Parameters, s.applied.Config):
 		lines = append(lines, "would try nothing: the source declares what is applied")
 	default:

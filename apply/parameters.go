@@ -8,6 +8,7 @@ import (
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A record may have been written under another schema, and an engine may be of another
@@ -130,11 +131,11 @@ func (s *State) mistypedText(name string) string {
 	return fmt.Sprintf("%s: the schema says %s, the engine reports %s: correct the schema or the engine", name, s.opt.Rules.Parameter(name).Type, reported)
 }
 
-// unknownText says that the engine does not know some parameters, and what to do.
-func (s *State) unknownText(names []string) (reason, hint string) {
+// unknownProblem says that the engine does not know some parameters.
+func (s *State) unknownProblem(names []string) *problem.Error {
 	for _, name := range names {
 		if text := s.mistypedText(name); text != "" {
-			return text, "until then take " + name + " out of the files; nothing is sent meanwhile"
+			return newProblem(text, "until then take "+name+" out of the files; nothing is sent meanwhile")
 		}
 	}
 	list := strings.Join(names, ", ")
@@ -142,7 +143,7 @@ func (s *State) unknownText(names []string) (reason, hint string) {
 	if slices.ContainsFunc(names, func(name string) bool { return s.opt.Rules.Parameter(name).Managed }) {
 		remove = "run the agent with a schema (--schema) that does not require " + list
 	}
-	return "the engine does not know " + list, "upgrade the engine, or " + remove + "; nothing is sent until then"
+	return newProblem("the engine does not know "+list, "upgrade the engine, or "+remove+"; nothing is sent until then")
 }
 
 // complete returns what a record means as the target of a rollback: with a value for

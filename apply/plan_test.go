@@ -101,7 +101,9 @@ func pauses(s *State) {
 }
 
 // fails puts a fault in the way of a stage.
-func fails(s *State, st stage) { s.faults[st] = &fault{retryAt: noon.Add(time.Minute)} }
+func fails(s *State, st stage) {
+	s.faults[st] = &fault{why: newProblem("failed", ""), retryAt: noon.Add(time.Minute)}
+}
 
 func orders(s *State, o Order) *request {
 	s.order = &request{Order: o}
@@ -160,10 +162,13 @@ func TestPlan(t *testing.T) {
 				s.engine.reread, s.engine.noted = true, true
 				s.drift.contest = contest{rounds: contested, corrected: noon, isUrgent: true}
 			}, Step{Kind: Assert, For: forApplied}},
-			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forApplied}},
-			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
-			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon}; s.engine.at = noon.Add(-1) }, Step{Kind: ReadEngine, For: forApplied}},
-			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{retryAt: noon} }, Step{}},
+			"several engines":        {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forApplied}},
+			"it failed a moment ago": {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
+			"it failed some time ago": {func(s *State) {
+				s.faults[stageAssert] = &fault{why: newProblem("failed", ""), retryAt: noon}
+				s.engine.at = noon.Add(-1)
+			}, Step{Kind: ReadEngine, For: forApplied}},
+			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{why: newProblem("failed", ""), retryAt: noon} }, Step{}},
 			"a confirmation that happened": {func(s *State) { s.pending = &pending{id: "earlier"} }, Step{Kind: Confirm}},
 		},
 		"declared": {
@@ -362,7 +367,9 @@ func TestPlan(t *testing.T) {
 			"a drift":               {func(s *State) { s.drift.unsaved = true }, Step{Kind: SaveDrift}},
 			"a new engine":          {func(s *State) { s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
 			"the next reading":      {func(*State) {}, Step{Until: noon.Add(5 * time.Second)}},
-			"the next try":          {func(s *State) { s.faults[stageCommit] = &fault{retryAt: noon.Add(time.Second)} }, Step{Until: noon.Add(time.Second)}},
+			"the next try": {func(s *State) {
+				s.faults[stageCommit] = &fault{why: newProblem("failed", ""), retryAt: noon.Add(time.Second)}
+			}, Step{Until: noon.Add(time.Second)}},
 		},
 		"orders": {
 			"pause":                         {func(s *State) { orders(s, &Pause{Reason: "x"}) }, Step{Kind: Note}},
@@ -430,7 +437,7 @@ func doubts(s *State) {
 }
 
 func refuses(s *State) {
-	s.faults[stageAssert] = &fault{refused: true, retryAt: noon.Add(time.Minute)}
+	s.faults[stageAssert] = &fault{why: newProblem("failed", ""), refused: true, retryAt: noon.Add(time.Minute)}
 }
 
 func targets(s *State, n int) *request {

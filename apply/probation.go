@@ -81,8 +81,8 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
 		// It runs the candidate, and cannot report its health: that is not the fault of the change.
-		f := s.block(stageProbation, "the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
-			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed")
+		f := s.block(stageProbation, newProblem("the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
+			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed"))
 		p.readOwed = s.readDue(now)
 		p.next = earlier(f.retryAt, s.engine.next)
 		return
@@ -148,14 +148,14 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 	}
 }
 
-// probationText returns how the probation of the head goes.
-func (s *State) probationText() (reason, hint string) {
+// probationProblem returns how the probation of the head goes.
+func (s *State) probationProblem() *problem.Error {
 	p := s.pending.probation
-	reason = fmt.Sprintf("%s runs on probation until %s: %s of health", s.head.ID, p.until.UTC().Format("15:04:05Z"), s.opt.Probation)
+	reason := fmt.Sprintf("%s runs on probation until %s: %s of health", s.head.ID, p.until.UTC().Format("15:04:05Z"), s.opt.Probation)
 	if p.bad > 0 {
 		reason += "; the last health read failed: " + p.why
 	}
-	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; " + stopHint(s.applied)
+	return newProblem(reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; "+stopHint(s.applied))
 }
 
 func earlier(a, b time.Time) time.Time {
