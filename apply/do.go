@@ -395,11 +395,7 @@ func (r *Reconciler) checkSigner(step Step) {
 // committedAfter returns the record that a Commit over before made although it failed,
 // nil if it made none. A head that does not follow before is somebody else's.
 func (s *State) committedAfter(before *record.Record) *record.Record {
-	parent := ""
-	if before != nil {
-		parent = before.Commit
-	}
-	if s.head == nil || s.head.Parent != parent || s.head.Commit == parent {
+	if s.head == nil || s.head.Parent != commitOf(before) || s.head.Commit == commitOf(before) {
 		return nil
 	}
 	return s.head
@@ -500,7 +496,7 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 		s.emit(Event{
 			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.rejection.by,
 			Level: slog.LevelWarn, Text: "rejected " + by + "; going back to the last good state",
-			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.rejection.reason, "changes", changesText(candidate.Changes)}, commitOf(candidate)...),
+			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.rejection.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
 		})
 		return
 	}
@@ -606,7 +602,7 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 		Attrs: append([]any{
 			"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
 			"took", now.Sub(p.started).Round(10 * time.Microsecond).String(),
-		}, commitOf(head)...),
+		}, sourceAttrs(head)...),
 	}
 	if head.Kind == record.KindRollback {
 		event.Type, event.Cause = EventRolledBack, "operator"

@@ -40,10 +40,7 @@ func (r *Reconciler) rows(ctx context.Context) iter.Seq2[*record.Row, error] {
 // in force before the rollbacks at the head.
 func (r *Reconciler) listBelow(ctx context.Context) {
 	s := r.state
-	b := below{head: s.head.Commit}
-	if s.applied != nil {
-		b.applied = s.applied.Commit
-	}
+	b := below{at: s.position()}
 	isFound := false
 	for row, err := range r.rows(ctx) {
 		if err != nil {
@@ -81,7 +78,7 @@ func (s *State) reported() string {
 // listNewest lists what the status says of the history.
 func (r *Reconciler) listNewest(ctx context.Context) {
 	s := r.state
-	l := listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
+	l := listed{at: s.position(), reported: s.reported()}
 	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
 	if err != nil {
 		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
@@ -181,19 +178,18 @@ func (r *Reconciler) previous(ctx context.Context) (*record.Row, error) {
 	return nil, nil
 }
 
-// lacksValue reports whether the engine runs a value of a parameter that rec lacks.
-func (s *State) lacksValue(rec *record.Record, name string) bool {
-	return s.valueIn(&rec.Config, name).IsZero() && !s.engine.reading.Parameters.Get(name).IsZero()
-}
-
 // restored returns the settlement rec with the earlier value of each parameter that only
 // candidates on top of the applied record have, where the engine runs the value of such a
-// candidate. It needs what is below the head, see needsBelow.
+// candidate. It is nil if that needs what is below the head, which is not listed yet.
 func (s *State) restored(rec *record.Record) *record.Record {
 	back := *rec
 	for _, name := range s.opt.Rules.Names() {
-		if !s.lacksValue(rec, name) {
+		runs := s.engine.reading.Parameters.Get(name)
+		if runs.IsZero() || !s.valueIn(&rec.Config, name).IsZero() {
 			continue
+		}
+		if s.isBelowStale() {
+			return nil
 		}
 		var before schema.Value
 		taken := false
@@ -205,7 +201,7 @@ func (s *State) restored(rec *record.Record) *record.Record {
 			if before.IsZero() {
 				before = s.valueIn(c.Before, name)
 			}
-			taken = taken || v.Equal(s.engine.reading.Parameters.Get(name))
+			taken = taken || v.Equal(runs)
 		}
 		if before.IsZero() {
 			before = s.opt.Rules.Parameter(name).Default
@@ -217,16 +213,14 @@ func (s *State) restored(rec *record.Record) *record.Record {
 	return &back
 }
 
-// needsBelow reports whether restored needs to know what is below the head.
-func (s *State) needsBelow(rec *record.Record) bool {
-	return slices.ContainsFunc(s.opt.Rules.Names(), func(name string) bool { return s.lacksValue(rec, name) })
-}
-
 // isBelowStale reports whether what is below the head must be listed again.
-func (s *State) isBelowStale() bool {
-	applied := ""
-	if s.applied != nil {
-		applied = s.applied.Commit
+func (s *State) isBelowStale() bool { return s.below.at != s.position() }
+
+// defaultTarget returns the id of what a rollback without one goes to, "" while it is
+// unknown.
+func (s *State) defaultTarget() string {
+	if s.applied == nil || s.listed.at != s.position() {
+		return ""
 	}
-	return s.below.head != s.head.Commit || s.below.applied != applied
+	return s.listed.previous
 }

@@ -153,8 +153,8 @@ func (s *State) appliedText(rec *record.Record) string {
 	return text
 }
 
-// commitOf returns the attributes of the source commit that declared rec, for the log.
-func commitOf(rec *record.Record) []any {
+// sourceAttrs returns the attributes of the source commit that declared rec, for the log.
+func sourceAttrs(rec *record.Record) []any {
 	if rec.Source.Kind != "git" {
 		return nil
 	}

@@ -221,13 +221,12 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 	if s.same(config, q.applied) && s.isSettled() && s.engine.reachable && s.runs(s.engine.reading, config) {
 		return refuse(problem.New("rollback", s.alreadyRuns(target), "to keep it whatever the source declares: agent pause --reason TEXT"))
 	}
-	rec := record.Record{
+	rec := s.fill(record.Record{
 		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + o.Reason, Config: config,
 		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
 		Provenance: provenanceOf(config, &target.Record), Experiments: target.Experiments, RollbackPoint: true,
 		RequestedBy: &o.Requester.UID, Requester: &o.Requester, Held: s.rollbackHold(q, o, now),
-	}
-	s.fill(&rec)
+	})
 	for _, name := range o.Hold {
 		if rec.Held == nil || !slices.ContainsFunc(rec.Held.Entries, func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
 			return refuse(problem.New("rollback", fmt.Errorf("--hold %s: it has the same value in %s", name, target.ID), "name a parameter that differs: agent rollback --dry-run lists them"))

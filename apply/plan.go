@@ -49,7 +49,7 @@ func (s *State) planRest(now time.Time) Step {
 	switch {
 	case now.Sub(s.disk.probed) >= every:
 		return Step{Kind: Probe}
-	case s.applied != nil && (s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit || s.listed.reported != s.reported()):
+	case s.applied != nil && (s.listed.at != s.position() || s.listed.reported != s.reported()):
 		return Step{Kind: ListNewest}
 	case s.drift.unsaved && !now.Before(s.drift.saveAt):
 		return Step{Kind: SaveDrift}
@@ -117,15 +117,10 @@ func (s *State) planLost(now time.Time) Step {
 // what is declared is compared with it.
 func (s *State) planIdle(now time.Time) Step {
 	differs, tryable := s.declaredDiffers()
-	e := &s.engine
-	if !e.unchecked {
-		if step := s.readIfDue(forApplied, now); step.Kind != Wait {
-			return step
-		}
-	} else if step := s.planEnsureApplied(!s.recovered && tryable, now); step.Kind != Wait {
+	if step := s.planKeepApplied(!s.recovered && tryable, now); step.Kind != Wait {
 		return step
 	}
-	c := s.declared.config
+	e, c := &s.engine, s.declared.config
 	switch {
 	case !e.reachable && (!s.recovered || s.applied == nil):
 		return Step{} // the first record needs what the engine runs: a rejection goes back there
@@ -160,22 +155,29 @@ func (s *State) isHeld(differs bool) bool {
 	return s.holds(hold, s.declared.config)
 }
 
-// planEnsureApplied plans what follows from a reading while nothing is pending. At a start what
-// is about to be sent spares the engine the applied record.
-func (s *State) planEnsureApplied(spare bool, now time.Time) Step {
-	e, applied := &s.engine, s.applied
+// planKeepApplied plans to keep the engine on the applied record while nothing is pending,
+// or the candidate cannot be sent or ended. At a start what is about to be sent spares the
+// engine the applied record. Before a candidate was sent, a difference may be drift.
+func (s *State) planKeepApplied(spare bool, now time.Time) Step {
+	e, p, applied := &s.engine, s.pending, s.applied
+	isOpen := s.isCandidateOpen()
+	isTouched := isOpen && (!p.fresh || p.sends > 0)
 	switch {
-	case applied == nil, s.agrees(e.reading, applied.Config) && !(e.reread && e.several):
+	case !e.unchecked:
+		return s.readIfDue(forApplied, now)
+	case applied == nil,
+		s.agrees(e.reading, applied.Config) && (isOpen || !e.reread || !e.several),
+		isOpen && s.runs(e.reading, s.head.Config):
 		return Step{Kind: Accept}
 	case spare:
 		return Step{Kind: Leave}
-	case s.isOwnDoing(applied, now):
+	case s.isOwnDoing(applied, now), isTouched, isOpen && s.opt.Drift == DriftCorrect:
 		return s.planAssert(applied, forApplied, now)
-	case !e.several && !e.reread:
+	case !isOpen && !e.several && !e.reread:
 		return Step{Kind: ReadAgain, For: forApplied}
 	case !e.several && !e.noted:
 		return Step{Kind: NoteDrift, Target: applied}
-	case s.opt.Drift == DriftReport && !e.returned, !s.mayCorrect(now):
+	case s.opt.Drift == DriftReport, !s.mayCorrect(now):
 		return Step{Kind: Leave}
 	}
 	return s.planAssert(applied, forApplied, now)
@@ -269,7 +271,7 @@ func (s *State) planCandidate(now time.Time) Step {
 	}
 	if step, displaced := s.planSupersede(now); displaced {
 		if step.Kind == Wait {
-			return s.planKeepApplied(now)
+			return s.planKeepApplied(false, now)
 		}
 		return step
 	}
@@ -313,7 +315,7 @@ func (s *State) planUnsent(now time.Time) Step {
 	if !s.engine.unchecked {
 		return s.readIfDue(forCandidate, now)
 	}
-	return s.planKeepApplied(now)
+	return s.planKeepApplied(false, now)
 }
 
 // planDoubt plans to find out whether the engine refuses what it runs as well, or only the
@@ -411,28 +413,6 @@ func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) 
 	return Step{Kind: Revert, Record: s.revertRecord(record.Superseded, reason, hold)}
 }
 
-// planKeepApplied plans to keep the engine on the applied record while the candidate cannot be
-// sent or ended.
-func (s *State) planKeepApplied(now time.Time) Step {
-	e, p, applied := &s.engine, s.pending, s.applied
-	if !e.unchecked {
-		return s.readIfDue(forApplied, now)
-	}
-	isUntouched := p == nil || p.fresh && p.sends == 0
-	switch {
-	case applied == nil:
-		return Step{Kind: Leave}
-	case s.agrees(e.reading, applied.Config) || s.runs(e.reading, s.head.Config):
-		return Step{Kind: Accept}
-	case s.opt.Drift == DriftReport && !s.isOwnDoing(applied, now) && isUntouched:
-		if !e.noted {
-			return Step{Kind: NoteDrift, Target: applied}
-		}
-		return Step{Kind: Leave}
-	}
-	return s.planAssert(applied, forApplied, now)
-}
-
 // planUnknownParameters plans for an engine that does not know all of the candidate. Nothing of a
 // change is sent. Of a rollback it is sent what it knows: going back must not wait.
 func (s *State) planUnknownParameters(now time.Time) Step {
@@ -443,7 +423,7 @@ func (s *State) planUnknownParameters(now time.Time) Step {
 			return step
 		}
 	} else if !isRollback {
-		if step := s.planKeepApplied(now); step.Kind != Wait {
+		if step := s.planKeepApplied(false, now); step.Kind != Wait {
 			return step
 		}
 	} else if !s.agrees(e.reading, head.Config) && s.ready(stageAssert, now) {
@@ -473,35 +453,24 @@ func (s *State) planConfirm(now time.Time) Step {
 // planRejection plans to record that the candidate is rejected. While the disk fails the
 // engine is brought back first.
 func (s *State) planRejection(now time.Time) Step {
-	p, e, head := s.pending, &s.engine, s.head
+	why, head := s.pending.rejection, s.head
 	if head.Kind == record.KindRollback && s.isBelowStale() {
 		return Step{Kind: ListBelow}
 	}
 	hold := s.holdBefore()
 	if head.Kind == record.KindChange {
-		hold = s.rejectionHold(head, s.applied, p.rejection, now)
+		hold = s.rejectionHold(head, s.applied, why, now)
 	}
-	rec := s.revertRecord(record.Rejected, p.rejection.reason, hold)
-	switch {
-	case s.ready(stageRevert, now):
+	rec := s.revertRecord(record.Rejected, why.reason, hold)
+	if s.ready(stageRevert, now) {
 		return Step{Kind: Revert, Record: rec}
-	case !e.unchecked:
-		if s.readDue(now) {
-			return Step{Kind: ReadEngine, For: forHead}
-		}
-		return Step{}
-	case s.needsBelow(&rec) && s.isBelowStale():
-		return Step{Kind: ListBelow}
 	}
-	back := s.restored(&rec)
-	if s.agrees(e.reading, back.Config) {
-		return Step{Kind: Leave}
-	}
-	back.ID, back.Commit = head.ID, head.Commit // whose `before` it is
+	origin := head // whose `before` it is
 	if s.applied != nil {
-		back.ID, back.Commit = s.applied.ID, s.applied.Commit
+		origin = s.applied
 	}
-	return s.planAssert(back, forHead, now)
+	rec.ID, rec.Commit = origin.ID, origin.Commit
+	return s.planRestore(&rec, now)
 }
 
 // planSettlement plans to finish a head that is a revert or a note: the engine is brought
@@ -509,45 +478,45 @@ func (s *State) planRejection(now time.Time) Step {
 // to it nothing else is committed, with one exception: where the engine refuses that
 // state, a valid Document that is not held takes its place.
 func (s *State) planSettlement(now time.Time) Step {
-	e, head := &s.engine, s.head
+	head, c := s.head, s.declared.config
 	if s.asserted == head.ID {
 		if s.ready(stageConfirm, now) {
 			return Step{Kind: Confirm}
 		}
 		return Step{}
 	}
-	if s.isRefused() && s.isReplaceable() {
+	if s.isRefused() && c != nil && !s.same(c.Parameters, head.Config) && !s.holds(head.Held, c) {
 		if step := s.planCommit(s.superseding(s.changeRecord()), now); step.Kind != Wait {
 			return step
 		}
 	}
+	return s.planRestore(head, now)
+}
+
+// planRestore plans to bring the engine to a revert or note: the head, or what becomes it
+// once the disk accepts that.
+func (s *State) planRestore(to *record.Record, now time.Time) Step {
+	e, isNote := &s.engine, to.Kind == record.KindNote
 	if !e.unchecked {
 		return s.readIfDue(forHead, now)
 	}
-	isNote := head.Kind == record.KindNote
-	if (s.needsBelow(head) || isNote) && s.isBelowStale() {
-		return Step{Kind: ListBelow}
-	}
-	back := s.restored(head)
+	back := s.restored(to)
 	switch {
+	case back == nil, isNote && s.isBelowStale():
+		return Step{Kind: ListBelow}
+	case s.agrees(e.reading, back.Config) && s.isCandidateOpen():
+		return Step{Kind: Leave}
 	case s.agrees(e.reading, back.Config):
 		return Step{Kind: AcceptHead}
-	case isNote && !s.isOwnDoing(head, now) && len(s.below.candidates) == 0 && s.below.whole: // a pause does not end reported drift
+	case isNote && !s.isOwnDoing(to, now) && len(s.below.candidates) == 0 && s.below.whole: // a pause does not end reported drift
 		if !e.noted {
-			return Step{Kind: NoteDrift, Target: head}
+			return Step{Kind: NoteDrift, Target: to}
 		}
 		if s.opt.Drift == DriftReport {
 			return Step{Kind: AcceptHead}
 		}
 	}
 	return s.planAssert(back, forHead, now)
-}
-
-// isReplaceable reports whether the source declares something that may take the place of
-// the revert or note at the head.
-func (s *State) isReplaceable() bool {
-	c := s.declared.config
-	return c != nil && !s.same(c.Parameters, s.head.Config) && !s.holds(s.head.Held, c)
 }
 
 // planProbation plans while the candidate runs and has yet to prove itself.
@@ -575,5 +544,3 @@ func (s *State) planProbation(now time.Time) Step {
 	}
 	return Step{Kind: ReadHealth, For: what}
 }
-
-// The records.

@@ -43,7 +43,7 @@ func atRest() *State {
 	s.recovered, s.source.answered = true, true
 	s.applied = recordOf(record.KindChange, 512, nil)
 	s.head = s.applied
-	s.listed = listed{head: s.head.Commit, applied: s.head.Commit}
+	s.listed = listed{at: s.position()}
 	s.disk.probed = noon
 	declare(s, 512)
 	s.report = report{attempts: []Attempt{{Revision: "512", Outcome: record.Applied}}}
@@ -85,7 +85,7 @@ func finds(s *State, n int) *pending {
 // settles puts a revert or a note at the head.
 func settles(s *State, kind record.Kind, n int) {
 	s.head = recordOf(kind, n, s.head)
-	s.below = below{head: s.head.Commit, applied: s.applied.Commit, whole: true}
+	s.below = below{at: s.position(), whole: true}
 }
 
 func holds(s *State, n int) {
@@ -363,7 +363,7 @@ func TestPlan(t *testing.T) {
 		"rest": {
 			"a probe is due":        {func(s *State) { s.disk.probed = noon.Add(-probeEvery) }, Step{Kind: Probe}},
 			"a probe after failure": {func(s *State) { s.disk.probed, s.disk.err = noon.Add(-probeSoon), errors.New("full") }, Step{Kind: Probe}},
-			"a new head":            {func(s *State) { s.listed.head = "another" }, Step{Kind: ListNewest}},
+			"a new head":            {func(s *State) { s.listed.at.head = "another" }, Step{Kind: ListNewest}},
 			"a drift":               {func(s *State) { s.drift.unsaved = true }, Step{Kind: SaveDrift}},
 			"a new engine":          {func(s *State) { s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
 			"the next reading":      {func(*State) {}, Step{Until: noon.Add(5 * time.Second)}},
@@ -404,7 +404,7 @@ func TestPlan(t *testing.T) {
 				s := atRest()
 				rows[name].given(s)
 				if group != "rest" && s.head != nil && s.applied != nil {
-					s.listed = listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
+					s.listed = listed{at: s.position(), reported: s.reported()}
 				}
 				before := copyOf(s)
 				got, want := Plan(s, noon), rows[name].want

@@ -304,11 +304,7 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	r.publish()
 	r.flush()
 	if !r.stopping.Load() {
-		target := s.listed.previous
-		if s.applied == nil || s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit {
-			target = "" // it may be another by now
-		}
-		r.opt.Store.Prepare(ctx, target)
+		r.opt.Store.Prepare(ctx, s.defaultTarget())
 	}
 	return wake
 }

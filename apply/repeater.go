@@ -12,10 +12,10 @@ import (
 // goroutine.
 type repeater struct {
 	*slog.Logger
-	last map[string]repetition
+	last map[string]repetitions
 }
 
-type repetition struct {
+type repetitions struct {
 	same  string
 	count int
 	at    time.Time
@@ -25,7 +25,7 @@ type repetition struct {
 const occasional = time.Minute
 
 func newRepeater(l *slog.Logger) *repeater {
-	return &repeater{Logger: l, last: map[string]repetition{}}
+	return &repeater{Logger: l, last: map[string]repetitions{}}
 }
 
 // event logs the line of an event.
@@ -44,7 +44,7 @@ func (p *repeater) event(e *Event) {
 func (p *repeater) condition(e *Event) {
 	seen := p.last[e.Key]
 	if seen.same != e.Same || e.Type != EventLine && e.At.Sub(seen.at) > occasional {
-		seen = repetition{same: e.Same}
+		seen = repetitions{same: e.Same}
 	}
 	seen.count++
 	seen.at = e.At

@@ -56,9 +56,9 @@ type history struct {
 
 // listed is what a listing says of the records up to head.
 type listed struct {
-	head, applied string // commits that it is about
-	active        int    // applied records within the default page
-	previous      string // the target of a rollback without one
+	at       position
+	active   int    // applied records within the default page
+	previous string // the target of a rollback without one
 	// reported are the parameters that the engine reported then. The target depends on
 	// them.
 	reported string
@@ -66,11 +66,23 @@ type listed struct {
 
 // below is what lies between the applied record and the head.
 type below struct {
-	head, applied string       // commits that it is about
-	candidates    []record.Row // newest first
-	whole         bool         // all candidates could be read
-	held          *record.Hold // in force before the rollbacks at the head
-	failed        bool         // not all could be read: it is listed again in the next turn
+	at         position
+	candidates []record.Row // newest first
+	whole      bool         // all candidates could be read
+	held       *record.Hold // in force before the rollbacks at the head
+	failed     bool         // not all could be read: it is listed again in the next turn
+}
+
+// A position has the commits of the head and of the applied record, "" for none.
+type position struct{ head, applied string }
+
+func (h *history) position() position { return position{commitOf(h.head), commitOf(h.applied)} }
+
+func commitOf(rec *record.Record) string {
+	if rec == nil {
+		return ""
+	}
+	return rec.Commit
 }
 
 // diskState is how the state directory is.

@@ -99,11 +99,7 @@ func (s *State) viewEngine() EngineStatus {
 
 // viewRunning returns the record of what the engine was last read to run.
 func (s *State) viewRunning() Running {
-	v := Running{}
-	if s.applied != nil && s.listed.applied == s.applied.Commit && s.listed.head == s.head.Commit {
-		v.RollbackSnapshot = s.listed.previous
-	}
-	rec := s.runningRecord()
+	v, rec := Running{RollbackSnapshot: s.defaultTarget()}, s.runningRecord()
 	if rec == nil {
 		return v
 	}
