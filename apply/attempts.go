@@ -179,14 +179,6 @@ func (s *State) attemptPending(rec *record.Record) {
 	s.attempted(a)
 }
 
-// attemptRejecting notes that the rejection of record id is on record, and the engine is
-// still to be brought back.
-func (s *State) attemptRejecting(id, why string) {
-	s.report.update(id, func(a *Attempt) {
-		a.rejected, a.Reason = why, "rejected, and the engine is being brought back: "+why
-	})
-}
-
 // finish gives the attempt of record id its outcome, and answers who waits for it. It
 // reports whether the outcome is new.
 func (s *State) finish(id string, outcome record.Outcome, reason string) (isNew bool) {

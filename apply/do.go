@@ -20,6 +20,7 @@ import (
 // do carries out a step and folds its result into the State. No other function asks the
 // engine or the source, or writes to the store.
 func (r *Reconciler) do(ctx context.Context, step Step) {
+	defer r.flush()
 	s, now := r.state, time.Now()
 	switch step.Kind {
 	case ReadEngine:
@@ -392,23 +393,17 @@ func (r *Reconciler) checkSigner(step Step) {
 	s.signer = signerCheck{step.Of, why == nil}
 }
 
-// committedAfter returns the record that a Commit over before made although it failed,
-// nil if it made none. A head that does not follow before is somebody else's.
-func (s *State) committedAfter(before *record.Record) *record.Record {
-	if s.head == nil || s.head.Parent != commitOf(before) || s.head.Commit == commitOf(before) {
-		return nil
-	}
-	return s.head
-}
-
 // commit appends a record. If it is not on record, the stage failed and snap is nil; with
 // an error it may be on record all the same.
 func (r *Reconciler) commit(ctx context.Context, rec record.Record, st stage, failure string) (snap *record.Record, err error) {
-	s, before := r.state, r.state.head
+	s, before := r.state, commitOf(r.state.head)
 	snap, err = r.opt.Store.Commit(ctx, rec)
 	s.foldStore()
 	if err != nil {
-		snap = s.committedAfter(before)
+		snap = nil
+		if s.head != nil && s.head.Parent == before && s.head.Commit != before { // else it is somebody else's
+			snap = s.head
+		}
 	}
 	if snap == nil {
 		s.diskFailed(st, err, failure)
@@ -492,7 +487,9 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 		if pending.rejection.by == byProbation {
 			by = "on probation"
 		}
-		s.attemptRejecting(candidate.ID, pending.rejection.reason)
+		s.report.update(candidate.ID, func(a *Attempt) {
+			a.rejected, a.Reason = pending.rejection.reason, "rejected, and the engine is being brought back: "+pending.rejection.reason
+		})
 		s.emit(Event{
 			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.rejection.by,
 			Level: slog.LevelWarn, Text: "rejected " + by + "; going back to the last good state",

@@ -67,11 +67,6 @@ func (c *contest) isSoon(interval time.Duration, now time.Time) bool {
 	return !c.corrected.IsZero() && now.Sub(c.corrected) < 3*interval+2*c.wait(interval)
 }
 
-// isOn reports whether the contest goes on.
-func (c *contest) isOn(interval time.Duration, now time.Time) bool {
-	return c.rounds >= contested && c.isSoon(interval, now)
-}
-
 // nextCorrection returns when drift may be corrected.
 func (s *State) nextCorrection() time.Time {
 	c := &s.drift.contest
@@ -102,7 +97,7 @@ func (s *State) foldAccept(now time.Time) {
 	}
 	s.engine.returned, d.contest.isUrgent = false, false
 	if d.now != nil {
-		if d.contest.isOn(s.opt.DriftInterval, now) {
+		if d.contest.rounds >= contested && d.contest.isSoon(s.opt.DriftInterval, now) {
 			d.now = &Drift{Since: d.now.Since, Corrected: true, Differences: d.now.Differences}
 		} else {
 			s.endDrift(now)

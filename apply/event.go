@@ -117,7 +117,13 @@ func (o *outbox) log(level slog.Level, text string, attrs ...any) {
 
 // repeat emits a line for the log about a condition that lasts. See repeater.
 func (o *outbox) repeat(level slog.Level, key, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
+	kind := text
+	for _, a := range attrs {
+		if err, ok := a.(error); ok {
+			kind += err.Error()
+		}
+	}
+	o.repeatKind(level, key, kind, text, attrs...)
 }
 
 // repeatKind is repeat for what is the same by its kind, whatever its text.

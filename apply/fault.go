@@ -86,9 +86,6 @@ func (f faults) ready(st stage, now time.Time) bool {
 // blocked reports whether a stage failed and has not succeeded since.
 func (f faults) blocked(st stage) bool { return f[st] != nil }
 
-// retryDue reports whether a stage failed and is to be tried again now.
-func (f faults) retryDue(st stage, now time.Time) bool { return f.blocked(st) && f.ready(st, now) }
-
 // isRefused reports whether the engine refuses the state that it is to be brought back
 // to, so that waiting does not help.
 func (f faults) isRefused() bool { return f.blocked(stageAssert) && f[stageAssert].refused }

@@ -98,19 +98,18 @@ func (s *State) readIfDue(what purpose, now time.Time) Step {
 // rereadDue reports whether a failed assertion is to be tried again, and what runs was not
 // read since it may be.
 func (s *State) rereadDue(now time.Time) bool {
-	return s.engine.reachable && s.retryDue(stageAssert, now) && s.engine.at.Before(s.faults[stageAssert].retryAt)
+	f := s.faults[stageAssert]
+	return f != nil && s.engine.reachable && s.ready(stageAssert, now) && s.engine.at.Before(f.retryAt)
 }
 
 // planLost plans for an agent that lost its history: it reads the engine and sends
 // nothing.
 func (s *State) planLost(now time.Time) Step {
-	if step := s.readIfDue(forStatus, now); step.Kind != Wait {
-		return step
-	}
-	if s.recovered && s.declared.config != nil && s.isNewlyHeld() {
+	step := s.readIfDue(forStatus, now)
+	if step.Kind == Wait && s.recovered && s.declared.config != nil && s.isNewlyHeld() {
 		return Step{Kind: ReportHeld}
 	}
-	return Step{}
+	return step
 }
 
 // planIdle plans while nothing is pending: the engine is kept on the applied record, then
@@ -198,31 +197,26 @@ func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
 	return e.returned || e.inflight.explains(e.reading.Parameters, s.differences(e.reading, should.Config), now)
 }
 
-// planChange plans to make what is declared the candidate.
+// planChange plans to make what is declared the candidate. While it waited something else
+// may have been applied, which it need not descend from, or a signer removed. Then the
+// source is asked to check it again.
 func (s *State) planChange(now time.Time) Step {
-	if doc := s.declared.doc; doc.Source.Kind == "git" {
-		step, trusted := s.planTrust(doc, now)
-		if !trusted {
+	doc, commit := s.declared.doc, appliedCommit(s.applied)
+	if doc.Source.Kind != "git" {
+		return s.planCommit(s.changeRecord(), now)
+	}
+	if doc.Follows == commit || doc.Source.Revision == commit {
+		switch step, trusted, known := s.planSigner(doc.Source, doc.Source.Revision, now); {
+		case trusted:
+			return s.planCommit(s.changeRecord(), now)
+		case !known:
 			return step
 		}
 	}
-	return s.planCommit(s.changeRecord(), now)
-}
-
-// planTrust reports whether a Document was checked against what is applied now, and
-// today's signers. While it waited something else may have been applied, which it need
-// not descend from, or a signer removed. Then the source is asked to check it again.
-func (s *State) planTrust(doc *document.Document, now time.Time) (step Step, trusted bool) {
-	if commit := appliedCommit(s.applied); doc.Follows == commit || doc.Source.Revision == commit {
-		step, trusted, known := s.planSigner(doc.Source, doc.Source.Revision, now)
-		if trusted || !known {
-			return step, trusted
-		}
-	}
 	if s.source.rechecked != doc {
-		return Step{Kind: AskSource}, false
+		return Step{Kind: AskSource}
 	}
-	return Step{}, false
+	return Step{}
 }
 
 // planSigner reports what the source said in this turn of the signer of a revision, and

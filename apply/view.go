@@ -158,15 +158,17 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 	obstacles := s.obstacles()
 	e, head, d := &s.engine, s.head, &s.declared
 	isOpen := head != nil && !s.isSettled()
+	isLost := !e.reachable && e.err != nil
+	isOnlySent := s.blocked(stageSend) && len(s.faults) == 1 // a change, and the engine cannot be read since
 	switch {
 	case s.opt.Observe:
 		return StateObserving, s.observation()
 	case s.isRival():
 		return StateDegraded, newProblem("nothing is sent to the engine: "+s.disk.err.Error(),
 			"one engine and one state directory have one agent; this one goes on by itself when the other has ended")
-	case obstacles != nil && !s.isAwaited():
+	case obstacles != nil && !(isLost && isOnlySent):
 		return StateDegraded, obstacles
-	case !e.reachable && e.err != nil:
+	case isLost:
 		why := waitingProblem(e.err)
 		if obstacles != nil {
 			why = newProblem(why.Error()+"; "+obstacles.Error(), obstacles.Hint)
@@ -200,12 +202,6 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 		return StateApplying, newProblem("what was declared last is judged again before it is tried, and the source cannot be read: "+v.Source.LastError, sourceHint(v.Source))
 	}
 	return StateApplying, newProblem("a newer document is being looked at", "")
-}
-
-// isAwaited reports whether the only obstacle is an engine that does not respond: it was
-// sent a change, and cannot be read since.
-func (s *State) isAwaited() bool {
-	return s.blocked(stageSend) && len(s.faults) == 1 && !s.engine.reachable && s.engine.err != nil
 }
 
 // addBroken adds that what is applied breaks today's schema, which may be newer. It keeps
