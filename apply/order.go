@@ -71,7 +71,7 @@ type request struct {
 	reply chan reply      // capacity 1
 	id    string          // the rollback's record, once it is committed or joined
 	// recorded is id, for the caller that gives up waiting.
-	recorded atomic.Pointer[string]
+	recorded atomic.Value
 
 	// open is the rollback that was under way when the order was given, or "".
 	open string
@@ -98,7 +98,7 @@ type reply struct {
 
 func (q *request) setID(id string) {
 	q.id = id
-	q.recorded.Store(&id)
+	q.recorded.Store(id)
 }
 
 // forgotten returns the error for a caller that gave up before the order was begun.
@@ -133,10 +133,7 @@ func (r *Reconciler) Do(ctx context.Context, order Order) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		id := ""
-		if recorded := q.recorded.Load(); recorded != nil {
-			id = *recorded
-		}
+		id, _ := q.recorded.Load().(string)
 		return unsettled(r.Status().Attempts, id, pendingText(id)), nil
 	}
 }
@@ -160,7 +157,7 @@ func (s *State) planOrder(now time.Time) Step {
 		return s.planResume(resume)
 	}
 	if pause, ok := q.Order.(*Pause); ok {
-		return s.planPause(pause.Reason, pause.Requester, now)
+		return s.planPause(pause, now)
 	}
 	return s.planRollback(q, q.Order.(*Rollback), now)
 }
@@ -199,14 +196,14 @@ func (s *State) planRollback(q *request, o *Rollback, now time.Time) Step {
 	if join == "" && q.openOutcome != record.Superseded { // what a newer document took the place of did not end well
 		join = q.open
 	}
-	if o.ID != "" || o.DryRun || join == "" {
-		return s.planTarget(q, o, now)
-	}
+	pause := &Pause{o.Reason, o.Requester}
 	switch {
+	case o.ID != "" || o.DryRun || join == "":
+		return s.planTarget(q, o, now)
 	case o.Pause && s.openRollback() != "":
-		return s.pauseOpenRollback(o.Reason, o.Requester, now)
+		return s.pauseOpenRollback(pause, now)
 	case o.Pause && s.applied.ID == join && !s.isPaused():
-		return s.planPause(o.Reason, o.Requester, now)
+		return s.planPause(pause, now)
 	}
 	return Step{Kind: Join, Of: join}
 }
@@ -228,7 +225,7 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 		RequestedBy: &o.Requester.UID, Requester: &o.Requester, Held: s.rollbackHold(q, o, now),
 	})
 	for _, name := range o.Hold {
-		if rec.Held == nil || !slices.ContainsFunc(rec.Held.Entries, func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
+		if !slices.ContainsFunc(entriesOf(rec.Held), func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
 			return refuse(problem.New("rollback", fmt.Errorf("--hold %s: it has the same value in %s", name, target.ID), "name a parameter that differs: agent rollback --dry-run lists them"))
 		}
 	}
@@ -252,13 +249,11 @@ func rollbackPlan(target *record.Row, rec *record.Record) string {
 	if len(rec.Changes) == 0 {
 		lines = append(lines, "  nothing changes against what is applied")
 	}
-	if rec.Held != nil {
-		for i := range rec.Held.Entries {
-			lines = append(lines, "would hold "+rec.Held.Entries[i].String())
-		}
-		if rec.Held.Paused {
-			lines = append(lines, "would pause until agent resume")
-		}
+	for _, text := range textsOf(entriesOf(rec.Held)) {
+		lines = append(lines, "would hold "+text)
+	}
+	if rec.Held != nil && rec.Held.Paused {
+		lines = append(lines, "would pause until agent resume")
 	}
 	return strings.Join(lines, "\n")
 }
@@ -289,19 +284,19 @@ func provenanceOf(p schema.Parameters, target *record.Record) schema.Provenance 
 
 // planPause plans to put a pause on record. A change that is pending is withdrawn; a
 // rollback goes on.
-func (s *State) planPause(reason string, who record.Requester, now time.Time) Step {
+func (s *State) planPause(o *Pause, now time.Time) Step {
 	if s.isPaused() {
 		return refuse(fmt.Errorf("already paused since %s: %s", record.FromUnix(s.head.Held.Since).UTC().Format(time.RFC3339), s.head.Held.Reason))
 	}
 	if s.openRollback() != "" {
-		return s.pauseOpenRollback(reason, who, now)
+		return s.pauseOpenRollback(o, now)
 	}
-	return s.planHold(s.pauseHold(reason, who, now), "Pause: "+reason, who, "paused: nothing is tried until `agent resume`")
+	return s.planHold(s.pauseHold(o, now), "Pause: "+o.Reason, o.Requester, "paused: nothing is tried until `agent resume`")
 }
 
 // pauseOpenRollback plans to commit the rollback under way again, with a pause.
-func (s *State) pauseOpenRollback(reason string, who record.Requester, now time.Time) Step {
-	hold := s.pauseHold(reason, who, now)
+func (s *State) pauseOpenRollback(o *Pause, now time.Time) Step {
+	hold, who := s.pauseHold(o, now), o.Requester
 	if s.head.Held != nil {
 		hold.Reason += " (rolled back before: " + s.head.Held.Reason + ")"
 	}
@@ -311,15 +306,12 @@ func (s *State) pauseOpenRollback(reason string, who record.Requester, now time.
 // planHold plans to put a hold, or the end of one, on record. A pending change is
 // withdrawn.
 func (s *State) planHold(hold *record.Hold, why string, who record.Requester, text string) Step {
-	step := Step{Kind: Note, Result: Result{Outcome: record.Applied, Text: text}}
-	if s.head.Kind.Candidate() && !s.isSettled() {
-		step.Kind = Revert
-		step.Record = s.revertRecord(record.Superseded, why, hold)
-		step.Record.Requester = &who
-		return step
+	kind, rec := Note, s.noteRecord(hold, why)
+	if s.isCandidateOpen() {
+		kind, rec = Revert, s.revertRecord(record.Superseded, why, hold)
 	}
-	step.Record = s.noteRecord(hold, why, &who)
-	return step
+	rec.Requester = &who
+	return Step{Kind: kind, Record: rec, Result: Result{Outcome: record.Applied, Text: text}}
 }
 
 // planResume plans to end a pause and entries; a pending rollback is withdrawn.
@@ -332,18 +324,18 @@ func (s *State) planResume(o *Resume) Step {
 	if o.Name != "" {
 		why, text = "Resume "+o.Name+": ", "resumed: what was held with a value of "+o.Name+" is tried again"
 		rest := *hold
-		rest.Entries = slices.DeleteFunc(slices.Clone(hold.Entries), func(e record.Entry) bool {
+		rest.Entries = without(hold.Entries, func(e record.Entry) bool {
 			_, there := e.Values[o.Name]
 			return there || slices.Contains(e.Names, o.Name)
 		})
-		switch {
-		case len(rest.Entries) == len(hold.Entries):
+		if len(rest.Entries) == len(hold.Entries) {
 			err := cmp.Or(s.checkNames([]string{o.Name}), fmt.Errorf("no value of %.80s is held", o.Name))
 			return refuse(problem.New("resume", err, cmp.Or(problem.Hint(err), "what is held: agent status")))
-		case rest.Paused:
+		}
+		if rest.Paused {
 			text = "what was held with a value of " + o.Name + " is held no more; the pause goes on"
-			left = &rest
-		case len(rest.Entries) > 0:
+		}
+		if rest.Paused || len(rest.Entries) > 0 {
 			left = &rest
 		}
 	}
@@ -359,8 +351,8 @@ func (s *State) resumePlan(hold, left *record.Hold) string {
 	if hold.Paused && left == nil {
 		lines = append(lines, "would end the pause: "+hold.Reason)
 	}
-	for i := range hold.Entries {
-		if e := &hold.Entries[i]; left == nil || !slices.ContainsFunc(left.Entries, func(l record.Entry) bool { return l.String() == e.String() }) {
+	for _, e := range hold.Entries {
+		if !slices.Contains(textsOf(entriesOf(left)), e.String()) {
 			lines = append(lines, "would no longer hold "+e.String()+": "+e.Reason)
 		}
 	}

@@ -60,9 +60,8 @@ func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record
 }
 
 // noteRecord returns a record that repeats the head under another hold.
-func (s *State) noteRecord(hold *record.Hold, why string, who *record.Requester) record.Record {
+func (s *State) noteRecord(hold *record.Hold, why string) record.Record {
 	rec := s.fill(repetition(s.head, record.KindNote, why, hold))
-	rec.Requester = who
 	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
 		rec = s.superseding(rec)
 	}
