@@ -70,10 +70,10 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		r.doProbe(ctx)
 	case FindTarget:
 		r.findTarget(ctx)
-	case ListBelow:
-		r.listBelow(ctx)
-	case ListNewest:
-		r.listNewest(ctx)
+	case ListBacklog:
+		r.listBacklog(ctx)
+	case Summarize:
+		r.summarize(ctx)
 	case SaveDrift:
 		text, err := json.Marshal(s.drift.last)
 		if err = errors.Join(err, r.opt.Store.SetFact(ctx, lastDriftFact, text)); err != nil {
@@ -149,7 +149,7 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 		s.foldProbation(reading, err, time.Now())
 	case forConfirm:
 		switch {
-		case err == nil && !s.runs(reading, s.head.Config):
+		case err == nil && !s.runsAll(reading, s.head.Config):
 			p.verified, p.accepted = false, false // it ran it before, so this is not a false accept
 		case err != nil && !errors.Is(err, errInterrupted) && p.probation != nil: // it needs evidence of now
 			p.probation.passed, p.probation.bad, p.probation.why, p.probation.next = false, 1, err.Error(), time.Now()
@@ -181,7 +181,7 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 	}
 	p.broken = false
 	switch {
-	case s.runs(reading, s.head.Config):
+	case s.runsAll(reading, s.head.Config):
 		if isPrompt {
 			s.phase("engine", time.Since(p.sent))
 		}
@@ -233,7 +233,7 @@ func (r *Reconciler) doReadAgain(ctx context.Context, what purpose) {
 	switch {
 	case err != nil: // the next reading tells
 		return
-	case !e.several && s.runs(e.reading, s.head.Config):
+	case !e.several && s.runsAll(e.reading, s.head.Config):
 		s.foldVerified()
 		return
 	}
@@ -257,7 +257,7 @@ func (r *Reconciler) doSend(ctx context.Context) {
 	s, p := r.state, r.state.pending
 	wasReachable := s.engine.reachable
 	p.sent = time.Now()
-	s.over("unknown")
+	s.endRepeat("unknown")
 	answer := r.sendRecord(ctx, s.head)
 	if answer.Verdict != api.VerdictNotSent && answer.Verdict != api.VerdictForeign {
 		p.sends++
@@ -616,7 +616,7 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 	s := r.state
 	s.asserted = ""
 	s.clear(stageRevert, stageCommit)
-	if s.agrees(s.engine.reading, head.Config) {
+	if s.runsKnown(s.engine.reading, head.Config) {
 		s.endDrift(time.Now())
 	}
 	if o := head.OutcomeOf; o != nil && o.Outcome == record.Rejected {
@@ -684,6 +684,6 @@ func (r *Reconciler) doProbe(ctx context.Context) {
 	if err != nil {
 		s.repeatKind(slog.LevelWarn, "probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err, "hint", diskHint(err, r.opt.StateDir))
 	} else {
-		s.over("probe")
+		s.endRepeat("probe")
 	}
 }

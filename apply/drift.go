@@ -51,14 +51,10 @@ type contest struct {
 // wait returns how long after the last correction the next one may come: at once for an
 // accident, then after the drift interval, doubled each round up to backoffMost.
 func (c *contest) wait(interval time.Duration) time.Duration {
-	n := c.rounds - contested
-	switch {
-	case n < 0:
+	if c.rounds < contested {
 		return 0
-	case n > 20:
-		return max(interval, backoffMost)
 	}
-	return max(interval, min(interval<<n, backoffMost))
+	return max(interval, double(interval, c.rounds-contested))
 }
 
 // isSoon reports whether a drift seen now counts as the next round. The other side may be
@@ -88,36 +84,30 @@ func (s *State) foldAccept(now time.Time) {
 		return
 	}
 	d := &s.drift
-	if d.now != nil && !d.now.Corrected {
-		s.log(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
-		s.noteDriftEnd(now)
-	}
 	if s.engine.returned && s.engine.since.at != 0 {
 		s.runsSince(s.applied.Config, true, now)
 	}
 	s.engine.returned, d.contest.isUrgent = false, false
-	if d.now != nil {
-		if d.contest.rounds >= contested && d.contest.isSoon(s.opt.DriftInterval, now) {
-			d.now = &Drift{Since: d.now.Since, Corrected: true, Differences: d.now.Differences}
-		} else {
-			s.endDrift(now)
-		}
-	}
 	s.clear(stageAssert)
+	drift := d.now
+	if drift == nil {
+		return
+	}
+	if !drift.Corrected {
+		s.log(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
+	}
+	s.endDrift(now)
+	if d.contest.rounds >= contested && d.contest.isSoon(s.opt.DriftInterval, now) {
+		d.now = &Drift{Since: drift.Since, Corrected: true, Differences: drift.Differences}
+	}
 }
 
 // endDrift notes that there is no drift: it ended, or something else is to run.
 func (s *State) endDrift(now time.Time) {
-	if s.drift.now != nil {
-		s.noteDriftEnd(now)
-	}
-	s.drift.now = nil
-}
-
-func (s *State) noteDriftEnd(now time.Time) {
-	if last := s.drift.last; last != nil && last.Until == 0 {
+	if last := s.drift.last; s.drift.now != nil && last != nil && last.Until == 0 {
 		s.noteLastDrift(&LastDrift{At: last.At, Until: record.Unix(now), Differences: last.Differences})
 	}
+	s.drift.now = nil
 }
 
 // foldDrift notes what the engine runs instead of target, and counts it when it is new.

@@ -46,7 +46,7 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 		}
 		s.emit(up)
 	}
-	s.over("engine")
+	s.endRepeat("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several, e.bounds, e.differences = true, false, nil, nil
 		e.tries, e.retryAt = 0, time.Time{}
@@ -86,7 +86,7 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 func (s *State) runningRecord() *record.Record {
 	e := &s.engine
 	for _, rec := range []*record.Record{s.applied, s.head} {
-		if e.known && rec != nil && (s.runs(e.reading, rec.Config) || rec == s.applied && s.agrees(e.reading, rec.Config)) {
+		if e.known && rec != nil && (s.runsAll(e.reading, rec.Config) || rec == s.applied && s.runsKnown(e.reading, rec.Config)) {
 			return rec
 		}
 	}
@@ -160,11 +160,6 @@ func (r *Reconciler) readAgain(ctx context.Context) error {
 	return nil
 }
 
-// isCandidateOpen reports whether the head is a candidate that is not settled.
-func (s *State) isCandidateOpen() bool {
-	return s.head != nil && s.head.Kind.Candidate() && !s.isSettled()
-}
-
 // compareEngine asks a new engine process which values it accepts, so that tighter bounds
 // are reported. It is asked once; after an error again, later each time: an engine that
 // takes long over it may serve nobody else meanwhile.
@@ -174,7 +169,7 @@ func (r *Reconciler) compareEngine(ctx context.Context) {
 	bounds, err := r.opt.Engine.Bounds(call)
 	done()
 	if err != nil {
-		e.retryAt = time.Now().Add(min(compareLeast<<min(e.tries, 20), backoffMost))
+		e.retryAt = time.Now().Add(double(compareLeast, e.tries))
 		e.tries++
 		return
 	}
@@ -227,7 +222,7 @@ func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Ans
 		e.err = answer.Err
 		s.failed("send")
 	default:
-		s.over("send")
+		s.endRepeat("send")
 	}
 	return answer
 }
@@ -271,7 +266,7 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 		why = foreignProblem(answer.Err)
 	default:
 		_, err := r.read(ctx)
-		if err == nil && !s.runs(e.reading, rec.Config) {
+		if err == nil && !s.runsAll(e.reading, rec.Config) {
 			err = r.readAgain(ctx)
 		}
 		switch {
@@ -281,7 +276,7 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 			return false
 		case err != nil:
 			why = failure("the engine was sent "+rec.ID+" and does not answer since: "+err.Error(), err)
-		case s.runs(e.reading, rec.Config):
+		case s.runsAll(e.reading, rec.Config):
 			s.clear(stageAssert)
 			s.log(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", rec.ID)
 			return true
@@ -315,7 +310,7 @@ func (s *State) countAgreement(reading api.Reading) {
 	}
 	if e.agree++; e.several && e.agree >= agreement {
 		e.several = false
-		s.over("several")
+		s.endRepeat("several")
 		s.log(slog.LevelInfo, "the readings agree again")
 	}
 }

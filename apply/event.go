@@ -131,8 +131,8 @@ func (o *outbox) repeatKind(level slog.Level, key, kind, text string, attrs ...a
 	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
 }
 
-// over ends a condition: its next line under key is written at once.
-func (o *outbox) over(key string) { o.emit(Event{Type: EventOver, Key: key}) }
+// endRepeat ends a condition: its next line under key is written at once.
+func (o *outbox) endRepeat(key string) { o.emit(Event{Type: EventOver, Key: key}) }
 
 func (o *outbox) failed(stage string) { o.emit(Event{Type: EventFailure, Cause: stage}) }
 

@@ -43,11 +43,11 @@ type fault struct {
 type faults map[stage]*fault
 
 // backoff returns the wait after a number of earlier tries.
-func backoff(tries int) time.Duration {
-	if tries > 20 {
-		return backoffMost
-	}
-	return min(backoffLeast<<tries, backoffMost)
+func backoff(tries int) time.Duration { return double(backoffLeast, tries) }
+
+// double returns d doubled a number of times, at most backoffMost.
+func double(d time.Duration, times int) time.Duration {
+	return min(d<<min(times, 20), backoffMost)
 }
 
 // block notes that a stage failed and plans its next try.
@@ -113,7 +113,7 @@ func (s *State) clear(list ...stage) {
 	for _, st := range list {
 		if s.blocked(st) {
 			delete(s.faults, st)
-			s.over("fault " + string(st))
+			s.endRepeat("fault " + string(st))
 		}
 	}
 }

@@ -36,11 +36,11 @@ func (r *Reconciler) rows(ctx context.Context) iter.Seq2[*record.Row, error] {
 	}
 }
 
-// listBelow lists what is between the applied record and the head, and the hold that was
+// listBacklog lists what is between the applied record and the head, and the hold that was
 // in force before the rollbacks at the head.
-func (r *Reconciler) listBelow(ctx context.Context) {
+func (r *Reconciler) listBacklog(ctx context.Context) {
 	s := r.state
-	b := below{at: s.position()}
+	b := backlog{at: s.position()}
 	isFound := false
 	for row, err := range r.rows(ctx) {
 		if err != nil {
@@ -67,7 +67,7 @@ func (r *Reconciler) listBelow(ctx context.Context) {
 	if !isFound && s.applied != nil {
 		b.held = s.heldSince(s.applied, true)
 	}
-	s.below = b
+	s.backlog = b
 }
 
 // reported returns the parameters that the engine reported.
@@ -75,10 +75,10 @@ func (s *State) reported() string {
 	return strings.Join(slices.DeleteFunc(s.opt.Rules.Names(), func(name string) bool { return !s.engine.reading.Knows(name) }), ",")
 }
 
-// listNewest lists what the status says of the history.
-func (r *Reconciler) listNewest(ctx context.Context) {
+// summarize lists what the status says of the history.
+func (r *Reconciler) summarize(ctx context.Context) {
 	s := r.state
-	l := listed{at: s.position(), reported: s.reported()}
+	l := summary{at: s.position(), reported: s.reported()}
 	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
 	if err != nil {
 		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
@@ -91,7 +91,7 @@ func (r *Reconciler) listNewest(ctx context.Context) {
 	if row, err := r.previous(ctx); err == nil && row != nil {
 		l.previous = row.ID
 	}
-	s.listed = l
+	s.summary = l
 }
 
 // complete completes a record with values from the history, see State.complete.
@@ -180,7 +180,7 @@ func (r *Reconciler) previous(ctx context.Context) (*record.Row, error) {
 
 // restored returns the settlement rec with the earlier value of each parameter that only
 // candidates on top of the applied record have, where the engine runs the value of such a
-// candidate. It is nil if that needs what is below the head, which is not listed yet.
+// candidate. It is nil if that needs the backlog, which is not listed yet.
 func (s *State) restored(rec *record.Record) *record.Record {
 	back := *rec
 	for _, name := range s.opt.Rules.Names() {
@@ -188,12 +188,12 @@ func (s *State) restored(rec *record.Record) *record.Record {
 		if runs.IsZero() || !s.valueIn(&rec.Config, name).IsZero() {
 			continue
 		}
-		if s.isBelowStale() {
+		if s.isBacklogStale() {
 			return nil
 		}
 		var before schema.Value
 		taken := false
-		for _, c := range slices.Backward(s.below.candidates) { // the oldest that was sent knows what ran before all of them
+		for _, c := range slices.Backward(s.backlog.candidates) { // the oldest that was sent knows what ran before all of them
 			v := s.valueIn(&c.Config, name)
 			if v.IsZero() {
 				continue
@@ -213,14 +213,14 @@ func (s *State) restored(rec *record.Record) *record.Record {
 	return &back
 }
 
-// isBelowStale reports whether what is below the head must be listed again.
-func (s *State) isBelowStale() bool { return s.below.at != s.position() }
+// isBacklogStale reports whether the backlog must be listed again.
+func (s *State) isBacklogStale() bool { return s.backlog.at != s.position() }
 
 // defaultTarget returns the id of what a rollback without one goes to, "" while it is
 // unknown.
 func (s *State) defaultTarget() string {
-	if s.applied == nil || s.listed.at != s.position() {
+	if s.applied == nil || s.summary.at != s.position() {
 		return ""
 	}
-	return s.listed.previous
+	return s.summary.previous
 }

@@ -226,12 +226,12 @@ func (s *State) pauseHold(o *Pause, now time.Time) *record.Hold {
 // holdBefore returns the hold that was in force before the candidate head, which one
 // that is withdrawn, or a rollback that is rejected, leaves as it was; rollbacks that it
 // took the place of held nothing either. But a pause that came with a rollback, or while
-// it was under way, ends only by resume. For a rollback it needs what is below the head.
+// it was under way, ends only by resume. For a rollback it needs the backlog.
 func (s *State) holdBefore() *record.Hold {
 	if s.head.Kind != record.KindRollback {
 		return s.head.Held
 	}
-	before := s.below.held
+	before := s.backlog.held
 	if s.head.Held == nil || !s.head.Held.Paused || before != nil && before.Paused {
 		return before
 	}

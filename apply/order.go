@@ -215,7 +215,7 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 		return refuse(q.err)
 	}
 	target, config := q.target, q.config
-	if s.same(config, q.applied) && s.isSettled() && s.engine.reachable && s.runs(s.engine.reading, config) {
+	if s.same(config, q.applied) && s.isSettled() && s.engine.reachable && s.runsAll(s.engine.reading, config) {
 		return refuse(problem.New("rollback", s.alreadyRuns(target), "to keep it whatever the source declares: agent pause --reason TEXT"))
 	}
 	rec := s.fill(record.Record{

@@ -70,14 +70,14 @@ func (r *rules) valueIn(p *schema.Parameters, name string) (v schema.Value) {
 // same reports whether p and q are the same under the schema of today.
 func (r *rules) same(p, q schema.Parameters) bool { return r.known(p).Equal(r.known(q)) }
 
-// runs reports whether the engine was read to run all of p.
-func (r *rules) runs(reading api.Reading, p schema.Parameters) bool {
+// runsAll reports whether the engine was read to run all of p.
+func (r *rules) runsAll(reading api.Reading, p schema.Parameters) bool {
 	return reading.Parameters.Contains(r.known(p))
 }
 
-// agrees reports whether the engine was read to run p as far as it knows the
+// runsKnown reports whether the engine was read to run p as far as it knows the
 // parameters of p. One that knows none of them is another server.
-func (r *rules) agrees(reading api.Reading, p schema.Parameters) bool {
+func (r *rules) runsKnown(reading api.Reading, p schema.Parameters) bool {
 	p = r.known(p)
 	has := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
 	unset := func(name string) bool { return slices.Contains(reading.Unset, name) }

@@ -49,8 +49,8 @@ func (s *State) planRest(now time.Time) Step {
 	switch {
 	case now.Sub(s.disk.probed) >= every:
 		return Step{Kind: Probe}
-	case s.applied != nil && (s.listed.at != s.position() || s.listed.reported != s.reported()):
-		return Step{Kind: ListNewest}
+	case s.applied != nil && (s.summary.at != s.position() || s.summary.reported != s.reported()):
+		return Step{Kind: Summarize}
 	case s.drift.unsaved && !now.Before(s.drift.saveAt):
 		return Step{Kind: SaveDrift}
 	case s.compareDue(now):
@@ -137,7 +137,7 @@ func (s *State) planIdle(now time.Time) Step {
 		switch {
 		case e.at.Before(s.declared.at):
 			return Step{Kind: ReadEngine, For: forApplied}
-		case s.runs(e.reading, s.applied.Config):
+		case s.runsAll(e.reading, s.applied.Config):
 			return Step{Kind: ReportSame}
 		}
 	}
@@ -165,8 +165,8 @@ func (s *State) planKeepApplied(spare bool, now time.Time) Step {
 	case !e.unchecked:
 		return s.readIfDue(forApplied, now)
 	case applied == nil,
-		s.agrees(e.reading, applied.Config) && (isOpen || !e.reread || !e.several),
-		isOpen && s.runs(e.reading, s.head.Config):
+		s.runsKnown(e.reading, applied.Config) && (isOpen || !e.reread || !e.several),
+		isOpen && s.runsAll(e.reading, s.head.Config):
 		return Step{Kind: Accept}
 	case spare:
 		return Step{Kind: Leave}
@@ -321,7 +321,7 @@ func (s *State) planDoubt(now time.Time) Step {
 		return Step{Kind: ReadEngine, For: forHead}
 	case e.at.Before(s.pending.sent):
 		return Step{}
-	case s.agrees(e.reading, s.applied.Config):
+	case s.runsKnown(e.reading, s.applied.Config):
 		return Step{Kind: Recheck}
 	}
 	return Step{Kind: Reject}
@@ -350,7 +350,7 @@ func (s *State) planBeforeSend(now time.Time) (step Step, done bool) {
 // mustRestoreFirst reports whether an engine that came back without the candidate, after
 // it had been sent, is brought to the applied record first.
 func (s *State) mustRestoreFirst() bool {
-	return s.engine.returned && s.pending.sends > 0 && s.applied != nil && !s.agrees(s.engine.reading, s.applied.Config) &&
+	return s.engine.returned && s.pending.sends > 0 && s.applied != nil && !s.runsKnown(s.engine.reading, s.applied.Config) &&
 		!s.same(s.head.Config, s.applied.Config)
 }
 
@@ -374,8 +374,8 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 		}
 	}
 	if !p.fresh && !s.valid(head.Config) {
-		if head.Kind == record.KindRollback && s.isBelowStale() {
-			return Step{Kind: ListBelow}, true
+		if head.Kind == record.KindRollback && s.isBacklogStale() {
+			return Step{Kind: ListBacklog}, true
 		}
 		why := "found at start, and no longer valid: " + s.check(head.Config)[0].Message
 		hold := s.holdBefore()
@@ -420,7 +420,7 @@ func (s *State) planUnknownParameters(now time.Time) Step {
 		if step := s.planKeepApplied(false, now); step.Kind != Wait {
 			return step
 		}
-	} else if !s.agrees(e.reading, head.Config) && s.ready(stageAssert, now) {
+	} else if !s.runsKnown(e.reading, head.Config) && s.ready(stageAssert, now) {
 		return Step{Kind: Assert, Target: head, For: forUnknown}
 	} else if p.unknown {
 		return Step{Kind: Leave}
@@ -448,8 +448,8 @@ func (s *State) planConfirm(now time.Time) Step {
 // engine is brought back first.
 func (s *State) planRejection(now time.Time) Step {
 	why, head := s.pending.rejection, s.head
-	if head.Kind == record.KindRollback && s.isBelowStale() {
-		return Step{Kind: ListBelow}
+	if head.Kind == record.KindRollback && s.isBacklogStale() {
+		return Step{Kind: ListBacklog}
 	}
 	hold := s.holdBefore()
 	if head.Kind == record.KindChange {
@@ -496,13 +496,13 @@ func (s *State) planRestore(to *record.Record, now time.Time) Step {
 	}
 	back := s.restored(to)
 	switch {
-	case back == nil, isNote && s.isBelowStale():
-		return Step{Kind: ListBelow}
-	case s.agrees(e.reading, back.Config) && s.isCandidateOpen():
+	case back == nil, isNote && s.isBacklogStale():
+		return Step{Kind: ListBacklog}
+	case s.runsKnown(e.reading, back.Config) && s.isCandidateOpen():
 		return Step{Kind: Leave}
-	case s.agrees(e.reading, back.Config):
+	case s.runsKnown(e.reading, back.Config):
 		return Step{Kind: AcceptHead}
-	case isNote && !s.isOwnDoing(to, now) && len(s.below.candidates) == 0 && s.below.whole: // a pause does not end reported drift
+	case isNote && !s.isOwnDoing(to, now) && len(s.backlog.candidates) == 0 && s.backlog.whole: // a pause does not end reported drift
 		if !e.noted {
 			return Step{Kind: NoteDrift, Target: to}
 		}

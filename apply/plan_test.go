@@ -43,13 +43,13 @@ func atRest() *State {
 	s.recovered, s.source.answered = true, true
 	s.applied = recordOf(record.KindChange, 512, nil)
 	s.head = s.applied
-	s.listed = listed{at: s.position()}
+	s.summary = summary{at: s.position()}
 	s.disk.probed = noon
 	declare(s, 512)
 	s.report = report{attempts: []Attempt{{Revision: "512", Outcome: record.Applied}}}
 	runs(s, 512)
 	s.engine.unchecked = false
-	s.listed.reported = s.reported()
+	s.summary.reported = s.reported()
 	return s
 }
 
@@ -85,7 +85,7 @@ func finds(s *State, n int) *pending {
 // settles puts a revert or a note at the head.
 func settles(s *State, kind record.Kind, n int) {
 	s.head = recordOf(kind, n, s.head)
-	s.below = below{at: s.position(), whole: true}
+	s.backlog = backlog{at: s.position(), whole: true}
 }
 
 func holds(s *State, n int) {
@@ -276,7 +276,7 @@ func TestPlan(t *testing.T) {
 			"refused without a name, runs":  {func(s *State) { doubts(s); runs(s, 1024) }, Step{Kind: Reject}},
 			"refused without a name, down":  {func(s *State) { doubts(s); s.engine.at = noon.Add(-1); down(s) }, Step{}},
 			"refused without a name, a fix": {func(s *State) { doubts(s); declare(s, 2048) }, Step{Kind: Commit}},
-			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: ListBelow}},
+			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: ListBacklog}},
 			"a newer one is declared":       {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 2048) }, Step{Kind: Commit}},
 			"what is applied is declared":   {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 512) }, Step{Kind: Revert}},
 			"a newer one is held": {func(s *State) {
@@ -351,7 +351,7 @@ func TestPlan(t *testing.T) {
 				runs(s, 64)
 				s.engine.noted, s.opt.Drift = true, DriftReport
 			}, Step{Kind: AcceptHead}},
-			"a note, nothing listed": {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64); s.below = below{} }, Step{Kind: ListBelow}},
+			"a note, nothing listed": {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64); s.backlog = backlog{} }, Step{Kind: ListBacklog}},
 		},
 		"special": {
 			"another agent has the directory": {func(s *State) { s.disk.err = record.ErrInUse; declare(s, 1024) }, Step{}},
@@ -363,7 +363,7 @@ func TestPlan(t *testing.T) {
 		"rest": {
 			"a probe is due":        {func(s *State) { s.disk.probed = noon.Add(-probeEvery) }, Step{Kind: Probe}},
 			"a probe after failure": {func(s *State) { s.disk.probed, s.disk.err = noon.Add(-probeSoon), errors.New("full") }, Step{Kind: Probe}},
-			"a new head":            {func(s *State) { s.listed.at.head = "another" }, Step{Kind: ListNewest}},
+			"a new head":            {func(s *State) { s.summary.at.head = "another" }, Step{Kind: Summarize}},
 			"a drift":               {func(s *State) { s.drift.unsaved = true }, Step{Kind: SaveDrift}},
 			"a new engine":          {func(s *State) { s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
 			"the next reading":      {func(*State) {}, Step{Until: noon.Add(5 * time.Second)}},
@@ -404,7 +404,7 @@ func TestPlan(t *testing.T) {
 				s := atRest()
 				rows[name].given(s)
 				if group != "rest" && s.head != nil && s.applied != nil {
-					s.listed = listed{at: s.position(), reported: s.reported()}
+					s.summary = summary{at: s.position(), reported: s.reported()}
 				}
 				before := copyOf(s)
 				got, want := Plan(s, noon), rows[name].want

@@ -113,7 +113,7 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 		return
 	}
 	p.bad, p.why = 0, ""
-	s.over("probation")
+	s.endRepeat("probation")
 	p.readOwed = !now.Before(p.until) || s.readDue(now) || !s.engine.reachable
 }
 
@@ -134,7 +134,7 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:
 		s.failProbation("the engine was restarted while the change was on probation")
-	case !s.runs(reading, s.head.Config):
+	case !s.runsAll(reading, s.head.Config):
 		changes := changesText(s.differences(reading, s.head.Config))
 		if pending.undone++; pending.undone >= undoings {
 			s.failProbation("the engine did not keep it through the probation, twice: " + changes)

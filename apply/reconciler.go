@@ -227,7 +227,7 @@ func (s *State) foldSource(now time.Time) {
 		src.lost = now
 	case src.err == nil && !src.lost.IsZero() && !src.lastGood.IsZero():
 		s.log(slog.LevelInfo, "the configuration can be read again", "after", now.Sub(src.lost).Round(time.Millisecond).String())
-		s.over("source") // the same failure is news again
+		s.endRepeat("source") // the same failure is news again
 		src.lost = time.Time{}
 	}
 	if src.err == nil && src.lastGood.After(src.counted) {
@@ -278,8 +278,8 @@ func (r *Reconciler) Run(ctx context.Context) error {
 func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	s := r.state
 	s.signer = signerCheck{}
-	if s.below.failed {
-		s.below = below{}
+	if s.backlog.failed {
+		s.backlog = backlog{}
 	}
 	for first := true; ; first = false {
 		step := r.next()
@@ -348,14 +348,6 @@ func (r *Reconciler) stop(ctx context.Context, order *request) {
 	}
 	s.waiters = nil
 	r.flush()
-	for {
-		select {
-		case q := <-r.requests:
-			q.reply <- reply{err: errStopping}
-		default:
-			return
-		}
-	}
 }
 
 // foldInbox takes what arrived. A Document is loaded; an invalid one touches nothing.
@@ -392,10 +384,10 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 		start := time.Now()
 		s.declared.config, s.declared.violations = r.opt.Rules.Load(doc.Input(r.opt.Instance))
 		s.phase("load", time.Since(start))
-		s.over("refused")
+		s.endRepeat("refused")
 	}
 	if c := s.declared.config; c != nil {
-		s.over("invalid")
+		s.endRepeat("invalid")
 		s.noteBroken(c.Parameters, nil)
 		if before.config == nil || !s.same(before.config.Parameters, c.Parameters) {
 			s.retryNow(stages...) // it may be the fix of what waits for its time

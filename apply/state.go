@@ -50,12 +50,12 @@ type history struct {
 	behind        error
 	repairs       []record.Repair
 
-	listed listed
-	below  below
+	summary summary
+	backlog backlog
 }
 
-// listed is what a listing says of the records up to head.
-type listed struct {
+// summary is what a listing says of the records up to head.
+type summary struct {
 	at       position
 	active   int    // applied records within the default page
 	previous string // the target of a rollback without one
@@ -64,8 +64,8 @@ type listed struct {
 	reported string
 }
 
-// below is what lies between the applied record and the head.
-type below struct {
+// backlog is what lies between the applied record and the head.
+type backlog struct {
 	at         position
 	candidates []record.Row // newest first
 	whole      bool         // all candidates could be read
@@ -210,7 +210,7 @@ type rejection struct {
 func newState(opt *Options, now time.Time) *State {
 	return &State{
 		opt: opt, started: now, disk: diskState{writable: true}, faults: faults{},
-		report: report{shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
+		report: report{attempts: []Attempt{}, shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
 	}
 }
 
@@ -225,6 +225,11 @@ func (s *State) isSettled() bool {
 	return s.head != nil && s.applied != nil && s.head.Commit == s.applied.Commit
 }
 
+// isCandidateOpen reports whether the head is a candidate that is not settled.
+func (s *State) isCandidateOpen() bool {
+	return s.head != nil && s.head.Kind.Candidate() && !s.isSettled()
+}
+
 // isVerified reports whether the engine was read to run the candidate at the head.
 func (s *State) isVerified() bool {
 	return s.pending != nil && s.pending.verified && s.head != nil && s.pending.id == s.head.ID
@@ -236,7 +241,7 @@ func (s *State) isVerified() bool {
 func (s *State) isRecording(step Step) bool {
 	p := s.pending
 	switch step.Kind {
-	case Confirm, Recheck, Reject, Revert, ListBelow:
+	case Confirm, Recheck, Reject, Revert, ListBacklog:
 		return true
 	case ReadEngine, Assert, AcceptHead:
 		return p != nil && (p.owed || p.doubted != nil || p.rejection != nil)
@@ -246,7 +251,7 @@ func (s *State) isRecording(step Step) bool {
 
 // openRollback returns the id of the rollback at the head that is not settled, or "".
 func (s *State) openRollback() string {
-	if s.head == nil || s.applied == nil || s.head.Kind != record.KindRollback || s.isSettled() {
+	if !s.isCandidateOpen() || s.head.Kind != record.KindRollback {
 		return ""
 	}
 	return s.head.ID

@@ -17,15 +17,12 @@ func View(s *State, now time.Time) *Status {
 	declared := s.opt.Rules.Schema()
 	v := &Status{
 		Environment: s.opt.Rules.Environment(), Instance: s.opt.Instance, Schema: SchemaStatus{declared.File(), declared.Digest()},
-		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.listed.active,
+		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.summary.active,
 		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
 		Attempts: s.report.attempts, Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
 		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]record.Repair{}, s.repairs...),
 		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),
 		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
-	}
-	if v.Attempts == nil {
-		v.Attempts = []Attempt{} // for JSON
 	}
 	if a := s.report.last(); a != nil {
 		copied := *a
@@ -117,10 +114,10 @@ func (s *State) viewRunning() Running {
 func (s *State) inSync(v *Status) bool {
 	c, e := s.declared.config, &s.engine
 	if s.opt.Observe {
-		return e.reachable && c != nil && v.Seen.Revision == s.declared.doc.Revision() && !s.holds(v.Held, c) && s.runs(e.reading, c.Parameters)
+		return e.reachable && c != nil && v.Seen.Revision == s.declared.doc.Revision() && !s.holds(v.Held, c) && s.runsAll(e.reading, c.Parameters)
 	}
 	a := v.Attempted
-	return s.isSettled() && e.reachable && !e.several && !s.isRival() && s.runs(e.reading, s.applied.Config) &&
+	return s.isSettled() && e.reachable && !e.several && !s.isRival() && s.runsAll(e.reading, s.applied.Config) &&
 		(v.Held == nil || !v.Held.Paused) && v.Drift == nil && c != nil && s.same(c.Parameters, s.applied.Config) &&
 		a != nil && a.Revision == v.Seen.Revision && (a.Outcome == record.Applied || a.Outcome == record.Unchanged)
 }
@@ -142,7 +139,7 @@ func (s *State) unready() string {
 		return ""
 	case s.applied == nil:
 		return "nothing was applied yet"
-	case s.agrees(e.reading, s.applied.Config),
+	case s.runsKnown(e.reading, s.applied.Config),
 		s.pending != nil && s.pending.verified, // it runs what only the disk has yet to confirm
 		s.drift.now != nil && s.isSettled() && s.opt.Drift == DriftReport:
 		return ""
