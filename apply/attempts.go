@@ -170,7 +170,6 @@ func (s *State) attemptUnchanged() {
 	s.succeeded("transaction")
 }
 
-// attemptPending notes a candidate that is committed.
 func (s *State) attemptPending(rec *record.Record) {
 	a := Attempt{Outcome: record.Pending, SnapshotID: rec.ID, Changes: rec.Changes, Reason: "on record, not yet applied"}
 	if rec.Kind == record.KindChange {

@@ -118,7 +118,6 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 	}
 }
 
-// answer answers the order.
 func (s *State) answer(res Result, err error) {
 	s.reply(s.order, res, err)
 	s.order = nil
@@ -139,7 +138,6 @@ func (s *State) foldJoin(id string) {
 	}
 }
 
-// foldPurpose folds what a reading means for what it was about.
 func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 	p := s.pending
 	switch what {
@@ -350,7 +348,6 @@ func (r *Reconciler) unmark(ctx context.Context) {
 	}
 }
 
-// doAssert brings the engine to a recorded state.
 func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 	s, e := r.state, &r.state.engine
 	wasDrift := step.For == forApplied && s.isSettled() && (e.reread || e.several || !s.isOwnDoing(step.Target, time.Now()))
@@ -380,7 +377,6 @@ func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 	}
 }
 
-// checkSigner asks the source whether it trusts a revision now.
 func (r *Reconciler) checkSigner(step Step) {
 	s := r.state
 	why, err := r.opt.Source.CheckSigner(step.Source)
@@ -412,7 +408,6 @@ func (r *Reconciler) commit(ctx context.Context, rec record.Record, st stage, fa
 	return snap, err
 }
 
-// doCommit makes a record the candidate.
 func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	s, before, start := r.state, r.state.head, time.Now()
 	wasSettled, old := s.isSettled(), s.pending
@@ -467,7 +462,6 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	s.await(snap.ID)
 }
 
-// doRevert ends the candidate: rejected, or superseded.
 func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	s, candidate, pending, start := r.state, r.state.head, r.state.pending, time.Now()
 	rejected := step.Record.OutcomeOf.Outcome == record.Rejected
@@ -502,7 +496,6 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	r.answerHold(step, snap, err)
 }
 
-// doNote records the beginning or the end of a hold or a pause.
 func (r *Reconciler) doNote(ctx context.Context, step Step) {
 	s, before, wasSettled := r.state, r.state.head, r.state.isSettled()
 	snap, err := r.commit(ctx, step.Record, stageCommit, "the hold cannot be recorded")

@@ -12,7 +12,6 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// errSeveral is what is reported of several engines behind one socket.
 var errSeveral = newProblem("readings on fresh connections disagree: there are several engines behind one socket",
 	"run the server with one worker (--workers 1): each worker has a configuration of its own, and a change reaches whichever answers")
 
@@ -28,7 +27,6 @@ const (
 	contested = 3
 )
 
-// driftState is what is known of drift.
 type driftState struct {
 	now     *Drift     // nil for none
 	last    *LastDrift // also of earlier processes; nil for none
@@ -63,13 +61,11 @@ func (c *contest) isSoon(interval time.Duration, now time.Time) bool {
 	return !c.corrected.IsZero() && now.Sub(c.corrected) < 3*interval+2*c.wait(interval)
 }
 
-// nextCorrection returns when drift may be corrected.
 func (s *State) nextCorrection() time.Time {
 	c := &s.drift.contest
 	return c.corrected.Add(c.wait(s.opt.DriftInterval))
 }
 
-// mayCorrect reports whether drift may be corrected now.
 func (s *State) mayCorrect(now time.Time) bool {
 	return s.drift.contest.isUrgent || s.engine.returned || s.engine.several || !now.Before(s.nextCorrection())
 }
@@ -110,7 +106,6 @@ func (s *State) endDrift(now time.Time) {
 	s.drift.now = nil
 }
 
-// foldDrift notes what the engine runs instead of target, and counts it when it is new.
 func (s *State) foldDrift(target *record.Record, now time.Time) {
 	e, d := &s.engine, &s.drift
 	e.noted = true
@@ -153,7 +148,6 @@ func (s *State) noteLastDrift(last *LastDrift) {
 	s.drift.last, s.drift.unsaved = last, true
 }
 
-// loadLastDrift reads the last drift of earlier processes.
 func (s *State) loadLastDrift() {
 	last := new(LastDrift)
 	if text := s.opt.Store.Fact(lastDriftFact); text != nil && json.Unmarshal(text, last) == nil {
@@ -161,7 +155,6 @@ func (s *State) loadLastDrift() {
 	}
 }
 
-// contestProblem says that something else keeps changing the engine.
 func (s *State) contestProblem() *problem.Error {
 	c := &s.drift.contest
 	hint := "look for another agent on this socket, a script or a person: one engine has one agent"
@@ -172,7 +165,6 @@ func (s *State) contestProblem() *problem.Error {
 	return newProblem(fmt.Sprintf("something else keeps changing the engine: it was brought back %d times in a row and changed again soon after each", c.corrections), hint)
 }
 
-// driftProblem says what drifted, for the status.
 func (s *State) driftProblem() *problem.Error {
 	d := s.drift.now
 	if s.drift.contest.rounds < contested {

@@ -23,7 +23,6 @@ func isGone(err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
-// read asks the engine what it runs, and folds the result.
 func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 	r.stamp.Store(time.Now().UnixNano())
 	call, done := r.calls.begin(ctx, r.state.pending == nil && r.state.isSettled())
@@ -197,7 +196,6 @@ func (s *State) foldBounds() {
 	}
 }
 
-// sendRecord sends the parameters of a record to the engine in one batch.
 func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Answer {
 	r.publish() // the engine may take its time
 	r.stamp.Store(time.Now().UnixNano())

@@ -83,7 +83,6 @@ func (r *Reconciler) flush() {
 	}
 }
 
-// count keeps the metrics.
 func count(m Metrics, e *Event) {
 	switch e.Type {
 	case EventOutcome:

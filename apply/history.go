@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,6 @@ func (s *State) reported() string {
 	return strings.Join(slices.DeleteFunc(s.opt.Rules.Names(), func(name string) bool { return !s.engine.reading.Knows(name) }), ",")
 }
 
-// summarize lists what the status says of the history.
 func (r *Reconciler) summarize(ctx context.Context) {
 	s := r.state
 	l := summary{at: s.position(), reported: s.reported()}
@@ -94,9 +94,33 @@ func (r *Reconciler) summarize(ctx context.Context) {
 	s.summary = l
 }
 
-// complete completes a record with values from the history, see State.complete.
+// complete returns what a record means as the target of a rollback: with a value for
+// each managed parameter that the record lacks. That is the schema's default, or else
+// what the engine ran before the parameter was set. What was never applied is left out
+// for an engine that does not know the parameter.
 func (r *Reconciler) complete(ctx context.Context, rec *record.Record) schema.Parameters {
-	return r.state.complete(rec, func(name string) schema.Value { return r.valueBefore(ctx, name) })
+	s := r.state
+	p := s.opt.Rules.Complete(s.known(rec.Config))
+	for _, now := range []*record.Record{s.head, s.applied} {
+		if now == nil {
+			continue
+		}
+		for _, name := range s.known(now.Config).Names() {
+			if p.Get(name).IsZero() {
+				value := s.opt.Rules.Parameter(name).Default
+				if value.IsZero() {
+					value = r.valueBefore(ctx, name)
+				}
+				p = p.With(name, value)
+			}
+		}
+	}
+	for _, name := range p.Names() {
+		if s.engine.known && !s.engine.reading.Knows(name) && !s.has(rec, name) && !s.has(s.applied, name) {
+			p = p.With(name, schema.Value{})
+		}
+	}
+	return p
 }
 
 // valueBefore returns what the engine ran before the newest records began to set a
@@ -105,7 +129,7 @@ func (r *Reconciler) complete(ctx context.Context, rec *record.Record) schema.Pa
 func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
 	s := r.state
 	for row, err := range r.rows(ctx) {
-		if err != nil || s.valueIn(&row.Config, name).IsZero() {
+		if err != nil || !s.has(&row.Record, name) {
 			break
 		}
 		if before := s.valueIn(row.Before, name); !before.IsZero() || row.Outcome != record.Superseded {
@@ -185,29 +209,22 @@ func (s *State) restored(rec *record.Record) *record.Record {
 	back := *rec
 	for _, name := range s.opt.Rules.Names() {
 		runs := s.engine.reading.Parameters.Get(name)
-		if runs.IsZero() || !s.valueIn(&rec.Config, name).IsZero() {
+		if runs.IsZero() || s.has(rec, name) {
 			continue
 		}
 		if s.isBacklogStale() {
 			return nil
 		}
 		var before schema.Value
-		taken := false
+		isTaken := false
 		for _, c := range slices.Backward(s.backlog.candidates) { // the oldest that was sent knows what ran before all of them
-			v := s.valueIn(&c.Config, name)
-			if v.IsZero() {
-				continue
+			if s.has(&c.Record, name) {
+				before = cmp.Or(before, s.valueIn(c.Before, name))
+				isTaken = isTaken || s.valueIn(&c.Config, name).Equal(runs)
 			}
-			if before.IsZero() {
-				before = s.valueIn(c.Before, name)
-			}
-			taken = taken || v.Equal(runs)
 		}
-		if before.IsZero() {
-			before = s.opt.Rules.Parameter(name).Default
-		}
-		if taken {
-			back.Config = back.Config.With(name, before)
+		if isTaken {
+			back.Config = back.Config.With(name, cmp.Or(before, s.opt.Rules.Parameter(name).Default))
 		}
 	}
 	return &back

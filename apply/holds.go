@@ -52,7 +52,6 @@ func without(entries []record.Entry, ended func(record.Entry) bool) []record.Ent
 	return slices.DeleteFunc(slices.Clone(entries), ended)
 }
 
-// textsOf returns the entries as text.
 func textsOf(entries []record.Entry) (texts []string) {
 	for i := range entries {
 		texts = append(texts, entries[i].String())

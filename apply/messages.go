@@ -129,7 +129,6 @@ func pendingText(id string) string {
 	return "not yet looked at, for the agent waits for the engine or the disk; it is on no record: it goes on while this agent runs, and must be given again after a restart"
 }
 
-// appliedText returns what an applied candidate changed, and what it holds.
 func (s *State) appliedText(rec *record.Record) string {
 	text := changesText(rec.Changes)
 	if text == "" && rec.Before != nil { // of what is applied; a candidate may have run
@@ -161,7 +160,6 @@ func sourceAttrs(rec *record.Record) []any {
 	return []any{"revision", rec.Source.Revision, "subject", rec.Source.Subject}
 }
 
-// changesText returns changes on one line.
 func changesText(changes []schema.Change) string {
 	texts := make([]string, len(changes))
 	for i, c := range changes {

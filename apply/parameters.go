@@ -67,6 +67,11 @@ func (r *rules) valueIn(p *schema.Parameters, name string) (v schema.Value) {
 	return v
 }
 
+// has reports whether rec, which may be nil, has a value of a parameter.
+func (r *rules) has(rec *record.Record, name string) bool {
+	return rec != nil && !r.valueIn(&rec.Config, name).IsZero()
+}
+
 // same reports whether p and q are the same under the schema of today.
 func (r *rules) same(p, q schema.Parameters) bool { return r.known(p).Equal(r.known(q)) }
 
@@ -99,12 +104,7 @@ func (s *State) managed(reading api.Reading) schema.Parameters {
 // sets reports whether the newest record, the applied one or the source sets the
 // parameter.
 func (s *State) sets(name string) bool {
-	for _, rec := range []*record.Record{s.head, s.applied} {
-		if rec != nil && !s.valueIn(&rec.Config, name).IsZero() {
-			return true
-		}
-	}
-	return s.declared.config != nil && !s.declared.config.Parameters.Get(name).IsZero()
+	return s.has(s.head, name) || s.has(s.applied, name) || s.declared.config != nil && !s.declared.config.Parameters.Get(name).IsZero()
 }
 
 // unknownToEngine lists the parameters of p that the engine does not report, or
@@ -146,36 +146,6 @@ func (s *State) unknownProblem(names []string) *problem.Error {
 	return newProblem("the engine does not know "+list, "upgrade the engine, or "+remove+"; nothing is sent until then")
 }
 
-// complete returns what a record means as the target of a rollback: with a value for
-// each managed parameter that the record lacks. That is the schema's default, or else
-// what the engine ran before the parameter was set, as before finds it in the history.
-// What was never applied is left out for an engine that does not know the parameter.
-func (s *State) complete(rec *record.Record, before func(name string) schema.Value) schema.Parameters {
-	p := s.opt.Rules.Complete(s.known(rec.Config))
-	for _, now := range []*record.Record{s.head, s.applied} {
-		if now == nil {
-			continue
-		}
-		for _, name := range s.known(now.Config).Names() {
-			if p.Get(name).IsZero() {
-				value := s.opt.Rules.Parameter(name).Default
-				if value.IsZero() {
-					value = before(name)
-				}
-				p = p.With(name, value)
-			}
-		}
-	}
-	for _, name := range p.Names() {
-		unknown := s.engine.known && !s.engine.reading.Knows(name)
-		if unknown && s.valueIn(&rec.Config, name).IsZero() && (s.applied == nil || s.valueIn(&s.applied.Config, name).IsZero()) {
-			p = p.With(name, schema.Value{})
-		}
-	}
-	return p
-}
-
-// valid reports whether p is valid under the present rules.
 func (r *rules) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
 
 // check lists the rules that p breaks, with the default of each parameter that it lacks.

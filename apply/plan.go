@@ -59,7 +59,6 @@ func (s *State) planRest(now time.Time) Step {
 	return Step{Until: s.wake(now)}
 }
 
-// wake returns when something may be due.
 func (s *State) wake(now time.Time) time.Time {
 	wake := now.Add(heartbeat)
 	at := func(t time.Time) {
@@ -250,7 +249,6 @@ func (s *State) compareDue(now time.Time) bool {
 	return e.reachable && !s.isRival() && e.peer != e.reading.Peer && !now.Before(e.retryAt)
 }
 
-// planCandidate plans the next step of the candidate at the head.
 func (s *State) planCandidate(now time.Time) Step {
 	p, e, head := s.pending, &s.engine, s.head
 	switch {
@@ -399,7 +397,6 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	return s.planCommit(s.superseding(s.changeRecord()), now), true
 }
 
-// planWithdrawal plans to end the candidate as superseded.
 func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) Step {
 	if !s.ready(stageRevert, now) {
 		return Step{}
@@ -412,24 +409,22 @@ func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) 
 func (s *State) planUnknownParameters(now time.Time) Step {
 	e, p, head := &s.engine, s.pending, s.head
 	isRollback := head.Kind == record.KindRollback
-	if !e.unchecked && (p.unknown || !isRollback) {
-		if step := s.readIfDue(forUnknown, now); step.Kind != Wait {
-			return step
-		}
-	} else if !isRollback {
-		if step := s.planKeepApplied(false, now); step.Kind != Wait {
-			return step
-		}
-	} else if !s.runsKnown(e.reading, head.Config) && s.ready(stageAssert, now) {
-		return Step{Kind: Assert, Target: head, For: forUnknown}
-	} else if p.unknown {
-		return Step{Kind: Leave}
+	var step Step
+	switch {
+	case !e.unchecked && (p.unknown || !isRollback):
+		step = s.readIfDue(forUnknown, now)
+	case !isRollback:
+		step = s.planKeepApplied(false, now)
+	case !s.runsKnown(e.reading, head.Config) && s.ready(stageAssert, now):
+		step = Step{Kind: Assert, Target: head, For: forUnknown}
+	case p.unknown:
+		step = Step{Kind: Leave}
 	}
 	isAwaited := slices.ContainsFunc(s.waiters, func(q *request) bool { return q.id == head.ID })
-	if !p.unknown || isAwaited {
+	if step.Kind == Wait && (!p.unknown || isAwaited) {
 		return Step{Kind: ReportUnknown}
 	}
-	return Step{}
+	return step
 }
 
 // planConfirm plans to confirm the candidate that runs. While the disk fails the engine
@@ -513,7 +508,6 @@ func (s *State) planRestore(to *record.Record, now time.Time) Step {
 	return s.planAssert(back, forHead, now)
 }
 
-// planProbation plans while the candidate runs and has yet to prove itself.
 func (s *State) planProbation(now time.Time) Step {
 	p, e := s.pending.probation, &s.engine
 	if p == nil {

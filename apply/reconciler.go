@@ -197,7 +197,6 @@ func (r *Reconciler) Latest() *Update { return r.published.Load() }
 // Stamp returns when the loop last did something, for liveness.
 func (r *Reconciler) Stamp() time.Time { return time.Unix(0, r.stamp.Load()) }
 
-// publish replaces the status.
 func (r *Reconciler) publish() {
 	s := r.state
 	s.history.total, s.history.behind = r.opt.Store.Total(), r.opt.Store.Behind()
@@ -301,7 +300,6 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	return wake
 }
 
-// next folds what arrived and plans the next step.
 func (r *Reconciler) next() Step {
 	r.foldInbox()
 	r.flush()

@@ -1,11 +1,12 @@
 package apply
 
 import (
+	"cmp"
+
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
-// changeRecord returns the record of what the source declares.
 func (s *State) changeRecord() record.Record {
 	c := s.declared.config
 	rec := record.Record{
@@ -59,7 +60,6 @@ func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record
 	return rec
 }
 
-// noteRecord returns a record that repeats the head under another hold.
 func (s *State) noteRecord(hold *record.Hold, why string) record.Record {
 	rec := s.fill(repetition(s.head, record.KindNote, why, hold))
 	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
@@ -104,16 +104,11 @@ func (s *State) completeBefore() *schema.Parameters {
 	var before *schema.Parameters
 	for _, name := range s.known(s.head.Config).Names() {
 		v := s.engine.reading.Parameters.Get(name)
-		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.applied != nil && !s.valueIn(&s.applied.Config, name).IsZero() {
+		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.has(s.applied, name) {
 			continue
 		}
-		if before == nil {
-			before = new(schema.Parameters)
-			if s.head.Before != nil {
-				*before = *s.head.Before
-			}
-		}
-		*before = before.With(name, v)
+		completed := cmp.Or(before, s.head.Before, new(schema.Parameters)).With(name, v)
+		before = &completed
 	}
 	return before
 }

@@ -85,7 +85,6 @@ func commitOf(rec *record.Record) string {
 	return rec.Commit
 }
 
-// diskState is how the state directory is.
 type diskState struct {
 	writable bool
 	probed   time.Time
@@ -102,7 +101,6 @@ type declared struct {
 	refusal    *document.Refusal // why the source does not trust it
 }
 
-// sourceState is how the source is.
 type sourceState struct {
 	answered  bool   // it delivered a Document or an error since the start
 	next      string // revision of a Document that is in the inbox, "" for none
@@ -114,7 +112,6 @@ type sourceState struct {
 	rechecked *document.Document // the last one that it was asked to check again
 }
 
-// engineState is what is known of the engine.
 type engineState struct {
 	reading   api.Reading // the last one; valid while known
 	known     bool
@@ -200,7 +197,6 @@ type delivery struct {
 	mismatches               int
 }
 
-// A rejection is why a candidate is rejected.
 type rejection struct {
 	by     string // "engine" or "probation"
 	reason string
@@ -214,7 +210,6 @@ func newState(opt *Options, now time.Time) *State {
 	}
 }
 
-// foldStore reads what the Store has now.
 func (s *State) foldStore() {
 	st := s.opt.Store
 	s.head, s.applied, s.lost, s.retried = st.Head(), st.Applied(), st.Lost(), st.Retried()

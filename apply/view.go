@@ -245,7 +245,6 @@ func (s *State) addSource(v *Status) {
 	}
 }
 
-// observation returns what an observing agent would do.
 func (s *State) observation() *problem.Error {
 	e, d := &s.engine, &s.declared
 	waiting := newProblem("the engine was not asked yet", "")
