@@ -49,17 +49,10 @@ func (s *State) declares(revision string) bool {
 // attempted adds a new attempt, and shows it if it is about what the source declares, or
 // if the one shown is not.
 func (s *State) attempted(a Attempt) {
-	if a.At == 0 {
-		a.At = record.Unix(time.Now())
-	}
-	if a.Violations == nil {
-		a.Violations = []schema.Violation{}
-	}
+	a.At, a.Violations = record.Unix(time.Now()), append([]schema.Violation{}, a.Violations...)
 	p := &s.report
-	shown := p.last()
-	current := shown == nil || s.declares(a.Revision) || (a.Revision != "" && !s.declares(shown.Revision))
 	attempts := append([]Attempt{a}, p.attempts...)
-	if current {
+	if shown := p.last(); shown == nil || s.declares(a.Revision) || a.Revision != "" && !s.declares(shown.Revision) {
 		p.shown = 0
 	} else {
 		p.shown++
@@ -84,8 +77,7 @@ func (s *State) attempted(a Attempt) {
 
 // showPending shows the attempt at revision if it is pending: the source is back at it.
 func (s *State) showPending(revision string) {
-	i := slices.IndexFunc(s.report.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending })
-	if i >= 0 {
+	if i := slices.IndexFunc(s.report.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending }); i >= 0 {
 		s.report.shown = i
 	}
 }

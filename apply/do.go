@@ -112,7 +112,11 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 	case ReportSame:
 		s.attemptUnchanged()
 	case Join:
-		s.foldJoin(step.Of)
+		outcome := s.order.openOutcome
+		s.await(step.Of)
+		if step.Of != s.openRollback() && outcome != "" && outcome != record.Pending {
+			s.resolve(step.Of, outcome, "it was under way when this order came")
+		}
 	case Answer:
 		s.answer(step.Result, step.Err)
 	}
@@ -128,14 +132,6 @@ func (s *State) await(id string) {
 	s.order.setID(id)
 	s.waiters = append(s.waiters, s.order)
 	s.order = nil
-}
-
-func (s *State) foldJoin(id string) {
-	outcome := s.order.openOutcome
-	s.await(id)
-	if id != s.openRollback() && outcome != "" && outcome != record.Pending {
-		s.resolve(id, outcome, "it was under way when this order came")
-	}
 }
 
 func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
@@ -463,7 +459,7 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 }
 
 func (r *Reconciler) doRevert(ctx context.Context, step Step) {
-	s, candidate, pending, start := r.state, r.state.head, r.state.pending, time.Now()
+	s, candidate, start := r.state, r.state.head, time.Now()
 	rejected := step.Record.OutcomeOf.Outcome == record.Rejected
 	failure := "the candidate cannot be withdrawn on record"
 	if rejected {
@@ -477,17 +473,16 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	s.engine.due, s.engine.unchecked = true, false // the candidate may run
 	if rejected {
 		s.phase("commit", time.Since(start))
-		by := "by the engine"
-		if pending.rejection.by == byProbation {
-			by = "on probation"
+		why, text := s.pending.rejection, "rejected by the engine; going back to the last good state"
+		if why.by == byProbation {
+			text = "rejected on probation; going back to the last good state"
 		}
 		s.report.update(candidate.ID, func(a *Attempt) {
-			a.rejected, a.Reason = pending.rejection.reason, "rejected, and the engine is being brought back: "+pending.rejection.reason
+			a.rejected, a.Reason = why.reason, "rejected, and the engine is being brought back: "+why.reason
 		})
 		s.emit(Event{
-			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.rejection.by,
-			Level: slog.LevelWarn, Text: "rejected " + by + "; going back to the last good state",
-			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.rejection.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
+			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: why.by, Level: slog.LevelWarn, Text: text,
+			Attrs: append([]any{"snapshot", candidate.ID, "reason", why.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
 		})
 		return
 	}
@@ -658,7 +653,6 @@ func (r *Reconciler) doClearLost(ctx context.Context) {
 // replaced, is read again.
 func (r *Reconciler) doProbe(ctx context.Context) {
 	s, before := r.state, r.state.head
-	failedBefore := s.disk.err != nil
 	s.disk.probed = time.Now()
 	err := r.opt.Store.Probe(ctx)
 	s.foldStore()
@@ -667,16 +661,16 @@ func (r *Reconciler) doProbe(ctx context.Context) {
 		s.pending, s.asserted = nil, ""
 		s.clear(stageSend, stageProbation, stageConfirm)
 	}
-	if err == nil && (isOther || failedBefore) {
-		r.finishRest(ctx)
-	}
-	if err == nil && (!s.disk.writable || isOther) {
-		s.retryNow(stageRevert, stageCommit, stageConfirm, stageSigner) // what the disk refused may succeed now
-	}
-	s.disk.writable, s.disk.err = err == nil, err
 	if err != nil {
 		s.repeatKind(slog.LevelWarn, "probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err, "hint", diskHint(err, r.opt.StateDir))
 	} else {
+		if isOther || s.disk.err != nil {
+			r.finishRest(ctx)
+		}
+		if isOther || !s.disk.writable {
+			s.retryNow(stageRevert, stageCommit, stageConfirm, stageSigner) // what the disk refused may succeed now
+		}
 		s.endRepeat("probe")
 	}
+	s.disk.writable, s.disk.err = err == nil, err
 }

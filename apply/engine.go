@@ -84,10 +84,11 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 // it, nil if it runs neither.
 func (s *State) runningRecord() *record.Record {
 	e := &s.engine
-	for _, rec := range []*record.Record{s.applied, s.head} {
-		if e.known && rec != nil && (s.runsAll(e.reading, rec.Config) || rec == s.applied && s.runsKnown(e.reading, rec.Config)) {
-			return rec
-		}
+	switch {
+	case e.known && s.applied != nil && s.runsKnown(e.reading, s.applied.Config):
+		return s.applied
+	case e.known && s.head != nil && s.runsAll(e.reading, s.head.Config):
+		return s.head
 	}
 	return nil
 }

@@ -234,9 +234,6 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 		step.Result.SnapshotID = target.ID
 		return step
 	}
-	if !s.isSettled() {
-		rec = s.superseding(rec)
-	}
 	return Step{Kind: Commit, Record: rec}
 }
 
@@ -306,7 +303,7 @@ func (s *State) pauseOpenRollback(o *Pause, now time.Time) Step {
 // planHold plans to put a hold, or the end of one, on record. A pending change is
 // withdrawn.
 func (s *State) planHold(hold *record.Hold, why string, who record.Requester, text string) Step {
-	kind, rec := Note, s.noteRecord(hold, why)
+	kind, rec := Note, s.fill(repetition(s.head, record.KindNote, why, hold))
 	if s.isCandidateOpen() {
 		kind, rec = Revert, s.revertRecord(record.Superseded, why, hold)
 	}

@@ -205,11 +205,11 @@ func (s *State) planChange(now time.Time) Step {
 		return s.planCommit(s.changeRecord(), now)
 	}
 	if doc.Follows == commit || doc.Source.Revision == commit {
-		switch step, trusted, known := s.planSigner(doc.Source, doc.Source.Revision, now); {
-		case trusted:
-			return s.planCommit(s.changeRecord(), now)
+		switch step, known := s.planSigner(doc.Source, doc.Source.Revision, now); {
 		case !known:
 			return step
+		case s.signer.trusted:
+			return s.planCommit(s.changeRecord(), now)
 		}
 	}
 	if s.source.rechecked != doc {
@@ -218,16 +218,16 @@ func (s *State) planChange(now time.Time) Step {
 	return Step{}
 }
 
-// planSigner reports what the source said in this turn of the signer of a revision, and
-// plans to ask it. It is unknown while the signers cannot be read.
-func (s *State) planSigner(source document.Source, of string, now time.Time) (step Step, trusted, known bool) {
+// planSigner reports whether the source said in this turn if it trusts the signer of a
+// revision, and plans to ask it. It is unknown while the signers cannot be read.
+func (s *State) planSigner(source document.Source, of string, now time.Time) (step Step, known bool) {
 	switch {
 	case s.signer.of == of:
-		return Step{}, s.signer.trusted, true
+		return Step{}, true
 	case !s.ready(stageSigner, now):
-		return Step{}, false, false
+		return Step{}, false
 	}
-	return Step{Kind: CheckSigner, Source: source, Of: of}, false, false
+	return Step{Kind: CheckSigner, Source: source, Of: of}, false
 }
 
 // planCommit plans to commit a candidate. An engine that was not asked yet which values
@@ -363,12 +363,11 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	}
 	justCommitted := p.fresh && p.sends == 0 && now.Sub(p.started) < signerFresh
 	if head.Kind == record.KindChange && head.Source.Kind == "git" && !justCommitted {
-		step, trusted, known := s.planSigner(document.Source(head.Source), head.ID, now)
-		switch {
-		case known && !trusted:
-			return s.planWithdrawal("its source is not trusted any more", head.Held, now), true
+		switch step, known := s.planSigner(document.Source(head.Source), head.ID, now); {
 		case !known:
 			return step, true
+		case !s.signer.trusted:
+			return s.planWithdrawal("its source is not trusted any more", head.Held, now), true
 		}
 	}
 	if !p.fresh && !s.valid(head.Config) {
@@ -394,7 +393,7 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	case isBack:
 		return s.planWithdrawal("the source went back to what is applied", head.Held, now), true
 	}
-	return s.planCommit(s.superseding(s.changeRecord()), now), true
+	return s.planCommit(s.changeRecord(), now), true
 }
 
 func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) Step {
@@ -475,7 +474,7 @@ func (s *State) planSettlement(now time.Time) Step {
 		return Step{}
 	}
 	if s.isRefused() && c != nil && !s.same(c.Parameters, head.Config) && !s.holds(head.Held, c) {
-		if step := s.planCommit(s.superseding(s.changeRecord()), now); step.Kind != Wait {
+		if step := s.planCommit(s.changeRecord(), now); step.Kind != Wait {
 			return step
 		}
 	}

@@ -9,26 +9,19 @@ import (
 
 func (s *State) changeRecord() record.Record {
 	c := s.declared.config
-	rec := record.Record{
+	return s.fill(record.Record{
 		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
 		Source: record.Source(s.declared.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
 		Held: s.hold(),
-	}
-	return s.fill(rec)
-}
-
-// superseding returns rec, which takes the place of the head.
-func (s *State) superseding(rec record.Record) record.Record {
-	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
-	return rec
+	})
 }
 
 // candidateAgain returns the candidate at the head as a new record, with another hold or
 // requester.
 func (s *State) candidateAgain(hold *record.Hold, uid *int, who *record.Requester) record.Record {
-	rec := repetition(s.head, s.head.Kind, s.head.Description, hold)
+	rec := s.fill(repetition(s.head, s.head.Kind, s.head.Description, hold))
 	rec.RequestedBy, rec.Requester = uid, who
-	return s.superseding(s.fill(rec))
+	return rec
 }
 
 // repetition returns a record with the parameters of another one.
@@ -50,8 +43,8 @@ func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record
 			back.Config = *s.head.Before
 		}
 	}
-	rec := s.superseding(s.fill(repetition(back, record.KindRevert, reason, hold)))
-	rec.OutcomeOf.Outcome = outcome
+	rec := s.fill(repetition(back, record.KindRevert, reason, hold))
+	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: outcome}
 	if outcome == record.Rejected {
 		if rec.Errors = s.pending.rejection.errors; len(rec.Errors) == 0 {
 			rec.Errors = []string{reason}
@@ -60,18 +53,13 @@ func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record
 	return rec
 }
 
-func (s *State) noteRecord(hold *record.Hold, why string) record.Record {
-	rec := s.fill(repetition(s.head, record.KindNote, why, hold))
-	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
-		rec = s.superseding(rec)
-	}
-	return rec
-}
-
-// fill returns rec with what every record has: where it belongs, what ran before (while
-// nothing is applied: before the first candidate), and what changes against the applied
-// record.
+// fill returns rec with what every record has: where it belongs, what it takes the place
+// of, what ran before (while nothing is applied: before the first candidate), and what
+// changes against the applied record.
 func (s *State) fill(rec record.Record) record.Record {
+	if s.head != nil && !s.isSettled() {
+		rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
+	}
 	rec.Environment, rec.Instance = s.opt.Rules.Environment(), s.opt.Instance
 	rec.AgentVersion, rec.SchemaDigest = s.opt.AgentVersion, s.opt.Rules.Schema().Digest()
 	e := &s.engine

@@ -179,7 +179,7 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 		return StateStarting, newProblem("waiting for the source and the engine", "")
 	case s.lost != nil && d.violations == nil && d.refusal == nil:
 		return StateHeld, s.heldProblem(v.Held, d.config)
-	case isOpen && s.pending != nil && s.pending.probation != nil && s.pending.verified:
+	case isOpen && s.isVerified() && s.pending.probation != nil:
 		return StateProbation, s.probationProblem()
 	case isOpen:
 		return StateApplying, newProblem(head.ID+" is on its way to the engine", "")
