@@ -270,8 +270,7 @@ func (s *State) planCandidate(now time.Time) Step {
 	if p.doubted != nil {
 		return s.planDoubt(now)
 	}
-	unknown := s.unknownToEngine(head.Config)
-	if unknown != nil {
+	if s.unknownToEngine(head.Config) != nil {
 		return s.planUnknownParameters(now)
 	}
 	if !p.fresh || p.sends > 0 || !e.reachable {
@@ -279,18 +278,15 @@ func (s *State) planCandidate(now time.Time) Step {
 			return step
 		}
 	}
-	if !s.ready(stageSend, now) {
+	before := s.completeBefore()
+	isIncomplete := before != nil && p.sends == 0 && !s.retried
+	switch {
+	case !s.ready(stageSend, now), isIncomplete && !s.ready(stageCommit, now):
 		return s.planUnsent(now)
-	}
-	if before := s.completeBefore(); before != nil && p.sends == 0 && !s.retried {
-		if !s.ready(stageCommit, now) {
-			return s.planUnsent(now)
-		}
+	case isIncomplete:
 		rec := s.candidateAgain(head.Held, head.RequestedBy, head.Requester)
 		rec.Before = before
 		return Step{Kind: Recommit, Record: rec}
-	}
-	switch {
 	case p.fresh && p.sends == 0 || p.marked:
 		return Step{Kind: Send}
 	case s.retried: // whoever set the mark was cut short: this would be the third time

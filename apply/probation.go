@@ -51,18 +51,18 @@ func (s *State) onProbation() bool {
 
 // foldBegin begins the window, or begins it again because the engine was not watched.
 func (s *State) foldBegin(now time.Time) {
-	before := s.pending.probation
-	s.beginProbation(now)
+	before, p := s.pending.probation, s.newProbation(now)
+	s.pending.probation = p
 	if before == nil {
 		s.log(slog.LevelInfo, "on probation", "snapshot", s.head.ID, "window", s.opt.Probation.String(), "changes", changesText(s.head.Changes))
 		return
 	}
-	s.pending.probation.bad, s.pending.probation.why = before.bad, before.why
+	p.bad, p.why = before.bad, before.why
 	s.log(slog.LevelInfo, "the probation begins anew: the engine was not watched", "snapshot", s.head.ID, "late", now.Sub(before.next).Round(time.Millisecond).String())
 }
 
-func (s *State) beginProbation(now time.Time) {
-	s.pending.probation = &probation{until: now.Add(s.opt.Probation), peer: s.engine.reading.Peer}
+func (s *State) newProbation(now time.Time) *probation {
+	return &probation{until: now.Add(s.opt.Probation), peer: s.engine.reading.Peer}
 }
 
 func (s *State) failProbation(why string) {
@@ -100,8 +100,7 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 	if s.blocked(stageProbation) {
 		s.clear(stageProbation)
 		next := p.next
-		s.beginProbation(now) // a whole window
-		p = s.pending.probation
+		*p = *s.newProbation(now) // a whole window
 		p.next = next
 	}
 	if !health.Healthy {
