@@ -280,17 +280,9 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	if s.backlog.failed {
 		s.backlog = backlog{}
 	}
-	for first := true; ; first = false {
-		step := r.next()
-		if step.Kind == Wait {
-			wake = step.Until
-			break
-		}
-		if !first && s.order == nil && !s.isRecording(step) && (r.stopping.Load() || r.calls.isAwaited()) {
-			break // it goes on behind the order
-		}
-		r.do(ctx, step)
-	}
+	wake = r.advance(ctx, func(step Step, isFirst bool) bool {
+		return isFirst || s.order != nil || s.isRecording(step) || !r.stopping.Load() && !r.calls.isAwaited()
+	})
 	s.foldBounds()
 	r.publish()
 	r.flush()
@@ -300,13 +292,21 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	return wake
 }
 
-func (r *Reconciler) next() Step {
-	r.foldInbox()
-	r.flush()
-	now := time.Now()
-	r.stamp.Store(now.UnixNano())
-	r.state.refresh(now)
-	return Plan(r.state, now)
+// advance does the planned steps until one is to wait, or is not to begin now. It returns
+// until when to wait.
+func (r *Reconciler) advance(ctx context.Context, mayBegin func(step Step, isFirst bool) bool) (wake time.Time) {
+	for isFirst := true; ; isFirst = false {
+		r.foldInbox()
+		r.flush()
+		now := time.Now()
+		r.stamp.Store(now.UnixNano())
+		r.state.refresh(now)
+		step := Plan(r.state, now)
+		if step.Kind == Wait || !mayBegin(step, isFirst) {
+			return step.Until
+		}
+		r.do(ctx, step)
+	}
 }
 
 // take begins an order. The step that was next, and what the engine has responded, go
@@ -315,13 +315,7 @@ func (r *Reconciler) take(ctx context.Context, order *request) {
 	s := r.state
 	order.open = cmp.Or(order.open, s.openRollback())
 	s.signer = signerCheck{}
-	for first := true; ; first = false {
-		step := r.next()
-		if step.Kind == Wait || step.Kind.isRest() || !first && !s.isRecording(step) {
-			break
-		}
-		r.do(ctx, step)
-	}
+	r.advance(ctx, func(step Step, isFirst bool) bool { return !step.Kind.isRest() && (isFirst || s.isRecording(step)) })
 	r.calls.wait(-1) // from here on its own calls have their time
 	if order.ctx.Err() != nil {
 		s.reply(order, Result{}, order.forgotten())

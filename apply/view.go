@@ -69,12 +69,9 @@ func (s *State) viewChecks() Checks {
 
 func (s *State) viewSource() SourceStatus {
 	src := &s.source
-	v := SourceStatus{Kind: s.opt.SourceKind, Location: s.opt.SourceLocation, Mode: src.mode, LastError: errorText(src.err), Hint: problem.Hint(src.err)}
-	if !src.lastGood.IsZero() {
-		v.LastRead = record.Unix(src.lastGood)
-	}
-	if !src.lost.IsZero() {
-		v.FailingSince = record.Unix(src.lost)
+	v := SourceStatus{
+		Kind: s.opt.SourceKind, Location: s.opt.SourceLocation, Mode: src.mode, LastRead: unixOrNever(src.lastGood),
+		LastError: errorText(src.err), Hint: problem.Hint(src.err), FailingSince: unixOrNever(src.lost),
 	}
 	if doc := s.declared.doc; doc != nil {
 		v.Revision, v.Origin = doc.Revision(), originOf(doc.Source)
@@ -84,14 +81,21 @@ func (s *State) viewSource() SourceStatus {
 
 func (s *State) viewEngine() EngineStatus {
 	e := &s.engine
-	v := EngineStatus{Socket: s.opt.Socket, Reachable: e.reachable, LastError: errorText(e.err), Hint: problem.Hint(e.err), Differences: append([]string{}, e.differences...)}
-	if e.known {
-		v.Environment, v.LastRead = e.reading.Environment, record.Unix(e.at)
+	v := EngineStatus{
+		Socket: s.opt.Socket, Reachable: e.reachable, Environment: e.reading.Environment, LastRead: unixOrNever(e.at),
+		LastError: errorText(e.err), Hint: problem.Hint(e.err), FailingSince: unixOrNever(e.lost), Differences: append([]string{}, e.differences...),
 	}
 	if !e.lost.IsZero() {
-		v.FailingSince, v.Word = record.Unix(e.lost), engineWord(e.err)
+		v.Word = engineWord(e.err)
 	}
 	return v
+}
+
+func unixOrNever(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return record.Unix(t)
 }
 
 // viewRunning returns the record of what the engine was last read to run.
