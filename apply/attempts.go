@@ -187,10 +187,10 @@ func (s *State) finish(id string, outcome record.Outcome, reason string) (isNew 
 // resolve answers the callers that wait for record id.
 func (s *State) resolve(id string, outcome record.Outcome, reason string) {
 	s.waiters = slices.DeleteFunc(s.waiters, func(q *request) bool {
-		if q.id == id {
+		if q.id() == id {
 			s.reply(q, Result{Outcome: outcome, SnapshotID: id, Text: reason}, nil)
 		}
-		return q.id == id
+		return q.id() == id
 	})
 }
 

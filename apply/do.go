@@ -129,7 +129,7 @@ func (s *State) answer(res Result, err error) {
 
 // await makes the caller of the order wait for record id.
 func (s *State) await(id string) {
-	s.order.setID(id)
+	s.order.record.Store(id)
 	s.waiters = append(s.waiters, s.order)
 	s.order = nil
 }
@@ -430,8 +430,8 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 			p.rejection, p.broken, p.sentTo = old.rejection, old.broken, old.sentTo
 		}
 		for _, w := range s.waiters {
-			if w.id == before.ID {
-				w.setID(snap.ID)
+			if w.id() == before.ID {
+				w.record.Store(snap.ID)
 			}
 		}
 	}

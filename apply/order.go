@@ -69,9 +69,9 @@ type request struct {
 	Order
 	ctx   context.Context // of the caller, who gives up at its end
 	reply chan reply      // capacity 1
-	id    string          // the rollback's record, once it is committed or joined
-	// recorded is id, for the caller that gives up waiting.
-	recorded atomic.Value
+	// record is the id of the rollback's record, once it is committed or joined. The
+	// caller that gives up waiting reads it as well.
+	record atomic.Value
 
 	// open is the rollback that was under way when the order was given, or "".
 	open string
@@ -96,9 +96,10 @@ type reply struct {
 	err error
 }
 
-func (q *request) setID(id string) {
-	q.id = id
-	q.recorded.Store(id)
+// id returns the id of the rollback's record, "" while there is none.
+func (q *request) id() string {
+	id, _ := q.record.Load().(string)
+	return id
 }
 
 // forgotten returns the error for a caller that gave up before the order was begun.
@@ -133,7 +134,7 @@ func (r *Reconciler) Do(ctx context.Context, order Order) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		id, _ := q.recorded.Load().(string)
+		id := q.id()
 		return unsettled(r.Status().Attempts, id, pendingText(id)), nil
 	}
 }

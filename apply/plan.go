@@ -415,7 +415,7 @@ func (s *State) planUnknownParameters(now time.Time) Step {
 	case p.unknown:
 		step = Step{Kind: Leave}
 	}
-	isAwaited := slices.ContainsFunc(s.waiters, func(q *request) bool { return q.id == head.ID })
+	isAwaited := slices.ContainsFunc(s.waiters, func(q *request) bool { return q.id() == head.ID })
 	if step.Kind == Wait && (!p.unknown || isAwaited) {
 		return Step{Kind: ReportUnknown}
 	}

@@ -336,7 +336,7 @@ func (r *Reconciler) stop(ctx context.Context, order *request) {
 		s.reply(order, Result{}, errStopping)
 	}
 	for _, q := range s.waiters {
-		s.reply(q, unsettled(s.report.attempts, q.id, "the agent is stopping; the rollback is on record and goes on at its next start"), nil)
+		s.reply(q, unsettled(s.report.attempts, q.id(), "the agent is stopping; the rollback is on record and goes on at its next start"), nil)
 	}
 	s.waiters = nil
 	r.flush()
