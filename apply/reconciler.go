@@ -135,7 +135,7 @@ func (u *Update) Next() *Update {
 // New makes a Reconciler. It does nothing until Run.
 func New(opt Options) *Reconciler {
 	r := &Reconciler{
-		opt: opt, log: &repeater{opt.Logger, map[string]repetitions{}},
+		opt: opt, log: &repeater{opt.Logger, map[string]repetition{}},
 		kick: make(chan struct{}, 1), requests: make(chan *request), ended: make(chan struct{}),
 	}
 	now := time.Now()

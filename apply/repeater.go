@@ -12,10 +12,10 @@ import (
 // goroutine.
 type repeater struct {
 	*slog.Logger
-	last map[string]repetitions
+	last map[string]repetition
 }
 
-type repetitions struct {
+type repetition struct {
 	same  string
 	count int
 	at    time.Time
@@ -38,7 +38,7 @@ func (p *repeater) event(e *Event) {
 	}
 	seen := p.last[e.Key]
 	if seen.same != e.Same || e.Type != EventLine && e.At.Sub(seen.at) > occasional {
-		seen = repetitions{same: e.Same}
+		seen = repetition{same: e.Same}
 	}
 	seen.count++
 	seen.at = e.At
