@@ -50,30 +50,41 @@ type history struct {
 	behind        error
 	repairs       []record.Repair
 
-	listed listed
-	below  below
+	summary summary
+	backlog backlog
 }
 
-// listed is what a listing says of the records up to head.
-type listed struct {
-	head, applied string // commits that it is about
-	active        int    // applied records within the default page
-	previous      string // the target of a rollback without one
+// summary is what a listing says of the records up to head.
+type summary struct {
+	at       position
+	active   int    // applied records within the default page
+	previous string // the target of a rollback without one
 	// reported are the parameters that the engine reported then. The target depends on
 	// them.
 	reported string
 }
 
-// below is what lies between the applied record and the head.
-type below struct {
-	head, applied string       // commits that it is about
-	candidates    []record.Row // newest first
-	whole         bool         // all candidates could be read
-	held          *record.Hold // in force before the rollbacks at the head
-	failed        bool         // not all could be read: it is listed again in the next turn
+// backlog is what lies between the applied record and the head.
+type backlog struct {
+	at         position
+	candidates []record.Row // newest first
+	whole      bool         // all candidates could be read
+	held       *record.Hold // in force before the rollbacks at the head
+	failed     bool         // not all could be read: it is listed again in the next turn
 }
 
-// diskState is how the state directory is.
+// A position has the commits of the head and of the applied record, "" for none.
+type position struct{ head, applied string }
+
+func (h *history) position() position { return position{commitOf(h.head), commitOf(h.applied)} }
+
+func commitOf(rec *record.Record) string {
+	if rec == nil {
+		return ""
+	}
+	return rec.Commit
+}
+
 type diskState struct {
 	writable bool
 	probed   time.Time
@@ -90,7 +101,6 @@ type declared struct {
 	refusal    *document.Refusal // why the source does not trust it
 }
 
-// sourceState is how the source is.
 type sourceState struct {
 	answered  bool   // it delivered a Document or an error since the start
 	next      string // revision of a Document that is in the inbox, "" for none
@@ -102,7 +112,6 @@ type sourceState struct {
 	rechecked *document.Document // the last one that it was asked to check again
 }
 
-// engineState is what is known of the engine.
 type engineState struct {
 	reading   api.Reading // the last one; valid while known
 	known     bool
@@ -188,7 +197,6 @@ type delivery struct {
 	mismatches               int
 }
 
-// A rejection is why a candidate is rejected.
 type rejection struct {
 	by     string // "engine" or "probation"
 	reason string
@@ -198,11 +206,10 @@ type rejection struct {
 func newState(opt *Options, now time.Time) *State {
 	return &State{
 		opt: opt, started: now, disk: diskState{writable: true}, faults: faults{},
-		report: report{shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
+		report: report{attempts: []Attempt{}, shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
 	}
 }
 
-// foldStore reads what the Store has now.
 func (s *State) foldStore() {
 	st := s.opt.Store
 	s.head, s.applied, s.lost, s.retried = st.Head(), st.Applied(), st.Lost(), st.Retried()
@@ -211,6 +218,11 @@ func (s *State) foldStore() {
 // isSettled reports whether no candidate, revert or note waits to be confirmed.
 func (s *State) isSettled() bool {
 	return s.head != nil && s.applied != nil && s.head.Commit == s.applied.Commit
+}
+
+// isCandidateOpen reports whether the head is a candidate that is not settled.
+func (s *State) isCandidateOpen() bool {
+	return s.head != nil && s.head.Kind.Candidate() && !s.isSettled()
 }
 
 // isVerified reports whether the engine was read to run the candidate at the head.
@@ -224,7 +236,7 @@ func (s *State) isVerified() bool {
 func (s *State) isRecording(step Step) bool {
 	p := s.pending
 	switch step.Kind {
-	case Confirm, Recheck, Reject, Revert, ListBelow:
+	case Confirm, Recheck, Reject, Revert, ListBacklog:
 		return true
 	case ReadEngine, Assert, AcceptHead:
 		return p != nil && (p.owed || p.doubted != nil || p.rejection != nil)
@@ -234,7 +246,7 @@ func (s *State) isRecording(step Step) bool {
 
 // openRollback returns the id of the rollback at the head that is not settled, or "".
 func (s *State) openRollback() string {
-	if s.head == nil || s.applied == nil || s.head.Kind != record.KindRollback || s.isSettled() {
+	if !s.isCandidateOpen() || s.head.Kind != record.KindRollback {
 		return ""
 	}
 	return s.head.ID
