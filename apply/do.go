@@ -3,10 +3,10 @@ package apply
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -74,14 +74,16 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		r.listBacklog(ctx)
 	case Summarize:
 		r.summarize(ctx)
-	case SaveDrift:
-		text, err := json.Marshal(s.drift.last)
-		if err = errors.Join(err, r.opt.Store.SetFact(ctx, lastDriftFact, text)); err != nil {
-			s.repeat(slog.LevelWarn, "fact", "the last drift cannot be recorded", "error", err)
-			s.drift.saveAt = now.Add(probeEvery)
-			s.disk.probed = time.Time{} // the directory may be another
+	case SaveFacts:
+		for _, name := range slices.Sorted(maps.Keys(s.facts.values)) {
+			if err := r.opt.Store.SetFact(ctx, name, s.facts.values[name]); err != nil {
+				s.repeat(slog.LevelWarn, "fact", "fact not recorded", "fact", name, "error", err)
+				s.facts.next = now.Add(probeEvery)
+				s.disk.probed = time.Time{} // the directory may be another
+				break
+			}
+			delete(s.facts.values, name)
 		}
-		s.drift.unsaved = err != nil
 	case Adopt:
 		s.pending = &pending{id: s.head.ID, started: now}
 		s.recovered = true

@@ -30,8 +30,6 @@ const (
 type driftState struct {
 	now     *Drift     // nil for none
 	last    *LastDrift // also of earlier processes; nil for none
-	unsaved bool       // last is not on record yet
-	saveAt  time.Time  // when to try to record it
 	contest contest
 }
 
@@ -145,7 +143,9 @@ const lastDriftFact = "last-drift"
 
 func (s *State) noteLastDrift(last *LastDrift) {
 	last.Differences = last.Differences[:min(len(last.Differences), 16)] // a fact is at most 4 KiB
-	s.drift.last, s.drift.unsaved = last, true
+	s.drift.last = last
+	text, _ := json.Marshal(last) // of strings and numbers
+	s.facts.keep(lastDriftFact, text)
 }
 
 func (s *State) loadLastDrift() {

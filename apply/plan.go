@@ -51,8 +51,8 @@ func (s *State) planRest(now time.Time) Step {
 		return Step{Kind: Probe}
 	case s.applied != nil && (s.summary.at != s.position() || s.summary.reported != s.reported()):
 		return Step{Kind: Summarize}
-	case s.drift.unsaved && !now.Before(s.drift.saveAt):
-		return Step{Kind: SaveDrift}
+	case len(s.facts.values) > 0 && !now.Before(s.facts.next):
+		return Step{Kind: SaveFacts}
 	case s.compareDue(now):
 		return Step{Kind: CompareEngine}
 	}
@@ -80,7 +80,7 @@ func (s *State) wake(now time.Time) time.Time {
 		at(s.disk.probed.Add(probeSoon))
 	}
 	at(s.engine.retryAt)
-	at(s.drift.saveAt)
+	at(s.facts.next)
 	return wake
 }
 

@@ -364,7 +364,7 @@ func TestPlan(t *testing.T) {
 			"a probe is due":        {func(s *State) { s.disk.probed = noon.Add(-probeEvery) }, Step{Kind: Probe}},
 			"a probe after failure": {func(s *State) { s.disk.probed, s.disk.err = noon.Add(-probeSoon), errors.New("full") }, Step{Kind: Probe}},
 			"a new head":            {func(s *State) { s.summary.at.head = "another" }, Step{Kind: Summarize}},
-			"a drift":               {func(s *State) { s.drift.unsaved = true }, Step{Kind: SaveDrift}},
+			"a drift":               {func(s *State) { s.facts.keep("fact", []byte("1")) }, Step{Kind: SaveFacts}},
 			"a new engine":          {func(s *State) { s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
 			"the next reading":      {func(*State) {}, Step{Until: noon.Add(5 * time.Second)}},
 			"the next try": {func(s *State) {

@@ -107,8 +107,9 @@ type arrivals struct {
 	doc      *document.Document
 	docAt    time.Time
 	failures []error // of the source
-	hint     bool    // the engine may have moved
-	asked    bool    // an operator wants a look now
+	facts    map[string][]byte
+	hint     bool // the engine may have moved
+	asked    bool // an operator wants a look now
 }
 
 // An Update is a published Status and the way to the next one: who follows it misses
@@ -172,6 +173,18 @@ func (r *Reconciler) EngineHint() { r.arrive(func(in *arrivals) { in.hint = true
 // Sync is EngineHint from an operator: what waits for its time is tried again now, a
 // correction of drift too.
 func (r *Reconciler) Sync() { r.arrive(func(in *arrivals) { in.hint, in.asked = true, true }) }
+
+// Keep records a small fact of another part durably, such as the last commit that a
+// source accepted, once nothing else is to be done. Store.Fact returns it to a later
+// process.
+func (r *Reconciler) Keep(name string, value []byte) {
+	r.arrive(func(in *arrivals) {
+		if in.facts == nil {
+			in.facts = map[string][]byte{}
+		}
+		in.facts[name] = value
+	})
+}
 
 // arrive changes what is in the inbox, and wakes the loop.
 func (r *Reconciler) arrive(change func(*arrivals)) {
@@ -356,6 +369,9 @@ func (r *Reconciler) foldInbox() {
 	if in.asked {
 		s.drift.contest.isUrgent = true
 		s.retryNow(stages...)
+	}
+	for name, value := range in.facts {
+		s.facts.keep(name, value)
 	}
 	s.engine.due = s.engine.due || in.hint
 	if in.doc != nil {

@@ -23,6 +23,7 @@ type State struct {
 	history
 	faults
 	disk     diskState
+	facts    unsavedFacts
 	declared declared
 	source   sourceState
 	engine   engineState
@@ -83,6 +84,20 @@ func commitOf(rec *record.Record) string {
 		return ""
 	}
 	return rec.Commit
+}
+
+// unsavedFacts are small facts that are recorded once nothing else is to be done.
+type unsavedFacts struct {
+	values map[string][]byte
+	next   time.Time // when to try
+}
+
+// keep has a fact recorded. What is on record already costs nothing.
+func (f *unsavedFacts) keep(name string, value []byte) {
+	if f.values == nil {
+		f.values = map[string][]byte{}
+	}
+	f.values[name] = value
 }
 
 type diskState struct {

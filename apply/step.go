@@ -51,7 +51,7 @@ const (
 	FindTarget             // of the order
 	ListBacklog            // records between the applied one and the head
 	Summarize              // what the status says of the history
-	SaveDrift              // for the status of a later process
+	SaveFacts              // for a later process
 
 	// The following have no IO. They fold what follows from the facts.
 
@@ -71,14 +71,14 @@ const (
 
 // isRest reports whether a step may wait for an order.
 func (k StepKind) isRest() bool {
-	return k == Probe || k == Summarize || k == SaveDrift || k == CompareEngine
+	return k == Probe || k == Summarize || k == SaveFacts || k == CompareEngine
 }
 
 // String returns the name of the kind.
 func (k StepKind) String() string {
 	return [...]string{
 		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Recheck", "Assert", "CheckSigner", "AskSource",
-		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBacklog", "Summarize", "SaveDrift",
+		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBacklog", "Summarize", "SaveFacts",
 		"Adopt", "Reject", "Accept", "Leave", "NoteDrift", "AcceptHead", "BeginProbation", "ReportUnknown", "ReportHeld", "ReportSame", "Join", "Answer",
 	}[k]
 }

@@ -327,3 +327,38 @@ func TestGitRefused(t *testing.T) {
 		t.Errorf("%+v", v.Status)
 	}
 }
+
+// TestGitAcceptedHead: the head that was accepted last is known after a restart.
+// Of a server with a shallow copy it is the only proof.
+func TestGitAcceptedHead(t *testing.T) {
+	needs(t, "git")
+	f := newFollower(t)
+	url := gitserver.HTTP(t, f.dir, nil).URL + "/config.git"
+	f.start(url)
+	f.runs(1)
+	f.git("commit", "-q", "--allow-empty", "-m", "nothing of ours")
+	f.push()
+	f.sync()
+	head := f.git("rev-parse", "HEAD")
+	f.await("the head is accepted", func(v view) bool { return v.Source.Revision == head })
+	fact := func() bool {
+		journal, err := filepath.Glob(filepath.Join(f.state, "journal.*"))
+		ok(t, err)
+		for _, path := range journal {
+			text, err := os.ReadFile(path)
+			ok(t, err)
+			if bytes.Contains(text, []byte("accepted-head")) && bytes.Contains(text, []byte(head)) {
+				return true
+			}
+		}
+		return false
+	}
+	f.await("it is on record", func(view) bool { return fact() })
+	kill(f.cmd)
+	ok(t, os.Rename(f.bare, f.bare+".away"))
+	f.git("clone", "-q", "--bare", "--depth", "1", "file://"+f.bare+".away", f.bare)
+	f.git("commit", "-q", "--allow-empty", "-m", "between")
+	f.declare(2)
+	f.start(url)
+	f.runs(2)
+}

@@ -119,6 +119,11 @@ func (a *agent) openSource() (kind string, stale time.Duration, err error) {
 		Running: func() string { return a.reconciler.AppliedCommit() },
 		OnRead:  read, Logger: a.log,
 	}
+	fact := "accepted-head " + s.git.ref + " " + s.git.repo // without a secret: NewGit refuses one in the address
+	opt.Accepted = string(a.store.Fact(fact))
+	if !s.observe {
+		opt.OnAccept = func(commit string) { a.reconciler.Keep(fact, []byte(commit)) }
+	}
 	if term.IsTerminal(int(os.Stderr.Fd())) {
 		opt.Progress = &patient{w: os.Stderr}
 	}
