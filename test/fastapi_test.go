@@ -704,9 +704,17 @@ func TestFastAPIOneServer(t *testing.T) {
 	first := f.tcp
 	refused := func(why string) {
 		t.Helper()
-		text, _ := f.command("{}").CombinedOutput() // it ends by itself
-		if !strings.Contains(string(text), why) || !strings.Contains(string(text), "startup failed") {
-			t.Errorf("it says %s", text)
+		second := f.serve(f.command("{}"))
+		ended := make(chan error, 1)
+		go func() { ended <- second.Wait() }()
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("it did not end: %s", f.evidence())
+		}
+		text, err := os.ReadFile(filepath.Join(f.dir, fmt.Sprintf("server%d.log", f.servers)))
+		if err != nil || !strings.Contains(string(text), why) || !strings.Contains(string(text), "startup failed") {
+			t.Errorf("it says %s %v", text, err)
 		}
 	}
 	refused("another server or worker has the socket")
