@@ -24,6 +24,7 @@ import fcntl
 import json
 import logging
 import os
+import pathlib
 import socket as sockets
 import time
 import types
@@ -108,7 +109,7 @@ class Config:
             await self.open()
         elif message["type"] == "lifespan.shutdown.complete":
             self.server.close()
-            os.unlink(self.socket)
+            pathlib.Path(self.socket).unlink(missing_ok=True)  # newer Pythons remove it themselves
             last, self.generation = self.generation, None
             self.end(last)
         await send(message)
@@ -196,7 +197,7 @@ class Config:
         if self.apply and not any(values[n] != self.values[n] for n, p in self.parameters.items() if p.get("critical")):
             try:
                 self.apply(self.processor, dict(values))
-            except Exception:
+            except BaseException:
                 self.apply(self.processor, dict(self.values))
                 raise
         else:
@@ -218,8 +219,7 @@ class Config:
                 **({"building": self.building} if self.building else {})}
 
     async def status(self, body, gone):
-        with open("/proc/self/statm") as file:
-            memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        memory = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return {"success": True, "status": {
             "current_config": self.values, "environment": self.environment, "revision": self.revision,
             "generation": self.generation.number, "memory_bytes": memory, "memory_limit_bytes": self.memory_limit,
@@ -253,7 +253,7 @@ class Config:
             status, answer = 200, await routes[request](strict(body) if body else {}, reader.at_eof)
         except Refused as error:
             status, answer = error.args[0], {"success": False, "errors": [str(error.args[1])]}
-        except Exception as error:  # of a hook, before anything was changed
+        except (Exception, SystemExit) as error:  # of a hook, before anything was changed
             log.exception("%s failed", request)
             status, answer = 200, {"success": False, "errors": [f"{type(error).__name__}: {error}"]}
         text = json.dumps(answer)

@@ -9,6 +9,7 @@ from the variable DTESN_MISBEHAVE, then by POST /test/misbehave over TCP. GET /t
 import asyncio
 import json
 import os
+import sys
 import time
 
 import module
@@ -20,7 +21,7 @@ MISBEHAVE = {
     "slow": 0.0,  # seconds that a build takes
     "over": 2000,  # from which reservoir size on it does the following
     "admit": "",  # the reason why admit refuses
-    "build": False,  # build raises
+    "build": False,  # build raises; "exit": it tries to end the process
     "apply": False,  # apply raises after it set half of the values, once
     "fail": False,  # requests are answered with 500
     "guarded": False,  # the application has all the middleware that module.py has
@@ -38,6 +39,8 @@ class Processor:
         self.values, self.open = values, True
         SEEN["builds"].append(values["esn_reservoir_size"])
         time.sleep(MISBEHAVE["slow"])
+        if MISBEHAVE["build"] == "exit" and large(values):
+            sys.exit("the driver is lost")
         if MISBEHAVE["build"] and large(values):
             raise MemoryError(f"no memory for {values['esn_reservoir_size']} units")
 
