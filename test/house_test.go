@@ -57,7 +57,7 @@ var mayImport = map[string][]string{
 }
 
 // topLevel are the folders there may be at the top.
-var topLevel = []string{"cmd", "schema", "watcher", "gitstore", "apply", "dtesn", "examples", "test"}
+var topLevel = []string{"cmd", "schema", "watcher", "gitstore", "apply", "dtesn", "docs", "examples", "test"}
 
 func TestImports(t *testing.T) {
 	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module+"/...")
