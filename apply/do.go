@@ -185,6 +185,8 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 		}
 		s.foldVerified()
 	case p.rejection != nil:
+	case reading.Building != nil:
+		p.owed = p.accepted
 	case p.accepted:
 		p.mismatch = true
 	case !s.mustRestoreFirst() && s.unknownToEngine(s.head.Config) == nil: // else it is brought back meanwhile

@@ -69,7 +69,10 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 	e.due, e.lost = false, time.Time{}
 	e.unchecked, e.reread, e.noted = true, false, false
 	e.next = now.Add(s.opt.DriftInterval)
-	if now.Before(e.inflight.until) {
+	if reading.Building != nil && now.Before(e.inflight.until) {
+		e.inflight.until = now.Add(lateWatch) // it may be one of ours
+	}
+	if now.Before(e.inflight.until) || reading.Building != nil {
 		e.next = now.Add(min(lateEvery, s.opt.DriftInterval))
 	}
 	if e.since.at == 0 { // it ran when this process came; the record says since when
@@ -112,7 +115,10 @@ func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
 	e.reachable, e.err, e.unchecked, e.due = false, err, false, false
 	wait := lateEvery
 	var foreign *api.ForeignError
+	var later *api.LaterError
 	switch {
+	case errors.As(err, &later):
+		wait = max(wait, later.Until.Sub(now))
 	case isGone(err):
 		e.returned = true
 		wait = engineDownPoll

@@ -25,7 +25,10 @@ func newProblem(reason, hint string) *problem.Error {
 func engineWord(err error) string {
 	var foreign *api.ForeignError
 	var answer *api.AnswerError
+	var later *api.LaterError
 	switch {
+	case errors.As(err, &later):
+		return "asks to wait"
 	case errors.As(err, &foreign) && foreign.User:
 		return "is another user's"
 	case errors.As(err, &foreign) && foreign.Environment:
@@ -47,6 +50,8 @@ func waitingProblem(err error) *problem.Error {
 	case hint != "":
 	case errors.Is(err, errInterrupted):
 		hint = "see why the DTESN server hangs: its log, its load"
+	case engineWord(err) == "asks to wait":
+		hint = "exempt the agent's socket from the server's rate limit, or see what else asks the server"
 	case errors.As(err, &answer):
 		hint = "look at the engine's log, or check --engine"
 	default:

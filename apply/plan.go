@@ -183,6 +183,9 @@ func (s *State) planKeepApplied(spare bool, now time.Time) Step {
 
 // planAssert plans to bring the engine to a recorded state, once that may be tried.
 func (s *State) planAssert(target *record.Record, what purpose, now time.Time) Step {
+	if s.engine.isBuilding() {
+		return s.readIfDue(forBuilding, now) // it takes one after the other
+	}
 	if !s.ready(stageAssert, now) {
 		return Step{Kind: Leave}
 	}
@@ -256,7 +259,7 @@ func (s *State) planCandidate(now time.Time) Step {
 		return Step{Kind: Adopt}
 	case p.rejection != nil:
 		return s.planRejection(now)
-	case p.owed:
+	case p.owed && !e.isBuilding():
 		return Step{Kind: ReadEngine, For: forCandidate}
 	case p.mismatch:
 		return Step{Kind: ReadAgain, For: forCandidate}
@@ -266,6 +269,9 @@ func (s *State) planCandidate(now time.Time) Step {
 			return s.planKeepApplied(false, now)
 		}
 		return step
+	}
+	if e.isBuilding() {
+		return s.readIfDue(forCandidate, now)
 	}
 	if p.doubted != nil {
 		return s.planDoubt(now)

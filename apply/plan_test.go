@@ -60,6 +60,8 @@ func runs(s *State, n int) {
 	s.engine.at, s.engine.next = noon, noon.Add(5*time.Second)
 }
 
+func builds(s *State) { s.engine.reading.Building = &api.Building{} }
+
 func declare(s *State, n int) {
 	s.declared = declared{
 		doc: &document.Document{Source: document.Source{Kind: "file", Revision: fmt.Sprint(n)}}, at: noon.Add(-time.Second), since: noon.Add(-time.Second),
@@ -260,6 +262,18 @@ func TestPlan(t *testing.T) {
 				fails(s, stageConfirm)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forConfirm}},
+			"the engine builds it": {func(s *State) { commits(s, record.KindChange, 1024).sends = 1; declare(s, 1024); builds(s) }, Step{}},
+			"the engine builds it, due": {func(s *State) {
+				commits(s, record.KindChange, 1024).sends = 1
+				declare(s, 1024)
+				builds(s)
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forCandidate}},
+			"the engine builds it, a newer one": {func(s *State) {
+				commits(s, record.KindChange, 1024).sends = 1
+				builds(s)
+				declare(s, 2048)
+			}, Step{Kind: Commit}},
 			"rejected": {func(s *State) { commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: Revert}},
 			"rejected, the disk is full": {func(s *State) {
 				commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"}

@@ -78,6 +78,7 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 		p.next = now.Add(healthPause) // a reading that takes its time is not a lack of watching
 	}
 	var foreign *api.ForeignError
+	var later *api.LaterError
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
 		// It runs the candidate, and cannot report its health: that is not the fault of the change.
@@ -93,6 +94,9 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 		s.failProbation("the engine was restarted while the change was on probation")
 		return
 	case errors.Is(err, errInterrupted):
+		return
+	case errors.As(err, &later): // no verdict
+		p.next = later.Until
 		return
 	case err != nil:
 		health = api.Health{Reason: problem.Text(err)}
@@ -127,8 +131,11 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 	} else if !now.Before(p.next) {
 		p.next = now.Add(healthPause)
 	}
+	var later *api.LaterError
 	switch {
 	case errors.Is(err, errInterrupted):
+	case errors.As(err, &later):
+		p.next = later.Until
 	case err != nil:
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:

@@ -156,6 +156,10 @@ type engineState struct {
 	since runsSince
 }
 
+// isBuilding reports whether the engine was last read to build something that it does not
+// run yet.
+func (e *engineState) isBuilding() bool { return e.reachable && e.reading.Building != nil }
+
 // compared is what an engine process says of the values that it accepts.
 type compared struct {
 	peer        api.Peer

@@ -94,4 +94,5 @@ const (
 	forUnknown                  // whether the engine knows all of the candidate
 	forHead                     // whether the revert or note at the head runs
 	forStatus                   // to show it
+	forBuilding                 // whether the engine still builds something
 )

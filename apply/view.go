@@ -121,7 +121,7 @@ func (s *State) inSync(v *Status) bool {
 		return e.reachable && c != nil && v.Seen.Revision == s.declared.doc.Revision() && !s.holds(v.Held, c) && s.runsAll(e.reading, c.Parameters)
 	}
 	a := v.Attempted
-	return s.isSettled() && e.reachable && !e.several && !s.isRival() && s.runsAll(e.reading, s.applied.Config) &&
+	return s.isSettled() && e.reachable && !e.isBuilding() && !e.several && !s.isRival() && s.runsAll(e.reading, s.applied.Config) &&
 		(v.Held == nil || !v.Held.Paused) && v.Drift == nil && c != nil && s.same(c.Parameters, s.applied.Config) &&
 		a != nil && a.Revision == v.Seen.Revision && (a.Outcome == record.Applied || a.Outcome == record.Unchanged)
 }
@@ -167,6 +167,8 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 	case s.isRival():
 		return StateDegraded, newProblem("nothing is sent to the engine: "+s.disk.err.Error(),
 			"one engine and one state directory have one agent; this one goes on by itself when the other has ended")
+	case e.isBuilding() && (obstacles == nil || isOnlySent):
+		return StateApplying, s.buildingProblem()
 	case obstacles != nil && !(isLost && isOnlySent):
 		return StateDegraded, obstacles
 	case isLost:
@@ -203,6 +205,23 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 		return StateApplying, newProblem("what was declared last is judged again before it is tried, and the source cannot be read: "+v.Source.LastError, sourceHint(v.Source))
 	}
 	return StateApplying, newProblem("a newer document is being looked at", "")
+}
+
+// buildingProblem says what the engine builds.
+func (s *State) buildingProblem() *problem.Error {
+	b := s.engine.reading.Building
+	what := "something"
+	if b.Revision != "" {
+		what = problem.Cut(b.Revision, 12)
+	}
+	if s.head != nil && b.Revision == s.head.Commit {
+		what = s.head.ID
+	}
+	reason := "the engine builds " + what
+	if !b.Since.IsZero() {
+		reason += " since " + b.Since.UTC().Format("15:04:05Z")
+	}
+	return newProblem(reason, "")
 }
 
 // addBroken adds that what is applied breaks today's schema, which may be newer. It keeps

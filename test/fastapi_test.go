@@ -502,6 +502,12 @@ func TestFastAPISlowBuild(t *testing.T) {
 	if c, err := f.current(); err != nil || sizeOf(c.Configuration) != 1024 {
 		t.Errorf("while it builds the server says that it runs %+v %v", c, err)
 	}
+	f.await("it is applying, and says since when", func(v view) bool {
+		if v.State == apply.StateDegraded {
+			t.Errorf("it is degraded: %s", v.Reason)
+		}
+		return v.State == apply.StateApplying && strings.Contains(v.Reason, "the engine builds snapshot_") && strings.Contains(v.Reason, " since ")
+	})
 	f.awaitApplied(1100)
 	if v, err := f.view(); err != nil || v.Running.Revision != f.status().Revision {
 		t.Errorf("revision %s, the record is %+v %v", f.status().Revision, v.Running, err)
@@ -511,6 +517,12 @@ func TestFastAPISlowBuild(t *testing.T) {
 	f.declare(1101)
 	f.until("it builds again", func() bool { return f.building() != "" })
 	f.declare(1100) // withdrawn
+	f.await("what was withdrawn is not in sync while it is built", func(v view) bool {
+		if v.InSync && f.building() != "" {
+			t.Errorf("in sync while it builds: %s (%s)", v.State, v.Reason)
+		}
+		return v.State == apply.StateApplying && v.Attempted.Outcome != record.Pending
+	})
 	f.until("the useless build is over, and the next one as well", func() bool { return len(f.seen().Builds) >= 5 && f.building() == "" })
 	f.awaitRuns(1100)
 	f.wantBuilds(512, 1024, 1100, 1101, 1100)
