@@ -266,3 +266,31 @@ func TestGitProgress(t *testing.T) {
 		t.Errorf("a slow fetch that nobody watches says %q", out)
 	}
 }
+
+// TestGitProxy: a proxy that wants a login is named, with the variable that names
+// it; one that cannot be parsed ends the command.
+func TestGitProxy(t *testing.T) {
+	t.Parallel()
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Proxy-Authenticate", "Basic")
+		w.WriteHeader(http.StatusProxyAuthRequired)
+	}))
+	t.Cleanup(proxy.Close)
+	for _, scheme := range []string{"http", "https"} {
+		f := newFollower(t)
+		f.env = []string{strings.ToUpper(scheme) + "_PROXY=" + proxy.URL}
+		f.start(scheme + "://config.git.invalid/config.git")
+		f.await("the proxy is named", func(v view) bool {
+			said := v.Source.LastError + v.Source.Hint
+			return strings.Contains(said, "407 Proxy Authentication Required") && strings.Contains(said, strings.ToUpper(scheme)+"_PROXY")
+		})
+		kill(f.cmd)
+	}
+	cmd := exec.Command(shippedAgent(t), "run", "--environment", "testing", "--repo", "https://config.git.invalid/config.git", "--embedded-engine", "--state", t.TempDir())
+	cmd.Env = append(os.Environ(), "HTTPS_PROXY=http://[::1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "HTTPS_PROXY") || !strings.Contains(string(out), "http://HOST:PORT") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -32,11 +33,25 @@ func newHTTP(at address, opt Options) (*httpTransport, error) {
 	if f := opt.Files; at.scheme == "http" && !opt.AllowInsecure && (f.Password != "" || f.Token != "") {
 		return nil, problem.New("--repo", errors.New("http:// would send the password or token unencrypted"), "use https://, or permit it with --allow-insecure-git")
 	}
-	t := &httpTransport{at: at, files: opt.Files}
-	if _, err := http.ProxyFromEnvironment(&http.Request{URL: t.url("")}); err != nil {
-		return nil, problem.New("HTTPS_PROXY or HTTP_PROXY", problem.Bare(err), "write the proxy as http://HOST:PORT, or unset the variable")
+	return &httpTransport{at: at, files: opt.Files}, checkProxyVariable(at.scheme)
+}
+
+// checkProxyVariable refuses a proxy that cannot be parsed: net/http would take
+// any text for a host. The error does not repeat a password.
+func checkProxyVariable(scheme string) error {
+	for _, name := range []string{strings.ToUpper(scheme) + "_PROXY", scheme + "_proxy"} {
+		value := os.Getenv(name)
+		if value == "" {
+			continue
+		}
+		if !strings.Contains(value, "://") {
+			value = "http://" + value
+		}
+		if u, err := url.Parse(value); err != nil || u.Hostname() == "" {
+			return problem.New("", errors.New("the proxy in "+name+" cannot be parsed"), "write it as http://HOST:PORT, or unset the variable")
+		}
 	}
-	return t, nil
+	return nil
 }
 
 // url returns the repository's URL with suffix.
