@@ -63,8 +63,6 @@ type GitOptions struct {
 	OnAccept func(commit string)
 	// Running is the commit that what runs came from; empty if from none.
 	Running func() string
-	// Progress, if set, gets a fetch's progress, as the server words it.
-	Progress interface{ Write([]byte) (int, error) }
 	// OnRead, if set, is called after a look that found nothing new; it must
 	// return at once.
 	OnRead func()
@@ -125,7 +123,7 @@ type sighting struct {
 // holds reports whether a look that sees now would find what s did. A revision
 // that became what runs is judged already.
 func (s sighting) holds(now sighting) bool {
-	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.taken == now.running) &&
+	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.taken != "" && s.taken == now.running) &&
 		(s.again.IsZero() || time.Now().Before(s.again))
 }
 
@@ -160,7 +158,7 @@ func NewGit(opt GitOptions) (*Git, error) {
 	if remote.IsLocal(opt.Repo) {
 		g.origin, g.maxLook = &localOrigin{path: opt.Repo}, maxLocalLook
 	} else {
-		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, AllowInsecure: opt.AllowInsecure, Progress: opt.Progress})
+		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, AllowInsecure: opt.AllowInsecure})
 		if err != nil {
 			return nil, err
 		}
@@ -264,16 +262,19 @@ func (g *Git) sweep() error {
 	if g.opt.Scratch == "" {
 		return nil
 	}
-	if err := os.MkdirAll(g.opt.Scratch, 0o700); err != nil {
+	if err := errors.Join(os.RemoveAll(g.opt.Scratch), os.MkdirAll(g.opt.Scratch, 0o700)); err != nil {
 		return fmt.Errorf("make %s for what is fetched: %w", g.opt.Scratch, err)
 	}
-	return remote.Sweep(g.opt.Scratch)
+	return nil
 }
 
 // look looks once, tells the sink, and says when to look next.
 func (g *Git) look(ctx context.Context) time.Duration {
 	bounded, cancel := context.WithTimeout(ctx, g.maxLook)
 	doc, err := g.read(bounded)
+	if bounded.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("look at %s: not done within %s", g.origin.location(), g.maxLook)
+	}
 	cancel()
 	g.origin.rest()
 	if ctx.Err() != nil {
@@ -399,25 +400,29 @@ func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string)
 	if running == "" {
 		return nil, true, nil
 	}
-	var not *notDescendant
 	for _, ancestor := range []string{running, g.accepted} {
 		if ancestor == c.hash.String() || c.child(ancestor) {
 			return nil, true, nil
 		}
 	}
+	not := notBehind
 	for _, ancestor := range slices.Compact([]string{g.accepted, running}) {
 		if ancestor == "" {
 			continue
 		}
-		if err = g.origin.descends(ctx, o, c, plumbing.NewHash(ancestor)); err == nil {
+		err := g.origin.descends(ctx, o, c, plumbing.NewHash(ancestor))
+		var verdict *notDescendant
+		switch {
+		case err == nil:
 			return nil, true, nil
-		}
-		if !errors.As(err, &not) {
+		case !errors.As(err, &verdict):
 			return nil, false, err
+		case verdict == notShown: // of either is enough to look again
+			not = verdict
 		}
 	}
 	if g.opt.AllowRewind {
-		g.opt.Logger.Warn("ref was rewound, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why)
+		g.opt.Logger.Warn("ref was rewound, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why+" "+running)
 		return nil, true, nil
 	}
 	why = &document.Refusal{
