@@ -706,6 +706,16 @@ func TestARollbackIsSentToAnEngineThatLacksAParameter(t *testing.T) {
 	})
 }
 
+// goesBack is an order during a build, of which nothing may be told before it is over.
+func goesBack(w *world) {
+	w.t.Helper()
+	w.order(&apply.Rollback{Reason: "too large"})
+	w.pass(5 * time.Second)
+	if s := w.r.Status(); w.store.Applied().Commit == w.store.Head().Commit {
+		w.t.Errorf("applied during the build: %s (%s)", s.State, s.Reason)
+	}
+}
+
 // TestABuildTakesItsTime: an engine that says that it builds is waited for; nothing is sent
 // meanwhile, and nothing is wrong.
 func TestABuildTakesItsTime(t *testing.T) {
@@ -731,11 +741,12 @@ func TestABuildTakesItsTime(t *testing.T) {
 				w.t.Errorf("%s (%s), in sync %v", s.State, s.Reason, s.InSync)
 			}
 		}, stateA, 1},
-		"an operator goes back": {build, func(w *world) {
-			if res, err := w.do(&apply.Rollback{Reason: "too large"}); err != nil || res.Outcome != record.Applied && res.Outcome != record.Pending {
-				w.t.Errorf("%+v, %v", res, err)
-			}
+		"an operator goes back": {build, goesBack, stateA, 1},
+		"it is accepted first":  {buildLater, func(*world) {}, stateB, 1},
+		"accepted, and not wanted any more": {buildLater, func(w *world) {
+			w.declare(stateA, "back")
 		}, stateA, 1},
+		"accepted, and an operator goes back": {buildLater, goesBack, stateA, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {

@@ -108,7 +108,10 @@ type life struct {
 	wayBackRefused bool
 	waysBack       int
 
-	found   bool // the candidate was committed by an earlier process
+	found bool // the candidate was committed by an earlier process
+	// repeats: it is recorded once more, by an order of its own or with more in its
+	// record. In the second case what the engine did with it counts on.
+	repeats bool
 	cut     bool // and was marked as sent twice
 	overdue bool // and was then read not to run
 	sends   int
@@ -170,7 +173,7 @@ func (m *model) condemned() bool {
 // rejectable: there is evidence that allows a rejection.
 func (m *model) rejectable() bool {
 	l := &m.life
-	return m.condemned() || l.lies >= 2 || l.overdue
+	return m.condemned() || l.lies >= 2 || l.overdue || l.repeats && l.deaths+l.lies >= 1
 }
 
 // allowed lists every record that may follow the head now.
@@ -404,11 +407,8 @@ func (m *model) committed(e entry, snap *record.Record) {
 	m.commits++
 	m.obeyed = m.obeyed || e.ordered
 	m.carriedOut = m.carriedOut || e.needed
-	if isRepeated { // the same candidate, with more in its record: what the engine did with it counts on
-		return
-	}
 	l := m.life
-	m.life = life{reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused, waysBack: l.waysBack}
+	m.life = life{repeats: isRepeated, reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused, waysBack: l.waysBack}
 }
 
 // mayConfirm judges that the head is about to be called applied: the engine was

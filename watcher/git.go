@@ -397,7 +397,7 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 // checkDescent returns why the ref must not move to c: it descends neither from what
 // was accepted last, which proves it at the cost of what is new, nor from running.
 func (g *Git) checkDescent(ctx context.Context, o objects, c *commit, running string) (why *document.Refusal, proven bool, err error) {
-	if running == "" {
+	if running == "" && g.accepted == "" {
 		return nil, true, nil
 	}
 	for _, ancestor := range []string{running, g.accepted} {
@@ -425,8 +425,12 @@ func (g *Git) checkDescent(ctx context.Context, o objects, c *commit, running st
 		g.opt.Logger.Warn("ref was checkDescent, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why+" "+running)
 		return nil, true, nil
 	}
+	last, what := running, "runs"
+	if last == "" {
+		last, what = g.accepted, "was accepted last"
+	}
 	why = &document.Refusal{
-		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which runs", g.opt.Ref, c.hash.String()[:12], not.why, running[:min(12, len(running))]),
+		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which %s", g.opt.Ref, c.hash.String()[:12], not.why, last[:min(12, len(last))], what),
 		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
 	}
 	if not == errUnproven {
