@@ -66,6 +66,11 @@ func (s *Store) letGo(clean bool) error {
 // this one is taken too.
 func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 	stands := s.lock != nil && s.lock.stands()
+	if stands {
+		if err := s.checkOwner(); err != nil { // others can write into it by now
+			return false, err
+		}
+	}
 	if stands && !s.reload && !s.repo.isOther(s.ledger) {
 		return false, nil
 	}
