@@ -483,6 +483,7 @@ func (f *fixture) read(path string) string {
 	}
 	return string(data)
 }
+
 // A directory that others can write into is refused also while the agent runs, until it
 // is mended; nothing is lost.
 func TestADirectoryIsOpenedToOthers(t *testing.T) {
