@@ -61,9 +61,9 @@ type GitOptions struct {
 	// it must return at once.
 	Accepted string
 	OnAccept func(commit string)
-	// Running is the commit that what runs came from; empty if from none.
+	// Running returns the source commit of the applied record, "" for none.
 	Running func() string
-	// OnRead, if set, is called after a look that found nothing new; it must
+	// OnRead, if set, is called after a look without a new Document; it must
 	// return at once.
 	OnRead func()
 	Logger *slog.Logger
