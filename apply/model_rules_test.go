@@ -24,6 +24,7 @@ type model struct {
 
 	offered []declared    // by the source since the agent was last idle; the last one counts
 	orders  []apply.Order // that may be carried out now
+	joined  string        // the rollback that was under way when the last order came, its commit
 	records []entry       // records[i] has the index i+1
 	applied int           // the index of the applied record, 0 for none
 	life    life          // what the process that runs now was answered
@@ -197,8 +198,12 @@ func (m *model) allowed() (may []entry) {
 		switch order := order.(type) {
 		case *apply.Rollback:
 			e = m.rollbacks(order)
-			if order.ID == "" && order.Pause && m.rollingBack() {
+			switch {
+			case order.ID != "" || !order.Pause:
+			case m.rollingBack():
 				e = append(e, m.paused()) // the one that is under way
+			case m.joined == m.head().commit: // it was under way, and is applied by now
+				e = append(e, m.noteOrBack(holding(true, now.list()...)))
 			}
 		case *apply.Pause:
 			switch {

@@ -238,6 +238,9 @@ func (p *play) order(c apply.Order) string {
 	if isRollback {
 		id = back.ID
 	}
+	if m.joined = ""; isRollback && id == "" && open != nil && open.kind == record.KindRollback {
+		m.joined = open.commit
+	}
 	joins := isRollback && id == "" && !back.Pause && open != nil && open.kind == record.KindRollback
 	res, err := p.do(c)
 	text := fmt.Sprintf("%s (%s)", id, res.Outcome)
