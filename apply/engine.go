@@ -69,8 +69,8 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 	e.due, e.lost = false, time.Time{}
 	e.unchecked, e.reread, e.noted = true, false, false
 	e.next = now.Add(s.opt.DriftInterval)
-	if reading.Building != nil && e.sent.Len() > 0 {
-		e.inflight.add(e.sent, now) // it may be ours, and lands after it was accepted
+	if reading.Building != nil && e.lastSent.Len() > 0 {
+		e.inflight.add(e.lastSent, now) // it may be ours, and lands after it was accepted
 	}
 	if now.Before(e.inflight.until) || reading.Building != nil {
 		e.next = now.Add(min(lateEvery, s.opt.DriftInterval))
@@ -216,7 +216,7 @@ func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Ans
 		Parameters: s.known(rec.Config), Description: rec.Description, SnapshotID: rec.ID, Revision: rec.Commit,
 	})
 	done()
-	e.unchecked, e.sent = false, s.known(rec.Config)
+	e.unchecked, e.lastSent = false, s.known(rec.Config)
 	var wrong *api.ForeignError
 	e.wrongLabel = errors.As(answer.Err, &wrong) && wrong.Environment
 	switch answer.Verdict {

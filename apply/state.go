@@ -144,7 +144,7 @@ type engineState struct {
 	returned  bool
 	asserting bool // a recorded state is being sent
 	inflight  inflight
-	sent      schema.Parameters // the last batch
+	lastSent  schema.Parameters // of the last batch
 	// foreign counts the attempts in a row that met a wrong server. wrongLabel: the
 	// engine refused our environment.
 	foreign    int

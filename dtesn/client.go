@@ -49,7 +49,7 @@ type Client struct {
 	mu       sync.Mutex
 	prepared *preparation // nil if nothing is prepared
 	abrupt   api.Peer     // closes connections after a response without saying so
-	later    wait
+	cooldowns
 }
 
 // New returns a Client. It does not dial: the engine may start later.

@@ -154,7 +154,7 @@ func (s *session) close() { _ = s.conn.Close() }
 // says nothing about the engine. Then the request goes over a fresh one: if no
 // byte of it was sent, or if asking twice does no harm and nothing came back.
 func (s *session) do(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
-	if later := s.client.asked(s.peer, path); later != nil {
+	if later := s.client.cooldown(s.peer, path); later != nil {
 		return 0, nil, &exchangeError{err: later}
 	}
 	kept := s.used
@@ -218,16 +218,16 @@ func (s *session) exchange(ctx context.Context, method, path string, body []byte
 		return response.StatusCode, nil, s.fault(ctx, true, err)
 	}
 	if later := asksToWait(response, method+" "+path, answer); later != nil {
-		s.client.wait(s.peer, path, later)
+		s.client.startCooldown(s.peer, path, later)
 		// 503 may come from something that gave up on a server which goes on.
 		return 0, nil, &exchangeError{sent: response.StatusCode != http.StatusTooManyRequests, err: later}
 	}
 	return response.StatusCode, answer, nil
 }
 
-// A wait is until when an engine asks not to be asked: for a path that can be done
-// without, such as its schema, or for all paths.
-type wait struct {
+// cooldowns are until when an engine asks not to be asked: at a path that can be done
+// without, such as its schema, or at all paths.
+type cooldowns struct {
 	peer  api.Peer
 	until map[string]*api.LaterError // by path; "" is all
 }
@@ -236,25 +236,25 @@ type wait struct {
 // back waits as long.
 const waitLeast, waitMost = time.Second, time.Minute
 
-// wait notes that an engine asks to wait.
-func (c *Client) wait(engine api.Peer, path string, later *api.LaterError) {
+// startCooldown notes that an engine asks to wait.
+func (c *Client) startCooldown(engine api.Peer, path string, later *api.LaterError) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.later.peer != engine {
-		c.later = wait{engine, map[string]*api.LaterError{}}
+	if c.cooldowns.peer != engine {
+		c.cooldowns = cooldowns{engine, map[string]*api.LaterError{}}
 	}
 	if path != PathSchema && path != PathHealth {
 		path = ""
 	}
-	c.later.until[path] = later
+	c.cooldowns.until[path] = later
 }
 
-// asked returns until when an engine asked not to be asked at path, nil if it may be.
-func (c *Client) asked(engine api.Peer, path string) *api.LaterError {
+// cooldown returns until when an engine is not to be asked at path, nil if it may be.
+func (c *Client) cooldown(engine api.Peer, path string) *api.LaterError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, of := range []string{"", path} {
-		if later := c.later.until[of]; later != nil && c.later.peer == engine && time.Now().Before(later.Until) {
+		if later := c.cooldowns.until[of]; later != nil && c.cooldowns.peer == engine && time.Now().Before(later.Until) {
 			return later
 		}
 	}

@@ -222,3 +222,27 @@ func TestAskedToWait(t *testing.T) {
 		})
 	}
 }
+
+// TestCooldownOfOnePath: a limit of what can be done without stops nothing else.
+func TestCooldownOfOnePath(t *testing.T) {
+	t.Parallel()
+	m := &misbehaver{}
+	m.onSchema = func(conn net.Conn, r *http.Request) bool {
+		_, err := io.WriteString(conn, "HTTP/1.1 429 X\r\nRetry-After: 50\r\nContent-Length: 0\r\n\r\n")
+		return err == nil
+	}
+	m.start(t)
+	c := m.client(0)
+	var later *api.LaterError
+	for range 2 {
+		if _, err := c.Bounds(t.Context()); !errors.As(err, &later) {
+			t.Errorf("bounds: %v", err)
+		}
+	}
+	if _, err := c.Read(t.Context()); err != nil {
+		t.Errorf("read: %v", err)
+	}
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted {
+		t.Errorf("send: %s, %v", a.Verdict, a.Err)
+	}
+}
