@@ -339,7 +339,7 @@ func (g *Git) read(ctx context.Context) (*document.Document, error) {
 		return nil, nil
 	}
 	if g.last.target == now.target && g.last.signers != now.signers {
-		g.opt.Logger.Info("allowed signers changed", "revision", now.target)
+		g.opt.Logger.Info("the allowed signers changed; the revision is verified again", "revision", now.target)
 	}
 	tree, release, err := g.origin.open(ctx, target.hash)
 	if err != nil {
