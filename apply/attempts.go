@@ -121,19 +121,19 @@ func (s *State) attemptInvalid(doc *document.Document, v *schema.Violations) {
 	if v.List[0].File != "" && s.opt.SourceKind == "file" { // for a terminal to open
 		first = filepath.Join(s.opt.SourceLocation, ".") + "/" + first
 	}
-	s.emit(Event{
-		Type: EventInvalid, Outcome: record.Invalid, Names: names, Level: slog.LevelWarn, Key: "invalid", Same: first,
-		Text:  "the configuration is not valid; the engine keeps what it has",
-		Attrs: []any{"revision", doc.Revision(), "violations", v.Total, "violation", first},
+	s.emitEvent(notice{
+		Event: s.declaredEvent(EventInvalid, record.Invalid, v.List[0].String()), names: names, level: slog.LevelWarn, key: "invalid", same: first,
+		text:  "the configuration is not valid; the engine keeps what it has",
+		attrs: []any{"revision", doc.Revision(), "violations", v.Total, "violation", first},
 	})
 }
 
 func (s *State) attemptRefused(doc *document.Document) {
 	s.attempted(Attempt{Revision: doc.Revision(), Outcome: record.Refused, Reason: doc.Refused.Reason})
-	s.emit(Event{
-		Type: EventRefused, Outcome: record.Refused, Level: slog.LevelWarn, Key: "refused", Same: doc.Refused.Hint,
-		Text:  "the source is not trusted with this revision; the engine keeps what it has",
-		Attrs: []any{"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint},
+	s.emitEvent(notice{
+		Event: s.declaredEvent(EventRefused, record.Refused, doc.Refused.Reason), level: slog.LevelWarn, key: "refused", same: doc.Refused.Hint,
+		text:  "the source is not trusted with this revision; the engine keeps what it has",
+		attrs: []any{"revision", doc.Revision(), "reason", doc.Refused.Reason, "hint", doc.Refused.Hint},
 	})
 }
 
@@ -148,10 +148,9 @@ func (s *State) attemptHeld() {
 	}
 	revision := s.declared.doc.Revision()
 	s.attempted(Attempt{Revision: revision, Outcome: record.Held, Reason: why.Error(), HeldBy: by})
-	s.emit(Event{
-		Type: EventHeld, Outcome: record.Held, Cause: by, Level: slog.LevelWarn,
-		Text: "not tried: " + why.Error(), Attrs: []any{"revision", revision, "hint", why.Hint},
-	})
+	event := s.declaredEvent(EventHeld, record.Held, why.Error())
+	event.Cause = by
+	s.emitEvent(notice{Event: event, level: slog.LevelWarn, text: "not tried: " + why.Error(), attrs: []any{"revision", revision, "hint", why.Hint}})
 }
 
 // attemptUnchanged notes that what the source declares is what is applied and, by a fresh
@@ -214,7 +213,9 @@ func (r *Reconciler) tellSettled(ctx context.Context, rec *record.Record) {
 		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind == record.KindChange && rec.Held != nil && rec.Held.By == byProbation {
 			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
 		}
-		s.emit(Event{Type: EventReverted, Record: rec, Outcome: o.Outcome, Cause: cause})
+		event := RecordEvent(EventReverted, rec)
+		event.Outcome, event.Cause = o.Outcome, cause
+		s.emitEvent(notice{Event: event})
 	}
 }
 

@@ -459,7 +459,7 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 		return
 	}
 	if snap.Held != nil && snap.Held.Paused && (before.Held == nil || !before.Held.Paused) {
-		s.emit(Event{Type: EventPaused, Record: snap, Level: slog.LevelInfo, Text: "Pause: " + snap.Held.Reason})
+		s.emitEvent(notice{Event: holdEvent(snap, before.Held), level: slog.LevelInfo, text: "Pause: " + snap.Held.Reason})
 	}
 	if _, ok := s.order.Order.(*Pause); ok {
 		s.answer(Result{Outcome: record.Applied, SnapshotID: snap.ID, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + snap.ID}, nil)
@@ -490,15 +490,17 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 		s.report.update(candidate.ID, func(a *Attempt) {
 			a.rejected, a.Reason = why.reason, "rejected, and the engine is being brought back: "+why.reason
 		})
-		s.emit(Event{
-			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: why.by, Level: slog.LevelWarn, Text: text,
-			Attrs: append([]any{"snapshot", candidate.ID, "reason", why.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
+		event := RecordEvent(EventRejected, candidate)
+		event.Outcome, event.Cause, event.Reason = record.Rejected, why.by, why.reason
+		s.emitEvent(notice{
+			Event: event, level: slog.LevelWarn, text: text,
+			attrs: append([]any{"snapshot", candidate.ID, "reason", why.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
 		})
 		return
 	}
 	s.pending = nil
 	r.tellSettled(ctx, snap) // final, whatever the engine does
-	r.answerHold(step, snap, err)
+	r.answerHold(step, snap, candidate, err)
 }
 
 func (r *Reconciler) doNote(ctx context.Context, step Step) {
@@ -515,22 +517,16 @@ func (r *Reconciler) doNote(ctx context.Context, step Step) {
 	if err == nil {
 		s.disk.writable, s.disk.err = true, nil
 	}
-	r.answerHold(step, snap, err)
+	r.answerHold(step, snap, before, err)
 }
 
-// answerHold emits what an order did to the hold, and answers it.
-func (r *Reconciler) answerHold(step Step, snap *record.Record, err error) {
+// answerHold emits what an order did to the hold of the record before, and answers it.
+func (r *Reconciler) answerHold(step Step, snap, before *record.Record, err error) {
 	s := r.state
 	if s.order == nil {
 		return
 	}
-	event := Event{Type: EventPaused, Record: snap, Level: slog.LevelInfo, Text: snap.Description}
-	if o, ok := s.order.Order.(*Resume); ok {
-		if event.Type = EventResumed; o.Name != "" {
-			event.Type = EventReleased
-		}
-	}
-	s.emit(event)
+	s.emitEvent(notice{Event: holdEvent(snap, before.Held), level: slog.LevelInfo, text: snap.Description})
 	s.declared.since = time.Now()
 	step.Result.SnapshotID = snap.ID
 	s.answer(inForce(step.Result, err), nil)
@@ -592,17 +588,17 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 	s.phase("total", now.Sub(p.started))
 	s.succeeded("transaction")
 	s.finish(head.ID, record.Applied, s.appliedText(head))
-	event := Event{
-		Type: EventApplied, Record: head, Outcome: record.Applied, Took: now.Sub(p.started), Level: slog.LevelInfo, Text: "applied",
-		Attrs: append([]any{
+	event := RecordEvent(EventApplied, head)
+	if event.Outcome = record.Applied; head.Kind == record.KindRollback {
+		event.Type, event.Cause = EventRolledBack, byOperator
+	}
+	s.emitEvent(notice{
+		Event: event, level: slog.LevelInfo, text: "applied",
+		attrs: append([]any{
 			"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
 			"took", now.Sub(p.started).Round(10 * time.Microsecond).String(),
 		}, sourceAttrs(head)...),
-	}
-	if head.Kind == record.KindRollback {
-		event.Type, event.Cause = EventRolledBack, "operator"
-	}
-	s.emit(event)
+	})
 	r.finishRest(ctx)
 	if hold := s.hold(); hold != nil {
 		s.log(slog.LevelInfo, s.heldText(hold))
@@ -647,7 +643,8 @@ func (r *Reconciler) doClearLost(ctx context.Context) {
 		return
 	}
 	o := s.order.Order.(*Resume)
-	s.emit(Event{Type: EventResumed, Level: slog.LevelInfo, Text: "Resume: " + cmp.Or(o.Reason, "by the operator")})
+	reason := cmp.Or(o.Reason, "by the operator")
+	s.emitEvent(notice{Event: Event{Type: EventResumed, Cause: byOperator, Reason: reason, By: &o.Requester}, level: slog.LevelInfo, text: "Resume: " + reason})
 	s.declared.since = time.Now()
 	text := "resumed: what the source declares is tried"
 	switch own := s.hold(); {

@@ -121,15 +121,17 @@ func (s *State) foldDrift(target *record.Record, now time.Time) {
 		} else {
 			*c = contest{label: e.reading.Relabelled, isUrgent: c.isUrgent}
 		}
-		event := Event{
-			Type: EventDrifted, Record: target, Level: slog.LevelWarn, Text: "the engine runs something else than the applied snapshot, and it did not restart",
-			Attrs: []any{"snapshot", target.ID, "differences", changesText(differences), "mode", string(s.opt.Drift)},
+		event := RecordEvent(EventDrifted, target)
+		event.Changes, event.Reason, event.By = eventChanges(differences), "", nil
+		n := notice{
+			Event: event, level: slog.LevelWarn, text: "the engine runs something else than the applied snapshot, and it did not restart",
+			attrs: []any{"snapshot", target.ID, "differences", changesText(differences), "mode", string(s.opt.Drift)},
 		}
 		if c.rounds >= contested {
-			event.Key, event.Same = "drift", "contested"
+			n.key, n.same = "drift", "contested"
 			s.repeatKind(slog.LevelWarn, "contest", "contested", "something else keeps changing the engine", "hint", s.contestProblem().Hint, "rounds", c.rounds)
 		}
-		s.emit(event)
+		s.emitEvent(n)
 		s.noteLastDrift(&LastDrift{At: since, Differences: differences})
 	}
 	if d.now != nil {

@@ -39,11 +39,11 @@ func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 func (s *State) foldReading(reading api.Reading, now time.Time) {
 	e := &s.engine
 	if !e.lost.IsZero() {
-		up := Event{Type: EventEngineUp}
+		up := notice{Event: Event{Type: EventEngineUp}}
 		if e.known {
-			up.Level, up.Text, up.Attrs = slog.LevelInfo, "the engine answers again", []any{"socket", s.opt.Socket}
+			up.level, up.text, up.attrs = slog.LevelInfo, "the engine answers again", []any{"socket", s.opt.Socket}
 		}
-		s.emit(up)
+		s.emitEvent(up)
 	}
 	s.endRepeat("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
@@ -112,7 +112,7 @@ func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
 		e.due = false
 		return // that says nothing about the engine
 	}
-	line := Event{Type: EventLine, Key: "engine", Level: slog.LevelWarn, Text: "the engine cannot be asked"}
+	line := notice{Event: Event{Type: eventLine, Reason: err.Error()}, key: "engine", level: slog.LevelWarn, text: "the engine cannot be asked"}
 	if e.lost.IsZero() {
 		e.lost, line.Type = now, EventEngineDown
 	}
@@ -133,8 +133,8 @@ func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
 	}
 	e.next = now.Add(wait)
 	s.failed(stage)
-	line.Attrs, line.Same = []any{"socket", s.opt.Socket, "error", err, "hint", waitingProblem(err).Hint}, line.Text+err.Error()
-	s.emit(line)
+	line.attrs, line.same = []any{"socket", s.opt.Socket, "error", err, "hint", waitingProblem(err).Hint}, line.text+err.Error()
+	s.emitEvent(line)
 }
 
 // readAgain reads the engine a few times more, each on a fresh connection. One engine may

@@ -1,18 +1,24 @@
 package apply
 
 import (
+	"cmp"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 )
 
 // An EventType says what happened.
 type EventType string
 
-// The types of events. Each is emitted once the fact is durable, and published in the
-// status.
+// The types of events.
 const (
 	EventApplied    EventType = "applied"     // a change was confirmed
 	EventRolledBack EventType = "rolled_back" // a rollback was confirmed
@@ -24,77 +30,262 @@ const (
 	EventResumed    EventType = "resumed"
 	EventInvalid    EventType = "invalid"
 	EventRefused    EventType = "refused" // the source does not trust a revision
-	EventDrifted    EventType = "drifted"
+	EventDrifted    EventType = "drifted" // Changes are from what is applied to what runs
 	EventEngineDown EventType = "engine_down"
 	EventEngineUp   EventType = "engine_up"
 
 	// The rest is for the log and the metrics alone.
-	EventLine    EventType = "line"    // of the log
-	EventOver    EventType = "over"    // a condition that was logged under Key ended
-	EventOutcome EventType = "outcome" // of an attempt
-	EventPhase   EventType = "phase"   // of a transaction; Cause names it
-	EventFailure EventType = "failure" // of a stage; Cause names it
-	EventSuccess EventType = "success" // of a loop; Cause names it
+	eventLine    EventType = "line"    // of the log
+	eventOver    EventType = "over"    // a condition that was logged under key ended
+	eventOutcome EventType = "outcome" // of an attempt
+	eventPhase   EventType = "phase"   // of a transaction; Cause names it
+	eventFailure EventType = "failure" // of a stage; Cause names it
+	eventSuccess EventType = "success" // of a loop; Cause names it
 )
 
-// An Event is something that happened. Fields that do not apply are zero.
-type Event struct {
-	Type    EventType
-	At      time.Time
-	Record  *record.Record // the record that it is about
-	Outcome record.Outcome
-	Cause   string   // who rolled back or rejected: engine, operator, probation
-	Names   []string // the parameters of an invalid Document; "" for the Document itself
-	Took    time.Duration
-
-	// The line of the log; without Text there is none. With Key the line is about a
-	// condition that lasts, and is repeated at each tenfold while Same stays the same.
-	Level     slog.Level
-	Text      string
-	Attrs     []any
-	Key, Same string
+// EventTypes returns all types, for closed sets.
+func EventTypes() []EventType {
+	return []EventType{
+		EventApplied, EventRolledBack, EventRejected, EventReverted, EventHeld, EventReleased, EventPaused, EventResumed,
+		EventInvalid, EventRefused, EventDrifted, EventEngineDown, EventEngineUp,
+	}
 }
 
-// needsStatus reports whether the status is published before e is told: who sees e would
-// look for it there.
-func (e *Event) needsStatus() bool {
-	switch e.Type {
-	case EventOver, EventPhase, EventFailure, EventSuccess:
-		return false
+// An Event is something that happened. It is told once the fact is durable, or for what
+// is on no record, such as drift, once it is known; the status has it by then. Fields
+// that do not apply are zero.
+type Event struct {
+	// Sequence is the number in the log of events, where numbers rise; 0 before it is there.
+	Sequence    int64              `json:"sequence"`
+	Type        EventType          `json:"type"`
+	At          float64            `json:"at"` // Unix seconds
+	Instance    string             `json:"instance"`
+	Environment schema.Environment `json:"environment"`
+	Record      string             `json:"record,omitempty"`   // id of the record that it is about
+	Revision    string             `json:"revision,omitempty"` // of the Document that it is about
+	Source      *EventSource       `json:"source,omitempty"`   // nil unless that came from git
+	Changes     []EventChange      `json:"changes,omitempty"`
+	Outcome     record.Outcome     `json:"outcome,omitempty"`
+	// Cause is who rejected, held or ordered: engine, operator, probation, hook, agent.
+	Cause  string            `json:"cause,omitempty"`
+	Reason string            `json:"reason,omitempty"` // one line
+	By     *record.Requester `json:"by,omitempty"`     // who ordered it; nil if nobody did
+}
+
+// An EventSource is the commit that declared a Document.
+type EventSource struct {
+	Commit  string `json:"commit"`
+	Author  string `json:"author,omitempty"` // "Name <mail>"
+	Subject string `json:"subject,omitempty"`
+	Signer  string `json:"signer,omitempty"` // where signatures are asked for
+}
+
+// An EventChange is a parameter that changed. An unset value is null.
+type EventChange struct {
+	Parameter string       `json:"parameter"`
+	Old       schema.Value `json:"old"`
+	New       schema.Value `json:"new"`
+	Apply     string       `json:"apply,omitempty"` // schema.ApplyHot or schema.ApplyRebuild
+}
+
+// String returns the changes as the log has them, or else the reason.
+func (e *Event) String() string {
+	var texts []string
+	for _, c := range e.Changes {
+		texts = append(texts, fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New))
 	}
-	return e.Type != EventLine || e.Key == ""
+	return cmp.Or(strings.Join(texts, ", "), e.Reason)
+}
+
+// Doer returns who is behind the event, as people read it: who gave the order, else the
+// author and the signer of the commit, "" if neither is known.
+func (e *Event) Doer() string {
+	if e.By != nil {
+		return e.By.String()
+	}
+	if e.Source == nil || e.Source.Author == "" {
+		return ""
+	}
+	name, _, _ := strings.Cut(e.Source.Author, " <")
+	if e.Source.Signer != "" && e.Source.Signer != name {
+		name += " (signed by " + e.Source.Signer + ")"
+	}
+	return fmt.Sprintf("%s: %s (%.12s)", name, e.Source.Subject, e.Source.Commit)
+}
+
+// RecordEvent returns the event of a type about a record.
+func RecordEvent(t EventType, rec *record.Record) Event {
+	return Event{
+		Type: t, At: rec.Timestamp, Instance: rec.Instance, Environment: rec.Environment, Record: rec.ID, Revision: rec.Source.Revision,
+		Source: eventSource(document.Source(rec.Source)), Changes: eventChanges(rec.Changes), Reason: rec.Description, By: rec.Requester,
+	}
+}
+
+// holdEvent returns the event of a record that an order made to begin or to end a hold;
+// before is the hold that was in force.
+func holdEvent(rec *record.Record, before *record.Hold) Event {
+	e := RecordEvent(EventReleased, rec)
+	switch isPaused, wasPaused := rec.Held != nil && rec.Held.Paused, before != nil && before.Paused; {
+	case isPaused && !wasPaused:
+		e.Type, e.Reason = EventPaused, rec.Held.Reason
+	case wasPaused && !isPaused:
+		e.Type = EventResumed
+	}
+	e.Changes, e.Cause = nil, byOperator
+	if _, reason, ok := strings.Cut(e.Reason, ": "); ok && e.Type != EventPaused { // "Resume: "
+		e.Reason = reason
+	}
+	return e
+}
+
+// RecordEvents returns the events that a record is evidence of, for who missed them;
+// parent is the record before it, nil if it is the first.
+func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
+	rec := &row.Record
+	var before *record.Hold
+	if parent != nil {
+		before = parent.Held
+	}
+	isPause := rec.Held != nil && rec.Held.Paused && (before == nil || !before.Paused)
+	isOrder := rec.Kind == record.KindNote || rec.Kind == record.KindRevert
+	if rec.Requester != nil && (isOrder || isPause) {
+		events = append(events, holdEvent(rec, before))
+	}
+	e := RecordEvent(EventApplied, rec)
+	e.Outcome = row.Outcome
+	switch {
+	case rec.Kind.Candidate() && row.Outcome == record.Rejected:
+		e.Type, e.Reason = EventRejected, cmp.Or(strings.Join(row.ValidationErrors, "; "), e.Reason)
+	case row.Outcome != record.Applied:
+		return events
+	case rec.Kind == record.KindRollback:
+		e.Type, e.Cause = EventRolledBack, byOperator
+	case rec.Kind == record.KindRevert && rec.OutcomeOf != nil && rec.OutcomeOf.Outcome == record.Rejected:
+		e.Type, e.Outcome = EventReverted, record.Rejected
+	case rec.Kind != record.KindChange:
+		return events
+	}
+	return append(events, e)
+}
+
+func eventSource(s document.Source) *EventSource {
+	if s.Kind != "git" {
+		return nil
+	}
+	return &EventSource{Commit: s.Revision, Author: s.Author, Subject: s.Subject, Signer: s.Signer}
+}
+
+func eventChanges(changes []schema.Change) (list []EventChange) {
+	for _, c := range changes {
+		list = append(list, EventChange{c.Parameter, c.Old, c.New, c.Apply})
+	}
+	return list
+}
+
+// A notice is an Event, or something that only the log and the metrics are told.
+type notice struct {
+	Event
+	time  time.Time
+	names []string // the parameters of an invalid Document; "" for the Document itself
+	took  time.Duration
+
+	// The line of the log; without text there is none. With key the line is about a
+	// condition that lasts, and is repeated at each tenfold while same stays the same.
+	level     slog.Level
+	text      string
+	attrs     []any
+	key, same string
+}
+
+// isEvent reports whether subscribers are told.
+func (n *notice) isEvent() bool { return slices.Contains(EventTypes(), n.Type) }
+
+// needsStatus reports whether the status is published before n is told: who sees it would
+// look for it there.
+func (n *notice) needsStatus() bool {
+	return n.isEvent() || n.Type == eventOutcome || n.Type == eventLine && n.key == ""
+}
+
+// A Subscription receives events. At most as many as its size wait in it; more are
+// dropped and counted, so that a slow reader costs nobody anything.
+type Subscription struct {
+	// Events is closed at the end of Run, or by Close.
+	Events  <-chan Event
+	events  chan Event
+	dropped atomic.Int64
+	from    *Reconciler
+}
+
+// Dropped returns how many events were dropped.
+func (s *Subscription) Dropped() int64 { return s.dropped.Load() }
+
+// Close ends the subscription.
+func (s *Subscription) Close() {
+	s.from.mu.Lock()
+	defer s.from.mu.Unlock()
+	if i := slices.Index(s.from.subscriptions, s); i >= 0 {
+		s.from.subscriptions = slices.Delete(s.from.subscriptions, i, i+1)
+		close(s.events)
+	}
+}
+
+// Subscribe returns a subscription to the events from now on, of which size may wait.
+func (r *Reconciler) Subscribe(size int) *Subscription {
+	events := make(chan Event, size)
+	s := &Subscription{Events: events, events: events, from: r}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.subscriptions = append(r.subscriptions, s)
+	return s
+}
+
+// tell passes an event to the subscribers.
+func (r *Reconciler) tell(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.subscriptions {
+		select {
+		case s.events <- e:
+		default:
+			s.dropped.Add(1)
+		}
+	}
 }
 
 // flush publishes what changed and then tells it: who hears of a fact finds it in the
 // status.
 func (r *Reconciler) flush() {
 	out := &r.state.outbox
-	if out.changed || len(out.replies) > 0 || slices.ContainsFunc(out.events, func(e Event) bool { return e.needsStatus() }) {
+	if out.changed || len(out.replies) > 0 || slices.ContainsFunc(out.notices, func(n notice) bool { return n.needsStatus() }) {
 		r.publish()
 	}
-	events, replies := out.events, out.replies
-	out.events, out.replies = nil, nil
-	for i := range events {
-		count(r.opt.Metrics, &events[i])
-		r.log.event(&events[i])
+	notices, replies := out.notices, out.replies
+	out.notices, out.replies = nil, nil
+	for i := range notices {
+		n := &notices[i]
+		count(r.opt.Metrics, n)
+		r.log.line(n)
+		if n.isEvent() {
+			r.tell(n.Event)
+		}
 	}
 	for _, reply := range replies {
 		reply()
 	}
 }
 
-func count(m Metrics, e *Event) {
+func count(m Metrics, e *notice) {
 	switch e.Type {
-	case EventOutcome:
+	case eventOutcome:
 		m.Outcome(e.Outcome)
-	case EventPhase:
-		m.Phase(e.Cause, e.Took)
-	case EventFailure:
+	case eventPhase:
+		m.Phase(e.Cause, e.took)
+	case eventFailure:
 		m.StageFailure(e.Cause)
-	case EventSuccess:
+	case eventSuccess:
 		m.Success(e.Cause)
 	case EventInvalid:
-		m.ValidationFailures(e.Names)
+		m.ValidationFailures(e.names)
 	case EventDrifted:
 		m.Drift()
 	case EventRolledBack, EventReverted:
@@ -104,14 +295,29 @@ func count(m Metrics, e *Event) {
 	}
 }
 
-func (o *outbox) emit(e Event) {
-	e.At = time.Now()
-	o.events = append(o.events, e)
+// emit emits an event or a line.
+func (o *outbox) emit(n notice) {
+	n.time = time.Now()
+	o.notices = append(o.notices, n)
+}
+
+// emitEvent emits an event, with what all events have.
+func (s *State) emitEvent(n notice) {
+	n.At = record.Unix(time.Now())
+	n.Instance, n.Environment = s.opt.Instance, s.opt.Rules.Environment()
+	n.Reason = problem.Line(n.Reason, 1<<10)
+	s.emit(n)
+}
+
+// declaredEvent returns the event of a type about what the source declares.
+func (s *State) declaredEvent(t EventType, outcome record.Outcome, reason string) Event {
+	src := s.declared.doc.Source
+	return Event{Type: t, Revision: src.Revision, Source: eventSource(src), Outcome: outcome, Reason: reason}
 }
 
 // log emits a line of the log that is written each time.
 func (o *outbox) log(level slog.Level, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs})
+	o.emit(notice{Event: Event{Type: eventLine}, level: level, text: text, attrs: attrs})
 }
 
 // repeat emits a line for the log about a condition that lasts. See repeater.
@@ -127,21 +333,26 @@ func (o *outbox) repeat(level slog.Level, key, text string, attrs ...any) {
 
 // repeatKind is repeat for what is the same by its kind, whatever its text.
 func (o *outbox) repeatKind(level slog.Level, key, kind, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
+	o.emit(notice{Event: Event{Type: eventLine}, level: level, text: text, attrs: attrs, key: key, same: kind})
 }
 
 // endRepeat ends a condition: its next line under key is written at once.
-func (o *outbox) endRepeat(key string) { o.emit(Event{Type: EventOver, Key: key}) }
+func (o *outbox) endRepeat(key string) { o.emit(notice{Event: Event{Type: eventOver}, key: key}) }
 
-func (o *outbox) failed(stage string) { o.emit(Event{Type: EventFailure, Cause: stage}) }
+// count emits what only the metrics are told.
+func (o *outbox) count(t EventType, what string) { o.emit(notice{Event: Event{Type: t, Cause: what}}) }
 
-func (o *outbox) succeeded(loop string) { o.emit(Event{Type: EventSuccess, Cause: loop}) }
+func (o *outbox) failed(stage string) { o.count(eventFailure, stage) }
+
+func (o *outbox) succeeded(loop string) { o.count(eventSuccess, loop) }
 
 func (o *outbox) phase(phase string, took time.Duration) {
-	o.emit(Event{Type: EventPhase, Cause: phase, Took: took})
+	o.emit(notice{Event: Event{Type: eventPhase, Cause: phase}, took: took})
 }
 
-func (o *outbox) counted(outcome record.Outcome) { o.emit(Event{Type: EventOutcome, Outcome: outcome}) }
+func (o *outbox) counted(outcome record.Outcome) {
+	o.emit(notice{Event: Event{Type: eventOutcome, Outcome: outcome}})
+}
 
 func (o *outbox) reply(q *request, res Result, err error) {
 	o.replies = append(o.replies, func() { q.reply <- reply{res, err} })

@@ -95,9 +95,10 @@ type Reconciler struct {
 	calls     calls
 	stopping  atomic.Bool // Run is to end
 
-	mu       sync.Mutex
-	inbox    arrivals
-	answered bool // the source delivered something since the start
+	mu            sync.Mutex
+	inbox         arrivals
+	answered      bool // the source delivered something since the start
+	subscriptions []*Subscription
 
 	state *State // belongs to the goroutine of Run
 }
@@ -252,7 +253,7 @@ func (s *State) foldSource(now time.Time) {
 // within its own time limits, so that an engine is not left half asked.
 func (r *Reconciler) Run(ctx context.Context) error {
 	work := context.WithoutCancel(ctx)
-	defer close(r.ended)
+	defer r.end()
 	defer context.AfterFunc(ctx, func() {
 		r.stopping.Store(true)
 		r.calls.stop()
@@ -282,6 +283,17 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		}
 		timer.Reset(max(0, time.Until(r.turn(work))))
 	}
+}
+
+// end tells who waits for events or for the loop that there is nothing to come.
+func (r *Reconciler) end() {
+	close(r.ended)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.subscriptions {
+		close(s.events)
+	}
+	r.subscriptions = nil
 }
 
 // turn does one step after another until there is nothing left to do but wait, and

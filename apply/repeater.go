@@ -24,33 +24,33 @@ type repetition struct {
 // occasional is the time after which something that happens again is news.
 const occasional = time.Minute
 
-// event logs the line of an event.
-func (p *repeater) event(e *Event) {
+// line logs the line of a notice.
+func (p *repeater) line(n *notice) {
 	switch {
-	case e.Type == EventOver:
-		delete(p.last, e.Key)
+	case n.Type == eventOver:
+		delete(p.last, n.key)
 		return
-	case e.Text == "":
+	case n.text == "":
 		return
-	case e.Key == "":
-		p.Log(context.Background(), e.Level, e.Text, e.Attrs...)
+	case n.key == "":
+		p.Log(context.Background(), n.level, n.text, n.attrs...)
 		return
 	}
-	seen := p.last[e.Key]
-	if seen.same != e.Same || e.Type != EventLine && e.At.Sub(seen.at) > occasional {
-		seen = repetition{same: e.Same}
+	seen := p.last[n.key]
+	if seen.same != n.same || n.Type != eventLine && n.time.Sub(seen.at) > occasional {
+		seen = repetition{same: n.same}
 	}
 	seen.count++
-	seen.at = e.At
-	p.last[e.Key] = seen
-	for n := seen.count; n > 1; n /= 10 {
-		if n%10 != 0 {
+	seen.at = n.time
+	p.last[n.key] = seen
+	for times := seen.count; times > 1; times /= 10 {
+		if times%10 != 0 {
 			return
 		}
 	}
-	attrs := e.Attrs
+	attrs := n.attrs
 	if seen.count > 1 {
 		attrs = append(slices.Clone(attrs), "times", seen.count)
 	}
-	p.Log(context.Background(), e.Level, e.Text, attrs...)
+	p.Log(context.Background(), n.level, n.text, attrs...)
 }

@@ -340,7 +340,7 @@ func (s *State) declaredDiffers() (differs, tryable bool) {
 
 // An outbox has what is to be told once the status is published.
 type outbox struct {
-	events  []Event
+	notices []notice
 	replies []func()
 	changed bool // what changed is published even without an event
 }

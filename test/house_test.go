@@ -46,14 +46,15 @@ var mayImport = map[string][]string{
 	"dtesn/api":         {"schema"},
 	"dtesn/engine":      {"schema", "dtesn", "dtesn/api", "dtesn/bounded"},
 	"apply":             {"schema", "schema/problem", "gitstore/record", "watcher/document", "dtesn/api"},
+	"cmd/agent/events":  {"schema/problem", "gitstore/record", "apply"},
 	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
-		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals",
+		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals", "cmd/agent/events",
 	},
 	"cmd/agent":  {"cmd/agent/cli"},
 	"test/bench": {"schema", "dtesn", "dtesn/engine", "gitstore", "gitstore/record", "test/gitserver"},
-	"test/crash": {"schema", "apply", "gitstore", "gitstore/record"},
+	"test/crash": {"schema", "apply", "cmd/agent/events", "gitstore", "gitstore/record"},
 }
 
 // topLevel are the folders there may be at the top.

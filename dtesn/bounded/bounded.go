@@ -44,7 +44,9 @@ type Server struct {
 
 	mu     sync.Mutex
 	places map[net.Conn]place
+	parked map[net.Conn]bool
 	ending bool
+	ended  chan struct{} // closed by End
 }
 
 // A place is one of the connections.
@@ -55,13 +57,42 @@ type place struct {
 
 // New makes a Server. Its errors go to logger, with the name of the listener.
 func New(logger *slog.Logger, name string, handler http.Handler) *Server {
-	s := &Server{places: map[net.Conn]place{}}
+	s := &Server{places: map[net.Conn]place{}, parked: map[net.Conn]bool{}, ended: make(chan struct{})}
 	s.Server = http.Server{
 		Handler: handler, ConnState: s.note, ErrorLog: ErrorLog(logger.With("listener", name), "HTTP server"),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, client{}, &client{s, conn})
+		},
 	}
 	return s
+}
+
+// A client is in the context of its requests.
+type client struct {
+	server *Server
+	conn   net.Conn
+}
+
+// Park is called with the context of a request that will last, such as a stream of events,
+// and is the last on its connection. That does not give way any more, and takes no place
+// from others; a Server has as many parked ones as others. Park reports whether there was
+// room. The channel is closed when the Server ends.
+func Park(ctx context.Context) (ended <-chan struct{}, ok bool) {
+	c, _ := ctx.Value(client{}).(*client)
+	if c == nil {
+		return nil, true // not one of a Server's, as in a test
+	}
+	s := c.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, has := s.places[c.conn]; !has || len(s.parked) >= connections() || s.ending {
+		return nil, false
+	}
+	delete(s.places, c.conn)
+	s.parked[c.conn] = true
+	return s.ended, true
 }
 
 // Serve accepts connections until l is closed.
@@ -88,6 +119,9 @@ func (s *Server) ServeUntil(ctx context.Context, l net.Listener, grace time.Dura
 // requests in flight the grace to end.
 func (s *Server) End(grace time.Duration) {
 	s.mu.Lock()
+	if !s.ending {
+		close(s.ended)
+	}
 	s.ending = true
 	for conn, p := range s.places {
 		if p.state == http.StateNew { // Shutdown would wait 5 s for it
@@ -167,6 +201,7 @@ func (s *Server) note(conn net.Conn, state http.ConnState) {
 	switch {
 	case state == http.StateClosed || state == http.StateHijacked:
 		delete(s.places, conn)
+		delete(s.parked, conn)
 	case state == http.StateNew && s.ending:
 		_ = conn.Close()
 	case has:

@@ -157,3 +157,7 @@ type Row struct {
 	ValidationErrors []string // the engine's, of a rejected record
 	IsActive         bool     // it is the applied snapshot, whose Parameters are to run
 }
+
+// IsDamaged reports whether the content of the record cannot be read. Then it has what
+// its commit says, and Errors why.
+func (r *Row) IsDamaged() bool { return r.Config.Len() == 0 }

@@ -3,15 +3,21 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/events"
+	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -25,6 +31,9 @@ func (w *world) check(v *apply.Status) error {
 	}
 	if err == nil {
 		err = w.checkFiles(v.TotalSnapshots)
+	}
+	if err == nil {
+		err = w.checkEvents()
 	}
 	if err == nil {
 		_, err = w.git("fsck", "--strict", "--no-progress")
@@ -110,6 +119,68 @@ func (w *world) checkRunning(v *apply.Status, head string) error {
 		return fmt.Errorf("at rest, and what runs is not confirmed: %+v", r)
 	}
 	return nil
+}
+
+// checkEvents holds the log of events against the history: each record that came to
+// something has its events, once, under rising numbers.
+func (w *world) checkEvents() error {
+	r, err := gitstore.OpenReader(w.state)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	rows, err := r.List(context.Background(), "", 1000)
+	if err != nil {
+		return err
+	}
+	var begin apply.Event // the first line, where there was a history before
+	text, err := os.ReadFile(filepath.Join(w.state, events.File))
+	if line, _, _ := strings.Cut(string(text), "\n"); err == nil && strings.Contains(line, `"type":""`) {
+		err = json.Unmarshal([]byte(line), &begin)
+	}
+	if err != nil {
+		return err
+	}
+	var missing []string
+	uerr := until("all events are in the log", func() bool {
+		counts, last := map[string]int{}, int64(0)
+		for e, rerr := range events.Read(w.state, 0) {
+			if rerr != nil || e.Sequence <= last {
+				err = errors.Join(rerr, fmt.Errorf("event %d follows %d", e.Sequence, last))
+				return true
+			}
+			last = e.Sequence
+			if e.Type == apply.EventDrifted || e.Record == "" {
+				continue
+			}
+			if key := string(e.Type) + " " + e.Record; counts[key] > 0 {
+				err = fmt.Errorf("told twice: %s", key)
+				return true
+			} else {
+				counts[key]++
+			}
+		}
+		missing = nil
+		for i := range rows {
+			if rows[i].ID == begin.Record { // what is older was there before the log
+				break
+			}
+			var parent *record.Record
+			if i+1 < len(rows) {
+				parent = &rows[i+1].Record
+			}
+			for _, e := range apply.RecordEvents(&rows[i], parent) {
+				if key := string(e.Type) + " " + e.Record; counts[key] == 0 {
+					missing = append(missing, key)
+				}
+			}
+		}
+		return len(missing) == 0
+	})
+	if uerr != nil {
+		return fmt.Errorf("%w: missing %q", uerr, missing[:min(len(missing), 5)])
+	}
+	return err
 }
 
 // Bounds of the state directory: a record is four objects, a kill leaves at

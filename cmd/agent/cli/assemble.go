@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/events"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/dtesn"
 	"dtesn-agent/dtesn/engine"
@@ -29,6 +30,8 @@ type agent struct {
 	location     string // of the source, for people
 	client       *dtesn.Client
 	reconciler   *apply.Reconciler
+	events       *events.Log
+	told         *apply.Subscription // of events
 	web          *status.Server
 	control      *control
 	embedded     *engine.Engine
@@ -85,8 +88,12 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if a.reader, err = gitstore.OpenReader(s.state); err != nil {
 		return a, err
 	}
+	a.told = a.reconciler.Subscribe(1024)
+	if a.events, err = events.Open(ctx, events.Options{Dir: s.state, History: a.reader, Holding: a.store.Holding, Logger: logger}); err != nil {
+		return a, err
+	}
 	a.web = status.New(status.Options{
-		Source: a.reconciler, History: a.reader, Rules: s.rules, Metrics: metrics, Loops: a.loops,
+		Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts,
 	})
 	return a, a.listen()
@@ -199,6 +206,7 @@ func (a *agent) stages(ctx context.Context) [][]part {
 	}
 	transaction := []part{{"transaction", a.reconciler.Run}}
 	tellers := []part{
+		{"events", func(ctx context.Context) error { return a.events.Run(ctx, a.told) }},
 		{"http", func(ctx context.Context) error { return a.web.Serve(ctx, a.listener, a.web.Handler()) }},
 		{"control", a.control.serve},
 	}

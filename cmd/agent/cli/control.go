@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/dtesn/bounded"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema/problem"
@@ -130,6 +131,7 @@ type uidKey struct{}
 func (c *control) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.status)
+	mux.HandleFunc("GET /events", status.StreamEvents(c.agent.events))
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, _ *http.Request) {
 		c.agent.sync()
 		writeJSON(w, http.StatusOK, orderResult{Text: "the source and the engine are being read"})
@@ -140,8 +142,9 @@ func (c *control) serve(ctx context.Context) error {
 	server := bounded.New(c.agent.log, c.path, mux)
 	// An order may wait for longer: its body and its answer have deadlines of their own.
 	server.ReadTimeout, server.WriteTimeout = 0, 0
+	bound := server.ConnContext
 	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, uidKey{}, peerUID(conn))
+		return context.WithValue(bound(ctx, conn), uidKey{}, peerUID(conn))
 	}
 	for {
 		done := make(chan error, 1)

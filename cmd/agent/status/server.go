@@ -43,6 +43,7 @@ type History interface {
 type Options struct {
 	Source  Source
 	History History
+	Events  Events
 	Rules   *schema.Rules
 	Metrics *Metrics
 	// Loops says when each loop last turned; one that has not for Stuck (15 s
@@ -165,6 +166,7 @@ func (s *Server) Handler() http.Handler {
 		base + "status":    light.work(http.HandlerFunc(s.status)),
 		base + "health":    light.work(http.HandlerFunc(s.health)),
 		base + "schema":    rules.work(http.HandlerFunc(s.schema)),
+		base + "events":    StreamEvents(s.opt.Events),
 		base + "snapshots": ofHistory(s.snapshots), base + "snapshots/{id}": ofHistory(s.snapshot), base + "diff/{id}": ofHistory(s.diff),
 	}
 	mux := s.healthMux(light, gets)

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/events"
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/gitstore"
+	"dtesn-agent/schema/problem"
+)
+
+func newAudit() *cobra.Command {
+	var state string
+	var types []string
+	var since time.Duration
+	var asJSON, follow, verify bool
+	cmd := &cobra.Command{
+		Use:   "audit --state DIR",
+		Short: "List what happened: who changed or ordered what, and what came of it",
+		Long: `audit lists the events of an agent, the oldest first: what was applied, rejected,
+rolled back, held, paused or changed past the agent; when; by which author,
+signer or user; and why. It reads <state>/events.jsonl, which keeps the last 4 to
+8 MiB, and needs no running agent. The records themselves: agent snapshots.
+
+With --verify it reads the whole history instead, checks each object against its
+hash and each record against the one before, and exits 1 if one is damaged.`,
+		Example: `  agent audit --state /var/lib/dtesn-agent --since 24h
+  agent audit --state /var/lib/dtesn-agent --type rolled_back,paused --json
+  agent audit --state /var/lib/dtesn-agent --follow
+  agent audit --state /var/lib/dtesn-agent --verify`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, t := range types {
+				if !slices.Contains(apply.EventTypes(), apply.EventType(t)) {
+					return usageHint("one of "+eventTypes(), "--type: unknown type %q", t)
+				}
+			}
+			if since < 0 {
+				return usage("--since: %s is negative", since)
+			}
+			if verify {
+				return verifyHistory(cmd, state)
+			}
+			wanted := func(e *apply.Event) bool {
+				return (len(types) == 0 || slices.Contains(types, string(e.Type))) &&
+					(since == 0 || e.At >= float64(time.Now().Add(-since).UnixMilli())/1000)
+			}
+			return listEvents(cmd.Context(), cmd.OutOrStdout(), state, wanted, asJSON, follow)
+		},
+	}
+	stateFlag(cmd, &state)
+	f := cmd.Flags()
+	f.StringSliceVar(&types, "type", nil, "only these `types`: "+eventTypes())
+	f.DurationVar(&since, "since", 0, "only events of this last time, such as 24h")
+	f.BoolVar(&asJSON, "json", false, "print each event as a line of JSON")
+	f.BoolVarP(&follow, "follow", "f", false, "go on with the events to come, until interrupted")
+	f.BoolVar(&verify, "verify", false, "check the whole history, and exit 1 if a record is damaged")
+	cmd.MarkFlagsMutuallyExclusive("verify", "follow")
+	cmd.MarkFlagsMutuallyExclusive("verify", "json")
+	cmd.MarkFlagsMutuallyExclusive("verify", "type")
+	complete(cmd, "type", strings.Split(eventTypes(), ", ")...)
+	return cmd
+}
+
+func eventTypes() string {
+	var names []string
+	for _, t := range apply.EventTypes() {
+		names = append(names, string(t))
+	}
+	return strings.Join(names, ", ")
+}
+
+// followEvery is how often it is looked whether there are newer events.
+const followEvery = 250 * time.Millisecond
+
+func listEvents(ctx context.Context, w io.Writer, state string, wanted func(*apply.Event) bool, asJSON, follow bool) error {
+	if _, err := os.Stat(state); err != nil {
+		return &problem.Error{Op: "read events in", Place: state, Err: problem.Bare(err), Hint: "check --state; it is the one `agent run` was given"}
+	}
+	last, isEmpty := int64(0), true
+	var seen os.FileInfo
+	for {
+		info, _ := os.Stat(filepath.Join(state, events.File))
+		if seen == nil || info == nil || info.Size() != seen.Size() || !os.SameFile(info, seen) {
+			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+			for e, err := range events.Read(state, last) {
+				if err != nil {
+					return err
+				}
+				last = e.Sequence
+				if !wanted(&e) {
+					continue
+				}
+				if isEmpty && !asJSON {
+					fmt.Fprintln(t, "WHEN\tEVENT\tRECORD\tBY\tWHAT")
+				}
+				isEmpty = false
+				if err := eventLine(t, &e, asJSON); err != nil {
+					return err
+				}
+			}
+			if err := t.Flush(); err != nil {
+				return err
+			}
+			seen = info
+		}
+		if !follow {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(followEvery):
+		}
+	}
+	if isEmpty && !asJSON {
+		_, err := fmt.Fprintln(w, "no such event was recorded")
+		return err
+	}
+	return nil
+}
+
+func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
+	if asJSON {
+		text, err := json.Marshal(e)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "%s\n", text)
+		}
+		return err
+	}
+	what := e.String()
+	if len(e.Changes) > 0 && e.Reason != "" {
+		what += ": " + e.Reason
+	}
+	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", date(e.At), e.Type, cmp.Or(e.Record, "-"), cmp.Or(cut(status.Plain(e.Doer()), 80), "-"), cut(status.Plain(what), 200))
+	return err
+}
+
+// verifyHistory reads each record, which checks its objects against their hashes.
+func verifyHistory(cmd *cobra.Command, state string) error {
+	r, err := gitstore.OpenReader(state)
+	if err != nil {
+		return err
+	}
+	const page = 1000
+	newest, before, count := "", "", 0
+	var damaged []string
+	for {
+		rows, err := r.List(cmd.Context(), before, page)
+		for i := range rows {
+			row := &rows[i]
+			if before = row.ID; newest == "" {
+				newest = row.Commit
+			}
+			if count++; row.IsDamaged() {
+				damaged = append(damaged, fmt.Sprintf("record %d (%s): %s", row.Index, row.Commit, strings.Join(row.Errors, "; ")))
+			}
+		}
+		if err != nil {
+			return problem.New("", fmt.Errorf("the history cannot be followed behind record %s: %w", before, err), "README, Damaged history")
+		}
+		if len(rows) < page {
+			break
+		}
+	}
+	if len(damaged) > 0 {
+		return problem.New("", fmt.Errorf("%d of %d records are damaged: %s", len(damaged), count, strings.Join(damaged[:min(len(damaged), 10)], "; ")), "README, Damaged history")
+	}
+	if count == 0 {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), "nothing was recorded yet")
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d records verified, from %s back to %s\n", count, newest, before)
+	return err
+}

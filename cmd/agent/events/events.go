@@ -1,0 +1,432 @@
+// Package events keeps what happened in <state>/events.jsonl: one apply.Event a line, as
+// JSON, with rising sequence numbers. Who follows events, such as hooks and the HTTP
+// endpoint, reads them here, so that an event has one number for all, and keeps it.
+//
+// An event is durable before anybody is told. Those that a record of the history is
+// evidence of are never missing: what a kill or a full disk kept out of the log is taken
+// from the history. Others may be dropped, which is counted.
+package events
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
+)
+
+const (
+	// File in the state directory is what events are appended to. Once it has segmentSize bytes it takes the
+	// place of older, and a new one begins.
+	File, older = "events.jsonl", "events.1.jsonl"
+
+	maxLine   = 256 << 10 // bytes of an event
+	kept      = 256       // events in memory
+	maxQueued = 1024      // events that wait for a disk
+	maxMissed = 1000      // records that are searched for missing events
+	retry     = time.Second
+)
+
+// segmentSize is variable for tests.
+var segmentSize int64 = 4 << 20
+
+// A History lists records, newest first, behind the one named before.
+type History interface {
+	List(ctx context.Context, before string, limit int) ([]record.Row, error)
+}
+
+// Options are what a Log is made of.
+type Options struct {
+	Dir     string // the state directory
+	History History
+	// Holding reports whether the state directory is there and the agent's. Nothing is
+	// written while it is not.
+	Holding func() bool
+	Logger  *slog.Logger
+}
+
+// A Log is the one writer of a log of events. Its methods are safe from any goroutine.
+type Log struct {
+	opt Options
+
+	mu      sync.Mutex
+	recent  []apply.Event // the newest events, at most kept of them
+	last    int64         // sequence number of the newest event
+	changed chan struct{} // closed when there is a newer one
+
+	// What follows belongs to Open and then to Run.
+	queue   []apply.Event // not written yet
+	told    []string      // keys of the newest events with a record; see key
+	begin   string        // id of the record behind which the log begins
+	missed  bool          // events with a record may be missing
+	failing bool
+	dropped atomic.Int64
+}
+
+// Open reads the log, and adds the events that the history is evidence of and the log
+// lacks. Where a history has none, it begins with what happens from now on.
+func Open(ctx context.Context, opt Options) (*Log, error) {
+	l := &Log{opt: opt, changed: make(chan struct{}), missed: true}
+	isNew := true
+	for _, name := range []string{older, File} {
+		_, err := os.Lstat(filepath.Join(opt.Dir, name))
+		isNew = isNew && errors.Is(err, fs.ErrNotExist)
+		if err := readSegment(filepath.Join(opt.Dir, name), func(e apply.Event) bool { l.note(e); return true }); err != nil {
+			return nil, readError(opt.Dir, name, err)
+		}
+	}
+	if isNew {
+		rows, err := opt.History.List(ctx, "", 10)
+		if err != nil {
+			return nil, fmt.Errorf("begin the log of events: %w", err)
+		}
+		var head []byte
+		if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.Outcome != record.Pending }); i >= 0 {
+			// There may have been a log that was lost: its numbers must not come again.
+			begin := apply.Event{Sequence: time.Now().UnixMilli(), Record: rows[i].ID}
+			if head, err = json.Marshal(begin); err != nil {
+				return nil, err
+			}
+			head = append(head, '\n')
+			l.note(begin)
+		}
+		if err := appendDurably(opt.Dir, head); err != nil {
+			opt.Logger.Warn("events cannot be recorded", "directory", opt.Dir, "error", err)
+			l.failing = true
+		}
+	}
+	l.write(ctx)
+	return l, nil
+}
+
+func readError(dir, name string, err error) error {
+	return &problem.Error{Op: "read events in", Place: filepath.Join(dir, name), Err: problem.Bare(err), Hint: "run this as the user that runs the agent"}
+}
+
+// Read yields the events of the log in a state directory that are newer than after, the
+// oldest first. A line that was cut short is left out.
+func Read(dir string, after int64) iter.Seq2[apply.Event, error] {
+	return func(yield func(apply.Event, error) bool) {
+		for _, name := range []string{older, File} {
+			err := readSegment(filepath.Join(dir, name), func(e apply.Event) bool {
+				if e.Sequence <= after || e.Type == "" {
+					return true
+				}
+				after = e.Sequence
+				return yield(e, nil)
+			})
+			if errors.Is(err, errEnough) {
+				return
+			}
+			if err != nil {
+				yield(apply.Event{}, readError(dir, name, err))
+				return
+			}
+		}
+	}
+}
+
+var errEnough = errors.New("enough")
+
+func readSegment(path string, visit func(apply.Event) bool) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(io.LimitReader(f, 2*segmentSize+maxLine))
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
+		var e apply.Event
+		if json.Unmarshal(lines.Bytes(), &e) == nil && e.Sequence > 0 && !visit(e) {
+			return errEnough
+		}
+	}
+	if err := lines.Err(); !errors.Is(err, bufio.ErrTooLong) {
+		return err
+	}
+	return nil // what follows is none of ours
+}
+
+// note keeps an event that is on the disk, or the line with which a log begins behind an
+// older history: it has no type, and the newest record of that history.
+func (l *Log) note(e apply.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.Sequence <= l.last {
+		return
+	}
+	l.last = e.Sequence
+	if e.Type == "" {
+		l.begin = e.Record
+		return
+	}
+	if len(l.recent) == kept {
+		l.recent = slices.Delete(l.recent, 0, kept/4)
+	}
+	l.recent = append(l.recent, e)
+	if k := key(&e); k != "" {
+		if len(l.told) == 2*maxMissed {
+			l.told = slices.Delete(l.told, 0, maxMissed)
+		}
+		l.told = append(l.told, k)
+	}
+}
+
+// key identifies an event that a record is evidence of, which happens once; "" for others.
+func key(e *apply.Event) string {
+	if e.Record == "" || e.Type == apply.EventDrifted {
+		return ""
+	}
+	return string(e.Type) + " " + e.Record
+}
+
+// Last returns the sequence number of the newest event, and a channel that is closed when
+// there is a newer one.
+func (l *Log) Last() (sequence int64, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last, l.changed
+}
+
+// Dropped returns how many events were dropped, because the disk did not take them.
+func (l *Log) Dropped() int64 { return l.dropped.Load() }
+
+// After returns the next events after a sequence number, at most limit.
+func (l *Log) After(after int64, limit int) (events []apply.Event, err error) {
+	l.mu.Lock()
+	if len(l.recent) > 0 && l.recent[0].Sequence <= after+1 {
+		i := slices.IndexFunc(l.recent, func(e apply.Event) bool { return e.Sequence > after })
+		if i >= 0 {
+			events = slices.Clone(l.recent[i:min(len(l.recent), i+limit)])
+		}
+		l.mu.Unlock()
+		return events, nil
+	}
+	l.mu.Unlock()
+	for e, err := range Read(l.opt.Dir, after) {
+		if err != nil {
+			return events, err
+		}
+		if events = append(events, e); len(events) == limit {
+			break
+		}
+	}
+	return events, nil
+}
+
+// Run appends the events of a subscription until that is closed, or ctx ends.
+func (l *Log) Run(ctx context.Context, from *apply.Subscription) error {
+	lost := from.Dropped()
+	timer := time.NewTicker(retry)
+	defer timer.Stop()
+	for ended := false; !ended; {
+		select {
+		case e, ok := <-from.Events:
+			if ended = !ok; ok {
+				l.enqueue(e)
+			}
+		case <-ctx.Done():
+			ended = true
+		case <-timer.C:
+			if len(l.queue) == 0 && !l.missed {
+				continue
+			}
+		}
+		for more := true; more; { // one write for all that are there
+			select {
+			case e, ok := <-from.Events:
+				if more = ok; ok {
+					l.enqueue(e)
+				}
+			default:
+				more = false
+			}
+		}
+		if n := from.Dropped(); n != lost {
+			l.dropped.Add(n - lost)
+			lost, l.missed = n, true
+		}
+		l.write(context.WithoutCancel(ctx))
+	}
+	return nil
+}
+
+// enqueue queues an event. If the disk does not take any for long, the oldest go.
+func (l *Log) enqueue(e apply.Event) {
+	if len(l.queue) == maxQueued {
+		l.missed = l.missed || key(&l.queue[0]) != ""
+		l.queue = slices.Delete(l.queue, 0, 1)
+		l.dropped.Add(1)
+	}
+	l.queue = append(l.queue, e)
+}
+
+// write writes what is queued, after what was missed.
+func (l *Log) write(ctx context.Context) {
+	if !l.opt.Holding() {
+		return
+	}
+	events := l.queue
+	var err error
+	if l.missed {
+		var missing []apply.Event
+		missing, err = l.missing(ctx)
+		events = append(missing, events...)
+	}
+	if err == nil {
+		err = l.append(events)
+	}
+	if err != nil {
+		if !l.failing {
+			l.opt.Logger.Warn("events cannot be recorded", "directory", l.opt.Dir, "error", err)
+		}
+		l.failing = true
+		return
+	}
+	l.queue, l.missed, l.failing = nil, false, false
+}
+
+// missing returns the events that the newest records are evidence of and the log lacks,
+// the oldest first.
+func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
+	rows, err := l.opt.History.List(ctx, "", 10)
+	for err == nil && len(rows) > 0 && len(rows) < maxMissed && !l.isTold(&rows[len(rows)-1]) {
+		var more []record.Row
+		if more, err = l.opt.History.List(ctx, rows[len(rows)-1].ID, 50); len(more) == 0 {
+			break
+		}
+		rows = append(rows, more...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("search the history for events: %w", err)
+	}
+	if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.ID == l.begin }); i >= 0 {
+		rows = rows[:i+1]
+		for _, e := range apply.RecordEvents(&rows[i], nil) {
+			l.told = append(l.told, key(&e))
+		}
+	}
+	for i := len(rows) - 1; i >= 0; i-- {
+		var parent *record.Record
+		if i+1 < len(rows) {
+			parent = &rows[i+1].Record
+		} else if rows[i].Parent != "" {
+			continue // what it changed is not known
+		}
+		for _, e := range apply.RecordEvents(&rows[i], parent) {
+			if !slices.Contains(l.told, key(&e)) {
+				events = append(events, e)
+			}
+		}
+	}
+	return events, nil
+}
+
+// isTold reports whether the log has an event of a record, or begins behind it.
+func (l *Log) isTold(row *record.Row) bool {
+	if row.ID == l.begin {
+		return true
+	}
+	events := apply.RecordEvents(row, nil)
+	return len(events) > 0 && slices.Contains(l.told, key(&events[len(events)-1]))
+}
+
+// append writes events, durably, and then tells who waits. An event that is there is left
+// out.
+func (l *Log) append(events []apply.Event) error {
+	var b bytes.Buffer
+	var written []apply.Event
+	next := l.last
+	for _, e := range events {
+		k := key(&e)
+		if k != "" && (slices.Contains(l.told, k) || slices.ContainsFunc(written, func(w apply.Event) bool { return key(&w) == k })) {
+			continue
+		}
+		next++
+		e.Sequence = next
+		text, err := json.Marshal(e)
+		if err != nil || len(text) >= maxLine {
+			l.dropped.Add(1)
+			continue
+		}
+		b.Write(append(text, '\n'))
+		written = append(written, e)
+	}
+	if len(written) == 0 {
+		return nil
+	}
+	if err := appendDurably(l.opt.Dir, b.Bytes()); err != nil {
+		return err
+	}
+	for _, e := range written {
+		l.note(e)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return nil
+}
+
+// appendDurably appends lines to the live segment. No file stays open, so that the disk
+// can be unmounted. After an error nothing was appended, or a part that is left out when
+// it is read.
+func appendDurably(dir string, lines []byte) error {
+	path := filepath.Join(dir, File)
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	if err == nil && st.Size >= segmentSize {
+		err, isNew = os.Rename(path, filepath.Join(dir, older)), true
+	}
+	if err != nil && !isNew {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	end, err := f.Seek(0, io.SeekEnd)
+	if last := []byte{'\n'}; err == nil && end > 0 {
+		if _, err = f.ReadAt(last, end-1); err == nil && last[0] != '\n' { // a write was cut short
+			lines = append([]byte{'\n'}, lines...)
+		}
+	}
+	if err == nil {
+		if _, err = f.WriteAt(lines, end); err != nil {
+			err = errors.Join(err, f.Truncate(end)) // a full disk
+		}
+	}
+	if err == nil {
+		err = unix.Fdatasync(int(f.Fd()))
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil && isNew {
+		var d *os.File
+		if d, err = os.Open(dir); err == nil {
+			err = errors.Join(d.Sync(), d.Close())
+		}
+	}
+	return err
+}

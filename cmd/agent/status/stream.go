@@ -1,0 +1,125 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/dtesn/bounded"
+)
+
+// Events are the events that were recorded; *events.Log is one.
+type Events interface {
+	// After returns the next events after a sequence number, at most limit.
+	After(sequence int64, limit int) ([]apply.Event, error)
+	// Last returns the number of the newest event, and a channel that is closed when
+	// there is a newer one.
+	Last() (sequence int64, changed <-chan struct{})
+}
+
+const (
+	// quietest is how long a stream is silent at most: proxies cut one that is.
+	quietest = 15 * time.Second
+	// streamWrite is how long a client may take to read what it was sent.
+	streamWrite = 10 * time.Second
+	streamBatch = 100
+)
+
+// A stream is a response of server-sent events (HTML, "Server-sent events").
+type stream struct {
+	w     http.ResponseWriter
+	conn  *http.ResponseController
+	ended <-chan struct{}
+}
+
+// newStream begins a stream, nil if there is no room for one.
+func newStream(w http.ResponseWriter, q *http.Request) *stream {
+	ended, ok := bounded.Park(q.Context())
+	if !ok {
+		w.Header().Set("Retry-After", "10")
+		fail(w, http.StatusServiceUnavailable, "too many listeners: ask again later")
+		return nil
+	}
+	s := &stream{w, http.NewResponseController(w), ended}
+	_ = s.conn.SetReadDeadline(time.Time{})
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Connection", "close")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx
+	if s.send("retry: 3000\n\n") != nil {
+		return nil
+	}
+	return s
+}
+
+func (s *stream) send(text string) error {
+	_ = s.conn.SetWriteDeadline(time.Now().Add(streamWrite))
+	if _, err := s.w.Write([]byte(text)); err != nil {
+		return err
+	}
+	return s.conn.Flush()
+}
+
+// wait waits for changed, and sends a comment if that takes long. It reports whether the
+// stream goes on.
+func (s *stream) wait(ctx context.Context, changed <-chan struct{}) bool {
+	for {
+		select {
+		case <-changed:
+			return true
+		case <-s.ended:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-time.After(quietest):
+			if s.send(":\n\n") != nil {
+				return false
+			}
+		}
+	}
+}
+
+// StreamEvents answers with the events after Last-Event-ID or the parameter since, or
+// those to come, as server-sent events.
+func StreamEvents(events Events) http.HandlerFunc {
+	return func(w http.ResponseWriter, q *http.Request) {
+		after, changed := events.Last()
+		given := q.Header.Get("Last-Event-ID")
+		if given == "" {
+			given = q.URL.Query().Get("since")
+		}
+		if given != "" {
+			n, err := strconv.ParseInt(given, 10, 64)
+			if err != nil || n < 0 {
+				fail(w, http.StatusBadRequest, "since: "+strconv.Quote(given)+" is not the number of an event")
+				return
+			}
+			after = n
+		}
+		s := newStream(w, q)
+		for s != nil {
+			list, err := events.After(after, streamBatch)
+			if err != nil {
+				_ = s.send(fmt.Sprintf(": %s\n\n", err))
+				return
+			}
+			for _, e := range list {
+				text, err := json.Marshal(e)
+				if err != nil {
+					continue
+				}
+				if s.send(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", e.Sequence, e.Type, text)) != nil {
+					return
+				}
+				after = e.Sequence
+			}
+			if len(list) < streamBatch && !s.wait(q.Context(), changed) {
+				return
+			}
+			_, changed = events.Last()
+		}
+	}
+}
