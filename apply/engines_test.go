@@ -810,6 +810,9 @@ func TestAskedToWait(t *testing.T) {
 				t.Errorf("it was read %d times meanwhile", e.reads-reads)
 			}
 		})
+		if s := w.r.Status(); !s.Ready || s.Engine.Reachable || strings.Count(s.Reason, "HTTP 429") != 1 { // who asks to wait responds
+			t.Errorf("ready %v (%s), reachable %v: %s", s.Ready, s.Unready, s.Engine.Reachable, s.Reason)
+		}
 		w.pass(2 * time.Minute)
 		w.check("passed", inSync(size(1024)))
 	})

@@ -205,8 +205,8 @@ func (r *Remote) explain(err error) (hint string, cause error) {
 	var server *serverError
 	var op *net.OpError
 	switch {
-	case errors.As(err, &op) && op.Op == "dial" && op.Timeout():
-		return "check the host and port in --repo, and the firewalls on the way", op
+	case errors.As(err, &op) && op.Op == "dial":
+		return "check the host and port in --repo, and the network and the firewalls on the way", op
 	case errors.As(err, &large):
 		return "keep the configuration in a repository of its own", large
 	case errors.As(err, &server):
