@@ -223,7 +223,7 @@ func (s *State) buildingProblem() *problem.Error {
 	}
 	reason := "the engine builds " + what
 	if !b.Since.IsZero() {
-		reason += " since " + b.Since.UTC().Format("15:04:05Z")
+		reason += " since " + b.Since.UTC().Format(time.RFC3339)
 	}
 	return newProblem(reason, "")
 }

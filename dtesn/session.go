@@ -275,7 +275,7 @@ func asksToWait(response *http.Response, request string, body []byte) *api.Later
 		return nil
 	}
 	wait := waitLeast
-	if seconds, err := strconv.Atoi(value); err == nil {
+	if seconds, err := strconv.Atoi(value); err == nil || errors.Is(err, strconv.ErrRange) {
 		wait = time.Duration(min(seconds, int(waitMost.Seconds()))) * time.Second
 	} else if at, err := http.ParseTime(value); err == nil {
 		wait = time.Until(at)

@@ -244,6 +244,7 @@ func (t *httpTransport) newClient() error {
 		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, OnProxyConnectResponse: checkProxy, TLSClientConfig: conf, ForceAttemptHTTP2: true,
+			DisableCompression:  true, // packs are compressed, and gzip could be endless without a byte
 			DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: defaultTimeouts.silence,
 			IdleConnTimeout:        10 * time.Second, // of HTTP/2 connections that were busy at rest
@@ -300,7 +301,7 @@ func newStatusError(resp *http.Response, loggedIn bool, secrets []string, body i
 		}
 	}
 	if value := resp.Header.Get("Retry-After"); e.code == http.StatusTooManyRequests || e.code == http.StatusServiceUnavailable {
-		if seconds, err := strconv.Atoi(value); err == nil {
+		if seconds, err := strconv.Atoi(value); err == nil || errors.Is(err, strconv.ErrRange) {
 			e.retryAfter = time.Duration(min(max(seconds, 0), int(maxRetryAfter.Seconds()))) * time.Second
 		} else if at, err := http.ParseTime(value); err == nil {
 			e.retryAfter = min(max(time.Until(at), 0), maxRetryAfter)

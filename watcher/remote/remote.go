@@ -41,6 +41,7 @@ const (
 	maxPack     = 64 << 20 // bytes of a pack
 	maxObject   = 16 << 20 // bytes of one object in it
 	maxInflated = 64 << 20 // bytes of all objects in it
+	maxBases    = 16 << 30 // bytes of the bases of all deltas in it, each time they are used
 	maxObjects  = 100_000  // in a pack
 )
 
