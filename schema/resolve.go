@@ -70,6 +70,7 @@ func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 		}
 		if v = l.cut(); v != nil {
 			c = nil
+			v.addText(in.Files)
 		}
 	}()
 	return l.resolve(), nil

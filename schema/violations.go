@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"dtesn-agent/schema/problem"
 )
 
 // A Position is a place in a file. Line and Column count from 1; 0 means the
@@ -38,6 +40,7 @@ type Violation struct {
 	Message string     `json:"message"`
 	Hint    string     `json:"hint,omitempty"`
 	Related []Position `json:"related,omitempty"` // the other places concerned, such as the other operand
+	Text    string     `json:"text,omitempty"`    // that line of the file, at most 200 bytes
 }
 
 // String returns the violation on one line, without what is empty or said twice:
@@ -86,6 +89,27 @@ func (v *Violations) add(violation Violation) *Violation {
 	v.Total++
 	v.List = append(v.List, violation)
 	return &v.List[len(v.List)-1]
+}
+
+// addText adds the lines of the files.
+func (v *Violations) addText(files []File) {
+	if v == nil {
+		return
+	}
+	lines := map[string][]string{}
+	for i := range v.List {
+		at := &v.List[i]
+		if _, ok := lines[at.File]; !ok {
+			j := slices.IndexFunc(files, func(f File) bool { return f.Path == at.File })
+			if j < 0 {
+				continue
+			}
+			lines[at.File] = strings.Split(string(files[j].Bytes), "\n")
+		}
+		if all := lines[at.File]; at.Line > 0 && at.Line <= len(all) {
+			at.Text = problem.Cut(strings.TrimRight(strings.ToValidUTF8(all[at.Line-1], "?"), "\r"), 200)
+		}
+	}
 }
 
 func (v *Violations) report(at Position, rule, message, hint string) *Violation {

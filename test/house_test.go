@@ -331,6 +331,8 @@ type still struct{ runs schema.Parameters }
 
 func (s still) Status() *apply.Status { return &apply.Status{Current: &s.runs} }
 
+func (s still) Latest() *apply.Update { return &apply.Update{Status: s.Status()} }
+
 // textCUE has a parameter that is a text.
 const textCUE = `package dtesn
 

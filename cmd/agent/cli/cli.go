@@ -130,7 +130,7 @@ engine or on probation.`,
 	})
 	root.AddCommand(
 		newRun(), newEngine(), newValidate(), newStatus(),
-		newSnapshots(), newShow(), newDiff(), newAudit(), newRollback(), newPause(), newResume(), newSync(),
+		newSnapshots(), newShow(), newDiff(), newAudit(), newReport(), newRollback(), newPause(), newResume(), newSync(),
 		newSchema(), newVersion(),
 	)
 	for _, cmd := range root.Commands() {

@@ -131,6 +131,9 @@ type uidKey struct{}
 func (c *control) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.status)
+	mux.HandleFunc("GET /report", func(w http.ResponseWriter, q *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"html": string(c.agent.web.Report(q.Context()))})
+	})
 	mux.HandleFunc("GET /events", status.StreamEvents(c.agent.events))
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, _ *http.Request) {
 		c.agent.sync()

@@ -8,6 +8,7 @@ import (
 	"log"
 	"math"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -39,6 +40,7 @@ type settings struct {
 	state, listen             string
 	healthListen, instance    string
 	allowedHosts              []string
+	sourceURL                 string
 	settle, resync            time.Duration
 	drift                     string
 	driftInterval             time.Duration
@@ -65,6 +67,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.listen, "listen", "127.0.0.1:9310", "the loopback `address` of the read-only HTTP endpoint")
 	f.StringVar(&s.healthListen, "health-listen", "", "a second `address` that serves only /livez, /readyz and /metrics; may be off loopback")
 	f.StringSliceVar(&s.allowedHosts, "allowed-hosts", nil, "`names` that --listen answers to besides loopback, separated by commas")
+	f.StringVar(&s.sourceURL, "source-url", "", "the `address` of a line at your git host, with {commit}, {file} and {line}, for links on the page")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
 	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
@@ -211,6 +214,9 @@ func (s *settings) check(ctx context.Context) error {
 		if _, err := netip.ParseAddr(name); err != nil && (name == "" || strings.ContainsAny(name, ":/ *")) {
 			return usageHint("a name or an address, without scheme and port, such as status.example.com", "--allowed-hosts: invalid host %q", name)
 		}
+	}
+	if u, err := url.Parse(s.sourceURL); s.sourceURL != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || !strings.Contains(s.sourceURL, "{file}") || !strings.Contains(s.sourceURL, "{commit}")) {
+		return usageHint("such as https://git.example.com/team/dtesn/blob/{commit}/config/{file}#L{line}", "--source-url: %q is not the address of a file", s.sourceURL)
 	}
 	if s.healthListen != "" {
 		if err := status.CheckAddress(s.healthListen, false); err != nil {

@@ -126,27 +126,11 @@ func listText(w io.Writer, records []record.Row, note string) error {
 			changes = []string{"-"}
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, date(rec.Timestamp), rec.Kind, rec.Outcome, mark,
-			cut(status.Plain(strings.Join(changes, ", ")), 70), cut(status.Plain(rec.Description), 80), cut(status.Plain(doer(rec)), 100))
+			cut(status.Plain(strings.Join(changes, ", ")), 70), cut(status.Plain(rec.Description), 80), cut(status.Plain(status.Doer(rec)), 100))
 	}
 	if err := t.Flush(); err != nil || note == "" {
 		return err
 	}
 	_, err := fmt.Fprintln(w, note)
 	return err
-}
-
-// doer is who brought a record about: the author of the source's commit, with
-// its subject; or the user who asked for it.
-func doer(rec *record.Row) string {
-	s := rec.Source
-	switch {
-	case rec.Requester != nil:
-		return rec.Requester.String()
-	case rec.RequestedBy != nil:
-		return fmt.Sprintf("uid %d", *rec.RequestedBy)
-	case rec.Kind == record.KindChange && s.Author != "":
-		name, _, _ := strings.Cut(s.Author, " <")
-		return fmt.Sprintf("%s: %s (%s)", name, s.Subject, s.Revision[:min(12, len(s.Revision))])
-	}
-	return ""
 }

@@ -219,5 +219,3 @@ func (s *Server) runs() map[string]any {
 	}
 	return values
 }
-
-func (s *Server) page(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, s.Text()) }

@@ -32,6 +32,8 @@ func (b *broken) Status() *apply.Status {
 	return b.status
 }
 
+func (b *broken) Latest() *apply.Update { return &apply.Update{Status: b.Status()} }
+
 func (b *broken) List(context.Context, string, int) ([]record.Row, error) { return nil, b.err }
 
 func (b *broken) Lookup(context.Context, string) (record.Row, error) {

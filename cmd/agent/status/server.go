@@ -31,6 +31,7 @@ import (
 // A Source says how things stand; *apply.Reconciler is one.
 type Source interface {
 	Status() *apply.Status
+	Latest() *apply.Update
 }
 
 // A History reads the snapshot repository; it is safe for concurrent use.
@@ -51,13 +52,17 @@ type Options struct {
 	Loops  func() map[string]time.Time
 	Stuck  time.Duration
 	Logger *slog.Logger
+	// SourceURL is the address of a line at the team's git host, with {commit}, {file} and
+	// {line}; "" if there is none.
+	SourceURL string
 	// AllowedHosts are names that a Host header may have, besides those of loopback.
 	AllowedHosts []string
 }
 
 // A Server answers GET, HEAD and the dry run.
 type Server struct {
-	opt Options
+	opt       Options
+	rendering rendering
 }
 
 // New makes a Server; Serve starts it.
@@ -173,6 +178,7 @@ func (s *Server) Handler() http.Handler {
 		base + "health":    light.work(http.HandlerFunc(s.health)),
 		base + "schema":    rules.work(http.HandlerFunc(s.schema)),
 		base + "events":    StreamEvents(s.opt.Events),
+		"/live":            http.HandlerFunc(s.live),
 		base + "snapshots": ofHistory(s.snapshots), base + "snapshots/{id}": ofHistory(s.snapshot), base + "diff/{id}": ofHistory(s.diff),
 	}
 	mux := s.healthMux(light, gets)
