@@ -55,7 +55,7 @@ func (r *repo) tips() (v view, cut bool, err error) {
 // oldest walks down from head to the record that git's file shallow cuts off from the
 // older ones. Where it cannot be followed, it is not known to begin later than at 1.
 func (r *repo) oldest(head *record.Record) (first place, err error) {
-	cuts, _, err := r.readShallow()
+	cuts, err := r.readShallow()
 	if err != nil || len(cuts) == 0 || head == nil {
 		return place{index: 1}, err
 	}
@@ -270,8 +270,8 @@ func (s *Store) baseAbsent() (bool, error) {
 		if rec.Parent == "" || rec.Index <= s.ledger.First || s.ledger.find(rec.Parent) != nil {
 			continue
 		}
-		there, err := s.repo.has(plumbing.NewHash(rec.Parent))
-		if err == nil && !there && s.repo.packsWhole() {
+		_, err = s.repo.stored(plumbing.CommitObject, plumbing.NewHash(rec.Parent))
+		if errors.Is(err, errMissing) && s.repo.packsWhole() {
 			return true, nil
 		}
 	}
@@ -365,7 +365,10 @@ func (s *Store) removeStale() {
 		} else if _, ours := objects[h]; ours { // it is written again
 			err = errors.Join(err, os.Remove(path))
 		} else {
-			err = errors.Join(err, s.repo.moveAway(path))
+			if lerr = s.setAside(path); lerr == nil {
+				lerr = os.Remove(path)
+			}
+			err = errors.Join(err, lerr)
 		}
 	}
 	if err != nil {

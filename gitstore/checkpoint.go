@@ -13,7 +13,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
@@ -24,126 +23,84 @@ import (
 // segment of the journal without them, and removes their loose files. A record is
 // four loose files of a disk block each, and in a pack about 800 bytes.
 //
-// The pack is written beside the caller, from what the journal has in memory. It
-// holds all objects of its records, also those that another pack has: so a pack
-// can be dropped by itself.
-var (
-	// checkpointRecords is how many records make a checkpoint due; tests make it
-	// smaller.
-	checkpointRecords = 64
-	// joinPacks is how many packs of about one size become one.
-	joinPacks = 8
-)
+// The pack is written from what the journal has in memory. It holds all objects of its
+// records, also those that another pack has: so a pack can be dropped by itself.
+
+// checkpointRecords is how many records make a checkpoint due; tests make it smaller.
+var checkpointRecords = 64
 
 const (
 	// checkpointBytes of the journal make a checkpoint due.
 	checkpointBytes = segmentSize / 2
-	// largestPack is how many records a pack that is joined of others has at most;
-	// more take long to pack, and memory.
+	// largestPack is how many records a pack that took in others has at most; more
+	// take long to pack, and memory.
 	largestPack = 512
 )
 
-// A checkpoint is the part of one that runs beside the caller; done is closed at
-// its end.
-type checkpoint struct {
-	done   chan struct{}
-	repo   *repo
-	packed int // how many of the unpacked entries it packs
-	err    error
-	// What the ledger has afterwards, and packs that are not needed then.
-	packs    []packInfo
-	obsolete []string
-}
-
-// advanceCheckpoint begins a checkpoint if one is due, and ends one that is done.
-func (s *Store) advanceCheckpoint() {
-	if s.checkpoint != nil {
-		select {
-		case <-s.checkpoint.done:
-			s.finishCheckpoint(false)
-		default:
-		}
-		return
-	}
+func (s *Store) checkpointIfDue() {
 	if len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes {
-		s.beginCheckpoint()
+		s.makeCheckpoint()
 	}
 }
 
-// beginCheckpoint begins one, unless there is nothing to pack, or no way to.
-func (s *Store) beginCheckpoint() {
-	entries, packs := slices.Clone(s.ledger.unpacked()), slices.Clone(s.ledger.Packs)
+// makeCheckpoint makes a checkpoint, unless there is nothing to pack, or no way to. It
+// reports whether the journal has begun a new segment for it.
+func (s *Store) makeCheckpoint() bool {
+	entries := s.ledger.unpacked()
 	if len(entries) == 0 || s.behind != nil || s.journal.failed {
-		return
+		return false
 	}
+	next := s.ledger.trim(len(entries))
+	obsolete, err := s.pack(entries, next)
+	if err == nil {
+		err = syncPaths(s.repo.refPaths())
+	}
+	if err == nil {
+		err = s.goOnWith(next, entries, obsolete)
+	}
+	if err != nil && s.packError == nil {
+		s.log.Warn("checkpoint failed", "error", err)
+	}
+	s.packError = err
+	debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
+	return err == nil
+}
+
+// pack packs the entries, durably, together with the packs before that are no larger,
+// which are obsolete then: so there are few packs, and each record is packed a few
+// times.
+func (s *Store) pack(entries []entry, next *ledger) (obsolete []string, err error) {
 	largest := largestPack
 	if keep := s.opts.KeepSnapshots; keep > 0 { // so that pruning can drop whole packs
 		largest = min(largest, max(checkpointRecords, keep/8))
 	}
-	log, c := s.log, &checkpoint{done: make(chan struct{}), repo: newRepo(s.opts.Dir, s.opts.Environment), packed: len(entries)}
-	c.repo.journaled.Store(s.repo.journaled.Load())
-	s.checkpoint = c
-	go func() {
-		defer close(c.done)
-		if c.err = c.pack(entries, packs); c.err == nil {
-			if err := c.join(largest); err != nil { // of an old pack that is damaged, say
-				log.Warn("joining packs failed", "error", err)
-			}
-		}
-		debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
-	}()
-}
-
-// pack packs the entries, and finds which of the packs are there still.
-func (c *checkpoint) pack(entries []entry, packs []packInfo) error {
-	c.packs = slices.DeleteFunc(packs, func(info packInfo) bool { // by a person's gc
-		there, err := exists(filepath.Join(c.repo.packDir(), info.Name+".pack"))
+	next.Packs = slices.DeleteFunc(next.Packs, func(info packInfo) bool { // by a person's gc
+		there, err := exists(s.repo.packPath(info.Name))
 		return err == nil && !there
 	})
-	info, err := c.repo.packEntries(entries)
+	first, err := s.repo.snapshot(entries[0].commit)
 	if err != nil {
-		return fmt.Errorf("pack records: %w", err)
+		return nil, err
 	}
-	if !slices.ContainsFunc(c.packs, func(old packInfo) bool { return old.Name == info.Name }) {
-		c.packs = append(c.packs, info)
+	from, low := len(next.Packs), first.Index
+	for ; from > 0; from-- {
+		last := next.Packs[from-1]
+		if last.High+1 != low || last.records() > len(entries) || last.records()+len(entries) > largest {
+			break
+		}
+		older, err := s.repo.packedEntries(last.Name)
+		if err != nil { // it is damaged: it stays as it is
+			s.log.Warn("joining packs failed", "error", err)
+			break
+		}
+		entries, low, obsolete = slices.Concat(older, entries), last.Low, append(obsolete, last.Name)
 	}
-	return syncPaths(c.repo.refPaths())
-}
-
-// join makes one pack of neighbours where joinPacks of them are small.
-func (c *checkpoint) join(largest int) (err error) {
-	for from := 0; from < len(c.packs); from++ {
-		to := from // c.packs[from:to] are small and follow each other
-		for to < len(c.packs) && c.packs[to].records() <= largest/2 && (to == from || c.packs[to].Low == c.packs[to-1].High+1) {
-			to++
-		}
-		if to-from < joinPacks {
-			continue
-		}
-		for c.packs[to-1].High-c.packs[from].Low >= largest {
-			to--
-		}
-		var entries []entry
-		var names []string
-		for i, info := range c.packs[from:to] {
-			list, lerr := c.repo.packedEntries(info.Name)
-			if lerr != nil { // it is damaged: the others go on without it
-				err, from, entries = errors.Join(err, lerr), from+i, nil
-				break
-			}
-			entries, names = append(entries, list...), append(names, info.Name)
-		}
-		if entries == nil {
-			continue
-		}
-		info, perr := c.repo.packEntries(entries)
-		if perr != nil {
-			return perr
-		}
-		c.obsolete = append(c.obsolete, slices.DeleteFunc(names, func(name string) bool { return name == info.Name })...)
-		c.packs = slices.Replace(c.packs, from, to, info)
+	info, err := s.repo.packEntries(entries)
+	if err != nil {
+		return nil, fmt.Errorf("pack records: %w", err)
 	}
-	return err
+	next.Packs = append(next.Packs[:from], info)
+	return obsolete, nil
 }
 
 // packEntries writes a pack of records, durably.
@@ -209,32 +166,6 @@ func (r *repo) packHashes(name string) (hashes []plumbing.Hash, err error) {
 	return hashes, err
 }
 
-// finishCheckpoint waits for the checkpoint that runs, and reports whether the
-// journal has begun a new segment for it. With all it makes one if none runs.
-func (s *Store) finishCheckpoint(all bool) bool {
-	if s.checkpoint == nil && all {
-		s.beginCheckpoint()
-	}
-	c := s.checkpoint
-	if c == nil {
-		return false
-	}
-	<-c.done
-	s.checkpoint = nil
-	s.tellMoved(c.repo)
-	gone, next := s.ledger.unpacked()[:c.packed], s.ledger.trim(c.packed)
-	next.Packs = c.packs
-	err := c.err
-	if err == nil {
-		err = s.goOnWith(next, gone, c.obsolete)
-	}
-	if err != nil && s.packError == nil {
-		s.log.Warn("checkpoint failed", "error", err)
-	}
-	s.packError = err
-	return err == nil
-}
-
 // goOnWith begins a segment of a ledger that names other packs, and removes what is
 // not needed then: obsolete packs, and the loose files of entries.
 func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error {
@@ -248,34 +179,18 @@ func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error 
 		return slices.ContainsFunc(packed, func(p entry) bool { return p.commit == e.commit })
 	})
 	s.readFromJournal()
-	if len(obsolete) > 0 {
-		s.repo.closePacks()
-	}
-	s.remove(packed, obsolete)
-	return nil
-}
-
-// remove removes loose files whose objects are packed, and packs, beside the
-// caller.
-func (s *Store) remove(entries []entry, packs []string) {
-	if s.removing != nil {
-		<-s.removing
-	}
-	done, r := make(chan struct{}), newRepo(s.opts.Dir, s.opts.Environment)
-	s.removing = done
-	go func() {
-		defer close(done)
-		for _, e := range entries {
-			for _, o := range e.objects {
-				if _, err := r.packed(o.t, o.hash); err == nil {
-					_ = os.Remove(r.objectPath(o.hash))
-				}
+	for _, e := range packed {
+		for _, o := range e.objects {
+			if _, err := s.repo.packed(o.t, o.hash); err == nil {
+				_ = os.Remove(s.repo.objectPath(o.hash))
 			}
 		}
-		for _, name := range packs {
-			_ = r.removePack(name)
-		}
-	}()
+	}
+	for _, name := range obsolete {
+		_ = s.repo.removePack(name)
+	}
+	s.repo.closePacks()
+	return nil
 }
 
 // removeDerived removes what git made of all packs, and makes again: it would name what
@@ -288,7 +203,7 @@ func (r *repo) removeDerived() {
 
 // removePack removes a pack, its index last: without the pack nobody uses it.
 func (r *repo) removePack(name string) error {
-	base := filepath.Join(r.packDir(), name)
+	base := strings.TrimSuffix(r.packPath(name), ".pack")
 	if kept, err := exists(base + ".keep"); kept || err != nil {
 		return err
 	}
@@ -311,7 +226,7 @@ func (s *Store) removeLeftPacks() error {
 		if slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
 			continue
 		}
-		there, perr := exists(strings.TrimSuffix(path, ".idx") + ".pack")
+		there, perr := exists(s.repo.packPath(name))
 		hashes, herr := s.repo.packHashes(name)
 		if perr == nil && !there || slices.Contains(s.ledger.Obsolete, name) || herr == nil && !slices.ContainsFunc(hashes, isForeign) {
 			err = errors.Join(err, s.repo.removePack(name))
@@ -321,24 +236,12 @@ func (s *Store) removeLeftPacks() error {
 	return err
 }
 
-// abandonCheckpoint waits for what runs beside the caller, and forgets it.
-func (s *Store) abandonCheckpoint() {
-	if s.checkpoint != nil {
-		<-s.checkpoint.done
-		s.checkpoint = nil
-	}
-	if s.removing != nil {
-		<-s.removing
-		s.removing = nil
-	}
-}
-
 // prune drops the oldest packs, as far as Options.KeepSnapshots allows; target is the
 // record that a rollback without an id goes to. The history begins at the first record
 // of the packs that stay.
 func (s *Store) prune(ctx context.Context, target string) error {
 	keep, packs := s.opts.KeepSnapshots, s.ledger.Packs
-	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 {
+	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 || s.behind != nil {
 		return nil
 	}
 	// Where a person's gc took packs of ours, it removes what is cut off, too.
@@ -421,11 +324,10 @@ func (r *repo) peel(h plumbing.Hash) plumbing.Hash {
 // pruned, so that `git log` ends at it and `git fsck` asks for nothing before it.
 const shallowFile = "shallow"
 
-// readShallow reads the shallow file. isTidy reports whether git could read it, too.
-func (r *repo) readShallow() (cuts map[plumbing.Hash]bool, isTidy bool, err error) {
+func (r *repo) readShallow() (cuts map[plumbing.Hash]bool, err error) {
 	data, err := readBounded(filepath.Join(r.dir, shallowFile), maxPacked)
-	if err != nil && !isAbsent(err) && !errors.Is(err, syscall.EISDIR) {
-		return nil, false, fmt.Errorf("read %s: %w", shallowFile, err)
+	if err != nil && !isAbsent(err) {
+		return nil, fmt.Errorf("read %s: %w", shallowFile, err)
 	}
 	cuts = map[plumbing.Hash]bool{}
 	for line := range strings.Lines(string(data)) {
@@ -433,23 +335,14 @@ func (r *repo) readShallow() (cuts map[plumbing.Hash]bool, isTidy bool, err erro
 			cuts[h] = true
 		}
 	}
-	return cuts, shallowText(cuts) == string(data) && !errors.Is(err, syscall.EISDIR), nil
-}
-
-func shallowText(cuts map[plumbing.Hash]bool) string {
-	var lines []string
-	for h := range cuts {
-		lines = append(lines, h.String()+"\n")
-	}
-	slices.Sort(lines)
-	return strings.Join(lines, "")
+	return cuts, nil
 }
 
 // writeShallow makes begin, unless it is "", the one record of the history in the
 // shallow file; lines of other histories stay.
 func (s *Store) writeShallow(begin string) error {
-	cuts, isTidy, err := s.repo.readShallow()
-	if err != nil || isTidy && (len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)]) {
+	cuts, err := s.repo.readShallow()
+	if err != nil || len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)] {
 		return err
 	}
 	maps.DeleteFunc(cuts, func(h plumbing.Hash, _ bool) bool { return s.repo.inHistory(view{head: s.head, first: 1}, h) })
@@ -465,8 +358,9 @@ func (r *repo) setShallow(cuts map[plumbing.Hash]bool) error {
 	if len(cuts) == 0 {
 		return errors.Join(os.RemoveAll(path), syncPath(r.dir))
 	}
-	if err := r.clear(path); err != nil {
-		return err
+	var lines []string
+	for h := range cuts {
+		lines = append(lines, h.String()+"\n")
 	}
-	return writeDurable(path, []byte(shallowText(cuts)), refPerm)
+	return writeDurable(path, []byte(strings.Join(lines, "")), refPerm)
 }

@@ -96,7 +96,10 @@ func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 	if !errors.Is(err, errJournalFull) {
 		return err
 	}
-	if !s.finishCheckpoint(true) { // without the marks and facts that were replaced
+	if err := s.join(); err != nil {
+		return err
+	}
+	if !s.makeCheckpoint() { // without the marks and facts that were replaced
 		if err := s.beginSegment(s.ledger); err != nil {
 			return err
 		}

@@ -132,10 +132,10 @@ func readFirst(path string, limit int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// isAbsent reports whether err says that nothing is at a path, nor can be: a file may
-// be in the place of its directory.
+// isAbsent reports whether err says that no file is at a path: a directory may be there,
+// or a file in the place of its directory.
 func isAbsent(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
 }
 
 // exists reports whether there is an entry at path, of whatever kind.

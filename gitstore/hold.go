@@ -44,7 +44,6 @@ func (s *Store) take(ctx context.Context, before *record.Record) error {
 // letGo gives back everything that is open below the state directory, the lock
 // last. What is known of the history stays known.
 func (s *Store) letGo(clean bool) error {
-	s.abandonCheckpoint()
 	if s.repo != nil {
 		s.repo.closePacks()
 	}
@@ -82,7 +81,6 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 	before, read := s.head, s.take
 	if stands {
 		s.lock.killed = true
-		s.abandonCheckpoint()
 		s.repo.closePacks()
 		read = s.open
 	}

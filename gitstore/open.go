@@ -1,7 +1,6 @@
 package gitstore
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -11,13 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/config"
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/gitstore/record"
@@ -199,7 +196,7 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 	}
 	s.mend()
 	for _, e := range s.ledger.entries {
-		if !s.repo.hasEntry(&e, thorough || len(s.ledger.entries) <= 2) { // after a clean stop these are the applied record and the head
+		if !s.repo.hasEntry(&e) {
 			s.unwritten = append(s.unwritten, e)
 		}
 	}
@@ -211,7 +208,46 @@ func (s *Store) settle(ctx context.Context, thorough bool) error {
 
 // mend puts right the files of the repository that are no refs and no objects.
 func (s *Store) mend() {
-	s.mendError = errors.Join(s.writeConfig(), s.writeShallow(s.ledger.Begin))
+	isHash := func(line string) bool { _, ok := parseHash(line); return ok }
+	s.mendError = errors.Join(s.writeConfig(), s.mendLines(packedFile, isPackedRef), s.mendLines(shallowFile, isHash), s.writeShallow(s.ledger.Begin))
+}
+
+// mendLines leaves those lines of a file of the repository that git can read: for one
+// that it cannot it refuses to work.
+func (s *Store) mendLines(name string, isGood func(line string) bool) error {
+	path := filepath.Join(s.repo.dir, name)
+	data, err := readBounded(path, maxPacked)
+	if isAbsent(err) {
+		return nil
+	}
+	var good strings.Builder
+	for line := range strings.Lines(string(data)) {
+		if text, whole := strings.CutSuffix(line, "\n"); whole && isGood(text) {
+			good.WriteString(line)
+		}
+	}
+	if err != nil || good.String() == string(data) {
+		return err
+	}
+	if err := s.setAside(path); err != nil {
+		return err
+	}
+	return writeDurable(path, []byte(good.String()), refPerm)
+}
+
+// setAside gives a torn file of the repository a second name in <state>/set-aside.
+func (s *Store) setAside(path string) error {
+	name, err := filepath.Rel(s.repo.dir, path)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(s.opts.Dir, setAsideDir)
+	kept := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+"-"+s.stamp())
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Link(path, kept)); err != nil {
+		return err
+	}
+	s.repaired(name+" of the repository is torn", "set aside", kept)
+	return nil
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it
@@ -391,26 +427,15 @@ func (s *Store) writeFormat() error {
 
 // sweep removes what an earlier process had on its way to another place.
 func (s *Store) sweep() error {
-	for _, left := range []struct{ dir, pattern string }{
-		{s.opts.Dir, tempGlob},
-		{s.opts.Dir, newRepoGlob},
-		{s.repo.tmp(), tempGlob},
-		{s.repo.tmp(), "spare-*"},
-	} {
-		if info, err := os.Lstat(left.dir); err == nil && !info.IsDir() && left.dir != s.opts.Dir {
-			continue // a link to what is not ours
-		}
+	for _, left := range []struct{ dir, pattern string }{{s.opts.Dir, tempGlob}, {s.repo.dir, tempGlob}, {s.opts.Dir, newRepoGlob}} {
 		paths, err := glob(left.dir, left.pattern)
+		for _, path := range paths {
+			if info, lerr := os.Lstat(path); lerr == nil && info.IsDir() == (left.pattern == newRepoGlob) { // else it is not ours
+				err = errors.Join(err, os.RemoveAll(path))
+			}
+		}
 		if err != nil {
 			return err
-		}
-		for _, path := range paths {
-			if info, err := os.Lstat(path); err == nil && info.IsDir() != (left.pattern == newRepoGlob) {
-				continue // not ours
-			}
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -478,7 +503,7 @@ func (s *Store) createRepository() error {
 	if err != nil {
 		return err
 	}
-	for _, sub := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/dtesn/applied", "tmp"} {
+	for _, sub := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/dtesn/applied"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
@@ -506,22 +531,21 @@ func (s *Store) createRepository() error {
 }
 
 // writeConfig writes HEAD and config anew where git could not work with the
-// repository: a missing or an empty one. What a person wrote into config stays.
+// repository: a power cut or a full disk leaves one that is empty, or ends early. What a
+// person wrote into config stays.
 func (s *Store) writeConfig() error {
 	for name, text := range s.repoFiles() {
 		path := filepath.Join(s.repo.dir, name)
-		old, err := readBounded(path, maxEntry)
-		if errors.Is(err, syscall.EISDIR) {
-			err = s.repo.clear(path)
-		}
+		data, err := readBounded(path, maxEntry)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if string(old) == text || name == "config" && isConfig(old) {
+		old := string(data)
+		if old == text || name == "config" && strings.Contains(old, "bare = true\n") && !strings.Contains(old, "\x00") {
 			continue
 		}
-		if len(strings.Trim(string(old), "\x00 \t\n")) > 0 && name == "config" {
-			if err := s.repo.setAside(path, os.Link); err != nil {
+		if old != "" && name == "config" {
+			if err := s.setAside(path); err != nil {
 				return err
 			}
 		}
@@ -529,26 +553,7 @@ func (s *Store) writeConfig() error {
 			return err
 		}
 	}
-	for _, dir := range []string{s.repo.tmp(), s.repo.packDir()} {
-		if err := errors.Join(s.repo.clear(filepath.Join(dir, "any")), os.MkdirAll(dir, 0o755)); err != nil {
-			return err
-		}
-	}
-	return s.repo.mendPackedRefs()
-}
-
-// isConfig reports whether git can work with a config file, as far as one can tell: a
-// power cut or a full disk leaves one that is empty, or ends in the word that it needs.
-func isConfig(text []byte) bool {
-	if strings.Trim(string(text), "\x00 \t\n") == "" || bytes.ContainsRune(text, 0) {
-		return false
-	}
-	c := config.New()
-	if err := config.NewDecoder(bytes.NewReader(text)).Decode(c); err != nil {
-		return true // git reads more than this decoder
-	}
-	booleans := []string{"", "true", "yes", "on", "1", "false", "no", "off", "0"}
-	return slices.Contains(booleans, strings.ToLower(c.Section("core").Option("bare")))
+	return nil
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

@@ -76,7 +76,6 @@ func (s *Store) join() error {
 }
 
 func (s *Store) projected(entries []entry, err error, found foreignTip) {
-	s.tellMoved(s.repo)
 	if err != nil {
 		if s.behind == nil {
 			s.log.Warn("git repository behind the journal", "error", err)
@@ -136,7 +135,7 @@ func (r *repo) writeLoose(o gitObject) error {
 	if err = errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	return r.place(path, b.Bytes(), objectPerm)
+	return replace(r.dir, path, b.Bytes(), objectPerm, false)
 }
 
 // moveRefs makes the refs name the records of v. If the branch does not name the record
@@ -171,11 +170,13 @@ func (r *repo) moveRefs(v view, all []entry, stamp string) (tip foreignTip, err 
 // displace prepares for the branch to be moved away from found, which gets a ref below
 // refs/dtesn/set-aside if it is no record of the history.
 func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) (tip foreignTip, err error) {
-	missing := slices.DeleteFunc(slices.Clone(all), func(e entry) bool { return r.hasEntry(&e, false) })
+	missing := slices.DeleteFunc(slices.Clone(all), func(e entry) bool { return r.hasEntry(&e) })
 	if err := r.writeEntries(missing); err != nil {
 		return tip, err
 	}
-	if there, err := r.has(found); err != nil || !there || found.IsZero() { // it names nothing
+	if _, err := r.stored(plumbing.AnyObject, found); errors.Is(err, errDamaged) { // it names nothing
+		return tip, nil
+	} else if fromDisk(err) {
 		return tip, err
 	}
 	if r.inHistory(v, found) {
@@ -195,14 +196,10 @@ func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) 
 	return foreignTip{found, kept}, syncPaths([]string{path, filepath.Dir(path)})
 }
 
-// hasEntry reports whether git has all objects of an entry; if thorough, whole.
-func (r *repo) hasEntry(e *entry, thorough bool) bool {
+// hasEntry reports whether git has all objects of an entry, whole.
+func (r *repo) hasEntry(e *entry) bool {
 	for _, o := range e.objects {
-		there, err := r.has(o.hash)
-		if err == nil && thorough {
-			_, err = r.stored(o.t, o.hash)
-		}
-		if err != nil || !there {
+		if _, err := r.stored(o.t, o.hash); err != nil {
 			return false
 		}
 	}
@@ -214,7 +211,7 @@ func (r *repo) hasEntry(e *entry, thorough bool) bool {
 func (s *Store) writeMissing(entries []entry) error {
 	for _, e := range entries {
 		isPending := slices.ContainsFunc(s.unwritten, func(u entry) bool { return u.commit == e.commit })
-		if !isPending && !s.repo.hasEntry(&e, false) {
+		if !isPending && !s.repo.hasEntry(&e) {
 			s.unwritten = append(s.unwritten, e)
 		}
 	}
@@ -231,17 +228,14 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 	if !s.Holding() || s.join() != nil || s.repo.isOther(s.ledger) {
 		return
 	}
-	s.advanceCheckpoint()
-	if s.checkpoint == nil && s.behind == nil {
-		if err := s.prune(ctx, target); err != nil {
-			s.log.Warn("pruning failed", "error", err)
-		}
+	s.checkpointIfDue()
+	if err := s.prune(ctx, target); err != nil {
+		s.log.Warn("pruning failed", "error", err)
 	}
 	list := s.ledger.unpacked()
 	if err := s.writeMissing(list[max(0, len(list)-8):]); err != nil {
 		s.log.Warn("journal cannot be written", "error", err)
 	}
-	s.repo.makeSpares()
 }
 
 // Probe tries to write into the state directory, reads one that was away or was replaced
@@ -264,7 +258,7 @@ func (s *Store) Probe(ctx context.Context) error {
 		if s.mendError != nil {
 			s.mend()
 		}
-		s.advanceCheckpoint()
+		s.checkpointIfDue()
 		err = s.writeMissing(s.ledger.unpacked())
 	}
 	if err == nil {
