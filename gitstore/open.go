@@ -28,16 +28,15 @@ import (
 func (s *Store) open(ctx context.Context, before *record.Record) error {
 	was, told, isOpened := s.history, len(s.repairs), s.opened
 	s.reload, s.opened = true, false // what is repaired is told once all is well
-	defer func() { s.opened = isOpened }()
 	s.history = history{journal: journal{dir: s.opts.Dir, live: -1}, repo: newRepo(s.opts.Dir, s.opts.Environment)}
-	if err := s.read(ctx, before); err != nil {
+	err := s.read(ctx, before)
+	s.opened = isOpened
+	if err != nil {
 		s.history, s.repairs = was, s.repairs[:told]
 		return err
 	}
 	for _, r := range s.repairs[told:] {
-		if isOpened {
-			s.logRepair(r)
-		}
+		s.logRepair(r)
 	}
 	s.reload, s.lock.head = false, ""
 	return nil
@@ -66,14 +65,15 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	if err := s.checkIdentity(); err != nil {
 		return err
 	}
-	if err := s.sweep(); err != nil {
-		return stateError("sweep", s.opts.Dir, err)
-	}
 	there, err := s.findRepository(format)
 	if err != nil {
 		return err
 	}
-	same, err := s.choose(there, format, seg, &before)
+	same := false
+	err = s.sweep()
+	if err == nil {
+		same, err = s.choose(there, format, seg, &before)
+	}
 	if err == nil {
 		err = s.load()
 	}
@@ -81,27 +81,35 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		err = s.carryHold(before)
 	}
 	if err == nil {
-		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
-			s.journal.generation = seg.generation
-		}
-		if same && before == nil && !s.lock.killed {
-			if s.journal.adopt(seg, live); s.journal.isSparse() || s.journal.isTorn() {
-				if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
-					s.log.Warn("the journal cannot be written anew", "error", err)
-				}
-			}
-		} else { // what a killed process wrote last may not be on the disk
-			err = s.beginSegment(s.ledger)
-		}
+		// What a killed process wrote last may not be on the disk.
+		err = s.goOn(seg, live, same && before == nil && !s.lock.killed)
 	}
 	if err == nil {
-		err = s.settle(ctx, s.lock.killed)
+		err = s.settle(ctx)
 	}
 	if err == nil {
 		err = s.writeMarks(format)
 	}
 	if err != nil {
 		return stateError("write into", s.opts.Dir, err)
+	}
+	return nil
+}
+
+// goOn makes the journal go on in a segment that was read, if it is sound, or in a new
+// one.
+func (s *Store) goOn(seg segment, live int, sound bool) error {
+	if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
+		s.journal.generation = seg.generation
+	}
+	if !sound {
+		return s.beginSegment(s.ledger)
+	}
+	s.journal.adopt(seg, live)
+	if s.journal.isSparse() || s.journal.isTorn() {
+		if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
+			s.log.Warn("the journal cannot be written anew", "error", err)
+		}
 	}
 	return nil
 }
@@ -115,36 +123,14 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	}
 	s.readFromJournal()
 	head, err := s.repo.named(s.ledger.Head)
-	if err != nil {
-		return false, err
-	}
 	took := false
-	if there {
-		other := s.repo.isOther(s.ledger)
-		if took, err = s.takeRefs(head, other, seg.damaged || seg.torn); err != nil {
-			return false, err
-		}
-		absent := false
-		if !took && !other {
-			if absent, err = s.baseAbsent(); err != nil {
-				return false, err
-			}
-		}
-		switch {
-		case took:
+	if err == nil && there {
+		if took, err = s.takeRefs(head, seg.damaged || seg.torn); took {
 			*before = cmp.Or(*before, head)
-		case other:
-			used, uerr := s.repo.isUsed()
-			ours, merr := exists(filepath.Join(s.repo.dir, markerFile))
-			if !used && ours && errors.Join(uerr, merr) == nil { // a kill left it when it was made
-				err = os.RemoveAll(s.repo.dir)
-			} else {
-				err = s.setRepositoryAside("unreadable", "another repository, of which no record of this agent can be read")
-			}
-		case absent:
-			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
 		}
-		there = took || !other && !absent
+	}
+	if err == nil && there && !took {
+		there, err = s.setUnusableAside()
 	}
 	if err == nil && !there {
 		s.repaired("the repository is missing", "begun anew from the journal", "")
@@ -164,6 +150,19 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	return there && !took && !seg.damaged, err
 }
 
+// setUnusableAside sets the repository aside if the journal cannot go on with it, and
+// reports whether it is there still.
+func (s *Store) setUnusableAside() (there bool, err error) {
+	if s.repo.isOther(s.ledger) {
+		return false, s.setRepositoryAside("unreadable", "another repository, of which no record of this agent can be read")
+	}
+	absent, err := s.baseAbsent()
+	if absent {
+		err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
+	}
+	return !absent, err
+}
+
 // load reads the records that the ledger names.
 func (s *Store) load() (err error) {
 	s.readFromJournal()
@@ -180,27 +179,24 @@ func (s *Store) load() (err error) {
 	return err
 }
 
-// settle brings the repository in line with the ledger. thorough after a kill or
-// a power cut: then everything that the journal has is looked at.
-func (s *Store) settle(ctx context.Context, thorough bool) error {
+// settle brings the repository in line with the ledger.
+func (s *Store) settle(ctx context.Context) error {
 	if reason := s.ledger.Facts[lostFact]; reason != nil {
 		s.lost = new(record.Hold)
 		_ = json.Unmarshal(reason, s.lost)
 		s.lost.Paused = true
 	}
-	if thorough {
+	if s.lock.killed {
 		s.removeStale()
 		if err := s.removeLeftPacks(); err != nil {
 			s.log.Warn("removing old packs failed", "error", err)
 		}
 	}
 	s.mend()
-	for _, e := range s.ledger.entries {
-		if !s.repo.hasEntry(&e) {
-			s.unwritten = append(s.unwritten, e)
-		}
+	if err := s.writeMissing(s.ledger.entries); err != nil {
+		return err
 	}
-	if err := s.write(); err != nil {
+	if err := s.write(); err != nil { // the refs
 		return err
 	}
 	return ctx.Err()
@@ -304,14 +300,14 @@ func (s *Store) readFormat() (int, error) {
 	if err != nil {
 		return 0, stateError("read", s.opts.Dir, err)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil || n < 1 {
+	switch n, err := strconv.Atoi(strings.TrimSpace(string(data))); {
+	case err != nil || n < 1:
 		return storeFormat, nil
-	}
-	if n > storeFormat {
+	case n > storeFormat:
 		return 0, problem.New("", fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d)", s.opts.Dir, n, storeFormat), upgradeIt)
+	default:
+		return n, nil
 	}
-	return n, nil
 }
 
 // checkOwner refuses a directory or a journal that another user could have
@@ -394,19 +390,12 @@ func shellWord(s string) string {
 // writeMarks writes identity and format where they are not as they should be:
 // format last, for it says that all else is there.
 func (s *Store) writeMarks(format int) error {
-	id, err := readIdentity(s.opts.Dir)
+	text, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
+	if err == nil {
+		err = s.writeMark(identityFile, string(text)+"\n")
+	}
 	if err != nil {
 		return err
-	}
-	ours := identity{s.opts.Environment, s.opts.Instance}
-	if id == nil || *id != ours {
-		data, err := json.Marshal(ours)
-		if err != nil {
-			return err
-		}
-		if err := writeDurable(filepath.Join(s.opts.Dir, identityFile), append(data, '\n'), 0o600); err != nil {
-			return err
-		}
 	}
 	if format == 1 {
 		_ = os.Remove(filepath.Join(s.repo.dir, retriedRef(s.opts.Environment)))
@@ -417,8 +406,10 @@ func (s *Store) writeMarks(format int) error {
 	return s.writeFormat()
 }
 
-func (s *Store) writeFormat() error {
-	path, text := filepath.Join(s.opts.Dir, formatFile), strconv.Itoa(storeFormat)+"\n"
+func (s *Store) writeFormat() error { return s.writeMark(formatFile, strconv.Itoa(storeFormat)+"\n") }
+
+func (s *Store) writeMark(name, text string) error {
+	path := filepath.Join(s.opts.Dir, name)
 	if old, err := readBounded(path, maxRef); err == nil && string(old) == text {
 		return nil
 	}
@@ -504,27 +495,21 @@ func (s *Store) createRepository() error {
 		return err
 	}
 	for _, sub := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/dtesn/applied"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return err
-		}
+		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, sub), 0o755))
 	}
 	s.ledger.Marker = rand.Text()
 	files := s.repoFiles()
 	files[markerFile] = s.ledger.Marker
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			return err
-		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
-	var paths []string
-	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		paths = append(paths, path)
-		return err
-	})
-	if err = errors.Join(err, syncPaths(paths)); err != nil {
-		return err
+	if err == nil {
+		err = syncWhole(dir)
 	}
-	if err := os.Rename(dir, s.repo.dir); err != nil {
+	if err == nil {
+		err = os.Rename(dir, s.repo.dir)
+	}
+	if err != nil {
 		return err
 	}
 	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)})
