@@ -348,17 +348,14 @@ type identity struct {
 // and records say the same.
 func readIdentity(state string) (*identity, error) {
 	data, err := readBounded(filepath.Join(state, identityFile), maxRef)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, stateError("read", state, err)
-	}
 	id := new(identity)
 	if json.Unmarshal(data, id) != nil || !validEnvironment(string(id.Environment)) || id.Instance == "" {
-		return nil, nil
+		id = nil
 	}
-	return id, nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
+		err = nil
+	}
+	return id, err
 }
 
 // checkIdentity refuses the history of somebody else. The journal is believed
@@ -366,7 +363,7 @@ func readIdentity(state string) (*identity, error) {
 func (s *Store) checkIdentity() error {
 	id, err := readIdentity(s.opts.Dir)
 	if err != nil {
-		return err
+		return stateError("read", s.opts.Dir, err)
 	}
 	if s.ledger != nil {
 		id = &identity{s.ledger.Environment, s.ledger.Instance}
