@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -15,8 +14,9 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/plumbing/object"
+	"github.com/go-git/go-git/v5/storage/memory"
 )
 
 // A checkpoint puts the records that are in no pack yet into one, begins a new
@@ -118,52 +118,25 @@ func (r *repo) packEntries(entries []entry) (info packInfo, err error) {
 	return info, err
 }
 
-// packedEntries reads the records of a pack that has nothing else.
+// packedEntries reads the records of a pack that a checkpoint wrote.
 func (r *repo) packedEntries(name string) (entries []entry, err error) {
-	hashes, err := r.packHashes(name)
+	file, err := openNow(r.packPath(name))
 	if err != nil {
 		return nil, err
 	}
-	left := map[plumbing.Hash]bool{}
-	for _, h := range hashes {
-		left[h] = true
+	defer func() { _ = file.Close() }()
+	objects := memory.NewStorage()
+	if err := packfile.UpdateObjectStorage(objects, file); err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	for _, h := range hashes {
+	for h := range objects.Commits {
 		e, err := r.entry(h)
-		if errors.Is(err, errForeign) { // it is no commit
-			continue
-		}
 		if err != nil {
 			return nil, err
 		}
-		for _, o := range e.objects {
-			delete(left, o.hash)
-		}
 		entries = append(entries, e)
 	}
-	if len(left) > 0 {
-		return nil, fmt.Errorf("%s has %d objects that are of no record", name, len(left))
-	}
 	return entries, nil
-}
-
-// packHashes lists the objects of a pack.
-func (r *repo) packHashes(name string) (hashes []plumbing.Hash, err error) {
-	index, err := openIndex(filepath.Join(r.packDir(), name+".idx"))
-	if err != nil {
-		return nil, err
-	}
-	entries, err := index.Entries()
-	for err == nil {
-		var e *idxfile.Entry
-		if e, err = entries.Next(); err == nil {
-			hashes = append(hashes, e.Hash)
-		}
-	}
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return hashes, err
 }
 
 // goOnWith begins a segment of a ledger that names other packs, and removes what is
@@ -175,9 +148,6 @@ func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error 
 		return err
 	}
 	s.ledger = next
-	s.unsynced = slices.DeleteFunc(s.unsynced, func(e entry) bool {
-		return slices.ContainsFunc(packed, func(p entry) bool { return p.commit == e.commit })
-	})
 	s.readFromJournal()
 	for _, e := range packed {
 		for _, o := range e.objects {
@@ -218,17 +188,25 @@ func (r *repo) removePack(name string) error {
 // of which the journal has everything, and indexes without their pack. Others are a
 // person's: what they have may be about to go elsewhere.
 func (s *Store) removeLeftPacks() error {
-	objects := s.ledger.objects()
-	isForeign := func(h plumbing.Hash) bool { _, ours := objects[h]; return !ours }
+	ours := s.ledger.objects()
 	indexes, err := glob(s.repo.packDir(), "pack-*.idx")
 	for _, path := range indexes {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
 		if slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Name == name }) {
 			continue
 		}
-		there, perr := exists(s.repo.packPath(name))
-		hashes, herr := s.repo.packHashes(name)
-		if perr == nil && !there || slices.Contains(s.ledger.Obsolete, name) || herr == nil && !slices.ContainsFunc(hashes, isForeign) {
+		index, ierr := openIndex(path)
+		isLeft := errors.Is(ierr, errMissing) || slices.Contains(s.ledger.Obsolete, name)
+		if ierr == nil {
+			others, _ := index.Count()
+			for h := range ours {
+				if has, _ := index.Contains(h); has {
+					others--
+				}
+			}
+			isLeft = isLeft || others == 0
+		}
+		if isLeft {
 			err = errors.Join(err, s.repo.removePack(name))
 		}
 	}

@@ -51,13 +51,13 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
 	s.add(snap, e, when)
-	s.unwritten = append(s.unwritten, e)
 	if !snap.Kind.Candidate() {
 		if err := s.sync(); err != nil {
+			s.setBehind(err)
 			return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 		}
 	}
-	s.project()
+	s.project(e)
 	return snap, nil
 }
 

@@ -60,9 +60,9 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.ledger.add(e)
-	s.unwritten = append(s.unwritten, e)
 	failSync(t, s)
-	if err := s.sync(); err == nil {
+	s.project(e)
+	if err := s.join(); err == nil {
 		t.Fatal("the sync succeeded")
 	}
 	s.Prepare(t.Context(), "")

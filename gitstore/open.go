@@ -193,13 +193,7 @@ func (s *Store) settle(ctx context.Context) error {
 		}
 	}
 	s.mend()
-	if err := s.writeMissing(s.ledger.entries); err != nil {
-		return err
-	}
-	if err := s.write(); err != nil { // the refs
-		return err
-	}
-	return ctx.Err()
+	return cmp.Or(s.write(s.repo.lacking(s.ledger.entries)...), ctx.Err())
 }
 
 // mend puts right the files of the repository that are no refs and no objects.

@@ -155,7 +155,7 @@ func openIndex(path string) (*idxfile.MemoryIndex, error) {
 	}
 	defer func() { _ = file.Close() }()
 	if there, err := exists(strings.TrimSuffix(path, ".idx") + ".pack"); err != nil || !there {
-		return nil, fmt.Errorf("%w: an index without its pack (%v)", errDamaged, err)
+		return nil, cmp.Or(err, fmt.Errorf("the pack of %s is %w", path, errMissing))
 	}
 	index := idxfile.NewMemoryIndex()
 	return index, idxfile.NewDecoder(indexFile{bufio.NewReader(file), file}).Decode(index)
