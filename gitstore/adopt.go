@@ -132,19 +132,16 @@ func (s *Store) isOwn(rec *record.Record) bool {
 }
 
 // isUsed reports whether anything was ever recorded in the repository, as far as
-// one can see: it has a pack, one of our refs, or an object.
+// one can see: it has a pack, an object, or one of our refs.
 func (r *repo) isUsed() (bool, error) {
 	packs, err := glob(r.packDir(), "*.pack")
-	if err != nil || len(packs) > 0 {
-		return len(packs) > 0, err
-	}
+	loose, lerr := r.loosePaths()
+	used := len(packs) > 0 || len(loose) > 0
 	for _, ref := range []string{headRef(r.env), appliedRef(r.env)} {
-		if h, err := r.readRef(ref); err != nil || !h.IsZero() {
-			return true, nil
-		}
+		h, rerr := r.readRef(ref)
+		used = used || rerr != nil || !h.IsZero()
 	}
-	loose, err := r.loosePaths()
-	return len(loose) > 0, err
+	return used, errors.Join(err, lerr)
 }
 
 // inherit makes the ledger say what the repository does, durably: its objects may
@@ -356,7 +353,7 @@ func (s *Store) removeStale() {
 		} else if _, ours := objects[h]; ours { // it is written again
 			err = errors.Join(err, os.Remove(path))
 		} else {
-			if lerr = s.setAside(path); lerr == nil {
+			if lerr = s.setTornAside(path); lerr == nil {
 				lerr = os.Remove(path)
 			}
 			err = errors.Join(err, lerr)

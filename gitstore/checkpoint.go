@@ -50,6 +50,11 @@ func (s *Store) makeCheckpoint() bool {
 	if len(entries) == 0 || s.behind != nil || s.journal.failed {
 		return false
 	}
+	// The refs first: a person's gc, which may have moved them, removes with the new pack
+	// what they do not name.
+	if s.write() != nil || s.behind != nil {
+		return false
+	}
 	next := s.ledger.trim(len(entries))
 	obsolete, err := s.pack(entries, next)
 	if err == nil {
@@ -61,7 +66,9 @@ func (s *Store) makeCheckpoint() bool {
 	if err != nil && s.packError == nil {
 		s.log.Warn("checkpoint failed", "error", err)
 	}
-	s.packError = err
+	if s.packError = err; err == nil {
+		s.unsynced = nil
+	}
 	debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
 	return err == nil
 }

@@ -67,7 +67,6 @@ func (s *Store) add(snap *record.Record, e entry, when time.Time) {
 	s.ledger.add(e)
 	s.head, s.headTime = snap, when
 	s.readFromJournal()
-	s.repo.cache.put(e.commit, snap)
 }
 
 // checkSpace refuses a change on a full disk, where the repository could not
@@ -110,7 +109,7 @@ func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 // mendJournal begins a new segment if the live one failed, or a person removed or cut a
 // file of the journal.
 func (s *Store) mendJournal() error {
-	isTorn := s.journal.isTorn()
+	isTorn := s.journal.isTorn(false)
 	if !s.journal.failed && !isTorn {
 		return nil
 	}

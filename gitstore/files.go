@@ -47,13 +47,7 @@ func replace(tmpDir, path string, data []byte, perm fs.FileMode, sync bool) erro
 	if err != nil {
 		return err
 	}
-	err = os.Rename(tmp, path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-			err = os.Rename(tmp, path)
-		}
-	case errors.Is(err, fs.ErrExist) && os.Remove(path) == nil: // an empty directory
+	if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {

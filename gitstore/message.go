@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/go-git/go-git/v5/plumbing/object"
+
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -262,12 +264,9 @@ func sizeOfHold(h *record.Hold) int {
 
 // signature reads "Name <mail>", without what `git fsck --strict` would refuse.
 func signature(author string) (name, mail string, ok bool) {
-	open := strings.LastIndexByte(author, '<')
-	end := strings.LastIndexByte(author, '>')
-	if open < 0 || end < open {
-		return name, mail, false
-	}
-	name, mail = identText(author[:open]), strings.ReplaceAll(identText(author[open+1:end]), " ", "")
+	var s object.Signature
+	s.Decode([]byte(author))
+	name, mail = identText(s.Name), strings.ReplaceAll(identText(s.Email), " ", "")
 	return name, mail, name != "" && mail != ""
 }
 

@@ -106,7 +106,7 @@ func (s *Store) goOn(seg segment, live int, sound bool) error {
 		return s.beginSegment(s.ledger)
 	}
 	s.journal.adopt(seg, live)
-	if s.journal.isSparse() || s.journal.isTorn() {
+	if s.journal.isTorn(true) {
 		if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
 			s.log.Warn("the journal cannot be written anew", "error", err)
 		}
@@ -219,25 +219,10 @@ func (s *Store) mendLines(name string, isGood func(line string) bool) error {
 	if err != nil || good.String() == string(data) {
 		return err
 	}
-	if err := s.setAside(path); err != nil {
+	if err := s.setTornAside(path); err != nil {
 		return err
 	}
 	return writeDurable(path, []byte(good.String()), refPerm)
-}
-
-// setAside gives a torn file of the repository a second name in <state>/set-aside.
-func (s *Store) setAside(path string) error {
-	name, err := filepath.Rel(s.repo.dir, path)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Join(s.opts.Dir, setAsideDir)
-	kept := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+"-"+s.stamp())
-	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Link(path, kept)); err != nil {
-		return err
-	}
-	s.repaired(name+" of the repository is torn", "set aside", kept)
-	return nil
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it
@@ -367,15 +352,7 @@ func (s *Store) checkIdentity() error {
 		return nil
 	}
 	return problem.New("", fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q", s.opts.Dir, id.Environment, id.Instance, ours.Environment, ours.Instance),
-		fmt.Sprintf("choose another --state, or run with --environment %s --instance %s", id.Environment, shellWord(id.Instance)))
-}
-
-// shellWord quotes a word for a command line that people copy.
-func shellWord(s string) string {
-	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+		fmt.Sprintf("choose another --state, or run with --environment %s --instance %q", id.Environment, id.Instance))
 }
 
 // writeMarks writes identity and format where they are not as they should be:
@@ -452,18 +429,28 @@ func (s *Store) findRepository(format int) (bool, error) {
 // setRepositoryAside moves what lies in the place of the repository to
 // <state>/set-aside.
 func (s *Store) setRepositoryAside(why, found string) error {
-	dir := filepath.Join(s.opts.Dir, setAsideDir)
-	kept := filepath.Join(dir, repoDir+"-"+why+"-"+s.stamp())
 	s.repo.closePacks()
+	return s.setAside(os.Rename, s.repo.dir, repoDir+"-"+why, found)
+}
+
+// setTornAside gives a torn file of the repository a second name in <state>/set-aside.
+func (s *Store) setTornAside(path string) error {
+	name := strings.TrimPrefix(path, s.repo.dir+"/")
+	return s.setAside(os.Link, path, strings.ReplaceAll(name, "/", "-"), name+" of the repository is torn")
+}
+
+func (s *Store) setAside(how func(from, to string) error, path, name, found string) error {
+	dir := filepath.Join(s.opts.Dir, setAsideDir)
+	kept := filepath.Join(dir, name+"-"+s.stamp())
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
-		err = os.Rename(s.repo.dir, kept)
+		err = how(path, kept)
 	}
 	if err == nil {
 		err = syncPaths([]string{dir, s.opts.Dir})
 	}
 	if err != nil {
-		return fmt.Errorf("set %s aside: %w", s.repo.dir, err)
+		return fmt.Errorf("set %s aside: %w", path, err)
 	}
 	s.repaired(found, "set aside", kept)
 	return nil
@@ -521,7 +508,7 @@ func (s *Store) writeConfig() error {
 			continue
 		}
 		if old != "" && name == "config" {
-			if err := s.setAside(path); err != nil {
+			if err := s.setTornAside(path); err != nil {
 				return err
 			}
 		}

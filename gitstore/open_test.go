@@ -105,7 +105,6 @@ func foundRows() map[string]foundRow {
 		"all refs gone":          {func(st *story) { st.remove(st.repo("refs")) }, "d", "b", false, ""},
 		"every object empty":     {func(st *story) { st.eachFile("objects", func(path string) { st.write(path, "") }) }, "d", "b", false, ""},
 		"every object gone":      {func(st *story) { st.remove(st.repo("objects")) }, "d", "b", false, ""},
-		"an object a directory":  {func(st *story) { toDir(st.t, st.file("production")) }, "d", "b", false, ""},
 		"HEAD and config empty":  {func(st *story) { st.write(st.repo("HEAD"), ""); st.write(st.repo("config"), "") }, "d", "b", false, ""},
 		"packed-refs torn": {func(st *story) {
 			st.git("pack-refs", "--all")
@@ -185,13 +184,6 @@ func packedAndEmpty(st *story) {
 	st.git("gc", "-q")
 	for _, path := range paths {
 		st.write(path, "")
-	}
-}
-
-func toDir(t testing.TB, path string) {
-	t.Helper()
-	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -314,7 +306,7 @@ type refusal struct {
 func refusals() map[string]refusal {
 	return map[string]refusal{
 		"environment": {options: func(o *Options) { o.Environment = "staging" }, says: []string{`belongs to environment "production"`, "choose another --state"}},
-		"instance":    {options: func(o *Options) { o.Instance = "web 2" }, says: []string{`instance "web 2"`, "--environment production --instance web-1"}},
+		"instance":    {options: func(o *Options) { o.Instance = "web 2" }, says: []string{`instance "web 2"`, `--environment production --instance "web-1"`}},
 		"environment, identity torn": {
 			damage:  func(st *story) { st.write(filepath.Join(st.dir, identityFile), "") },
 			options: func(o *Options) { o.Environment = "staging" }, says: []string{`belongs to environment "production"`},

@@ -196,9 +196,23 @@ func (r *repo) writePack(objects []gitObject) (name string, err error) {
 		return "", err
 	}
 	name = "pack-" + sum.String()
-	err = replace(r.dir, filepath.Join(r.packDir(), name+".idx"), idx.Bytes(), objectPerm, true)
-	if err == nil {
-		err = replace(r.dir, r.packPath(name), pack.Bytes(), objectPerm, true)
+	tmpPack, err := writeTemp(r.dir, pack.Bytes(), objectPerm, true)
+	if err != nil {
+		return "", err
 	}
-	return name, err
+	tmpIndex, err := writeTemp(r.dir, idx.Bytes(), objectPerm, true)
+	if err == nil {
+		err = os.MkdirAll(r.packDir(), 0o755)
+	}
+	if err == nil { // one after the other at once: git gc removes an index without its pack
+		err = os.Rename(tmpIndex, filepath.Join(r.packDir(), name+".idx"))
+	}
+	if err == nil {
+		err = os.Rename(tmpPack, r.packPath(name))
+	}
+	if err != nil {
+		_, _ = os.Remove(tmpPack), os.Remove(tmpIndex) // what was renamed stays, and harms nobody
+		return "", err
+	}
+	return name, syncPath(r.packDir())
 }

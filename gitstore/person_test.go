@@ -220,7 +220,7 @@ func TestSparseJournal(t *testing.T) {
 	s, repairs := f.open()
 	noRepairs(t, repairs)
 	expect(t, s, want, want)
-	if s.journal.isSparse() {
+	if s.journal.isTorn(true) {
 		t.Error("it has holes still")
 	}
 }

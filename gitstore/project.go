@@ -23,6 +23,7 @@ import (
 type projection struct {
 	durable, done   chan struct{} // closed when the journal is synced, and at the end
 	synced, written error         // of the journal, of the repository
+	entries         []entry       // what is written
 	// found says what the branch named in place of ours; kept is the ref that keeps it now.
 	found, kept string
 }
@@ -33,7 +34,7 @@ func (s *Store) project(entries ...entry) {
 	if s.behind != nil {
 		entries = s.repo.lacking(s.ledger.entries)
 	}
-	p := &projection{durable: make(chan struct{}), done: make(chan struct{})}
+	p := &projection{durable: make(chan struct{}), done: make(chan struct{}), entries: entries}
 	s.projection = p
 	repo, journal, lock, v, stamp, all := s.repo, &s.journal, s.lock, s.view(), s.stamp(), s.ledger.entries
 	go func() {
@@ -81,7 +82,7 @@ func (s *Store) projected(p *projection) {
 	if s.behind != nil {
 		s.log.Info("git repository caught up")
 	}
-	s.behind, s.unsynced = nil, true
+	s.behind, s.unsynced = nil, append(s.unsynced, p.entries...)
 }
 
 func (s *Store) setBehind(err error) {
@@ -252,19 +253,21 @@ func (s *Store) Probe(ctx context.Context) error {
 
 // syncProjection makes what was written to git durable, unless git is behind.
 func (s *Store) syncProjection() error {
-	if !s.unsynced || s.behind != nil {
+	if len(s.unsynced) == 0 || s.behind != nil {
 		return nil
 	}
 	paths := map[string]bool{s.repo.objects(): true}
-	for h := range s.ledger.objects() {
-		path := s.repo.objectPath(h)
-		paths[path], paths[filepath.Dir(path)] = true, true
+	for _, e := range s.unsynced {
+		for _, o := range e.objects {
+			path := s.repo.objectPath(o.hash)
+			paths[path], paths[filepath.Dir(path)] = true, true
+		}
 	}
 	if err := syncPaths(slices.AppendSeq(s.repo.refPaths(), maps.Keys(paths))); err != nil {
 		s.torn = true
 		return fmt.Errorf("sync the repository: %w", err)
 	}
-	s.unsynced = false
+	s.unsynced = nil
 	return nil
 }
 

@@ -123,21 +123,20 @@ func (r *repo) loosePaths() (map[plumbing.Hash]string, error) {
 // loose reads a loose object. One that is larger than ours are is errForeign.
 func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	raw, err := readBounded(r.objectPath(h), 2*maxObject)
-	switch {
-	case isAbsent(err):
+	if isAbsent(err) {
 		return nil, fmt.Errorf("object %s: %w", h, fs.ErrNotExist)
-	case err != nil && !errors.Is(err, errTooLarge):
-		return nil, err
 	}
 	var t plumbing.ObjectType
 	var content []byte
 	if err == nil {
 		t, content, err = readObject(raw)
 	}
-	if errors.Is(err, errTooLarge) {
+	switch {
+	case errors.Is(err, errTooLarge):
 		return nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
-	}
-	if err != nil {
+	case fromDisk(err):
+		return nil, err
+	case err != nil:
 		return nil, fmt.Errorf("%w: %s %s is torn: %w", errDamaged, want, h, err)
 	}
 	return content, checkObject(want, t, h, content)

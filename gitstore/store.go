@@ -61,7 +61,7 @@ type history struct {
 	lost          *record.Hold
 
 	projection *projection // what is being written to git, nil if nothing is
-	unsynced   bool        // something that it has may not be on the disk
+	unsynced   []entry     // what it has, and maybe not on the disk
 	behind     error       // why it lacks what the journal has
 	packError  error       // why the last checkpoint failed
 	mendError  error       // why HEAD, config, packed-refs or shallow could not be put right
