@@ -37,10 +37,9 @@ const (
 	largestPack = 512
 )
 
-func (s *Store) checkpointIfDue() {
-	if len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes {
-		s.makeCheckpoint()
-	}
+// isCheckpointDue reports whether there are enough records, or bytes of the journal.
+func (s *Store) isCheckpointDue() bool {
+	return len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes
 }
 
 // makeCheckpoint makes a checkpoint, unless there is nothing to pack, or no way to. It
@@ -149,6 +148,9 @@ func (r *repo) packedEntries(name string) (entries []entry, err error) {
 // goOnWith begins a segment of a ledger that names other packs, and removes what is
 // not needed then: obsolete packs, and the loose files of entries.
 func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error {
+	obsolete = slices.DeleteFunc(obsolete, func(name string) bool { // the same records make the same pack
+		return slices.ContainsFunc(next.Packs, func(info packInfo) bool { return info.Name == name })
+	})
 	next.Obsolete = slices.Concat(next.Obsolete, obsolete)
 	next.Obsolete = next.Obsolete[max(0, len(next.Obsolete)-maxObsolete):]
 	if err := s.beginSegment(next); err != nil {

@@ -207,7 +207,9 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 	if !s.Holding() || s.join() != nil || s.repo.isOther(s.ledger) {
 		return
 	}
-	s.checkpointIfDue()
+	if s.isCheckpointDue() {
+		s.makeCheckpoint()
+	}
 	if err := s.prune(ctx, target); err != nil {
 		s.log.Warn("pruning failed", "error", err)
 	}
@@ -239,7 +241,9 @@ func (s *Store) Probe(ctx context.Context) error {
 		if s.mendError != nil {
 			s.mend()
 		}
-		s.checkpointIfDue()
+		if s.isCheckpointDue() {
+			s.makeCheckpoint()
+		}
 		err = s.write(s.repo.lacking(s.ledger.unpacked())...)
 	}
 	if err != nil {
