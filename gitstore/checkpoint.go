@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -23,8 +24,9 @@ import (
 // segment of the journal without them, and removes their loose files. A record is
 // four loose files of a disk block each, and in a pack about 800 bytes.
 //
-// The pack is written from what the journal has in memory. It holds all objects of its
-// records, also those that another pack has: so a pack can be dropped by itself.
+// The pack is written beside the caller, from what the journal has in memory. It holds
+// all objects of its records, also those that another pack has: so a pack can be
+// dropped by itself.
 
 // checkpointRecords is how many records make a checkpoint due; tests make it smaller.
 var checkpointRecords = 64
@@ -35,78 +37,131 @@ const (
 	// largestPack is how many records a pack that took in others has at most; more
 	// take long to pack, and memory.
 	largestPack = 512
+	// removeAtOnce is how many records lose their loose files while a caller waits.
+	removeAtOnce = 8
 )
 
-// isCheckpointDue reports whether there are enough records, or bytes of the journal.
-func (s *Store) isCheckpointDue() bool {
-	return len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes
+// A checkpoint is the part of one that runs beside the caller; done is closed at its
+// end.
+type checkpoint struct {
+	done    chan struct{}
+	entries []entry // what it packs
+	err     error
+	// What the ledger has afterwards, and packs that are not needed then.
+	packs    []packInfo
+	obsolete []string
 }
 
-// makeCheckpoint makes a checkpoint, unless there is nothing to pack, or no way to. It
-// reports whether the journal has begun a new segment for it.
-func (s *Store) makeCheckpoint() bool {
-	entries := s.ledger.unpacked()
-	if len(entries) == 0 || s.behind != nil || s.journal.failed {
-		return false
+// advanceCheckpoint begins a checkpoint if one is due, ends one that is done, and removes
+// some of what the last one packed.
+func (s *Store) advanceCheckpoint() {
+	s.removePacked(removeAtOnce)
+	if c := s.checkpoint; c != nil {
+		select {
+		case <-c.done:
+			s.finishCheckpoint()
+		default:
+		}
+	} else if len(s.ledger.unpacked()) >= checkpointRecords || s.journal.end >= checkpointBytes {
+		s.beginCheckpoint()
+	}
+}
+
+// beginCheckpoint begins one, unless one runs, there is nothing to pack, or no way to.
+func (s *Store) beginCheckpoint() {
+	c := &checkpoint{done: make(chan struct{}), entries: s.ledger.unpacked(), packs: slices.Clone(s.ledger.Packs)}
+	if s.checkpoint != nil || len(c.entries) == 0 || s.behind != nil || s.journal.failed {
+		return
 	}
 	// The refs first: a person's gc, which may have moved them, removes with the new pack
 	// what they do not name.
 	if s.write() != nil || s.behind != nil {
+		return
+	}
+	largest := largestPack
+	if keep := s.opts.KeepSnapshots; keep > 0 { // so that pruning can drop whole packs
+		largest = min(largest, max(checkpointRecords, keep/8))
+	}
+	repo, log := s.repo, s.log
+	s.checkpoint = c
+	go func() {
+		defer close(c.done)
+		if c.err = c.pack(repo, largest, log); c.err == nil {
+			c.err = syncPaths(repo.refPaths())
+		}
+		debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
+	}()
+}
+
+// finishCheckpoint waits for the checkpoint that runs, and reports whether the journal
+// has begun a new segment for it.
+func (s *Store) finishCheckpoint() bool {
+	c := s.checkpoint
+	if c == nil {
 		return false
 	}
-	next := s.ledger.trim(len(entries))
-	obsolete, err := s.pack(entries, next)
+	<-c.done
+	s.checkpoint = nil
+	err := c.err
 	if err == nil {
-		err = syncPaths(s.repo.refPaths())
-	}
-	if err == nil {
-		err = s.goOnWith(next, entries, obsolete)
+		next := s.ledger.trim(len(c.entries))
+		next.Packs = c.packs
+		err = s.goOnWith(next, c.obsolete)
 	}
 	if err != nil && s.packError == nil {
 		s.log.Warn("checkpoint failed", "error", err)
 	}
 	if s.packError = err; err == nil {
-		s.unsynced = nil
+		s.packed, s.unsynced = append(s.packed, c.entries...), s.ledger.unpacked()
 	}
-	debug.FreeOSMemory() // a sidecar's memory is what its pod pays for, and this was the most of it
 	return err == nil
+}
+
+// makeCheckpoint makes one at once, or waits for the one that runs, as finishCheckpoint.
+func (s *Store) makeCheckpoint() bool {
+	s.beginCheckpoint()
+	return s.finishCheckpoint()
+}
+
+// abandonCheckpoint waits for the checkpoint that runs, and forgets it.
+func (s *Store) abandonCheckpoint() {
+	if s.checkpoint != nil {
+		<-s.checkpoint.done
+		s.checkpoint = nil
+	}
 }
 
 // pack packs the entries, durably, together with the packs before that are no larger,
 // which are obsolete then: so there are few packs, and each record is packed a few
 // times.
-func (s *Store) pack(entries []entry, next *ledger) (obsolete []string, err error) {
-	largest := largestPack
-	if keep := s.opts.KeepSnapshots; keep > 0 { // so that pruning can drop whole packs
-		largest = min(largest, max(checkpointRecords, keep/8))
-	}
-	next.Packs = slices.DeleteFunc(next.Packs, func(info packInfo) bool { // by a person's gc
-		there, err := exists(s.repo.packPath(info.Name))
+func (c *checkpoint) pack(r *repo, largest int, log *slog.Logger) error {
+	c.packs = slices.DeleteFunc(c.packs, func(info packInfo) bool { // by a person's gc
+		there, err := exists(r.packPath(info.Name))
 		return err == nil && !there
 	})
-	first, err := s.repo.snapshot(entries[0].commit)
+	first, err := r.snapshot(c.entries[0].commit)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	from, low := len(next.Packs), first.Index
+	entries, from, low := c.entries, len(c.packs), first.Index
 	for ; from > 0; from-- {
-		last := next.Packs[from-1]
+		last := c.packs[from-1]
 		if last.High+1 != low || last.records() > len(entries) || last.records()+len(entries) > largest {
 			break
 		}
-		older, err := s.repo.packedEntries(last.Name)
+		older, err := r.packedEntries(last.Name)
 		if err != nil { // it is damaged: it stays as it is
-			s.log.Warn("joining packs failed", "error", err)
+			log.Warn("joining packs failed", "error", err)
 			break
 		}
-		entries, low, obsolete = slices.Concat(older, entries), last.Low, append(obsolete, last.Name)
+		entries, low, c.obsolete = slices.Concat(older, entries), last.Low, append(c.obsolete, last.Name)
 	}
-	info, err := s.repo.packEntries(entries)
+	info, err := r.packEntries(entries)
 	if err != nil {
-		return nil, fmt.Errorf("pack records: %w", err)
+		return fmt.Errorf("pack records: %w", err)
 	}
-	next.Packs = append(next.Packs[:from], info)
-	return obsolete, nil
+	c.packs = append(c.packs[:from], info)
+	return nil
 }
 
 // packEntries writes a pack of records, durably.
@@ -145,9 +200,9 @@ func (r *repo) packedEntries(name string) (entries []entry, err error) {
 	return entries, nil
 }
 
-// goOnWith begins a segment of a ledger that names other packs, and removes what is
-// not needed then: obsolete packs, and the loose files of entries.
-func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error {
+// goOnWith begins a segment of a ledger that names other packs, and removes those that
+// are not needed then.
+func (s *Store) goOnWith(next *ledger, obsolete []string) error {
 	obsolete = slices.DeleteFunc(obsolete, func(name string) bool { // the same records make the same pack
 		return slices.ContainsFunc(next.Packs, func(info packInfo) bool { return info.Name == name })
 	})
@@ -158,18 +213,24 @@ func (s *Store) goOnWith(next *ledger, packed []entry, obsolete []string) error 
 	}
 	s.ledger = next
 	s.readFromJournal()
-	for _, e := range packed {
+	for _, name := range obsolete {
+		_ = s.repo.removePack(name)
+	}
+	s.repo.closePacks()
+	return nil
+}
+
+// removePacked removes the loose files of at most n records of those that were packed.
+func (s *Store) removePacked(n int) {
+	n = min(n, len(s.packed))
+	for _, e := range s.packed[:n] {
 		for _, o := range e.objects {
 			if _, err := s.repo.packed(o.t, o.hash); err == nil {
 				_ = os.Remove(s.repo.objectPath(o.hash))
 			}
 		}
 	}
-	for _, name := range obsolete {
-		_ = s.repo.removePack(name)
-	}
-	s.repo.closePacks()
-	return nil
+	s.packed = slices.Delete(s.packed, 0, n)
 }
 
 // removeDerived removes what git made of all packs, and makes again: it would name what
@@ -228,7 +289,8 @@ func (s *Store) removeLeftPacks() error {
 // of the packs that stay.
 func (s *Store) prune(ctx context.Context, target string) error {
 	keep, packs := s.opts.KeepSnapshots, s.ledger.Packs
-	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 || s.behind != nil {
+	if keep == 0 || s.applied == nil || target == "" || len(packs) == 0 || s.behind != nil ||
+		s.checkpoint != nil || len(s.packed) > 0 { // what is in no pack any more would not be removed
 		return nil
 	}
 	// Where a person's gc took packs of ours, it removes what is cut off, too.
@@ -259,7 +321,7 @@ func (s *Store) prune(ctx context.Context, target string) error {
 	}
 	next.Packs, next.First, next.Begin = next.Packs[drop:], begin.index, begin.commit.String()
 	from := s.ledger.First
-	if err := s.goOnWith(next, nil, obsolete); err != nil {
+	if err := s.goOnWith(next, obsolete); err != nil {
 		return err
 	}
 	s.repo.removeDerived()

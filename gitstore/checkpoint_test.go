@@ -27,6 +27,9 @@ func often(t testing.TB) {
 func idle(s *Store) {
 	for range 3 {
 		s.Prepare(context.Background(), target(s))
+		if s.checkpoint != nil {
+			<-s.checkpoint.done
+		}
 	}
 }
 

@@ -154,6 +154,7 @@ func (s *Store) take(ctx context.Context, before *record.Record) error {
 // letGo gives back everything that is open below the state directory, the lock
 // last. What is known of the history stays known.
 func (s *Store) letGo(clean bool) error {
+	s.abandonCheckpoint()
 	if s.repo != nil {
 		s.repo.closePacks()
 	}
@@ -179,6 +180,7 @@ func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 		return false, nil
 	}
 	_ = s.join() // what it could not write is not this directory's
+	s.abandonCheckpoint()
 	if s.lock != nil && !stands {
 		s.log.Warn("state directory is not the one that was opened", "directory", s.opts.Dir)
 		_ = s.letGo(false)

@@ -207,9 +207,7 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 	if !s.Holding() || s.join() != nil || s.repo.isOther(s.ledger) {
 		return
 	}
-	if s.isCheckpointDue() {
-		s.makeCheckpoint()
-	}
+	s.advanceCheckpoint()
 	if err := s.prune(ctx, target); err != nil {
 		s.log.Warn("pruning failed", "error", err)
 	}
@@ -241,9 +239,7 @@ func (s *Store) Probe(ctx context.Context) error {
 		if s.mendError != nil {
 			s.mend()
 		}
-		if s.isCheckpointDue() {
-			s.makeCheckpoint()
-		}
+		s.advanceCheckpoint()
 		err = s.write(s.repo.lacking(s.ledger.unpacked())...)
 	}
 	if err != nil {

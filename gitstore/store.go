@@ -63,6 +63,8 @@ type history struct {
 	projection *projection // what is being written to git, nil if nothing is
 	unsynced   []entry     // what it has, and maybe not on the disk
 	behind     error       // why it lacks what the journal has
+	checkpoint *checkpoint // what is being packed, nil if nothing is
+	packed     []entry     // what is in a pack, and maybe in loose files still
 	packError  error       // why the last checkpoint failed
 	mendError  error       // why HEAD, config, packed-refs or shallow could not be put right
 	torn       bool        // a sync of the repository failed: the next start looks at all of it
@@ -143,7 +145,9 @@ func (s *Store) Close() error {
 	}
 	err := s.join()
 	if err == nil && s.lock.stands() && !s.reload {
-		s.makeCheckpoint()
+		s.finishCheckpoint()
+		s.makeCheckpoint() // of what was committed while the first one ran
+		s.removePacked(len(s.packed))
 		err = errors.Join(s.mendJournal(), s.syncProjection())
 	}
 	clean := err == nil && s.lost == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
