@@ -354,6 +354,7 @@ func TestARefBecomesADirectory(t *testing.T) {
 	f := newMemory(t)
 	s, _ := f.open()
 	a := applied(t, s, 100)
+	idle(s) // makes spare files
 	path := f.repo("refs", "heads", "production")
 	f.remove(path)
 	f.write(filepath.Join(path, "mine"), a.Commit+"\n")

@@ -130,7 +130,7 @@ func (r *repo) writeLoose(o gitObject) error {
 	if err = errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	return replace(r.dir, path, b.Bytes(), objectPerm, false)
+	return r.place(path, b.Bytes(), objectPerm)
 }
 
 // moveRefs makes the refs name the records of v. If the branch does not name the record
@@ -217,6 +217,7 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 			s.log.Warn("journal cannot be written", "error", err)
 		}
 	}
+	s.repo.makeSpares()
 }
 
 // Probe tries to write into the state directory, reads one that was away or was replaced

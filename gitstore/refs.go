@@ -88,7 +88,7 @@ func parseHash(s string) (plumbing.Hash, bool) {
 // writeRef makes a ref name a commit. It is not synced. The temporary file lies
 // outside refs/, where git would take what a kill leaves for a broken ref.
 func (r *repo) writeRef(name string, h plumbing.Hash) error {
-	return replace(r.dir, filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm, false)
+	return r.place(filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm)
 }
 
 // refPaths are the files of our refs, each with its directory.

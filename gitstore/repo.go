@@ -46,6 +46,8 @@ type repo struct {
 	// journaled are the objects that the journal has; they are read from there.
 	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
 
+	spares []string // see place
+
 	mu    sync.Mutex // guards what follows
 	packs packIndexes
 	bases cache.Object // what objects in packs are differences to
