@@ -1,7 +1,6 @@
 package gitstore
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,7 +111,7 @@ func (s *Store) finishCheckpoint() bool {
 		s.log.Warn("checkpoint failed", "error", err)
 	}
 	if s.packError = err; err == nil {
-		s.packed, s.unsynced = append(s.packed, c.entries...), s.ledger.unpacked()
+		s.packed, s.unsynced = append(s.packed, c.entries...), slices.Clone(s.ledger.unpacked())
 	}
 	return err == nil
 }
@@ -143,61 +142,53 @@ func (c *checkpoint) pack(r *repo, largest int, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	entries, from, low := c.entries, len(c.packs), first.Index
+	last, err := r.snapshot(c.entries[len(c.entries)-1].commit)
+	if err != nil {
+		return err
+	}
+	info, from := packInfo{Low: first.Index, High: last.Index}, len(c.packs)
+	var objects []gitObject
+	for _, e := range c.entries {
+		objects = append(objects, e.objects[:]...)
+	}
 	for ; from > 0; from-- {
-		last := c.packs[from-1]
-		if last.High+1 != low || last.records() > len(entries) || last.records()+len(entries) > largest {
+		old := c.packs[from-1]
+		if old.High+1 != info.Low || old.records() > info.records() || old.records()+info.records() > largest {
 			break
 		}
-		older, err := r.packedEntries(last.Name)
+		more, err := r.packedObjects(old.Name)
 		if err != nil { // it is damaged: it stays as it is
 			log.Warn("joining packs failed", "error", err)
 			break
 		}
-		entries, low, c.obsolete = slices.Concat(older, entries), last.Low, append(c.obsolete, last.Name)
+		objects, info.Low, c.obsolete = append(objects, more...), old.Low, append(c.obsolete, old.Name)
 	}
-	info, err := r.packEntries(entries)
-	if err != nil {
+	if info.Name, err = r.writePack(objects); err != nil {
 		return fmt.Errorf("pack records: %w", err)
 	}
 	c.packs = append(c.packs[:from], info)
 	return nil
 }
 
-// packEntries writes a pack of records, durably.
-func (r *repo) packEntries(entries []entry) (info packInfo, err error) {
-	var objects []gitObject
-	for _, e := range entries {
-		rec, err := r.snapshot(e.commit)
-		if err != nil {
-			return info, err
-		}
-		info.Low, info.High = min(cmp.Or(info.Low, rec.Index), rec.Index), max(info.High, rec.Index)
-		objects = append(objects, e.objects[:]...)
-	}
-	info.Name, err = r.writePack(objects)
-	return info, err
-}
-
-// packedEntries reads the records of a pack that a checkpoint wrote.
-func (r *repo) packedEntries(name string) (entries []entry, err error) {
+// packedObjects reads all objects of a pack, and checks its sum.
+func (r *repo) packedObjects(name string) (objects []gitObject, err error) {
 	file, err := openNow(r.packPath(name))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }()
-	objects := memory.NewStorage()
-	if err := packfile.UpdateObjectStorage(objects, file); err != nil {
+	storage := memory.NewStorage()
+	if err := packfile.UpdateObjectStorage(storage, file); err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	for h := range objects.Commits {
-		e, err := r.entry(h)
+	for h, o := range storage.Objects {
+		content, err := contentOf(o)
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, e)
+		objects = append(objects, gitObject{o.Type(), h, content})
 	}
-	return entries, nil
+	return objects, nil
 }
 
 // goOnWith begins a segment of a ledger that names other packs, and removes those that

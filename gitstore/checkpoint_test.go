@@ -254,6 +254,36 @@ func TestPruneBeforeAnAnnotatedTag(t *testing.T) {
 	f.fsck()
 }
 
+// While records are packed nobody waits: the pack takes as long as it takes.
+func TestBesideACheckpoint(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s, _ := f.open()
+	for i := range 5 {
+		applied(t, s, 512+i)
+	}
+	hung := &checkpoint{done: make(chan struct{}), err: errors.New("the disk hangs")}
+	s.checkpoint = hung
+	for i := range 5 {
+		rec := applied(t, s, 600+i)
+		s.Prepare(t.Context(), target(s))
+		if err := s.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, s, rec, rec)
+	}
+	if s.checkpoint != hung {
+		t.Fatal("another one was begun")
+	}
+	close(hung.done)
+	idle(s)
+	if n := len(s.ledger.unpacked()); n != 0 || s.Behind() != nil {
+		t.Errorf("%d records are not packed; %v", n, s.Behind())
+	}
+	f.fsck()
+	f.refsAgree(s)
+}
+
 // A checkpoint that fails leaves everything as it was, and the next one succeeds.
 func TestCheckpointFails(t *testing.T) {
 	often(t)
