@@ -69,12 +69,9 @@ func (s *Store) advanceCheckpoint() {
 // beginCheckpoint begins one, unless one runs, there is nothing to pack, or no way to.
 func (s *Store) beginCheckpoint() {
 	c := &checkpoint{done: make(chan struct{}), entries: s.ledger.unpacked(), packs: slices.Clone(s.ledger.Packs)}
-	if s.checkpoint != nil || len(c.entries) == 0 || s.behind != nil || s.journal.failed {
-		return
-	}
-	// The refs first: a person's gc, which may have moved them, removes with the new pack
-	// what they do not name.
-	if s.write() != nil || s.behind != nil {
+	// The refs are written first: a person's gc, which may have moved them, removes with
+	// the new pack what they do not name.
+	if s.checkpoint != nil || len(c.entries) == 0 || s.behind != nil || s.journal.failed || s.write() != nil || s.behind != nil {
 		return
 	}
 	largest := largestPack
