@@ -4,6 +4,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,14 +17,18 @@ import (
 // for the other ref.
 const spareFiles = 5
 
-// makeSpares makes the spare files that are missing; the next start removes them.
+// makeSpares makes the spare files that are missing; a kill leaves them.
 func (r *repo) makeSpares() {
-	for len(r.spares) < spareFiles {
-		path, err := writeTemp(r.dir, nil, refPerm, false)
-		if err != nil { // place does without
-			return
+	for i := range spareFiles {
+		path := filepath.Join(r.dir, "spare-"+strconv.Itoa(i))
+		if slices.Contains(r.spares, path) {
+			continue
 		}
-		r.spares = append(r.spares, path)
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, refPerm)
+		if err == nil { // else place does without
+			_ = f.Close()
+			r.spares = append(r.spares, path)
+		}
 	}
 }
 
@@ -46,7 +53,7 @@ func (r *repo) place(path string, data []byte, perm fs.FileMode) error {
 }
 
 // fill overwrites a spare file, unless it is not as it should be: a backup may have
-// another name for it.
+// another name for it, or somebody reads it still as the ref that it was.
 func fill(path string, data []byte, perm fs.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -54,7 +61,7 @@ func fill(path string, data []byte, perm fs.FileMode) error {
 	}
 	var st unix.Stat_t
 	err = unix.Fstat(int(f.Fd()), &st)
-	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > int64(len(data))) {
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size != 0 && st.Size != int64(len(data))) {
 		err = fs.ErrInvalid
 	}
 	if err == nil {
