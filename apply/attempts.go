@@ -49,17 +49,10 @@ func (s *State) declares(revision string) bool {
 // attempted adds a new attempt, and shows it if it is about what the source declares, or
 // if the one shown is not.
 func (s *State) attempted(a Attempt) {
-	if a.At == 0 {
-		a.At = record.Unix(time.Now())
-	}
-	if a.Violations == nil {
-		a.Violations = []schema.Violation{}
-	}
+	a.At, a.Violations = record.Unix(time.Now()), append([]schema.Violation{}, a.Violations...)
 	p := &s.report
-	shown := p.last()
-	current := shown == nil || s.declares(a.Revision) || (a.Revision != "" && !s.declares(shown.Revision))
 	attempts := append([]Attempt{a}, p.attempts...)
-	if current {
+	if shown := p.last(); shown == nil || s.declares(a.Revision) || a.Revision != "" && !s.declares(shown.Revision) {
 		p.shown = 0
 	} else {
 		p.shown++
@@ -84,8 +77,7 @@ func (s *State) attempted(a Attempt) {
 
 // showPending shows the attempt at revision if it is pending: the source is back at it.
 func (s *State) showPending(revision string) {
-	i := slices.IndexFunc(s.report.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending })
-	if i >= 0 {
+	if i := slices.IndexFunc(s.report.attempts, func(a Attempt) bool { return a.Revision == revision && a.Outcome == record.Pending }); i >= 0 {
 		s.report.shown = i
 	}
 }
@@ -150,15 +142,15 @@ func (s *State) attemptHeld() {
 	if s.lost != nil {
 		hold = s.lost
 	}
-	reason, by := s.heldReason(hold, c), hold.By
+	why, by := s.heldProblem(hold, c), hold.By
 	if e := s.match(hold, c, false); e != nil && !hold.Paused {
 		by = e.By
 	}
 	revision := s.declared.doc.Revision()
-	s.attempted(Attempt{Revision: revision, Outcome: record.Held, Reason: reason, HeldBy: by})
+	s.attempted(Attempt{Revision: revision, Outcome: record.Held, Reason: why.Error(), HeldBy: by})
 	s.emit(Event{
 		Type: EventHeld, Outcome: record.Held, Cause: by, Level: slog.LevelWarn,
-		Text: "not tried: " + reason, Attrs: []any{"revision", revision, "hint", s.heldHint(hold, c)},
+		Text: "not tried: " + why.Error(), Attrs: []any{"revision", revision, "hint", why.Hint},
 	})
 }
 
@@ -170,21 +162,12 @@ func (s *State) attemptUnchanged() {
 	s.succeeded("transaction")
 }
 
-// attemptPending notes a candidate that is committed.
 func (s *State) attemptPending(rec *record.Record) {
 	a := Attempt{Outcome: record.Pending, SnapshotID: rec.ID, Changes: rec.Changes, Reason: "on record, not yet applied"}
 	if rec.Kind == record.KindChange {
 		a.Revision = rec.Source.Revision
 	}
 	s.attempted(a)
-}
-
-// attemptRejecting notes that the rejection of record id is on record, and the engine is
-// still to be brought back.
-func (s *State) attemptRejecting(id, why string) {
-	s.report.update(id, func(a *Attempt) {
-		a.rejected, a.Reason = why, "rejected, and the engine is being brought back: "+why
-	})
 }
 
 // finish gives the attempt of record id its outcome, and answers who waits for it. It
@@ -204,10 +187,10 @@ func (s *State) finish(id string, outcome record.Outcome, reason string) (isNew 
 // resolve answers the callers that wait for record id.
 func (s *State) resolve(id string, outcome record.Outcome, reason string) {
 	s.waiters = slices.DeleteFunc(s.waiters, func(q *request) bool {
-		if q.id == id {
+		if q.id() == id {
 			s.reply(q, Result{Outcome: outcome, SnapshotID: id, Text: reason}, nil)
 		}
-		return q.id == id
+		return q.id() == id
 	})
 }
 

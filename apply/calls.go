@@ -21,20 +21,34 @@ var errInterrupted = fmt.Errorf("the engine hangs: it did not answer within %s, 
 // and a reading resolves that.
 type calls struct {
 	mu      sync.Mutex
-	waiting int
+	waiting int                     // orders
 	cancel  context.CancelCauseFunc // of the call in flight, nil while there is none
 	yields  bool                    // the call is not about a change: a stop cuts it, and a newer Document as an order does
+	isNewer bool                    // a newer Document came during the call
 	stopped bool
-	timer   *time.Timer
+	timer   *time.Timer // runs while something waits for the call
+}
+
+// update changes what the timer depends on.
+func (c *calls) update(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change()
+	isAwaited := c.cancel != nil && (c.waiting > 0 || c.yields && c.isNewer)
+	switch cancel := c.cancel; {
+	case isAwaited && c.timer == nil:
+		c.timer = time.AfterFunc(orderPatience, func() { cancel(errInterrupted) })
+	case !isAwaited && c.timer != nil:
+		c.timer.Stop()
+		c.timer = nil
+	}
 }
 
 // wait notes that one order more, or less (n = -1), waits for its turn.
-func (c *calls) wait(n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.waiting += n
-	c.arm()
-}
+func (c *calls) wait(n int) { c.update(func() { c.waiting += n }) }
+
+// newer notes that there is a newer Document.
+func (c *calls) newer() { c.update(func() { c.isNewer = true }) }
 
 // isAwaited reports whether an order waits.
 func (c *calls) isAwaited() bool {
@@ -46,28 +60,15 @@ func (c *calls) isAwaited() bool {
 // begin returns the context for one call to the engine; done must be called after it.
 func (c *calls) begin(ctx context.Context, yields bool) (call context.Context, done func()) {
 	call, cancel := context.WithCancelCause(ctx)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.cancel, c.yields = cancel, yields
-	if c.stopped && yields {
-		cancel(errInterrupted)
-	}
-	c.arm()
+	c.update(func() {
+		c.cancel, c.yields, c.isNewer = cancel, yields, false
+		if c.stopped && yields {
+			cancel(errInterrupted)
+		}
+	})
 	return call, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.cancel, c.yields = nil, false
-		c.arm()
+		c.update(func() { c.cancel = nil })
 		cancel(nil)
-	}
-}
-
-// newer gives a call that yields the time that an order waits: there is a newer Document.
-func (c *calls) newer() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if cancel := c.cancel; c.yields && c.timer == nil {
-		c.timer = time.AfterFunc(orderPatience, func() { cancel(errInterrupted) })
 	}
 }
 
@@ -75,20 +76,7 @@ func (c *calls) newer() {
 func (c *calls) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped = true; c.yields {
+	if c.stopped = true; c.yields && c.cancel != nil {
 		c.cancel(errInterrupted)
-	}
-}
-
-// arm starts or stops the timer, which runs while an order waits for a call.
-func (c *calls) arm() {
-	switch cancel := c.cancel; {
-	case cancel == nil || c.waiting == 0 && !c.yields:
-		if c.timer != nil {
-			c.timer.Stop()
-			c.timer = nil
-		}
-	case c.timer == nil && c.waiting > 0:
-		c.timer = time.AfterFunc(orderPatience, func() { cancel(errInterrupted) })
 	}
 }

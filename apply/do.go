@@ -3,10 +3,10 @@ package apply
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +20,7 @@ import (
 // do carries out a step and folds its result into the State. No other function asks the
 // engine or the source, or writes to the store.
 func (r *Reconciler) do(ctx context.Context, step Step) {
+	defer r.flush()
 	s, now := r.state, time.Now()
 	switch step.Kind {
 	case ReadEngine:
@@ -69,18 +70,20 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		r.doProbe(ctx)
 	case FindTarget:
 		r.findTarget(ctx)
-	case ListBelow:
-		r.listBelow(ctx)
-	case ListNewest:
-		r.listNewest(ctx)
-	case SaveDrift:
-		text, err := json.Marshal(s.drift.last)
-		if err = errors.Join(err, r.opt.Store.SetFact(ctx, lastDriftFact, text)); err != nil {
-			s.repeat(slog.LevelWarn, "fact", "the last drift cannot be recorded", "error", err)
-			s.drift.saveAt = now.Add(probeEvery)
-			s.disk.probed = time.Time{} // the directory may be another
+	case ListBacklog:
+		r.listBacklog(ctx)
+	case Summarize:
+		r.summarize(ctx)
+	case SaveFacts:
+		for _, name := range slices.Sorted(maps.Keys(s.facts.values)) {
+			if err := r.opt.Store.SetFact(ctx, name, s.facts.values[name]); err != nil {
+				s.repeat(slog.LevelWarn, "fact", "fact not recorded", "fact", name, "error", err)
+				s.facts.next = now.Add(probeEvery)
+				s.disk.probed = time.Time{} // the directory may be another
+				break
+			}
+			delete(s.facts.values, name)
 		}
-		s.drift.unsaved = err != nil
 	case Adopt:
 		s.pending = &pending{id: s.head.ID, started: now}
 		s.recovered = true
@@ -111,13 +114,16 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 	case ReportSame:
 		s.attemptUnchanged()
 	case Join:
-		s.foldJoin(step.Of)
+		outcome := s.order.openOutcome
+		s.await(step.Of)
+		if step.Of != s.openRollback() && outcome != "" && outcome != record.Pending {
+			s.resolve(step.Of, outcome, "it was under way when this order came")
+		}
 	case Answer:
 		s.answer(step.Result, step.Err)
 	}
 }
 
-// answer answers the order.
 func (s *State) answer(res Result, err error) {
 	s.reply(s.order, res, err)
 	s.order = nil
@@ -125,20 +131,11 @@ func (s *State) answer(res Result, err error) {
 
 // await makes the caller of the order wait for record id.
 func (s *State) await(id string) {
-	s.order.setID(id)
+	s.order.record.Store(id)
 	s.waiters = append(s.waiters, s.order)
 	s.order = nil
 }
 
-func (s *State) foldJoin(id string) {
-	outcome := s.order.openOutcome
-	s.await(id)
-	if id != s.openRollback() && outcome != "" && outcome != record.Pending {
-		s.resolve(id, outcome, "it was under way when this order came")
-	}
-}
-
-// foldPurpose folds what a reading means for what it was about.
 func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 	p := s.pending
 	switch what {
@@ -148,10 +145,12 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 		s.foldProbation(reading, err, time.Now())
 	case forConfirm:
 		switch {
-		case err == nil && !s.runs(reading, s.head.Config):
+		case errors.Is(err, errInterrupted):
+		case p.probation != nil: // it is confirmed by evidence of now
+			p.probation.passed = false
+			s.foldProbation(reading, err, time.Now())
+		case err == nil && !s.runsAll(reading, s.head.Config):
 			p.verified, p.accepted = false, false // it ran it before, so this is not a false accept
-		case err != nil && !errors.Is(err, errInterrupted) && p.probation != nil: // it needs evidence of now
-			p.probation.passed, p.probation.bad, p.probation.why, p.probation.next = false, 1, err.Error(), time.Now()
 		}
 	case forUnknown:
 		p.wasRead = p.wasRead || err == nil
@@ -180,12 +179,14 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 	}
 	p.broken = false
 	switch {
-	case s.runs(reading, s.head.Config):
+	case s.runsAll(reading, s.head.Config):
 		if isPrompt {
 			s.phase("engine", time.Since(p.sent))
 		}
 		s.foldVerified()
 	case p.rejection != nil:
+	case reading.Building != nil:
+		p.owed = p.accepted
 	case p.accepted:
 		p.mismatch = true
 	case !s.mustRestoreFirst() && s.unknownToEngine(s.head.Config) == nil: // else it is brought back meanwhile
@@ -232,14 +233,14 @@ func (r *Reconciler) doReadAgain(ctx context.Context, what purpose) {
 	switch {
 	case err != nil: // the next reading tells
 		return
-	case !e.several && s.runs(e.reading, s.head.Config):
+	case !e.several && s.runsAll(e.reading, s.head.Config):
 		s.foldVerified()
 		return
 	}
 	p.accepted = false
 	if e.several || !s.managed(e.reading).Equal(s.managed(first)) {
 		e.several = true
-		s.block(stageSend, severalReason, severalHint)
+		s.block(stageSend, errSeveral)
 		return
 	}
 	if p.mismatches++; p.mismatches < 2 {
@@ -256,7 +257,7 @@ func (r *Reconciler) doSend(ctx context.Context) {
 	s, p := r.state, r.state.pending
 	wasReachable := s.engine.reachable
 	p.sent = time.Now()
-	s.over("unknown")
+	s.endRepeat("unknown")
 	answer := r.sendRecord(ctx, s.head)
 	if answer.Verdict != api.VerdictNotSent && answer.Verdict != api.VerdictForeign {
 		p.sends++
@@ -280,15 +281,17 @@ func (r *Reconciler) doSend(ctx context.Context) {
 		return
 	case api.VerdictNotSent:
 		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
-			s.block(stageSend, "the change was not sent: "+answer.Err.Error(), cmp.Or(problem.Hint(answer.Err), "look at the engine's log")+again).server = true
+			hint := cmp.Or(problem.Hint(answer.Err), "look at the engine's log") + again
+			s.block(stageSend, newProblem("the change was not sent: "+answer.Err.Error(), hint)).server = true
 			s.engine.due = true // it is looked after meanwhile
 		}
 	case api.VerdictForeign:
-		s.block(stageSend, answer.Err.Error(), foreignHint(answer.Err)).server = true
+		s.block(stageSend, foreignProblem(answer.Err)).server = true
 		s.engine.due = true
 	default:
 		p.broken, p.sentTo, p.accepted = answer.Broken, answer.Peer, false
-		s.suspect(stageSend, "what became of the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied))
+		s.suspect(stageSend, newProblem("what became of the change is not known: "+errorText(answer.Err),
+			"look at the engine's log; the agent reads what runs and sends again; "+stopHint(s.applied)))
 	}
 	r.unmark(ctx)
 }
@@ -296,9 +299,8 @@ func (r *Reconciler) doSend(ctx context.Context) {
 // blameServer notes that the engine refuses everything, which is not the fault of the
 // change: it stays pending.
 func (s *State) blameServer(why string) {
-	f := s.block(stageSend, "the engine accepts no change at all: "+why,
-		"this is a fault of the DTESN server, not of the configuration: show it to whoever runs the server"+again+"; "+stopHint(s.applied))
-	f.server = true
+	s.block(stageSend, newProblem("the engine accepts no change at all: "+why,
+		"this is a fault of the DTESN server, not of the configuration: show it to whoever runs the server"+again+"; "+stopHint(s.applied))).server = true
 }
 
 // doRecheck sends the applied record, which runs, to an engine whose refusal of the
@@ -316,7 +318,8 @@ func (r *Reconciler) doRecheck(ctx context.Context) {
 	case api.VerdictRejected:
 		s.blameServer("it refuses what it runs already, too: " + why.reason)
 	default:
-		s.suspect(stageSend, "whether the engine refuses the change is not known: "+errorText(answer.Err), "look at the engine's log; the agent sends again; "+stopHint(s.applied))
+		s.suspect(stageSend, newProblem("whether the engine refuses the change is not known: "+errorText(answer.Err),
+			"look at the engine's log; the agent sends again; "+stopHint(s.applied)))
 	}
 	r.unmark(ctx)
 }
@@ -329,8 +332,9 @@ func (r *Reconciler) doMark(ctx context.Context) {
 	err := r.opt.Store.SetRetried(ctx, true)
 	s.foldStore()
 	if err != nil {
-		s.diskFailed(stageCommit, err, "the second try cannot be recorded, so it was not made")
-		s.block(stageSend, "the second try cannot be recorded, so it was not made: "+errorText(err), "see what is said of the disk")
+		const failure = "the second try cannot be recorded, so it was not made"
+		s.diskFailed(stageCommit, err, failure)
+		s.block(stageSend, newProblem(failure+": "+err.Error(), "see what is said of the disk"))
 		p.marked = s.retried
 	}
 }
@@ -346,7 +350,6 @@ func (r *Reconciler) unmark(ctx context.Context) {
 	}
 }
 
-// doAssert brings the engine to a recorded state.
 func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 	s, e := r.state, &r.state.engine
 	wasDrift := step.For == forApplied && s.isSettled() && (e.reread || e.several || !s.isOwnDoing(step.Target, time.Now()))
@@ -376,39 +379,29 @@ func (r *Reconciler) doAssert(ctx context.Context, step Step) {
 	}
 }
 
-// checkSigner asks the source whether it trusts a revision now.
 func (r *Reconciler) checkSigner(step Step) {
 	s := r.state
 	why, err := r.opt.Source.CheckSigner(step.Source)
 	if err != nil {
-		s.block(stageSigner, step.Of+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), cmp.Or(problem.Hint(err), "give the agent the file back")+"; it goes on by itself")
+		hint := cmp.Or(problem.Hint(err), "give the agent the file back") + "; it goes on by itself"
+		s.block(stageSigner, newProblem(step.Of+" is not sent, for whether its signer is trusted cannot be told: "+err.Error(), hint))
 		return
 	}
 	s.clear(stageSigner)
 	s.signer = signerCheck{step.Of, why == nil}
 }
 
-// committedAfter returns the record that a Commit over before made although it failed,
-// nil if it made none. A head that does not follow before is somebody else's.
-func (s *State) committedAfter(before *record.Record) *record.Record {
-	parent := ""
-	if before != nil {
-		parent = before.Commit
-	}
-	if s.head == nil || s.head.Parent != parent || s.head.Commit == parent {
-		return nil
-	}
-	return s.head
-}
-
 // commit appends a record. If it is not on record, the stage failed and snap is nil; with
 // an error it may be on record all the same.
 func (r *Reconciler) commit(ctx context.Context, rec record.Record, st stage, failure string) (snap *record.Record, err error) {
-	s, before := r.state, r.state.head
+	s, before := r.state, commitOf(r.state.head)
 	snap, err = r.opt.Store.Commit(ctx, rec)
 	s.foldStore()
 	if err != nil {
-		snap = s.committedAfter(before)
+		snap = nil
+		if s.head != nil && s.head.Parent == before && s.head.Commit != before { // else it is somebody else's
+			snap = s.head
+		}
 	}
 	if snap == nil {
 		s.diskFailed(st, err, failure)
@@ -417,7 +410,6 @@ func (r *Reconciler) commit(ctx context.Context, rec record.Record, st stage, fa
 	return snap, err
 }
 
-// doCommit makes a record the candidate.
 func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	s, before, start := r.state, r.state.head, time.Now()
 	wasSettled, old := s.isSettled(), s.pending
@@ -444,8 +436,8 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 			p.rejection, p.broken, p.sentTo = old.rejection, old.broken, old.sentTo
 		}
 		for _, w := range s.waiters {
-			if w.id == before.ID {
-				w.setID(snap.ID)
+			if w.id() == before.ID {
+				w.record.Store(snap.ID)
 			}
 		}
 	}
@@ -472,9 +464,8 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 	s.await(snap.ID)
 }
 
-// doRevert ends the candidate: rejected, or superseded.
 func (r *Reconciler) doRevert(ctx context.Context, step Step) {
-	s, candidate, pending, start := r.state, r.state.head, r.state.pending, time.Now()
+	s, candidate, start := r.state, r.state.head, time.Now()
 	rejected := step.Record.OutcomeOf.Outcome == record.Rejected
 	failure := "the candidate cannot be withdrawn on record"
 	if rejected {
@@ -488,15 +479,16 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	s.engine.due, s.engine.unchecked = true, false // the candidate may run
 	if rejected {
 		s.phase("commit", time.Since(start))
-		by := "by the engine"
-		if pending.rejection.by == byProbation {
-			by = "on probation"
+		why, text := s.pending.rejection, "rejected by the engine; going back to the last good state"
+		if why.by == byProbation {
+			text = "rejected on probation; going back to the last good state"
 		}
-		s.attemptRejecting(candidate.ID, pending.rejection.reason)
+		s.report.update(candidate.ID, func(a *Attempt) {
+			a.rejected, a.Reason = why.reason, "rejected, and the engine is being brought back: "+why.reason
+		})
 		s.emit(Event{
-			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: pending.rejection.by,
-			Level: slog.LevelWarn, Text: "rejected " + by + "; going back to the last good state",
-			Attrs: append([]any{"snapshot", candidate.ID, "reason", pending.rejection.reason, "changes", changesText(candidate.Changes)}, commitOf(candidate)...),
+			Type: EventRejected, Record: candidate, Outcome: record.Rejected, Cause: why.by, Level: slog.LevelWarn, Text: text,
+			Attrs: append([]any{"snapshot", candidate.ID, "reason", why.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
 		})
 		return
 	}
@@ -505,7 +497,6 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	r.answerHold(step, snap, err)
 }
 
-// doNote records the beginning or the end of a hold or a pause.
 func (r *Reconciler) doNote(ctx context.Context, step Step) {
 	s, before, wasSettled := r.state, r.state.head, r.state.isSettled()
 	snap, err := r.commit(ctx, step.Record, stageCommit, "the hold cannot be recorded")
@@ -555,12 +546,9 @@ func (s *State) answerNotRecorded(st stage) {
 	if s.order == nil {
 		return
 	}
-	reason, hint := "the disk does not take it", diskHint(nil, s.opt.StateDir)
-	if f := s.faults[st]; f != nil {
-		reason, hint = f.reason, strings.TrimSuffix(f.hint, again)
-	}
+	why := s.faults[st].why
 	s.clear(st)
-	s.answer(Result{}, problem.New(s.order.verb(), fmt.Errorf("%s; nothing was changed", reason), hint+", then repeat the command"))
+	s.answer(Result{}, problem.New(s.order.verb(), fmt.Errorf("%w; nothing was changed", why), strings.TrimSuffix(why.Hint, again)+", then repeat the command"))
 }
 
 // doConfirm makes what runs the applied record, durably. Nothing is told before.
@@ -605,7 +593,7 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 		Attrs: append([]any{
 			"snapshot", head.ID, "kind", string(head.Kind), "changes", changesText(head.Changes), "description", head.Description,
 			"took", now.Sub(p.started).Round(10 * time.Microsecond).String(),
-		}, commitOf(head)...),
+		}, sourceAttrs(head)...),
 	}
 	if head.Kind == record.KindRollback {
 		event.Type, event.Cause = EventRolledBack, "operator"
@@ -622,7 +610,7 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 	s := r.state
 	s.asserted = ""
 	s.clear(stageRevert, stageCommit)
-	if s.agrees(s.engine.reading, head.Config) {
+	if s.runsKnown(s.engine.reading, head.Config) {
 		s.endDrift(time.Now())
 	}
 	if o := head.OutcomeOf; o != nil && o.Outcome == record.Rejected {
@@ -637,10 +625,10 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 func (s *State) foldUnknown() {
 	p := s.pending
 	p.wasRead, p.unknown = true, true // it does not run it
-	reason, hint := s.unknownText(s.unknownToEngine(s.head.Config))
-	s.repeat(slog.LevelWarn, "unknown", reason, "snapshot", s.head.ID, "hint", hint)
+	why := s.unknownProblem(s.unknownToEngine(s.head.Config))
+	s.repeat(slog.LevelWarn, "unknown", why.Error(), "snapshot", s.head.ID, "hint", why.Hint)
 	if s.head.Kind == record.KindRollback {
-		s.resolve(s.head.ID, record.Pending, reason+": it runs the rest of "+s.head.ID+", which stays pending; "+hint)
+		s.resolve(s.head.ID, record.Pending, why.Error()+": it runs the rest of "+s.head.ID+", which stays pending; "+why.Hint)
 	}
 }
 
@@ -671,7 +659,6 @@ func (r *Reconciler) doClearLost(ctx context.Context) {
 // replaced, is read again.
 func (r *Reconciler) doProbe(ctx context.Context) {
 	s, before := r.state, r.state.head
-	failedBefore := s.disk.err != nil
 	s.disk.probed = time.Now()
 	err := r.opt.Store.Probe(ctx)
 	s.foldStore()
@@ -680,16 +667,16 @@ func (r *Reconciler) doProbe(ctx context.Context) {
 		s.pending, s.asserted = nil, ""
 		s.clear(stageSend, stageProbation, stageConfirm)
 	}
-	if err == nil && (isOther || failedBefore) {
-		r.finishRest(ctx)
-	}
-	if err == nil && (!s.disk.writable || isOther) {
-		s.retryNow(stageRevert, stageCommit, stageConfirm, stageSigner) // what the disk refused may succeed now
-	}
-	s.disk.writable, s.disk.err = err == nil, err
 	if err != nil {
 		s.repeatKind(slog.LevelWarn, "probe", diskKind(err), "the state directory cannot be written", "directory", r.opt.StateDir, "error", err, "hint", diskHint(err, r.opt.StateDir))
 	} else {
-		s.over("probe")
+		if isOther || s.disk.err != nil {
+			r.finishRest(ctx)
+		}
+		if isOther || !s.disk.writable {
+			s.retryNow(stageRevert, stageCommit, stageConfirm, stageSigner) // what the disk refused may succeed now
+		}
+		s.endRepeat("probe")
 	}
+	s.disk.writable, s.disk.err = err == nil, err
 }

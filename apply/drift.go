@@ -9,13 +9,11 @@ import (
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
-// What is reported of several engines behind one socket.
-const (
-	severalReason = "readings on fresh connections disagree: there are several engines behind one socket"
-	severalHint   = "run the server with one worker (--workers 1): each worker has a configuration of its own, and a change reaches whichever answers"
-)
+var errSeveral = newProblem("readings on fresh connections disagree: there are several engines behind one socket",
+	"run the server with one worker (--workers 1): each worker has a configuration of its own, and a change reaches whichever answers")
 
 const (
 	// moreReadings is how often the engine is read again before a difference is
@@ -29,12 +27,9 @@ const (
 	contested = 3
 )
 
-// driftState is what is known of drift.
 type driftState struct {
 	now     *Drift     // nil for none
 	last    *LastDrift // also of earlier processes; nil for none
-	unsaved bool       // last is not on record yet
-	saveAt  time.Time  // when to try to record it
 	contest contest
 }
 
@@ -52,14 +47,10 @@ type contest struct {
 // wait returns how long after the last correction the next one may come: at once for an
 // accident, then after the drift interval, doubled each round up to backoffMost.
 func (c *contest) wait(interval time.Duration) time.Duration {
-	n := c.rounds - contested
-	switch {
-	case n < 0:
+	if c.rounds < contested {
 		return 0
-	case n > 20:
-		return max(interval, backoffMost)
 	}
-	return max(interval, min(interval<<n, backoffMost))
+	return max(interval, double(interval, c.rounds-contested))
 }
 
 // isSoon reports whether a drift seen now counts as the next round. The other side may be
@@ -68,18 +59,11 @@ func (c *contest) isSoon(interval time.Duration, now time.Time) bool {
 	return !c.corrected.IsZero() && now.Sub(c.corrected) < 3*interval+2*c.wait(interval)
 }
 
-// isOn reports whether the contest goes on.
-func (c *contest) isOn(interval time.Duration, now time.Time) bool {
-	return c.rounds >= contested && c.isSoon(interval, now)
-}
-
-// nextCorrection returns when drift may be corrected.
 func (s *State) nextCorrection() time.Time {
 	c := &s.drift.contest
 	return c.corrected.Add(c.wait(s.opt.DriftInterval))
 }
 
-// mayCorrect reports whether drift may be corrected now.
 func (s *State) mayCorrect(now time.Time) bool {
 	return s.drift.contest.isUrgent || s.engine.returned || s.engine.several || !now.Before(s.nextCorrection())
 }
@@ -94,39 +78,32 @@ func (s *State) foldAccept(now time.Time) {
 		return
 	}
 	d := &s.drift
-	if d.now != nil && !d.now.Corrected {
-		s.log(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
-		s.noteDriftEnd(now)
-	}
 	if s.engine.returned && s.engine.since.at != 0 {
 		s.runsSince(s.applied.Config, true, now)
 	}
 	s.engine.returned, d.contest.isUrgent = false, false
-	if d.now != nil {
-		if d.contest.isOn(s.opt.DriftInterval, now) {
-			d.now = &Drift{Since: d.now.Since, Corrected: true, Differences: d.now.Differences}
-		} else {
-			s.endDrift(now)
-		}
-	}
 	s.clear(stageAssert)
+	drift := d.now
+	if drift == nil {
+		return
+	}
+	if !drift.Corrected {
+		s.log(slog.LevelInfo, "the drift is over: the engine runs the applied snapshot")
+	}
+	s.endDrift(now)
+	if d.contest.rounds >= contested && d.contest.isSoon(s.opt.DriftInterval, now) {
+		d.now = &Drift{Since: drift.Since, Corrected: true, Differences: drift.Differences}
+	}
 }
 
 // endDrift notes that there is no drift: it ended, or something else is to run.
 func (s *State) endDrift(now time.Time) {
-	if s.drift.now != nil {
-		s.noteDriftEnd(now)
+	if last := s.drift.last; s.drift.now != nil && last != nil && last.Until == 0 {
+		s.noteLastDrift(&LastDrift{At: last.At, Until: record.Unix(now), Differences: last.Differences})
 	}
 	s.drift.now = nil
 }
 
-func (s *State) noteDriftEnd(now time.Time) {
-	if last := s.drift.last; last != nil && last.Until == 0 {
-		s.noteLastDrift(&LastDrift{At: last.At, Until: record.Unix(now), Differences: last.Differences})
-	}
-}
-
-// foldDrift notes what the engine runs instead of target, and counts it when it is new.
 func (s *State) foldDrift(target *record.Record, now time.Time) {
 	e, d := &s.engine, &s.drift
 	e.noted = true
@@ -150,8 +127,7 @@ func (s *State) foldDrift(target *record.Record, now time.Time) {
 		}
 		if c.rounds >= contested {
 			event.Key, event.Same = "drift", "contested"
-			_, hint := s.contestText()
-			s.repeatKind(slog.LevelWarn, "contest", "contested", "something else keeps changing the engine", "hint", hint, "rounds", c.rounds)
+			s.repeatKind(slog.LevelWarn, "contest", "contested", "something else keeps changing the engine", "hint", s.contestProblem().Hint, "rounds", c.rounds)
 		}
 		s.emit(event)
 		s.noteLastDrift(&LastDrift{At: since, Differences: differences})
@@ -167,10 +143,11 @@ const lastDriftFact = "last-drift"
 
 func (s *State) noteLastDrift(last *LastDrift) {
 	last.Differences = last.Differences[:min(len(last.Differences), 16)] // a fact is at most 4 KiB
-	s.drift.last, s.drift.unsaved = last, true
+	s.drift.last = last
+	text, _ := json.Marshal(last) // of strings and numbers
+	s.facts.keep(lastDriftFact, text)
 }
 
-// loadLastDrift reads the last drift of earlier processes.
 func (s *State) loadLastDrift() {
 	last := new(LastDrift)
 	if text := s.opt.Store.Fact(lastDriftFact); text != nil && json.Unmarshal(text, last) == nil {
@@ -178,33 +155,30 @@ func (s *State) loadLastDrift() {
 	}
 }
 
-// contestText returns that something else keeps changing the engine, and what to do.
-func (s *State) contestText() (reason, hint string) {
+func (s *State) contestProblem() *problem.Error {
 	c := &s.drift.contest
-	reason = fmt.Sprintf("something else keeps changing the engine: it was brought back %d times in a row and changed again soon after each", c.corrections)
-	hint = "look for another agent on this socket, a script or a person: one engine has one agent"
+	hint := "look for another agent on this socket, a script or a person: one engine has one agent"
 	if c.label != "" {
 		hint += fmt.Sprintf("; somebody labels it %q", c.label)
 	}
-	return reason, hint + fmt.Sprintf("; until then corrections are at least %s apart, `agent sync` brings one at once", c.wait(s.opt.DriftInterval))
+	hint += fmt.Sprintf("; until then corrections are at least %s apart, `agent sync` brings one at once", c.wait(s.opt.DriftInterval))
+	return newProblem(fmt.Sprintf("something else keeps changing the engine: it was brought back %d times in a row and changed again soon after each", c.corrections), hint)
 }
 
-// driftText returns what drifted, for the status.
-func (s *State) driftText() (reason, hint string) {
+func (s *State) driftProblem() *problem.Error {
 	d := s.drift.now
 	if s.drift.contest.rounds < contested {
-		hint = "find out who changed it past the agent; "
+		hint := "find out who changed it past the agent; "
 		if rec := s.applied; rec != nil && rec.RollbackPoint {
 			hint += "`agent rollback " + rec.ID + "` brings it back once, --drift correct always"
 		} else {
 			hint += "--drift correct brings it back"
 		}
-		return "the engine runs something else than the applied snapshot: " + changesText(d.Differences), hint
+		return newProblem("the engine runs something else than the applied snapshot: "+changesText(d.Differences), hint)
 	}
-	reason, hint = s.contestText()
-	what := "; now it runs something else again: "
+	contest, what := s.contestProblem(), "; now it runs something else again: "
 	if d.Corrected {
 		what = "; now it runs the applied snapshot, before: "
 	}
-	return reason + what + changesText(d.Differences), hint
+	return newProblem(contest.Error()+what+changesText(d.Differences), contest.Hint)
 }

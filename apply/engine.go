@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // isGone reports whether err means that nobody listens on the socket.
@@ -21,7 +23,6 @@ func isGone(err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
-// read asks the engine what it runs, and folds the result.
 func (r *Reconciler) read(ctx context.Context) (api.Reading, error) {
 	r.stamp.Store(time.Now().UnixNano())
 	call, done := r.calls.begin(ctx, r.state.pending == nil && r.state.isSettled())
@@ -44,7 +45,7 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 		}
 		s.emit(up)
 	}
-	s.over("engine")
+	s.endRepeat("engine")
 	if !e.known || reading.Peer != e.reading.Peer {
 		e.returned, e.several, e.bounds, e.differences = true, false, nil, nil
 		e.tries, e.retryAt = 0, time.Time{}
@@ -68,7 +69,10 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 	e.due, e.lost = false, time.Time{}
 	e.unchecked, e.reread, e.noted = true, false, false
 	e.next = now.Add(s.opt.DriftInterval)
-	if now.Before(e.inflight.until) {
+	if reading.Building != nil && now.Before(e.inflight.until) {
+		e.inflight.until = now.Add(lateWatch) // it may be one of ours
+	}
+	if now.Before(e.inflight.until) || reading.Building != nil {
 		e.next = now.Add(min(lateEvery, s.opt.DriftInterval))
 	}
 	if e.since.at == 0 { // it ran when this process came; the record says since when
@@ -83,10 +87,11 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 // it, nil if it runs neither.
 func (s *State) runningRecord() *record.Record {
 	e := &s.engine
-	for _, rec := range []*record.Record{s.applied, s.head} {
-		if e.known && rec != nil && (s.runs(e.reading, rec.Config) || rec == s.applied && s.agrees(e.reading, rec.Config)) {
-			return rec
-		}
+	switch {
+	case e.known && s.applied != nil && s.runsKnown(e.reading, s.applied.Config):
+		return s.applied
+	case e.known && s.head != nil && s.runsAll(e.reading, s.head.Config):
+		return s.head
 	}
 	return nil
 }
@@ -110,7 +115,10 @@ func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
 	e.reachable, e.err, e.unchecked, e.due = false, err, false, false
 	wait := lateEvery
 	var foreign *api.ForeignError
+	var later *api.LaterError
 	switch {
+	case errors.As(err, &later):
+		wait = max(wait, later.Until.Sub(now))
 	case isGone(err):
 		e.returned = true
 		wait = engineDownPoll
@@ -121,8 +129,7 @@ func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
 	}
 	e.next = now.Add(wait)
 	s.failed(stage)
-	_, hint := waitingText(err)
-	line.Attrs, line.Same = []any{"socket", s.opt.Socket, "error", err, "hint", hint}, line.Text+err.Error()
+	line.Attrs, line.Same = []any{"socket", s.opt.Socket, "error", err, "hint", waitingProblem(err).Hint}, line.Text+err.Error()
 	s.emit(line)
 }
 
@@ -154,14 +161,9 @@ func (r *Reconciler) readAgain(ctx context.Context) error {
 		last = next
 	}
 	if e.reread = true; e.several && !r.state.isCandidateOpen() {
-		r.state.repeat(slog.LevelWarn, "several", severalReason, "hint", severalHint)
+		r.state.repeat(slog.LevelWarn, "several", errSeveral.Error(), "hint", errSeveral.Hint)
 	}
 	return nil
-}
-
-// isCandidateOpen reports whether the head is a candidate that is not settled.
-func (s *State) isCandidateOpen() bool {
-	return s.head != nil && s.head.Kind.Candidate() && !s.isSettled()
 }
 
 // compareEngine asks a new engine process which values it accepts, so that tighter bounds
@@ -173,7 +175,7 @@ func (r *Reconciler) compareEngine(ctx context.Context) {
 	bounds, err := r.opt.Engine.Bounds(call)
 	done()
 	if err != nil {
-		e.retryAt = time.Now().Add(min(compareLeast<<min(e.tries, 20), backoffMost))
+		e.retryAt = time.Now().Add(double(compareLeast, e.tries))
 		e.tries++
 		return
 	}
@@ -201,7 +203,6 @@ func (s *State) foldBounds() {
 	}
 }
 
-// sendRecord sends the parameters of a record to the engine in one batch.
 func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Answer {
 	r.publish() // the engine may take its time
 	r.stamp.Store(time.Now().UnixNano())
@@ -226,7 +227,7 @@ func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Ans
 		e.err = answer.Err
 		s.failed("send")
 	default:
-		s.over("send")
+		s.endRepeat("send")
 	}
 	return answer
 }
@@ -244,8 +245,7 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 		part := *rec // it is brought back as far as it knows the parameters
 		part.Config = part.Config.Select(func(name string) bool { return !slices.Contains(unknown, name) })
 		if rec = &part; part.Config.Len() == 0 {
-			reason, hint := s.unknownText(unknown)
-			s.block(stageAssert, reason, hint).refused = true // waiting does not help
+			s.block(stageAssert, s.unknownProblem(unknown)).refused = true // waiting does not help
 			return false
 		}
 	}
@@ -253,48 +253,51 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 	e.asserting = true
 	defer func() { e.asserting = false }()
 	answer := r.sendRecord(ctx, rec)
-	const goesOn = again + "; a valid document that is declared takes its place"
-	reason, hint := "", engineHint(answer.Err)+goesOn
+	failure := func(reason string, err error) *problem.Error {
+		hint := cmp.Or(problem.Hint(err), "the engine's log says more")
+		return newProblem(reason, hint+again+"; a valid document that is declared takes its place")
+	}
+	var why *problem.Error
 	switch answer.Verdict {
 	case api.VerdictNotSent:
 		if wasReachable && !isGone(answer.Err) { // it can be read, and does not accept anything
-			s.block(stageAssert, rec.ID+" was not sent to the engine, which runs something else: "+answer.Err.Error(), hint)
+			s.block(stageAssert, failure(rec.ID+" was not sent to the engine, which runs something else: "+answer.Err.Error(), answer.Err))
 		}
 		return false // else foldEngineFailed has planned the next try
 	case api.VerdictRejected:
-		reason = "the engine refuses " + rec.ID + ": " + strings.Join(answer.Errors, "; ")
-		hint = "declare a configuration that this engine can hold, or give it what it had when this one was applied"
+		why = newProblem("the engine refuses "+rec.ID+": "+strings.Join(answer.Errors, "; "),
+			"declare a configuration that this engine can hold, or give it what it had when this one was applied")
 	case api.VerdictForeign:
-		reason, hint = answer.Err.Error(), foreignHint(answer.Err)
+		why = foreignProblem(answer.Err)
 	default:
 		_, err := r.read(ctx)
-		if err == nil && !s.runs(e.reading, rec.Config) {
+		if err == nil && !s.runsAll(e.reading, rec.Config) {
 			err = r.readAgain(ctx)
 		}
 		switch {
 		case errors.Is(err, errInterrupted):
-			f := s.stand(stageAssert, "what the engine runs since it was sent "+rec.ID+" is not known yet", "the agent reads it again")
+			f := s.blockQuietly(stageAssert, newProblem("what the engine runs since it was sent "+rec.ID+" is not known yet", "the agent reads it again"))
 			f.tries = max(0, f.tries-1) // an order is no failure
 			return false
 		case err != nil:
-			reason = "the engine was sent " + rec.ID + " and does not answer since: " + err.Error()
-			hint = engineHint(err) + goesOn
-		case s.runs(e.reading, rec.Config):
+			why = failure("the engine was sent "+rec.ID+" and does not answer since: "+err.Error(), err)
+		case s.runsAll(e.reading, rec.Config):
 			s.clear(stageAssert)
 			s.log(slog.LevelInfo, "the engine was brought to a recorded state", "snapshot", rec.ID)
 			return true
 		case e.several:
-			s.block(stageAssert, severalReason, severalHint)
+			s.block(stageAssert, errSeveral)
 			return false
 		default:
-			reason = "the engine does not run " + rec.ID + " after it was sent: " + changesText(s.differences(e.reading, rec.Config))
+			reason := "the engine does not run " + rec.ID + " after it was sent: " + changesText(s.differences(e.reading, rec.Config))
 			if answer.Err != nil {
 				reason += "; " + answer.Err.Error()
 			}
+			why = failure(reason, answer.Err)
 		}
 	}
 	s.failed("assert")
-	f := s.block(stageAssert, reason, hint)
+	f := s.block(stageAssert, why)
 	f.unanswered = answer.Verdict == api.VerdictUnknown || !e.reachable
 	if f.unanswered && e.reachable && e.reading.Peer != peer {
 		f.newEngine(engineDownPoll)
@@ -312,7 +315,7 @@ func (s *State) countAgreement(reading api.Reading) {
 	}
 	if e.agree++; e.several && e.agree >= agreement {
 		e.several = false
-		s.over("several")
+		s.endRepeat("several")
 		s.log(slog.LevelInfo, "the readings agree again")
 	}
 }

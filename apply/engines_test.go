@@ -705,3 +705,76 @@ func TestARollbackIsSentToAnEngineThatLacksAParameter(t *testing.T) {
 		w.end()
 	})
 }
+
+// TestABuildTakesItsTime: an engine that says that it builds is waited for; nothing is sent
+// meanwhile, and nothing is wrong.
+func TestABuildTakesItsTime(t *testing.T) {
+	building := func(w *world) {
+		w.t.Helper()
+		w.pass(15 * time.Second)
+		if s := w.r.Status(); s.State != apply.StateApplying || !strings.Contains(s.Reason, "the engine builds snapshot_") || s.InSync {
+			w.t.Errorf("%s (%s), in sync %v", s.State, s.Reason, s.InSync)
+		}
+	}
+	for name, row := range map[string]struct {
+		how   manner
+		story func(w *world)
+		runs  schema.Parameters
+		sends int
+	}{
+		"it succeeds": {build, func(*world) {}, stateB, 1},
+		"it fails":    {buildFails, func(w *world) { w.engine.will(stateB, accept) }, stateB, 2},
+		"it is not wanted any more": {build, func(w *world) {
+			w.declare(stateA, "back")
+			w.pass(time.Second)
+			if s := w.r.Status(); s.InSync || s.State != apply.StateApplying {
+				w.t.Errorf("%s (%s), in sync %v", s.State, s.Reason, s.InSync)
+			}
+		}, stateA, 1},
+		"an operator goes back": {build, func(w *world) {
+			if res, err := w.do(&apply.Rollback{Reason: "too large"}); err != nil || res.Outcome != record.Applied && res.Outcome != record.Pending {
+				w.t.Errorf("%+v, %v", res, err)
+			}
+		}, stateA, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.engine.will(stateB, row.how)
+				w.declare(stateB, "")
+				building(w)
+				row.story(w)
+				w.pass(time.Minute)
+				if !w.engine.running().Equal(row.runs) || w.counts.drifted() != 0 {
+					t.Errorf("runs %v, %d drifts", w.engine.running().Get(reservoir), w.counts.drifted())
+				}
+				if n := w.engine.sent(stateB); n != row.sends {
+					t.Errorf("it was sent %d times, want %d", n, row.sends)
+				}
+				if s := w.r.Status(); s.Applied == nil || !s.Applied.Config.Equal(row.runs) {
+					t.Errorf("%s (%s)", s.State, s.Reason)
+				}
+			})
+		})
+	}
+}
+
+// TestAskedToWait: an engine that asks to wait is asked again then, and has said nothing
+// about the change on probation.
+func TestAskedToWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.engine.tell(func(e *scripted) { e.limited = time.Now().Add(30 * time.Second) })
+		w.pass(time.Second)
+		reads := 0
+		w.engine.tell(func(e *scripted) { reads = e.reads })
+		w.pass(20 * time.Second)
+		w.engine.tell(func(e *scripted) {
+			if e.reads > reads+1 {
+				t.Errorf("it was read %d times meanwhile", e.reads-reads)
+			}
+		})
+		w.pass(2 * time.Minute)
+		w.check("passed", inSync(size(1024)))
+	})
+}

@@ -83,7 +83,6 @@ func (r *Reconciler) flush() {
 	}
 }
 
-// count keeps the metrics.
 func count(m Metrics, e *Event) {
 	switch e.Type {
 	case EventOutcome:
@@ -117,7 +116,13 @@ func (o *outbox) log(level slog.Level, text string, attrs ...any) {
 
 // repeat emits a line for the log about a condition that lasts. See repeater.
 func (o *outbox) repeat(level slog.Level, key, text string, attrs ...any) {
-	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: text + errorsIn(attrs)})
+	kind := text
+	for _, a := range attrs {
+		if err, ok := a.(error); ok {
+			kind += err.Error()
+		}
+	}
+	o.repeatKind(level, key, kind, text, attrs...)
 }
 
 // repeatKind is repeat for what is the same by its kind, whatever its text.
@@ -125,8 +130,8 @@ func (o *outbox) repeatKind(level slog.Level, key, kind, text string, attrs ...a
 	o.emit(Event{Type: EventLine, Level: level, Text: text, Attrs: attrs, Key: key, Same: kind})
 }
 
-// over ends a condition: its next line under key is written at once.
-func (o *outbox) over(key string) { o.emit(Event{Type: EventOver, Key: key}) }
+// endRepeat ends a condition: its next line under key is written at once.
+func (o *outbox) endRepeat(key string) { o.emit(Event{Type: EventOver, Key: key}) }
 
 func (o *outbox) failed(stage string) { o.emit(Event{Type: EventFailure, Cause: stage}) }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"dtesn-agent/schema/problem"
 )
 
 // A stage is a part of the work that can fail and be tried again.
@@ -28,44 +30,46 @@ var stages = []stage{stageAssert, stageRevert, stageCommit, stageConfirm, stageP
 
 // A fault is why a stage failed, and when it is tried again.
 type fault struct {
-	reason, hint string
-	tries        int
-	retryAt      time.Time
-	refused      bool // by the engine: waiting does not help
-	unanswered   bool // the engine did not respond: it may have crashed
-	server       bool // of the server, not of the change: another process may take it
-	crashes      int  // processes of the engine that ended in such tries
+	why        *problem.Error
+	tries      int
+	retryAt    time.Time
+	refused    bool // by the engine: waiting does not help
+	unanswered bool // the engine did not respond: it may have crashed
+	server     bool // of the server, not of the change: another process may take it
+	crashes    int  // processes of the engine that ended in such tries
 }
 
 // faults are those of the stages that failed and have not succeeded since.
 type faults map[stage]*fault
 
 // backoff returns the wait after a number of earlier tries.
-func backoff(tries int) time.Duration {
-	if tries > 20 {
-		return backoffMost
-	}
-	return min(backoffLeast<<tries, backoffMost)
+func backoff(tries int) time.Duration { return double(backoffLeast, tries) }
+
+// double returns d doubled a number of times, at most backoffMost.
+func double(d time.Duration, times int) time.Duration {
+	return min(d<<min(times, 20), backoffMost)
 }
 
 // block notes that a stage failed and plans its next try.
-func (s *State) block(st stage, reason, hint string) *fault {
-	f := s.stand(st, reason, hint)
-	s.repeat(slog.LevelError, "fault "+string(st), reason, "stage", string(st), "hint", hint)
+func (s *State) block(st stage, why *problem.Error) *fault {
+	f := s.blockQuietly(st, why)
+	s.repeat(slog.LevelError, "fault "+string(st), why.Error(), "stage", string(st), "hint", why.Hint)
 	return f
 }
 
 // suspect is block for what may turn out to be harmless: it is logged from the second
 // time on.
-func (s *State) suspect(st stage, reason, hint string) {
-	if f := s.stand(st, reason, hint); f.tries > 0 {
-		s.repeat(slog.LevelError, "fault "+string(st), reason, "stage", string(st), "hint", hint)
+func (s *State) suspect(st stage, why *problem.Error) {
+	if s.blocked(st) {
+		s.block(st, why)
+	} else {
+		s.blockQuietly(st, why)
 	}
 }
 
-// stand puts a fault in the way of a stage until its next try.
-func (s *State) stand(st stage, reason, hint string) *fault {
-	f := &fault{reason: reason, hint: hint}
+// blockQuietly is block without a line in the log.
+func (s *State) blockQuietly(st stage, why *problem.Error) *fault {
+	f := &fault{why: why}
 	if before := s.faults[st]; before != nil {
 		f.tries, f.crashes = before.tries+1, before.crashes
 	}
@@ -81,9 +85,6 @@ func (f faults) ready(st stage, now time.Time) bool {
 
 // blocked reports whether a stage failed and has not succeeded since.
 func (f faults) blocked(st stage) bool { return f[st] != nil }
-
-// retryDue reports whether a stage failed and is to be tried again now.
-func (f faults) retryDue(st stage, now time.Time) bool { return f.blocked(st) && f.ready(st, now) }
 
 // isRefused reports whether the engine refuses the state that it is to be brought back
 // to, so that waiting does not help.
@@ -112,26 +113,29 @@ func (s *State) clear(list ...stage) {
 	for _, st := range list {
 		if s.blocked(st) {
 			delete(s.faults, st)
-			s.over("fault " + string(st))
+			s.endRepeat("fault " + string(st))
 		}
 	}
 }
 
-// obstacles returns why the stages that failed did, the gravest first; "" if none did.
-func (s *State) obstacles() (reason, hint string) {
+// obstacles returns why the stages that failed did, the gravest first; nil if none did.
+func (s *State) obstacles() *problem.Error {
 	var reasons, hints []string
 	for _, st := range stages {
 		f := s.faults[st]
 		overcome := st == stageSend && s.pending != nil && s.pending.verified // it was read to run the change
-		if f == nil || overcome || slices.Contains(reasons, f.reason) {
+		if f == nil || overcome || slices.Contains(reasons, f.why.Error()) {
 			continue
 		}
-		reasons = append(reasons, f.reason)
-		if !slices.Contains(hints, f.hint) {
-			hints = append(hints, f.hint)
+		reasons = append(reasons, f.why.Error())
+		if !slices.Contains(hints, f.why.Hint) {
+			hints = append(hints, f.why.Hint)
 		}
 	}
-	return strings.Join(reasons, "; "), strings.Join(hints, "; ")
+	if reasons == nil {
+		return nil
+	}
+	return newProblem(strings.Join(reasons, "; "), strings.Join(hints, "; "))
 }
 
 // diskFailed notes that the Store failed to write.
@@ -142,9 +146,9 @@ func (s *State) diskFailed(st stage, err error, what string) {
 		s.disk.err = err // the directory is not what it was: a probe finds out when it is again
 	}
 	s.failed(string(st))
-	reason, hint := what+": "+errorText(err), diskHint(err, s.opt.StateDir)+again
-	s.stand(st, reason, hint)
-	s.repeatKind(slog.LevelError, "fault "+string(st), what+diskKind(err), reason, "stage", string(st), "hint", hint)
+	why := newProblem(what+": "+errorText(err), diskHint(err, s.opt.StateDir)+again)
+	s.blockQuietly(st, why)
+	s.repeatKind(slog.LevelError, "fault "+string(st), what+diskKind(err), why.Error(), "stage", string(st), "hint", why.Hint)
 }
 
 func errorText(err error) string {

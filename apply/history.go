@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,14 +37,11 @@ func (r *Reconciler) rows(ctx context.Context) iter.Seq2[*record.Row, error] {
 	}
 }
 
-// listBelow lists what is between the applied record and the head, and the hold that was
+// listBacklog lists what is between the applied record and the head, and the hold that was
 // in force before the rollbacks at the head.
-func (r *Reconciler) listBelow(ctx context.Context) {
+func (r *Reconciler) listBacklog(ctx context.Context) {
 	s := r.state
-	b := below{head: s.head.Commit}
-	if s.applied != nil {
-		b.applied = s.applied.Commit
-	}
+	b := backlog{at: s.position()}
 	isFound := false
 	for row, err := range r.rows(ctx) {
 		if err != nil {
@@ -70,7 +68,7 @@ func (r *Reconciler) listBelow(ctx context.Context) {
 	if !isFound && s.applied != nil {
 		b.held = s.heldSince(s.applied, true)
 	}
-	s.below = b
+	s.backlog = b
 }
 
 // reported returns the parameters that the engine reported.
@@ -78,10 +76,9 @@ func (s *State) reported() string {
 	return strings.Join(slices.DeleteFunc(s.opt.Rules.Names(), func(name string) bool { return !s.engine.reading.Knows(name) }), ",")
 }
 
-// listNewest lists what the status says of the history.
-func (r *Reconciler) listNewest(ctx context.Context) {
+func (r *Reconciler) summarize(ctx context.Context) {
 	s := r.state
-	l := listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
+	l := summary{at: s.position(), reported: s.reported()}
 	page, err := r.opt.Store.List(ctx, "", r.opt.MaxSnapshots)
 	if err != nil {
 		s.repeat(slog.LevelWarn, "list", "the snapshots cannot be listed", "error", err)
@@ -94,12 +91,36 @@ func (r *Reconciler) listNewest(ctx context.Context) {
 	if row, err := r.previous(ctx); err == nil && row != nil {
 		l.previous = row.ID
 	}
-	s.listed = l
+	s.summary = l
 }
 
-// complete completes a record with values from the history, see State.complete.
+// complete returns what a record means as the target of a rollback: with a value for
+// each managed parameter that the record lacks. That is the schema's default, or else
+// what the engine ran before the parameter was set. What was never applied is left out
+// for an engine that does not know the parameter.
 func (r *Reconciler) complete(ctx context.Context, rec *record.Record) schema.Parameters {
-	return r.state.complete(rec, func(name string) schema.Value { return r.valueBefore(ctx, name) })
+	s := r.state
+	p := s.opt.Rules.Complete(s.known(rec.Config))
+	for _, now := range []*record.Record{s.head, s.applied} {
+		if now == nil {
+			continue
+		}
+		for _, name := range s.known(now.Config).Names() {
+			if p.Get(name).IsZero() {
+				value := s.opt.Rules.Parameter(name).Default
+				if value.IsZero() {
+					value = r.valueBefore(ctx, name)
+				}
+				p = p.With(name, value)
+			}
+		}
+	}
+	for _, name := range p.Names() {
+		if s.engine.known && !s.engine.reading.Knows(name) && !s.has(rec, name) && !s.has(s.applied, name) {
+			p = p.With(name, schema.Value{})
+		}
+	}
+	return p
 }
 
 // valueBefore returns what the engine ran before the newest records began to set a
@@ -108,7 +129,7 @@ func (r *Reconciler) complete(ctx context.Context, rec *record.Record) schema.Pa
 func (r *Reconciler) valueBefore(ctx context.Context, name string) (v schema.Value) {
 	s := r.state
 	for row, err := range r.rows(ctx) {
-		if err != nil || s.valueIn(&row.Config, name).IsZero() {
+		if err != nil || !s.has(&row.Record, name) {
 			break
 		}
 		if before := s.valueIn(row.Before, name); !before.IsZero() || row.Outcome != record.Superseded {
@@ -181,52 +202,42 @@ func (r *Reconciler) previous(ctx context.Context) (*record.Row, error) {
 	return nil, nil
 }
 
-// lacksValue reports whether the engine runs a value of a parameter that rec lacks.
-func (s *State) lacksValue(rec *record.Record, name string) bool {
-	return s.valueIn(&rec.Config, name).IsZero() && !s.engine.reading.Parameters.Get(name).IsZero()
-}
-
 // restored returns the settlement rec with the earlier value of each parameter that only
 // candidates on top of the applied record have, where the engine runs the value of such a
-// candidate. It needs what is below the head, see needsBelow.
+// candidate. It is nil if that needs the backlog, which is not listed yet.
 func (s *State) restored(rec *record.Record) *record.Record {
 	back := *rec
 	for _, name := range s.opt.Rules.Names() {
-		if !s.lacksValue(rec, name) {
+		runs := s.engine.reading.Parameters.Get(name)
+		if runs.IsZero() || s.has(rec, name) {
 			continue
 		}
+		if s.isBacklogStale() {
+			return nil
+		}
 		var before schema.Value
-		taken := false
-		for _, c := range slices.Backward(s.below.candidates) { // the oldest that was sent knows what ran before all of them
-			v := s.valueIn(&c.Config, name)
-			if v.IsZero() {
-				continue
+		isTaken := false
+		for _, c := range slices.Backward(s.backlog.candidates) { // the oldest that was sent knows what ran before all of them
+			if s.has(&c.Record, name) {
+				before = cmp.Or(before, s.valueIn(c.Before, name))
+				isTaken = isTaken || s.valueIn(&c.Config, name).Equal(runs)
 			}
-			if before.IsZero() {
-				before = s.valueIn(c.Before, name)
-			}
-			taken = taken || v.Equal(s.engine.reading.Parameters.Get(name))
 		}
-		if before.IsZero() {
-			before = s.opt.Rules.Parameter(name).Default
-		}
-		if taken {
-			back.Config = back.Config.With(name, before)
+		if isTaken {
+			back.Config = back.Config.With(name, cmp.Or(before, s.opt.Rules.Parameter(name).Default))
 		}
 	}
 	return &back
 }
 
-// needsBelow reports whether restored needs to know what is below the head.
-func (s *State) needsBelow(rec *record.Record) bool {
-	return slices.ContainsFunc(s.opt.Rules.Names(), func(name string) bool { return s.lacksValue(rec, name) })
-}
+// isBacklogStale reports whether the backlog must be listed again.
+func (s *State) isBacklogStale() bool { return s.backlog.at != s.position() }
 
-// isBelowStale reports whether what is below the head must be listed again.
-func (s *State) isBelowStale() bool {
-	applied := ""
-	if s.applied != nil {
-		applied = s.applied.Commit
+// defaultTarget returns the id of what a rollback without one goes to, "" while it is
+// unknown.
+func (s *State) defaultTarget() string {
+	if s.applied == nil || s.summary.at != s.position() {
+		return ""
 	}
-	return s.below.head != s.head.Commit || s.below.applied != applied
+	return s.summary.previous
 }

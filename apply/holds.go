@@ -1,13 +1,16 @@
 package apply
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A hold is a list of entries, each of values that must not come together (package
@@ -27,16 +30,33 @@ func (s *State) hold() *record.Hold {
 	if s.head != nil {
 		own = s.heldSince(s.head, s.isSettled())
 	}
-	switch {
-	case s.lost == nil:
-		return own
-	case own == nil:
-		return s.lost
+	if s.lost == nil || own == nil {
+		return cmp.Or(s.lost, own)
 	}
 	both := *s.lost // that of the head is in force when lost ends
 	both.Reason += "; besides, the newest record that can be read is " + own.Text()
 	both.Entries = own.Entries
 	return &both
+}
+
+// entriesOf returns the entries of hold, which may be nil.
+func entriesOf(hold *record.Hold) []record.Entry {
+	if hold == nil {
+		return nil
+	}
+	return hold.Entries
+}
+
+// without returns the entries for which ended is false.
+func without(entries []record.Entry, ended func(record.Entry) bool) []record.Entry {
+	return slices.DeleteFunc(slices.Clone(entries), ended)
+}
+
+func textsOf(entries []record.Entry) (texts []string) {
+	for i := range entries {
+		texts = append(texts, entries[i].String())
+	}
+	return texts
 }
 
 // heldSince returns the hold in force since rec became the head. A change has the hold
@@ -48,15 +68,13 @@ func (r *rules) heldSince(rec *record.Record, isApplied bool) *record.Hold {
 		return rec.Held
 	}
 	isOld := rec.SchemaDigest != r.schema.Schema().Digest()
-	isDormant := func(e *record.Entry) bool {
+	left := *rec.Held
+	left.Entries = without(left.Entries, func(e record.Entry) bool {
 		names := append(schema.NewParameters(e.Values).Names(), e.Names...)
-		return slices.ContainsFunc(names, func(name string) bool {
+		isDormant := slices.ContainsFunc(names, func(name string) bool {
 			return !r.knows(name, e.Values[name]) || isOld && rec.Config.Get(name).IsZero()
 		})
-	}
-	left := *rec.Held
-	left.Entries = slices.DeleteFunc(slices.Clone(left.Entries), func(e record.Entry) bool {
-		return !isDormant(&e) && !r.matches(&e, setOf(rec), true)
+		return !isDormant && !r.matches(&e, setOf(rec), true)
 	})
 	if left.Paused = false; len(left.Entries) == 0 {
 		return nil
@@ -77,11 +95,12 @@ func (r *rules) holds(hold *record.Hold, c *schema.Configuration) bool {
 // match returns the entry of hold, which may be nil, that c matches: an operator's
 // before others, nil for none.
 func (r *rules) match(hold *record.Hold, c *schema.Configuration, whole bool) (found *record.Entry) {
-	if hold == nil || c == nil {
+	if c == nil {
 		return nil
 	}
-	for i := range hold.Entries {
-		if e := &hold.Entries[i]; r.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
+	entries := entriesOf(hold)
+	for i := range entries {
+		if e := &entries[i]; r.matches(e, c, whole) && (found == nil || e.By == byOperator && found.By != byOperator) {
 			found = e
 		}
 	}
@@ -137,10 +156,7 @@ func (s *State) rejectionHold(head, applied *record.Record, v *rejection, now ti
 	if len(e.Values) == 0 || spared != nil && s.matches(&e, spared, false) {
 		e = s.entryOf(setOf(head), hold, spared)
 	}
-	hold.Entries = []record.Entry{e}
-	if head.Held != nil {
-		hold.Entries = append(hold.Entries, head.Held.Entries...)
-	}
+	hold.Entries = append([]record.Entry{e}, entriesOf(head.Held)...)
 	return hold
 }
 
@@ -157,12 +173,10 @@ func (s *State) rollbackHold(q *request, o *Rollback, now time.Time) *record.Hol
 			full.Parameters = full.Parameters.With(name, v)
 		}
 	}
-	if before != nil {
-		hold.Entries = slices.DeleteFunc(slices.Clone(before.Entries), func(e record.Entry) bool { return s.matches(&e, &full, true) })
-		if before.Paused {
-			hold.Paused = true
-			hold.Reason += " (paused before: " + before.Reason + ")"
-		}
+	hold.Entries = without(entriesOf(before), func(e record.Entry) bool { return s.matches(&e, &full, true) })
+	if before != nil && before.Paused {
+		hold.Paused = true
+		hold.Reason += " (paused before: " + before.Reason + ")"
 	}
 	sets := []*schema.Configuration{setOf(s.applied), setOf(s.head)}
 	if q.declared != nil {
@@ -176,8 +190,7 @@ func (s *State) rollbackHold(q *request, o *Rollback, now time.Time) *record.Hol
 				continue
 			}
 			e := hold.Entry(map[string]schema.Value{name: v})
-			there := func(other record.Entry) bool { return other.String() == e.String() }
-			if !s.matches(&e, to, false) && !slices.ContainsFunc(hold.Entries, there) {
+			if !s.matches(&e, to, false) && !slices.Contains(textsOf(hold.Entries), e.String()) {
 				hold.Entries = append(hold.Entries, e)
 			}
 		}
@@ -203,54 +216,53 @@ func newHold(reason string, who record.Requester, now time.Time) *record.Hold {
 }
 
 // pauseHold returns a pause of the operator who gave an order, with the entries in force.
-func (s *State) pauseHold(reason string, who record.Requester, now time.Time) *record.Hold {
-	hold := newHold(reason, who, now)
-	hold.Paused = true
-	if before := s.hold(); before != nil {
-		hold.Entries = before.Entries
-	}
+func (s *State) pauseHold(o *Pause, now time.Time) *record.Hold {
+	hold := newHold(o.Reason, o.Requester, now)
+	hold.Paused, hold.Entries = true, entriesOf(s.hold())
 	return hold
 }
 
 // holdBefore returns the hold that was in force before the candidate head, which one
 // that is withdrawn, or a rollback that is rejected, leaves as it was; rollbacks that it
 // took the place of held nothing either. But a pause that came with a rollback, or while
-// it was under way, ends only by resume. For a rollback it needs what is below the head.
+// it was under way, ends only by resume. For a rollback it needs the backlog.
 func (s *State) holdBefore() *record.Hold {
 	if s.head.Kind != record.KindRollback {
 		return s.head.Held
 	}
-	before := s.below.held
+	before := s.backlog.held
 	if s.head.Held == nil || !s.head.Held.Paused || before != nil && before.Paused {
 		return before
 	}
 	hold := *s.head.Held
-	hold.Entries = nil
-	if before != nil {
-		hold.Entries = before.Entries
-	}
+	hold.Entries = entriesOf(before)
 	return &hold
 }
 
-// heldReason says why c, which may be nil, is held, to follow the word "held".
-func (s *State) heldReason(hold *record.Hold, c *schema.Configuration) string {
-	switch e := s.match(hold, c, false); {
+// heldProblem says why c, which may be nil, is held, to follow the word "held".
+func (s *State) heldProblem(hold *record.Hold, c *schema.Configuration) *problem.Error {
+	e := s.match(hold, c, false)
+	switch {
+	case hold.Paused && hold.By == "agent":
+		return newProblem("paused: "+hold.Reason, "restore the history, or begin a new one with: agent resume")
 	case hold.Paused && hold.By != byOperator:
-		return "paused: " + hold.Reason
+		return newProblem("paused: "+hold.Reason, "agent resume")
 	case hold.Paused:
-		return "paused by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
-	case e == nil && len(hold.Entries) > 0:
-		return entryReason(&hold.Entries[0], hold.Entries[0].String())
-	case e != nil:
-		var values []string // of all that were held with it
-		for i := range hold.Entries {
-			if o := &hold.Entries[i]; o.By == e.By && o.Since == e.Since && s.matches(o, c, false) {
-				values = append(values, o.String())
-			}
-		}
-		return entryReason(e, strings.Join(values, ", "))
+		return newProblem("paused by "+whoHolds(hold.By, hold.Requester)+": "+hold.Reason, "agent resume")
 	}
-	return "by " + whoHolds(hold.By, hold.Requester) + ": " + hold.Reason
+	reason, hint := "by "+whoHolds(hold.By, hold.Requester)+": "+hold.Reason, "declare other parameters, or try these again with: agent resume"
+	switch {
+	case e == nil && len(hold.Entries) > 0:
+		reason = entryReason(&hold.Entries[0], hold.Entries[0].String())
+	case e != nil:
+		together := without(hold.Entries, func(o record.Entry) bool { return o.By != e.By || o.Since != e.Since || !s.matches(&o, c, false) })
+		reason = entryReason(e, strings.Join(textsOf(together), ", "))
+		if len(e.Values) == 1 {
+			name := slices.Collect(maps.Keys(e.Values))[0]
+			hint = fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
+		}
+	}
+	return newProblem(reason, hint)
 }
 
 func entryReason(e *record.Entry, values string) string {
@@ -271,49 +283,29 @@ func whoHolds(by string, q *record.Requester) string {
 	return "the " + by + " " + q.String()
 }
 
-// heldHint says what to do about what is held of c, which may be nil.
-func (s *State) heldHint(hold *record.Hold, c *schema.Configuration) string {
-	switch {
-	case hold.Paused && hold.By == "agent":
-		return "restore the history, or begin a new one with: agent resume"
-	case hold.Paused:
-		return "agent resume"
-	}
-	if e := s.match(hold, c, false); e != nil && len(e.Values) == 1 {
-		for name := range e.Values {
-			return fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
-		}
-	}
-	return "declare other parameters, or try these again with: agent resume"
-}
-
 // heldText says what a hold means for what comes.
 func (s *State) heldText(h *record.Hold) string {
-	var values []string
-	for i := range h.Entries {
-		values = append(values, h.Entries[i].String())
-	}
-	what := strings.Join(values, "; ")
-	switch {
+	values := strings.Join(textsOf(h.Entries), "; ")
+	switch c := s.declared.config; {
 	case h.Paused:
 		return "paused: nothing is tried until agent resume"
-	case s.declared.config == nil:
-		return "held until other values are applied, or until agent resume: " + what + "; whether the source declares them is not known"
-	case !s.holds(h, s.declared.config):
-		return "held until agent resume: " + what
+	case c == nil:
+		return "held until other values are applied, or until agent resume: " + values + "; whether the source declares them is not known"
+	case !s.holds(h, c):
+		return "held until agent resume: " + values
 	}
-	return "held until other values are applied, or until agent resume: " + what
+	return "held until other values are applied, or until agent resume: " + values
 }
 
 // undoneHold returns the hold of a rollback that did not happen.
 func undoneHold(held *record.Hold, why string) *record.Hold {
-	hold := *held
+	hold, note := *held, " (the rollback did not happen: "+why+")"
+	hold.Reason += note
 	hold.Entries = slices.Clone(held.Entries)
 	for i := range hold.Entries {
 		if e := &hold.Entries[i]; e.Since == held.Since {
-			e.Reason += " (the rollback did not happen: " + why + ")"
+			e.Reason += note
 		}
 	}
-	hold.Reason += " (the rollback did not happen: " + why + ")"
 	return &hold
 }

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"dtesn-agent/gitstore/record"
@@ -21,30 +22,19 @@ func (l *inflight) add(p schema.Parameters, now time.Time) {
 		l.sent = nil
 	}
 	l.until = now.Add(lateWatch)
-	for _, sent := range l.sent {
-		if p.Equal(sent) {
-			return
-		}
+	if !slices.ContainsFunc(l.sent, p.Equal) {
+		l.sent = append(l.sent, p)
 	}
-	l.sent = append(l.sent, p)
 }
 
 // explains reports whether such a request may have made the engine run runs: each
 // parameter that differs from what it should run has the value that one carried.
 func (l *inflight) explains(runs schema.Parameters, differences []schema.Change, now time.Time) bool {
-	if !now.Before(l.until) {
-		return false
+	isForeign := func(c schema.Change) bool {
+		isCarried := func(sent schema.Parameters) bool { return sent.Get(c.Parameter).Equal(runs.Get(c.Parameter)) }
+		return !slices.ContainsFunc(l.sent, isCarried)
 	}
-	for _, c := range differences {
-		carried := false
-		for _, sent := range l.sent {
-			carried = carried || sent.Get(c.Parameter).Equal(runs.Get(c.Parameter))
-		}
-		if !carried {
-			return false
-		}
-	}
-	return true
+	return now.Before(l.until) && !slices.ContainsFunc(differences, isForeign)
 }
 
 // loadRecentSends notes what an earlier process may have sent a moment ago: the candidates that

@@ -15,12 +15,20 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
+// newProblem returns what is wrong and what to do about it.
+func newProblem(reason, hint string) *problem.Error {
+	return problem.New("", errors.New(reason), hint)
+}
+
 // engineWord says in two or three words, to follow "the engine", what err means
 // of one that cannot be asked.
 func engineWord(err error) string {
 	var foreign *api.ForeignError
 	var answer *api.AnswerError
+	var later *api.LaterError
 	switch {
+	case errors.As(err, &later):
+		return "asks to wait"
 	case errors.As(err, &foreign) && foreign.User:
 		return "is another user's"
 	case errors.As(err, &foreign) && foreign.Environment:
@@ -31,37 +39,40 @@ func engineWord(err error) string {
 	return "does not answer"
 }
 
-// waitingText says why the engine cannot be asked, and what to do.
-func waitingText(err error) (reason, hint string) {
+// waitingProblem says why the engine cannot be asked.
+func waitingProblem(err error) *problem.Error {
 	var foreign *api.ForeignError
 	var answer *api.AnswerError
-	switch hint = problem.Hint(err); {
+	hint := problem.Hint(err)
+	switch {
 	case errors.As(err, &foreign):
-		return err.Error(), foreignHint(err)
+		return foreignProblem(err)
 	case hint != "":
 	case errors.Is(err, errInterrupted):
 		hint = "see why the DTESN server hangs: its log, its load"
+	case engineWord(err) == "asks to wait":
+		hint = "exempt the agent's socket from the server's rate limit, or see what else asks the server"
 	case errors.As(err, &answer):
 		hint = "look at the engine's log, or check --engine"
 	default:
 		hint = "start the DTESN server, or check --engine"
 	}
-	return "the engine " + engineWord(err) + ": " + err.Error(), hint + "; the agent goes on by itself"
+	return newProblem("the engine "+engineWord(err)+": "+err.Error(), hint+"; the agent goes on by itself")
 }
 
-// foreignHint is what to do about what is not the engine that was expected.
-func foreignHint(err error) string {
-	const hint = "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
+// foreignProblem is err of what is not the engine that was expected.
+func foreignProblem(err error) *problem.Error {
+	hint := "check --engine and --environment: the socket must be that of the DTESN server this agent is for"
 	var foreign *api.ForeignError
 	switch own := problem.Hint(err); {
 	case own != "":
-		return own
+		hint = own
 	case errors.As(err, &foreign) && foreign.User:
-		return "check --engine-uid and --engine: the user with that uid must start the DTESN server; nothing was asked of this one"
+		hint = "check --engine-uid and --engine: the user with that uid must start the DTESN server; nothing was asked of this one"
 	case foreign != nil && foreign.Environment:
-		return hint + "; or give the environment a `label` in --schema that the server knows"
+		hint += "; or give the environment a `label` in --schema that the server knows"
 	}
-	return hint
+	return problem.New("", err, hint)
 }
 
 // stopHint says how to stop what is on its way to the engine. A rollback needs
@@ -76,14 +87,11 @@ func stopHint(applied *record.Record) string {
 // sourceHint is what to do about a source that cannot be read, whose error says
 // the rest.
 func sourceHint(s SourceStatus) string {
-	if s.Hint != "" {
-		return s.Hint + "; it is tried again, and at once by `agent sync`"
-	}
-	what := "see that " + s.Location + " is there, and that the agent's user may read it"
+	hint := "see that " + s.Location + " is there, and that the agent's user may read it"
 	if s.Kind == "git" { // a network, a ref, a signature: each error names its own way out
-		what = "mend what is said of the source, if it does not mend by itself"
+		hint = "mend what is said of the source, if it does not mend by itself"
 	}
-	return what + "; it is tried again, and at once by `agent sync`"
+	return cmp.Or(s.Hint, hint) + "; it is tried again, and at once by `agent sync`"
 }
 
 // again ends the hint of a fault that the agent need only wait out.
@@ -126,7 +134,6 @@ func pendingText(id string) string {
 	return "not yet looked at, for the agent waits for the engine or the disk; it is on no record: it goes on while this agent runs, and must be given again after a restart"
 }
 
-// appliedText returns what an applied candidate changed, and what it holds.
 func (s *State) appliedText(rec *record.Record) string {
 	text := changesText(rec.Changes)
 	if text == "" && rec.Before != nil { // of what is applied; a candidate may have run
@@ -150,23 +157,14 @@ func (s *State) appliedText(rec *record.Record) string {
 	return text
 }
 
-// commitOf returns the attributes of the source commit that declared rec, for the log.
-func commitOf(rec *record.Record) []any {
+// sourceAttrs returns the attributes of the source commit that declared rec, for the log.
+func sourceAttrs(rec *record.Record) []any {
 	if rec.Source.Kind != "git" {
 		return nil
 	}
 	return []any{"revision", rec.Source.Revision, "subject", rec.Source.Subject}
 }
 
-// engineHint returns the hint of an error, or where to look.
-func engineHint(err error) string {
-	if hint := problem.Hint(err); hint != "" {
-		return hint
-	}
-	return "the engine's log says more"
-}
-
-// changesText returns changes on one line.
 func changesText(changes []schema.Change) string {
 	texts := make([]string, len(changes))
 	for i, c := range changes {

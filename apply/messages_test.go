@@ -48,8 +48,8 @@ func TestWaitingText(t *testing.T) {
 		{&api.ForeignError{Reason: "HTTP 404", Environment: true}, "read: wrong engine: HTTP 404", wrong + "; or give the environment a `label` in --schema that the server knows"},
 		{problem.New("", &api.ForeignError{Reason: "HTTP 404"}, "ask ada"), "read: wrong engine: HTTP 404", "ask ada"},
 	} {
-		if reason, hint := waitingText(fmt.Errorf("read: %w", c.err)); reason != c.reason || hint != c.hint {
-			t.Errorf("%v: %q, hint %q; want %q, hint %q", c.err, reason, hint, c.reason, c.hint)
+		if why := waitingProblem(fmt.Errorf("read: %w", c.err)); why.Error() != c.reason || why.Hint != c.hint {
+			t.Errorf("%v: %q, hint %q; want %q, hint %q", c.err, why, why.Hint, c.reason, c.hint)
 		}
 	}
 }

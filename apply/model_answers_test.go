@@ -53,6 +53,9 @@ func (m *model) answered(b api.Batch, a api.Answer) {
 	if !m.asks(b) {
 		l.waysBack++
 	}
+	if state := m.state(); !m.asks(b) && l.refused && a.Verdict != api.VerdictAccepted && b.Parameters.Equal(state.config) && l.reading.Parameters.Equal(state.config) {
+		l.refused = false // it refuses what it runs, or nobody knows: no verdict on the candidate
+	}
 	if a.Verdict == api.VerdictNotSent || a.Verdict == api.VerdictForeign {
 		return
 	}
@@ -62,9 +65,6 @@ func (m *model) answered(b api.Batch, a api.Answer) {
 	}
 	if !m.asks(b) {
 		l.wayBackRefused = a.Verdict == api.VerdictRejected || l.waysBack >= 3
-		if state := m.state(); a.Verdict == api.VerdictRejected && l.refused && b.Parameters.Equal(state.config) && l.reading.Parameters.Equal(state.config) {
-			l.refused = false // it refuses what it runs: a fault of the server, and not of the candidate
-		}
 		return
 	}
 	l.sends++

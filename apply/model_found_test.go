@@ -219,3 +219,33 @@ func TestConfirmedByPresentEvidence(t *testing.T) {
 		w.check("rejected", want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
 	})
 }
+
+// An engine that restarts while a change waits for the disk has not kept it, although the
+// window of its probation was over.
+func TestARestartBeforeTheConfirmationFailsTheProbation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.m.plan("confirm", stallsFails)
+		w.pass(47 * time.Second)
+		w.engine.tell((*scripted).restart)
+		w.pass(2 * time.Minute)
+		w.check("rejected", want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
+	})
+}
+
+// A refusal is not believed while nobody knows whether the engine refuses what it runs as
+// well: the change is sent again.
+func TestARefusalIsNotBelievedWithoutAnAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.engine.will(stateA, dropAfter)
+		w.engine.will(stateB, refuseAll)
+		w.declare(stateB, "")
+		w.pass(time.Second)
+		w.check("refused", want{runs: stateA, outcome: record.Pending, state: apply.StateDegraded, ready: true, open: true})
+		w.engine.will(stateA, accept)
+		w.engine.will(stateB, accept)
+		w.pass(6 * time.Minute)
+		w.check("mended", inSync(stateB))
+	})
+}

@@ -18,7 +18,6 @@ import (
 // An Order is what an operator asks a running agent to do: *Rollback, *Pause or *Resume.
 type Order interface {
 	verb() string
-	who() record.Requester
 }
 
 // A Rollback goes back to an earlier record.
@@ -48,12 +47,9 @@ type Resume struct {
 	Requester record.Requester
 }
 
-func (*Rollback) verb() string            { return "rollback" }
-func (*Pause) verb() string               { return "pause" }
-func (*Resume) verb() string              { return "resume" }
-func (o *Rollback) who() record.Requester { return o.Requester }
-func (o *Pause) who() record.Requester    { return o.Requester }
-func (o *Resume) who() record.Requester   { return o.Requester }
+func (*Rollback) verb() string { return "rollback" }
+func (*Pause) verb() string    { return "pause" }
+func (*Resume) verb() string   { return "resume" }
 
 // A Result is what came of an Order.
 type Result struct {
@@ -73,9 +69,9 @@ type request struct {
 	Order
 	ctx   context.Context // of the caller, who gives up at its end
 	reply chan reply      // capacity 1
-	id    string          // the rollback's record, once it is committed or joined
-	// recorded is id, for the caller that gives up waiting.
-	recorded atomic.Pointer[string]
+	// record is the id of the rollback's record, once it is committed or joined. The
+	// caller that gives up waiting reads it as well.
+	record atomic.Value
 
 	// open is the rollback that was under way when the order was given, or "".
 	open string
@@ -100,9 +96,10 @@ type reply struct {
 	err error
 }
 
-func (q *request) setID(id string) {
-	q.id = id
-	q.recorded.Store(&id)
+// id returns the id of the rollback's record, "" while there is none.
+func (q *request) id() string {
+	id, _ := q.record.Load().(string)
+	return id
 }
 
 // forgotten returns the error for a caller that gave up before the order was begun.
@@ -137,10 +134,7 @@ func (r *Reconciler) Do(ctx context.Context, order Order) (Result, error) {
 	case a := <-q.reply:
 		return a.Result, a.err
 	case <-ctx.Done():
-		id := ""
-		if recorded := q.recorded.Load(); recorded != nil {
-			id = *recorded
-		}
+		id := q.id()
 		return unsettled(r.Status().Attempts, id, pendingText(id)), nil
 	}
 }
@@ -157,14 +151,14 @@ func (s *State) planOrder(now time.Time) Step {
 	case s.lost != nil && isResume && resume.Name == "":
 		return Step{Kind: ClearLost}
 	case s.lost != nil:
-		return refuse(problem.New(q.verb(), errors.New(s.lost.Text()), s.heldHint(s.lost, nil)))
+		return refuse(problem.New(q.verb(), errors.New(s.lost.Text()), s.heldProblem(s.lost, nil).Hint))
 	case s.applied == nil:
 		return refuse(problem.New(q.verb(), errors.New("nothing was applied yet, so there is no state to keep or to go back to"), "correct the configuration, or stop the agent"))
 	case isResume:
 		return s.planResume(resume)
 	}
 	if pause, ok := q.Order.(*Pause); ok {
-		return s.planPause(pause.Reason, pause.Requester, now)
+		return s.planPause(pause, now)
 	}
 	return s.planRollback(q, q.Order.(*Rollback), now)
 }
@@ -203,14 +197,14 @@ func (s *State) planRollback(q *request, o *Rollback, now time.Time) Step {
 	if join == "" && q.openOutcome != record.Superseded { // what a newer document took the place of did not end well
 		join = q.open
 	}
-	if o.ID != "" || o.DryRun || join == "" {
-		return s.planTarget(q, o, now)
-	}
+	pause := &Pause{o.Reason, o.Requester}
 	switch {
+	case o.ID != "" || o.DryRun || join == "":
+		return s.planTarget(q, o, now)
 	case o.Pause && s.openRollback() != "":
-		return s.pauseOpenRollback(o.Reason, o.Requester, now)
+		return s.pauseOpenRollback(pause, now)
 	case o.Pause && s.applied.ID == join && !s.isPaused():
-		return s.planPause(o.Reason, o.Requester, now)
+		return s.planPause(pause, now)
 	}
 	return Step{Kind: Join, Of: join}
 }
@@ -222,18 +216,17 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 		return refuse(q.err)
 	}
 	target, config := q.target, q.config
-	if s.same(config, q.applied) && s.isSettled() && s.engine.reachable && s.runs(s.engine.reading, config) {
+	if s.same(config, q.applied) && s.isSettled() && s.engine.reachable && s.runsAll(s.engine.reading, config) {
 		return refuse(problem.New("rollback", s.alreadyRuns(target), "to keep it whatever the source declares: agent pause --reason TEXT"))
 	}
-	rec := record.Record{
+	rec := s.fill(record.Record{
 		Kind: record.KindRollback, Description: "Rollback to " + target.ID + ": " + o.Reason, Config: config,
 		Source:     record.Source{Kind: "operator", Location: target.Source.Location, Revision: target.Source.Revision},
 		Provenance: provenanceOf(config, &target.Record), Experiments: target.Experiments, RollbackPoint: true,
 		RequestedBy: &o.Requester.UID, Requester: &o.Requester, Held: s.rollbackHold(q, o, now),
-	}
-	s.fill(&rec)
+	})
 	for _, name := range o.Hold {
-		if rec.Held == nil || !slices.ContainsFunc(rec.Held.Entries, func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
+		if !slices.ContainsFunc(entriesOf(rec.Held), func(e record.Entry) bool { _, there := e.Values[name]; return there }) {
 			return refuse(problem.New("rollback", fmt.Errorf("--hold %s: it has the same value in %s", name, target.ID), "name a parameter that differs: agent rollback --dry-run lists them"))
 		}
 	}
@@ -241,9 +234,6 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 		step := answer(rollbackPlan(target, &rec))
 		step.Result.SnapshotID = target.ID
 		return step
-	}
-	if !s.isSettled() {
-		rec = s.superseding(rec)
 	}
 	return Step{Kind: Commit, Record: rec}
 }
@@ -257,13 +247,11 @@ func rollbackPlan(target *record.Row, rec *record.Record) string {
 	if len(rec.Changes) == 0 {
 		lines = append(lines, "  nothing changes against what is applied")
 	}
-	if rec.Held != nil {
-		for i := range rec.Held.Entries {
-			lines = append(lines, "would hold "+rec.Held.Entries[i].String())
-		}
-		if rec.Held.Paused {
-			lines = append(lines, "would pause until agent resume")
-		}
+	for _, text := range textsOf(entriesOf(rec.Held)) {
+		lines = append(lines, "would hold "+text)
+	}
+	if rec.Held != nil && rec.Held.Paused {
+		lines = append(lines, "would pause until agent resume")
 	}
 	return strings.Join(lines, "\n")
 }
@@ -294,19 +282,19 @@ func provenanceOf(p schema.Parameters, target *record.Record) schema.Provenance 
 
 // planPause plans to put a pause on record. A change that is pending is withdrawn; a
 // rollback goes on.
-func (s *State) planPause(reason string, who record.Requester, now time.Time) Step {
+func (s *State) planPause(o *Pause, now time.Time) Step {
 	if s.isPaused() {
 		return refuse(fmt.Errorf("already paused since %s: %s", record.FromUnix(s.head.Held.Since).UTC().Format(time.RFC3339), s.head.Held.Reason))
 	}
 	if s.openRollback() != "" {
-		return s.pauseOpenRollback(reason, who, now)
+		return s.pauseOpenRollback(o, now)
 	}
-	return s.planHold(s.pauseHold(reason, who, now), "Pause: "+reason, who, "paused: nothing is tried until `agent resume`")
+	return s.planHold(s.pauseHold(o, now), "Pause: "+o.Reason, o.Requester, "paused: nothing is tried until `agent resume`")
 }
 
 // pauseOpenRollback plans to commit the rollback under way again, with a pause.
-func (s *State) pauseOpenRollback(reason string, who record.Requester, now time.Time) Step {
-	hold := s.pauseHold(reason, who, now)
+func (s *State) pauseOpenRollback(o *Pause, now time.Time) Step {
+	hold, who := s.pauseHold(o, now), o.Requester
 	if s.head.Held != nil {
 		hold.Reason += " (rolled back before: " + s.head.Held.Reason + ")"
 	}
@@ -316,15 +304,12 @@ func (s *State) pauseOpenRollback(reason string, who record.Requester, now time.
 // planHold plans to put a hold, or the end of one, on record. A pending change is
 // withdrawn.
 func (s *State) planHold(hold *record.Hold, why string, who record.Requester, text string) Step {
-	step := Step{Kind: Note, Result: Result{Outcome: record.Applied, Text: text}}
-	if s.head.Kind.Candidate() && !s.isSettled() {
-		step.Kind = Revert
-		step.Record = s.revertRecord(record.Superseded, why, hold)
-		step.Record.Requester = &who
-		return step
+	kind, rec := Note, s.fill(recordLike(s.head, record.KindNote, why, hold))
+	if s.isCandidateOpen() {
+		kind, rec = Revert, s.revertRecord(record.Superseded, why, hold)
 	}
-	step.Record = s.noteRecord(hold, why, &who)
-	return step
+	rec.Requester = &who
+	return Step{Kind: kind, Record: rec, Result: Result{Outcome: record.Applied, Text: text}}
 }
 
 // planResume plans to end a pause and entries; a pending rollback is withdrawn.
@@ -337,18 +322,18 @@ func (s *State) planResume(o *Resume) Step {
 	if o.Name != "" {
 		why, text = "Resume "+o.Name+": ", "resumed: what was held with a value of "+o.Name+" is tried again"
 		rest := *hold
-		rest.Entries = slices.DeleteFunc(slices.Clone(hold.Entries), func(e record.Entry) bool {
+		rest.Entries = without(hold.Entries, func(e record.Entry) bool {
 			_, there := e.Values[o.Name]
 			return there || slices.Contains(e.Names, o.Name)
 		})
-		switch {
-		case len(rest.Entries) == len(hold.Entries):
+		if len(rest.Entries) == len(hold.Entries) {
 			err := cmp.Or(s.checkNames([]string{o.Name}), fmt.Errorf("no value of %.80s is held", o.Name))
 			return refuse(problem.New("resume", err, cmp.Or(problem.Hint(err), "what is held: agent status")))
-		case rest.Paused:
+		}
+		if rest.Paused {
 			text = "what was held with a value of " + o.Name + " is held no more; the pause goes on"
-			left = &rest
-		case len(rest.Entries) > 0:
+		}
+		if rest.Paused || len(rest.Entries) > 0 {
 			left = &rest
 		}
 	}
@@ -364,8 +349,8 @@ func (s *State) resumePlan(hold, left *record.Hold) string {
 	if hold.Paused && left == nil {
 		lines = append(lines, "would end the pause: "+hold.Reason)
 	}
-	for i := range hold.Entries {
-		if e := &hold.Entries[i]; left == nil || !slices.ContainsFunc(left.Entries, func(l record.Entry) bool { return l.String() == e.String() }) {
+	for _, e := range hold.Entries {
+		if !slices.Contains(textsOf(entriesOf(left)), e.String()) {
 			lines = append(lines, "would no longer hold "+e.String()+": "+e.Reason)
 		}
 	}
@@ -374,7 +359,7 @@ func (s *State) resumePlan(hold, left *record.Hold) string {
 	case c == nil:
 		lines = append(lines, "would try nothing: the source declares nothing valid")
 	case s.holds(left, c):
-		lines = append(lines, "would try nothing: what the source declares is still held: "+s.heldReason(left, c))
+		lines = append(lines, "would try nothing: what the source declares is still held: "+s.heldProblem(left, c).Error())
 	case s.same(c.Parameters, s.applied.Config):
 		lines = append(lines, "would try nothing: the source declares what is applied")
 	default:

@@ -8,6 +8,7 @@ import (
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A record may have been written under another schema, and an engine may be of another
@@ -66,17 +67,22 @@ func (r *rules) valueIn(p *schema.Parameters, name string) (v schema.Value) {
 	return v
 }
 
+// has reports whether rec, which may be nil, has a value of a parameter.
+func (r *rules) has(rec *record.Record, name string) bool {
+	return rec != nil && !r.valueIn(&rec.Config, name).IsZero()
+}
+
 // same reports whether p and q are the same under the schema of today.
 func (r *rules) same(p, q schema.Parameters) bool { return r.known(p).Equal(r.known(q)) }
 
-// runs reports whether the engine was read to run all of p.
-func (r *rules) runs(reading api.Reading, p schema.Parameters) bool {
+// runsAll reports whether the engine was read to run all of p.
+func (r *rules) runsAll(reading api.Reading, p schema.Parameters) bool {
 	return reading.Parameters.Contains(r.known(p))
 }
 
-// agrees reports whether the engine was read to run p as far as it knows the
+// runsKnown reports whether the engine was read to run p as far as it knows the
 // parameters of p. One that knows none of them is another server.
-func (r *rules) agrees(reading api.Reading, p schema.Parameters) bool {
+func (r *rules) runsKnown(reading api.Reading, p schema.Parameters) bool {
 	p = r.known(p)
 	has := func(name string) bool { return !reading.Parameters.Get(name).IsZero() }
 	unset := func(name string) bool { return slices.Contains(reading.Unset, name) }
@@ -98,12 +104,7 @@ func (s *State) managed(reading api.Reading) schema.Parameters {
 // sets reports whether the newest record, the applied one or the source sets the
 // parameter.
 func (s *State) sets(name string) bool {
-	for _, rec := range []*record.Record{s.head, s.applied} {
-		if rec != nil && !s.valueIn(&rec.Config, name).IsZero() {
-			return true
-		}
-	}
-	return s.declared.config != nil && !s.declared.config.Parameters.Get(name).IsZero()
+	return s.has(s.head, name) || s.has(s.applied, name) || s.declared.config != nil && !s.declared.config.Parameters.Get(name).IsZero()
 }
 
 // unknownToEngine lists the parameters of p that the engine does not report, or
@@ -130,11 +131,11 @@ func (s *State) mistypedText(name string) string {
 	return fmt.Sprintf("%s: the schema says %s, the engine reports %s: correct the schema or the engine", name, s.opt.Rules.Parameter(name).Type, reported)
 }
 
-// unknownText says that the engine does not know some parameters, and what to do.
-func (s *State) unknownText(names []string) (reason, hint string) {
+// unknownProblem says that the engine does not know some parameters.
+func (s *State) unknownProblem(names []string) *problem.Error {
 	for _, name := range names {
 		if text := s.mistypedText(name); text != "" {
-			return text, "until then take " + name + " out of the files; nothing is sent meanwhile"
+			return newProblem(text, "until then take "+name+" out of the files; nothing is sent meanwhile")
 		}
 	}
 	list := strings.Join(names, ", ")
@@ -142,39 +143,9 @@ func (s *State) unknownText(names []string) (reason, hint string) {
 	if slices.ContainsFunc(names, func(name string) bool { return s.opt.Rules.Parameter(name).Managed }) {
 		remove = "run the agent with a schema (--schema) that does not require " + list
 	}
-	return "the engine does not know " + list, "upgrade the engine, or " + remove + "; nothing is sent until then"
+	return newProblem("the engine does not know "+list, "upgrade the engine, or "+remove+"; nothing is sent until then")
 }
 
-// complete returns what a record means as the target of a rollback: with a value for
-// each managed parameter that the record lacks. That is the schema's default, or else
-// what the engine ran before the parameter was set, as before finds it in the history.
-// What was never applied is left out for an engine that does not know the parameter.
-func (s *State) complete(rec *record.Record, before func(name string) schema.Value) schema.Parameters {
-	p := s.opt.Rules.Complete(s.known(rec.Config))
-	for _, now := range []*record.Record{s.head, s.applied} {
-		if now == nil {
-			continue
-		}
-		for _, name := range s.known(now.Config).Names() {
-			if p.Get(name).IsZero() {
-				value := s.opt.Rules.Parameter(name).Default
-				if value.IsZero() {
-					value = before(name)
-				}
-				p = p.With(name, value)
-			}
-		}
-	}
-	for _, name := range p.Names() {
-		unknown := s.engine.known && !s.engine.reading.Knows(name)
-		if unknown && s.valueIn(&rec.Config, name).IsZero() && (s.applied == nil || s.valueIn(&s.applied.Config, name).IsZero()) {
-			p = p.With(name, schema.Value{})
-		}
-	}
-	return p
-}
-
-// valid reports whether p is valid under the present rules.
 func (r *rules) valid(p schema.Parameters) bool { return len(r.check(p)) == 0 }
 
 // check lists the rules that p breaks, with the default of each parameter that it lacks.

@@ -49,17 +49,16 @@ func (s *State) planRest(now time.Time) Step {
 	switch {
 	case now.Sub(s.disk.probed) >= every:
 		return Step{Kind: Probe}
-	case s.applied != nil && (s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit || s.listed.reported != s.reported()):
-		return Step{Kind: ListNewest}
-	case s.drift.unsaved && !now.Before(s.drift.saveAt):
-		return Step{Kind: SaveDrift}
+	case s.applied != nil && (s.summary.at != s.position() || s.summary.reported != s.reported()):
+		return Step{Kind: Summarize}
+	case len(s.facts.values) > 0 && !now.Before(s.facts.next):
+		return Step{Kind: SaveFacts}
 	case s.compareDue(now):
 		return Step{Kind: CompareEngine}
 	}
 	return Step{Until: s.wake(now)}
 }
 
-// wake returns when something may be due.
 func (s *State) wake(now time.Time) time.Time {
 	wake := now.Add(heartbeat)
 	at := func(t time.Time) {
@@ -81,7 +80,7 @@ func (s *State) wake(now time.Time) time.Time {
 		at(s.disk.probed.Add(probeSoon))
 	}
 	at(s.engine.retryAt)
-	at(s.drift.saveAt)
+	at(s.facts.next)
 	return wake
 }
 
@@ -98,34 +97,28 @@ func (s *State) readIfDue(what purpose, now time.Time) Step {
 // rereadDue reports whether a failed assertion is to be tried again, and what runs was not
 // read since it may be.
 func (s *State) rereadDue(now time.Time) bool {
-	return s.engine.reachable && s.retryDue(stageAssert, now) && s.engine.at.Before(s.faults[stageAssert].retryAt)
+	f := s.faults[stageAssert]
+	return f != nil && s.engine.reachable && s.ready(stageAssert, now) && s.engine.at.Before(f.retryAt)
 }
 
 // planLost plans for an agent that lost its history: it reads the engine and sends
 // nothing.
 func (s *State) planLost(now time.Time) Step {
-	if step := s.readIfDue(forStatus, now); step.Kind != Wait {
-		return step
-	}
-	if s.recovered && s.declared.config != nil && s.isNewlyHeld() {
+	step := s.readIfDue(forStatus, now)
+	if step.Kind == Wait && s.recovered && s.declared.config != nil && s.isNewlyHeld() {
 		return Step{Kind: ReportHeld}
 	}
-	return Step{}
+	return step
 }
 
 // planIdle plans while nothing is pending: the engine is kept on the applied record, then
 // what is declared is compared with it.
 func (s *State) planIdle(now time.Time) Step {
 	differs, tryable := s.declaredDiffers()
-	e := &s.engine
-	if !e.unchecked {
-		if step := s.readIfDue(forApplied, now); step.Kind != Wait {
-			return step
-		}
-	} else if step := s.planEnsureApplied(!s.recovered && tryable, now); step.Kind != Wait {
+	if step := s.planKeepApplied(!s.recovered && tryable, now); step.Kind != Wait {
 		return step
 	}
-	c := s.declared.config
+	e, c := &s.engine, s.declared.config
 	switch {
 	case !e.reachable && (!s.recovered || s.applied == nil):
 		return Step{} // the first record needs what the engine runs: a rejection goes back there
@@ -143,7 +136,7 @@ func (s *State) planIdle(now time.Time) Step {
 		switch {
 		case e.at.Before(s.declared.at):
 			return Step{Kind: ReadEngine, For: forApplied}
-		case s.runs(e.reading, s.applied.Config):
+		case s.runsAll(e.reading, s.applied.Config):
 			return Step{Kind: ReportSame}
 		}
 	}
@@ -160,22 +153,29 @@ func (s *State) isHeld(differs bool) bool {
 	return s.holds(hold, s.declared.config)
 }
 
-// planEnsureApplied plans what follows from a reading while nothing is pending. At a start what
-// is about to be sent spares the engine the applied record.
-func (s *State) planEnsureApplied(spare bool, now time.Time) Step {
-	e, applied := &s.engine, s.applied
+// planKeepApplied plans to keep the engine on the applied record while nothing is pending,
+// or the candidate cannot be sent or ended. At a start what is about to be sent spares the
+// engine the applied record. Before a candidate was sent, a difference may be drift.
+func (s *State) planKeepApplied(spare bool, now time.Time) Step {
+	e, p, applied := &s.engine, s.pending, s.applied
+	isOpen := s.isCandidateOpen()
+	isTouched := isOpen && (!p.fresh || p.sends > 0)
 	switch {
-	case applied == nil, s.agrees(e.reading, applied.Config) && !(e.reread && e.several):
+	case !e.unchecked:
+		return s.readIfDue(forApplied, now)
+	case applied == nil,
+		s.runsKnown(e.reading, applied.Config) && (isOpen || !e.reread || !e.several),
+		isOpen && s.runsAll(e.reading, s.head.Config):
 		return Step{Kind: Accept}
 	case spare:
 		return Step{Kind: Leave}
-	case s.isOwnDoing(applied, now):
+	case s.isOwnDoing(applied, now), isTouched, isOpen && s.opt.Drift == DriftCorrect:
 		return s.planAssert(applied, forApplied, now)
-	case !e.several && !e.reread:
+	case !isOpen && !e.several && !e.reread:
 		return Step{Kind: ReadAgain, For: forApplied}
 	case !e.several && !e.noted:
 		return Step{Kind: NoteDrift, Target: applied}
-	case s.opt.Drift == DriftReport && !e.returned, !s.mayCorrect(now):
+	case s.opt.Drift == DriftReport, !s.mayCorrect(now):
 		return Step{Kind: Leave}
 	}
 	return s.planAssert(applied, forApplied, now)
@@ -183,6 +183,9 @@ func (s *State) planEnsureApplied(spare bool, now time.Time) Step {
 
 // planAssert plans to bring the engine to a recorded state, once that may be tried.
 func (s *State) planAssert(target *record.Record, what purpose, now time.Time) Step {
+	if s.engine.isBuilding() {
+		return s.readIfDue(forBuilding, now) // it takes one after the other
+	}
 	if !s.ready(stageAssert, now) {
 		return Step{Kind: Leave}
 	}
@@ -196,43 +199,38 @@ func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
 	return e.returned || e.inflight.explains(e.reading.Parameters, s.differences(e.reading, should.Config), now)
 }
 
-// planChange plans to make what is declared the candidate.
+// planChange plans to make what is declared the candidate. While it waited something else
+// may have been applied, which it need not descend from, or a signer removed. Then the
+// source is asked to check it again.
 func (s *State) planChange(now time.Time) Step {
-	if doc := s.declared.doc; doc.Source.Kind == "git" {
-		step, trusted := s.planTrust(doc, now)
-		if !trusted {
-			return step
-		}
+	doc, commit := s.declared.doc, appliedCommit(s.applied)
+	if doc.Source.Kind != "git" {
+		return s.planCommit(s.changeRecord(), now)
 	}
-	return s.planCommit(s.changeRecord(), now)
-}
-
-// planTrust reports whether a Document was checked against what is applied now, and
-// today's signers. While it waited something else may have been applied, which it need
-// not descend from, or a signer removed. Then the source is asked to check it again.
-func (s *State) planTrust(doc *document.Document, now time.Time) (step Step, trusted bool) {
-	if commit := appliedCommit(s.applied); doc.Follows == commit || doc.Source.Revision == commit {
-		step, trusted, known := s.planSigner(doc.Source, doc.Source.Revision, now)
-		if trusted || !known {
-			return step, trusted
+	if doc.Follows == commit || doc.Source.Revision == commit {
+		switch step, known := s.planSigner(doc.Source, doc.Source.Revision, now); {
+		case !known:
+			return step
+		case s.signer.trusted:
+			return s.planCommit(s.changeRecord(), now)
 		}
 	}
 	if s.source.rechecked != doc {
-		return Step{Kind: AskSource}, false
+		return Step{Kind: AskSource}
 	}
-	return Step{}, false
+	return Step{}
 }
 
-// planSigner reports what the source said in this turn of the signer of a revision, and
-// plans to ask it. It is unknown while the signers cannot be read.
-func (s *State) planSigner(source document.Source, of string, now time.Time) (step Step, trusted, known bool) {
+// planSigner reports whether the source said in this turn if it trusts the signer of a
+// revision, and plans to ask it. It is unknown while the signers cannot be read.
+func (s *State) planSigner(source document.Source, of string, now time.Time) (step Step, known bool) {
 	switch {
 	case s.signer.of == of:
-		return Step{}, s.signer.trusted, true
+		return Step{}, true
 	case !s.ready(stageSigner, now):
-		return Step{}, false, false
+		return Step{}, false
 	}
-	return Step{Kind: CheckSigner, Source: source, Of: of}, false, false
+	return Step{Kind: CheckSigner, Source: source, Of: of}, false
 }
 
 // planCommit plans to commit a candidate. An engine that was not asked yet which values
@@ -254,7 +252,6 @@ func (s *State) compareDue(now time.Time) bool {
 	return e.reachable && !s.isRival() && e.peer != e.reading.Peer && !now.Before(e.retryAt)
 }
 
-// planCandidate plans the next step of the candidate at the head.
 func (s *State) planCandidate(now time.Time) Step {
 	p, e, head := s.pending, &s.engine, s.head
 	switch {
@@ -262,22 +259,24 @@ func (s *State) planCandidate(now time.Time) Step {
 		return Step{Kind: Adopt}
 	case p.rejection != nil:
 		return s.planRejection(now)
-	case p.owed:
+	case p.owed && !e.isBuilding():
 		return Step{Kind: ReadEngine, For: forCandidate}
 	case p.mismatch:
 		return Step{Kind: ReadAgain, For: forCandidate}
 	}
 	if step, displaced := s.planSupersede(now); displaced {
 		if step.Kind == Wait {
-			return s.planKeepApplied(now)
+			return s.planKeepApplied(false, now)
 		}
 		return step
+	}
+	if e.isBuilding() {
+		return s.readIfDue(forCandidate, now)
 	}
 	if p.doubted != nil {
 		return s.planDoubt(now)
 	}
-	unknown := s.unknownToEngine(head.Config)
-	if unknown != nil {
+	if s.unknownToEngine(head.Config) != nil {
 		return s.planUnknownParameters(now)
 	}
 	if !p.fresh || p.sends > 0 || !e.reachable {
@@ -285,18 +284,15 @@ func (s *State) planCandidate(now time.Time) Step {
 			return step
 		}
 	}
-	if !s.ready(stageSend, now) {
+	before := s.completeBefore()
+	isIncomplete := before != nil && p.sends == 0 && !s.retried
+	switch {
+	case !s.ready(stageSend, now), isIncomplete && !s.ready(stageCommit, now):
 		return s.planUnsent(now)
-	}
-	if before := s.completeBefore(); before != nil && p.sends == 0 && !s.retried {
-		if !s.ready(stageCommit, now) {
-			return s.planUnsent(now)
-		}
+	case isIncomplete:
 		rec := s.candidateAgain(head.Held, head.RequestedBy, head.Requester)
 		rec.Before = before
 		return Step{Kind: Recommit, Record: rec}
-	}
-	switch {
 	case p.fresh && p.sends == 0 || p.marked:
 		return Step{Kind: Send}
 	case s.retried: // whoever set the mark was cut short: this would be the third time
@@ -313,7 +309,7 @@ func (s *State) planUnsent(now time.Time) Step {
 	if !s.engine.unchecked {
 		return s.readIfDue(forCandidate, now)
 	}
-	return s.planKeepApplied(now)
+	return s.planKeepApplied(false, now)
 }
 
 // planDoubt plans to find out whether the engine refuses what it runs as well, or only the
@@ -325,7 +321,7 @@ func (s *State) planDoubt(now time.Time) Step {
 		return Step{Kind: ReadEngine, For: forHead}
 	case e.at.Before(s.pending.sent):
 		return Step{}
-	case s.agrees(e.reading, s.applied.Config):
+	case s.runsKnown(e.reading, s.applied.Config):
 		return Step{Kind: Recheck}
 	}
 	return Step{Kind: Reject}
@@ -354,7 +350,7 @@ func (s *State) planBeforeSend(now time.Time) (step Step, done bool) {
 // mustRestoreFirst reports whether an engine that came back without the candidate, after
 // it had been sent, is brought to the applied record first.
 func (s *State) mustRestoreFirst() bool {
-	return s.engine.returned && s.pending.sends > 0 && s.applied != nil && !s.agrees(s.engine.reading, s.applied.Config) &&
+	return s.engine.returned && s.pending.sends > 0 && s.applied != nil && !s.runsKnown(s.engine.reading, s.applied.Config) &&
 		!s.same(s.head.Config, s.applied.Config)
 }
 
@@ -369,17 +365,16 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	}
 	justCommitted := p.fresh && p.sends == 0 && now.Sub(p.started) < signerFresh
 	if head.Kind == record.KindChange && head.Source.Kind == "git" && !justCommitted {
-		step, trusted, known := s.planSigner(document.Source(head.Source), head.ID, now)
-		switch {
-		case known && !trusted:
-			return s.planWithdrawal("its source is not trusted any more", head.Held, now), true
+		switch step, known := s.planSigner(document.Source(head.Source), head.ID, now); {
 		case !known:
 			return step, true
+		case !s.signer.trusted:
+			return s.planWithdrawal("its source is not trusted any more", head.Held, now), true
 		}
 	}
 	if !p.fresh && !s.valid(head.Config) {
-		if head.Kind == record.KindRollback && s.isBelowStale() {
-			return Step{Kind: ListBelow}, true
+		if head.Kind == record.KindRollback && s.isBacklogStale() {
+			return Step{Kind: ListBacklog}, true
 		}
 		why := "found at start, and no longer valid: " + s.check(head.Config)[0].Message
 		hold := s.holdBefore()
@@ -400,10 +395,9 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	case isBack:
 		return s.planWithdrawal("the source went back to what is applied", head.Held, now), true
 	}
-	return s.planCommit(s.superseding(s.changeRecord()), now), true
+	return s.planCommit(s.changeRecord(), now), true
 }
 
-// planWithdrawal plans to end the candidate as superseded.
 func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) Step {
 	if !s.ready(stageRevert, now) {
 		return Step{}
@@ -411,51 +405,27 @@ func (s *State) planWithdrawal(reason string, hold *record.Hold, now time.Time) 
 	return Step{Kind: Revert, Record: s.revertRecord(record.Superseded, reason, hold)}
 }
 
-// planKeepApplied plans to keep the engine on the applied record while the candidate cannot be
-// sent or ended.
-func (s *State) planKeepApplied(now time.Time) Step {
-	e, p, applied := &s.engine, s.pending, s.applied
-	if !e.unchecked {
-		return s.readIfDue(forApplied, now)
-	}
-	isUntouched := p == nil || p.fresh && p.sends == 0
-	switch {
-	case applied == nil:
-		return Step{Kind: Leave}
-	case s.agrees(e.reading, applied.Config) || s.runs(e.reading, s.head.Config):
-		return Step{Kind: Accept}
-	case s.opt.Drift == DriftReport && !s.isOwnDoing(applied, now) && isUntouched:
-		if !e.noted {
-			return Step{Kind: NoteDrift, Target: applied}
-		}
-		return Step{Kind: Leave}
-	}
-	return s.planAssert(applied, forApplied, now)
-}
-
 // planUnknownParameters plans for an engine that does not know all of the candidate. Nothing of a
 // change is sent. Of a rollback it is sent what it knows: going back must not wait.
 func (s *State) planUnknownParameters(now time.Time) Step {
 	e, p, head := &s.engine, s.pending, s.head
 	isRollback := head.Kind == record.KindRollback
-	if !e.unchecked && (p.unknown || !isRollback) {
-		if step := s.readIfDue(forUnknown, now); step.Kind != Wait {
-			return step
-		}
-	} else if !isRollback {
-		if step := s.planKeepApplied(now); step.Kind != Wait {
-			return step
-		}
-	} else if !s.agrees(e.reading, head.Config) && s.ready(stageAssert, now) {
-		return Step{Kind: Assert, Target: head, For: forUnknown}
-	} else if p.unknown {
-		return Step{Kind: Leave}
+	var step Step
+	switch {
+	case !e.unchecked && (p.unknown || !isRollback):
+		step = s.readIfDue(forUnknown, now)
+	case !isRollback:
+		step = s.planKeepApplied(false, now)
+	case !s.runsKnown(e.reading, head.Config) && s.ready(stageAssert, now):
+		step = Step{Kind: Assert, Target: head, For: forUnknown}
+	case p.unknown:
+		step = Step{Kind: Leave}
 	}
-	isAwaited := slices.ContainsFunc(s.waiters, func(q *request) bool { return q.id == head.ID })
-	if !p.unknown || isAwaited {
+	isAwaited := slices.ContainsFunc(s.waiters, func(q *request) bool { return q.id() == head.ID })
+	if step.Kind == Wait && (!p.unknown || isAwaited) {
 		return Step{Kind: ReportUnknown}
 	}
-	return Step{}
+	return step
 }
 
 // planConfirm plans to confirm the candidate that runs. While the disk fails the engine
@@ -473,35 +443,24 @@ func (s *State) planConfirm(now time.Time) Step {
 // planRejection plans to record that the candidate is rejected. While the disk fails the
 // engine is brought back first.
 func (s *State) planRejection(now time.Time) Step {
-	p, e, head := s.pending, &s.engine, s.head
-	if head.Kind == record.KindRollback && s.isBelowStale() {
-		return Step{Kind: ListBelow}
+	why, head := s.pending.rejection, s.head
+	if head.Kind == record.KindRollback && s.isBacklogStale() {
+		return Step{Kind: ListBacklog}
 	}
 	hold := s.holdBefore()
 	if head.Kind == record.KindChange {
-		hold = s.rejectionHold(head, s.applied, p.rejection, now)
+		hold = s.rejectionHold(head, s.applied, why, now)
 	}
-	rec := s.revertRecord(record.Rejected, p.rejection.reason, hold)
-	switch {
-	case s.ready(stageRevert, now):
+	rec := s.revertRecord(record.Rejected, why.reason, hold)
+	if s.ready(stageRevert, now) {
 		return Step{Kind: Revert, Record: rec}
-	case !e.unchecked:
-		if s.readDue(now) {
-			return Step{Kind: ReadEngine, For: forHead}
-		}
-		return Step{}
-	case s.needsBelow(&rec) && s.isBelowStale():
-		return Step{Kind: ListBelow}
 	}
-	back := s.restored(&rec)
-	if s.agrees(e.reading, back.Config) {
-		return Step{Kind: Leave}
-	}
-	back.ID, back.Commit = head.ID, head.Commit // whose `before` it is
+	origin := head // whose `before` it is
 	if s.applied != nil {
-		back.ID, back.Commit = s.applied.ID, s.applied.Commit
+		origin = s.applied
 	}
-	return s.planAssert(back, forHead, now)
+	rec.ID, rec.Commit = origin.ID, origin.Commit
+	return s.planRestore(&rec, now)
 }
 
 // planSettlement plans to finish a head that is a revert or a note: the engine is brought
@@ -509,32 +468,39 @@ func (s *State) planRejection(now time.Time) Step {
 // to it nothing else is committed, with one exception: where the engine refuses that
 // state, a valid Document that is not held takes its place.
 func (s *State) planSettlement(now time.Time) Step {
-	e, head := &s.engine, s.head
+	head, c := s.head, s.declared.config
 	if s.asserted == head.ID {
 		if s.ready(stageConfirm, now) {
 			return Step{Kind: Confirm}
 		}
 		return Step{}
 	}
-	if s.isRefused() && s.isReplaceable() {
-		if step := s.planCommit(s.superseding(s.changeRecord()), now); step.Kind != Wait {
+	if s.isRefused() && c != nil && !s.same(c.Parameters, head.Config) && !s.holds(head.Held, c) {
+		if step := s.planCommit(s.changeRecord(), now); step.Kind != Wait {
 			return step
 		}
 	}
+	return s.planRestore(head, now)
+}
+
+// planRestore plans to bring the engine to a revert or note: the head, or what becomes it
+// once the disk accepts that.
+func (s *State) planRestore(to *record.Record, now time.Time) Step {
+	e, isNote := &s.engine, to.Kind == record.KindNote
 	if !e.unchecked {
 		return s.readIfDue(forHead, now)
 	}
-	isNote := head.Kind == record.KindNote
-	if (s.needsBelow(head) || isNote) && s.isBelowStale() {
-		return Step{Kind: ListBelow}
-	}
-	back := s.restored(head)
+	back := s.restored(to)
 	switch {
-	case s.agrees(e.reading, back.Config):
+	case back == nil, isNote && s.isBacklogStale():
+		return Step{Kind: ListBacklog}
+	case s.runsKnown(e.reading, back.Config) && s.isCandidateOpen():
+		return Step{Kind: Leave}
+	case s.runsKnown(e.reading, back.Config):
 		return Step{Kind: AcceptHead}
-	case isNote && !s.isOwnDoing(head, now) && len(s.below.candidates) == 0 && s.below.whole: // a pause does not end reported drift
+	case isNote && !s.isOwnDoing(to, now) && len(s.backlog.candidates) == 0 && s.backlog.whole: // a pause does not end reported drift
 		if !e.noted {
-			return Step{Kind: NoteDrift, Target: head}
+			return Step{Kind: NoteDrift, Target: to}
 		}
 		if s.opt.Drift == DriftReport {
 			return Step{Kind: AcceptHead}
@@ -543,14 +509,6 @@ func (s *State) planSettlement(now time.Time) Step {
 	return s.planAssert(back, forHead, now)
 }
 
-// isReplaceable reports whether the source declares something that may take the place of
-// the revert or note at the head.
-func (s *State) isReplaceable() bool {
-	c := s.declared.config
-	return c != nil && !s.same(c.Parameters, s.head.Config) && !s.holds(s.head.Held, c)
-}
-
-// planProbation plans while the candidate runs and has yet to prove itself.
 func (s *State) planProbation(now time.Time) Step {
 	p, e := s.pending.probation, &s.engine
 	if p == nil {
@@ -575,5 +533,3 @@ func (s *State) planProbation(now time.Time) Step {
 	}
 	return Step{Kind: ReadHealth, For: what}
 }
-
-// The records.

@@ -43,13 +43,13 @@ func atRest() *State {
 	s.recovered, s.source.answered = true, true
 	s.applied = recordOf(record.KindChange, 512, nil)
 	s.head = s.applied
-	s.listed = listed{head: s.head.Commit, applied: s.head.Commit}
+	s.summary = summary{at: s.position()}
 	s.disk.probed = noon
 	declare(s, 512)
 	s.report = report{attempts: []Attempt{{Revision: "512", Outcome: record.Applied}}}
 	runs(s, 512)
 	s.engine.unchecked = false
-	s.listed.reported = s.reported()
+	s.summary.reported = s.reported()
 	return s
 }
 
@@ -59,6 +59,8 @@ func runs(s *State, n int) {
 	s.engine.peer, s.engine.known, s.engine.reachable, s.engine.unchecked = s.engine.reading.Peer, true, true, true
 	s.engine.at, s.engine.next = noon, noon.Add(5*time.Second)
 }
+
+func builds(s *State) { s.engine.reading.Building = &api.Building{} }
 
 func declare(s *State, n int) {
 	s.declared = declared{
@@ -85,7 +87,7 @@ func finds(s *State, n int) *pending {
 // settles puts a revert or a note at the head.
 func settles(s *State, kind record.Kind, n int) {
 	s.head = recordOf(kind, n, s.head)
-	s.below = below{head: s.head.Commit, applied: s.applied.Commit, whole: true}
+	s.backlog = backlog{at: s.position(), whole: true}
 }
 
 func holds(s *State, n int) {
@@ -101,7 +103,9 @@ func pauses(s *State) {
 }
 
 // fails puts a fault in the way of a stage.
-func fails(s *State, st stage) { s.faults[st] = &fault{retryAt: noon.Add(time.Minute)} }
+func fails(s *State, st stage) {
+	s.faults[st] = &fault{why: newProblem("failed", ""), retryAt: noon.Add(time.Minute)}
+}
 
 func orders(s *State, o Order) *request {
 	s.order = &request{Order: o}
@@ -160,10 +164,13 @@ func TestPlan(t *testing.T) {
 				s.engine.reread, s.engine.noted = true, true
 				s.drift.contest = contest{rounds: contested, corrected: noon, isUrgent: true}
 			}, Step{Kind: Assert, For: forApplied}},
-			"several engines":              {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forApplied}},
-			"it failed a moment ago":       {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
-			"it failed some time ago":      {func(s *State) { s.faults[stageAssert] = &fault{retryAt: noon}; s.engine.at = noon.Add(-1) }, Step{Kind: ReadEngine, For: forApplied}},
-			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{retryAt: noon} }, Step{}},
+			"several engines":        {func(s *State) { runs(s, 64); s.engine.several = true }, Step{Kind: Assert, For: forApplied}},
+			"it failed a moment ago": {func(s *State) { runs(s, 64); s.engine.returned = true; fails(s, stageAssert) }, Step{Kind: Leave}},
+			"it failed some time ago": {func(s *State) {
+				s.faults[stageAssert] = &fault{why: newProblem("failed", ""), retryAt: noon}
+				s.engine.at = noon.Add(-1)
+			}, Step{Kind: ReadEngine, For: forApplied}},
+			"it failed and is down":        {func(s *State) { down(s); s.faults[stageAssert] = &fault{why: newProblem("failed", ""), retryAt: noon} }, Step{}},
 			"a confirmation that happened": {func(s *State) { s.pending = &pending{id: "earlier"} }, Step{Kind: Confirm}},
 		},
 		"declared": {
@@ -255,6 +262,18 @@ func TestPlan(t *testing.T) {
 				fails(s, stageConfirm)
 				s.engine.due = true
 			}, Step{Kind: ReadEngine, For: forConfirm}},
+			"the engine builds it": {func(s *State) { commits(s, record.KindChange, 1024).sends = 1; declare(s, 1024); builds(s) }, Step{}},
+			"the engine builds it, due": {func(s *State) {
+				commits(s, record.KindChange, 1024).sends = 1
+				declare(s, 1024)
+				builds(s)
+				s.engine.due = true
+			}, Step{Kind: ReadEngine, For: forCandidate}},
+			"the engine builds it, a newer one": {func(s *State) {
+				commits(s, record.KindChange, 1024).sends = 1
+				builds(s)
+				declare(s, 2048)
+			}, Step{Kind: Commit}},
 			"rejected": {func(s *State) { commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: Revert}},
 			"rejected, the disk is full": {func(s *State) {
 				commits(s, record.KindChange, 1024).rejection = &rejection{by: "engine"}
@@ -271,7 +290,7 @@ func TestPlan(t *testing.T) {
 			"refused without a name, runs":  {func(s *State) { doubts(s); runs(s, 1024) }, Step{Kind: Reject}},
 			"refused without a name, down":  {func(s *State) { doubts(s); s.engine.at = noon.Add(-1); down(s) }, Step{}},
 			"refused without a name, a fix": {func(s *State) { doubts(s); declare(s, 2048) }, Step{Kind: Commit}},
-			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: ListBelow}},
+			"a rollback is rejected":        {func(s *State) { commits(s, record.KindRollback, 1024).rejection = &rejection{by: "engine"} }, Step{Kind: ListBacklog}},
 			"a newer one is declared":       {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 2048) }, Step{Kind: Commit}},
 			"what is applied is declared":   {func(s *State) { commits(s, record.KindChange, 1024); declare(s, 512) }, Step{Kind: Revert}},
 			"a newer one is held": {func(s *State) {
@@ -346,7 +365,7 @@ func TestPlan(t *testing.T) {
 				runs(s, 64)
 				s.engine.noted, s.opt.Drift = true, DriftReport
 			}, Step{Kind: AcceptHead}},
-			"a note, nothing listed": {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64); s.below = below{} }, Step{Kind: ListBelow}},
+			"a note, nothing listed": {func(s *State) { settles(s, record.KindNote, 512); runs(s, 64); s.backlog = backlog{} }, Step{Kind: ListBacklog}},
 		},
 		"special": {
 			"another agent has the directory": {func(s *State) { s.disk.err = record.ErrInUse; declare(s, 1024) }, Step{}},
@@ -358,11 +377,13 @@ func TestPlan(t *testing.T) {
 		"rest": {
 			"a probe is due":        {func(s *State) { s.disk.probed = noon.Add(-probeEvery) }, Step{Kind: Probe}},
 			"a probe after failure": {func(s *State) { s.disk.probed, s.disk.err = noon.Add(-probeSoon), errors.New("full") }, Step{Kind: Probe}},
-			"a new head":            {func(s *State) { s.listed.head = "another" }, Step{Kind: ListNewest}},
-			"a drift":               {func(s *State) { s.drift.unsaved = true }, Step{Kind: SaveDrift}},
+			"a new head":            {func(s *State) { s.summary.at.head = "another" }, Step{Kind: Summarize}},
+			"a drift":               {func(s *State) { s.facts.keep("fact", []byte("1")) }, Step{Kind: SaveFacts}},
 			"a new engine":          {func(s *State) { s.engine.peer = api.Peer{} }, Step{Kind: CompareEngine}},
 			"the next reading":      {func(*State) {}, Step{Until: noon.Add(5 * time.Second)}},
-			"the next try":          {func(s *State) { s.faults[stageCommit] = &fault{retryAt: noon.Add(time.Second)} }, Step{Until: noon.Add(time.Second)}},
+			"the next try": {func(s *State) {
+				s.faults[stageCommit] = &fault{why: newProblem("failed", ""), retryAt: noon.Add(time.Second)}
+			}, Step{Until: noon.Add(time.Second)}},
 		},
 		"orders": {
 			"pause":                         {func(s *State) { orders(s, &Pause{Reason: "x"}) }, Step{Kind: Note}},
@@ -397,7 +418,7 @@ func TestPlan(t *testing.T) {
 				s := atRest()
 				rows[name].given(s)
 				if group != "rest" && s.head != nil && s.applied != nil {
-					s.listed = listed{head: s.head.Commit, applied: s.applied.Commit, reported: s.reported()}
+					s.summary = summary{at: s.position(), reported: s.reported()}
 				}
 				before := copyOf(s)
 				got, want := Plan(s, noon), rows[name].want
@@ -430,7 +451,7 @@ func doubts(s *State) {
 }
 
 func refuses(s *State) {
-	s.faults[stageAssert] = &fault{refused: true, retryAt: noon.Add(time.Minute)}
+	s.faults[stageAssert] = &fault{why: newProblem("failed", ""), refused: true, retryAt: noon.Add(time.Minute)}
 }
 
 func targets(s *State, n int) *request {

@@ -51,18 +51,18 @@ func (s *State) onProbation() bool {
 
 // foldBegin begins the window, or begins it again because the engine was not watched.
 func (s *State) foldBegin(now time.Time) {
-	before := s.pending.probation
-	s.beginProbation(now)
+	before, p := s.pending.probation, s.newProbation(now)
+	s.pending.probation = p
 	if before == nil {
 		s.log(slog.LevelInfo, "on probation", "snapshot", s.head.ID, "window", s.opt.Probation.String(), "changes", changesText(s.head.Changes))
 		return
 	}
-	s.pending.probation.bad, s.pending.probation.why = before.bad, before.why
+	p.bad, p.why = before.bad, before.why
 	s.log(slog.LevelInfo, "the probation begins anew: the engine was not watched", "snapshot", s.head.ID, "late", now.Sub(before.next).Round(time.Millisecond).String())
 }
 
-func (s *State) beginProbation(now time.Time) {
-	s.pending.probation = &probation{until: now.Add(s.opt.Probation), peer: s.engine.reading.Peer}
+func (s *State) newProbation(now time.Time) *probation {
+	return &probation{until: now.Add(s.opt.Probation), peer: s.engine.reading.Peer}
 }
 
 func (s *State) failProbation(why string) {
@@ -78,11 +78,12 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 		p.next = now.Add(healthPause) // a reading that takes its time is not a lack of watching
 	}
 	var foreign *api.ForeignError
+	var later *api.LaterError
 	switch {
 	case errors.As(err, &foreign) && health.Peer == p.peer:
 		// It runs the candidate, and cannot report its health: that is not the fault of the change.
-		f := s.block(stageProbation, "the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
-			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed")
+		f := s.block(stageProbation, newProblem("the engine cannot be asked for its health, which --probation needs: "+foreign.Reason,
+			"give the server GET /v1/config/health, or run the agent without --probation; until then the change is not confirmed"))
 		p.readOwed = s.readDue(now)
 		p.next = earlier(f.retryAt, s.engine.next)
 		return
@@ -94,14 +95,16 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 		return
 	case errors.Is(err, errInterrupted):
 		return
+	case errors.As(err, &later): // no verdict
+		p.next = later.Until
+		return
 	case err != nil:
 		health = api.Health{Reason: problem.Text(err)}
 	}
 	if s.blocked(stageProbation) {
 		s.clear(stageProbation)
 		next := p.next
-		s.beginProbation(now) // a whole window
-		p = s.pending.probation
+		*p = *s.newProbation(now) // a whole window
 		p.next = next
 	}
 	if !health.Healthy {
@@ -113,7 +116,7 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 		return
 	}
 	p.bad, p.why = 0, ""
-	s.over("probation")
+	s.endRepeat("probation")
 	p.readOwed = !now.Before(p.until) || s.readDue(now) || !s.engine.reachable
 }
 
@@ -128,13 +131,16 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 	} else if !now.Before(p.next) {
 		p.next = now.Add(healthPause)
 	}
+	var later *api.LaterError
 	switch {
 	case errors.Is(err, errInterrupted):
+	case errors.As(err, &later):
+		p.next = later.Until
 	case err != nil:
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:
 		s.failProbation("the engine was restarted while the change was on probation")
-	case !s.runs(reading, s.head.Config):
+	case !s.runsAll(reading, s.head.Config):
 		changes := changesText(s.differences(reading, s.head.Config))
 		if pending.undone++; pending.undone >= undoings {
 			s.failProbation("the engine did not keep it through the probation, twice: " + changes)
@@ -148,14 +154,14 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 	}
 }
 
-// probationText returns how the probation of the head goes.
-func (s *State) probationText() (reason, hint string) {
+// probationProblem returns how the probation of the head goes.
+func (s *State) probationProblem() *problem.Error {
 	p := s.pending.probation
-	reason = fmt.Sprintf("%s runs on probation until %s: %s of health", s.head.ID, p.until.UTC().Format("15:04:05Z"), s.opt.Probation)
+	reason := fmt.Sprintf("%s runs on probation until %s: %s of health", s.head.ID, p.until.UTC().Format("15:04:05Z"), s.opt.Probation)
 	if p.bad > 0 {
 		reason += "; the last health read failed: " + p.why
 	}
-	return reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; " + stopHint(s.applied)
+	return newProblem(reason, "two failed health reads in a row, or a restart of the engine, bring back the state before; "+stopHint(s.applied))
 }
 
 func earlier(a, b time.Time) time.Time {

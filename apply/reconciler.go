@@ -95,17 +95,21 @@ type Reconciler struct {
 	calls     calls
 	stopping  atomic.Bool // Run is to end
 
-	inbox struct {
-		sync.Mutex
-		doc      *document.Document
-		docAt    time.Time
-		answered bool    // the source delivered something since the start
-		failures []error // of the source
-		hint     bool    // the engine may have moved
-		asked    bool    // an operator wants a look now
-	}
+	mu       sync.Mutex
+	inbox    arrivals
+	answered bool // the source delivered something since the start
 
 	state *State // belongs to the goroutine of Run
+}
+
+// arrivals are what came since the last turn.
+type arrivals struct {
+	doc      *document.Document
+	docAt    time.Time
+	failures []error // of the source
+	facts    map[string][]byte
+	hint     bool // the engine may have moved
+	asked    bool // an operator wants a look now
 }
 
 // An Update is a published Status and the way to the next one: who follows it misses
@@ -132,7 +136,7 @@ func (u *Update) Next() *Update {
 // New makes a Reconciler. It does nothing until Run.
 func New(opt Options) *Reconciler {
 	r := &Reconciler{
-		opt: opt, log: newRepeater(opt.Logger),
+		opt: opt, log: &repeater{opt.Logger, map[string]repetition{}},
 		kick: make(chan struct{}, 1), requests: make(chan *request), ended: make(chan struct{}),
 	}
 	now := time.Now()
@@ -146,42 +150,51 @@ func New(opt Options) *Reconciler {
 // Document offers the newest Document. An older one that was not yet taken is forgotten.
 // The Document must not change afterwards.
 func (r *Reconciler) Document(doc *document.Document) {
-	r.inbox.Lock()
-	r.inbox.doc, r.inbox.docAt, r.inbox.answered = doc, time.Now(), true
-	r.inbox.Unlock()
+	r.arrive(func(in *arrivals) { in.doc, in.docAt, r.answered = doc, time.Now(), true })
 	r.calls.newer()
-	r.poke()
 }
 
 // SourceError says that the source cannot be read. What it last declared stays declared.
 func (r *Reconciler) SourceError(err error) {
-	r.inbox.Lock()
-	r.inbox.answered = true
-	if len(r.inbox.failures) < 100 {
-		r.inbox.failures = append(r.inbox.failures, err)
-	}
-	r.inbox.Unlock()
-	r.poke()
+	r.arrive(func(in *arrivals) {
+		r.answered = true
+		if len(in.failures) < 100 {
+			in.failures = append(in.failures, err)
+		}
+	})
 }
 
 // SourceRead says that the source was read and has nothing new.
-func (r *Reconciler) SourceRead() { r.poke() }
+func (r *Reconciler) SourceRead() { r.arrive(func(*arrivals) {}) }
 
 // EngineHint says that the engine may have come, gone or restarted.
-func (r *Reconciler) EngineHint() {
-	r.inbox.Lock()
-	r.inbox.hint = true
-	r.inbox.Unlock()
-	r.poke()
-}
+func (r *Reconciler) EngineHint() { r.arrive(func(in *arrivals) { in.hint = true }) }
 
 // Sync is EngineHint from an operator: what waits for its time is tried again now, a
 // correction of drift too.
-func (r *Reconciler) Sync() {
-	r.inbox.Lock()
-	r.inbox.hint, r.inbox.asked = true, true
-	r.inbox.Unlock()
-	r.poke()
+func (r *Reconciler) Sync() { r.arrive(func(in *arrivals) { in.hint, in.asked = true, true }) }
+
+// Keep records a small fact of another part durably, such as the last commit that a
+// source accepted, once nothing else is to be done. Store.Fact returns it to a later
+// process.
+func (r *Reconciler) Keep(name string, value []byte) {
+	r.arrive(func(in *arrivals) {
+		if in.facts == nil {
+			in.facts = map[string][]byte{}
+		}
+		in.facts[name] = value
+	})
+}
+
+// arrive changes what is in the inbox, and wakes the loop.
+func (r *Reconciler) arrive(change func(*arrivals)) {
+	r.mu.Lock()
+	change(&r.inbox)
+	r.mu.Unlock()
+	select {
+	case r.kick <- struct{}{}:
+	default: // a wake-up is already waiting
+	}
 }
 
 // AppliedCommit returns the source's commit that the applied record came from, "" if it
@@ -197,14 +210,6 @@ func (r *Reconciler) Latest() *Update { return r.published.Load() }
 // Stamp returns when the loop last did something, for liveness.
 func (r *Reconciler) Stamp() time.Time { return time.Unix(0, r.stamp.Load()) }
 
-func (r *Reconciler) poke() {
-	select {
-	case r.kick <- struct{}{}:
-	default: // a wake-up is already waiting
-	}
-}
-
-// publish replaces the status.
 func (r *Reconciler) publish() {
 	s := r.state
 	s.history.total, s.history.behind = r.opt.Store.Total(), r.opt.Store.Behind()
@@ -212,12 +217,12 @@ func (r *Reconciler) publish() {
 	s.source.mode, s.source.lastGood, s.source.err = r.opt.Source.Status()
 	now := time.Now()
 	s.foldSource(now)
-	r.inbox.Lock()
+	r.mu.Lock()
 	s.source.next = ""
 	if r.inbox.doc != nil {
 		s.source.next = r.inbox.doc.Revision()
 	}
-	r.inbox.Unlock()
+	r.mu.Unlock()
 	s.outbox.changed = false
 	update := &Update{Status: View(s, now), replaced: make(chan struct{})}
 	if old := r.published.Swap(update); old != nil {
@@ -234,7 +239,7 @@ func (s *State) foldSource(now time.Time) {
 		src.lost = now
 	case src.err == nil && !src.lost.IsZero() && !src.lastGood.IsZero():
 		s.log(slog.LevelInfo, "the configuration can be read again", "after", now.Sub(src.lost).Round(time.Millisecond).String())
-		s.over("source") // the same failure is news again
+		s.endRepeat("source") // the same failure is news again
 		src.lost = time.Time{}
 	}
 	if src.err == nil && src.lastGood.After(src.counted) {
@@ -285,42 +290,36 @@ func (r *Reconciler) Run(ctx context.Context) error {
 func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	s := r.state
 	s.signer = signerCheck{}
-	if s.below.failed {
-		s.below = below{}
+	if s.backlog.failed {
+		s.backlog = backlog{}
 	}
-	for first := true; ; first = false {
-		step := r.next()
-		if step.Kind == Wait {
-			wake = step.Until
-			break
-		}
-		if !first && s.order == nil && !s.isRecording(step) && (r.stopping.Load() || r.calls.isAwaited()) {
-			break // it goes on behind the order
-		}
-		r.do(ctx, step)
-		r.flush()
-	}
+	wake = r.advance(ctx, func(step Step, isFirst bool) bool {
+		return isFirst || s.order != nil || s.isRecording(step) || !r.stopping.Load() && !r.calls.isAwaited()
+	})
 	s.foldBounds()
 	r.publish()
 	r.flush()
 	if !r.stopping.Load() {
-		target := s.listed.previous
-		if s.applied == nil || s.listed.head != s.head.Commit || s.listed.applied != s.applied.Commit {
-			target = "" // it may be another by now
-		}
-		r.opt.Store.Prepare(ctx, target)
+		r.opt.Store.Prepare(ctx, s.defaultTarget())
 	}
 	return wake
 }
 
-// next folds what arrived and plans the next step.
-func (r *Reconciler) next() Step {
-	r.foldInbox()
-	r.flush()
-	now := time.Now()
-	r.stamp.Store(now.UnixNano())
-	r.state.refresh(now)
-	return Plan(r.state, now)
+// advance does the planned steps until one is to wait, or is not to begin now. It returns
+// until when to wait.
+func (r *Reconciler) advance(ctx context.Context, mayBegin func(step Step, isFirst bool) bool) (wake time.Time) {
+	for isFirst := true; ; isFirst = false {
+		r.foldInbox()
+		r.flush()
+		now := time.Now()
+		r.stamp.Store(now.UnixNano())
+		r.state.refresh(now)
+		step := Plan(r.state, now)
+		if step.Kind == Wait || !mayBegin(step, isFirst) {
+			return step.Until
+		}
+		r.do(ctx, step)
+	}
 }
 
 // take begins an order. The step that was next, and what the engine has responded, go
@@ -329,14 +328,7 @@ func (r *Reconciler) take(ctx context.Context, order *request) {
 	s := r.state
 	order.open = cmp.Or(order.open, s.openRollback())
 	s.signer = signerCheck{}
-	for first := true; ; first = false {
-		step := r.next()
-		if step.Kind == Wait || step.Kind.isRest() || !first && !s.isRecording(step) {
-			break
-		}
-		r.do(ctx, step)
-		r.flush()
-	}
+	r.advance(ctx, func(step Step, isFirst bool) bool { return !step.Kind.isRest() && (isFirst || s.isRecording(step)) })
 	r.calls.wait(-1) // from here on its own calls have their time
 	if order.ctx.Err() != nil {
 		s.reply(order, Result{}, order.forgotten())
@@ -357,41 +349,33 @@ func (r *Reconciler) stop(ctx context.Context, order *request) {
 		s.reply(order, Result{}, errStopping)
 	}
 	for _, q := range s.waiters {
-		s.reply(q, unsettled(s.report.attempts, q.id, "the agent is stopping; the rollback is on record and goes on at its next start"), nil)
+		s.reply(q, unsettled(s.report.attempts, q.id(), "the agent is stopping; the rollback is on record and goes on at its next start"), nil)
 	}
 	s.waiters = nil
 	r.flush()
-	for {
-		select {
-		case q := <-r.requests:
-			q.reply <- reply{err: errStopping}
-		default:
-			return
-		}
-	}
 }
 
 // foldInbox takes what arrived. A Document is loaded; an invalid one touches nothing.
 func (r *Reconciler) foldInbox() {
-	r.inbox.Lock()
-	doc, at, hint, asked, failures := r.inbox.doc, r.inbox.docAt, r.inbox.hint, r.inbox.asked, r.inbox.failures
-	r.inbox.doc, r.inbox.hint, r.inbox.asked, r.inbox.failures = nil, false, false, nil
 	s := r.state
-	s.source.answered = r.inbox.answered
-	r.inbox.Unlock()
-	for _, err := range failures {
+	r.mu.Lock()
+	in := r.inbox
+	r.inbox, s.source.answered = arrivals{}, r.answered
+	r.mu.Unlock()
+	for _, err := range in.failures {
 		s.failed("source")
 		s.repeatKind(slog.LevelError, "source", problem.Text(err), "the configuration cannot be read; the engine keeps what it has", "error", err, "hint", problem.Hint(err))
 	}
-	if asked {
+	if in.asked {
 		s.drift.contest.isUrgent = true
 		s.retryNow(stages...)
 	}
-	if hint {
-		s.engine.due = true
+	for name, value := range in.facts {
+		s.facts.keep(name, value)
 	}
-	if doc != nil {
-		r.foldDocument(doc, at)
+	s.engine.due = s.engine.due || in.hint
+	if in.doc != nil {
+		r.foldDocument(in.doc, in.docAt)
 	}
 }
 
@@ -408,34 +392,27 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 		start := time.Now()
 		s.declared.config, s.declared.violations = r.opt.Rules.Load(doc.Input(r.opt.Instance))
 		s.phase("load", time.Since(start))
-		if c := s.declared.config; c != nil {
-			s.noteBroken(c.Parameters, nil)
+		s.endRepeat("refused")
+	}
+	if c := s.declared.config; c != nil {
+		s.endRepeat("invalid")
+		s.noteBroken(c.Parameters, nil)
+		if before.config == nil || !s.same(before.config.Parameters, c.Parameters) {
+			s.retryNow(stages...) // it may be the fix of what waits for its time
 		}
 	}
 	loaded := *doc
 	loaded.Files = nil // with what was parsed of them
 	doc, s.declared.doc = &loaded, &loaded
-	changed := before.doc == nil || before.doc.Revision() != doc.Revision()
-	if c := s.declared.config; c != nil && (before.config == nil || !s.same(before.config.Parameters, c.Parameters)) {
-		s.retryNow(stages...) // it may be the fix of what waits for its time
-	}
-	if changed {
+	isNew := before.doc == nil || before.doc.Revision() != doc.Revision()
+	if isNew {
 		s.showPending(doc.Revision())
 	}
-	if doc.Refused == nil {
-		s.over("refused")
-	}
-	switch d := &s.declared; {
-	case d.refusal != nil:
-		if changed || before.refusal == nil || *before.refusal != *d.refusal {
-			s.attemptRefused(doc)
-		}
-	case d.violations != nil:
-		if changed || before.refusal != nil {
-			s.attemptInvalid(doc, d.violations)
-		}
-	default:
-		s.over("invalid")
+	switch why, v := s.declared.refusal, s.declared.violations; {
+	case why != nil && (isNew || before.refusal == nil || *before.refusal != *why):
+		s.attemptRefused(doc)
+	case v != nil && (isNew || before.refusal != nil):
+		s.attemptInvalid(doc, v)
 	}
 	s.outbox.changed = true
 }

@@ -1,83 +1,65 @@
 package apply
 
 import (
+	"cmp"
+
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
-// changeRecord returns the record of what the source declares.
 func (s *State) changeRecord() record.Record {
 	c := s.declared.config
-	rec := record.Record{
+	return s.fill(record.Record{
 		Kind: record.KindChange, Description: c.Description, Config: c.Parameters,
 		Source: record.Source(s.declared.doc.Source), Provenance: c.Provenance, Experiments: c.Experiments, RollbackPoint: true,
 		Held: s.hold(),
-	}
-	s.fill(&rec)
-	return rec
-}
-
-// superseding returns rec, which takes the place of the head.
-func (s *State) superseding(rec record.Record) record.Record {
-	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
-	return rec
+	})
 }
 
 // candidateAgain returns the candidate at the head as a new record, with another hold or
 // requester.
 func (s *State) candidateAgain(hold *record.Hold, uid *int, who *record.Requester) record.Record {
-	head := s.head
-	rec := s.superseding(record.Record{
-		Kind: head.Kind, Description: head.Description, Config: head.Config, Source: head.Source,
-		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: true,
-		Held: hold, RequestedBy: uid, Requester: who,
-	})
-	s.fill(&rec)
+	rec := s.fill(recordLike(s.head, s.head.Kind, s.head.Description, hold))
+	rec.RequestedBy, rec.Requester = uid, who
 	return rec
+}
+
+// recordLike returns a record with the parameters of another one.
+func recordLike(of *record.Record, kind record.Kind, description string, hold *record.Hold) record.Record {
+	return record.Record{
+		Kind: kind, Description: description, Held: hold, Config: of.Config, Source: of.Source,
+		Provenance: of.Provenance, Experiments: of.Experiments, RollbackPoint: of.RollbackPoint,
+	}
 }
 
 // revertRecord returns a record that repeats the applied state over the candidate at the
 // head. Before anything was applied that is what the engine ran, which is no state to
 // roll back to.
 func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record.Hold) record.Record {
-	rec := s.superseding(record.Record{
-		Kind: record.KindRevert, Description: reason, Held: hold,
-		Source: record.Source{Kind: "engine"}, Config: s.head.Config,
-	})
-	rec.OutcomeOf.Outcome = outcome
-	if v := s.pending; outcome == record.Rejected {
-		if rec.Errors = v.rejection.errors; len(rec.Errors) == 0 {
+	back := s.applied
+	if back == nil {
+		back = &record.Record{Config: s.head.Config, Source: record.Source{Kind: "engine"}}
+		if s.head.Before != nil {
+			back.Config = *s.head.Before
+		}
+	}
+	rec := s.fill(recordLike(back, record.KindRevert, reason, hold))
+	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: outcome}
+	if outcome == record.Rejected {
+		if rec.Errors = s.pending.rejection.errors; len(rec.Errors) == 0 {
 			rec.Errors = []string{reason}
 		}
 	}
-	switch applied := s.applied; {
-	case applied != nil:
-		rec.Config, rec.Source, rec.Provenance = applied.Config, applied.Source, applied.Provenance
-		rec.Experiments, rec.RollbackPoint = applied.Experiments, applied.RollbackPoint
-	case s.head.Before != nil:
-		rec.Config = *s.head.Before
-	}
-	s.fill(&rec)
 	return rec
 }
 
-// noteRecord returns a record that repeats the head under another hold.
-func (s *State) noteRecord(hold *record.Hold, why string, who *record.Requester) record.Record {
-	head := s.head
-	rec := record.Record{
-		Kind: record.KindNote, Description: why, Config: head.Config, Held: hold, Source: head.Source,
-		Provenance: head.Provenance, Experiments: head.Experiments, RollbackPoint: head.RollbackPoint, Requester: who,
+// fill returns rec with what every record has: where it belongs, what it takes the place
+// of, what ran before (while nothing is applied: before the first candidate), and what
+// changes against the applied record.
+func (s *State) fill(rec record.Record) record.Record {
+	if s.head != nil && !s.isSettled() {
+		rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
 	}
-	s.fill(&rec)
-	if !s.isSettled() { // it takes the place of a settlement that the engine never ran
-		rec = s.superseding(rec)
-	}
-	return rec
-}
-
-// fill adds what every record has: where it belongs, what ran before (while nothing is
-// applied: before the first candidate), and what changes against the applied record.
-func (s *State) fill(rec *record.Record) {
 	rec.Environment, rec.Instance = s.opt.Rules.Environment(), s.opt.Instance
 	rec.AgentVersion, rec.SchemaDigest = s.opt.AgentVersion, s.opt.Rules.Schema().Digest()
 	e := &s.engine
@@ -100,6 +82,7 @@ func (s *State) fill(rec *record.Record) {
 	case rec.Before != nil:
 		rec.Changes = s.opt.Rules.Diff(*rec.Before, rec.Config)
 	}
+	return rec
 }
 
 // completeBefore returns what ran before the candidate at the head, with what the engine
@@ -109,16 +92,11 @@ func (s *State) completeBefore() *schema.Parameters {
 	var before *schema.Parameters
 	for _, name := range s.known(s.head.Config).Names() {
 		v := s.engine.reading.Parameters.Get(name)
-		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.applied != nil && !s.valueIn(&s.applied.Config, name).IsZero() {
+		if v.IsZero() || !s.valueIn(s.head.Before, name).IsZero() || s.has(s.applied, name) {
 			continue
 		}
-		if before == nil {
-			before = new(schema.Parameters)
-			if s.head.Before != nil {
-				*before = *s.head.Before
-			}
-		}
-		*before = before.With(name, v)
+		completed := cmp.Or(before, s.head.Before, new(schema.Parameters)).With(name, v)
+		before = &completed
 	}
 	return before
 }

@@ -24,24 +24,18 @@ type repetition struct {
 // occasional is the time after which something that happens again is news.
 const occasional = time.Minute
 
-func newRepeater(l *slog.Logger) *repeater {
-	return &repeater{Logger: l, last: map[string]repetition{}}
-}
-
 // event logs the line of an event.
 func (p *repeater) event(e *Event) {
 	switch {
 	case e.Type == EventOver:
 		delete(p.last, e.Key)
+		return
 	case e.Text == "":
+		return
 	case e.Key == "":
 		p.Log(context.Background(), e.Level, e.Text, e.Attrs...)
-	default:
-		p.condition(e)
+		return
 	}
-}
-
-func (p *repeater) condition(e *Event) {
 	seen := p.last[e.Key]
 	if seen.same != e.Same || e.Type != EventLine && e.At.Sub(seen.at) > occasional {
 		seen = repetition{same: e.Same}
@@ -59,14 +53,4 @@ func (p *repeater) condition(e *Event) {
 		attrs = append(slices.Clone(attrs), "times", seen.count)
 	}
 	p.Log(context.Background(), e.Level, e.Text, attrs...)
-}
-
-// errorsIn returns the texts of the errors among the attributes of a line.
-func errorsIn(attrs []any) (text string) {
-	for _, a := range attrs {
-		if err, ok := a.(error); ok {
-			text += err.Error()
-		}
-	}
-	return text
 }

@@ -36,6 +36,8 @@ const (
 	notSent    manner = "answer 503 to our environment"
 	blame      manner = "refuse for a parameter that was not sent"
 	refuseAll  manner = "refuse without a name"
+	build      manner = "build for 24 s, longer than the timeout"
+	buildFails manner = "build for 24 s, and fail"
 )
 
 // scripted is an engine that treats batches as told: first the queue, then by
@@ -77,6 +79,8 @@ type scripted struct {
 	boundsErr error
 	asked     int
 	onAsk     func() // just before it answers
+	building  *api.Building
+	limited   time.Time // until then it asks to wait
 }
 
 func (e *scripted) Read(ctx context.Context) (r api.Reading, err error) {
@@ -104,10 +108,13 @@ func (e *scripted) Read(ctx context.Context) (r api.Reading, err error) {
 		if e.down {
 			return fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 		}
+		if err := e.asksToWait(); err != nil {
+			return err
+		}
 		if len(e.workers) > 0 { // one connection, one worker
 			e.runs, e.workers = e.workers[0], append(e.workers[1:], e.workers[0])
 		}
-		r = api.Reading{Parameters: e.runs, Unset: e.unset(), Mistyped: e.mistyped, Environment: string(production), Relabelled: e.label, Peer: api.Peer{PID: e.peer}}
+		r = api.Reading{Parameters: e.runs, Unset: e.unset(), Mistyped: e.mistyped, Environment: string(production), Relabelled: e.label, Building: e.building, Peer: api.Peer{PID: e.peer}}
 		return nil
 	}, func() error { return hang(ctx) })
 	return r, err
@@ -142,6 +149,8 @@ func (e *scripted) Health(ctx context.Context) (h api.Health, err error) {
 			return fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 		case e.ill == "404":
 			return &api.ForeignError{Reason: "HTTP 404"}
+		case e.asksToWait() != nil:
+			return e.asksToWait()
 		}
 		h.Healthy, h.Reason = e.ill == "", e.ill
 		if e.illOn.Len() > 0 && e.runs.Equal(e.illOn) {
@@ -224,6 +233,16 @@ func (e *scripted) take(b api.Batch) api.Answer {
 		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"Unknown parameter: allowed_origins"}, Blamed: "allowed_origins", Peer: peer}
 	case refuseAll:
 		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"no"}, Peer: peer}
+	case build, buildFails:
+		e.building = &api.Building{Revision: b.Revision, Since: time.Now()}
+		time.AfterFunc(24*time.Second, func() {
+			e.tell(func(e *scripted) {
+				if e.building = nil; how == build {
+					e.runs = merged(e.runs, b.Parameters)
+				}
+			})
+		})
+		return unknown(context.DeadlineExceeded, false)
 	case hangBefore:
 		return unknown(context.DeadlineExceeded, false)
 	case hangAfter:
@@ -251,6 +270,14 @@ func (e *scripted) take(b api.Batch) api.Answer {
 		return api.Answer{Verdict: api.VerdictForeign, Err: &api.ForeignError{Reason: "HTTP 404"}}
 	}
 	return api.Answer{Verdict: api.VerdictAccepted, Peer: peer}
+}
+
+// asksToWait returns the error of a request that is not answered now.
+func (e *scripted) asksToWait() error {
+	if !time.Now().Before(e.limited) {
+		return nil
+	}
+	return &api.LaterError{Reason: "HTTP 429", Until: e.limited}
 }
 
 // restart is a new process with its defaults, as a supervisor makes one.

@@ -23,6 +23,7 @@ type State struct {
 	history
 	faults
 	disk     diskState
+	facts    unsavedFacts
 	declared declared
 	source   sourceState
 	engine   engineState
@@ -50,30 +51,55 @@ type history struct {
 	behind        error
 	repairs       []record.Repair
 
-	listed listed
-	below  below
+	summary summary
+	backlog backlog
 }
 
-// listed is what a listing says of the records up to head.
-type listed struct {
-	head, applied string // commits that it is about
-	active        int    // applied records within the default page
-	previous      string // the target of a rollback without one
+// summary is what a listing says of the records up to head.
+type summary struct {
+	at       position
+	active   int    // applied records within the default page
+	previous string // the target of a rollback without one
 	// reported are the parameters that the engine reported then. The target depends on
 	// them.
 	reported string
 }
 
-// below is what lies between the applied record and the head.
-type below struct {
-	head, applied string       // commits that it is about
-	candidates    []record.Row // newest first
-	whole         bool         // all candidates could be read
-	held          *record.Hold // in force before the rollbacks at the head
-	failed        bool         // not all could be read: it is listed again in the next turn
+// backlog is what lies between the applied record and the head.
+type backlog struct {
+	at         position
+	candidates []record.Row // newest first
+	whole      bool         // all candidates could be read
+	held       *record.Hold // in force before the rollbacks at the head
+	failed     bool         // not all could be read: it is listed again in the next turn
 }
 
-// diskState is how the state directory is.
+// A position has the commits of the head and of the applied record, "" for none.
+type position struct{ head, applied string }
+
+func (h *history) position() position { return position{commitOf(h.head), commitOf(h.applied)} }
+
+func commitOf(rec *record.Record) string {
+	if rec == nil {
+		return ""
+	}
+	return rec.Commit
+}
+
+// unsavedFacts are small facts that are recorded once nothing else is to be done.
+type unsavedFacts struct {
+	values map[string][]byte
+	next   time.Time // when to try
+}
+
+// keep has a fact recorded. What is on record already costs nothing.
+func (f *unsavedFacts) keep(name string, value []byte) {
+	if f.values == nil {
+		f.values = map[string][]byte{}
+	}
+	f.values[name] = value
+}
+
 type diskState struct {
 	writable bool
 	probed   time.Time
@@ -90,7 +116,6 @@ type declared struct {
 	refusal    *document.Refusal // why the source does not trust it
 }
 
-// sourceState is how the source is.
 type sourceState struct {
 	answered  bool   // it delivered a Document or an error since the start
 	next      string // revision of a Document that is in the inbox, "" for none
@@ -102,7 +127,6 @@ type sourceState struct {
 	rechecked *document.Document // the last one that it was asked to check again
 }
 
-// engineState is what is known of the engine.
 type engineState struct {
 	reading   api.Reading // the last one; valid while known
 	known     bool
@@ -131,6 +155,10 @@ type engineState struct {
 	compared
 	since runsSince
 }
+
+// isBuilding reports whether the engine was last read to build something that it does not
+// run yet.
+func (e *engineState) isBuilding() bool { return e.reachable && e.reading.Building != nil }
 
 // compared is what an engine process says of the values that it accepts.
 type compared struct {
@@ -188,7 +216,6 @@ type delivery struct {
 	mismatches               int
 }
 
-// A rejection is why a candidate is rejected.
 type rejection struct {
 	by     string // "engine" or "probation"
 	reason string
@@ -198,11 +225,10 @@ type rejection struct {
 func newState(opt *Options, now time.Time) *State {
 	return &State{
 		opt: opt, started: now, disk: diskState{writable: true}, faults: faults{},
-		report: report{shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
+		report: report{attempts: []Attempt{}, shown: -1}, rules: rules{opt.Rules, map[schema.Digest][]schema.Violation{}},
 	}
 }
 
-// foldStore reads what the Store has now.
 func (s *State) foldStore() {
 	st := s.opt.Store
 	s.head, s.applied, s.lost, s.retried = st.Head(), st.Applied(), st.Lost(), st.Retried()
@@ -211,6 +237,11 @@ func (s *State) foldStore() {
 // isSettled reports whether no candidate, revert or note waits to be confirmed.
 func (s *State) isSettled() bool {
 	return s.head != nil && s.applied != nil && s.head.Commit == s.applied.Commit
+}
+
+// isCandidateOpen reports whether the head is a candidate that is not settled.
+func (s *State) isCandidateOpen() bool {
+	return s.head != nil && s.head.Kind.Candidate() && !s.isSettled()
 }
 
 // isVerified reports whether the engine was read to run the candidate at the head.
@@ -224,7 +255,7 @@ func (s *State) isVerified() bool {
 func (s *State) isRecording(step Step) bool {
 	p := s.pending
 	switch step.Kind {
-	case Confirm, Recheck, Reject, Revert, ListBelow:
+	case Confirm, Recheck, Reject, Revert, ListBacklog:
 		return true
 	case ReadEngine, Assert, AcceptHead:
 		return p != nil && (p.owed || p.doubted != nil || p.rejection != nil)
@@ -234,7 +265,7 @@ func (s *State) isRecording(step Step) bool {
 
 // openRollback returns the id of the rollback at the head that is not settled, or "".
 func (s *State) openRollback() string {
-	if s.head == nil || s.applied == nil || s.head.Kind != record.KindRollback || s.isSettled() {
+	if !s.isCandidateOpen() || s.head.Kind != record.KindRollback {
 		return ""
 	}
 	return s.head.ID

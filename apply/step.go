@@ -49,9 +49,9 @@ const (
 	ClearLost              // end the pause of an agent that lost its history
 	Probe                  // whether the state directory can be written
 	FindTarget             // of the order
-	ListBelow              // records between the applied one and the head
-	ListNewest             // what the status says of the history
-	SaveDrift              // for the status of a later process
+	ListBacklog            // records between the applied one and the head
+	Summarize              // what the status says of the history
+	SaveFacts              // for a later process
 
 	// The following have no IO. They fold what follows from the facts.
 
@@ -71,14 +71,14 @@ const (
 
 // isRest reports whether a step may wait for an order.
 func (k StepKind) isRest() bool {
-	return k == Probe || k == ListNewest || k == SaveDrift || k == CompareEngine
+	return k == Probe || k == Summarize || k == SaveFacts || k == CompareEngine
 }
 
 // String returns the name of the kind.
 func (k StepKind) String() string {
 	return [...]string{
 		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Recheck", "Assert", "CheckSigner", "AskSource",
-		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBelow", "ListNewest", "SaveDrift",
+		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBacklog", "Summarize", "SaveFacts",
 		"Adopt", "Reject", "Accept", "Leave", "NoteDrift", "AcceptHead", "BeginProbation", "ReportUnknown", "ReportHeld", "ReportSame", "Join", "Answer",
 	}[k]
 }
@@ -94,4 +94,5 @@ const (
 	forUnknown                  // whether the engine knows all of the candidate
 	forHead                     // whether the revert or note at the head runs
 	forStatus                   // to show it
+	forBuilding                 // whether the engine still builds something
 )

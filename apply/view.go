@@ -3,6 +3,7 @@ package apply
 import (
 	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"dtesn-agent/gitstore/record"
@@ -16,15 +17,12 @@ func View(s *State, now time.Time) *Status {
 	declared := s.opt.Rules.Schema()
 	v := &Status{
 		Environment: s.opt.Rules.Environment(), Instance: s.opt.Instance, Schema: SchemaStatus{declared.File(), declared.Digest()},
-		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.listed.active,
+		TotalSnapshots: s.total, MaxSnapshots: s.opt.MaxSnapshots, ActiveSnapshots: s.summary.active,
 		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
 		Attempts: s.report.attempts, Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
 		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]record.Repair{}, s.repairs...),
 		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),
 		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
-	}
-	if v.Attempts == nil {
-		v.Attempts = []Attempt{} // for JSON
 	}
 	if a := s.report.last(); a != nil {
 		copied := *a
@@ -44,8 +42,10 @@ func View(s *State, now time.Time) *Status {
 		v.Current = &runs
 	}
 	v.InSync = s.inSync(v)
-	v.Ready, v.Unready = s.readiness()
-	v.State, v.Reason, v.Hint = s.word(v)
+	v.Unready = s.unready()
+	v.Ready = v.Unready == ""
+	state, why := s.word(v)
+	v.State, v.Reason, v.Hint = state, why.Error(), why.Hint
 	s.addBroken(v)
 	s.addDisk(v)
 	s.addSource(v)
@@ -69,12 +69,9 @@ func (s *State) viewChecks() Checks {
 
 func (s *State) viewSource() SourceStatus {
 	src := &s.source
-	v := SourceStatus{Kind: s.opt.SourceKind, Location: s.opt.SourceLocation, Mode: src.mode, LastError: errorText(src.err), Hint: problem.Hint(src.err)}
-	if !src.lastGood.IsZero() {
-		v.LastRead = record.Unix(src.lastGood)
-	}
-	if !src.lost.IsZero() {
-		v.FailingSince = record.Unix(src.lost)
+	v := SourceStatus{
+		Kind: s.opt.SourceKind, Location: s.opt.SourceLocation, Mode: src.mode, LastRead: unixOrNever(src.lastGood),
+		LastError: errorText(src.err), Hint: problem.Hint(src.err), FailingSince: unixOrNever(src.lost),
 	}
 	if doc := s.declared.doc; doc != nil {
 		v.Revision, v.Origin = doc.Revision(), originOf(doc.Source)
@@ -84,23 +81,26 @@ func (s *State) viewSource() SourceStatus {
 
 func (s *State) viewEngine() EngineStatus {
 	e := &s.engine
-	v := EngineStatus{Socket: s.opt.Socket, Reachable: e.reachable, LastError: errorText(e.err), Hint: problem.Hint(e.err), Differences: append([]string{}, e.differences...)}
-	if e.known {
-		v.Environment, v.LastRead = e.reading.Environment, record.Unix(e.at)
+	v := EngineStatus{
+		Socket: s.opt.Socket, Reachable: e.reachable, Environment: e.reading.Environment, LastRead: unixOrNever(e.at),
+		LastError: errorText(e.err), Hint: problem.Hint(e.err), FailingSince: unixOrNever(e.lost), Differences: append([]string{}, e.differences...),
 	}
 	if !e.lost.IsZero() {
-		v.FailingSince, v.Word = record.Unix(e.lost), engineWord(e.err)
+		v.Word = engineWord(e.err)
 	}
 	return v
 }
 
+func unixOrNever(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return record.Unix(t)
+}
+
 // viewRunning returns the record of what the engine was last read to run.
 func (s *State) viewRunning() Running {
-	v := Running{}
-	if s.applied != nil && s.listed.applied == s.applied.Commit && s.listed.head == s.head.Commit {
-		v.RollbackSnapshot = s.listed.previous
-	}
-	rec := s.runningRecord()
+	v, rec := Running{RollbackSnapshot: s.defaultTarget()}, s.runningRecord()
 	if rec == nil {
 		return v
 	}
@@ -118,97 +118,110 @@ func (s *State) viewRunning() Running {
 func (s *State) inSync(v *Status) bool {
 	c, e := s.declared.config, &s.engine
 	if s.opt.Observe {
-		return e.reachable && c != nil && v.Seen.Revision == s.declared.doc.Revision() && !s.holds(v.Held, c) && s.runs(e.reading, c.Parameters)
+		return e.reachable && c != nil && v.Seen.Revision == s.declared.doc.Revision() && !s.holds(v.Held, c) && s.runsAll(e.reading, c.Parameters)
 	}
 	a := v.Attempted
-	return s.isSettled() && e.reachable && !e.several && !s.isRival() && s.runs(e.reading, s.applied.Config) &&
+	return s.isSettled() && e.reachable && !e.isBuilding() && !e.several && !s.isRival() && s.runsAll(e.reading, s.applied.Config) &&
 		(v.Held == nil || !v.Held.Paused) && v.Drift == nil && c != nil && s.same(c.Parameters, s.applied.Config) &&
 		a != nil && a.Revision == v.Seen.Revision && (a.Outcome == record.Applied || a.Outcome == record.Unchanged)
 }
 
-// readiness returns the answer of /readyz: the engine responds and runs the applied,
-// valid set, whatever the source declares; or drift is only reported.
-func (s *State) readiness() (ready bool, why string) {
+// unready says why /readyz does not succeed, "" if it does: the engine responds and runs
+// the applied, valid set, whatever the source declares; or drift is only reported.
+func (s *State) unready() string {
 	e := &s.engine
 	switch {
 	case !e.reachable && e.err != nil:
-		return false, "the engine " + engineWord(e.err)
+		return "the engine " + engineWord(e.err)
 	case !s.recovered:
-		return false, "starting: the engine was not asked yet"
+		return "starting: the engine was not asked yet"
 	case s.opt.Observe:
-		return true, ""
+		return ""
 	case s.isRival():
-		return false, "another agent has the state directory"
+		return "another agent has the state directory"
 	case s.lost != nil && s.valid(e.reading.Parameters):
-		return true, ""
+		return ""
 	case s.applied == nil:
-		return false, "nothing was applied yet"
-	case s.agrees(e.reading, s.applied.Config):
-		return true, ""
-	case s.pending != nil && s.pending.verified:
-		return true, "" // it runs what only the disk has yet to confirm
-	case s.drift.now != nil && s.isSettled() && s.opt.Drift == DriftReport:
-		return true, ""
+		return "nothing was applied yet"
+	case s.runsKnown(e.reading, s.applied.Config),
+		s.pending != nil && s.pending.verified, // it runs what only the disk has yet to confirm
+		s.drift.now != nil && s.isSettled() && s.opt.Drift == DriftReport:
+		return ""
 	}
-	reason, _ := s.obstacles()
-	return false, cmp.Or(reason, "the engine does not run the applied snapshot")
+	if why := s.obstacles(); why != nil {
+		return why.Error()
+	}
+	return "the engine does not run the applied snapshot"
 }
 
-// word returns the one word for how things stand, with its reason and hint.
-func (s *State) word(v *Status) (state Condition, reason, hint string) {
-	obstacles, hint := s.obstacles()
+// word returns the one word for how things stand, and why.
+func (s *State) word(v *Status) (Condition, *problem.Error) {
+	obstacles := s.obstacles()
 	e, head, d := &s.engine, s.head, &s.declared
 	isOpen := head != nil && !s.isSettled()
+	isLost := !e.reachable && e.err != nil
+	isOnlySent := s.blocked(stageSend) && len(s.faults) == 1 // a change, and the engine cannot be read since
 	switch {
 	case s.opt.Observe:
-		return StateObserving, s.observation(), s.observationHint()
+		return StateObserving, s.observation()
 	case s.isRival():
-		return StateDegraded, "nothing is sent to the engine: " + s.disk.err.Error(), "one engine and one state directory have one agent; this one goes on by itself when the other has ended"
-	case obstacles != "" && !s.isAwaited():
-		return StateDegraded, obstacles, hint
-	case !e.reachable && e.err != nil:
-		reason, waiting := waitingText(e.err)
-		if obstacles != "" {
-			return StateWaiting, reason + "; " + obstacles, hint
+		return StateDegraded, newProblem("nothing is sent to the engine: "+s.disk.err.Error(),
+			"one engine and one state directory have one agent; this one goes on by itself when the other has ended")
+	case e.isBuilding() && (obstacles == nil || isOnlySent):
+		return StateApplying, s.buildingProblem()
+	case obstacles != nil && !(isLost && isOnlySent):
+		return StateDegraded, obstacles
+	case isLost:
+		why := waitingProblem(e.err)
+		if obstacles != nil {
+			why = newProblem(why.Error()+"; "+obstacles.Error(), obstacles.Hint)
 		}
-		return StateWaiting, reason, waiting
+		return StateWaiting, why
 	case e.several:
-		return StateDegraded, severalReason, severalHint
+		return StateDegraded, errSeveral
 	case head != nil && s.unknownToEngine(head.Config) != nil:
-		reason, hint := s.unknownText(s.unknownToEngine(head.Config))
-		return StateDegraded, reason, hint
+		return StateDegraded, s.unknownProblem(s.unknownToEngine(head.Config))
 	case !s.recovered:
-		return StateStarting, "waiting for the source and the engine", ""
+		return StateStarting, newProblem("waiting for the source and the engine", "")
 	case s.lost != nil && d.violations == nil && d.refusal == nil:
-		return StateHeld, s.heldReason(v.Held, d.config), s.heldHint(v.Held, d.config)
-	case isOpen && s.pending != nil && s.pending.probation != nil && s.pending.verified:
-		reason, hint := s.probationText()
-		return StateProbation, reason, hint
+		return StateHeld, s.heldProblem(v.Held, d.config)
+	case isOpen && s.isVerified() && s.pending.probation != nil:
+		return StateProbation, s.probationProblem()
 	case isOpen:
-		return StateApplying, head.ID + " is on its way to the engine", ""
+		return StateApplying, newProblem(head.ID+" is on its way to the engine", "")
 	case v.Drift != nil:
-		reason, hint := s.driftText()
-		return StateDrifted, reason, hint
+		return StateDrifted, s.driftProblem()
 	case d.refusal != nil:
-		return StateRefused, d.refusal.Reason, d.refusal.Hint
+		return StateRefused, newProblem(d.refusal.Reason, d.refusal.Hint)
 	case d.violations != nil:
-		return StateInvalid, d.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has"
+		return StateInvalid, newProblem(d.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has")
 	case v.Held != nil && (v.Held.Paused || d.config == nil || !v.InSync && s.holds(v.Held, d.config)):
-		return StateHeld, s.heldReason(v.Held, d.config), s.heldHint(v.Held, d.config)
+		return StateHeld, s.heldProblem(v.Held, d.config)
 	case v.InSync:
-		return StateInSync, "the engine runs what the source declares", ""
+		return StateInSync, newProblem("the engine runs what the source declares", "")
 	case d.doc == nil:
-		return StateStarting, "the source showed no document yet", "check --config and --environment"
+		return StateStarting, newProblem("the source showed no document yet", "check --config and --environment")
 	case v.Source.LastError != "":
-		return StateApplying, "what was declared last is judged again before it is tried, and the source cannot be read: " + v.Source.LastError, sourceHint(v.Source)
+		return StateApplying, newProblem("what was declared last is judged again before it is tried, and the source cannot be read: "+v.Source.LastError, sourceHint(v.Source))
 	}
-	return StateApplying, "a newer document is being looked at", ""
+	return StateApplying, newProblem("a newer document is being looked at", "")
 }
 
-// isAwaited reports whether the only obstacle is an engine that does not respond: it was
-// sent a change, and cannot be read since.
-func (s *State) isAwaited() bool {
-	return s.blocked(stageSend) && len(s.faults) == 1 && !s.engine.reachable && s.engine.err != nil
+// buildingProblem says what the engine builds.
+func (s *State) buildingProblem() *problem.Error {
+	b := s.engine.reading.Building
+	what := "something"
+	if b.Revision != "" {
+		what = problem.Cut(b.Revision, 12)
+	}
+	if s.head != nil && b.Revision == s.head.Commit {
+		what = s.head.ID
+	}
+	reason := "the engine builds " + what
+	if !b.Since.IsZero() {
+		reason += " since " + b.Since.UTC().Format("15:04:05Z")
+	}
+	return newProblem(reason, "")
 }
 
 // addBroken adds that what is applied breaks today's schema, which may be newer. It keeps
@@ -225,24 +238,21 @@ func (s *State) addBroken(v *Status) {
 // addDisk adds that nothing could be recorded to what does not wait for the disk: the
 // next change would find out.
 func (s *State) addDisk(v *Status) {
-	if s.behind != nil && !s.opt.Observe {
-		v.Reason += "; the git repository lacks the newest records: " + s.behind.Error()
-		if v.Hint == "" {
-			v.Hint = diskHint(s.behind, s.opt.StateDir) + "; they are written as soon as that is possible"
-		}
+	if s.opt.Observe {
+		return
 	}
-	if s.disk.err == nil || s.opt.Observe || v.State == StateDegraded {
+	if s.behind != nil {
+		v.Reason += "; the git repository lacks the newest records: " + s.behind.Error()
+		v.Hint = cmp.Or(v.Hint, diskHint(s.behind, s.opt.StateDir)+"; they are written as soon as that is possible")
+	}
+	if s.disk.err == nil || v.State == StateDegraded {
 		return
 	}
 	if v.State == StateInSync {
 		v.State = StateDegraded
 	}
 	v.Reason += "; nothing can be recorded: " + s.disk.err.Error()
-	hint := diskHint(s.disk.err, s.opt.StateDir) + again
-	if v.Hint != "" {
-		hint += "; " + v.Hint
-	}
-	v.Hint = hint
+	v.Hint = strings.TrimSuffix(diskHint(s.disk.err, s.opt.StateDir)+again+"; "+v.Hint, "; ")
 }
 
 // addSource adds that the source cannot be read to what is at rest, or waits for the
@@ -258,45 +268,33 @@ func (s *State) addSource(v *Status) {
 	}
 }
 
-// observation returns what an observing agent would do.
-func (s *State) observation() string {
+func (s *State) observation() *problem.Error {
 	e, d := &s.engine, &s.declared
+	waiting := newProblem("the engine was not asked yet", "")
+	switch {
+	case !e.reachable && e.err != nil:
+		waiting = waitingProblem(e.err)
+	case e.reachable && e.reading.Environment != s.label():
+		waiting.Hint = fmt.Sprintf("the engine is labelled %q; an agent without --observe would label it %s", e.reading.Environment, s.label())
+	}
 	switch {
 	case d.refusal != nil:
-		return "would not trust the source: " + d.refusal.Reason
+		return newProblem("would not trust the source: "+d.refusal.Reason, waiting.Hint)
 	case d.violations != nil:
-		return "would refuse the document: " + d.violations.Error()
-	case !e.reachable && e.err != nil:
-		reason, _ := waitingText(e.err)
-		return reason
+		return newProblem("would refuse the document: "+d.violations.Error(), waiting.Hint)
 	case !e.reachable:
-		return "the engine was not asked yet"
+		return waiting
 	case d.config == nil:
-		return "the source showed no document yet"
+		return newProblem("the source showed no document yet", waiting.Hint)
+	case s.holds(s.hold(), d.config):
+		return newProblem("would not try it, held: "+s.heldProblem(s.hold(), d.config).Error(), waiting.Hint)
 	}
 	changes := s.differences(e.reading, d.config.Parameters)
 	for i := range changes { // from what runs to what is declared
 		changes[i].Old, changes[i].New = changes[i].New, changes[i].Old
 	}
-	switch hold := s.hold(); {
-	case s.holds(hold, d.config):
-		return "would not try it, held: " + s.heldReason(hold, d.config)
-	case len(changes) > 0:
-		return "would apply: " + changesText(changes)
+	if len(changes) > 0 {
+		return newProblem("would apply: "+changesText(changes), waiting.Hint)
 	}
-	return "the engine runs what the source declares"
-}
-
-// observationHint returns what to do about an engine that cannot be asked, or what an
-// observing agent leaves undone besides.
-func (s *State) observationHint() string {
-	e := &s.engine
-	if !e.reachable && e.err != nil {
-		_, hint := waitingText(e.err)
-		return hint
-	}
-	if e.reachable && e.reading.Environment != s.label() {
-		return fmt.Sprintf("the engine is labelled %q; an agent without --observe would label it %s", e.reading.Environment, s.label())
-	}
-	return ""
+	return newProblem("the engine runs what the source declares", waiting.Hint)
 }

@@ -45,6 +45,7 @@ type Client struct {
 	// Whether a request had a response, and whether one had none, since Watch
 	// looked last.
 	answered, unanswered atomic.Bool
+	later                atomic.Pointer[wait] // until when nothing is to be asked
 
 	mu       sync.Mutex
 	prepared *preparation // nil if nothing is prepared
@@ -233,7 +234,7 @@ func decodeCurrent(rules *schema.Rules, status int, body []byte) (api.Reading, e
 		return api.Reading{}, &api.AnswerError{Reason: fmt.Sprintf("the engine answered %s to GET %s%s", statusText(status), PathCurrent, because(reasons(body)))}
 	}
 	if status != http.StatusOK {
-		return api.Reading{}, notAnEngine("GET %s answered %s", PathCurrent, statusText(status))
+		return api.Reading{}, notAnEngine("GET %s answered %s%s", PathCurrent, statusText(status), because(reasons(body)))
 	}
 	answer, err := decodeObject(body)
 	if err != nil {
@@ -251,7 +252,7 @@ func decodeCurrent(rules *schema.Rules, status int, body []byte) (api.Reading, e
 		return api.Reading{}, notAnEngine("its configuration is %s: %s", quote(answer["configuration"]), line(err.Error()))
 	}
 	// A label that is missing or no string is "": not ours.
-	reading := api.Reading{Environment: decodeAs[string](answer["environment"])}
+	reading := api.Reading{Environment: decodeAs[string](answer["environment"]), Building: decodeBuilding(answer["building"])}
 	values := map[string]schema.Value{}
 	for _, p := range rules.Parameters() {
 		raw, ok := configuration[p.Name]
@@ -277,6 +278,20 @@ func decodeCurrent(rules *schema.Rules, status int, body []byte) (api.Reading, e
 		return api.Reading{}, notAnEngine("its configuration has none of the parameters %s", line(strings.Join(rules.Names(), ", ")))
 	}
 	return reading, nil
+}
+
+// decodeBuilding reads {"revision": a text, "since": Unix seconds}; nil if nothing
+// is built.
+func decodeBuilding(raw json.RawMessage) *api.Building {
+	fields, err := decodeObject(raw)
+	if err != nil || fields == nil {
+		return nil
+	}
+	b := &api.Building{Revision: line(decodeAs[string](fields["revision"]))}
+	if since := decodeAs[float64](fields["since"]); since > 0 && since < 1<<40 {
+		b.Since = time.UnixMilli(int64(since * 1000))
+	}
+	return b
 }
 
 // wanted describes the types of parameters in errors.

@@ -2,7 +2,6 @@ package dtesn
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,7 +32,7 @@ func (c *Client) health(ctx context.Context) (api.Health, error) {
 	case err != nil:
 		return api.Health{Peer: peer}, err
 	case foreign(status):
-		return api.Health{Peer: peer}, &api.ForeignError{Reason: fmt.Sprintf("GET %s answered %s", PathHealth, statusText(status))}
+		return api.Health{Peer: peer}, &api.ForeignError{Reason: fmt.Sprintf("GET %s answered %s%s", PathHealth, statusText(status), because(reasons(body)))}
 	}
 	h, known := judgeHealth(status, body)
 	h.Peer = peer
@@ -47,22 +46,16 @@ func (c *Client) health(ctx context.Context) (api.Health, error) {
 // status is good and no field says otherwise; known is false if no field says
 // anything.
 func judgeHealth(status int, body []byte) (h api.Health, known bool) {
-	var answer struct {
-		Success json.RawMessage `json:"success"`
-		Health  struct {
-			Healthy json.RawMessage `json:"healthy"`
-			Checks  any             `json:"checks"`
-		} `json:"health"`
-	}
-	_ = json.Unmarshal(body, &answer) // a field of another type counts as missing
-	healthy := string(answer.Health.Healthy)
-	if string(answer.Success) == "false" {
+	answer, _ := decodeObject(body)
+	report, _ := decodeObject(answer["health"])
+	healthy := string(report["healthy"])
+	if string(answer["success"]) == "false" {
 		healthy = "false"
 	}
 	var failed []string
-	checks, _ := answer.Health.Checks.(map[string]any)
+	checks, _ := decodeObject(report["checks"])
 	for name, ok := range checks {
-		if ok == false {
+		if string(ok) == "false" {
 			failed = append(failed, name)
 		}
 	}

@@ -77,6 +77,8 @@ func TestHealth(t *testing.T) {
 		"nothing":             {204, "", "answered nothing, want {"},
 		"healthy is no bool":  {200, `{"success": true, "health": {"healthy": "yes"}}`, "want {"},
 		"healthy is null":     {200, `{"success": true, "health": {"healthy": null}}`, "want {"},
+		"healthy twice":       {200, `{"success": true, "health": {"healthy": false, "healthy": true}}`, "want {"},
+		"Healthy":             {200, `{"success": true, "health": {"Healthy": true}}`, "want {"},
 		"health is no object": {200, `{"success": true, "health": true}`, "want {"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -58,11 +58,9 @@ var unknownParameter = regexp.MustCompile(`(?i)\bunknown parameter:? *["'\x60]?(
 // blamed returns the parameter that a rejection calls unknown: in the field
 // `unknown_parameter`, or in its words.
 func blamed(body []byte, why []string) string {
-	var answer struct {
-		Name string `json:"unknown_parameter"`
-	}
-	if json.Unmarshal(body, &answer) == nil && answer.Name != "" {
-		return line(answer.Name)
+	answer, _ := decodeObject(body)
+	if name := decodeAs[string](answer["unknown_parameter"]); name != "" {
+		return line(name)
 	}
 	for _, text := range why {
 		if m := unknownParameter.FindStringSubmatch(text); m != nil {
@@ -105,7 +103,7 @@ func judgeLabel(label string, status int, body []byte) error {
 			"it answered %s when told that this is %s%s",
 			statusText(status), label, because(reasons(body)))}
 	}
-	return fmt.Errorf("set the environment label: the engine answered %s%s", statusText(status), because(reasons(body)))
+	return &api.AnswerError{Reason: fmt.Sprintf("the engine answered %s to POST %s, which sets its label%s", statusText(status), PathEnvironment, because(reasons(body)))}
 }
 
 // successOf reads the success field; known is false if it is not a bool, or
@@ -120,18 +118,16 @@ func successOf(body []byte) (success, known bool) {
 // first: `errors`, FastAPI's `detail` (a string, or a list of {loc, msg}), the
 // singular `error`, `message`. A body that is no JSON is its own reason.
 func reasons(body []byte) []string {
-	var answer map[string]json.RawMessage
-	if json.Unmarshal(body, &answer) != nil {
+	answer, err := decodeObject(body)
+	if err != nil {
 		if text := line(string(body)); text != "" {
 			return []string{text}
 		}
 		return nil
 	}
-	var detail map[string]json.RawMessage
-	if json.Unmarshal(answer["detail"], &detail) == nil {
-		if found := reasonsOf(detail); len(found) > 0 {
-			return found // HTTPException(detail=…) held a whole answer
-		}
+	detail, _ := decodeObject(answer["detail"])
+	if found := reasonsOf(detail); len(found) > 0 {
+		return found // HTTPException(detail=…) held a whole answer
 	}
 	return reasonsOf(answer)
 }
@@ -176,19 +172,16 @@ func reason(item json.RawMessage) string {
 	if json.Unmarshal(item, &text) == nil {
 		return line(text)
 	}
-	var fastapi struct {
-		Loc []any  `json:"loc"`
-		Msg string `json:"msg"`
-	}
-	if json.Unmarshal(item, &fastapi) == nil && fastapi.Msg != "" {
+	fastapi, _ := decodeObject(item)
+	if message := decodeAs[string](fastapi["msg"]); message != "" {
 		var place []string
-		for _, part := range fastapi.Loc {
+		for _, part := range decodeAs[[]any](fastapi["loc"]) {
 			place = append(place, fmt.Sprint(part))
 		}
 		if len(place) > 0 {
-			return line(strings.Join(place, " → ") + ": " + fastapi.Msg)
+			message = strings.Join(place, " → ") + ": " + message
 		}
-		return line(fastapi.Msg)
+		return line(message)
 	}
 	return line(string(item))
 }

@@ -93,7 +93,7 @@ func (c *Client) labelled(ctx context.Context) (*session, error) {
 	case s, ok := <-p.ready:
 		switch {
 		case !ok:
-		case s.spent, !s.left():
+		case s.spent, s.reader.Buffered() == 0 && !s.left():
 			return s, nil
 		default:
 			s.close()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -150,8 +151,11 @@ func (s *session) close() { _ = s.conn.Close() }
 // says nothing about the engine. Then the request goes over a fresh one: if no
 // byte of it was sent, or if asking twice does no harm and nothing came back.
 func (s *session) do(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
+	if later := s.client.later.Load(); later != nil && later.peer == s.peer && time.Now().Before(later.err.Until) {
+		return 0, nil, &exchangeError{err: later.err}
+	}
 	kept := s.used
-	if s.spent || kept && s.left() {
+	if s.spent || kept && (s.reader.Buffered() > 0 || s.left()) { // bytes beyond an answer are not the next one
 		if err := s.again(ctx); err != nil {
 			return 0, nil, err
 		}
@@ -210,7 +214,45 @@ func (s *session) exchange(ctx context.Context, method, path string, body []byte
 	if err != nil {
 		return response.StatusCode, nil, s.fault(ctx, true, err)
 	}
+	if later := asksToWait(response, method+" "+path, answer); later != nil {
+		s.client.later.Store(&wait{s.peer, later})
+		// 503 may come from something that gave up on a server which goes on.
+		return 0, nil, &exchangeError{sent: response.StatusCode != http.StatusTooManyRequests, err: later}
+	}
 	return response.StatusCode, answer, nil
+}
+
+// A wait is until when an engine asks not to be asked.
+type wait struct {
+	peer api.Peer
+	err  *api.LaterError
+}
+
+// The wait without a Retry-After, and the longest that is obeyed.
+const waitLeast, waitMost = time.Second, 5 * time.Minute
+
+// asksToWait returns until when a response asks to wait, nil if it does not:
+// RFC 6585, 4, and RFC 9110, 10.2.3.
+func asksToWait(response *http.Response, request string, body []byte) *api.LaterError {
+	value := response.Header.Get("Retry-After")
+	switch response.StatusCode {
+	case http.StatusTooManyRequests:
+	case http.StatusServiceUnavailable:
+		if answer, _ := decodeObject(body); value == "" || answer["health"] != nil { // that is a report of its health
+			return nil
+		}
+	default:
+		return nil
+	}
+	wait := waitLeast
+	if seconds, err := strconv.Atoi(value); err == nil {
+		wait = time.Duration(min(seconds, int(waitMost.Seconds()))) * time.Second
+	} else if at, err := http.ParseTime(value); err == nil {
+		wait = time.Until(at)
+	}
+	wait = min(max(wait, waitLeast), waitMost)
+	return &api.LaterError{Until: time.Now().Add(wait), Reason: fmt.Sprintf(
+		"the engine answered %s to %s and asks to wait %s%s", statusText(response.StatusCode), request, wait.Round(time.Second), because(reasons(body)))}
 }
 
 // response reads a header, passing over 1xx.

@@ -1,10 +1,13 @@
 package dtesn
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -129,5 +132,93 @@ func TestAnOperationIsWithOneEngine(t *testing.T) {
 	_, _, err = s.do(t.Context(), http.MethodPost, PathBatchUpdate, []byte("{}"))
 	if answer := judge(0, nil, err); answer.Verdict != api.VerdictNotSent || other.batches.Load() != 0 {
 		t.Errorf("%s, %v; %d batches", answer.Verdict, err, other.batches.Load())
+	}
+}
+
+// TestBytesBeyondAnAnswer: what follows an answer is not the answer to the next request.
+func TestBytesBeyondAnAnswer(t *testing.T) {
+	t.Parallel()
+	const refusal = "HTTP/1.1 200 X\r\nContent-Length: 18\r\n\r\n{\"success\": false}"
+	m := &misbehaver{}
+	m.onLabel = func(conn net.Conn, r *http.Request) bool {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, err := io.WriteString(conn, "HTTP/1.1 200 X\r\nContent-Length: 17\r\n\r\n{\"success\": true}"+refusal)
+		return err == nil
+	}
+	m.start(t)
+	c := m.client(0)
+	for n := range int64(6) {
+		if n%2 == 0 {
+			c.Prepare()
+		}
+		if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted || m.batches.Load() != n+1 {
+			t.Fatalf("%s %v %v; batch %d, %d arrived", a.Verdict, a.Errors, a.Err, n+1, m.batches.Load())
+		}
+	}
+}
+
+// TestAskedToWait: 429, or 503 with Retry-After, on any path is no verdict, and nothing is
+// asked before that is over.
+func TestAskedToWait(t *testing.T) {
+	t.Parallel()
+	limited := func(status int, header string) func(net.Conn, *http.Request) bool {
+		return func(conn net.Conn, r *http.Request) bool {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, err := fmt.Fprintf(conn, "HTTP/1.1 %d X\r\n%sContent-Length: 22\r\n\r\n{\"detail\": \"too many\"}", status, header)
+			return err == nil
+		}
+	}
+	date := "Retry-After: " + time.Now().Add(time.Hour).UTC().Format(http.TimeFormat) + "\r\n"
+	for name, row := range map[string]struct {
+		status  int
+		header  string
+		wait    time.Duration
+		verdict api.Verdict // of a batch that is answered so
+	}{
+		"429":               {429, "Retry-After: 6\r\n", 6 * time.Second, api.VerdictNotSent},
+		"429, a date":       {429, date, 5 * time.Minute, api.VerdictNotSent},
+		"429, without":      {429, "", time.Second, api.VerdictNotSent},
+		"429, nonsense":     {429, "Retry-After: -7\r\n", time.Second, api.VerdictNotSent},
+		"503":               {503, "Retry-After: 9999999999\r\n", 5 * time.Minute, api.VerdictUnknown},
+		"503 and no header": {503, "", 0, api.VerdictUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := func(err error) {
+				t.Helper()
+				var later *api.LaterError
+				if !errors.As(err, &later) {
+					if row.wait > 0 {
+						t.Errorf("%v does not ask to wait", err)
+					}
+					return
+				}
+				if left := time.Until(later.Until); left > row.wait || left < row.wait-5*time.Second || !strings.Contains(later.Reason, "too many") {
+					t.Errorf("%s: wait %s, want %s", later.Reason, left, row.wait)
+				}
+			}
+			m := &misbehaver{}
+			m.onBatch = limited(row.status, row.header)
+			m.start(t)
+			c := m.client(0)
+			a := c.Send(t.Context(), batch)
+			if asked(a.Err); a.Verdict != row.verdict || a.Broken {
+				t.Errorf("a batch: %s, %v", a.Verdict, a.Err)
+			}
+			_, err := c.Read(t.Context())
+			if (err != nil) != (row.wait > 0) {
+				t.Errorf("read at once: %v", err)
+			}
+
+			m = &misbehaver{}
+			m.onLabel, m.onCurrent = limited(row.status, row.header), limited(row.status, row.header)
+			m.start(t)
+			_, err = m.client(0).Read(t.Context())
+			asked(err)
+			a = m.client(0).Send(t.Context(), batch)
+			if asked(a.Err); a.Verdict != api.VerdictNotSent || m.batches.Load() > 0 {
+				t.Errorf("a label: %s, %v", a.Verdict, a.Err)
+			}
+		})
 	}
 }

@@ -130,11 +130,11 @@ func TestGitOutages(t *testing.T) {
 		{"garbage", misbehave(answers(200, "application/x-git-upload-pack-advertisement", "\x00\x1b[31mgarbage")), well, nil, false, false, false},
 		{"redirects away", misbehave(func(_ http.Handler, w http.ResponseWriter, q *http.Request) {
 			http.Redirect(w, q, elsewhere.URL+q.URL.String(), http.StatusMovedPermanently)
-		}), well, []string{"redirects to " + elsewhere.URL, "name it with --repo"}, false, false, false},
+		}), well, []string{"redirects to " + elsewhere.URL, "name that address with --repo"}, false, false, false},
 		{"half a pack", misbehave(spoils(func(w http.ResponseWriter, b []byte) { _, _ = w.Write(b[:len(b)/2]) })), well, []string{"cut short"}, false, true, false},
 		{"a bit of the pack", misbehave(spoils(func(w http.ResponseWriter, b []byte) { b[len(b)-60] ^= 1; _, _ = w.Write(b) })), well, []string{"fetch "}, false, true, false},
 		{"the ref is deleted", func() { gitserver.Git(t, f.bare, "update-ref", "-d", "refs/heads/main") }, func() {}, []string{"the ref main does not exist there"}, false, false, false},
-		{"the repository is gone", func() { move(f.bare, away) }, func() { move(away, f.bare) }, []string{"404", "address right"}, false, false, false},
+		{"the repository is gone", func() { move(f.bare, away) }, func() { move(away, f.bare) }, []string{"404", "check the address"}, false, false, false},
 		{"the repository is emptied", replace(func() {}), back, []string{"the ref main does not exist there"}, false, false, false},
 		{"another history is in its place", replace(func() {
 			other := gitserver.NewRepository(t, t.TempDir(), 1)
@@ -226,7 +226,7 @@ func TestGitProgress(t *testing.T) {
 	var slow atomic.Bool
 	s := &wayward{}
 	s.will(spoils(func(w http.ResponseWriter, b []byte) {
-		at := bytes.Index(b, []byte("packfile\n")) + len("packfile\n")
+		at := bytes.Index(b, []byte("NAK\n")) + len("NAK\n")
 		_, _ = w.Write(b[:at])
 		for percent := range 3 {
 			text := fmt.Sprintf("\x02Counting \x1b[31mcanaries: %d%%\r", percent)
@@ -264,5 +264,33 @@ func TestGitProgress(t *testing.T) {
 	}
 	if out := run(true, false); strings.Contains(out, "canaries") {
 		t.Errorf("a slow fetch that nobody watches says %q", out)
+	}
+}
+
+// TestGitProxy: a proxy that wants a login is named, with the variable that names
+// it; one that cannot be parsed ends the command.
+func TestGitProxy(t *testing.T) {
+	t.Parallel()
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Proxy-Authenticate", "Basic")
+		w.WriteHeader(http.StatusProxyAuthRequired)
+	}))
+	t.Cleanup(proxy.Close)
+	for _, scheme := range []string{"http", "https"} {
+		f := newFollower(t)
+		f.env = []string{strings.ToUpper(scheme) + "_PROXY=" + proxy.URL}
+		f.start(scheme + "://config.git.invalid/config.git")
+		f.await("the proxy is named", func(v view) bool {
+			said := v.Source.LastError + v.Source.Hint
+			return strings.Contains(said, "407 Proxy Authentication Required") && strings.Contains(said, strings.ToUpper(scheme)+"_PROXY")
+		})
+		kill(f.cmd)
+	}
+	cmd := exec.Command(shippedAgent(t), "run", "--environment", "testing", "--repo", "https://config.git.invalid/config.git", "--embedded-engine", "--state", t.TempDir())
+	cmd.Env = append(os.Environ(), "HTTPS_PROXY=http://[::1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "HTTPS_PROXY") || !strings.Contains(string(out), "http://HOST:PORT") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -162,7 +162,7 @@ func TestGitServers(t *testing.T) {
 			})
 			file := filepath.Join(f.dir, "token")
 			ok(t, os.WriteFile(file, []byte(token+"\n"), 0o600))
-			return s.URL + "/config.git", []string{"--git-token-file", file}, func() { down.Store(true) }, func() { down.Store(false) }
+			return s.URL + "/config.git", []string{"--git-token-file", file, "--allow-insecure-git"}, func() { down.Store(true) }, func() { down.Store(false) }
 		},
 		"ssh": func(t *testing.T, f *follower) (string, []string, func(), func()) {
 			needs(t, "ssh-keygen")
@@ -172,11 +172,6 @@ func TestGitServers(t *testing.T) {
 			return h.URL, []string{"--git-ssh-key-file", h.Key, "--git-known-hosts-file", h.KnownHosts},
 				func() { ok(t, os.WriteFile(h.Key, []byte("-----BEGIN nothing"), 0o600)) },
 				func() { ok(t, os.WriteFile(h.Key, key, 0o600)) }
-		},
-		"daemon": func(t *testing.T, f *follower) (string, []string, func(), func()) {
-			away := f.bare + ".away"
-			return gitserver.Daemon(t, f.dir) + "/config.git", nil,
-				func() { ok(t, os.Rename(f.bare, away)) }, func() { ok(t, os.Rename(away, f.bare)) }
 		},
 		"a path": func(t *testing.T, f *follower) (string, []string, func(), func()) {
 			away := f.bare + ".away"
@@ -240,7 +235,7 @@ func TestGitKilledWhileItFetches(t *testing.T) {
 			q.Body = http.NoBody
 			q = q.WithContext(context.WithoutCancel(q.Context()))
 			q.Body = nopCloser{bytes.NewReader(body.Bytes())}
-			if hang.Load() && bytes.Contains(body.Bytes(), []byte("command=fetch")) {
+			if hang.Load() && bytes.Contains(body.Bytes(), []byte("want ")) {
 				half := &halfWriter{ResponseWriter: w}
 				h.ServeHTTP(half, q)
 				w.(http.Flusher).Flush()
@@ -331,4 +326,39 @@ func TestGitRefused(t *testing.T) {
 	if v.ttl() != 2 || !v.Ready || v.InSync {
 		t.Errorf("%+v", v.Status)
 	}
+}
+
+// TestGitAcceptedHead: the head that was accepted last is known after a restart.
+// Of a server with a shallow copy it is the only proof.
+func TestGitAcceptedHead(t *testing.T) {
+	needs(t, "git")
+	f := newFollower(t)
+	url := gitserver.HTTP(t, f.dir, nil).URL + "/config.git"
+	f.start(url)
+	f.runs(1)
+	f.git("commit", "-q", "--allow-empty", "-m", "nothing of ours")
+	f.push()
+	f.sync()
+	head := f.git("rev-parse", "HEAD")
+	f.await("the head is accepted", func(v view) bool { return v.Source.Revision == head })
+	fact := func() bool {
+		journal, err := filepath.Glob(filepath.Join(f.state, "journal.*"))
+		ok(t, err)
+		for _, path := range journal {
+			text, err := os.ReadFile(path)
+			ok(t, err)
+			if bytes.Contains(text, []byte("accepted-head")) && bytes.Contains(text, []byte(head)) {
+				return true
+			}
+		}
+		return false
+	}
+	f.await("it is on record", func(view) bool { return fact() })
+	kill(f.cmd)
+	ok(t, os.Rename(f.bare, f.bare+".away"))
+	f.git("clone", "-q", "--bare", "--depth", "1", "file://"+f.bare+".away", f.bare)
+	f.git("commit", "-q", "--allow-empty", "-m", "between")
+	f.declare(2)
+	f.start(url)
+	f.runs(2)
 }

@@ -62,7 +62,7 @@ type FilesOptions struct {
 type Files struct {
 	opt FilesOptions
 	// newWatch makes a watch; tests put one in its place that fails.
-	newWatch func(t trail, envFile string) (*watch, error)
+	newWatch func(s statPass, envFile string) (*watch, error)
 	sync     chan struct{}
 	pulse
 }
@@ -94,9 +94,12 @@ func (f *Files) CheckSigner(document.Source) (*document.Refusal, error) { return
 // Run reads and watches the directory until ctx ends, then returns nil. It is
 // called once.
 func (f *Files) Run(ctx context.Context, sink Sink) error {
-	l := &loop{Files: f, sink: sink, settle: time.NewTimer(time.Hour), again: make(chan struct{}, 1)}
-	l.settle.Stop()
-	defer l.settle.Stop()
+	l := &loop{
+		Files: f, sink: sink, timer: time.NewTimer(time.Hour),
+		wanted: []string{f.opt.Environment.File(), schema.BaseFile},
+	}
+	l.timer.Stop()
+	defer l.timer.Stop()
 	defer l.dropWatch()
 	turn := time.NewTicker(min(pollEvery, f.opt.Resync))
 	defer turn.Stop()
@@ -112,10 +115,8 @@ func (f *Files) Run(ctx context.Context, sink Sink) error {
 		case <-ctx.Done():
 			return nil
 		case <-events:
-			l.event(l.happened())
-		case <-l.again:
-			l.event(news{renamed: l.watch != nil})
-		case <-l.settle.C:
+			l.event()
+		case <-l.timer.C:
 			l.due = false
 			l.look()
 		case <-f.sync:

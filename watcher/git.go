@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -43,13 +46,21 @@ type GitOptions struct {
 	// Scratch is a directory for what is fetched, of this source alone. What is
 	// in it is removed at the start.
 	Scratch string
-	// Access are the files of secrets and of what is trusted.
-	Access remote.Files
+	// Access are the files of secrets and of what is trusted. AllowInsecure permits
+	// to send secrets over plain HTTP.
+	Access        remote.Files
+	AllowInsecure bool
 	// Verify and Signers (a path, read anew each time) say who must have signed.
 	Verify  VerifyMode
 	Signers string
-	// AllowRewind lets the ref move to what does not descend from what runs.
+	// AllowRewind lets the ref move to what does not descend from what runs or was
+	// accepted last.
 	AllowRewind bool
+	// Accepted is the head that was accepted last, "" if unknown. OnAccept, if set,
+	// is called with each later one, so that it can be given here at the next start;
+	// it must return at once.
+	Accepted string
+	OnAccept func(commit string)
 	// Running is the commit that what runs came from; empty if from none.
 	Running func() string
 	// Progress, if set, gets a fetch's progress, as the server words it.
@@ -60,8 +71,14 @@ type GitOptions struct {
 	Logger *slog.Logger
 }
 
-// maxBackoff bounds how long a source that fails is left alone.
-const maxBackoff = time.Minute
+const (
+	// maxBackoff bounds how long a source that fails is left alone, unless its
+	// server asks for more.
+	maxBackoff = time.Minute
+	// maxEarly is how many looks after a failure may come sooner than Poll, before
+	// as many periods have passed.
+	maxEarly = 8
+)
 
 // Git is a git repository as a source of Documents. Make it with NewGit, start
 // it with Run; the other methods are safe from any goroutine.
@@ -71,18 +88,27 @@ type Git struct {
 	origin origin
 	sync   chan struct{}
 	asked  atomic.Bool
+	// maxLook is when a look that goes on counts as stuck.
+	maxLook time.Duration
 	pulse
 
 	// What follows belongs to the look that is under way.
-	last  sighting
-	begun atomic.Int64 // when, in Unix nanoseconds; 0 between two
-	sink  Sink
-	fails int
-	told  string
+	last     sighting
+	accepted string       // the last head that was not refused
+	begun    atomic.Int64 // when, in Unix nanoseconds; 0 between two
+	sink     Sink
+	fails    int
+	told     string
+	early    int       // looks sooner than Poll that Poll has not made up for yet
+	counted  time.Time // up to when they were
 }
 
-// maxLook is longer than the bounds of all that a look may do.
-const maxLook = 30 * time.Minute
+// How long a look may take. The remote one is the sum of the bounds of its
+// requests.
+const (
+	maxRemoteLook = 30 * time.Minute
+	maxLocalLook  = 2 * time.Minute
+)
 
 // A sighting is what was delivered, and what it depended on.
 type sighting struct {
@@ -130,18 +156,18 @@ func NewGit(opt GitOptions) (*Git, error) {
 			return nil, err
 		}
 	}
-	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}}
+	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}, accepted: opt.Accepted, counted: time.Now()}
 	if remote.IsLocal(opt.Repo) {
-		g.origin = &localOrigin{path: opt.Repo}
+		g.origin, g.maxLook = &localOrigin{path: opt.Repo}, maxLocalLook
 	} else {
-		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, Progress: opt.Progress, Logger: opt.Logger})
+		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, AllowInsecure: opt.AllowInsecure, Progress: opt.Progress})
 		if err != nil {
 			return nil, err
 		}
 		if why := r.Unsafe(); why != "" && opt.Verify == "" {
-			opt.Logger.Warn("the source cannot prove who it is", "repo", r.Location(), "why", why)
+			opt.Logger.Warn("source is not authenticated", "repo", r.Location(), "reason", why)
 		}
-		g.origin = &remoteOrigin{remote: r, scratch: opt.Scratch}
+		g.origin, g.maxLook = &remoteOrigin{remote: r, scratch: opt.Scratch}, maxRemoteLook
 	}
 	return g, nil
 }
@@ -199,7 +225,6 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 		if looking {
 			<-over
 		}
-		g.origin.close()
 	}()
 	look := func() {
 		if again = looking; looking {
@@ -211,7 +236,7 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 		go func() { over <- g.look(ctx) }()
 	}
 	for {
-		if !looking || time.Since(time.Unix(0, g.begun.Load())) < maxLook {
+		if !looking || time.Since(time.Unix(0, g.begun.Load())) < g.maxLook {
 			g.turned()
 		}
 		select {
@@ -247,7 +272,9 @@ func (g *Git) sweep() error {
 
 // look looks once, tells the sink, and says when to look next.
 func (g *Git) look(ctx context.Context) time.Duration {
-	doc, err := g.read(ctx)
+	bounded, cancel := context.WithTimeout(ctx, g.maxLook)
+	doc, err := g.read(bounded)
+	cancel()
 	g.origin.rest()
 	if ctx.Err() != nil {
 		return time.Hour
@@ -268,17 +295,27 @@ func (g *Git) look(ctx context.Context) time.Duration {
 		g.opt.OnRead()
 	}
 	g.told = told
-	return g.wait()
+	return g.wait(err)
 }
 
-// wait is the time to the next look: Poll give or take a tenth, so that a fleet
-// does not ask at once; after failures from a second on, doubled each time.
-func (g *Git) wait() time.Duration {
+// wait returns the time to the next look: Poll give or take a tenth, so that a
+// fleet does not ask at once. After a failure it is a second, doubled each time,
+// or what the server asks for. Early looks are bounded: a source that fails
+// again and again is not asked more often than Poll in the long run.
+func (g *Git) wait(err error) time.Duration {
+	periods := int(time.Since(g.counted) / g.opt.Poll)
+	g.counted = g.counted.Add(time.Duration(periods) * g.opt.Poll)
+	g.early = max(0, g.early-periods)
 	d := g.opt.Poll
 	if g.fails > 0 {
-		d = min(time.Second<<min(g.fails-1, 10), max(maxBackoff, g.opt.Poll))
+		backoff := min(time.Second<<min(g.fails-1, 10), max(maxBackoff, g.opt.Poll))
+		if backoff >= d || g.early < maxEarly {
+			d = backoff
+			g.early++
+		}
 	}
-	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+	d = time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+	return max(d, remote.RetryAfter(err))
 }
 
 // read is one look: nil and no error if nothing is new.
@@ -315,6 +352,10 @@ func (g *Git) read(ctx context.Context) (*document.Document, error) {
 	doc.Follows = now.running
 	if doc.Refused == nil {
 		now.taken = doc.Source.Revision
+		if g.accepted != now.taken && g.opt.OnAccept != nil {
+			g.opt.OnAccept(now.taken)
+		}
+		g.accepted = now.taken
 	}
 	if !proven {
 		now.wait = min(max(2*g.last.wait, g.opt.Poll, time.Second), time.Hour)
@@ -352,21 +393,31 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 	return doc, true, err
 }
 
-// rewound says why the ref must not move to c while running is what runs.
+// rewound returns why the ref must not move to c: it descends neither from what
+// was accepted last, which proves it at the cost of what is new, nor from running.
 func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (why *document.Refusal, proven bool, err error) {
-	if running == "" || running == c.hash.String() || c.child(running) {
+	if running == "" {
 		return nil, true, nil
 	}
-	err = g.origin.descends(ctx, o, c, running)
 	var not *notDescendant
-	switch {
-	case err == nil:
-		return nil, true, nil
-	case !errors.As(err, &not):
-		return nil, false, err
-	case g.opt.AllowRewind:
-		g.opt.Logger.Warn("the ref was moved to what does not descend from what runs, as --allow-rewind permits",
-			"ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "why", not.why)
+	for _, ancestor := range []string{running, g.accepted} {
+		if ancestor == c.hash.String() || c.child(ancestor) {
+			return nil, true, nil
+		}
+	}
+	for _, ancestor := range slices.Compact([]string{g.accepted, running}) {
+		if ancestor == "" {
+			continue
+		}
+		if err = g.origin.descends(ctx, o, c, plumbing.NewHash(ancestor)); err == nil {
+			return nil, true, nil
+		}
+		if !errors.As(err, &not) {
+			return nil, false, err
+		}
+	}
+	if g.opt.AllowRewind {
+		g.opt.Logger.Warn("ref was rewound, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why)
 		return nil, true, nil
 	}
 	why = &document.Refusal{
@@ -374,7 +425,7 @@ func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string)
 		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
 	}
 	if not == notShown {
-		why.Hint = "is the server's copy shallow, or the way between very long? it is looked at again by itself; to take it unproven, run the agent with --allow-rewind until it is applied"
+		why.Hint = "the server's copy may be shallow; it is looked at again by itself; to take it unproven, run the agent with --allow-rewind until it is applied"
 	}
 	return why, not != notShown, nil
 }

@@ -3,15 +3,16 @@ package watcher
 import (
 	"bytes"
 	"compress/zlib"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-
-	"dtesn-agent/watcher/document"
+	"time"
 )
 
 // TestGitForgedObject: a loose object that is not what its name says proves no
@@ -54,21 +55,18 @@ func TestGitForgedObject(t *testing.T) {
 }
 
 // TestGitBorrowedInACircle: object directories that lend to each other in a
-// circle are refused, and do not keep the source busy for ever.
+// circle are read once each, as git does.
 func TestGitBorrowedInACircle(t *testing.T) {
 	s := newGitSite(t)
-	objects := filepath.Join(s.bare, "objects")
-	alternates := filepath.Join(objects, "info", "alternates")
-	if err := os.WriteFile(alternates, []byte(objects+"\n"), 0o644); err != nil {
-		t.Fatal(err)
+	other := filepath.Join(filepath.Dir(s.bare), "other.git")
+	s.git("clone", "-q", "--bare", "--shared", s.bare, other)
+	must(t, os.WriteFile(filepath.Join(s.bare, "objects", "info", "alternates"), []byte("../objects\n"+other+"/objects/\n"), 0o644))
+	for _, repo := range []string{s.bare, other} {
+		_, sink := runGit(t, GitOptions{Repo: repo})
+		sink.revision(t, s.git("rev-parse", "HEAD"))
+		_, sink = runGit(t, GitOptions{Repo: repo, Ref: strings.Repeat("a", 40)})
+		sink.failure(t, "object not found")
 	}
-	g, sink := runGit(t, GitOptions{Repo: s.bare})
-	sink.failure(t, "borrows objects in a circle", "alternates")
-	if err := os.Remove(alternates); err != nil {
-		t.Fatal(err)
-	}
-	g.Sync()
-	sink.revision(t, s.git("rev-parse", "HEAD"))
 }
 
 // TestGitBorrowedFromAbove: a repository within another one borrows its objects
@@ -106,6 +104,21 @@ func TestGitPipeForARef(t *testing.T) {
 	sink.revision(t, s.git("rev-parse", "HEAD"))
 }
 
+// TestGitSymbolicRefs: a symbolic ref that leads out of refs/, or round in a
+// circle, is an error, and nothing above the repository is watched for it.
+func TestGitSymbolicRefs(t *testing.T) {
+	for _, to := range []string{"refs/..", "refs/../../x", "/etc/passwd", "refs/heads/main", "refs/heads//other", "HEAD"} {
+		s := newGitSite(t)
+		head := s.git("rev-parse", "HEAD")
+		must(t, os.WriteFile(filepath.Join(s.bare, "refs", "heads", "main"), []byte("ref: "+to+"\n"), 0o644))
+		g, sink := runGit(t, GitOptions{Repo: s.bare})
+		sink.failure(t, "refs/heads/main", "it leads nowhere")
+		rename(t, s.bare, "refs/heads/main", head+"\n")
+		g.Sync()
+		sink.revision(t, head)
+	}
+}
+
 // TestGitUnproven: what could not be shown to descend, because the server had a
 // shallow copy, is looked at again, and taken once it is shown.
 func TestGitUnproven(t *testing.T) {
@@ -137,7 +150,8 @@ func TestGitUnproven(t *testing.T) {
 }
 
 // TestGitJudgedAgain: a revision says what ran when it was judged, and is judged
-// again when something else came to run.
+// again when something else came to run. It may descend from that, or from the
+// last head that was accepted.
 func TestGitJudgedAgain(t *testing.T) {
 	s := newGitSite(t)
 	first := s.git("rev-parse", "HEAD")
@@ -150,17 +164,166 @@ func TestGitJudgedAgain(t *testing.T) {
 	s.git("checkout", "-q", "main")
 	second := s.commit("second")
 	s.push()
-	var doc *document.Document
-	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != first {
-		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+	for _, follows := range []string{first, side} {
+		running.Store(follows)
+		g.Sync()
+		if doc := sink.revision(t, second); doc.Refused != nil || doc.Follows != follows {
+			t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+		}
 	}
 	running.Store(side)
-	s.git("push", "-q", s.bare, "side")
-	g.Sync()
-	sink.refused(t, second, "does not descend from")
-	running.Store(second)
-	g.Sync() // it runs by now
-	if doc = sink.revision(t, second); doc.Refused != nil || doc.Follows != second {
-		t.Fatalf("%+v, follows %s", doc.Refused, doc.Follows)
+	s.git("reset", "-q", "--hard", first)
+	third := s.commit("third")
+	s.push()
+	sink.refused(t, third, "does not descend from")
+}
+
+// TestGitAcceptedHead: a head is proven from the one that was accepted last, at
+// the cost of what is new; the proof is not asked for again at the next start.
+func TestGitAcceptedHead(t *testing.T) {
+	for _, way := range []string{"local", "http"} {
+		t.Run(way, func(t *testing.T) {
+			s := newGitSite(t)
+			first := s.git("rev-parse", "HEAD")
+			repo := s.bare
+			if way == "http" {
+				repo = s.serve()
+			}
+			accepted := make(chan string, 10)
+			opt := GitOptions{Repo: repo, Running: func() string { return first }, OnAccept: func(commit string) { accepted <- commit }}
+			g, sink := runGit(t, opt)
+			sink.revision(t, first)
+			s.commits(9000)
+			s.push()
+			g.Sync()
+			far := s.git("rev-parse", "HEAD")
+			if doc := sink.revision(t, far); doc.Refused != nil {
+				t.Fatal(doc.Refused)
+			}
+			if one, two := <-accepted, <-accepted; one != first || two != far {
+				t.Errorf("accepted %s and %s", one, two)
+			}
+			s.commits(2)
+			s.push()
+			opt.Accepted = far
+			start := time.Now()
+			_, sink = runGit(t, opt)
+			if doc := sink.revision(t, s.git("rev-parse", "HEAD")); doc.Refused != nil {
+				t.Fatal(doc.Refused)
+			}
+			t.Log("proven in", time.Since(start))
+		})
+	}
+}
+
+// commits makes n empty commits.
+func (s *gitSite) commits(n int) {
+	s.t.Helper()
+	var in strings.Builder
+	for i := range n {
+		fmt.Fprintf(&in, "commit refs/heads/main\ncommitter Ada <ada@example.org> %d +0000\ndata 1\nx\n", 1800000000+i)
+		if i == 0 {
+			fmt.Fprintf(&in, "from %s\n", s.git("rev-parse", "HEAD"))
+		}
+	}
+	cmd := exec.Command("git", "fast-import", "--quiet", "--force")
+	cmd.Dir, cmd.Stdin = s.work, strings.NewReader(in.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("git fast-import: %v\n%s", err, out)
+	}
+	s.git("reset", "-q", "--hard")
+}
+
+// TestGitAsGitReadsIt: what git reads is read, wherever its parts are.
+func TestGitAsGitReadsIt(t *testing.T) {
+	for name, change := range map[string]func(s *gitSite) error{
+		"a pack without an index": func(s *gitSite) error {
+			s.git("-C", s.bare, "repack", "-q", "-a", "-d")
+			return os.WriteFile(filepath.Join(s.bare, "objects", "pack", "pack-"+strings.Repeat("0a", 20)+".pack"), []byte("PACK"), 0o644)
+		},
+		"objects elsewhere": func(s *gitSite) error {
+			away := filepath.Join(filepath.Dir(s.bare), "away")
+			return errors.Join(os.Rename(filepath.Join(s.bare, "objects"), away), os.Symlink(away, filepath.Join(s.bare, "objects")))
+		},
+		"packs elsewhere": func(s *gitSite) error {
+			s.git("-C", s.bare, "repack", "-q", "-a", "-d")
+			away := filepath.Join(filepath.Dir(s.bare), "away")
+			return errors.Join(os.Rename(filepath.Join(s.bare, "objects", "pack"), away), os.Symlink(away, filepath.Join(s.bare, "objects", "pack")))
+		},
+		"refs and config elsewhere": func(s *gitSite) error {
+			away := filepath.Join(filepath.Dir(s.bare), "away")
+			return errors.Join(os.Mkdir(away, 0o755), os.Rename(filepath.Join(s.bare, "refs"), filepath.Join(away, "refs")),
+				os.Symlink("../away/refs", filepath.Join(s.bare, "refs")), os.Rename(filepath.Join(s.bare, "config"), filepath.Join(away, "config")),
+				os.Symlink("../away/config", filepath.Join(s.bare, "config")))
+		},
+		"objects that are lent from a directory of another name": func(s *gitSite) error {
+			lender := filepath.Join(filepath.Dir(s.bare), "lender")
+			return errors.Join(os.Rename(filepath.Join(s.bare, "objects"), lender), os.MkdirAll(filepath.Join(s.bare, "objects", "info"), 0o755),
+				os.WriteFile(filepath.Join(s.bare, "objects", "info", "alternates"), []byte(lender+"\n"), 0o644))
+		},
+		"a comment": func(s *gitSite) error {
+			return add(filepath.Join(s.bare, "config"), "[extensions]\n\t# objectFormat = sha256\n\tworktreeConfig = true ; refStorage = reftable\n")
+		},
+		"a format that is the usual one": func(s *gitSite) error {
+			return add(filepath.Join(s.bare, "config"), "[core]\n\trepositoryFormatVersion = 1\n[extensions]\n\tobjectFormat = \"sha1\"\n")
+		},
+		"bytes that are no UTF-8": func(s *gitSite) error {
+			return add(filepath.Join(s.bare, "config"), "[user]\n\tname = Andr\xe9\n")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newGitSite(t)
+			must(t, change(s))
+			_, sink := runGit(t, GitOptions{Repo: s.bare})
+			sink.revision(t, s.git("-C", s.bare, "rev-parse", "main"))
+		})
+	}
+}
+
+// add adds text to the end of a file.
+func add(path, text string) error {
+	old, err := os.ReadFile(path)
+	return errors.Join(err, os.WriteFile(path, append(old, text...), 0o644))
+}
+
+// TestGitFormats: a format that cannot be read is named.
+func TestGitFormats(t *testing.T) {
+	s := newGitSite(t)
+	other := filepath.Join(t.TempDir(), "sha256.git")
+	s.git("init", "-q", "--bare", "-b", "main", "--object-format=sha256", other)
+	_, sink := runGit(t, GitOptions{Repo: other})
+	sink.failure(t, "extensions.objectformat sha256 is not supported", "sha1, files")
+	must(t, add(filepath.Join(s.bare, "config"), "[EXTENSIONS] refStorage = reftable\n"))
+	_, sink = runGit(t, GitOptions{Repo: s.bare})
+	sink.failure(t, "extensions.refstorage reftable is not supported")
+}
+
+// TestGitPipeForAnObject: a named pipe in the place of an object, a pack or an
+// index is an error, not a reader that waits.
+func TestGitPipeForAnObject(t *testing.T) {
+	for _, suffix := range []string{"", ".pack", ".idx"} {
+		t.Run("object"+suffix, func(t *testing.T) {
+			t.Parallel()
+			s := newGitSite(t)
+			head := s.git("rev-parse", "HEAD")
+			path := filepath.Join(s.bare, "objects", head[:2], head[2:])
+			if suffix != "" {
+				s.git("-C", s.bare, "repack", "-q", "-a", "-d")
+				found, err := filepath.Glob(filepath.Join(s.bare, "objects", "pack", "*"+suffix))
+				must(t, err)
+				path = found[0]
+			}
+			must(t, os.Rename(path, path+".away"))
+			must(t, syscall.Mkfifo(path, 0o600))
+			g, sink := runGit(t, GitOptions{Repo: s.bare})
+			sink.failure(t, "no regular file", filepath.Base(path))
+			if _, _, err := g.Status(); err == nil {
+				t.Error("the status has no error")
+			}
+			must(t, os.Rename(path+".away", path))
+			g.Sync()
+			sink.revision(t, head)
+		})
 	}
 }

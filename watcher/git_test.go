@@ -2,8 +2,6 @@ package watcher
 
 import (
 	"context"
-	"net/http/cgi"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +10,7 @@ import (
 	"time"
 
 	"dtesn-agent/schema"
+	"dtesn-agent/test/gitserver"
 	"dtesn-agent/watcher/document"
 )
 
@@ -75,13 +74,7 @@ func newGitSite(t testing.TB) *gitSite {
 // serve serves the bare repository over HTTP.
 func (s *gitSite) serve() string {
 	s.t.Helper()
-	root := filepath.Dir(s.bare)
-	server := httptest.NewServer(&cgi.Handler{
-		Path: filepath.Join(s.git("--exec-path"), "git-http-backend"), Root: "/", Dir: root,
-		Env: []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_PROTOCOL=version=2"},
-	})
-	s.t.Cleanup(server.Close)
-	return server.URL + "/config.git"
+	return gitserver.HTTP(s.t, filepath.Dir(s.bare), nil).URL + "/config.git"
 }
 
 // runGit runs a source until the test ends.

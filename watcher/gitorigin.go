@@ -1,6 +1,7 @@
 package watcher
 
 import (
+	"container/heap"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -30,15 +31,14 @@ type origin interface {
 	list(ctx context.Context, names []string) (map[string]plumbing.Hash, error)
 	// open gives the objects of a commit or tag, until release.
 	open(ctx context.Context, h plumbing.Hash) (o objects, release func(), err error)
-	// descends is nil if c descends from ancestor, *notDescendant if that can be
-	// ruled out or not be shown.
-	descends(ctx context.Context, o objects, c *commit, ancestor string) error
+	// descends returns nil if c descends from ancestor, *notDescendant if that can
+	// be ruled out or not be shown.
+	descends(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash) error
 	// hints says when a ref may have moved, nil if that cannot be seen, and by
 	// mode how it is seen; until the function that it returns.
 	hints(ctx context.Context, names []string, mode func(string), log *slog.Logger) (<-chan struct{}, func())
 	// rest ends what a look left open.
 	rest()
-	close()
 }
 
 // notDescendant says why c is not known to descend.
@@ -73,7 +73,6 @@ type localOrigin struct{ path string }
 
 func (l *localOrigin) location() string { return strings.TrimPrefix(l.path, "file://") }
 func (l *localOrigin) rest()            {}
-func (l *localOrigin) close()           {}
 
 func (l *localOrigin) list(_ context.Context, names []string) (map[string]plumbing.Hash, error) {
 	r, err := local.Find(l.path)
@@ -92,57 +91,76 @@ func (l *localOrigin) open(context.Context, plumbing.Hash) (objects, func(), err
 	return o, func() { _ = o.Close() }, nil
 }
 
-// maxWalk bounds the commits of a local repository that are looked at.
+// maxWalk bounds the commits that are looked at for one proof.
 const maxWalk = 1_000_000
 
-func (l *localOrigin) descends(ctx context.Context, o objects, c *commit, ancestor string) error {
-	found, complete, err := walk(ctx, o, c, ancestor, maxWalk)
+func (l *localOrigin) descends(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash) error {
+	found, complete, err := walk(ctx, o, c, ancestor)
+	return descent(found, complete, err)
+}
+
+// descent returns what a walk shows.
+func descent(found, complete bool, err error) error {
 	switch {
-	case err != nil:
+	case err != nil || found:
 		return err
-	case found:
-		return nil
 	case complete:
 		return notBehind
 	}
 	return notShown
 }
 
-// walk looks for ancestor among the ancestors of c, as far as o has them.
-func walk(ctx context.Context, o objects, c *commit, ancestor string, limit int) (found, complete bool, err error) {
+// walk looks for ancestor among the ancestors of c, newest first, so that one
+// that is found costs little more than what is newer. It is incomplete where o
+// lacks commits.
+func walk(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash) (found, complete bool, err error) {
 	complete = true
-	seen := map[plumbing.Hash]bool{}
-	next := c.parents
-	for len(next) > 0 {
+	seen := map[plumbing.Hash]bool{c.hash: true}
+	next := &newestFirst{c}
+	for next.Len() > 0 {
 		if err := ctx.Err(); err != nil {
 			return false, false, err
 		}
-		h := next[0]
-		next = next[1:]
-		if seen[h] {
-			continue
+		for _, h := range heap.Pop(next).(*commit).parents {
+			if h == ancestor {
+				return true, true, nil
+			}
+			if seen[h] {
+				continue
+			}
+			if seen[h] = true; len(seen) > maxWalk {
+				return false, false, nil
+			}
+			_, raw, err := readObject(o, plumbing.CommitObject, h, maxCommit)
+			if errors.Is(err, plumbing.ErrObjectNotFound) {
+				complete = false // the history is cut off here
+				continue
+			}
+			if err != nil {
+				return false, false, err
+			}
+			parent, err := (&commit{}).decode(h, raw)
+			if err != nil {
+				return false, false, err
+			}
+			parent.raw = nil
+			heap.Push(next, parent)
 		}
-		if h.String() == ancestor {
-			return true, true, nil
-		}
-		if seen[h] = true; len(seen) > limit {
-			return false, false, nil
-		}
-		_, raw, err := readObject(o, plumbing.CommitObject, h, maxCommit)
-		if errors.Is(err, plumbing.ErrObjectNotFound) {
-			complete = false // the history is cut off here
-			continue
-		}
-		if err != nil {
-			return false, false, err
-		}
-		behind, err := (&commit{}).decode(h, raw)
-		if err != nil {
-			return false, false, err
-		}
-		next = append(next, behind.parents...)
 	}
 	return false, complete, nil
+}
+
+// newestFirst is a heap of commits by their committer's date.
+type newestFirst []*commit
+
+func (n newestFirst) Len() int           { return len(n) }
+func (n newestFirst) Less(i, j int) bool { return n[i].when.After(n[j].when) }
+func (n newestFirst) Swap(i, j int)      { n[i], n[j] = n[j], n[i] }
+func (n *newestFirst) Push(c any)        { *n = append(*n, c.(*commit)) }
+func (n *newestFirst) Pop() any {
+	last := (*n)[len(*n)-1]
+	*n = (*n)[:len(*n)-1]
+	return last
 }
 
 func (l *localOrigin) hints(ctx context.Context, names []string, mode func(string), log *slog.Logger) (<-chan struct{}, func()) {
@@ -164,7 +182,6 @@ type remoteOrigin struct {
 
 func (r *remoteOrigin) location() string { return r.remote.Location() }
 func (r *remoteOrigin) rest()            { r.remote.Rest() }
-func (r *remoteOrigin) close()           { r.remote.Close() }
 
 func (r *remoteOrigin) list(ctx context.Context, names []string) (map[string]plumbing.Hash, error) {
 	return r.remote.List(ctx, names)
@@ -174,34 +191,21 @@ func (r *remoteOrigin) list(ctx context.Context, names []string) (map[string]plu
 var noLarge = fmt.Sprintf("blob:limit=%d", schema.MaxFileBytes+1)
 
 func (r *remoteOrigin) open(ctx context.Context, h plumbing.Hash) (objects, func(), error) {
-	o, err := r.remote.Fetch(ctx, h, 1, noLarge, r.scratch)
+	o, err := r.remote.Fetch(ctx, remote.Want{Hash: h, Depth: 1, Filter: noLarge}, r.scratch)
 	if err != nil {
 		return nil, nil, err
 	}
 	return o, func() { _ = o.Remove() }, nil
 }
 
-// depths are how far back the history is fetched in turn.
-var depths = []int{32, 512, 8192}
-
-func (r *remoteOrigin) descends(ctx context.Context, _ objects, c *commit, ancestor string) error {
-	for _, depth := range depths {
-		o, err := r.remote.Fetch(ctx, c.hash, depth, "tree:0", r.scratch)
-		if err != nil {
-			return err
-		}
-		found, complete, err := walk(ctx, o, c, ancestor, maxWalk)
-		if err = errors.Join(err, o.Remove()); err != nil {
-			return err
-		}
-		if found {
-			return nil
-		}
-		if complete {
-			return notBehind
-		}
+// descends fetches the commits that are reachable from c and not from ancestor.
+func (r *remoteOrigin) descends(ctx context.Context, _ objects, c *commit, ancestor plumbing.Hash) error {
+	o, err := r.remote.Fetch(ctx, remote.Want{Hash: c.hash, Filter: "tree:0", Have: ancestor}, r.scratch)
+	if err != nil {
+		return err
 	}
-	return notShown
+	found, complete, err := walk(ctx, o, c, ancestor)
+	return descent(found, complete || o.Common, errors.Join(err, o.Remove()))
 }
 
 func (r *remoteOrigin) hints(context.Context, []string, func(string), *slog.Logger) (<-chan struct{}, func()) {

@@ -9,10 +9,12 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/filemode"
 	"github.com/go-git/go-git/v5/plumbing/object"
+	"golang.org/x/text/encoding/charmap"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -26,17 +28,21 @@ type objects interface {
 	EncodedObjectSize(plumbing.Hash) (int64, error)
 }
 
-// The most an object may hold.
+// The most that is read.
 const (
 	maxCommit = 1 << 20
-	maxTree   = 16 << 20
-	maxTags   = 5 // tags of tags
+	maxTree   = 16 << 20 // of one tree, and of all objects of a document
+	maxReads  = 512      // objects of a document
+	maxTags   = 5        // tags of tags
 	// maxHintTrees and maxHintTree bound what is read for a hint alone.
 	maxHintTrees = 100
 	maxHintTree  = 64 << 10
 )
 
-var errOversize = errors.New("it is too large")
+var (
+	errOversize = errors.New("it is too large")
+	errBudget   = fmt.Errorf("the document takes more than %d objects, or %d MiB", maxReads, maxTree>>20)
+)
 
 // readObject reads one object and checks that it is what its name says: a
 // loose file of a local repository may be anything. An object that is larger
@@ -67,6 +73,17 @@ func readObject(o objects, want plumbing.ObjectType, h plumbing.Hash, limit int6
 	return obj.Type(), content, nil
 }
 
+// decode decodes the content of an object by go-git.
+func decode(kind plumbing.ObjectType, content []byte, to interface {
+	Decode(plumbing.EncodedObject) error
+},
+) error {
+	o := &plumbing.MemoryObject{}
+	o.SetType(kind)
+	_, _ = o.Write(content) // into memory, without an error
+	return to.Decode(o)
+}
+
 // A commit is what is needed of one.
 type commit struct {
 	hash    plumbing.Hash
@@ -74,6 +91,7 @@ type commit struct {
 	parents []plumbing.Hash
 	author  string
 	subject string
+	when    time.Time // of the committer
 	raw     []byte
 	tag     []byte // the raw outermost tag, if the ref names one
 }
@@ -112,21 +130,33 @@ func readCommit(o objects, h plumbing.Hash) (*commit, error) {
 }
 
 func (c *commit) decode(h plumbing.Hash, raw []byte) (*commit, error) {
-	mem := &plumbing.MemoryObject{}
-	mem.SetType(plumbing.CommitObject)
-	if _, err := mem.Write(raw); err != nil {
-		return nil, err
-	}
 	decoded := &object.Commit{}
-	if err := decoded.Decode(mem); err != nil {
+	if err := decode(plumbing.CommitObject, raw, decoded); err != nil {
 		return nil, fmt.Errorf("read commit %s: %w", h, err)
 	}
 	c.hash, c.raw = h, raw
-	c.tree, c.parents = decoded.TreeHash, decoded.ParentHashes
-	c.author = problem.Line(fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email), maxForeign)
+	c.tree, c.parents, c.when = decoded.TreeHash, decoded.ParentHashes, decoded.Committer.When
 	subject, _, _ := strings.Cut(strings.TrimLeft(decoded.Message, "\n"), "\n")
-	c.subject = problem.Line(subject, maxForeign)
+	author := fmt.Sprintf("%s <%s>", decoded.Author.Name, decoded.Author.Email)
+	c.author = problem.Line(inUTF8(author, string(decoded.Encoding)), maxForeign)
+	c.subject = problem.Line(inUTF8(subject, string(decoded.Encoding)), maxForeign)
 	return c, nil
+}
+
+// inUTF8 decodes text of a commit in the encoding that its header names:
+// git-commit(1), DISCUSSION. It knows those of one byte a character; text in
+// others is returned as it is.
+func inUTF8(text, name string) string {
+	plain := strings.NewReplacer("-", "", "_", "", " ", "", "windows", "cp", "latin1", "iso88591")
+	name = plain.Replace(strings.ToLower(name))
+	for _, e := range charmap.All {
+		if set, ok := e.(*charmap.Charmap); ok && plain.Replace(strings.ToLower(set.String())) == name {
+			if decoded, err := set.NewDecoder().String(text); err == nil {
+				return decoded
+			}
+		}
+	}
+	return text
 }
 
 // maxForeign bounds what is taken over from a commit's header, in bytes.
@@ -152,7 +182,7 @@ func (t *allowed) judge(mode VerifyMode, c *commit, at target) (who signature.Si
 
 // treeFiles reads the files of a Document from the tree of c.
 func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]schema.File, error) {
-	t := &treeReader{o: o}
+	t := &treeReader{o: o, left: maxTree, trees: map[plumbing.Hash]*object.Tree{}, blobs: map[plumbing.Hash][]byte{}}
 	base, err := t.descend(c.tree, dir)
 	if place := new(placeError); errors.As(err, &place) {
 		return place.files(c, env), nil
@@ -164,47 +194,43 @@ func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]sche
 		place := &placeError{"the directory " + cmp.Or(dir, "at the root"), "has none", "did you mean --config " + path.Join(dir, elsewhere) + "?"}
 		return place.files(c, env), nil
 	}
-	var read collection
-	add := func(name string) error {
-		f, ok, err := t.file(base, name)
-		if ok {
-			read.add(f)
-		}
-		return err
-	}
-	if err := add(env.File()); err != nil {
-		return nil, err
-	}
-	var extends []string
-	if len(read.files) == 1 {
-		extends = schema.Extends(read.files[0])
-	}
-	for _, name := range append([]string{schema.BaseFile}, extends...) {
-		if read.exceedsLimits() {
-			break
-		}
-		if err := add(name); err != nil {
-			return nil, err
-		}
-	}
-	read.sort()
-	return read.files, nil
+	files, _, err := readDocument(env, func(name string) (*schema.File, error) { return t.file(base, name) })
+	return files, err
 }
 
-type treeReader struct{ o objects }
+// A treeReader reads the files of one commit. It reads each object once, and no
+// more than maxTree bytes and maxReads objects in all.
+type treeReader struct {
+	o     objects
+	left  int64 // bytes that may still be read
+	reads int
+	trees map[plumbing.Hash]*object.Tree
+	blobs map[plumbing.Hash][]byte
+}
+
+func (t *treeReader) object(kind plumbing.ObjectType, h plumbing.Hash, limit int64) ([]byte, error) {
+	_, content, err := readObject(t.o, kind, h, min(limit, t.left))
+	t.left -= int64(len(content))
+	if t.reads++; t.reads > maxReads || t.left < limit && errors.Is(err, errOversize) {
+		return nil, fmt.Errorf("read object %s: %w", h, errBudget)
+	}
+	return content, err
+}
 
 func (t *treeReader) tree(h plumbing.Hash, limit int64) (*object.Tree, error) {
-	_, raw, err := readObject(t.o, plumbing.TreeObject, h, limit)
+	if tree := t.trees[h]; tree != nil {
+		return tree, nil
+	}
+	raw, err := t.object(plumbing.TreeObject, h, limit)
 	if err != nil {
 		return nil, err
 	}
-	mem := &plumbing.MemoryObject{}
-	mem.SetType(plumbing.TreeObject)
-	if _, err := mem.Write(raw); err != nil {
+	tree := &object.Tree{}
+	if err := decode(plumbing.TreeObject, raw, tree); err != nil {
 		return nil, err
 	}
-	tree := &object.Tree{}
-	return tree, tree.Decode(mem)
+	t.trees[h] = tree
+	return tree, nil
 }
 
 const missing = "does not exist"
@@ -213,18 +239,25 @@ const missing = "does not exist"
 // it is here, or nowhere.
 func (t *treeReader) elsewhere(base plumbing.Hash) string {
 	tree, err := t.tree(base, maxTree)
-	if err != nil || entry(tree, schema.BaseFile) != nil {
+	if err != nil || has(tree, schema.BaseFile) {
 		return ""
 	}
+	tried := map[plumbing.Hash]bool{}
 	for _, e := range tree.Entries[:min(len(tree.Entries), maxHintTrees)] {
-		if e.Mode != filemode.Dir {
+		if e.Mode != filemode.Dir || tried[e.Hash] {
 			continue
 		}
-		if below, err := t.tree(e.Hash, maxHintTree); err == nil && entry(below, schema.BaseFile) != nil {
+		tried[e.Hash] = true
+		if below, err := t.tree(e.Hash, maxHintTree); err == nil && has(below, schema.BaseFile) {
 			return e.Name
 		}
 	}
 	return ""
+}
+
+func has(t *object.Tree, name string) bool {
+	e, _ := find(t, name)
+	return e != nil
 }
 
 // A placeError says that a path leads to no directory.
@@ -252,7 +285,7 @@ func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error)
 		if err != nil {
 			return h, err
 		}
-		e := entry(tree, name)
+		e, _ := find(tree, name)
 		at = path.Join(at, name)
 		switch {
 		case e == nil:
@@ -267,52 +300,50 @@ func (t *treeReader) descend(h plumbing.Hash, dir string) (plumbing.Hash, error)
 	return h, nil
 }
 
-// file reads one file; ok is false if there is none.
-func (t *treeReader) file(base plumbing.Hash, name string) (f schema.File, ok bool, err error) {
-	f.Path = name
+// file reads one file; it returns nil for one that does not exist.
+func (t *treeReader) file(base plumbing.Hash, name string) (*schema.File, error) {
+	refuse := func(format string, args ...any) (*schema.File, error) {
+		return &schema.File{Path: name, Refused: fmt.Sprintf(format, args...)}, nil
+	}
 	dir, short := path.Split(name)
-	h, err := t.descend(base, strings.TrimSuffix(dir, "/"))
+	h, err := t.descend(base, dir)
 	if place := new(placeError); errors.As(err, &place) {
-		if place.what != missing {
-			f.Refused = fmt.Sprintf("is not to be had: %s; commit a directory of regular files", place)
+		if place.what == missing {
+			return nil, nil
 		}
-		return f, f.Refused != "", nil
+		return refuse("is not to be had: %s; commit a directory of regular files", place)
 	}
 	if err != nil {
-		return f, false, err
+		return nil, err
 	}
 	tree, err := t.tree(h, maxTree)
 	if err != nil {
-		return f, false, err
+		return nil, err
 	}
-	e := entry(tree, short)
-	if e == nil {
-		return f, false, nil
+	e, twin := find(tree, short)
+	switch {
+	case e == nil:
+		return nil, nil
+	case twin != "":
+		return refuse("stands beside %q: names that differ only in case are one file elsewhere; rename one", twin)
+	case !e.Mode.IsFile() || e.Mode == filemode.Symlink:
+		return refuse("is a %s in the repository; commit a regular file", kindOf(e.Mode))
 	}
-	if twin := clash(tree, short); twin != "" {
-		f.Refused = fmt.Sprintf("stands beside %q: names that differ only in case are one file elsewhere; rename one", twin)
-		return f, true, nil
+	content, known := t.blobs[e.Hash]
+	if !known {
+		content, err = t.object(plumbing.BlobObject, e.Hash, schema.MaxFileBytes)
 	}
-	if e.Mode != filemode.Regular && e.Mode != filemode.Executable && e.Mode != filemode.Deprecated {
-		f.Refused = "is a " + kindOf(e.Mode) + " in the repository; commit a regular file"
-		return f, true, nil
-	}
-	return t.blob(f, e.Hash)
-}
-
-func (t *treeReader) blob(f schema.File, h plumbing.Hash) (schema.File, bool, error) {
-	_, content, err := readObject(t.o, plumbing.BlobObject, h, schema.MaxFileBytes)
 	switch {
 	case errors.Is(err, errOversize), errors.Is(err, plumbing.ErrObjectNotFound) && isFiltered(t.o):
-		f.Refused = fmt.Sprintf("is larger than %d KiB; this is probably not a configuration file; remove what does not belong into it", schema.MaxFileBytes>>10)
-		return f, true, nil
+		return refuse("is larger than %d KiB; this is probably not a configuration file; remove what does not belong into it", schema.MaxFileBytes>>10)
 	case err != nil:
-		return f, false, err
+		return nil, err
 	case bytes.HasPrefix(content, []byte("version https://git-lfs.github.com/")):
-		f.Refused = "is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)"
-		return f, true, nil
+		return refuse("is a pointer of Git LFS, not the file itself; take it out of LFS (git lfs untrack)")
 	}
-	return schema.NewFile(f.Path, content), true, nil
+	t.blobs[e.Hash] = content
+	f := schema.NewFile(name, content)
+	return &f, nil
 }
 
 // isFiltered reports whether the server left large objects out.
@@ -321,29 +352,18 @@ func isFiltered(o objects) bool {
 	return ok && fetched.Filtered
 }
 
-func entry(t *object.Tree, name string) *object.TreeEntry {
+// find returns the entry of a name, and another one whose name is the same or
+// differs only in case.
+func find(t *object.Tree, name string) (e *object.TreeEntry, twin string) {
 	for i := range t.Entries {
-		if t.Entries[i].Name == name {
-			return &t.Entries[i]
+		switch own := &t.Entries[i]; {
+		case e == nil && own.Name == name:
+			e = own
+		case strings.EqualFold(own.Name, name):
+			twin = own.Name
 		}
 	}
-	return nil
-}
-
-// clash is another entry whose name differs in case alone.
-func clash(t *object.Tree, name string) string {
-	n := 0
-	for _, e := range t.Entries {
-		if e.Name == name {
-			n++
-		} else if strings.EqualFold(e.Name, name) {
-			return e.Name
-		}
-	}
-	if n > 1 {
-		return name
-	}
-	return ""
+	return e, twin
 }
 
 func kindOf(m filemode.FileMode) string {

@@ -4,32 +4,30 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 
-	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/local"
 )
 
 // A refWatch watches the refs of a local repository, wherever its path leads at
-// the moment. A directory that was replaced is silent, and one that does not
-// exist cannot be watched: so once a second the way is walked again, which
-// costs a few stats. While it cannot be watched, each of these walks is a hint.
+// the moment. The truth is a stat of their files once a second, events make it
+// quick. While the files cannot be watched, each second is a hint.
 type refWatch struct {
 	path  string
 	names []string
 	mode  func(mode string)
 	log   *slog.Logger
 
-	hints  chan struct{}
-	common string                 // of the repository that is watched
-	dirs   map[string]os.FileInfo // what is watched
-	events *fsnotify.Watcher      // nil while nothing is
-	told   string                 // why not, as it was logged
+	hints   chan struct{}
+	files   map[string]stamp // the files of the refs, whether they exist or not
+	dirs    map[string]stamp // what is watched
+	watcher *fsnotify.Watcher
+	told    string // why it is nil, as it was logged
 }
 
 // run hands out hints until ctx ends.
@@ -41,50 +39,50 @@ func (w *refWatch) run(ctx context.Context) {
 	for {
 		var events <-chan fsnotify.Event
 		var errs <-chan error
-		if w.events != nil {
-			events, errs = w.events.Events, w.events.Errors
+		if w.watcher != nil {
+			events, errs = w.watcher.Events, w.watcher.Errors
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-turn.C:
 			w.renew()
-		case ev, ok := <-events:
-			if !ok || w.turns(ev) {
-				w.renew()
-			}
-			if moves(w.common, ev.Name) {
+		case ev := <-events:
+			if _, ours := w.files[ev.Name]; ours {
 				poke(w.hints)
 			}
 		case <-errs: // events were lost
+			w.close()
 			w.renew()
-			poke(w.hints)
 		}
 	}
 }
 
-// turns reports whether after ev other directories may have to be watched: one
-// of them is gone, or a new one may belong to them.
-func (w *refWatch) turns(ev fsnotify.Event) bool {
-	if _, watched := w.dirs[ev.Name]; watched {
-		return true
-	}
-	if !ev.Has(fsnotify.Create) {
-		return false
-	}
-	info, err := os.Stat(ev.Name)
-	return err == nil && info.IsDir()
-}
-
-// renew watches what there is now, unless it is what is watched.
+// renew stats the files of the refs, and watches their directories unless they
+// are watched.
 func (w *refWatch) renew() {
-	common, dirs, err := w.layout()
-	if err == nil && w.covers(dirs) {
+	r, err := local.Find(w.path)
+	files, dirs := map[string]stamp{}, map[string]stamp{}
+	if err == nil {
+		for _, path := range r.Files(w.names) {
+			files[path] = stampAt(path)
+			for dir := filepath.Dir(path); inside(dir, r.Dir) || inside(dir, r.Common); dir = filepath.Dir(dir) {
+				if at := stampAt(dir); at.mode.IsDir() {
+					dirs[dir] = at
+				}
+			}
+		}
+	}
+	if !maps.Equal(files, w.files) {
+		w.files = files
+		poke(w.hints)
+	}
+	if err == nil && w.watcher != nil && maps.Equal(dirs, w.dirs) && len(w.watcher.WatchList()) == len(dirs) {
 		return
 	}
 	w.close()
 	if err == nil {
-		w.common, w.dirs = common, dirs
+		w.dirs = dirs
 		err = w.begin()
 	}
 	if err == nil {
@@ -101,46 +99,15 @@ func (w *refWatch) renew() {
 	poke(w.hints)
 }
 
-// layout is the directories that are to be watched, as they are now.
-func (w *refWatch) layout() (common string, dirs map[string]os.FileInfo, err error) {
-	r, err := local.Find(w.path)
-	if err != nil {
-		return "", nil, err
-	}
-	dirs = map[string]os.FileInfo{}
-	for _, dir := range r.Watch(w.names) {
-		info, err := os.Stat(dir)
-		if err != nil {
-			return "", nil, fmt.Errorf("look at %s: %w", dir, problem.Bare(err))
-		}
-		dirs[dir] = info
-	}
-	return r.Common, dirs, nil
-}
-
-// covers reports whether these directories are the ones that are watched. The
-// kernel drops one that was deleted from the list.
-func (w *refWatch) covers(dirs map[string]os.FileInfo) bool {
-	if w.events == nil || len(dirs) != len(w.dirs) || len(w.events.WatchList()) != len(dirs) {
-		return false
-	}
-	for dir, info := range dirs {
-		if own, ok := w.dirs[dir]; !ok || !os.SameFile(own, info) {
-			return false
-		}
-	}
-	return true
-}
-
 func (w *refWatch) begin() (err error) {
-	if w.events, err = fsnotify.NewWatcher(); err != nil {
+	if w.watcher, err = fsnotify.NewWatcher(); err != nil {
 		return fmt.Errorf("start inotify: %w", err)
 	}
 	for dir := range w.dirs {
-		if err := trusted(dir); err != nil {
+		if err := checkFilesystem(dir); err != nil {
 			return err
 		}
-		if err := w.events.Add(dir); err != nil {
+		if err := w.watcher.Add(dir); err != nil {
 			return fmt.Errorf("watch %s with inotify: %w", dir, err)
 		}
 	}
@@ -148,10 +115,19 @@ func (w *refWatch) begin() (err error) {
 }
 
 func (w *refWatch) close() {
-	if w.events != nil {
-		_ = w.events.Close()
-		w.events = nil
+	if w.watcher != nil {
+		_ = w.watcher.Close()
+		w.watcher = nil
 	}
+}
+
+// stampAt returns the stamp of what path leads to.
+func stampAt(path string) stamp {
+	info, err := os.Stat(path)
+	if err != nil {
+		return stamp{}
+	}
+	return stampOf(info)
 }
 
 func poke(c chan struct{}) {
@@ -159,14 +135,4 @@ func poke(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// moves reports whether a change at path can be one of a ref of the repository
-// whose files lie in common.
-func moves(common, path string) bool {
-	if strings.HasSuffix(path, ".lock") {
-		return false
-	}
-	name := filepath.Base(path)
-	return name == "HEAD" || name == "packed-refs" || strings.HasPrefix(path, filepath.Join(common, "refs")+"/")
 }

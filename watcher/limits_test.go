@@ -183,13 +183,13 @@ func TestFilesAreParsedOnce(t *testing.T) {
 	first, err := readPass(root, "production", nil)
 	must(t, err)
 	put(t, root, "base.yaml", "base 2\n")
-	second, err := readPass(root, "production", first.files)
+	second, err := readPass(root, "production", first.doc.Files)
 	must(t, err)
-	if len(first.files) != 3 || len(second.files) != 3 {
-		t.Fatalf("read %d and %d files", len(first.files), len(second.files))
+	if len(first.doc.Files) != 3 || len(second.doc.Files) != 3 {
+		t.Fatalf("read %d and %d files", len(first.doc.Files), len(second.doc.Files))
 	}
-	for i, f := range second.files {
-		if same := &f.Bytes[0] == &first.files[i].Bytes[0]; same != (f.Path != "base.yaml") {
+	for i, f := range second.doc.Files {
+		if same := &f.Bytes[0] == &first.doc.Files[i].Bytes[0]; same != (f.Path != "base.yaml") {
 			t.Errorf("%s is taken from the pass before: %v", f.Path, same)
 		}
 	}

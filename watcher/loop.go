@@ -3,6 +3,8 @@ package watcher
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -16,10 +18,13 @@ type loop struct {
 	*Files
 	sink  Sink
 	watch *watch // nil while there is no inotify
-	// again: the environment's file was renamed while it was being read.
-	again chan struct{}
-	// wanted are the paths that the watch's trail leads to.
+	// renamed: the environment's file was renamed into place, and neither written
+	// nor read since.
+	renamed bool
+	// wanted are the paths that the last reading looked for, pass what was there
+	// before it.
 	wanted []string
+	pass   statPass
 	// tried and refused: when inotify last could not be had, and why.
 	tried   time.Time
 	refused string
@@ -32,11 +37,12 @@ type loop struct {
 	// is reported once it has lasted for Settle.
 	failing time.Time
 
-	// settle fires when the next look is due.
-	settle *time.Timer
-	due    bool
-	// burst is the first sign of a change that nothing has settled yet.
-	burst time.Time
+	// timer fires when the next look is due.
+	timer *time.Timer
+	due   bool
+	// burst is the first sign of a change that was not delivered yet, written the
+	// last sign of one that was no rename.
+	burst, written time.Time
 	// candidate differs from what was delivered, and must be read again;
 	// candidateAt is when its reading ended. No event said since that anything
 	// was written; touched: one said that a file's mode, owner or times changed.
@@ -53,52 +59,48 @@ func (l *loop) happened() (n news) {
 	if n.gone {
 		l.dropWatch() // even if a directory of the same name and number follows
 	}
-	if n.gone || n.renamed || n.written {
+	if l.renamed = l.renamed || n.renamed; n.gone || n.written {
+		l.written, l.renamed = time.Now(), false
+	}
+	if n.changed() {
 		l.candidate = nil
 	}
 	l.touched = l.touched || n.touched
 	return n
 }
 
-// event takes news. A rename onto the environment's file is taken at once, if
-// no other file is being written.
-func (l *loop) event(n news) {
-	switch {
-	case n.gone, n.written && !n.renamed:
+// event takes news. A rename onto the environment's file is looked at at once.
+func (l *loop) event() {
+	switch n := l.happened(); {
+	case l.renamed:
+		l.look()
+	case n.changed(), n.touched && !l.due: // what was touched may be read now, or no longer
 		l.changed()
-	case n.renamed && !l.takeRename():
-		l.changed()
-	case n.touched && !l.due:
-		l.changed() // it may be read now, or no longer
 	}
 }
 
 func (l *loop) dropWatch() {
 	if l.watch != nil {
 		l.watch.close()
-		l.watch = nil
+		l.watch, l.renamed = nil, false
 	}
 }
 
 // changed makes a reading due as soon as the events pause for a moment: the
 // first of two readings that must agree is best taken after the last event. A
-// burst that goes on and on does not put it off any more.
+// burst puts it off for a second at most.
 func (l *loop) changed() {
 	now := time.Now()
 	if l.burst.IsZero() {
 		l.burst = now
 	}
-	if !l.due || !l.busy(now) {
+	if !l.due || now.Sub(l.burst) < pollEvery {
 		l.lookIn(l.opt.Settle / pauses)
 	}
 }
 
-func (l *loop) busy(now time.Time) bool {
-	return !l.burst.IsZero() && now.Sub(l.burst) > busyAfter*l.opt.Settle
-}
-
 func (l *loop) lookIn(d time.Duration) {
-	l.settle.Reset(d)
+	l.timer.Reset(d)
 	l.due = true
 }
 
@@ -107,22 +109,24 @@ func (l *loop) poll() {
 	every := min(pollEvery, l.opt.Resync)
 	if l.watch != nil && l.reported == "" {
 		every = l.opt.Resync
-		if !l.watch.covers(findTrail(l.opt.Root, l.wanted)) {
-			l.changed() // something was mounted or replaced above, of which inotify does not tell
+		if now := statFiles(l.opt.Root, l.wanted); !maps.Equal(now.names, l.pass.names) || !l.watch.covers(now) {
+			l.changed()
 		}
 	}
 	_, lastRead, _ := l.Status()
-	// Half a period of grace: a ticker and a clock never agree.
+	// Allow half a period of ticker jitter.
 	if !l.due && time.Since(lastRead) > every-min(pollEvery, l.opt.Resync)/2 {
 		l.look()
 	}
 }
 
-// look reads everything and delivers it if it differs and is known to be
-// whole; else it says when to look again.
+// look reads everything and delivers it if it differs and is known to be whole;
+// else it makes another look due.
 func (l *loop) look() {
 	start := time.Now()
 	r, err := l.read()
+	renamed := l.renamed
+	l.renamed = false
 	l.note(err)
 	if err != nil {
 		l.fail(err)
@@ -136,16 +140,16 @@ func (l *loop) look() {
 		}
 		return
 	}
+	first := !l.looked
+	l.looked = true
 	n := l.happened()
 	same := l.candidate != nil && l.unwritten(r)
-	// What was not changed for long before the first reading is whole.
-	first := !l.looked && l.watch != nil && r.old(start, l.opt.Settle)
-	l.looked = true
 	switch {
-	case n.gone || n.renamed || n.written:
+	case n.gone || n.written:
 		l.reportBusy(start)
 		l.changed()
-	case first, same && start.Sub(l.candidateAt) >= l.opt.Settle:
+	case l.watch != nil && (first && r.old(start, l.opt.Settle) || renamed && l.whole(r, start) || l.onlyRenames(start)),
+		same && start.Sub(l.candidateAt) >= l.opt.Settle:
 		l.deliver(r.doc)
 	case same:
 		if !l.due {
@@ -159,91 +163,27 @@ func (l *loop) look() {
 		}
 		l.lookIn(l.opt.Settle)
 	}
+	if l.renamed { // again, while it was being read
+		l.lookIn(0)
+	}
 }
 
 // unwritten reports whether r is the candidate, not written since. That no event
-// said so is not enough: the kernel reports a write after it was made, and of some
-// it reports nothing. But a touch explains other times.
+// said so is not enough: the kernel reports a write after it was made, and does not
+// report every one. But a touch explains other times.
 func (l *loop) unwritten(r *reading) bool {
-	return sameFiles(l.candidate.files, r.files) && (l.touched || maps.Equal(l.candidate.times, r.times))
+	return sameFiles(l.candidate.doc.Files, r.doc.Files) && (l.touched || maps.Equal(l.candidate.pass.names, r.pass.names))
 }
 
-// reportBusy reports that the files change without a pause, if they do.
-func (l *loop) reportBusy(now time.Time) {
-	if l.busy(now) {
-		l.report(&problem.Error{
-			Op: opDirectory, Place: l.opt.Root, Hint: hintRename,
-			Err: fmt.Errorf("its files have been changing for more than %s without a pause of %s", busyAfter*l.opt.Settle, l.opt.Settle),
-		})
-	}
-}
-
-// read reads the files along a watch that sees all of them: a change after the
-// reading is an event. The watch follows the trail, a few times at most.
-func (l *loop) read() (r *reading, err error) {
-	for range 3 {
-		if l.looked {
-			r, err = readPass(l.opt.Root, l.opt.Environment, l.known())
-		} else {
-			r, err = readFiles(l.opt.Root, l.opt.Environment)
-		}
-		l.wanted = []string{schema.BaseFile, l.opt.Environment.File(), templatesDir}
-		if err == nil {
-			l.wanted = r.wanted
-		}
-		if !l.follow(findTrail(l.opt.Root, l.wanted)) {
-			return r, err
-		}
-	}
-	return r, err
-}
-
-// known are the files that the sink has and those of the candidate, each with its
-// parse.
-func (l *loop) known() (files []schema.File) {
-	if l.candidate != nil {
-		files = l.candidate.files
-	}
-	if l.delivered != nil {
-		files = slices.Concat(files, l.delivered.Files)
-	}
-	return files
-}
-
-// follow makes the watch cover t. It reports whether there is a new watch, so
-// that what was read before it must be read again.
-func (l *loop) follow(t trail) bool {
-	if l.watch != nil && l.watch.covers(t) {
+// whole reports whether r, which was begun at start after a rename of the
+// environment's file and up to whose end nothing was written, is whole: the file
+// is what was renamed, and no other one is fresh.
+func (l *loop) whole(r *reading, start time.Time) bool {
+	info, err := os.Lstat(filepath.Join(r.pass.root, l.opt.Environment.File()))
+	if err != nil || !info.Mode().IsRegular() {
 		return false
 	}
-	if l.watch == nil && time.Since(l.tried) < min(pollEvery, l.opt.Resync)/2 {
-		return false
-	}
-	l.dropWatch()
-	w, err := l.Files.newWatch(t, l.opt.Environment.File())
-	if err != nil {
-		l.tried = time.Now()
-		if l.refused != err.Error() {
-			l.refused = err.Error()
-			l.opt.Logger.Warn("polling, because inotify cannot be had or cannot be relied on",
-				append([]any{"root", l.opt.Root, "every", min(pollEvery, l.opt.Resync)}, logged(err)...)...)
-		}
-		return false
-	}
-	l.watch, l.refused = w, ""
-	return true
-}
-
-// takeRename delivers what a rename onto the environment's file made, and
-// reports whether it could: the watch sees all of the way, the other files are
-// not being written, and nothing else has happened up to the end of the reading.
-func (l *loop) takeRename() bool {
-	start := time.Now()
-	r, err := readPass(l.opt.Root, l.opt.Environment, l.known())
-	if err != nil || !l.watch.covers(findTrail(l.opt.Root, r.wanted)) {
-		return false
-	}
-	for _, file := range r.files {
+	for _, file := range r.doc.Files {
 		own := file.Path == l.opt.Environment.File()
 		if own && len(file.Bytes) == 0 { // renamed and then truncated, perhaps
 			return false
@@ -253,21 +193,80 @@ func (l *loop) takeRename() bool {
 			return false
 		}
 	}
-	n := l.happened()
-	if n.gone || n.written {
-		return false
-	}
-	if n.renamed { // what was read is whole; the next one is read right away
-		poke(l.again)
-	}
-	l.note(nil)
-	l.failing = time.Time{}
-	if l.current(r.doc) {
-		l.calm()
-	} else {
-		l.deliver(r.doc)
-	}
 	return true
+}
+
+// onlyRenames reports whether files were renamed into place for a second and more,
+// and none was written for Settle: then they are whole, and will not pause.
+func (l *loop) onlyRenames(start time.Time) bool {
+	return !l.burst.IsZero() && start.Sub(l.burst) > pollEvery && start.Sub(l.written) > l.opt.Settle
+}
+
+// reportBusy reports that the files change without a pause, if they do.
+func (l *loop) reportBusy(now time.Time) {
+	if !l.burst.IsZero() && now.Sub(l.burst) > busyAfter*l.opt.Settle {
+		l.report(&problem.Error{
+			Op: opDirectory, Place: l.opt.Root, Hint: hintRename,
+			Err: fmt.Errorf("its files have been changing for more than %s without a pause of %s", busyAfter*l.opt.Settle, l.opt.Settle),
+		})
+	}
+}
+
+// read makes a stat pass, watches its directories and then reads the files, so
+// that a change after the reading is an event. It repeats that when the files lead
+// to other ones.
+func (l *loop) read() (r *reading, err error) {
+	for range 3 {
+		before := l.pass
+		l.pass = statFiles(l.opt.Root, l.wanted)
+		l.follow(l.pass)
+		if before.rewritten(l.pass) {
+			l.written = time.Now()
+		}
+		if r, err = readPass(l.opt.Root, l.opt.Environment, l.known()); err != nil {
+			return nil, err
+		}
+		r.pass = l.pass
+		if slices.Equal(r.wanted, l.wanted) {
+			break
+		}
+		l.wanted = r.wanted
+	}
+	return r, nil
+}
+
+// known are the files that the sink has and those of the candidate, each with its
+// parse.
+func (l *loop) known() (files []schema.File) {
+	if l.candidate != nil {
+		files = l.candidate.doc.Files
+	}
+	if l.delivered != nil {
+		files = slices.Concat(files, l.delivered.Files)
+	}
+	return files
+}
+
+// follow makes the watch cover s.
+func (l *loop) follow(s statPass) {
+	switch {
+	case l.watch != nil && l.watch.covers(s),
+		l.watch == nil && time.Since(l.tried) < min(pollEvery, l.opt.Resync)/2:
+		return
+	}
+	l.dropWatch()
+	w, err := l.newWatch(s, l.opt.Environment.File())
+	if err == nil {
+		l.watch, l.refused = w, ""
+		l.candidate, l.written = nil, time.Now() // what happened before it is not known
+		return
+	}
+	l.tried = time.Now()
+	if l.refused != err.Error() {
+		l.refused = err.Error()
+		l.opt.Logger.Warn("polling, because inotify cannot be had or cannot be relied on",
+			append([]any{"root", l.opt.Root, "every", min(pollEvery, l.opt.Resync)}, logged(err)...)...)
+	}
 }
 
 // current reports whether the sink has doc, and does not think that the source
@@ -284,7 +283,7 @@ func (l *loop) deliver(doc *document.Document) {
 
 // calm ends every wait.
 func (l *loop) calm() {
-	l.settle.Stop()
+	l.timer.Stop()
 	l.due = false
 	l.burst = time.Time{}
 	l.candidate = nil
@@ -293,7 +292,7 @@ func (l *loop) calm() {
 // note puts the outcome of a reading where Status finds it.
 func (l *loop) note(err error) {
 	mode := ModePoll
-	if l.watch != nil && l.watch.trail.root != "" {
+	if l.watch != nil && l.watch.pass.root != "" {
 		mode = ModeInotify
 	}
 	if mode != l.mode {

@@ -3,6 +3,7 @@ package watcher
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -140,4 +141,41 @@ func TestFileBecomesRefusedAndRegularAgain(t *testing.T) {
 	}
 	link(t, "production.yaml", filepath.Join(root, "base.yaml"))
 	sink.document(t, "base.yaml", "env 1\n")
+}
+
+// A template that is a mount of its own is polled, whether it was mounted before
+// the start or later.
+func TestMountedTemplate(t *testing.T) {
+	for _, later := range []bool{false, true} {
+		root := config(t)
+		put(t, root, "production.yaml", "extends: [wide]\n")
+		put(t, root, "templates/wide.yaml", "wide 1\n")
+		put(t, root, "../source.yaml", "wide 2\n")
+		template := filepath.Join(root, "templates", "wide.yaml")
+		mount := func() {
+			if err := syscall.Mount(filepath.Join(root, "../source.yaml"), template, "", syscall.MS_BIND, ""); err != nil {
+				t.Skipf("nothing can be mounted: %v", err)
+			}
+			t.Cleanup(func() { _ = syscall.Unmount(template, syscall.MNT_DETACH) })
+		}
+		if !later {
+			mount()
+		}
+		f, sink := start(t, FilesOptions{Root: root, Settle: short})
+		first := sink.next(t)
+		if later {
+			if mode, _, _ := f.Status(); mode != ModeInotify {
+				t.Errorf("mode %s before the mount", mode)
+			}
+			mount()
+			first = sink.next(t)
+		}
+		if text, _ := first.doc.File("templates/wide.yaml"); string(text) != "wide 2\n" {
+			t.Errorf("template %q", text)
+		}
+		await(t, "the template is polled", func() bool { mode, _, _ := f.Status(); return mode == ModePoll })
+		must(t, syscall.Unmount(template, syscall.MNT_DETACH))
+		sink.document(t, "templates/wide.yaml", "wide 1\n")
+		await(t, "the template is watched", func() bool { mode, _, _ := f.Status(); return mode == ModeInotify })
+	}
 }

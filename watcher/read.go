@@ -26,11 +26,21 @@ const maxPasses = 10
 // for want of permission or by a fault of the disk, and when the files change
 // faster than they are read; the error is a *problem.Error that names the file.
 func Read(root string, env schema.Environment) (*document.Document, error) {
-	r, err := readFiles(root, env)
-	if err != nil {
-		return nil, err
+	var previous []schema.File
+	for i := range maxPasses {
+		r, err := readPass(root, env, previous)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 && sameFiles(r.doc.Files, previous) {
+			return r.doc, nil
+		}
+		previous = r.doc.Files
 	}
-	return r.doc, nil
+	return nil, &problem.Error{
+		Op: opDirectory, Place: root, Err: fmt.Errorf("its files changed during each of %d readings", maxPasses),
+		Hint: hintRename,
+	}
 }
 
 // ReadFile reads one file of the configuration directory root, whether or not
@@ -52,14 +62,13 @@ func ReadFile(root, path string) (schema.File, error) {
 // A reading is one pass over the files: a Document and what the loop must know
 // about it.
 type reading struct {
-	collection
 	doc *document.Document
 	// times are when each file last changed, as the file system says; around
 	// is when the youngest of their directories did.
 	times  map[string]time.Time
 	around time.Time
-	// wanted are the paths that were looked for, found or not.
-	wanted []string
+	wanted []string // the paths that were looked for, found or not
+	pass   statPass // made before the reading
 }
 
 // old reports whether nothing was changed within settle before now. An empty
@@ -67,30 +76,11 @@ type reading struct {
 // time does not tell yet.
 func (r *reading) old(now time.Time, settle time.Duration) bool {
 	return now.Sub(r.around) > settle+clockGrain &&
-		!slices.ContainsFunc(r.files, func(f schema.File) bool { return !r.oldFile(f, now, settle) })
+		!slices.ContainsFunc(r.doc.Files, func(f schema.File) bool { return !r.oldFile(f, now, settle) })
 }
 
 func (r *reading) oldFile(f schema.File, now time.Time, settle time.Duration) bool {
 	return len(f.Bytes) > 0 && now.Sub(r.times[f.Path]) > settle+clockGrain
-}
-
-// readFiles reads the files until two passes in a row saw the same.
-func readFiles(root string, env schema.Environment) (*reading, error) {
-	var previous reading
-	for i := range maxPasses {
-		r, err := readPass(root, env, previous.files)
-		if err != nil {
-			return nil, err
-		}
-		if i > 0 && sameFiles(r.files, previous.files) {
-			return r, nil
-		}
-		previous = *r
-	}
-	return nil, &problem.Error{
-		Op: opDirectory, Place: root, Err: fmt.Errorf("its files changed during each of %d readings", maxPasses),
-		Hint: hintRename,
-	}
 }
 
 const (
@@ -98,29 +88,26 @@ const (
 	hintRename  = "write them once, by a rename"
 )
 
-// A collection is the files of a document as they are read.
-type collection struct {
-	files []schema.File
-	bytes int
-}
-
-// add adds a file, unless there is one with its path.
-func (c *collection) add(f schema.File) {
-	if slices.ContainsFunc(c.files, func(own schema.File) bool { return own.Path == f.Path }) {
-		return
+// readDocument reads the files of a document, sorted, and returns the paths that
+// it looked for. It ends early once they exceed the limits of a document, which
+// Load refuses in any case. read returns nil for a file that does not exist.
+func readDocument(env schema.Environment, read func(path string) (*schema.File, error)) (files []schema.File, wanted []string, err error) {
+	wanted = []string{env.File(), schema.BaseFile}
+	for i, size := 0, 0; i < len(wanted) && size <= schema.MaxDocumentBytes && len(files) <= schema.MaxDocumentFiles; i++ {
+		f, err := read(wanted[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		if f == nil || slices.Contains(wanted[:i], wanted[i]) {
+			continue
+		}
+		if i == 0 {
+			wanted = append(wanted, schema.Extends(*f)...)
+		}
+		files, size = append(files, *f), size+len(f.Bytes)
 	}
-	c.files = append(c.files, f)
-	c.bytes += len(f.Bytes)
-}
-
-// exceedsLimits reports whether the files exceed the limits of a document. Then
-// no more need be read: Load refuses it in any case.
-func (c *collection) exceedsLimits() bool {
-	return c.bytes > schema.MaxDocumentBytes || len(c.files) > schema.MaxDocumentFiles
-}
-
-func (c *collection) sort() {
-	slices.SortFunc(c.files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(files, func(a, b schema.File) int { return strings.Compare(a.Path, b.Path) })
+	return files, wanted, nil
 }
 
 // readPass reads the files once. It holds the directory open meanwhile, so that
@@ -139,23 +126,12 @@ func readPass(root string, env schema.Environment, known []schema.File) (*readin
 			r.around = changedAt(info)
 		}
 	}
-	r.wanted = []string{env.File(), schema.BaseFile}
-	for i := 0; i < len(r.wanted) && !r.exceedsLimits(); i++ {
-		file, err := r.read(dir, r.wanted[i], known)
-		if err != nil {
-			return nil, err
-		}
-		if i == 0 && file != nil {
-			r.wanted = append(r.wanted, schema.Extends(*file)...)
-		}
+	r.doc = &document.Document{Environment: env}
+	r.doc.Files, r.wanted, err = readDocument(env, func(path string) (*schema.File, error) { return r.read(dir, path, known) })
+	if err != nil {
+		return nil, err
 	}
-	r.wanted = append(r.wanted, templatesDir)
-	r.sort()
-	r.doc = &document.Document{
-		Environment: env,
-		Source:      document.Source{Kind: "file", Location: root, Revision: document.FilesRevision(r.files)},
-		Files:       r.files,
-	}
+	r.doc.Source = document.Source{Kind: "file", Location: root, Revision: document.FilesRevision(r.doc.Files)}
 	return r, nil
 }
 
@@ -199,7 +175,6 @@ func (r *reading) read(dir *os.Root, path string, known []schema.File) (*schema.
 	if i := slices.IndexFunc(known, func(f schema.File) bool { return sameFile(f, file) }); i >= 0 {
 		file = known[i]
 	}
-	r.add(file)
 	if info != nil {
 		r.times[path] = changedAt(info)
 	}
@@ -289,4 +264,11 @@ func sameFiles(a, b []schema.File) bool {
 
 func sameFile(a, b schema.File) bool {
 	return a.Path == b.Path && a.Refused == b.Refused && bytes.Equal(a.Bytes, b.Bytes)
+}
+
+// changedAt returns when a file or its entry last changed. Nobody can set that,
+// unlike the time of the last write.
+func changedAt(info fs.FileInfo) time.Time {
+	ctime := info.Sys().(*syscall.Stat_t).Ctim
+	return time.Unix(ctime.Unix())
 }

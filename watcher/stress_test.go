@@ -103,8 +103,7 @@ func BenchmarkRenameToDelivered(b *testing.B) {
 // The same way without reading: what inotify itself takes.
 func BenchmarkFloorRenameToEvent(b *testing.B) {
 	root := config(b)
-	t := findTrail(root, []string{"base.yaml", "production.yaml"})
-	w, err := newWatch(t, "production.yaml")
+	w, err := newWatch(statFiles(root, []string{"base.yaml", "production.yaml"}), "production.yaml")
 	must(b, err)
 	defer w.close()
 	from, to := filepath.Join(root, ".new"), filepath.Join(root, "production.yaml")

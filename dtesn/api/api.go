@@ -4,6 +4,7 @@ package api
 
 import (
 	"slices"
+	"time"
 
 	"dtesn-agent/schema"
 )
@@ -23,7 +24,15 @@ type Reading struct {
 	// Relabelled is the label that the engine bore before this reading set ours;
 	// "" if it bore ours.
 	Relabelled string
-	Peer       Peer
+	// Building is what the engine builds beside what it runs, nil for nothing.
+	Building *Building
+	Peer     Peer
+}
+
+// A Building is a batch that an engine accepted and does not run yet.
+type Building struct {
+	Revision string    // of the batch, "" if the engine does not say
+	Since    time.Time // zero if the engine does not say
 }
 
 // Knows reports whether the engine has the parameter, with a value or without.
@@ -123,3 +132,14 @@ type AnswerError struct {
 
 // Error returns the reason.
 func (e *AnswerError) Error() string { return e.Reason }
+
+// A LaterError means that the engine asks not to be asked again before a time: 429,
+// or 503 with Retry-After. It says nothing about a change.
+type LaterError struct {
+	// Reason is one line for people.
+	Reason string
+	Until  time.Time
+}
+
+// Error returns the reason.
+func (e *LaterError) Error() string { return e.Reason }

@@ -75,6 +75,7 @@ func (e *Engine) getCurrent(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, Current{
 		Success: true, Configuration: now.values, Environment: now.environment,
 		Timestamp: unixSeconds(now.since), SnapshotID: now.active().SnapshotID,
+		Building: e.building.Load(),
 	})
 }
 

@@ -42,9 +42,10 @@ type Engine struct {
 	current atomic.Pointer[state]
 	held    atomic.Int64 // bytes of the networks that live
 
-	changing sync.Mutex // one change at a time
-	desk     desk       // under changing
-	retired  []*life    // swapped out and perhaps still in use; under changing
+	changing sync.Mutex               // one change at a time
+	desk     desk                     // under changing
+	building atomic.Pointer[Building] // nil while nothing is built
+	retired  []*life                  // swapped out and perhaps still in use; under changing
 }
 
 // A state is all that requests see. It is immutable but for what says
@@ -117,6 +118,8 @@ func (e *Engine) apply(ctx context.Context, wish change) (before, after *state, 
 	}
 	built := *before
 	if reinitialized(before.values, values) != nil {
+		e.building.Store(&Building{Revision: wish.revision, Since: unixSeconds(time.Now())})
+		defer e.building.Store(nil)
 		if built.network, reasons, err = e.rebuild(ctx, parametersOf(values)); reasons != nil || err != nil {
 			e.log.Warn("change refused", "reason", strings.Join(reasons, "; "), "error", err)
 			return before, nil, reasons, err

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"sync"
 	"syscall"
@@ -16,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/dtesn"
+	"dtesn-agent/dtesn/bounded"
 )
 
 // grace is how long requests in flight may take to finish when Serve is to
@@ -104,58 +103,13 @@ func removeDead(path string) error {
 // finish for 5 s, closes the listener and returns nil. An error is that of the
 // listener.
 func (e *Engine) Serve(ctx context.Context, listener net.Listener) error {
-	fresh := freshConns{conns: map[net.Conn]bool{}}
-	server := &http.Server{
-		Handler:        e.Handler(),
-		ConnState:      fresh.note,
-		MaxHeaderBytes: 64 << 10,
-		ErrorLog:       slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	select {
-	case err := <-served:
-		_ = server.Close()
+	server := bounded.New(e.log, listener.Addr().String(), e.Handler())
+	// The agent holds a connection to notice a restart, and asks over others at long
+	// intervals: one may be idle as long as its place is not needed. See decode and answer.
+	server.ReadHeaderTimeout, server.ReadTimeout, server.WriteTimeout, server.IdleTimeout = 0, 0, 0, 0
+	server.MaxHeaderBytes = 64 << 10
+	if err := server.ServeUntil(ctx, listener, grace); err != nil {
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
-	case <-ctx.Done():
 	}
-	fresh.closeAll()
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-	defer cancel()
-	if server.Shutdown(limited) != nil {
-		_ = server.Close()
-	}
-	<-served
 	return nil
-}
-
-// freshConns are the connections that have not sent a byte: the agent holds
-// one to notice a restart. Shutdown would wait 5 s for them.
-type freshConns struct {
-	mu     sync.Mutex
-	conns  map[net.Conn]bool
-	closed bool
-}
-
-func (f *freshConns) note(conn net.Conn, state http.ConnState) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if state != http.StateNew {
-		delete(f.conns, conn)
-		return
-	}
-	if f.closed {
-		_ = conn.Close()
-		return
-	}
-	f.conns[conn] = true
-}
-
-func (f *freshConns) closeAll() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.closed = true
-	for conn := range f.conns {
-		_ = conn.Close()
-	}
 }

@@ -63,6 +63,13 @@ type Current struct {
 	Environment   string            `json:"environment"`
 	Timestamp     float64           `json:"timestamp"` // Unix seconds
 	SnapshotID    string            `json:"snapshot_id"`
+	Building      *Building         `json:"building,omitempty"`
+}
+
+// Building is the change that an engine builds beside what it runs.
+type Building struct {
+	Revision string  `json:"revision"`
+	Since    float64 `json:"since"` // Unix seconds
 }
 
 // Snapshot is one state that an engine ran, as GET snapshots lists it.

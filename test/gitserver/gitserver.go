@@ -1,5 +1,5 @@
 // Package gitserver runs real git servers for tests, on loopback: git
-// http-backend behind net/http, git daemon, and OpenSSH's sshd. Each ends with
+// http-backend behind net/http, and OpenSSH's sshd. Each ends with
 // its test.
 package gitserver
 
@@ -95,14 +95,6 @@ func protocolHeader(h http.Handler) http.Handler {
 		}
 		h.ServeHTTP(w, q)
 	})
-}
-
-// Daemon serves dir by git daemon and returns its address.
-func Daemon(t testing.TB, dir string) string {
-	t.Helper()
-	port := freePort(t)
-	start(t, port, filepath.Join(Git(t, dir, "--exec-path"), "git-daemon"), "--reuseaddr", "--base-path="+dir, "--export-all", "--listen=127.0.0.1", "--port="+port, dir)
-	return "git://127.0.0.1:" + port
 }
 
 // start runs a server until the test ends, and waits until it takes

@@ -17,11 +17,9 @@ import (
 
 	"github.com/go-git/go-billy/v5"
 	"github.com/go-git/go-billy/v5/memfs"
-	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/storage/filesystem"
-	"github.com/go-git/go-git/v5/storage/filesystem/dotgit"
 
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/smallfile"
@@ -32,9 +30,8 @@ type Repository struct {
 	// Dir is the git directory; Common is that of the repository it is a linked
 	// work tree of, the same as Dir where it is none.
 	Dir, Common string
-	// lenders are the object directories that it borrows from:
-	// gitrepository-layout(5), alternates.
-	lenders []string
+	// objects are its object directories: gitrepository-layout(5), alternates.
+	objects []string
 }
 
 // Find finds the repository at path: a work tree, a linked one, or a bare
@@ -70,117 +67,132 @@ func Find(path string) (Repository, error) {
 	if err := r.readable(); err != nil {
 		return Repository{}, err
 	}
-	return r, r.findLenders(filepath.Join(r.Common, "objects"), nil)
+	return r, r.findObjects()
 }
 
 func openError(path string, err error, hint string) error {
 	return &problem.Error{Op: "open repository", Place: path, Err: err, Hint: hint}
 }
 
-// readable refuses the formats that go-git would misread.
+// readable refuses the formats that go-git would misread: git-config(1),
+// extensions. go-git's own reader of that file refuses much that git reads.
 func (r Repository) readable() error {
-	conf, err := small(filepath.Join(r.Common, "config"))
+	text, err := small(filepath.Join(r.Common, "config"))
 	if err != nil {
-		return openError(r.Dir, err, "")
+		return openError(r.Dir, fmt.Errorf("read config: %w", err), "")
 	}
-	flat := strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(conf, " ", ""), "\t", ""))
-	for _, format := range []string{"objectformat=sha256", "refstorage=reftable"} {
-		if strings.Contains(flat, format) {
-			return openError(r.Dir, fmt.Errorf("its %s is not read by this agent", format), "use a clone in git's usual format (sha1, files)")
+	section := ""
+	for line := range strings.Lines(strings.ToLower(text)) {
+		line = strings.TrimSpace(line[:strings.IndexAny(line+"#", "#;")])
+		if name, rest, found := strings.Cut(line, "]"); found && line[0] == '[' {
+			section, line = name[1:], rest
+		}
+		name, format, _ := strings.Cut(line, "=")
+		name, format = strings.TrimSpace(name), strings.Trim(format, "\" \t")
+		if section == "extensions" && (name == "objectformat" && format != "sha1" || name == "refstorage" && format != "files") {
+			return openError(r.Dir, fmt.Errorf("its extensions.%s %s is not supported", name, format), "use a clone in git's usual format (sha1, files)")
 		}
 	}
 	return nil
 }
 
-// maxLent is how many repositories may lend objects, one through the other.
-const maxLent = 5
+// maxLent is how many directories may lend objects.
+const maxLent = 32
 
-// findLenders finds the object directories that one borrows from, and those
-// that they borrow from, each once. It refuses a repository that borrows from
-// itself.
-func (r *Repository) findLenders(objects string, before []string) error {
-	text, err := small(filepath.Join(objects, "info", "alternates"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return openError(r.Dir, fmt.Errorf("read where it borrows objects: %w", err), "")
-	}
-	real, err := filepath.EvalSymlinks(objects)
-	if err != nil {
-		return openError(r.Dir, problem.Bare(err), "")
-	}
-	if before = append(before, real); slices.Contains(before[:len(before)-1], real) || len(before) > maxLent {
-		return openError(r.Dir, fmt.Errorf("it borrows objects in a circle, or through more than %d others", maxLent), "mend objects/info/alternates")
-	}
-	for path := range strings.Lines(text) {
-		if path = strings.TrimSpace(path); path != "" && !strings.HasPrefix(path, "#") {
-			path = filepath.Clean(absolute(objects, path))
-			if slices.Contains(r.lenders, path) {
-				continue
-			}
-			r.lenders = append(r.lenders, path)
-			if err := r.findLenders(path, before); err != nil {
-				return err
+// findObjects finds the object directories: its own, those that it borrows from,
+// those that they borrow from, each once.
+func (r *Repository) findObjects() error {
+	r.objects = []string{filepath.Join(r.Common, "objects")}
+	for i := 0; i < len(r.objects) && i <= maxLent; i++ {
+		text, err := small(filepath.Join(r.objects[i], "info", "alternates"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return openError(r.Dir, fmt.Errorf("read where it borrows objects: %w", err), "")
+		}
+		for path := range strings.Lines(text) {
+			path = strings.TrimSpace(path)
+			if full := absolute(r.objects[i], path); path != "" && path[0] != '#' && !slices.Contains(r.objects, full) {
+				r.objects = append(r.objects, full)
 			}
 		}
 	}
 	return nil
 }
 
-// Objects are the objects of a repository and of those that it borrows from.
-// go-git follows alternates too, but it inflates an object there to learn its
-// size, misreads relative paths, and may follow a circle without end.
-type Objects struct{ stores []*filesystem.Storage }
-
-// Objects opens the objects. A repack takes packs away from under an open one,
-// so it is opened anew for each use.
-func (r Repository) Objects() *Objects {
-	var common billy.Filesystem
-	if r.Common != r.Dir {
-		common = osfs.New(r.Common)
-	}
-	shared := cache.NewObjectLRU(4 << 20)
+// Objects opens the objects of the repository and of those that it borrows from.
+// A repack takes packs away from under an open one, so it is opened anew for each
+// use. go-git follows alternates too, but it inflates an object there to learn
+// its size, misreads relative paths, and follows a circle without end.
+func (r Repository) Objects() *filesystem.Storage {
 	none := memfs.New() // go-git finds no alternates in it
-	open := func(fs billy.Filesystem) *filesystem.Storage {
-		return filesystem.NewStorageWithOptions(fs, shared, filesystem.Options{AlternatesFS: none, LargeObjectThreshold: 4 << 20})
-	}
-	o := &Objects{[]*filesystem.Storage{open(dotgit.NewRepositoryFilesystem(osfs.New(r.Dir), common))}}
-	for _, objects := range r.lenders {
-		o.stores = append(o.stores, open(osfs.New(filepath.Dir(objects))))
-	}
-	return o
+	return filesystem.NewStorageWithOptions(objects{none, r.objects}, cache.NewObjectLRU(4<<20),
+		filesystem.Options{AlternatesFS: none, LargeObjectThreshold: 4 << 20})
 }
 
-// EncodedObjectSize returns the size of an object; it inflates no more than a
-// delta.
-func (o *Objects) EncodedObjectSize(h plumbing.Hash) (size int64, err error) {
-	for _, s := range o.stores {
-		if size, err = s.EncodedObjectSize(h); !errors.Is(err, plumbing.ErrObjectNotFound) {
+// objects are object directories, the first of which that has a file counts, as
+// go-git reads a git directory. Links are followed wherever they lead, and
+// regular files alone are opened.
+type objects struct {
+	billy.Filesystem // what is not used to read objects
+	dirs             []string
+}
+
+// first calls do for a path in each directory until it is found.
+func (o objects) first(name string, do func(path string) error) (err error) {
+	for _, dir := range o.dirs {
+		if err = do(filepath.Join(dir, strings.TrimPrefix(name, "objects"))); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
-	return size, err
+	return err
 }
 
-// EncodedObject returns an object.
-func (o *Objects) EncodedObject(kind plumbing.ObjectType, h plumbing.Hash) (obj plumbing.EncodedObject, err error) {
-	for _, s := range o.stores {
-		if obj, err = s.EncodedObject(kind, h); !errors.Is(err, plumbing.ErrObjectNotFound) {
-			break
+// Open opens a file to read it.
+func (o objects) Open(name string) (opened billy.File, err error) {
+	return opened, o.first(name, func(path string) error {
+		f, err := smallfile.Open(path)
+		opened = file{f}
+		return err
+	})
+}
+
+// Stat describes a file, or the one that a link leads to.
+func (o objects) Stat(name string) (info fs.FileInfo, err error) {
+	return info, o.first(name, func(path string) (err error) {
+		info, err = os.Stat(path)
+		return err
+	})
+}
+
+// ReadDir lists a directory. A pack that has no index, or none yet, is left out,
+// as git does: go-git would read no other one either.
+func (o objects) ReadDir(name string) (all []fs.FileInfo, err error) {
+	for _, dir := range o.dirs {
+		dir = filepath.Join(dir, strings.TrimPrefix(name, "objects"))
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if pack, isPack := strings.CutSuffix(e.Name(), ".pack"); isPack {
+				if _, err := os.Stat(filepath.Join(dir, pack+".idx")); err != nil {
+					continue
+				}
+			}
+			if info, err := e.Info(); err == nil { // else it is gone since
+				all = append(all, info)
+			}
 		}
 	}
-	return obj, err
+	return all, nil
 }
 
-// Close closes the files that are open.
-func (o *Objects) Close() error {
-	var errs []error
-	for _, s := range o.stores {
-		errs = append(errs, s.Close())
-	}
-	return errors.Join(errs...)
-}
+type file struct{ *os.File }
+
+// Lock does nothing: what is only read needs no lock.
+func (file) Lock() error { return nil }
+
+// Unlock does nothing.
+func (file) Unlock() error { return nil }
 
 // maxSymbolic is how many symbolic refs are followed.
 const maxSymbolic = 5
@@ -190,7 +202,7 @@ const maxSymbolic = 5
 func (r Repository) Resolve(names []string) (map[string]plumbing.Hash, error) {
 	found := map[string]plumbing.Hash{}
 	for _, name := range names {
-		h, err := r.resolve(name, maxSymbolic)
+		h, err := r.resolve(name)
 		if err != nil {
 			return nil, err
 		}
@@ -201,24 +213,36 @@ func (r Repository) Resolve(names []string) (map[string]plumbing.Hash, error) {
 	return found, nil
 }
 
-func (r Repository) resolve(name string, links int) (plumbing.Hash, error) {
-	text, err := small(r.file(name))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
-		return r.packed(name)
-	}
-	if err != nil {
-		return plumbing.ZeroHash, r.refError(name, err, "")
-	}
-	if to, ok := strings.CutPrefix(text, "ref: "); ok {
-		if links == 0 || !strings.HasPrefix(to, "refs/") || !filepath.IsLocal(to) {
-			return plumbing.ZeroHash, r.refError(name, errors.New("it leads nowhere"), "")
-		}
-		return r.resolve(to, links-1)
-	}
-	if !plumbing.IsHash(text) {
-		return plumbing.ZeroHash, r.refError(name, errors.New("it is torn"), "the repository needs mending (git fsck)")
+// resolve reads what one ref is, zero if it does not exist. go-git would take the
+// packed value of a ref whose file cannot be read.
+func (r Repository) resolve(name string) (h plumbing.Hash, err error) {
+	chain, text, err := r.follow(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EISDIR):
+		return r.packed(chain[len(chain)-1])
+	case err != nil:
+		return h, r.refError(name, err, "")
+	case !plumbing.IsHash(text):
+		return h, r.refError(name, errors.New("it is torn"), "the repository needs mending (git fsck)")
 	}
 	return plumbing.NewHash(text), nil
+}
+
+// follow follows symbolic refs: chain are name and those that it leads to, text
+// is what the file of the last one holds.
+func (r Repository) follow(name string) (chain []string, text string, err error) {
+	for len(chain) <= maxSymbolic {
+		chain = append(chain, name)
+		text, err = small(r.file(name))
+		to, symbolic := strings.CutPrefix(text, "ref: ")
+		if err != nil || !symbolic {
+			return chain, text, err
+		}
+		if name = to; !strings.HasPrefix(to, "refs/") || filepath.Clean("/"+to) != "/"+to {
+			break
+		}
+	}
+	return chain, "", errors.New("it leads nowhere")
 }
 
 func (r Repository) refError(name string, err error, hint string) error {
@@ -241,40 +265,17 @@ func (r Repository) packed(name string) (plumbing.Hash, error) {
 	return plumbing.NewHash(string(data[at-40 : at])), nil
 }
 
-// Watch are the directories whose entries change when a ref in names does, or
-// the one that it leads to.
-func (r Repository) Watch(names []string) []string {
-	dirs := []string{r.Dir}
-	if r.Common != r.Dir {
-		dirs = append(dirs, r.Common)
-	}
-	seen := map[string]bool{}
+// Files returns the files that decide what the refs in names are, whether they
+// exist or not.
+func (r Repository) Files(names []string) []string {
+	files := []string{filepath.Join(r.Common, "packed-refs")}
 	for _, name := range names {
-		for _, name := range r.links(name) {
-			for dir := filepath.Dir(name); dir != "." && !seen[dir]; dir = filepath.Dir(dir) {
-				seen[dir] = true
-				if info, err := os.Stat(filepath.Join(r.Common, dir)); err == nil && info.IsDir() {
-					dirs = append(dirs, filepath.Join(r.Common, dir))
-				}
-			}
+		chain, _, _ := r.follow(name)
+		for _, name := range chain {
+			files = append(files, r.file(name))
 		}
 	}
-	return dirs
-}
-
-// links are name and the refs that it leads to, one through the other.
-func (r Repository) links(name string) []string {
-	names := []string{name}
-	for range maxSymbolic {
-		text, err := small(r.file(name))
-		to, ok := strings.CutPrefix(text, "ref: ")
-		if err != nil || !ok || !filepath.IsLocal(to) {
-			break
-		}
-		name = to
-		names = append(names, name)
-	}
-	return names
+	return files
 }
 
 // file is where a ref is kept, unless it is packed.
@@ -299,7 +300,7 @@ func small(path string) (string, error) {
 
 func absolute(base, path string) string {
 	if filepath.IsAbs(path) {
-		return path
+		return filepath.Clean(path)
 	}
 	return filepath.Join(base, path)
 }

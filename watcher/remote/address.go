@@ -10,7 +10,7 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-var schemes = []string{"https", "http", "ssh", "git"}
+var schemes = []string{"https", "http", "ssh"}
 
 // IsLocal reports whether repo is a path of this machine and not the address
 // of a remote one: as git decides it, host:path is remote unless a slash
@@ -54,6 +54,9 @@ func (a address) String() string {
 		host = a.user + "@" + host
 	}
 	if !strings.HasPrefix(a.path, "/") {
+		if a.port != "" {
+			host = "[" + host + ":" + a.port + "]"
+		}
 		return host + ":" + a.path
 	}
 	if a.port != "" {
@@ -62,48 +65,73 @@ func (a address) String() string {
 	return a.scheme + "://" + host + a.path
 }
 
-// parse takes an address as git does: a URL, or [user@]host:path for SSH.
+// parse parses an address as git does: a URL, or [user@]host:path for SSH.
 func parse(repo string) (address, error) {
-	bad := func(why string) (address, error) {
-		return address{}, problem.New("--repo", errors.New(why), "use a local path, https://HOST/PATH, ssh://USER@HOST/PATH, USER@HOST:PATH, http:// or git://")
-	}
 	if strings.ContainsAny(repo, "\x00\r\n\t ") {
-		return bad("the address holds a space or a control character")
+		return badAddress("the address has a space or a control character")
 	}
 	if !strings.Contains(repo, "://") {
-		host, path, _ := strings.Cut(repo, ":")
-		user, name, ok := strings.Cut(host, "@")
-		if !ok {
-			user, name = "", host
-		}
-		if name == "" || path == "" || strings.HasPrefix(name, "-") || strings.HasPrefix(path, "-") {
-			return bad(fmt.Sprintf("%q names no host and path", repo))
-		}
-		if !ok && strings.Contains(path, "@") { // user:password@host:path
-			return bad("a password stands in the address; give it in a file")
-		}
-		return address{scheme: "ssh", user: user, host: name, path: path}, nil
+		return parseSCP(repo)
 	}
 	u, err := url.Parse(repo)
 	if err != nil {
-		return bad("the address cannot be understood") // the error would repeat a secret
+		return badAddress("invalid URL") // the error would repeat a secret
 	}
 	scheme := strings.TrimPrefix(u.Scheme, "git+")
 	if !slices.Contains(schemes, scheme) {
-		return bad(fmt.Sprintf("the scheme %q is none that can be read", u.Scheme))
+		return badAddress(fmt.Sprintf("unknown scheme %q", u.Scheme))
 	}
 	if _, has := u.User.Password(); has {
-		return address{}, problem.New("--repo", errors.New("a password stands in the address"), "take it out and give it in a file: --git-password-file or --git-token-file")
+		return address{}, problem.New("--repo", errors.New("the address has a password"), "take it out and give it in a file: --git-password-file or --git-token-file")
 	}
 	if u.Hostname() == "" || strings.HasPrefix(u.Host, "-") || strings.Trim(u.Path, "/") == "" {
-		return bad("the address names no host and path")
+		return badAddress("the address has no host and path")
 	}
 	if u.RawQuery != "" || u.Fragment != "" {
-		return bad("the address has a query or a fragment")
+		return badAddress("the address has a query or a fragment")
 	}
-	host := u.Hostname()
+	path := strings.TrimSuffix(u.Path, "/")
+	if scheme == "ssh" && strings.HasPrefix(path, "/~") {
+		path = path[1:] // the home directory, which git-upload-pack expands
+	}
+	return address{scheme: scheme, user: u.User.Username(), host: bracketed(u.Hostname()), port: u.Port(), path: path}, nil
+}
+
+func badAddress(why string) (address, error) {
+	return address{}, problem.New("--repo", errors.New(why), "use a local path, https://HOST/PATH, ssh://USER@HOST/PATH, USER@HOST:PATH or http://HOST/PATH")
+}
+
+// parseSCP parses [user@]host:path, where brackets enclose an IPv6 address, or a
+// host and its port.
+func parseSCP(repo string) (address, error) {
+	user, rest, hasUser := strings.Cut(repo, "@")
+	if colon := strings.Index(repo, ":"); !hasUser || colon < len(user) { // the @ is in the path
+		user, rest, hasUser = "", repo, false
+	}
+	at := address{scheme: "ssh", user: user}
+	var ok bool
+	if inner, isBracketed := strings.CutPrefix(rest, "["); isBracketed {
+		at.host, at.path, ok = strings.Cut(inner, "]:")
+		if host, port, hasPort := strings.Cut(at.host, ":"); hasPort && !strings.Contains(port, ":") {
+			at.host, at.port = host, port
+		}
+	} else {
+		at.host, at.path, ok = strings.Cut(rest, ":")
+	}
+	if !ok || at.host == "" || at.path == "" || strings.HasPrefix(at.host, "-") || strings.HasPrefix(at.path, "-") {
+		return badAddress(fmt.Sprintf("%q has no host and path", repo))
+	}
+	if !hasUser && strings.Contains(at.path, "@") { // user:password@host:path
+		return badAddress("the address has a password; give it in a file")
+	}
+	at.host = bracketed(at.host)
+	return at, nil
+}
+
+// bracketed encloses an IPv6 address in brackets.
+func bracketed(host string) string {
 	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
+		return "[" + host + "]"
 	}
-	return address{scheme: scheme, user: u.User.Username(), host: host, port: u.Port(), path: strings.TrimSuffix(u.Path, "/")}, nil
+	return host
 }

@@ -9,29 +9,41 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"dtesn-agent/schema/problem"
 )
 
-// A fault is the cause of a failed exchange, as one line of text that is the
-// same for the same cause.
-type fault struct {
-	err     error
-	passing bool
+// A remoteError is the cause of a failed listing or fetch, as one line of text that
+// is the same for the same cause.
+type remoteError struct {
+	err        error
+	temporary  bool
+	retryAfter time.Duration
 }
 
-func (f *fault) Error() string { return problem.Line(cause(f.err), 1000) }
+func (f *remoteError) Error() string { return problem.Line(cause(f.err), 1000) }
 
-func (f *fault) Unwrap() error { return f.err }
+func (f *remoteError) Unwrap() error { return f.err }
 
-// Passing reports whether err is a fault of the network or the server that may
-// be over at the next try, without anybody's doing.
-func Passing(err error) bool {
-	var f *fault
-	return errors.As(err, &f) && f.passing
+// Temporary reports whether err is a failure of the network or the server that
+// may be over at the next try.
+func Temporary(err error) bool {
+	var f *remoteError
+	return errors.As(err, &f) && f.temporary
 }
 
-func passes(err error) bool {
+// RetryAfter returns how long the server asks to be left alone, 0 if it does
+// not: its header Retry-After, at most an hour.
+func RetryAfter(err error) time.Duration {
+	var f *remoteError
+	if errors.As(err, &f) {
+		return f.retryAfter
+	}
+	return 0
+}
+
+func isTemporary(err error) bool {
 	var status *statusError
 	var op *net.OpError
 	var name *net.DNSError
@@ -39,14 +51,22 @@ func passes(err error) bool {
 	case errors.As(err, &status):
 		return status.code >= 500 || status.code == http.StatusTooManyRequests || status.code == http.StatusRequestTimeout
 	case errors.As(err, &op):
-		return op.Op != "remote error" // an alert of TLS: it does not want us
+		return op.Op != "remote error" // a TLS alert: the server refuses this client
 	}
 	return errors.As(err, &name) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, errSlow) || errors.Is(err, errSilent)
 }
 
-// cause words what the network says for people, and so that the same fault has
-// the same words: a connection of ours has another port each time.
+func retryAfter(err error) time.Duration {
+	var status *statusError
+	if errors.As(err, &status) {
+		return status.retryAfter
+	}
+	return 0
+}
+
+// cause returns the text of an error without what differs from one connection
+// to the next, such as its own port.
 func cause(err error) string {
 	var op *net.OpError
 	switch {
@@ -55,33 +75,33 @@ func cause(err error) string {
 		plain.Source = nil
 		return plain.Error()
 	case err == io.EOF:
-		return "the server closed the connection without an answer"
+		return "the server closed the connection without a response"
 	}
 	return err.Error()
 }
 
-// A serverError is what the server itself said, in its words.
+// A serverError is an error message of the server.
 type serverError struct{ text string }
 
 func (e *serverError) Error() string { return fmt.Sprintf("the server says %q", e.text) }
 
-// A notGitError says that what answers does not speak git's protocol.
+// A notGitError says that the response is not one of git's protocol.
 type notGitError struct{ why string }
 
-func (e *notGitError) Error() string { return "what answers does not speak git's protocol: " + e.why }
+func (e *notGitError) Error() string { return "the server does not speak git's protocol: " + e.why }
 
-// A tooLargeError says that a bound was met.
+// A tooLargeError says that a response exceeds a bound.
 type tooLargeError struct {
 	what  string
-	bytes int64
+	limit int64 // bytes
 }
 
 func (e *tooLargeError) Error() string {
-	return fmt.Sprintf("%s is larger than %d MiB", e.what, e.bytes>>20)
+	return fmt.Sprintf("%s exceeds %d MiB", e.what, e.limit>>20)
 }
 
-// line makes foreign bytes one line of at most 200 bytes.
-func line(b []byte) string { return problem.Line(string(b), 200) }
+// line makes foreign text one line of at most 200 bytes.
+func line(text string) string { return problem.Line(text, 200) }
 
 // leaks reports whether text repeats one of secrets, or 16 bytes of it in a row,
 // as it is or as quoting or an address would write it.

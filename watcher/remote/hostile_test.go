@@ -56,7 +56,7 @@ func TestBombs(t *testing.T) {
 		"a commit, larger": packed(1, maxObject+1, []byte("x")),
 	} {
 		var large *tooLargeError
-		if err := measure(bytes.NewReader(pack)); !errors.As(err, &large) {
+		if _, err := measure(bytes.NewReader(pack)); !errors.As(err, &large) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -66,11 +66,11 @@ func TestBombs(t *testing.T) {
 		"a delta without sizes": packed(6, 1, []byte{0x80}),
 		"cut short":             packed(3, 4, []byte("abcd"))[:30],
 	} {
-		if err := measure(bytes.NewReader(pack)); err == nil {
+		if _, err := measure(bytes.NewReader(pack)); err == nil {
 			t.Errorf("%s is taken", name)
 		}
 	}
-	if err := measure(bytes.NewReader(packed(3, 4, []byte("abcd")))); err != nil {
+	if _, err := measure(bytes.NewReader(packed(3, 4, []byte("abcd")))); err != nil {
 		t.Errorf("a good pack: %v", err)
 	}
 }
@@ -133,22 +133,22 @@ func TestHungHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	known := put(t, t.TempDir(), "known", strings.Replace(string(hosts), h.Port, port, 1))
-	soon := patience{list: 2 * time.Second, fetch: 2 * time.Second, silence: time.Second}
+	soon := timeouts{list: 2 * time.Second, fetch: 2 * time.Second, silence: time.Second}
 	r := newRemote(t, Options{URL: strings.Replace(h.URL, h.Port, port, 1), Files: Files{SSHKey: h.Key, KnownHosts: known}})
 	success(t, r)
 	r.Rest()
-	r.patience = soon
+	r.timeouts = soon
 	hang(true)
 	ends(t, "listing on a connection that hangs", func() { failure(t, r, "list the refs") })
 	hang(false)
-	r.patience.list, r.patience.silence = time.Minute, time.Minute
+	r.timeouts.list, r.timeouts.silence = time.Minute, time.Minute
 	ends(t, "listing once the host is back", func() { success(t, r) })
 
 	mute := gitserver.SSH(t, repo, "ForceCommand exec 1>&- 2>&-; exec sleep 1000")
 	m := newRemote(t, Options{URL: mute.URL, Files: Files{SSHKey: mute.Key, KnownHosts: mute.KnownHosts}})
-	m.patience = soon
+	m.timeouts = soon
 	ends(t, "listing by a host that is mute", func() { failure(t, m, "list the refs") })
-	ends(t, "leaving it", m.Close)
+	ends(t, "leaving it", m.Rest)
 }
 
 // between is a port that leads to address, and stops passing anything on while
@@ -203,7 +203,7 @@ func TestPipes(t *testing.T) {
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := newRemote(t, Options{URL: "http://127.0.0.1:1/x.git", Files: Files{Token: pipe}})
+	r := newRemote(t, Options{URL: "http://127.0.0.1:1/x.git", Files: Files{Token: pipe}, AllowInsecure: true})
 	ends(t, "reading a pipe", func() { failure(t, r, pipe, "no regular file") })
 }
 

@@ -1,21 +1,23 @@
 package remote
 
 import (
+	"bufio"
 	"bytes"
-	"crypto/sha256"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
 	"dtesn-agent/schema/problem"
-	"dtesn-agent/watcher/smallfile"
 )
 
 // httpTransport speaks git's smart HTTP: gitprotocol-http(5).
@@ -23,99 +25,224 @@ type httpTransport struct {
 	at    address
 	files Files
 
-	client *http.Client
-	sent   login
-	// trust is the digest of the files that client was made of.
-	trust [sha256.Size]byte
+	client *http.Client // nil at rest
+	sent   credentials
 }
 
-func (t *httpTransport) close() {
-	if t.client != nil {
-		t.client.CloseIdleConnections()
+func newHTTP(at address, opt Options) (*httpTransport, error) {
+	if f := opt.Files; at.scheme == "http" && !opt.AllowInsecure && (f.Password != "" || f.Token != "") {
+		return nil, problem.New("--repo", errors.New("http:// would send the password or token unencrypted"), "use https://, or permit it with --allow-insecure-git")
 	}
+	return &httpTransport{at: at, files: opt.Files}, checkProxyVariable(at.scheme)
 }
 
-func (t *httpTransport) open(b bounds, known bool) (exchange, error) {
-	if err := t.renew(); err != nil {
-		return nil, err
-	}
-	login, err := t.login()
-	if err != nil {
-		return nil, err
-	}
-	t.sent = login
-	ex := &httpExchange{t: t, bounds: b, login: login}
-	if known {
-		return ex, nil
-	}
-	resp, err := ex.do(http.MethodGet, "/info/refs?service=git-upload-pack", nil)
-	if err != nil {
-		ex.close()
-		return nil, err
-	}
-	if ct := resp.Header.Get("Content-Type"); ct != "application/x-git-upload-pack-advertisement" {
-		ex.close()
-		return nil, problem.New("", &notGitError{fmt.Sprintf("an answer of type %q", line([]byte(ct)))}, "is this the address that `git clone` takes?")
-	}
-	ex.first = ex.reader(resp, maxListing, "the list of refs")
-	return ex, nil
-}
-
-// renew makes a client where a file of TLS has changed since.
-func (t *httpTransport) renew() error {
-	var all []byte
-	pem := map[string][]byte{}
-	for _, path := range []string{t.files.CA, t.files.Cert, t.files.Key} {
-		if path == "" {
+// checkProxyVariable refuses a proxy that cannot be parsed: net/http would take
+// any text for a host. The error does not repeat a password.
+func checkProxyVariable(scheme string) error {
+	for _, name := range []string{strings.ToUpper(scheme) + "_PROXY", scheme + "_proxy"} {
+		value := os.Getenv(name)
+		if value == "" {
 			continue
 		}
-		data, err := readSecret(path)
+		if !strings.Contains(value, "://") {
+			value = "http://" + value
+		}
+		if u, err := url.Parse(value); err != nil || u.Hostname() == "" {
+			return problem.New("", errors.New("the proxy in "+name+" cannot be parsed"), "write it as http://HOST:PORT, or unset the variable")
+		}
+	}
+	return nil
+}
+
+// url returns the repository's URL with suffix.
+func (t *httpTransport) url(suffix string) *url.URL {
+	u := &url.URL{Scheme: t.at.scheme, Host: t.at.host, Path: t.at.path + suffix}
+	if t.at.port != "" {
+		u.Host += ":" + t.at.port
+	}
+	return u
+}
+
+func (t *httpTransport) rest() {
+	if t.client != nil {
+		t.client.CloseIdleConnections()
+		t.client = nil
+	}
+}
+
+func (t *httpTransport) secrets() []string { return t.sent.secrets() }
+
+func (t *httpTransport) list(c *call, names []string) (Refs, error) {
+	t.rest()
+	base, body, err := t.discover(c, "version=2")
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	if head, _ := body.Peek(64); !isVersion2(head) {
+		adv, err := readAdvertisement(body)
+		return choose(adv, names), err
+	}
+	if err := checkVersion2(body); err != nil {
+		return nil, err
+	}
+	q, err := lsRefs(names)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := t.post(c, base, q, "version=2", maxListing)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Close()
+	return readRefs(resp, names)
+}
+
+func (t *httpTransport) fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error) {
+	base, body, err := t.discover(c, "")
+	if err != nil {
+		return response{}, err
+	}
+	adv, err := readAdvertisement(body)
+	if err = errors.Join(err, body.Close()); err != nil {
+		return response{}, err
+	}
+	q, err := newRequest(adv, w, progress)
+	if err != nil {
+		return response{}, err
+	}
+	resp, err := t.post(c, base, q.body, "", maxListing+maxPack)
+	if err != nil {
+		return response{}, err
+	}
+	defer resp.Close()
+	return q.read(resp, take)
+}
+
+// A body is what a response holds, bounded and buffered.
+type body struct {
+	*bufio.Reader
+	c     *call
+	inner io.Closer
+}
+
+// Close leaves the connection for the next request if little is left to read.
+func (b *body) Close() error {
+	timer := time.AfterFunc(time.Second, func() { b.c.cancel(errSlow) })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, b.Reader, 4096)
+	return b.inner.Close()
+}
+
+// discover begins an exchange. It returns the base of the exchange's other URLs,
+// which a redirect may have moved, as it does for git.
+func (t *httpTransport) discover(c *call, protocol string) (base *url.URL, adv *body, err error) {
+	if t.client == nil {
+		if err := t.newClient(); err != nil {
+			return nil, nil, err
+		}
+	}
+	u := t.url("/info/refs")
+	u.RawQuery = "service=git-upload-pack"
+	resp, adv, err := t.do(c, http.MethodGet, u, nil, protocol, maxListing)
+	if err != nil {
+		return nil, nil, err
+	}
+	base = resp.Request.URL
+	base.Path, base.RawQuery = strings.TrimSuffix(base.Path, "/info/refs"), ""
+	if ct := resp.Header.Get("Content-Type"); ct != "application/x-git-upload-pack-advertisement" {
+		_ = adv.Close()
+		return nil, nil, problem.New("", &notGitError{fmt.Sprintf("a response of type %q", line(ct))}, "use the address that `git clone` takes")
+	}
+	return base, adv, nil
+}
+
+func (t *httpTransport) post(c *call, base *url.URL, content []byte, protocol string, limit int64) (*body, error) {
+	_, b, err := t.do(c, http.MethodPost, base.JoinPath("git-upload-pack"), content, protocol, limit)
+	return b, err
+}
+
+func (t *httpTransport) do(c *call, method string, u *url.URL, content []byte, protocol string, limit int64) (*http.Response, *body, error) {
+	q, err := http.NewRequestWithContext(c.ctx, method, u.String(), bytes.NewReader(content))
+	if err != nil {
+		return nil, nil, err
+	}
+	q.Header.Set("User-Agent", agent)
+	if protocol != "" {
+		q.Header.Set("Git-Protocol", protocol)
+	}
+	if method == http.MethodPost {
+		q.Header.Set("Content-Type", "application/x-git-upload-pack-request")
+		q.Header.Set("Accept", "application/x-git-upload-pack-result")
+	}
+	if t.sent, err = t.files.readCredentials(t.at.user); err != nil {
+		return nil, nil, err
+	}
+	if t.sent.password != "" {
+		q.SetBasicAuth(t.sent.user, t.sent.password)
+	}
+	resp, err := t.client.Do(q)
+	if err != nil {
+		var wrapped *url.Error // it repeats the address
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
+		return nil, nil, err
+	}
+	b := &body{Reader: bufio.NewReader(c.reader(resp.Body, limit, "the response")), c: c, inner: resp.Body}
+	if resp.StatusCode != http.StatusOK {
+		defer b.Close()
+		return nil, nil, newStatusError(resp, t.sent, b)
+	}
+	return resp, b, nil
+}
+
+// newClient makes the client of a look. It resumes no TLS session, so that the
+// server proves its identity each time.
+func (t *httpTransport) newClient() error {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.files.CA != "" {
+		pem, err := readSecret(t.files.CA)
 		if err != nil {
 			return err
 		}
-		pem[path] = data
-		all = append(append(all, data...), 0)
-	}
-	digest := sha256.Sum256(all)
-	if t.client != nil && digest == t.trust {
-		return nil
-	}
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if t.files.CA != "" {
 		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem[t.files.CA]) {
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
 			return problem.New("", errors.New(t.files.CA+" holds no certificate"), "--git-ca-file is PEM: -----BEGIN CERTIFICATE-----")
 		}
 	}
 	if t.files.Cert != "" {
-		pair, err := tls.X509KeyPair(pem[t.files.Cert], pem[t.files.Key])
+		cert, errCert := readSecret(t.files.Cert)
+		key, errKey := readSecret(t.files.Key)
+		if err := errors.Join(errCert, errKey); err != nil {
+			return err
+		}
+		pair, err := tls.X509KeyPair(cert, key)
 		if err != nil {
 			return &problem.Error{Op: "use", Place: t.files.Cert + " and " + t.files.Key, Err: err, Hint: "--git-cert-file and --git-key-file are PEM and belong together"}
 		}
 		conf.Certificates = []tls.Certificate{pair}
 	}
-	t.close()
-	t.trust = digest
 	t.client = &http.Client{
-		CheckRedirect: t.redirect,
+		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, ForceAttemptHTTP2: true,
-			MaxIdleConns: 2, MaxIdleConnsPerHost: 2, IdleConnTimeout: 5 * time.Minute,
-			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: patient.silence,
+			Proxy: http.ProxyFromEnvironment, OnProxyConnectResponse: checkProxy, TLSClientConfig: conf, ForceAttemptHTTP2: true,
+			DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: defaultTimeouts.silence,
 			MaxResponseHeaderBytes: 64 << 10,
 		},
 	}
 	return nil
 }
 
-// redirect follows only the first request, and only on the same host: a
-// credential must not go elsewhere, nor a configuration come from there.
-func (t *httpTransport) redirect(q *http.Request, via []*http.Request) error {
-	from := via[0].URL
-	to := q.URL
+// checkRedirect follows only the first request of an exchange, and only on the
+// same host: credentials must not go elsewhere, nor a configuration come from
+// there.
+func checkRedirect(q *http.Request, via []*http.Request) error {
+	from, to := via[0].URL, q.URL
 	same := strings.EqualFold(to.Hostname(), from.Hostname()) &&
 		(to.Scheme == from.Scheme && to.Port() == from.Port() || from.Scheme == "http" && to.Scheme == "https")
-	if !same || via[0].Method != http.MethodGet || len(via) > 3 {
+	if !same || via[0].Method != http.MethodGet || len(via) > 3 || !strings.HasSuffix(to.Path, "/info/refs") {
 		return &redirectError{(&url.URL{Scheme: to.Scheme, Host: to.Host, Path: strings.TrimSuffix(to.Path, "/info/refs")}).String()}
 	}
 	return nil
@@ -123,158 +250,121 @@ func (t *httpTransport) redirect(q *http.Request, via []*http.Request) error {
 
 type redirectError struct{ to string }
 
-func (e *redirectError) Error() string { return "it redirects to " + line([]byte(e.to)) }
+func (e *redirectError) Error() string { return "it redirects to " + line(e.to) }
 
-func (t *httpTransport) secrets() []string {
-	if t.sent.password == "" {
+// checkProxy returns an error that names the proxy.
+func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	basic := base64.StdEncoding.EncodeToString([]byte(t.sent.user + ":" + t.sent.password))
-	return []string{t.sent.password, basic}
+	return &proxyError{proxy.Host, resp.StatusCode}
 }
 
-// A login is what a request says of who asks.
-type login struct{ user, password string }
-
-func (t *httpTransport) login() (login, error) {
-	l := login{user: t.at.user}
-	var err error
-	read := func(path string) (s string) {
-		if path == "" || err != nil {
-			return ""
-		}
-		var b []byte
-		b, err = readSecret(path)
-		return strings.TrimRight(string(b), "\r\n")
-	}
-	if name := read(t.files.Username); name != "" {
-		l.user = name
-	}
-	l.password = read(t.files.Password)
-	if token := read(t.files.Token); token != "" {
-		l.password = token
-		if l.user == "" {
-			l.user = "x-access-token" // GitHub's word; where only the token counts any will do
-		}
-	}
-	return l, err
+type proxyError struct {
+	host string
+	code int
 }
 
-// readSecret reads a small file.
-func readSecret(path string) ([]byte, error) {
-	b, err := smallfile.Read(path, 1<<20)
-	if err != nil {
-		return nil, &problem.Error{Op: "read", Place: path, Err: err, Hint: "it must be a file that the agent's user can read"}
-	}
-	if len(bytes.TrimSpace(b)) == 0 {
-		return nil, problem.New("", errors.New(path+" is empty"), "write it whole, by a rename")
-	}
-	return b, nil
+func (e *proxyError) Error() string {
+	return fmt.Sprintf("the proxy %s responds %d %s", e.host, e.code, http.StatusText(e.code))
 }
 
-type httpExchange struct {
-	bounds
-	t     *httpTransport
-	login login
-	first *pktReader
-	body  io.ReadCloser // of the last answer
-}
-
-func (ex *httpExchange) advert() *pktReader { return ex.first }
-
-func (ex *httpExchange) request(m message) (*pktReader, error) {
-	resp, err := ex.do(http.MethodPost, "/git-upload-pack", m)
-	if err != nil {
-		return nil, err
-	}
-	return ex.reader(resp, maxListing+maxPack, "the answer"), nil
-}
-
-// reader reads an answer, bounded in bytes and in how long it may be silent.
-func (ex *httpExchange) reader(resp *http.Response, limit int64, what string) *pktReader {
-	return newPktReader(bound(&watched{bounds: ex.bounds, r: resp.Body}, limit, what))
-}
-
-func (ex *httpExchange) do(method, path string, body []byte) (*http.Response, error) {
-	ex.close()
-	base := url.URL{Scheme: ex.t.at.scheme, Host: ex.t.at.host, Path: ex.t.at.path}
-	if ex.t.at.port != "" {
-		base.Host += ":" + ex.t.at.port
-	}
-	q, err := http.NewRequestWithContext(ex.ctx, method, base.String()+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	q.Header.Set("User-Agent", agent)
-	q.Header.Set("Git-Protocol", "version=2")
-	if method == http.MethodPost {
-		q.Header.Set("Content-Type", "application/x-git-upload-pack-request")
-		q.Header.Set("Accept", "application/x-git-upload-pack-result")
-	}
-	if ex.login.password != "" {
-		q.SetBasicAuth(ex.login.user, ex.login.password)
-	}
-	resp, err := ex.t.client.Do(q)
-	if err != nil {
-		var wrapped *url.Error // it repeats the address
-		if errors.As(err, &wrapped) {
-			err = wrapped.Err
-		}
-		return nil, err
-	}
-	ex.body = resp.Body
-	if resp.StatusCode != http.StatusOK {
-		return nil, &statusError{resp.StatusCode, ex.login.password != ""}
-	}
-	return resp, nil
-}
-
-// close ends the last answer. A body that was read to its end leaves the
-// connection for the next request.
-func (ex *httpExchange) close() {
-	if ex.body != nil {
-		timer := time.AfterFunc(goodbye, func() { ex.cancel(errSlow) })
-		defer timer.Stop()
-		_, _ = io.CopyN(io.Discard, ex.body, 4096)
-		_ = ex.body.Close()
-		ex.body = nil
-	}
-}
-
+// A statusError is a response that is not 200.
 type statusError struct {
-	code    int
-	loginIn bool
+	code       int
+	loggedIn   bool
+	said       string
+	retryAfter time.Duration
+}
+
+// maxRetryAfter bounds how long a server can keep the agent away.
+const maxRetryAfter = time.Hour
+
+func newStatusError(resp *http.Response, sent credentials, body io.Reader) *statusError {
+	e := &statusError{code: resp.StatusCode, loggedIn: sent.password != ""}
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
+		text, _ := io.ReadAll(io.LimitReader(body, 200))
+		if e.said = line(strings.TrimSpace(string(text))); leaks(e.said, sent.secrets()) {
+			e.said = ""
+		}
+	}
+	if value := resp.Header.Get("Retry-After"); e.code == http.StatusTooManyRequests || e.code == http.StatusServiceUnavailable {
+		if seconds, err := strconv.Atoi(value); err == nil {
+			e.retryAfter = time.Duration(min(max(seconds, 0), int(maxRetryAfter.Seconds()))) * time.Second
+		} else if at, err := http.ParseTime(value); err == nil {
+			e.retryAfter = min(max(time.Until(at), 0), maxRetryAfter)
+		}
+	}
+	return e
 }
 
 func (e *statusError) Error() string {
-	return fmt.Sprintf("the server answers %d %s", e.code, http.StatusText(e.code))
+	text := fmt.Sprintf("the server responds %d %s", e.code, http.StatusText(e.code))
+	if e.said != "" {
+		text += fmt.Sprintf(" (%q)", e.said)
+	}
+	if e.retryAfter > 0 {
+		text += fmt.Sprintf(", and asks to wait %s", e.retryAfter.Round(time.Second))
+	}
+	return text
 }
 
 func (t *httpTransport) explain(err error) error {
 	var status *statusError
 	var redirect *redirectError
-	var unknown x509.UnknownAuthorityError
-	var host x509.HostnameError
+	var proxy *proxyError
+	var op *net.OpError
 	switch {
 	case errors.As(err, &redirect):
-		return problem.New("", redirect, "if that is where the repository is now, name it with --repo; it is not followed by itself")
-	case errors.As(err, &unknown):
-		return problem.New("", errors.New("the server's certificate is signed by nobody this machine trusts"), "name its authority with --git-ca-file")
-	case errors.As(err, &host):
-		return problem.New("", errors.New("the server's certificate is of another host"), "use the name that it bears in --repo")
-	case !errors.As(err, &status):
-		return nil
+		return problem.New("", redirect, "if the repository moved there, name that address with --repo")
+	case errors.As(err, &proxy):
+		return problem.New("", proxy, "check HTTPS_PROXY and NO_PROXY, and the login in the proxy's URL")
+	case errors.As(err, &op) && op.Op == "proxyconnect":
+		return problem.New("", errors.New(cause(err)), "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
+	case errors.As(err, &status):
+		return problem.New("", status, status.hint())
 	}
-	hint := ""
+	return explainTLS(err)
+}
+
+func (e *statusError) hint() string {
 	switch {
-	case status.code == http.StatusUnauthorized && !status.loginIn:
-		hint = "it asks for a login: give --git-token-file, or --git-username-file and --git-password-file"
-	case status.code == http.StatusUnauthorized || status.code == http.StatusForbidden:
-		hint = "the login is wrong, expired, or may not read this repository; the files are read anew at the next try"
-	case status.code == http.StatusNotFound:
-		hint = "is the address right? hosts also say so to who may not read the repository"
-	case status.code >= 500:
-		hint = "the server has a fault; it is tried again"
+	case e.code == http.StatusUnauthorized && !e.loggedIn:
+		return "give --git-token-file, or --git-username-file and --git-password-file"
+	case e.code == http.StatusUnauthorized || e.code == http.StatusForbidden:
+		return "the login is wrong, expired, or may not read this repository; the files are read again at the next try"
+	case e.code == http.StatusNotFound:
+		return "check the address; hosts also respond so where the login may not read the repository"
+	case e.code == http.StatusProxyAuthRequired:
+		return "check HTTP_PROXY and NO_PROXY, and the login in the proxy's URL"
+	case e.code == http.StatusTooManyRequests || e.code >= 500:
+		return "the server has a problem; it is tried again"
 	}
-	return problem.New("", status, hint)
+	return ""
+}
+
+// explainTLS returns what is wrong with a server's certificate, nil for other
+// errors.
+func explainTLS(err error) error {
+	var unknown x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &unknown):
+		return problem.New("", errors.New("the server's certificate is signed by an unknown authority"), "name its authority with --git-ca-file")
+	case errors.As(err, &host) && len(host.Certificate.DNSNames)+len(host.Certificate.IPAddresses) == 0:
+		return problem.New("", errors.New("the server's certificate has no subject alternative name (SAN), only a common name"), "have a certificate issued with the host as SAN")
+	case errors.As(err, &host):
+		names := append([]string(nil), host.Certificate.DNSNames...)
+		for _, ip := range host.Certificate.IPAddresses {
+			names = append(names, ip.String())
+		}
+		return problem.New("", fmt.Errorf("the server's certificate is for %s, not for %s", line(strings.Join(names, ", ")), host.Host), "use a name of the certificate in --repo")
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		if now := time.Now(); now.Before(invalid.Cert.NotBefore) {
+			return problem.New("", fmt.Errorf("the server's certificate is not valid before %s", invalid.Cert.NotBefore.UTC().Format(time.RFC3339)), "check this machine's clock")
+		}
+		return problem.New("", fmt.Errorf("the server's certificate expired at %s", invalid.Cert.NotAfter.UTC().Format(time.RFC3339)), "have the server's certificate renewed")
+	}
+	return nil
 }

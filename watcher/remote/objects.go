@@ -21,80 +21,90 @@ import (
 type Objects struct {
 	*filesystem.Storage
 	dir string
-	// Filtered says that the server left out what the filter names.
-	Filtered bool
+	response
 }
 
-// Remove gives the directory back.
+// Remove removes the directory.
 func (o *Objects) Remove() error {
 	return errors.Join(o.Storage.Close(), os.RemoveAll(o.dir))
 }
 
-// take takes a pack. go-git inflates each object whole, however large it says
-// that it is, so the pack is first read through.
+// take stores a pack. go-git inflates each object whole, whatever size it
+// declares, so the pack is checked first.
 func (o *Objects) take(from io.Reader) (err error) {
 	f, err := os.Create(filepath.Join(o.dir, "incoming"))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
-	if _, err := io.Copy(f, bound(from, maxPack, "the pack")); err != nil {
-		return err
+	size, err := io.Copy(f, io.LimitReader(from, maxPack+1))
+	if size > maxPack {
+		return &tooLargeError{"the pack", maxPack}
 	}
-	if err = measure(f); err == nil {
+	var n uint32
+	if err == nil {
+		n, err = measure(f)
+	}
+	if err == nil && n > 0 {
 		if _, err = f.Seek(0, io.SeekStart); err == nil {
 			err = packfile.UpdateObjectStorage(o.Storage, f)
 		}
 	}
 	var large *tooLargeError
+	var server *serverError
 	var own *fs.PathError
-	if err == nil || errors.As(err, &large) || errors.As(err, &own) {
+	switch {
+	case err == nil, errors.As(err, &large), errors.As(err, &server), errors.As(err, &own):
 		return err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("the pack was cut short: %w", io.ErrUnexpectedEOF)
 	}
-	return problem.New("", fmt.Errorf("the pack that came is damaged: %w", err), "it is fetched anew; if that goes on, see whether the repository is sound: git fsck")
+	return problem.New("", fmt.Errorf("the pack is damaged: %w", err), "it is fetched again; if that goes on, run git fsck on the server")
 }
 
-// measure refuses a pack whose objects are larger than the bounds, without
-// holding any: gitformat-pack(5). A delta says in its first bytes how large its
-// base and what comes of it are.
-func measure(pack io.ReadSeeker) error {
+// measure refuses a pack whose objects exceed the bounds, without holding any:
+// gitformat-pack(5). A delta begins with the sizes of its base and its result.
+// It returns the number of objects.
+func measure(pack io.ReadSeeker) (n uint32, err error) {
 	if _, err := pack.Seek(0, io.SeekStart); err != nil {
-		return err
+		return 0, err
 	}
 	s := packfile.NewScanner(pack)
-	_, n, err := s.Header()
-	if err != nil {
-		return err
+	if _, n, err = s.Header(); err != nil {
+		return 0, err
+	}
+	if n > maxObjects {
+		return 0, fmt.Errorf("the pack has %d objects, more than %d", n, maxObjects)
 	}
 	var all int64
 	for range n {
 		h, err := s.NextObjectHeader()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		size := h.Length
 		if size < 0 || size > maxObject {
-			return &tooLargeError{"an object in the pack", maxObject}
+			return 0, &tooLargeError{"an object in the pack", maxObject}
 		}
 		var head beginning
 		if _, _, err := s.NextObject(&head); err != nil {
-			return err
+			return 0, err
 		}
 		if h.Type == plumbing.OFSDeltaObject || h.Type == plumbing.REFDeltaObject {
 			target, err := head.target()
 			if err != nil {
-				return err
+				return 0, err
 			}
 			if target > maxObject {
-				return &tooLargeError{"an object in the pack", maxObject}
+				return 0, &tooLargeError{"an object in the pack", maxObject}
 			}
 			size += int64(target)
 		}
 		if all += size; all > maxInflated {
-			return &tooLargeError{"what the pack holds", maxInflated}
+			return 0, &tooLargeError{"the content of the pack", maxInflated}
 		}
 	}
-	return nil
+	return n, nil
 }
 
 // A beginning keeps the first bytes of what is written to it.
@@ -108,7 +118,7 @@ func (k *beginning) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// target is the size of what a delta makes; its base's size comes before it.
+// target returns the size of a delta's result, which follows the size of its base.
 func (k *beginning) target() (uint64, error) {
 	r := bytes.NewReader(k.b[:k.n])
 	_, errBase := binary.ReadUvarint(r)

@@ -1,15 +1,16 @@
-// Package remote reads a git repository over the network: what its refs name,
-// and the objects of one commit. It speaks git's wire protocol, version 2 where
-// the server does and else 0 or 1, over HTTP, SSH and git's own port.
+// Package remote reads a git repository over HTTP or SSH: what its refs name,
+// and the objects of one commit.
 //
-// go-git's transports are not used: they speak only the old versions, which
-// list every ref at every poll, make a new connection each time, and bound
-// neither bytes nor time. What they encode in objects, packs and indexes is.
+// The protocol's messages, packs and indexes are go-git's. The connections are
+// this package's own, because go-git's transports bound neither bytes nor time,
+// keep connections without a limit and drop the reason of an error. Over HTTP
+// refs are listed by protocol 2, which names those that are asked for instead
+// of all.
 //
-// Nothing that a server sends is trusted: an advertisement, a pack and each
-// step of time are bounded, a redirect may not leave the host, and foreign
-// text is one short line. Secrets are read from files at each use and stand in
-// no error.
+// Each look makes a new connection: a kept one outlives a dead peer and a name
+// that moved. Nothing that a server sends is trusted: responses, packs and times
+// are bounded, a redirect may not leave the host, and foreign text is one short
+// line. Secrets are read from files at each use and appear in no error.
 package remote
 
 import (
@@ -17,9 +18,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,34 +35,35 @@ import (
 
 const agent = "dtesn-agent"
 
-// The bounds. A listing of a host with 100,000 refs is about 8 MiB.
+// The bounds of what is read.
 const (
-	maxListing  = 64 << 20  // bytes of an advertisement
+	maxListing  = 16 << 20  // bytes of a list of refs, about 200,000
 	maxPack     = 128 << 20 // bytes of a pack
 	maxObject   = 32 << 20  // bytes of one object in it
 	maxInflated = 256 << 20 // bytes of all objects in it
+	maxObjects  = 1_000_000 // in a pack
 )
 
-// patience is how long things may take.
-type patience struct {
+// timeouts bound how long things may take.
+type timeouts struct {
 	list, fetch time.Duration // the whole of it
 	silence     time.Duration // without a byte
 }
 
-var patient = patience{list: 30 * time.Second, fetch: 5 * time.Minute, silence: 30 * time.Second}
+var defaultTimeouts = timeouts{list: 30 * time.Second, fetch: 5 * time.Minute, silence: 30 * time.Second}
 
-// Options say which repository, and how to be let in.
+// Options name a repository and the files with its credentials.
 type Options struct {
 	URL   string
 	Files Files
-	// Progress, if set, gets the server's words on how a fetch goes.
+	// AllowInsecure permits to send a password or token over plain HTTP.
+	AllowInsecure bool
+	// Progress, if set, gets the server's progress messages of a fetch.
 	Progress io.Writer
-	Logger   *slog.Logger
 }
 
-// Files are the paths of secrets and of what is trusted. Each is read anew
-// when it is used, so that a rotation needs no restart; empty ones are not
-// used.
+// Files are the paths of secrets and of what is trusted. Each is read at each
+// use, so that a rotation needs no restart; empty ones are not used.
 type Files struct {
 	Username, Password, Token         string // HTTP
 	CA, Cert, Key                     string // TLS, PEM
@@ -73,168 +76,131 @@ type Remote struct {
 	opt       Options
 	at        address
 	transport transport
-	patience  patience
-	// known is what the server said of itself when it was last asked; over
-	// HTTP it need not be asked again.
-	known *advert
-	// session is what is open; nil at rest.
-	session *session
+	timeouts  timeouts
 }
 
-// A transport brings messages to a server.
+// Refs are what refs name, by full name.
+type Refs map[string]plumbing.Hash
+
+// A transport speaks to the upload-pack service of one repository.
 type transport interface {
-	// open begins an exchange, which b bounds. known says that the
-	// advertisement need not be sent again, where that can be.
-	open(b bounds, known bool) (exchange, error)
-	// explain returns a *problem.Error for what it knows more about, nil for
-	// anything else.
+	// list returns the refs in names that exist.
+	list(c *call, names []string) (Refs, error)
+	// fetch requests a pack and passes it to take.
+	fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error)
+	// explain returns an error with a hint for what it knows more about, or nil.
 	explain(err error) error
-	// secrets are what was last sent to be let in.
+	// secrets returns the credentials that were sent last.
 	secrets() []string
-	close()
+	// rest closes the connection.
+	rest()
 }
 
-// An exchange is one advertisement and at most two requests with their answers.
-type exchange interface {
-	// advert is the advertisement, nil if it was not asked for.
-	advert() *pktReader
-	request(m message) (*pktReader, error)
-	close()
+// A Want is what Fetch fetches: a commit or tag, with Depth generations of its
+// history (0: all), without the objects that Filter leaves out, such as
+// "blob:limit=1048577", and without what is reachable from the commit Have.
+// Depth and Filter are ignored where the server does not offer them.
+type Want struct {
+	Hash   plumbing.Hash
+	Depth  int
+	Filter string
+	Have   plumbing.Hash
 }
 
 // New checks the address and what can be checked without the network.
 func New(opt Options) (*Remote, error) {
-	if opt.Logger == nil {
-		opt.Logger = slog.New(slog.DiscardHandler)
-	}
 	at, err := parse(opt.URL)
 	if err != nil {
 		return nil, err
 	}
-	r := &Remote{opt: opt, at: at, patience: patient}
-	switch at.scheme {
-	case "http", "https":
-		r.transport = &httpTransport{at: at, files: opt.Files}
-	case "ssh":
-		if opt.Files.KnownHosts == "" {
-			return nil, problem.New("", errors.New("host keys of "+at.host+" cannot be checked without --git-known-hosts-file"), "`"+at.keyscan()+"` prints them; compare them with what the host's administrator says")
-		}
-		if opt.Files.SSHKey == "" {
-			return nil, problem.New("", errors.New("--git-ssh-key-file is needed for "+at.String()), "give the private key that may read the repository")
-		}
-		r.transport = &sshTransport{at: at, files: opt.Files}
-	case "git":
-		r.transport = &tcpTransport{at: at}
+	r := &Remote{opt: opt, at: at, timeouts: defaultTimeouts}
+	if at.scheme == "ssh" {
+		r.transport, err = newSSH(at, opt.Files)
+	} else {
+		r.transport, err = newHTTP(at, opt)
 	}
-	return r, nil
+	return r, err
 }
 
-// Location is the address, without secrets.
+// Location returns the address, without secrets.
 func (r *Remote) Location() string { return r.at.String() }
 
-// Unsafe says why what this address brings could be anybody's; empty if the
-// server proves who it is.
+// Unsafe returns why the configuration could come from somebody else, or "" if
+// the server authenticates itself.
 func (r *Remote) Unsafe() string {
-	if s := r.at.scheme; s == "http" || s == "git" {
-		return s + ":// is neither encrypted nor authenticated: whoever is on the way can change the configuration; use https:// or ssh://, or signed commits"
+	if r.at.scheme == "http" {
+		return "http:// is neither encrypted nor authenticated; use https:// or ssh://, or signed commits"
 	}
 	return ""
 }
 
-// Close gives the connection back.
-func (r *Remote) Close() {
-	r.Rest()
-	r.transport.close()
-}
+// Rest ends the connection of a look.
+func (r *Remote) Rest() { r.transport.rest() }
 
-// Rest ends what List left open for a Fetch. The connection is kept.
-func (r *Remote) Rest() {
-	if r.session != nil {
-		r.session.end()
-		r.session = nil
-	}
-}
-
-// List asks what the refs in names are. Those that do not exist are not in the
-// answer.
+// List returns what the refs in names are. Missing refs are not in it.
 func (r *Remote) List(ctx context.Context, names []string) (found Refs, err error) {
-	list := func(s *session) (err error) {
-		if s.said.version != 2 {
-			found = s.said.refs
-			return nil
-		}
-		p, err := s.request(lsRefs(names))
-		if err == nil {
-			found, err = readRefs(p, names)
+	err = r.within(ctx, r.timeouts.list, func(c *call) (err error) {
+		if found, err = r.transport.list(c, names); err == nil && slices.Contains(slices.Collect(maps.Values(found)), plumbing.ZeroHash) {
+			err = &notGitError{"a ref without a hash"}
 		}
 		return err
-	}
-	r.Rest()
-	relied := r.known != nil
-	err = r.within(ctx, r.patience.list, names, list)
-	if err != nil && relied {
-		// what was known may be of another server by now
-		err = r.within(ctx, r.patience.list, names, list)
-	}
+	})
 	if err != nil {
 		return nil, r.fail("list the refs of", err)
 	}
 	return found, nil
 }
 
-// Refs are what refs name, by full name; the commit of an annotated tag stands
-// under the name with "^{}" behind.
-type Refs = refs
-
-// Fetch brings a commit, or a tag, with depth generations of its history into
-// a new directory below parent. filter, such as "blob:limit=1048577", leaves
-// objects out where the server can.
-func (r *Remote) Fetch(ctx context.Context, hash plumbing.Hash, depth int, filter, parent string) (*Objects, error) {
+// Fetch fetches into a new directory below parent.
+func (r *Remote) Fetch(ctx context.Context, w Want, parent string) (*Objects, error) {
 	dir, err := os.MkdirTemp(parent, fetchPrefix)
 	if err != nil {
-		return nil, fmt.Errorf("fetch %s: %w", hash, err)
+		return nil, fmt.Errorf("fetch %s: %w", w.Hash, err)
 	}
 	o := &Objects{Storage: filesystem.NewStorage(osfs.New(dir), cache.NewObjectLRU(4<<20)), dir: dir}
-	err = r.within(ctx, r.patience.fetch, nil, func(s *session) error {
-		return r.fetch(s, want{hash, depth, filter}, o)
+	err = r.within(ctx, r.timeouts.fetch, func(c *call) (err error) {
+		o.response, err = r.transport.fetch(c, w, r.progress(), o.take)
+		if err == nil && w.Have.IsZero() && o.HasEncodedObject(w.Hash) != nil {
+			err = &notGitError{"the pack lacks the requested object"}
+		}
+		return err
 	})
 	if err != nil {
-		return nil, r.fail("fetch "+hash.String()[:12]+" from", errors.Join(err, o.Remove()))
+		return nil, r.fail("fetch "+w.Hash.String()[:12]+" from", errors.Join(err, o.Remove()))
 	}
 	return o, nil
 }
 
-func (r *Remote) fetch(s *session, w want, o *Objects) error {
-	p, err := s.request(s.said.fetchRequest(w, r.opt.Progress != nil))
+// within runs do for at most limit. After a failure the connection is not used
+// again.
+func (r *Remote) within(ctx context.Context, limit time.Duration, do func(*call) error) error {
+	c := &call{silence: r.timeouts.silence}
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	defer c.cancel(nil)
+	timer := time.AfterFunc(limit, func() { c.cancel(errSlow) })
+	defer timer.Stop()
+	err := do(c)
 	if err != nil {
-		return err
+		if cause := context.Cause(c.ctx); cause != nil {
+			err = cause // the error of the cut connection says less
+		}
+		r.Rest()
 	}
-	if err := s.said.readToPack(p); err != nil {
-		return err
-	}
-	if err := o.take(&packReader{p: p, progress: r.progress()}); err != nil {
-		return err
-	}
-	if err := o.HasEncodedObject(w.hash); err != nil {
-		return &notGitError{"the pack does not hold what was asked for"}
-	}
-	o.Filtered = w.filter != "" && s.said.canFilter()
-	r.Rest() // in one process git upload-pack mixes up the depths of two fetches
-	return nil
+	return err
 }
 
 // fail makes the error that List and Fetch return, whose text is one line. A
 // server may have repeated what it was sent; the error never does.
 func (r *Remote) fail(attempt string, err error) error {
 	hint, cause := r.explain(err)
-	e := &problem.Error{Op: attempt, Place: r.at.String(), Err: &fault{cause, passes(err)}, Hint: hint}
+	e := &problem.Error{Op: attempt, Place: r.at.String(), Err: &remoteError{cause, isTemporary(err), retryAfter(err)}, Hint: hint}
 	if leaks(problem.Text(e), r.transport.secrets()) {
-		e.Err, e.Hint = errors.New("the server repeats the login that it was sent"), ""
+		e.Err, e.Hint = errors.New("the server repeats the credentials that it was sent"), ""
 	}
 	return e
 }
 
-// explain returns what to do about an error, and what of it is reported.
+// explain returns a hint for an error, and what of it is reported.
 func (r *Remote) explain(err error) (hint string, cause error) {
 	var large *tooLargeError
 	var server *serverError
@@ -242,7 +208,7 @@ func (r *Remote) explain(err error) (hint string, cause error) {
 	case errors.As(err, &large):
 		return "keep the configuration in a repository of its own", large
 	case errors.As(err, &server):
-		return "look at --repo and --ref", server
+		return "check --repo and --ref", server
 	case errors.Is(err, errSlow), errors.Is(err, context.DeadlineExceeded):
 		return "the server is too slow, or the repository too large", errSlow
 	}
@@ -254,33 +220,6 @@ func (r *Remote) explain(err error) (hint string, cause error) {
 		return own.Hint, own
 	}
 	return "", err
-}
-
-// A bounded reader fails, rather than ends, where too much comes.
-type bounded struct {
-	r           io.Reader
-	left, limit int64
-	what        string
-	err         error
-}
-
-func bound(r io.Reader, limit int64, what string) *bounded {
-	return &bounded{r: r, left: limit, limit: limit, what: what}
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	if b.left <= 0 && b.err == nil {
-		b.err = &tooLargeError{b.what, b.limit}
-	}
-	if b.err != nil {
-		return 0, b.err
-	}
-	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	if err != nil && !errors.Is(err, io.EOF) {
-		b.err = err
-	}
-	return n, err
 }
 
 // Sweep removes what fetches that were cut short left below parent.
@@ -296,7 +235,8 @@ func Sweep(parent string) error {
 
 const fetchPrefix = "fetch-"
 
-// progress is where a server's words on a fetch go, unless they repeat the login.
+// progress returns a writer for a server's progress messages, nil if nobody
+// reads them.
 func (r *Remote) progress() io.Writer {
 	if r.opt.Progress == nil {
 		return nil
@@ -304,6 +244,7 @@ func (r *Remote) progress() io.Writer {
 	return discreet{r.opt.Progress, r.transport.secrets()}
 }
 
+// discreet drops what repeats credentials.
 type discreet struct {
 	w       io.Writer
 	secrets []string

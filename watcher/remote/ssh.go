@@ -1,8 +1,9 @@
 package remote
 
 import (
+	"bufio"
+	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,146 +12,165 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-git/go-git/v5/plumbing/format/pktline"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
 
 	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/smallfile"
 )
 
-// sshTransport runs git-upload-pack on the host, each time in a session of one
-// connection that is kept.
+// sshTransport runs git-upload-pack on the host. A connection serves one listing
+// and the fetch that follows from it.
 type sshTransport struct {
 	at    address
 	files Files
 
-	client *ssh.Client
-	conn   net.Conn // what it runs over
-	// trust is the digest of the files that the connection was made with.
-	trust [sha256.Size]byte
+	conn    net.Conn // nil at rest
+	session *ssh.Session
+	in      io.Writer
+	out     io.Reader
+	adv     *packp.AdvRefs // nil once a pack was requested
 }
 
-func (t *sshTransport) close() {
-	if t.client != nil {
-		_ = t.conn.Close()
-		t.client, t.conn = nil, nil
+func newSSH(at address, files Files) (*sshTransport, error) {
+	if files.KnownHosts == "" {
+		return nil, problem.New("", errors.New("host keys of "+at.host+" cannot be checked without --git-known-hosts-file"), "`"+at.keyscan()+"` prints them; compare them with what the host's administrator says")
 	}
-}
-
-func (t *sshTransport) open(b bounds, _ bool) (exchange, error) {
-	kept := t.client != nil
-	ex, err := t.session(b)
-	if err != nil && kept {
-		// the host may have closed the connection since
-		t.close()
-		ex, err = t.session(b)
+	if files.SSHKey == "" {
+		return nil, problem.New("", errors.New("--git-ssh-key-file is needed for "+at.String()), "give the private key that may read the repository")
 	}
-	return ex, err
+	return &sshTransport{at: at, files: files}, nil
 }
 
-// session begins a session. Whatever the host does or leaves undone, the end of
-// b ends it: nothing but closing the connection does that for sure.
-func (t *sshTransport) session(b bounds) (ex exchange, err error) {
-	if err := t.connect(b.ctx); err != nil {
+func (t *sshTransport) secrets() []string { return nil }
+
+// rest closes the connection. A program that waits for a request is told first,
+// so that the host does not log a broken connection.
+func (t *sshTransport) rest() {
+	if t.conn == nil {
+		return
+	}
+	_ = t.conn.SetDeadline(time.Now().Add(time.Second))
+	if t.session != nil && t.adv != nil {
+		_, _ = t.in.Write(pktline.FlushPkt)
+		_ = t.session.Wait()
+	}
+	_ = t.conn.Close()
+	t.conn, t.session, t.adv = nil, nil, nil
+}
+
+func (t *sshTransport) list(c *call, names []string) (Refs, error) {
+	t.rest()
+	if err := t.start(c); err != nil {
 		return nil, err
 	}
-	conn := t.conn
-	abort := func() { _ = conn.Close() }
-	stop := context.AfterFunc(b.ctx, abort)
-	defer func() {
-		if err != nil {
-			stop()
-		}
-	}()
-	s, err := t.client.NewSession()
-	if err != nil {
-		return nil, err
-	}
-	in, errIn := s.StdinPipe()
-	out, errOut := s.StdoutPipe()
-	said := &tail{}
-	s.Stderr = said
-	_ = s.Setenv("GIT_PROTOCOL", "version=2") // a host that does not take it speaks version 0
-	err = errors.Join(errIn, errOut)
-	if err == nil {
-		err = s.Start("git-upload-pack " + quote(t.at.path))
-	}
-	if err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	return newStream(b, in, &explained{out, s, said}, s.Close, abort, stop), nil
+	return choose(t.adv, names), nil
 }
 
-// connect makes the connection, where there is none or a file has changed.
-func (t *sshTransport) connect(ctx context.Context) error {
-	key, err := readSecret(t.files.SSHKey)
-	if err != nil {
-		return err
-	}
-	hosts, err := readSecret(t.files.KnownHosts)
-	if err != nil {
-		return err
-	}
-	var phrase []byte
-	if t.files.SSHPassphrase != "" {
-		if phrase, err = readSecret(t.files.SSHPassphrase); err != nil {
-			return err
+func (t *sshTransport) fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error) {
+	if t.adv == nil {
+		t.rest()
+		if err := t.start(c); err != nil {
+			return response{}, err
 		}
-		phrase = []byte(strings.TrimRight(string(phrase), "\r\n"))
 	}
-	digest := sha256.Sum256(fmt.Appendf(nil, "%x %x %x", sha256.Sum256(key), sha256.Sum256(hosts), sha256.Sum256(phrase)))
-	if t.client != nil && digest == t.trust {
-		return nil
+	stop := context.AfterFunc(c.ctx, closing(t.conn))
+	defer stop()
+	q, err := newRequest(t.adv, w, progress)
+	if err != nil {
+		return response{}, err
 	}
-	t.close()
-	conf, err := t.config(key, phrase)
+	t.adv = nil
+	if _, err := t.in.Write(q.body); err != nil {
+		return response{}, err
+	}
+	resp, err := q.read(c.reader(t.out, maxListing+maxPack, "the response"), take)
+	t.rest()
+	return resp, err
+}
+
+// closing closes a connection. Nothing less ends what waits for a host that
+// does not respond.
+func closing(conn net.Conn) func() { return func() { _ = conn.Close() } }
+
+// start connects, starts git-upload-pack and reads its advertisement.
+func (t *sshTransport) start(c *call) error {
+	conf, err := t.config()
 	if err != nil {
 		return err
 	}
 	addr := t.at.hostPort("22")
-	conn, err := dial(ctx, addr)
+	if t.conn, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(c.ctx, "tcp", addr); err != nil {
+		t.conn = nil
+		return err
+	}
+	stop := context.AfterFunc(c.ctx, closing(t.conn))
+	defer stop()
+	_ = t.conn.SetDeadline(time.Now().Add(20 * time.Second)) // for the handshake
+	conn, chans, reqs, err := ssh.NewClientConn(t.conn, addr, conf)
 	if err != nil {
 		return err
 	}
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second)) // for the handshake
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	c, chans, reqs, err := ssh.NewClientConn(conn, addr, conf)
+	_ = t.conn.SetDeadline(time.Time{})
+	s, err := ssh.NewClient(conn, chans, reqs).NewSession()
 	if err != nil {
-		return errors.Join(err, conn.Close())
+		return err
 	}
-	_ = conn.SetDeadline(time.Time{})
-	t.client, t.conn, t.trust = ssh.NewClient(c, chans, reqs), conn, digest
-	return nil
+	in, errIn := s.StdinPipe()
+	out, errOut := s.StdoutPipe()
+	stderr := &tail{}
+	s.Stderr = stderr
+	if err := errors.Join(errIn, errOut, s.Start("git-upload-pack "+quote(t.at.path))); err != nil {
+		return err
+	}
+	t.session, t.in, t.out = s, in, bufio.NewReader(&explained{out, s, stderr})
+	t.adv, err = readAdvertisement(c.reader(t.out, maxListing, "the list of refs"))
+	return err
 }
 
-func (t *sshTransport) config(key, phrase []byte) (*ssh.ClientConfig, error) {
+func (t *sshTransport) config() (*ssh.ClientConfig, error) {
+	key, err := readSecret(t.files.SSHKey)
+	if err != nil {
+		return nil, err
+	}
 	signer, err := ssh.ParsePrivateKey(key)
 	var locked *ssh.PassphraseMissingError
 	if errors.As(err, &locked) {
-		if phrase == nil {
+		if t.files.SSHPassphrase == "" {
 			return nil, problem.New("", errors.New(t.files.SSHKey+" is locked by a passphrase"), "give it with --git-ssh-passphrase-file")
 		}
-		signer, err = ssh.ParsePrivateKeyWithPassphrase(key, phrase)
+		phrase, errRead := readLine(t.files.SSHPassphrase)
+		if errRead != nil {
+			return nil, errRead
+		}
+		signer, err = ssh.ParsePrivateKeyWithPassphrase(key, []byte(phrase))
 	}
 	switch {
 	case errors.Is(err, x509.IncorrectPasswordError):
-		return nil, problem.New("", errors.New("the passphrase in "+t.files.SSHPassphrase+" does not open "+t.files.SSHKey), "both files are read anew at the next try")
+		return nil, problem.New("", errors.New("the passphrase in "+t.files.SSHPassphrase+" does not open "+t.files.SSHKey), "both files are read again at the next try")
 	case err != nil:
 		return nil, &problem.Error{Op: "use the SSH key in", Place: t.files.SSHKey, Err: err, Hint: "it must be the private half, in OpenSSH's or PEM format"}
+	}
+	if _, err := readSecret(t.files.KnownHosts); err != nil {
+		return nil, err
+	}
+	if text, _ := smallfile.Read(t.files.KnownHosts, maxSecret); bytes.HasPrefix(text, smallfile.BOM) { // the library would not know the first host
+		return nil, problem.New("", errors.New(t.files.KnownHosts+" begins with a byte order mark"), "save it as UTF-8 without one")
 	}
 	db, err := knownhosts.NewDB(t.files.KnownHosts)
 	if err != nil {
 		return nil, &problem.Error{Op: "read host keys from", Place: t.files.KnownHosts, Err: err, Hint: "its lines are those of ssh-keyscan"}
 	}
-	addr := t.at.hostPort("22")
 	return &ssh.ClientConfig{
 		User: t.user(), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
-		HostKeyCallback: db.HostKeyCallback(), HostKeyAlgorithms: db.HostKeyAlgorithms(addr),
+		HostKeyCallback: db.HostKeyCallback(), HostKeyAlgorithms: db.HostKeyAlgorithms(t.at.hostPort("22")),
 		ClientVersion: "SSH-2.0-" + agent,
 	}, nil
 }
 
-// user is who logs in; git, as the hosts have it, where the address says nothing.
+// user returns who logs in: git, as hosts have it, where the address has none.
 func (t *sshTransport) user() string {
 	if t.at.user != "" {
 		return t.at.user
@@ -158,26 +178,24 @@ func (t *sshTransport) user() string {
 	return "git"
 }
 
-func (t *sshTransport) secrets() []string { return nil }
-
 func (t *sshTransport) explain(err error) error {
 	switch {
 	case knownhosts.IsHostKeyChanged(err):
-		return problem.New("", errors.New("the host shows another key than "+t.files.KnownHosts+" has"), "somebody may be in between; if the host really has a new key, put that into the file")
+		return problem.New("", errors.New("the host key differs from the one in "+t.files.KnownHosts), "somebody may intercept the connection; if the host really has a new key, put that into the file")
 	case knownhosts.IsHostUnknown(err):
 		return problem.New("", errors.New(t.files.KnownHosts+" has no key of "+t.at.hostPort("22")), "`"+t.at.keyscan()+"` prints it; compare it with what the host's administrator says")
 	case err != nil && strings.Contains(err.Error(), "unable to authenticate"):
-		return problem.New("", fmt.Errorf("the host does not let the user %s in with the key in %s", t.user(), t.files.SSHKey), "is that the user, and is its public half allowed to read this repository? the file is read anew at the next try")
+		return problem.New("", fmt.Errorf("SSH authentication failed for user %s with key %s", t.user(), t.files.SSHKey), "check the user, and that the public half of the key may read this repository")
 	}
 	return nil
 }
 
-// quote is one word of a shell on the host.
+// quote makes path one word of a shell on the host.
 func quote(path string) string {
 	return "'" + strings.NewReplacer("'", `'\''`, "!", `'\!'`).Replace(path) + "'"
 }
 
-// tail keeps the beginning of what a host says on stderr.
+// tail keeps the beginning of what a host writes to stderr.
 type tail struct {
 	text [200]byte
 	n    int
@@ -188,18 +206,18 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// explained turns the silent end of a session into what stderr said.
+// explained turns the end of a session into the error that its stderr names.
 type explained struct {
 	io.Reader
-	s    *ssh.Session
-	said *tail
+	s      *ssh.Session
+	stderr *tail
 }
 
 func (e *explained) Read(b []byte) (int, error) {
 	n, err := e.Reader.Read(b)
 	if n == 0 && errors.Is(err, io.EOF) {
 		_ = e.s.Wait()
-		if text := line(e.said.text[:e.said.n]); text != "" {
+		if text := line(string(e.stderr.text[:e.stderr.n])); text != "" {
 			return 0, &serverError{text}
 		}
 	}

@@ -70,7 +70,7 @@ func newRemote(t testing.TB, opt Options) *Remote {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.Close)
+	t.Cleanup(r.Rest)
 	return r
 }
 
@@ -92,7 +92,7 @@ func TestLogin(t *testing.T) {
 	url := server.URL + "/config.git"
 	failure(t, newRemote(t, Options{URL: url}), "401", "--git-token-file")
 	files := Files{Username: put(t, secrets, "user", "ada\n"), Password: put(t, secrets, "password", canary+"-wrong\n")}
-	r := newRemote(t, Options{URL: url, Files: files})
+	r := newRemote(t, Options{URL: url, Files: files, AllowInsecure: true})
 	failure(t, r, "401", "wrong, expired")
 	put(t, secrets, "password", canary+"\n")
 	success(t, r)
@@ -104,7 +104,7 @@ func TestLogin(t *testing.T) {
 	failure(t, r, files.Password, "no such file")
 	put(t, secrets, "password", canary)
 	success(t, r)
-	named := newRemote(t, Options{URL: strings.Replace(url, "://", "://ada@", 1), Files: Files{Token: files.Password}})
+	named := newRemote(t, Options{URL: strings.Replace(url, "://", "://ada@", 1), Files: Files{Token: files.Password}, AllowInsecure: true})
 	success(t, named)
 }
 
@@ -149,8 +149,8 @@ func TestTLS(t *testing.T) {
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	url := s.URL + "/config.git"
-	failure(t, newRemote(t, Options{URL: url}), "nobody this machine trusts", "--git-ca-file")
-	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: otherCA}}), "nobody this machine trusts")
+	failure(t, newRemote(t, Options{URL: url}), "unknown authority", "--git-ca-file")
+	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: otherCA}}), "unknown authority")
 	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: ca}}), "certificate")
 	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: clientKey}}), "holds no certificate")
 	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: ca, Cert: clientPEM, Key: ca}}), "--git-key-file")
@@ -159,7 +159,7 @@ func TestTLS(t *testing.T) {
 	// a new authority is taken without a restart
 	trusted := put(t, pki, "trusted.crt", string(must(os.ReadFile(otherCA))))
 	r := newRemote(t, Options{URL: url, Files: Files{CA: trusted, Cert: clientPEM, Key: clientKey}})
-	failure(t, r, "nobody this machine trusts")
+	failure(t, r, "unknown authority")
 	put(t, pki, "trusted.crt", string(must(os.ReadFile(ca))))
 	success(t, r)
 }
@@ -194,7 +194,7 @@ func TestSSHTrouble(t *testing.T) {
 	key := filepath.Join(secrets, "key")
 	put(t, secrets, "key", string(must(os.ReadFile(other))))
 	r := newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: key, KnownHosts: h.KnownHosts}})
-	failure(t, r, "does not let the user", "in with the key")
+	failure(t, r, "SSH authentication failed for user", "with key")
 	put(t, secrets, "key", string(must(os.ReadFile(h.Key))))
 	success(t, r)
 
@@ -204,7 +204,7 @@ func TestSSHTrouble(t *testing.T) {
 	put(t, secrets, "hosts", "example.org "+otherPublic+"\n")
 	failure(t, r, "has no key of 127.0.0.1", "ssh-keyscan")
 	put(t, secrets, "hosts", fmt.Sprintf("[127.0.0.1]:%s %s\n", h.Port, otherPublic))
-	failure(t, r, "shows another key")
+	failure(t, r, "host key differs")
 	put(t, secrets, "hosts", string(must(os.ReadFile(h.KnownHosts))))
 	success(t, r)
 }
@@ -240,10 +240,10 @@ func TestMisbehaving(t *testing.T) {
 		fetch bool // the listing works
 	}{
 		"500":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "tried again", false},
-		"404":        {http.NotFound, "address right", false},
+		"404":        {http.NotFound, "check the address", false},
 		"a web page": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "git clone", false},
 		"garbage":    {advertised("PACK"), "does not speak git", false},
-		"nothing":    {advertised(""), "without a word", false},
+		"nothing":    {advertised(""), "without a response", false},
 		"an error":   {advertised("000fERR go away"), `"go away"`, false},
 		"cut short":  {advertised("0200abc"), "cut short", false},
 		"sha256":     {advertised("000eversion 2\n0019object-format=sha256\n0000"), "sha256", false},
@@ -253,8 +253,8 @@ func TestMisbehaving(t *testing.T) {
 		}, "redirects to " + elsewhere.URL, false},
 		"a redirect loop": {func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, q.URL.String(), http.StatusFound) }, "redirects", false},
 		"half a pack":     {passOn(good, func(b []byte) []byte { return b[:len(b)/2] }), "cut short", true},
-		"a broken pack":   {passOn(good, func(b []byte) []byte { return bytes.Replace(b, []byte("PACK"), []byte("KCAP"), 1) }), "the pack that came is damaged", true},
-		"a flipped bit":   {passOn(good, func(b []byte) []byte { b[len(b)-60] ^= 1; return b }), "the pack that came is damaged", true},
+		"a broken pack":   {passOn(good, func(b []byte) []byte { return bytes.Replace(b, []byte("PACK"), []byte("KCAP"), 1) }), "the pack is damaged", true},
+		"a flipped bit":   {passOn(good, func(b []byte) []byte { b[len(b)-60] ^= 1; return b }), "the pack is damaged", true},
 	}
 	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {
@@ -267,7 +267,7 @@ func TestMisbehaving(t *testing.T) {
 			}
 			success(t, r)
 			parent := t.TempDir()
-			_, err := r.Fetch(t.Context(), head, 1, "", parent)
+			_, err := r.Fetch(t.Context(), Want{Hash: head, Depth: 1}, parent)
 			if err == nil || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("got %v, want an error with %q", err, row.want)
 			}
@@ -309,6 +309,7 @@ func TestBounds(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
 		line := fmt.Appendf(nil, "%04x%040x refs/heads/%0900d\n", 4+41+11+900+1, 1, 1)
+		_, _ = fmt.Fprintf(w, "%04x%040x refs/heads/a\x00agent=x\n", 4+40+1+12+1+7+1, 1)
 		for {
 			if _, err := w.Write(line); err != nil {
 				return
@@ -316,7 +317,7 @@ func TestBounds(t *testing.T) {
 		}
 	}))
 	t.Cleanup(s.Close)
-	failure(t, newRemote(t, Options{URL: s.URL + "/x.git"}), "larger than 64 MiB", "repository of its own")
+	failure(t, newRemote(t, Options{URL: s.URL + "/x.git"}), "exceeds 16 MiB", "repository of its own")
 }
 
 // TestSlow: a server that goes on and on, byte by byte, is given up in the end;
@@ -342,18 +343,18 @@ func TestSlow(t *testing.T) {
 		t.Cleanup(s.Close)
 		t.Cleanup(func() { close(stop) })
 		r := newRemote(t, Options{URL: s.URL + "/x.git"})
-		r.patience = patience{list: time.Second, fetch: time.Second, silence: 300 * time.Millisecond}
+		r.timeouts = timeouts{list: time.Second, fetch: time.Second, silence: 300 * time.Millisecond}
 		return r
 	}
 	failure(t, trickle(time.Millisecond), "it took too long", "too slow")
 	failure(t, trickle(time.Hour), "was silent for 300ms")
 	_, err := trickle(time.Hour).List(t.Context(), []string{"refs/heads/main"})
-	if !Passing(err) || !Passing(fmt.Errorf("look: %w", err)) {
-		t.Errorf("%v is passing", err)
+	if !Temporary(err) || !Temporary(fmt.Errorf("look: %w", err)) {
+		t.Errorf("%v is temporary", err)
 	}
 	r := newRemote(t, Options{URL: httptest.NewServer(http.NotFoundHandler()).URL + "/x.git"})
-	if _, err := r.List(t.Context(), []string{"refs/heads/main"}); err == nil || Passing(err) {
-		t.Errorf("%v is not passing", err)
+	if _, err := r.List(t.Context(), []string{"refs/heads/main"}); err == nil || Temporary(err) {
+		t.Errorf("%v is not temporary", err)
 	}
 }
 
@@ -367,7 +368,7 @@ func TestEchoedLogin(t *testing.T) {
 		advertised(fmt.Sprintf("%04x%s", len(said)+4, said))(w, q)
 	}))
 	t.Cleanup(s.Close)
-	failure(t, newRemote(t, Options{URL: s.URL + "/x.git", Files: Files{Token: put(t, dir, "token", canary)}}), "repeats the login")
+	failure(t, newRemote(t, Options{URL: s.URL + "/x.git", Files: Files{Token: put(t, dir, "token", canary)}, AllowInsecure: true}), "repeats the credentials")
 }
 
 // TestAddresses: what is taken for an address, and what is refused without a
@@ -384,6 +385,12 @@ func TestAddresses(t *testing.T) {
 		"ssh://git@example.org:2222/a.git": "ssh://git@example.org:2222/a.git",
 		"git@example.org:a/b.git":          "git@example.org:a/b.git",
 		"http://[::1]:80/a":                "http://[::1]:80/a",
+		"git@[::1]:r.git":                  "git@[::1]:r.git",
+		"[::1]:r.git":                      "[::1]:r.git",
+		"[example.org:2222]:r.git":         "[example.org:2222]:r.git",
+		"git@[example.org]:r.git":          "git@example.org:r.git",
+		"ssh://h/~/r.git":                  "h:~/r.git",
+		"ssh://ada@h:22/~bob/r.git":        "[ada@h:22]:~bob/r.git",
 	} {
 		at, err := parse(repo)
 		if err != nil || at.String() != want || IsLocal(repo) {
@@ -392,7 +399,7 @@ func TestAddresses(t *testing.T) {
 	}
 	for _, repo := range []string{
 		"https://ada:" + canary + "@example.org/a", "ada:" + canary + "@example.org:a", "ftp://example.org/a", "https:///a", "https://example.org", "https://example.org/a?token=" + canary,
-		"https://example.org/a b", "ext::sh -c id", "-oProxyCommand=id:x", "git@-oProxyCommand=id:x", "ssh://-oProxyCommand=id/x", "https://%zz" + canary + "/a",
+		"https://example.org/a b", "ext::sh -c id", "git://example.org/a", "[::1]", "[::1]:", "git@[::1]r.git", "-oProxyCommand=id:x", "git@-oProxyCommand=id:x", "ssh://-oProxyCommand=id/x", "https://%zz" + canary + "/a",
 	} {
 		if at, err := parse(repo); err == nil {
 			t.Errorf("%s was taken for %v", repo, at)

@@ -74,6 +74,7 @@ func TestCommit(t *testing.T) {
 	weakHand := handOf(t, small)
 	signed := withSignature(unsignedCommit, ada.armor(t, unsignedCommit, "git"))
 	other := strings.Replace(unsignedCommit, "4b825", "5b825", 1)
+	sha256 := strings.Replace(unsignedCommit, "\n\n", "\ngpgsig-sha256 -----BEGIN SSH SIGNATURE-----\n AAAA\n -----END SSH SIGNATURE-----\n\n", 1)
 	trust := func(options string) string {
 		return strings.TrimSpace("ada@example.org "+options) + " " + ada.public + "\n"
 	}
@@ -82,6 +83,10 @@ func TestCommit(t *testing.T) {
 		"for git by name":                 {signed, trust(`namespaces="git"`), ""},
 		"within its time":                 {signed, trust(`valid-after="20200101Z",valid-before="29990101Z"`), ""},
 		"a comment and another signer":    {signed, "# people\n\neve " + eve.public + "\n" + trust(""), ""},
+		"signed for SHA-256 as well":      {withSignature(sha256, ada.armor(t, unsignedCommit, "git")), trust(""), ""},
+		"signed for SHA-256 only":         {sha256, trust(""), "not signed"},
+		"signed with the other signature": {withSignature(sha256, ada.armor(t, sha256, "git")), trust(""), "not for these bytes"},
+		"two of SHA-256":                  {strings.Replace(signed, "\n\n", "\ngpgsig-sha256 a\ngpgsig-sha256 b\n\n", 1), trust(""), `"gpgsig-sha256" stands twice`},
 		"unsigned":                        {unsignedCommit, trust(""), "not signed"},
 		"signed by another":               {withSignature(unsignedCommit, eve.armor(t, unsignedCommit, "git")), trust(""), "no allowed signer"},
 		"the signature of another commit": {withSignature(other, ada.armor(t, unsignedCommit, "git")), trust(""), "not for these bytes"},

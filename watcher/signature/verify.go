@@ -24,6 +24,7 @@ var ErrUnsigned = errors.New("it is not signed")
 
 const (
 	header    = "gpgsig"
+	other     = "gpgsig-sha256" // of the same commit in a SHA-256 repository
 	armorHead = "-----BEGIN SSH SIGNATURE-----"
 )
 
@@ -79,26 +80,27 @@ func (s *Signers) verify(payload, armored []byte, now time.Time) (Signer, error)
 }
 
 // splitCommit takes the signature out of a commit: gitformat-signature(5).
-// What was signed is the object without that header.
+// What was signed is the object without that header and the one for SHA-256.
 func splitCommit(raw []byte) (payload, armored []byte, err error) {
 	if _, err := headers(raw); err != nil {
 		return nil, nil, err
 	}
 	head, body, _ := bytes.Cut(raw, []byte("\n\n"))
-	var in bool
-	var kept, sig bytes.Buffer
+	var kept, sig, dropped bytes.Buffer
+	to := &kept
 	for line := range bytes.Lines(append(head[:len(head):len(head)], '\n')) {
-		value, found := bytes.CutPrefix(line, []byte(header+" "))
+		name, value, _ := bytes.Cut(line, []byte(" "))
 		switch {
-		case found:
-			in = true
-			sig.Write(value)
-		case in && line[0] == ' ':
-			sig.Write(line[1:])
-		default:
-			in = false
-			kept.Write(line)
+		case string(name) == header:
+			to, line = &sig, value
+		case string(name) == other:
+			to = &dropped
+		case len(name) > 0:
+			to = &kept
+		case to == &sig:
+			line = value
 		}
+		to.Write(line)
 	}
 	if sig.Len() == 0 {
 		return nil, nil, unsigned(raw)

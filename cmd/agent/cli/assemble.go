@@ -87,7 +87,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	}
 	a.web = status.New(status.Options{
 		Source: a.reconciler, History: a.reader, Rules: s.rules, Metrics: metrics, Loops: a.loops,
-		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger,
+		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts,
 	})
 	return a, a.listen()
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/dtesn/bounded"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema/problem"
 )
@@ -136,11 +137,11 @@ func (c *control) serve(ctx context.Context) error {
 	for verb, build := range builders {
 		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, q *http.Request) { c.order(w, q, build) })
 	}
-	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute,
-		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			return context.WithValue(ctx, uidKey{}, peerUID(conn))
-		},
+	server := bounded.New(c.agent.log, c.path, mux)
+	// An order may wait for longer: its body and its answer have deadlines of their own.
+	server.ReadTimeout, server.WriteTimeout = 0, 0
+	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		return context.WithValue(ctx, uidKey{}, peerUID(conn))
 	}
 	for {
 		done := make(chan error, 1)
@@ -149,7 +150,11 @@ func (c *control) serve(ctx context.Context) error {
 			return err
 		}
 		if ctx.Err() != nil {
-			return shutdown(ctx, server, done)
+			server.End(2 * time.Second)
+			if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
 		}
 		_ = c.close() // it pins the disk that it was made on
 		<-done
@@ -157,20 +162,6 @@ func (c *control) serve(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-// shutdown ends a server whose ctx ended, giving the calls in flight two seconds.
-func shutdown(ctx context.Context, server *http.Server, done <-chan error) error {
-	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	err := server.Shutdown(timeout)
-	if serveErr := <-done; !errors.Is(serveErr, http.ErrServerClosed) {
-		err = errors.Join(err, serveErr)
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = server.Close() // somebody holds a connection open; they had two seconds
-	}
-	return err
 }
 
 // peerUID is the user behind a control connection, -1 if not known.
@@ -223,10 +214,13 @@ var builders = map[string]func(*order, record.Requester) apply.Order{
 
 func (c *control) order(w http.ResponseWriter, q *http.Request, build func(*order, record.Requester) apply.Order) {
 	var o order
+	conn := http.NewResponseController(w)
+	_ = conn.SetReadDeadline(time.Now().Add(transferTime))
 	if err := json.NewDecoder(http.MaxBytesReader(w, q.Body, 64<<10)).Decode(&o); err != nil {
 		writeJSON(w, http.StatusBadRequest, orderResult{Error: err.Error()})
 		return
 	}
+	_ = conn.SetReadDeadline(time.Time{}) // the server reads on to see who leaves
 	uid, _ := q.Context().Value(uidKey{}).(int)
 	ctx, cancel := context.WithDeadline(q.Context(), o.until(time.Now()))
 	defer cancel()
@@ -238,7 +232,11 @@ func (c *control) order(w http.ResponseWriter, q *http.Request, build func(*orde
 	writeJSON(w, http.StatusOK, orderResult{Outcome: result.Outcome, SnapshotID: result.SnapshotID, Text: result.Text})
 }
 
+// transferTime is how long the body of an order may take to come, and an answer to go.
+const transferTime = 10 * time.Second
+
 func writeJSON(w http.ResponseWriter, code int, v any) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(transferTime))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	enc := json.NewEncoder(w)

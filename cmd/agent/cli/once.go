@@ -70,7 +70,7 @@ func (s *onceSink) Document(doc *document.Document) {
 
 func (s *onceSink) SourceError(err error) {
 	s.Sink.SourceError(err)
-	if s.seen || remote.Passing(err) {
+	if s.seen || remote.Temporary(err) {
 		return // what was seen may still come to its outcome, or something be seen
 	}
 	s.once.mu.Lock()

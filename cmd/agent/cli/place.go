@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -118,15 +119,15 @@ func (a *agent) clearSocket(path string) error {
 	if err != nil || info.Mode()&os.ModeSocket != 0 {
 		return nil // what else is amiss, listening says
 	}
-	dir := filepath.Join(a.settings.state, "set-aside")
-	kept := filepath.Join(dir, filepath.Base(path)+"-"+time.Now().UTC().Format("20060102T150405.000000000Z"))
-	err = os.MkdirAll(dir, 0o700)
+	name := filepath.Base(path)
+	kept := filepath.Join("set-aside", name+"-"+time.Now().UTC().Format("20060102T150405.000000000Z"))
+	state, err := os.OpenRoot(a.settings.state) // a link leads to nothing outside
 	if err == nil {
-		err = os.Rename(path, kept)
+		err = errors.Join(state.MkdirAll("set-aside", 0o700), state.Rename(name, kept), state.Close())
 	}
 	if err != nil {
 		return problem.New("", fmt.Errorf("%s is in the way: it is not a socket, and cannot be set aside: %w", path, err), "move it away")
 	}
-	a.log.Warn("what was no socket was set aside", "path", path, "kept", kept)
+	a.log.Warn("what was no socket was set aside", "path", path, "kept", filepath.Join(a.settings.state, kept))
 	return nil
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -18,6 +20,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/dtesn/bounded"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher"
@@ -35,6 +38,7 @@ type settings struct {
 	embedded                  bool
 	state, listen             string
 	healthListen, instance    string
+	allowedHosts              []string
 	settle, resync            time.Duration
 	drift                     string
 	driftInterval             time.Duration
@@ -60,6 +64,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.state, "state", "", "the `directory` for the snapshots and the control socket; one agent each")
 	f.StringVar(&s.listen, "listen", "127.0.0.1:9310", "the loopback `address` of the read-only HTTP endpoint")
 	f.StringVar(&s.healthListen, "health-listen", "", "a second `address` that serves only /livez, /readyz and /metrics; may be off loopback")
+	f.StringSliceVar(&s.allowedHosts, "allowed-hosts", nil, "`names` that --listen answers to besides loopback, separated by commas")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
 	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
@@ -202,6 +207,11 @@ func (s *settings) check(ctx context.Context) error {
 	if err := status.CheckAddress(s.listen, true); err != nil {
 		return usage("--listen: %w", err)
 	}
+	for _, name := range s.allowedHosts {
+		if _, err := netip.ParseAddr(name); err != nil && (name == "" || strings.ContainsAny(name, ":/ *")) {
+			return usageHint("a name or an address, without scheme and port, such as status.example.com", "--allowed-hosts: invalid host %q", name)
+		}
+	}
 	if s.healthListen != "" {
 		if err := status.CheckAddress(s.healthListen, false); err != nil {
 			return usage("--health-listen: %w", err)
@@ -228,6 +238,9 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// Some libraries write to the log of the standard library, such as net/http's client.
+	log.SetFlags(0)
+	log.SetOutput(bounded.ErrorLog(logger, "library").Writer())
 	a, err := assemble(ctx, s, logger)
 	if err != nil {
 		return err

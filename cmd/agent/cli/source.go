@@ -33,6 +33,8 @@ type gitSettings struct {
 	verify      string
 	signers     string
 	allowRewind bool
+	// insecure permits to send secrets over plain HTTP.
+	insecure bool
 }
 
 const (
@@ -41,12 +43,13 @@ const (
 )
 
 func (g *gitSettings) flags(f *pflag.FlagSet) {
-	f.StringVar(&g.repo, "repo", "", "take the configuration from the commits of this git `repository`: a path, https://, ssh://, user@host:path, http:// or git://")
+	f.StringVar(&g.repo, "repo", "", "take the configuration from the commits of this git `repository`: a path, https://, ssh://, user@host:path or http://")
 	f.StringVar(&g.ref, "ref", defaultRef, "the branch, tag, refs/… or full commit to follow")
 	f.DurationVar(&g.poll, "poll", defaultPoll, "how often a remote repository is asked, give or take a tenth; a local one is watched")
 	f.StringVar(&g.access.Username, "git-username-file", "", "a `file` with the user's name, for HTTP")
 	f.StringVar(&g.access.Password, "git-password-file", "", "a `file` with the password, for HTTP")
 	f.StringVar(&g.access.Token, "git-token-file", "", "a `file` with an access token, for HTTP")
+	f.BoolVar(&g.insecure, "allow-insecure-git", false, "send the password or token also over http://, unencrypted")
 	f.StringVar(&g.access.SSHKey, "git-ssh-key-file", "", "a `file` with the private key, for SSH")
 	f.StringVar(&g.access.SSHPassphrase, "git-ssh-passphrase-file", "", "a `file` with the passphrase of that key")
 	f.StringVar(&g.access.KnownHosts, "git-known-hosts-file", "", "a `file` with the host's key, as ssh-keyscan prints it; SSH needs it")
@@ -55,7 +58,7 @@ func (g *gitSettings) flags(f *pflag.FlagSet) {
 	f.StringVar(&g.access.Key, "git-key-file", "", "a PEM `file` with its key")
 	f.StringVar(&g.verify, "verify", "", "what must be signed by an allowed signer, with SSH: commit, tag or both")
 	f.StringVar(&g.signers, "allowed-signers", "", "the `file` that names who may sign, as in ssh-keygen(1), ALLOWED SIGNERS")
-	f.BoolVar(&g.allowRewind, "allow-rewind", false, "let the ref move to what does not descend from what runs")
+	f.BoolVar(&g.allowRewind, "allow-rewind", false, "let the ref move to a commit that does not descend from what runs")
 }
 
 // check finds what does not go together.
@@ -68,6 +71,7 @@ func (g *gitSettings) check() error {
 			{"verify", g.verify != ""},
 			{"allowed-signers", g.signers != ""},
 			{"allow-rewind", g.allowRewind},
+			{"allow-insecure-git", g.insecure},
 			{"git-…-file", g.access != remote.Files{}},
 			{"ref", g.ref != defaultRef},
 			{"poll", g.poll != defaultPoll},
@@ -110,10 +114,15 @@ func (a *agent) openSource() (kind string, stale time.Duration, err error) {
 	}
 	opt := watcher.GitOptions{
 		Repo: s.git.repo, Ref: s.git.ref, Dir: s.config, Environment: env, Poll: s.git.poll,
-		Scratch: filepath.Join(s.state, "source"), Access: s.git.access,
+		Scratch: filepath.Join(s.state, "source"), Access: s.git.access, AllowInsecure: s.git.insecure,
 		Verify: watcher.VerifyMode(s.git.verify), Signers: s.git.signers, AllowRewind: s.git.allowRewind,
 		Running: func() string { return a.reconciler.AppliedCommit() },
 		OnRead:  read, Logger: a.log,
+	}
+	fact := "accepted-head " + s.git.ref + " " + s.git.repo // without a secret: NewGit refuses one in the address
+	opt.Accepted = string(a.store.Fact(fact))
+	if !s.observe {
+		opt.OnAccept = func(commit string) { a.reconciler.Keep(fact, []byte(commit)) }
 	}
 	if term.IsTerminal(int(os.Stderr.Fd())) {
 		opt.Progress = &patient{w: os.Stderr}

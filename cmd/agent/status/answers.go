@@ -16,9 +16,6 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// maxBody bounds the body of a dry run, in bytes.
-const maxBody = 64 << 10
-
 // dryRun is the form of a dry run.
 const dryRun = `{"parameter": NAME, "value": VALUE} or {"configuration": {NAME: VALUE, …}}`
 
@@ -106,12 +103,17 @@ func (s *Server) snapshots(w http.ResponseWriter, q *http.Request) {
 		noRecord(w, http.StatusBadRequest, err)
 		return
 	}
-	list := make([]json.RawMessage, len(records))
+	list, size := []json.RawMessage{}, 0
 	for i := range records {
-		if list[i], err = RecordJSON(records[i]); err != nil {
+		text, err := RecordJSON(records[i])
+		if err != nil {
 			fail(w, http.StatusInternalServerError, err.Error())
 			return
 		}
+		if size += len(text); size > maxListing {
+			break
+		}
+		list = append(list, text)
 	}
 	reply(w, http.StatusOK, map[string]any{"success": true, "snapshots": list, "total_count": st.TotalSnapshots})
 }
@@ -162,7 +164,11 @@ func (s *Server) validate(w http.ResponseWriter, q *http.Request) {
 		Environment  any `json:"environment"`
 		ValidateOnly any `json:"validate_only"`
 	}
-	dec := json.NewDecoder(http.MaxBytesReader(w, q.Body, maxBody))
+	if !isJSON(q) {
+		fail(w, http.StatusUnsupportedMediaType, "send the dry run with Content-Type: application/json")
+		return
+	}
+	dec := json.NewDecoder(q.Body)
 	dec.DisallowUnknownFields()
 	dec.UseNumber()
 	err := dec.Decode(&ask)

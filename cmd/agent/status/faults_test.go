@@ -55,6 +55,7 @@ func serve(t *testing.T, b *broken, rules *schema.Rules, log *slog.Logger) func(
 		if err != nil {
 			t.Fatal(err)
 		}
+		q.Header.Set("Content-Type", "application/json")
 		resp, err := http.DefaultClient.Do(q)
 		if err != nil {
 			t.Fatalf("%s %s: the connection was dropped: %v", method, path, err)

@@ -125,8 +125,10 @@ func (m *Metrics) Drift() { m.drifts.Inc() }
 // Success stamps a loop.
 func (m *Metrics) Success(loop string) { m.success.WithLabelValues(loop).SetToCurrentTime() }
 
+// handler serves the series. One answer has some 6 KB, and what compresses it takes a
+// hundred times that.
 func (m *Metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true})
 }
 
 // show registers the gauges that a scrape reads off the status.

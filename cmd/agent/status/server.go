@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/dtesn/bounded"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -49,6 +50,8 @@ type Options struct {
 	Loops  func() map[string]time.Time
 	Stuck  time.Duration
 	Logger *slog.Logger
+	// AllowedHosts are names that a Host header may have, besides those of loopback.
+	AllowedHosts []string
 }
 
 // A Server answers GET, HEAD and the dry run.
@@ -112,26 +115,9 @@ func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
 
 // Serve answers on listener until ctx ends.
 func (s *Server) Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
-	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.opt.Logger.Handler(), slog.LevelDebug),
-	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(listener) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	timeout, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	if err := server.Shutdown(timeout); err != nil {
-		_ = server.Close() // who still holds a connection had two seconds
-	}
-	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	server := bounded.New(s.opt.Logger, listener.Addr().String(), handler)
+	server.Busy = 2 * time.Second
+	return server.ServeUntil(ctx, listener, 2*time.Second)
 }
 
 // base is where the engine's own API lies, and ours.
@@ -147,7 +133,7 @@ var changing = map[string]string{
 
 // guarded answers 500 where handler panics, and logs it: a fault in one answer
 // neither ends the agent nor goes unseen. Every answer is about now, so that
-// none may be cached.
+// none may be cached, and for nobody to show in a page of theirs.
 func (s *Server) guarded(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		defer func() {
@@ -160,37 +146,52 @@ func (s *Server) guarded(handler http.Handler) http.Handler {
 				fail(w, http.StatusInternalServerError, "this is a fault of the agent; its log says more")
 			}
 		}()
-		w.Header().Set("Cache-Control", "no-store")
+		h := w.Header()
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 		handler.ServeHTTP(w, q)
 	})
 }
 
-// Handler is the whole endpoint.
+// Handler is the whole endpoint, for loopback.
 func (s *Server) Handler() http.Handler {
-	gets := map[string]http.HandlerFunc{
-		"/":                s.page,
-		base + "current":   s.current,
-		base + "status":    s.status,
-		base + "snapshots": s.snapshots, base + "snapshots/{id}": s.snapshot, base + "diff/{id}": s.diff,
-		base + "schema": s.schema, base + "health": s.health,
+	light, rules, history, unread := make(turns, maxWork), make(turns, 1), make(turns, 1), make(turns, maxUnread)
+	ofHistory := func(handler http.HandlerFunc) http.Handler { return unread.while(history.work(handler)) }
+	gets := map[string]http.Handler{
+		"/":                light.work(http.HandlerFunc(s.page)),
+		base + "current":   light.work(http.HandlerFunc(s.current)),
+		base + "status":    light.work(http.HandlerFunc(s.status)),
+		base + "health":    light.work(http.HandlerFunc(s.health)),
+		base + "schema":    rules.work(http.HandlerFunc(s.schema)),
+		base + "snapshots": ofHistory(s.snapshots), base + "snapshots/{id}": ofHistory(s.snapshot), base + "diff/{id}": ofHistory(s.diff),
 	}
-	mux := s.healthMux(gets)
-	mux.HandleFunc("POST "+base+"validate", s.validate)
+	mux := s.healthMux(light, gets)
+	mux.Handle("POST "+base+"validate", rules.work(http.HandlerFunc(s.validate)))
 	mux.HandleFunc(base+"validate", notAllowed("POST", "for a dry run, POST "+dryRun))
 	for path, way := range changing {
 		mux.HandleFunc(base+path, notAllowed("", "this endpoint changes nothing: "+way))
 	}
-	return s.guarded(mux)
+	return s.guarded(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if code, why := s.foreign(q); code != 0 {
+			fail(w, code, why)
+			return
+		}
+		mux.ServeHTTP(w, q)
+	}))
 }
 
 // HealthHandler answers only /livez, /readyz and /metrics.
-func (s *Server) HealthHandler() http.Handler { return s.guarded(s.healthMux(nil)) }
+func (s *Server) HealthHandler() http.Handler {
+	return s.guarded(s.healthMux(make(turns, maxWork), nil))
+}
 
-// healthMux is a mux with the health paths and gets; each answers HEAD too,
-// and 405 to all else. What is not there is 404 and says what is.
-func (s *Server) healthMux(gets map[string]http.HandlerFunc) *http.ServeMux {
-	paths := map[string]http.HandlerFunc{
-		"/livez": s.livez, "/readyz": s.readyz, "/metrics": s.opt.Metrics.handler().ServeHTTP,
+// healthMux is a mux with the health paths, which take the turns given, and gets; each
+// answers HEAD too, and 405 to all else. What is not there is 404 and says what is.
+func (s *Server) healthMux(light turns, gets map[string]http.Handler) *http.ServeMux {
+	paths := map[string]http.Handler{
+		"/livez": light.work(http.HandlerFunc(s.livez)), "/readyz": light.work(http.HandlerFunc(s.readyz)), "/metrics": light.work(s.opt.Metrics.handler()),
 	}
 	for path, handler := range gets {
 		paths[path] = handler
@@ -205,7 +206,7 @@ func (s *Server) healthMux(gets map[string]http.HandlerFunc) *http.ServeMux {
 		if path == "/" {
 			path = "/{$}"
 		}
-		mux.HandleFunc("GET "+path, handler)
+		mux.Handle("GET "+path, handler)
 		mux.HandleFunc(path, notAllowed("GET, HEAD", "this path is only read"))
 	}
 	slices.Sort(names)
@@ -241,9 +242,7 @@ func fail(w http.ResponseWriter, code int, message string) {
 }
 
 func text(w http.ResponseWriter, code int, body string) {
-	h := w.Header()
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(code)
 	_, _ = w.Write([]byte(body))
 }

@@ -156,6 +156,7 @@ func (b *bench) ask(method, path, body string) (int, http.Header, []byte) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	q.Header.Set("Content-Type", "application/json")
 	resp, err := http.DefaultClient.Do(q)
 	if err != nil {
 		b.t.Fatal(err)
@@ -373,10 +374,13 @@ func TestDryRun(t *testing.T) {
 			t.Errorf("%s: %s, want %q", body, text, want)
 		}
 	}
-	for _, body := range []string{"", "{", "[]", "{}", `{"parameter": "x", "configuration": {}}`, `{"parmeter": "x"}`, `{"parameter": "x", "value": 1} {}`, `{"parameter": "` + strings.Repeat("x", 70000) + `"}`} {
+	for _, body := range []string{"", "{", "[]", "{}", `{"parameter": "x", "configuration": {}}`, `{"parmeter": "x"}`, `{"parameter": "x", "value": 1} {}`} {
 		if code, _, text := b.ask("POST", "/v1/config/validate", body); code != 400 || !strings.Contains(string(text), "invalid dry run") {
 			t.Errorf("%.40s: %d %s", body, code, text)
 		}
+	}
+	if code, _, text := b.ask("POST", "/v1/config/validate", `{"parameter": "`+strings.Repeat("x", maxBody)+`"}`); code != 413 || !strings.Contains(string(text), "16 KiB") {
+		t.Errorf("a large body: %d %s", code, text)
 	}
 	if code, header, _ := b.ask("GET", "/v1/config/validate", ""); code != 405 || header.Get("Allow") != "POST" {
 		t.Errorf("GET validate: %d %q", code, header.Get("Allow"))

@@ -1,0 +1,64 @@
+package bounded
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestVictim holds which connection gives way: of those without a request the oldest,
+// then of those with one the oldest, if it takes too long.
+func TestVictim(t *testing.T) {
+	const fresh, idle, active = http.StateNew, http.StateIdle, http.StateActive
+	now := time.Now()
+	for _, c := range []struct {
+		busy   time.Duration
+		places []place // the age is a time before now
+		want   int     // -1: none
+	}{
+		{0, nil, -1},
+		{time.Second, []place{{fresh, now.Add(-time.Minute)}, {idle, now.Add(-time.Hour)}}, 1},
+		{time.Second, []place{{fresh, now.Add(-time.Hour)}, {idle, now.Add(-time.Minute)}}, 0},
+		{time.Second, []place{{fresh, now.Add(-time.Millisecond)}, {idle, now}}, 1},
+		{time.Second, []place{{fresh, now.Add(-time.Millisecond)}}, -1},
+		{time.Second, []place{{active, now.Add(-time.Hour)}, {idle, now}}, 1},
+		{time.Second, []place{{active, now.Add(-2 * time.Second)}, {active, now.Add(-3 * time.Second)}}, 1},
+		{time.Second, []place{{active, now.Add(-time.Second / 2)}}, -1},
+		{0, []place{{active, now.Add(-time.Hour)}}, -1},
+	} {
+		s := New(slog.New(slog.DiscardHandler), "test", nil)
+		s.Busy = c.busy
+		var conns []net.Conn
+		for _, p := range c.places {
+			conn, _ := net.Pipe()
+			conns = append(conns, conn)
+			s.places[conn] = p
+		}
+		got := s.victim(now)
+		if c.want < 0 && got != nil || c.want >= 0 && got != conns[c.want] {
+			t.Errorf("%v, busy %v: another one than %d gives way", c.places, c.busy, c.want)
+		}
+	}
+}
+
+// TestErrorLog holds that lines come at most every 10 s, and that none is forgotten.
+func TestErrorLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b strings.Builder
+		log := ErrorLog(slog.New(slog.NewTextHandler(&b, nil)), "HTTP server")
+		for i := range 25 {
+			log.Print("line ", i)
+			time.Sleep(time.Second)
+		}
+		for i, want := range []string{`error="line 0" times=1`, `error="line 10" times=10`, `error="line 20" times=10`} {
+			if lines := strings.Split(b.String(), "\n"); len(lines) != 4 || !strings.HasSuffix(lines[i], want) {
+				t.Fatal(fmt.Sprintf("line %d is not %s:\n", i, want) + b.String())
+			}
+		}
+	})
+}

@@ -1,7 +1,0 @@
-//go:build !linux
-
-package remote
-
-import "net"
-
-func quickAck(*net.TCPConn) {}
