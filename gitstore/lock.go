@@ -173,9 +173,15 @@ func (s *Store) letGo(clean bool) error {
 // that the disk is free for whoever repairs it, and what is there now is taken
 // as at Open. A directory without a history is not: it is what lies below a mount
 // point, or somebody is not done yet. A repository that was put in the place of
-// this one is taken too.
+// this one is taken too. One that others can write into by now is refused until it
+// is mended.
 func (s *Store) hold(ctx context.Context) (anew bool, err error) {
 	stands := s.lock != nil && s.lock.stands()
+	if stands {
+		if err := s.checkOwner(); err != nil {
+			return false, err
+		}
+	}
 	if stands && !s.reload && !s.repo.isOther(s.ledger) {
 		return false, nil
 	}

@@ -480,3 +480,30 @@ func (f *fixture) read(path string) string {
 	}
 	return string(data)
 }
+
+// A directory that others can write into is refused also while the agent runs, until it
+// is mended; nothing is lost.
+func TestADirectoryIsOpenedToOthers(t *testing.T) {
+	f := newFixture(t)
+	s, _ := f.open()
+	applied(t, s, 1024)
+	if err := os.Chmod(f.dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context(), change(2048)); err == nil || !strings.Contains(err.Error(), "mode 0777") {
+		t.Errorf("a commit: %v", err)
+	}
+	if err := s.Probe(t.Context()); err == nil {
+		t.Error("the probe finds nothing")
+	}
+	if err := os.Chmod(f.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	applied(t, s, 2048)
+	if head := s.Head(); head.Index != 2 {
+		t.Errorf("the head is %+v", head)
+	}
+}
