@@ -16,6 +16,14 @@ const orderPatience = 2 * time.Second
 // newer document cuts off only what is then forgotten.
 var errInterrupted = fmt.Errorf("the engine hangs: it did not answer within %s, and an operator's order would not wait longer", orderPatience)
 
+// errStopped is why a call was given up for a stop. It is an errInterrupted.
+var errStopped error = stopped{}
+
+type stopped struct{}
+
+func (stopped) Error() string        { return "the agent is stopping" }
+func (stopped) Is(target error) bool { return target == errInterrupted }
+
 // calls lets an order that waits cut short a call to an engine that hangs. Giving up a
 // reading costs nothing. Giving up a batch makes its result unknown, as a timeout does,
 // and a reading resolves that.
@@ -63,7 +71,7 @@ func (c *calls) begin(ctx context.Context, yields bool) (call context.Context, d
 	c.update(func() {
 		c.cancel, c.yields, c.isNewer = cancel, yields, false
 		if c.stopped && yields {
-			cancel(errInterrupted)
+			cancel(errStopped)
 		}
 	})
 	return call, func() {
@@ -77,6 +85,6 @@ func (c *calls) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped = true; c.yields && c.cancel != nil {
-		c.cancel(errInterrupted)
+		c.cancel(errStopped)
 	}
 }

@@ -108,6 +108,10 @@ func (s *State) runsSince(p schema.Parameters, again bool, now time.Time) {
 // reading: soon when nobody listens, for its first response must find the agent.
 func (s *State) foldEngineFailed(stage string, err error, now time.Time) {
 	e := &s.engine
+	if errors.Is(err, errStopped) {
+		e.due = false
+		return // that says nothing about the engine
+	}
 	line := Event{Type: EventLine, Key: "engine", Level: slog.LevelWarn, Text: "the engine cannot be asked"}
 	if e.lost.IsZero() {
 		e.lost, line.Type = now, EventEngineDown

@@ -249,3 +249,30 @@ func TestARefusalIsNotBelievedWithoutAnAnswer(t *testing.T) {
 		w.check("mended", inSync(stateB))
 	})
 }
+
+// A candidate of an earlier process that is recorded once more, because what ran before was
+// not known yet, has no more tries than it had: one death of the engine rejects it.
+func TestARepeatedRecordHasNoMoreTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, t.TempDir())
+		w.declare(size(1024), "")
+		first := w.store.Applied().ID
+		w.m.plan("commit", crashAfter)
+		w.engine.tell(func(e *scripted) { e.hung = true })
+		w.pass(47 * time.Second)
+		w.order(&apply.Rollback{ID: first, Reason: "night"})
+		w.pass(7 * time.Second)
+		if !w.crashed() {
+			t.Fatal("the agent did not crash")
+		}
+		w.engine.tell(func(e *scripted) { e.hung, e.down = false, true })
+		w.restart()
+		w.order(&apply.Pause{Reason: "it is recorded once more"})
+		w.engine.tell(func(e *scripted) { e.restart(); e.queue = []manner{die} })
+		w.pass(time.Minute)
+		if head := w.store.Head(); head.Kind != record.KindRevert || head.OutcomeOf.Outcome != record.Rejected || !w.engine.running().Equal(size(1024)) {
+			t.Errorf("the head is a %s, the engine runs %v", head.Kind, w.engine.running().Get(reservoir))
+		}
+		w.end()
+	})
+}

@@ -397,11 +397,16 @@ func (m *model) committed(e entry, snap *record.Record) {
 	} else if m.life.known {
 		e.before = m.life.reading.Parameters
 	}
+	h := m.candidate()
+	isRepeated := h != nil && e.kind == h.kind && e.config.Equal(h.config)
 	e.id, e.commit, e.revision, e.outcome = snap.ID, snap.Commit, snap.Source.Revision, record.Pending
 	m.records = append(m.records, e)
 	m.commits++
 	m.obeyed = m.obeyed || e.ordered
 	m.carriedOut = m.carriedOut || e.needed
+	if isRepeated { // the same candidate, with more in its record: what the engine did with it counts on
+		return
+	}
 	l := m.life
 	m.life = life{reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused, waysBack: l.waysBack}
 }

@@ -81,6 +81,9 @@ func (s *session) connect(ctx context.Context) error {
 	file := identity(socket)
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("given up: %w", context.Cause(ctx))
+	}
 	if err != nil {
 		if errors.Is(err, syscall.EAGAIN) {
 			s.client.unanswered.Store(true)

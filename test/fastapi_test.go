@@ -733,7 +733,7 @@ func TestFastAPIOneServer(t *testing.T) {
 			t.Errorf("it says %s %v", text, err)
 		}
 	}
-	refused("another server or worker has the socket")
+	refused("belongs to another server or worker: start one")
 	f.tcp = first
 	if c, err := f.current(); err != nil || sizeOf(c.Configuration) != 512 {
 		t.Errorf("the first one says %+v %v", c, err)

@@ -2,7 +2,6 @@ package test
 
 import (
 	"bytes"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -133,9 +132,9 @@ func TestGitOutages(t *testing.T) {
 		}), well, []string{"redirects to " + elsewhere.URL, "name that address with --repo"}, false, false, false},
 		{"half a pack", misbehave(spoils(func(w http.ResponseWriter, b []byte) { _, _ = w.Write(b[:len(b)/2]) })), well, []string{"cut short"}, false, true, false},
 		{"a bit of the pack", misbehave(spoils(func(w http.ResponseWriter, b []byte) { b[len(b)-60] ^= 1; _, _ = w.Write(b) })), well, []string{"fetch "}, false, true, false},
-		{"the ref is deleted", func() { gitserver.Git(t, f.bare, "update-ref", "-d", "refs/heads/main") }, func() {}, []string{"the ref main does not exist there"}, false, false, false},
+		{"the ref is deleted", func() { gitserver.Git(t, f.bare, "update-ref", "-d", "refs/heads/main") }, func() {}, []string{"ref main not found"}, false, false, false},
 		{"the repository is gone", func() { move(f.bare, away) }, func() { move(away, f.bare) }, []string{"404", "check the address"}, false, false, false},
-		{"the repository is emptied", replace(func() {}), back, []string{"the ref main does not exist there"}, false, false, false},
+		{"the repository is emptied", replace(func() {}), back, []string{"ref main not found"}, false, false, false},
 		{"another history is in its place", replace(func() {
 			other := gitserver.NewRepository(t, t.TempDir(), 1)
 			gitserver.Git(t, other, "push", "-q", another, "main")
@@ -214,57 +213,6 @@ func TestGitName(t *testing.T) {
 	f.await("that the name is unknown is said", func(v view) bool { return strings.Contains(v.Source.LastError, "lookup config.git.invalid") })
 	ok(t, os.WriteFile(hosts, []byte("127.0.0.1 localhost config.git.invalid\n"), 0o644))
 	f.runs(1)
-}
-
-// TestGitProgress: a first fetch that takes its time says on a terminal how it
-// goes, in words that no terminal obeys; a quick one does not, nor does one
-// that nobody watches.
-func TestGitProgress(t *testing.T) {
-	t.Parallel()
-	needs(t, "git", "script")
-	f := newFollower(t)
-	var slow atomic.Bool
-	s := &wayward{}
-	s.will(spoils(func(w http.ResponseWriter, b []byte) {
-		at := bytes.Index(b, []byte("NAK\n")) + len("NAK\n")
-		_, _ = w.Write(b[:at])
-		for percent := range 3 {
-			text := fmt.Sprintf("\x02Counting \x1b[31mcanaries: %d%%\r", percent)
-			fmt.Fprintf(w, "%04x%s", len(text)+4, text)
-			w.(http.Flusher).Flush()
-			if slow.Load() {
-				time.Sleep(600 * time.Millisecond) // the server is slow
-			}
-		}
-		_, _ = w.Write(b[at:])
-	}))
-	url := gitserver.HTTP(t, f.dir, s.wrap).URL + "/config.git"
-	run := func(slowly, terminal bool) string {
-		t.Helper()
-		slow.Store(slowly)
-		state, err := os.MkdirTemp(f.dir, "run")
-		ok(t, err)
-		args := []string{f.program, "run", "--once", "--environment", "testing", "--repo", url, "--config", "config", "--embedded-engine", "--state", state, "--listen", "127.0.0.1:0"}
-		if terminal {
-			args = []string{"script", "-qec", strings.Join(args, " "), os.DevNull}
-		}
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		return string(out)
-	}
-	if out := run(true, true); !strings.Contains(out, "canaries: 2%") || strings.Contains(out, "\x1b[31m") {
-		t.Errorf("a slow fetch on a terminal says %q", out)
-	}
-	if out := run(false, true); strings.Contains(out, "canaries") {
-		t.Errorf("a quick fetch on a terminal says %q", out)
-	}
-	if out := run(true, false); strings.Contains(out, "canaries") {
-		t.Errorf("a slow fetch that nobody watches says %q", out)
-	}
 }
 
 // TestGitProxy: a proxy that wants a login is named, with the variable that names

@@ -1,10 +1,13 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -65,5 +68,27 @@ func TestOrderTimeouts(t *testing.T) {
 	}
 	if v, err := r.view(); err != nil || v.Held != nil {
 		t.Errorf("held %+v, %v", v.Held, err)
+	}
+}
+
+// TestInterruptedOrder: who gives up waiting is told that what is on record goes on.
+func TestInterruptedOrder(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(state, "agent.sock")) // an agent that takes its time
+	ok(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	cmd := exec.Command("agent", "rollback", "--reason", "x", "--state", state)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ok(t, cmd.Start())
+	conn, err := l.Accept()
+	ok(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	ok(t, cmd.Process.Signal(syscall.SIGINT))
+	_ = cmd.Wait()
+	if text := out.String(); !strings.Contains(text, "interrupted before the agent on") || !strings.Contains(text, "goes on: agent status --state") || strings.Contains(text, "http://") {
+		t.Errorf("%s", text)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -269,11 +270,19 @@ func (s *site) rename(path, text string) {
 
 // onDisk is what the files declare at this moment, if that is valid.
 func (s *site) onDisk() (schema.Parameters, bool) {
-	doc, err := watcher.Read(s.root, "production")
+	env, err := watcher.ReadFile(s.root, "production.yaml")
 	if err != nil {
 		return schema.Parameters{}, false
 	}
-	c, v := production.Load(schema.Input{Files: doc.Files, Instance: "any"})
+	files := []schema.File{env}
+	for _, path := range append([]string{schema.BaseFile}, schema.Extends(env)...) {
+		if f, err := watcher.ReadFile(s.root, path); err == nil {
+			files = append(files, f)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return schema.Parameters{}, false
+		}
+	}
+	c, v := production.Load(schema.Input{Files: files, Instance: "any"})
 	if v != nil {
 		return schema.Parameters{}, false
 	}

@@ -64,7 +64,7 @@ type Files struct {
 	// newWatch makes a watch; tests put one in its place that fails.
 	newWatch func(s statPass, envFile string) (*watch, error)
 	sync     chan struct{}
-	pulse
+	sourceState
 }
 
 // NewFiles makes a source; it does nothing until Run.
@@ -78,7 +78,7 @@ func NewFiles(opt FilesOptions) *Files {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Files{opt: opt, newWatch: newWatch, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}}
+	return &Files{opt: opt, newWatch: newWatch, sync: make(chan struct{}, 1), sourceState: sourceState{mode: ModePoll, stamp: time.Now()}}
 }
 
 // Sync makes the loop read now, and returns at once. What it finds is
@@ -106,7 +106,7 @@ func (f *Files) Run(ctx context.Context, sink Sink) error {
 
 	l.look()
 	for {
-		l.turned()
+		l.heartbeat()
 		var events chan struct{} // nil without a watch
 		if l.watch != nil {
 			events = l.watch.wake

@@ -63,8 +63,6 @@ type GitOptions struct {
 	OnAccept func(commit string)
 	// Running is the commit that what runs came from; empty if from none.
 	Running func() string
-	// Progress, if set, gets a fetch's progress, as the server words it.
-	Progress interface{ Write([]byte) (int, error) }
 	// OnRead, if set, is called after a look that found nothing new; it must
 	// return at once.
 	OnRead func()
@@ -90,15 +88,15 @@ type Git struct {
 	asked  atomic.Bool
 	// maxLook is when a look that goes on counts as stuck.
 	maxLook time.Duration
-	pulse
+	sourceState
 
 	// What follows belongs to the look that is under way.
-	last     sighting
+	last     lastPoll
 	accepted string       // the last head that was not refused
 	begun    atomic.Int64 // when, in Unix nanoseconds; 0 between two
 	sink     Sink
 	fails    int
-	told     string
+	reported string    // the error that the sink knows
 	early    int       // looks sooner than Poll that Poll has not made up for yet
 	counted  time.Time // up to when they were
 }
@@ -110,22 +108,22 @@ const (
 	maxLocalLook  = 2 * time.Minute
 )
 
-// A sighting is what was delivered, and what it depended on.
-type sighting struct {
-	target  string // the hash that the ref named
-	taken   string // the commit it led to, if that was not refused
-	signers string // digest of the allowed signers
-	running string // what ran
+// A lastPoll is what was delivered last, and what it depended on.
+type lastPoll struct {
+	target   string // the hash that the ref named
+	accepted string // the commit it led to, if that was not refused
+	signers  string // digest of the allowed signers
+	running  string // what ran
 	// again is when to judge anew all the same, zero for never: what was short
 	// of proof may be proven by what the server has later. wait doubles.
 	again time.Time
 	wait  time.Duration
 }
 
-// holds reports whether a look that sees now would find what s did. A revision
+// isCurrent reports whether a look that sees now would find what s did. A revision
 // that became what runs is judged already.
-func (s sighting) holds(now sighting) bool {
-	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.taken == now.running) &&
+func (s lastPoll) isCurrent(now lastPoll) bool {
+	return s.target == now.target && s.signers == now.signers && (s.running == now.running || s.accepted != "" && s.accepted == now.running) &&
 		(s.again.IsZero() || time.Now().Before(s.again))
 }
 
@@ -156,11 +154,11 @@ func NewGit(opt GitOptions) (*Git, error) {
 			return nil, err
 		}
 	}
-	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), pulse: pulse{mode: ModePoll, stamp: time.Now()}, accepted: opt.Accepted, counted: time.Now()}
+	g := &Git{opt: opt, ref: ref, sync: make(chan struct{}, 1), sourceState: sourceState{mode: ModePoll, stamp: time.Now()}, accepted: opt.Accepted, counted: time.Now()}
 	if remote.IsLocal(opt.Repo) {
 		g.origin, g.maxLook = &localOrigin{path: opt.Repo}, maxLocalLook
 	} else {
-		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, AllowInsecure: opt.AllowInsecure, Progress: opt.Progress})
+		r, err := remote.New(remote.Options{URL: opt.Repo, Files: opt.Access, AllowInsecure: opt.AllowInsecure})
 		if err != nil {
 			return nil, err
 		}
@@ -237,7 +235,7 @@ func (g *Git) Run(ctx context.Context, sink Sink) error {
 	}
 	for {
 		if !looking || time.Since(time.Unix(0, g.begun.Load())) < g.maxLook {
-			g.turned()
+			g.heartbeat()
 		}
 		select {
 		case <-ctx.Done():
@@ -264,37 +262,40 @@ func (g *Git) sweep() error {
 	if g.opt.Scratch == "" {
 		return nil
 	}
-	if err := os.MkdirAll(g.opt.Scratch, 0o700); err != nil {
+	if err := errors.Join(os.RemoveAll(g.opt.Scratch), os.MkdirAll(g.opt.Scratch, 0o700)); err != nil {
 		return fmt.Errorf("make %s for what is fetched: %w", g.opt.Scratch, err)
 	}
-	return remote.Sweep(g.opt.Scratch)
+	return nil
 }
 
 // look looks once, tells the sink, and says when to look next.
 func (g *Git) look(ctx context.Context) time.Duration {
 	bounded, cancel := context.WithTimeout(ctx, g.maxLook)
 	doc, err := g.read(bounded)
+	if bounded.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("look at %s: not done within %s", g.origin.location(), g.maxLook)
+	}
 	cancel()
 	g.origin.rest()
 	if ctx.Err() != nil {
 		return time.Hour
 	}
-	g.wasRead(err)
+	g.recordRead(err)
 	told := ""
 	if g.fails++; err != nil {
-		g.last, told = sighting{}, problem.Text(err)
+		g.last, told = lastPoll{}, problem.Text(err)
 	} else {
 		g.fails = 0
 	}
 	switch {
 	case doc != nil:
 		g.sink.Document(doc)
-	case told != "" && told != g.told:
+	case told != "" && told != g.reported:
 		g.sink.SourceError(err)
 	case g.opt.OnRead != nil:
 		g.opt.OnRead()
 	}
-	g.told = told
+	g.reported = told
 	return g.wait(err)
 }
 
@@ -324,7 +325,7 @@ func (g *Git) read(ctx context.Context) (*document.Document, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := sighting{target: target.hash.String(), running: g.opt.Running()}
+	now := lastPoll{target: target.hash.String(), running: g.opt.Running()}
 	if g.asked.Swap(false) && !g.last.again.IsZero() {
 		g.last.again = time.Unix(1, 0)
 	}
@@ -334,7 +335,7 @@ func (g *Git) read(ctx context.Context) (*document.Document, error) {
 			return nil, err
 		}
 	}
-	if g.last.holds(now) {
+	if g.last.isCurrent(now) {
 		return nil, nil
 	}
 	if g.last.target == now.target && g.last.signers != now.signers {
@@ -351,11 +352,11 @@ func (g *Git) read(ctx context.Context) (*document.Document, error) {
 	}
 	doc.Follows = now.running
 	if doc.Refused == nil {
-		now.taken = doc.Source.Revision
-		if g.accepted != now.taken && g.opt.OnAccept != nil {
-			g.opt.OnAccept(now.taken)
+		now.accepted = doc.Source.Revision
+		if g.accepted != now.accepted && g.opt.OnAccept != nil {
+			g.opt.OnAccept(now.accepted)
 		}
-		g.accepted = now.taken
+		g.accepted = now.accepted
 	}
 	if !proven {
 		now.wait = min(max(2*g.last.wait, g.opt.Poll, time.Second), time.Hour)
@@ -386,48 +387,52 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 		}
 		doc.Source.Signer, doc.Source.Key = who.Name, who.Key
 	}
-	if doc.Refused, proven, err = g.rewound(ctx, o, c, running); err != nil || doc.Refused != nil {
+	if doc.Refused, proven, err = g.checkDescent(ctx, o, c, running); err != nil || doc.Refused != nil {
 		return doc, proven, err
 	}
 	doc.Files, err = treeFiles(o, c, g.opt.Dir, g.opt.Environment)
 	return doc, true, err
 }
 
-// rewound returns why the ref must not move to c: it descends neither from what
+// checkDescent returns why the ref must not move to c: it descends neither from what
 // was accepted last, which proves it at the cost of what is new, nor from running.
-func (g *Git) rewound(ctx context.Context, o objects, c *commit, running string) (why *document.Refusal, proven bool, err error) {
+func (g *Git) checkDescent(ctx context.Context, o objects, c *commit, running string) (why *document.Refusal, proven bool, err error) {
 	if running == "" {
 		return nil, true, nil
 	}
-	var not *notDescendant
 	for _, ancestor := range []string{running, g.accepted} {
 		if ancestor == c.hash.String() || c.child(ancestor) {
 			return nil, true, nil
 		}
 	}
+	not := errNotDescendant
 	for _, ancestor := range slices.Compact([]string{g.accepted, running}) {
 		if ancestor == "" {
 			continue
 		}
-		if err = g.origin.descends(ctx, o, c, plumbing.NewHash(ancestor)); err == nil {
+		err := g.origin.descends(ctx, o, c, plumbing.NewHash(ancestor))
+		var verdict *notDescendant
+		switch {
+		case err == nil:
 			return nil, true, nil
-		}
-		if !errors.As(err, &not) {
+		case !errors.As(err, &verdict):
 			return nil, false, err
+		case verdict == errUnproven: // of either is enough to look again
+			not = verdict
 		}
 	}
 	if g.opt.AllowRewind {
-		g.opt.Logger.Warn("ref was rewound, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why)
+		g.opt.Logger.Warn("ref was checkDescent, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why+" "+running)
 		return nil, true, nil
 	}
 	why = &document.Refusal{
 		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which runs", g.opt.Ref, c.hash.String()[:12], not.why, running[:min(12, len(running))]),
 		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
 	}
-	if not == notShown {
+	if not == errUnproven {
 		why.Hint = "the server's copy may be shallow; it is looked at again by itself; to take it unproven, run the agent with --allow-rewind until it is applied"
 	}
-	return why, not != notShown, nil
+	return why, not != errUnproven, nil
 }
 
 // target is what the ref names.

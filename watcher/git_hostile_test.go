@@ -327,3 +327,12 @@ func TestGitPipeForAnObject(t *testing.T) {
 		})
 	}
 }
+
+// TestGitBranchBelowATag: a branch whose name goes on where a tag's ends is read.
+func TestGitBranchBelowATag(t *testing.T) {
+	s := newGitSite(t)
+	s.git("-C", s.bare, "tag", "release", "main")
+	s.git("-C", s.bare, "branch", "release/1.0", "main")
+	_, sink := runGit(t, GitOptions{Repo: s.bare, Ref: "release/1.0"})
+	sink.revision(t, s.git("rev-parse", "HEAD"))
+}

@@ -232,7 +232,7 @@ func TestGitOutages(t *testing.T) {
 
 	s.git("-C", s.bare, "update-ref", "-d", "refs/heads/main")
 	g.Sync()
-	sink.failure(t, "main does not exist", "name another with --ref")
+	sink.failure(t, "ref main not found", "name another with --ref")
 	s.push()
 	sink.revision(t, head) // read again, after an error
 

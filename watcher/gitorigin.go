@@ -47,8 +47,8 @@ type notDescendant struct{ why string }
 func (e *notDescendant) Error() string { return e.why }
 
 var (
-	notBehind = &notDescendant{"does not descend from"}
-	notShown  = &notDescendant{"could not be shown to descend from"}
+	errNotDescendant = &notDescendant{"does not descend from"}
+	errUnproven      = &notDescendant{"could not be shown to descend from"}
 )
 
 // readSigners reads the file of allowed signers, and its digest.
@@ -95,59 +95,49 @@ func (l *localOrigin) open(context.Context, plumbing.Hash) (objects, func(), err
 const maxWalk = 1_000_000
 
 func (l *localOrigin) descends(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash) error {
-	found, complete, err := walk(ctx, o, c, ancestor)
-	return descent(found, complete, err)
-}
-
-// descent returns what a walk shows.
-func descent(found, complete bool, err error) error {
-	switch {
-	case err != nil || found:
-		return err
-	case complete:
-		return notBehind
-	}
-	return notShown
+	return walk(ctx, o, c, ancestor, false)
 }
 
 // walk looks for ancestor among the ancestors of c, newest first, so that one
-// that is found costs little more than what is newer. It is incomplete where o
-// lacks commits.
-func walk(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash) (found, complete bool, err error) {
-	complete = true
+// that is found costs little more than what is newer. Where o lacks commits
+// nothing is proven, unless o is known to have all that may lead to ancestor.
+func walk(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash, whole bool) error {
+	verdict := errNotDescendant
 	seen := map[plumbing.Hash]bool{c.hash: true}
 	next := &newestFirst{c}
 	for next.Len() > 0 {
 		if err := ctx.Err(); err != nil {
-			return false, false, err
+			return err
 		}
 		for _, h := range heap.Pop(next).(*commit).parents {
 			if h == ancestor {
-				return true, true, nil
+				return nil
 			}
 			if seen[h] {
 				continue
 			}
 			if seen[h] = true; len(seen) > maxWalk {
-				return false, false, nil
+				return errUnproven
 			}
 			_, raw, err := readObject(o, plumbing.CommitObject, h, maxCommit)
 			if errors.Is(err, plumbing.ErrObjectNotFound) {
-				complete = false // the history is cut off here
+				if !whole {
+					verdict = errUnproven // the history is cut off here
+				}
 				continue
 			}
 			if err != nil {
-				return false, false, err
+				return err
 			}
 			parent, err := (&commit{}).decode(h, raw)
 			if err != nil {
-				return false, false, err
+				return err
 			}
 			parent.raw = nil
 			heap.Push(next, parent)
 		}
 	}
-	return false, complete, nil
+	return verdict
 }
 
 // newestFirst is a heap of commits by their committer's date.
@@ -187,11 +177,11 @@ func (r *remoteOrigin) list(ctx context.Context, names []string) (map[string]plu
 	return r.remote.List(ctx, names)
 }
 
-// noLarge leaves out what no configuration file may be.
-var noLarge = fmt.Sprintf("blob:limit=%d", schema.MaxFileBytes+1)
+// blobFilter leaves out what no configuration file may be.
+var blobFilter = fmt.Sprintf("blob:limit=%d", schema.MaxFileBytes+1)
 
 func (r *remoteOrigin) open(ctx context.Context, h plumbing.Hash) (objects, func(), error) {
-	o, err := r.remote.Fetch(ctx, remote.Want{Hash: h, Depth: 1, Filter: noLarge}, r.scratch)
+	o, err := r.remote.Fetch(ctx, remote.Want{Hash: h, Depth: 1, Filter: blobFilter}, r.scratch)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -204,8 +194,7 @@ func (r *remoteOrigin) descends(ctx context.Context, _ objects, c *commit, ances
 	if err != nil {
 		return err
 	}
-	found, complete, err := walk(ctx, o, c, ancestor)
-	return descent(found, complete || o.Common, errors.Join(err, o.Remove()))
+	return errors.Join(walk(ctx, o, c, ancestor, o.Common), o.Remove())
 }
 
 func (r *remoteOrigin) hints(context.Context, []string, func(string), *slog.Logger) (<-chan struct{}, func()) {

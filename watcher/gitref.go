@@ -33,7 +33,7 @@ func parseRef(text string) (refSpec, error) {
 	r := refSpec{text: text, full: text == "HEAD" || strings.HasPrefix(text, "refs/")}
 	for _, name := range r.names() {
 		if name != "HEAD" && (plumbing.ReferenceName(name).Validate() != nil || strings.ContainsAny(name, "\x00\r\n")) {
-			return r, problem.New("--ref", fmt.Errorf("%q is no name of a ref", text), "use a branch, a tag, refs/… or a full commit of 40 hex digits")
+			return r, problem.New("--ref", fmt.Errorf("invalid ref %q", text), "use a branch, a tag, refs/… or a full commit of 40 hex digits")
 		}
 	}
 	return r, nil
@@ -72,11 +72,11 @@ func (r refSpec) choose(found map[string]plumbing.Hash) (target, error) {
 		if strings.Trim(r.text, "0123456789abcdef") == "" && len(r.text) >= 7 {
 			hint = "a commit is named by all of its 40 digits"
 		}
-		return chosen, problem.New("", fmt.Errorf("the ref %s does not exist there", r.text), hint)
+		return chosen, problem.New("", fmt.Errorf("ref %s not found", r.text), hint)
 	case 1:
 		return chosen, nil
 	}
-	return chosen, problem.New("", fmt.Errorf("%s is both a branch and a tag there", r.text), fmt.Sprintf("say refs/heads/%s or refs/tags/%s with --ref", r.text, r.text))
+	return chosen, problem.New("", fmt.Errorf("ambiguous ref %s: a branch and a tag", r.text), fmt.Sprintf("say refs/heads/%s or refs/tags/%s with --ref", r.text, r.text))
 }
 
 // cleanDir checks the directory within a repository.

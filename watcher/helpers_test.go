@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/document"
 )
@@ -129,6 +130,15 @@ func start(t testing.TB, opt FilesOptions, prepare ...func(*Files)) (*Files, cha
 		}
 	})
 	return f, sink
+}
+
+// readOnce reads the Document of env in one pass.
+func readOnce(root string, env schema.Environment) (*document.Document, error) {
+	r, err := readPass(root, env, nil)
+	if err != nil {
+		return nil, err
+	}
+	return r.doc, nil
 }
 
 // config makes a configuration directory of base.yaml and production.yaml.

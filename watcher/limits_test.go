@@ -63,7 +63,7 @@ func TestReadStopsAtTheLimitsOfADocument(t *testing.T) {
 	for i := 0; i < len(files); i += 2 {
 		put(t, root, files[i], files[i+1])
 	}
-	doc, err := Read(root, "production")
+	doc, err := readOnce(root, "production")
 	must(t, err)
 	checkStopped(t, doc)
 
@@ -111,7 +111,7 @@ func TestFileTooLarge(t *testing.T) {
 
 	root := config(t)
 	put(t, root, "production.yaml", text)
-	doc, err := Read(root, "production")
+	doc, err := readOnce(root, "production")
 	must(t, err)
 	if env, _ := doc.File("production.yaml"); len(env) != schema.MaxFileBytes+1 {
 		t.Errorf("took %d bytes of the file", len(env))

@@ -299,7 +299,7 @@ func (l *loop) note(err error) {
 		l.opt.Logger.Info("source mode", "root", l.opt.Root, "mode", mode)
 		l.setMode(mode)
 	}
-	l.wasRead(err)
+	l.recordRead(err)
 }
 
 // fail reports an error that has lasted for Settle: a directory that is being
@@ -320,7 +320,7 @@ func (l *loop) fail(err error) {
 
 // report tells the sink of an error, once.
 func (l *loop) report(err error) {
-	l.wasRead(err)
+	l.recordRead(err)
 	if l.reported == problem.Text(err) {
 		return
 	}

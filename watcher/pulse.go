@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A pulse is what any goroutine may ask of a source while it runs.
-type pulse struct {
+// sourceState is what any goroutine may ask of a source while it runs.
+type sourceState struct {
 	mu       sync.Mutex
 	mode     string
 	lastRead time.Time
@@ -16,21 +16,21 @@ type pulse struct {
 
 // Status says how the source is watched, when it was last read well (zero:
 // never), and the error of the last try, nil if it went well.
-func (p *pulse) Status() (mode string, lastRead time.Time, lastErr error) {
+func (p *sourceState) Status() (mode string, lastRead time.Time, lastErr error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.mode, p.lastRead, p.lastErr
 }
 
-// turned notes that the loop turned.
-func (p *pulse) turned() {
+// heartbeat notes that the loop turned.
+func (p *sourceState) heartbeat() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stamp = time.Now()
 }
 
-// wasRead notes how a reading ended.
-func (p *pulse) wasRead(err error) {
+// recordRead notes how a reading ended.
+func (p *sourceState) recordRead(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lastErr = err; err == nil {
@@ -38,14 +38,14 @@ func (p *pulse) wasRead(err error) {
 	}
 }
 
-func (p *pulse) setMode(mode string) {
+func (p *sourceState) setMode(mode string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.mode = mode
 }
 
 // Stamp is when the loop last turned; it does so each second at least.
-func (p *pulse) Stamp() time.Time {
+func (p *sourceState) Stamp() time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stamp

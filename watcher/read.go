@@ -17,34 +17,8 @@ import (
 	"dtesn-agent/watcher/document"
 )
 
-// maxPasses bounds how often the files are read until two passes agree.
-const maxPasses = 10
-
-// Read reads the Document of env from the configuration directory root: the
-// files as two passes in a row saw them. It returns an error, and no Document,
-// when root is not a directory that can be read, when a file cannot be read
-// for want of permission or by a fault of the disk, and when the files change
-// faster than they are read; the error is a *problem.Error that names the file.
-func Read(root string, env schema.Environment) (*document.Document, error) {
-	var previous []schema.File
-	for i := range maxPasses {
-		r, err := readPass(root, env, previous)
-		if err != nil {
-			return nil, err
-		}
-		if i > 0 && sameFiles(r.doc.Files, previous) {
-			return r.doc, nil
-		}
-		previous = r.doc.Files
-	}
-	return nil, &problem.Error{
-		Op: opDirectory, Place: root, Err: fmt.Errorf("its files changed during each of %d readings", maxPasses),
-		Hint: hintRename,
-	}
-}
-
 // ReadFile reads one file of the configuration directory root, whether or not
-// an environment's Document has it. What Read refuses it refuses too; a file
+// an environment's Document has it. What a Document refuses it refuses too; a file
 // that does not exist is an error that is fs.ErrNotExist.
 func ReadFile(root, path string) (schema.File, error) {
 	dir, err := openDirectory(root)

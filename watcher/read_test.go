@@ -23,7 +23,7 @@ func TestReadTakesWhatTheEnvironmentIsMadeOf(t *testing.T) {
 	put(t, root, "templates/other.yaml", "not extended\n")
 	put(t, root, "staging.yaml", "another environment\n")
 
-	doc, err := Read(root, "production")
+	doc, err := readOnce(root, "production")
 	must(t, err)
 	var paths []string
 	for _, f := range doc.Files {
@@ -39,7 +39,7 @@ func TestReadTakesWhatTheEnvironmentIsMadeOf(t *testing.T) {
 }
 
 func TestReadOfAnEmptyDirectoryIsADocumentWithoutFiles(t *testing.T) {
-	doc, err := Read(t.TempDir(), "production")
+	doc, err := readOnce(t.TempDir(), "production")
 	if err != nil || len(doc.Files) != 0 {
 		t.Errorf("Read = %v, %v", doc, err)
 	}
@@ -72,7 +72,7 @@ func TestReadRefuses(t *testing.T) {
 			path := filepath.Join(root, "production.yaml")
 			must(t, os.Remove(path))
 			must(t, c.make(path))
-			doc, err := Read(root, "production")
+			doc, err := readOnce(root, "production")
 			must(t, err)
 			if len(doc.Files) != 2 || doc.Files[1].Bytes != nil || !strings.Contains(doc.Files[1].Refused, c.want) {
 				t.Errorf("files %+v, want production.yaml refused: %s", doc.Files, c.want)
@@ -87,7 +87,7 @@ func TestReadFollowsLinksInside(t *testing.T) {
 	must(t, os.Remove(filepath.Join(root, "base.yaml")))
 	must(t, os.Symlink("shared/../shared/base.yaml", filepath.Join(root, "base.yaml")))
 	must(t, os.Symlink("nowhere", filepath.Join(root, "staging.yaml")))
-	doc, err := Read(root, "staging")
+	doc, err := readOnce(root, "staging")
 	must(t, err)
 	if len(doc.Files) != 1 || string(doc.Files[0].Bytes) != "shared\n" {
 		t.Errorf("files %+v, want only the linked base.yaml", doc.Files)
@@ -97,7 +97,7 @@ func TestReadFollowsLinksInside(t *testing.T) {
 func TestReadIsBounded(t *testing.T) {
 	root := config(t)
 	put(t, root, "base.yaml", strings.Repeat("x", 3*schema.MaxFileBytes))
-	doc, err := Read(root, "production")
+	doc, err := readOnce(root, "production")
 	must(t, err)
 	if base, _ := doc.File("base.yaml"); len(base) != schema.MaxFileBytes+1 {
 		t.Errorf("took %d bytes of base.yaml, want one more than it may hold", len(base))
@@ -109,13 +109,13 @@ func TestReadWithoutADirectory(t *testing.T) {
 	put(t, dir, "file", "")
 	must(t, syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o644))
 	for path, want := range map[string]string{"absent": "does not exist", "file": "not a directory", "pipe": "not a directory"} {
-		_, err := Read(filepath.Join(dir, path), "production")
+		_, err := readOnce(filepath.Join(dir, path), "production")
 		if err == nil || !strings.Contains(problem.Hint(err), "--config") {
-			t.Errorf("Read(%s): %v, hint %q", path, err, problem.Hint(err))
+			t.Errorf("readOnce(%s): %v, hint %q", path, err, problem.Hint(err))
 		}
 		checkError(t, err, want)
 		if errors.Is(err, fs.ErrNotExist) != (path == "absent") {
-			t.Errorf("Read(%s): errors.Is(%v, fs.ErrNotExist) is wrong", path, err)
+			t.Errorf("readOnce(%s): errors.Is(%v, fs.ErrNotExist) is wrong", path, err)
 		}
 	}
 }

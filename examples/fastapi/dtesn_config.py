@@ -5,7 +5,7 @@ Two lines mount it, at the end of server.py, behind the routes and the middlewar
     config = Config(app, build=Processor, socket="/run/dtesn/engine.sock", remember="/var/lib/dtesn/config.json")
 
 Start `config` in place of `app`: python3 -m uvicorn server:config --port 8000. Users come over TCP, the agent over the
-Unix socket (mode 0600). Routes use config.processor: a request has the same one from beginning to end. Hooks:
+Unix socket (mode 0600, or what `mode` says). Routes use config.processor: a request has the same one to its end. Hooks:
 
     build(values)             returns a processor. Runs in a thread while the old one serves
     apply(processor, values)  sets what is not `critical`; quick, in the event loop. Without it every change builds
@@ -67,11 +67,11 @@ class Figures:  # of one configuration; requests that are the client's fault (4x
 
 class Config:
     def __init__(self, app, build, socket, remember=None, apply=None, admit=None, close=None, parameters=PARAMETERS,
-                 memory_limit=None, max_lag=1.0, max_error_rate=0.1, max_p99=10.0):  # bytes, seconds, share, seconds
+                 memory_limit=None, max_lag=1.0, max_error_rate=0.1, max_p99=10.0, mode=0o600):  # bytes, s, share, s, of the socket
         self.app, self.build, self.socket, self.remember = app, build, socket, remember
         self.apply, self.admit, self.close, self.parameters = apply, admit, close, parameters
         self.memory_limit = memory_limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.max_lag, self.max_error_rate, self.max_p99 = max_lag, max_error_rate, max_p99
+        self.max_lag, self.max_error_rate, self.max_p99, self.mode = max_lag, max_error_rate, max_p99, mode
         self.revision, self.environment, self.values = "", "development", {n: p.get("default") for n, p in parameters.items()}
         self.generation = self.figures = self.previous = self.building = self.remembered = None
 
@@ -87,11 +87,9 @@ class Config:
             return await send({"type": "http.response.body"})
         mine, figures, begun, sent = self.generation, self.figures, time.monotonic(), {}
         in_request.set(mine)
-
         async def sending(message):
             await send(message)
             sent.update(message, at=time.monotonic())
-
         mine.requests += 1
         try:
             await self.app(scope, receive, sending)
@@ -116,7 +114,10 @@ class Config:
 
     async def open(self):
         self.lock = open(self.socket + ".lock", "w")
-        fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where another server or worker has the socket
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(f"{self.socket} belongs to another server or worker: start one, with one worker") from None
         self.changing, self.writing = asyncio.Lock(), asyncio.Lock()  # Python 3.9 binds a lock to the loop it is made in
         self.recall()
         processor, self.figures = await asyncio.to_thread(self.build, dict(self.values)), Figures()
@@ -124,7 +125,7 @@ class Config:
         if os.path.lexists(self.socket) and not os.path.isfile(self.socket):
             os.unlink(self.socket)
         listener = sockets.socket(sockets.AF_UNIX)
-        os.fchmod(listener.fileno(), 0o600)  # before bind: there is no moment at which others may connect
+        os.fchmod(listener.fileno(), self.mode)  # before bind: there is no moment at which others may connect
         listener.bind(self.socket)
         self.server = await asyncio.start_unix_server(self.serve, sock=listener)
 
@@ -276,7 +277,6 @@ def strict(text):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a name appears twice")
         return dict(pairs)
-
     try:
         return json.loads(text.decode(), object_pairs_hook=once, parse_constant=int)
     except (ValueError, RecursionError) as error:

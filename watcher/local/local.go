@@ -218,7 +218,7 @@ func (r Repository) Resolve(names []string) (map[string]plumbing.Hash, error) {
 func (r Repository) resolve(name string) (h plumbing.Hash, err error) {
 	chain, text, err := r.follow(name)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EISDIR):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR):
 		return r.packed(chain[len(chain)-1])
 	case err != nil:
 		return h, r.refError(name, err, "")

@@ -17,9 +17,8 @@ import (
 // A remoteError is the cause of a failed listing or fetch, as one line of text that
 // is the same for the same cause.
 type remoteError struct {
-	err        error
-	temporary  bool
-	retryAfter time.Duration
+	err       error
+	temporary bool
 }
 
 func (f *remoteError) Error() string { return problem.Line(cause(f.err), 1000) }
@@ -36,9 +35,9 @@ func Temporary(err error) bool {
 // RetryAfter returns how long the server asks to be left alone, 0 if it does
 // not: its header Retry-After, at most an hour.
 func RetryAfter(err error) time.Duration {
-	var f *remoteError
-	if errors.As(err, &f) {
-		return f.retryAfter
+	var status *statusError
+	if errors.As(err, &status) {
+		return status.retryAfter
 	}
 	return 0
 }
@@ -47,6 +46,7 @@ func isTemporary(err error) bool {
 	var status *statusError
 	var op *net.OpError
 	var name *net.DNSError
+	var timeout net.Error
 	switch {
 	case errors.As(err, &status):
 		return status.code >= 500 || status.code == http.StatusTooManyRequests || status.code == http.StatusRequestTimeout
@@ -54,15 +54,7 @@ func isTemporary(err error) bool {
 		return op.Op != "remote error" // a TLS alert: the server refuses this client
 	}
 	return errors.As(err, &name) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, errSlow) || errors.Is(err, errSilent)
-}
-
-func retryAfter(err error) time.Duration {
-	var status *statusError
-	if errors.As(err, &status) {
-		return status.retryAfter
-	}
-	return 0
+		errors.Is(err, errSlow) || errors.Is(err, errSilent) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
 // cause returns the text of an error without what differs from one connection
@@ -98,6 +90,22 @@ type tooLargeError struct {
 
 func (e *tooLargeError) Error() string {
 	return fmt.Sprintf("%s exceeds %d MiB", e.what, e.limit>>20)
+}
+
+// serverText returns what of an error comes from the server.
+func serverText(err error) string {
+	var server *serverError
+	var notGit *notGitError
+	var redirect *redirectError
+	switch {
+	case errors.As(err, &server):
+		return server.text
+	case errors.As(err, &notGit):
+		return notGit.why
+	case errors.As(err, &redirect):
+		return redirect.to
+	}
+	return ""
 }
 
 // line makes foreign text one line of at most 200 bytes.

@@ -261,3 +261,74 @@ func TestTextFiles(t *testing.T) {
 	}
 	success(t, newRemote(t, Options{URL: h.URL, Files: Files{SSHKey: h.Key, KnownHosts: put(t, secrets, "hosts", strings.ReplaceAll(string(hosts), "\n", "\r\n"))}}))
 }
+
+// TestStalls: a response that stalls keeps its status, and one that ends late is
+// waited for.
+func TestStalls(t *testing.T) {
+	stop := make(chan struct{})
+	stalled := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Retry-After", "600")
+		w.Header().Set("Content-Length", "3000")
+		w.WriteHeader(http.StatusTooManyRequests)
+		_, _ = w.Write([]byte("<html>"))
+		w.(http.Flusher).Flush()
+		select {
+		case <-stop:
+		case <-q.Context().Done():
+		}
+	}))
+	t.Cleanup(stalled.Close)
+	t.Cleanup(func() { close(stop) })
+	_, err := newRemote(t, Options{URL: stalled.URL + "/x.git"}).List(t.Context(), []string{"refs/heads/main"})
+	if RetryAfter(err) != 10*time.Minute || !strings.Contains(err.Error(), "429") {
+		t.Errorf("%s of %v", RetryAfter(err), err)
+	}
+
+	dir := t.TempDir()
+	head := plumbing.NewHash(gitserver.Git(t, gitserver.NewRepository(t, dir, 1), "rev-parse", "main"))
+	late := gitserver.HTTP(t, dir, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			h.ServeHTTP(w, q)
+			if q.Method == http.MethodGet {
+				w.(http.Flusher).Flush()
+				select {
+				case <-time.After(2 * time.Second): // the server is late
+				case <-q.Context().Done():
+				}
+			}
+		})
+	})
+	r := newRemote(t, Options{URL: late.URL + "/config.git"})
+	success(t, r)
+	if _, err := r.Fetch(t.Context(), Want{Hash: head, Depth: 1}, t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTemporary: what may be over at the next try is told from what only a person
+// can mend.
+func TestTemporary(t *testing.T) {
+	for name, row := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"a proxy whose host is down": {&statusError{who: "the proxy x", code: http.StatusServiceUnavailable}, true},
+		"a proxy that wants a login": {&statusError{who: "the proxy x", code: http.StatusProxyAuthRequired}, false},
+		"a timeout":                  {os.ErrDeadlineExceeded, true},
+		"nothing":                    {func() error { _, err := readAdvertisement(strings.NewReader("")); return err }(), true},
+		"a page":                     {&notGitError{"x"}, false},
+	} {
+		if isTemporary(row.err) != row.want {
+			t.Errorf("%s: %v", name, row.err)
+		}
+	}
+}
+
+// TestShortSecret: a password that is in every text hides no error.
+func TestShortSecret(t *testing.T) {
+	secret := put(t, t.TempDir(), "secret", "server")
+	_, err := newRemote(t, Options{URL: "http://127.0.0.1:1/dtesn/dtesn.git", Files: Files{Password: secret}, AllowInsecure: true}).List(t.Context(), []string{"refs/heads/main"})
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !Temporary(err) {
+		t.Error(err)
+	}
+}

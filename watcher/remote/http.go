@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -78,12 +79,15 @@ func (t *httpTransport) list(c *call, names []string) (Refs, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer body.Close()
-	if head, _ := body.Peek(64); !isVersion2(head) {
+	head, _ := body.Peek(64)
+	if !isVersion2(head) {
 		adv, err := readAdvertisement(body)
+		_ = body.Close()
 		return choose(adv, names), err
 	}
-	if err := checkVersion2(body); err != nil {
+	err = checkVersion2(body)
+	_ = body.Close() // before the next request, which then has the same connection
+	if err != nil {
 		return nil, err
 	}
 	q, err := lsRefs(names)
@@ -98,20 +102,21 @@ func (t *httpTransport) list(c *call, names []string) (Refs, error) {
 	return readRefs(resp, names)
 }
 
-func (t *httpTransport) fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error) {
+func (t *httpTransport) fetch(c *call, w Want, take func(io.Reader) error) (response, error) {
 	base, body, err := t.discover(c, "")
 	if err != nil {
 		return response{}, err
 	}
 	adv, err := readAdvertisement(body)
-	if err = errors.Join(err, body.Close()); err != nil {
-		return response{}, err
-	}
-	q, err := newRequest(adv, w, progress)
+	_ = body.Close()
 	if err != nil {
 		return response{}, err
 	}
-	resp, err := t.post(c, base, q.body, "", maxListing+maxPack)
+	q, err := newRequest(adv, w)
+	if err != nil {
+		return response{}, err
+	}
+	resp, err := t.post(c, base, q.body, "", maxPack)
 	if err != nil {
 		return response{}, err
 	}
@@ -122,13 +127,12 @@ func (t *httpTransport) fetch(c *call, w Want, progress io.Writer, take func(io.
 // A body is what a response holds, bounded and buffered.
 type body struct {
 	*bufio.Reader
-	c     *call
 	inner io.Closer
 }
 
 // Close leaves the connection for the next request if little is left to read.
 func (b *body) Close() error {
-	timer := time.AfterFunc(time.Second, func() { b.c.cancel(errSlow) })
+	timer := time.AfterFunc(time.Second, func() { _ = b.inner.Close() })
 	defer timer.Stop()
 	_, _ = io.CopyN(io.Discard, b.Reader, 4096)
 	return b.inner.Close()
@@ -149,8 +153,9 @@ func (t *httpTransport) discover(c *call, protocol string) (base *url.URL, adv *
 		return nil, nil, err
 	}
 	base = resp.Request.URL
-	base.Path, base.RawQuery = strings.TrimSuffix(base.Path, "/info/refs"), ""
-	if ct := resp.Header.Get("Content-Type"); ct != "application/x-git-upload-pack-advertisement" {
+	base.Path, base.RawPath, base.RawQuery = strings.TrimSuffix(base.Path, "/info/refs"), strings.TrimSuffix(base.RawPath, "/info/refs"), ""
+	ct := resp.Header.Get("Content-Type")
+	if kind, _, _ := mime.ParseMediaType(ct); kind != "application/x-git-upload-pack-advertisement" {
 		_ = adv.Close()
 		return nil, nil, problem.New("", &notGitError{fmt.Sprintf("a response of type %q", line(ct))}, "use the address that `git clone` takes")
 	}
@@ -189,7 +194,7 @@ func (t *httpTransport) do(c *call, method string, u *url.URL, content []byte, p
 		}
 		return nil, nil, err
 	}
-	b := &body{Reader: bufio.NewReader(c.reader(resp.Body, limit, "the response")), c: c, inner: resp.Body}
+	b := &body{Reader: bufio.NewReader(c.reader(resp.Body, limit, "the response")), inner: resp.Body}
 	if resp.StatusCode != http.StatusOK {
 		defer b.Close()
 		return nil, nil, newStatusError(resp, t.sent, b)
@@ -229,6 +234,7 @@ func (t *httpTransport) newClient() error {
 			Proxy: http.ProxyFromEnvironment, OnProxyConnectResponse: checkProxy, TLSClientConfig: conf, ForceAttemptHTTP2: true,
 			DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: defaultTimeouts.silence,
+			IdleConnTimeout:        10 * time.Second, // of HTTP/2 connections that were busy at rest
 			MaxResponseHeaderBytes: 64 << 10,
 		},
 	}
@@ -243,34 +249,27 @@ func checkRedirect(q *http.Request, via []*http.Request) error {
 	same := strings.EqualFold(to.Hostname(), from.Hostname()) &&
 		(to.Scheme == from.Scheme && to.Port() == from.Port() || from.Scheme == "http" && to.Scheme == "https")
 	if !same || via[0].Method != http.MethodGet || len(via) > 3 || !strings.HasSuffix(to.Path, "/info/refs") {
-		return &redirectError{(&url.URL{Scheme: to.Scheme, Host: to.Host, Path: strings.TrimSuffix(to.Path, "/info/refs")}).String()}
+		base := url.URL{Scheme: to.Scheme, Host: to.Host, Path: strings.TrimSuffix(to.Path, "/info/refs")}
+		return problem.New("", &redirectError{line(base.String())}, "if the repository moved there, name that address with --repo")
 	}
 	return nil
 }
 
 type redirectError struct{ to string }
 
-func (e *redirectError) Error() string { return "it redirects to " + line(e.to) }
+func (e *redirectError) Error() string { return "it redirects to " + e.to }
 
 // checkProxy returns an error that names the proxy.
 func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	return &proxyError{proxy.Host, resp.StatusCode}
-}
-
-type proxyError struct {
-	host string
-	code int
-}
-
-func (e *proxyError) Error() string {
-	return fmt.Sprintf("the proxy %s responds %d %s", e.host, e.code, http.StatusText(e.code))
+	return &statusError{who: "the proxy " + proxy.Host, code: resp.StatusCode}
 }
 
 // A statusError is a response that is not 200.
 type statusError struct {
+	who        string // the server or a proxy
 	code       int
 	loggedIn   bool
 	said       string
@@ -281,7 +280,7 @@ type statusError struct {
 const maxRetryAfter = time.Hour
 
 func newStatusError(resp *http.Response, sent credentials, body io.Reader) *statusError {
-	e := &statusError{code: resp.StatusCode, loggedIn: sent.password != ""}
+	e := &statusError{who: "the server", code: resp.StatusCode, loggedIn: sent.password != ""}
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
 		text, _ := io.ReadAll(io.LimitReader(body, 200))
 		if e.said = line(strings.TrimSpace(string(text))); leaks(e.said, sent.secrets()) {
@@ -299,26 +298,20 @@ func newStatusError(resp *http.Response, sent credentials, body io.Reader) *stat
 }
 
 func (e *statusError) Error() string {
-	text := fmt.Sprintf("the server responds %d %s", e.code, http.StatusText(e.code))
+	text := fmt.Sprintf("%s responds %d %s", e.who, e.code, http.StatusText(e.code))
 	if e.said != "" {
 		text += fmt.Sprintf(" (%q)", e.said)
 	}
 	if e.retryAfter > 0 {
-		text += fmt.Sprintf(", and asks to wait %s", e.retryAfter.Round(time.Second))
+		text += ", and asks to wait"
 	}
 	return text
 }
 
 func (t *httpTransport) explain(err error) error {
 	var status *statusError
-	var redirect *redirectError
-	var proxy *proxyError
 	var op *net.OpError
 	switch {
-	case errors.As(err, &redirect):
-		return problem.New("", redirect, "if the repository moved there, name that address with --repo")
-	case errors.As(err, &proxy):
-		return problem.New("", proxy, "check HTTPS_PROXY and NO_PROXY, and the login in the proxy's URL")
 	case errors.As(err, &op) && op.Op == "proxyconnect":
 		return problem.New("", errors.New(cause(err)), "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
 	case errors.As(err, &status):
@@ -334,9 +327,9 @@ func (e *statusError) hint() string {
 	case e.code == http.StatusUnauthorized || e.code == http.StatusForbidden:
 		return "the login is wrong, expired, or may not read this repository; the files are read again at the next try"
 	case e.code == http.StatusNotFound:
-		return "check the address; hosts also respond so where the login may not read the repository"
+		return "check the address; hosts also return 404 to a login without access"
 	case e.code == http.StatusProxyAuthRequired:
-		return "check HTTP_PROXY and NO_PROXY, and the login in the proxy's URL"
+		return "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and the login in the proxy's URL"
 	case e.code == http.StatusTooManyRequests || e.code >= 500:
 		return "the server has a problem; it is tried again"
 	}

@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,12 +36,8 @@ func (o *Objects) take(from io.Reader) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
-	size, err := io.Copy(f, io.LimitReader(from, maxPack+1))
-	if size > maxPack {
-		return &tooLargeError{"the pack", maxPack}
-	}
 	var n uint32
-	if err == nil {
+	if _, err = io.Copy(f, from); err == nil {
 		n, err = measure(f)
 	}
 	if err == nil && n > 0 {
@@ -120,11 +115,10 @@ func (k *beginning) Write(p []byte) (int, error) {
 
 // target returns the size of a delta's result, which follows the size of its base.
 func (k *beginning) target() (uint64, error) {
-	r := bytes.NewReader(k.b[:k.n])
-	_, errBase := binary.ReadUvarint(r)
-	target, err := binary.ReadUvarint(r)
-	if err = errors.Join(errBase, err); err != nil {
-		return 0, fmt.Errorf("a delta without sizes: %w", err)
+	_, base := binary.Uvarint(k.b[:k.n])
+	target, n := binary.Uvarint(k.b[max(base, 0):k.n])
+	if base <= 0 || n <= 0 {
+		return 0, errors.New("a delta without sizes")
 	}
 	return target, nil
 }

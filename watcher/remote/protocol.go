@@ -26,7 +26,7 @@ func readAdvertisement(r io.Reader) (*packp.AdvRefs, error) {
 	switch {
 	case errors.Is(err, packp.ErrEmptyAdvRefs): // a repository without refs
 	case errors.Is(err, packp.ErrEmptyInput):
-		return nil, &notGitError{"it closed the connection without a response"}
+		return nil, fmt.Errorf("the server closed the connection without a response: %w", io.ErrUnexpectedEOF)
 	case err != nil:
 		return nil, protocolError(err)
 	}
@@ -88,14 +88,13 @@ type request struct {
 	body     []byte
 	filtered bool
 	sideband bool
-	progress io.Writer
 }
 
 // newRequest makes a request that uses only what the server offers.
-func newRequest(adv *packp.AdvRefs, w Want, progress io.Writer) (*request, error) {
+func newRequest(adv *packp.AdvRefs, w Want) (*request, error) {
 	offers := adv.Capabilities.Supports
 	up := packp.NewUploadRequestFromCapabilities(adv.Capabilities)
-	q := &request{sideband: offers(capability.Sideband64k), progress: progress, filtered: w.Filter != "" && offers(capability.Filter)}
+	q := &request{sideband: offers(capability.Sideband64k), filtered: w.Filter != "" && offers(capability.Filter)}
 	up.Wants = []plumbing.Hash{w.Hash}
 	if w.Depth > 0 && offers(capability.Shallow) {
 		up.Depth = packp.DepthCommits(w.Depth)
@@ -108,7 +107,7 @@ func newRequest(adv *packp.AdvRefs, w Want, progress io.Writer) (*request, error
 		up.Filter = packp.Filter(w.Filter)
 		set(capability.Filter)
 	}
-	if progress == nil && offers(capability.NoProgress) {
+	if offers(capability.NoProgress) {
 		set(capability.NoProgress)
 	}
 	if !q.sideband {
@@ -142,11 +141,7 @@ func (q *request) read(r io.Reader, take func(io.Reader) error) (response, error
 		if !q.sideband {
 			return resp, take(r)
 		}
-		pack := sideband.NewDemuxer(sideband.Sideband64k, r)
-		if q.progress != nil {
-			pack.Progress = q.progress
-		}
-		return resp, take(demuxed{pack})
+		return resp, take(demuxed{sideband.NewDemuxer(sideband.Sideband64k, r)})
 	}
 	return resp, scanError(s)
 }

@@ -19,10 +19,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-git/go-billy/v5/osfs"
@@ -41,7 +40,7 @@ const (
 	maxPack     = 128 << 20 // bytes of a pack
 	maxObject   = 32 << 20  // bytes of one object in it
 	maxInflated = 256 << 20 // bytes of all objects in it
-	maxObjects  = 1_000_000 // in a pack
+	maxObjects  = 250_000   // in a pack
 )
 
 // timeouts bound how long things may take.
@@ -58,8 +57,6 @@ type Options struct {
 	Files Files
 	// AllowInsecure permits to send a password or token over plain HTTP.
 	AllowInsecure bool
-	// Progress, if set, gets the server's progress messages of a fetch.
-	Progress io.Writer
 }
 
 // Files are the paths of secrets and of what is trusted. Each is read at each
@@ -87,7 +84,7 @@ type transport interface {
 	// list returns the refs in names that exist.
 	list(c *call, names []string) (Refs, error)
 	// fetch requests a pack and passes it to take.
-	fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error)
+	fetch(c *call, w Want, take func(io.Reader) error) (response, error)
 	// explain returns an error with a hint for what it knows more about, or nil.
 	explain(err error) error
 	// secrets returns the credentials that were sent last.
@@ -153,13 +150,13 @@ func (r *Remote) List(ctx context.Context, names []string) (found Refs, err erro
 
 // Fetch fetches into a new directory below parent.
 func (r *Remote) Fetch(ctx context.Context, w Want, parent string) (*Objects, error) {
-	dir, err := os.MkdirTemp(parent, fetchPrefix)
+	dir, err := os.MkdirTemp(parent, "fetch-")
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", w.Hash, err)
 	}
 	o := &Objects{Storage: filesystem.NewStorage(osfs.New(dir), cache.NewObjectLRU(4<<20)), dir: dir}
 	err = r.within(ctx, r.timeouts.fetch, func(c *call) (err error) {
-		o.response, err = r.transport.fetch(c, w, r.progress(), o.take)
+		o.response, err = r.transport.fetch(c, w, o.take)
 		if err == nil && w.Have.IsZero() && o.HasEncodedObject(w.Hash) != nil {
 			err = &notGitError{"the pack lacks the requested object"}
 		}
@@ -181,7 +178,8 @@ func (r *Remote) within(ctx context.Context, limit time.Duration, do func(*call)
 	defer timer.Stop()
 	err := do(c)
 	if err != nil {
-		if cause := context.Cause(c.ctx); cause != nil {
+		var status *statusError
+		if cause := context.Cause(c.ctx); cause != nil && !errors.As(err, &status) {
 			err = cause // the error of the cut connection says less
 		}
 		r.Rest()
@@ -193,18 +191,21 @@ func (r *Remote) within(ctx context.Context, limit time.Duration, do func(*call)
 // server may have repeated what it was sent; the error never does.
 func (r *Remote) fail(attempt string, err error) error {
 	hint, cause := r.explain(err)
-	e := &problem.Error{Op: attempt, Place: r.at.String(), Err: &remoteError{cause, isTemporary(err), retryAfter(err)}, Hint: hint}
-	if leaks(problem.Text(e), r.transport.secrets()) {
-		e.Err, e.Hint = errors.New("the server repeats the credentials that it was sent"), ""
+	failed := &remoteError{cause, isTemporary(err)}
+	if leaks(serverText(cause), r.transport.secrets()) {
+		failed.err, hint = errors.New("the server repeats the credentials that it was sent"), ""
 	}
-	return e
+	return &problem.Error{Op: attempt, Place: r.at.String(), Err: failed, Hint: hint}
 }
 
 // explain returns a hint for an error, and what of it is reported.
 func (r *Remote) explain(err error) (hint string, cause error) {
 	var large *tooLargeError
 	var server *serverError
+	var op *net.OpError
 	switch {
+	case errors.As(err, &op) && op.Op == "dial" && op.Timeout():
+		return "check the host and port in --repo, and the firewalls on the way", op
 	case errors.As(err, &large):
 		return "keep the configuration in a repository of its own", large
 	case errors.As(err, &server):
@@ -220,39 +221,4 @@ func (r *Remote) explain(err error) (hint string, cause error) {
 		return own.Hint, own
 	}
 	return "", err
-}
-
-// Sweep removes what fetches that were cut short left below parent.
-func Sweep(parent string) error {
-	left, err := os.ReadDir(parent)
-	for _, dir := range left {
-		if strings.HasPrefix(dir.Name(), fetchPrefix) {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(parent, dir.Name())))
-		}
-	}
-	return err
-}
-
-const fetchPrefix = "fetch-"
-
-// progress returns a writer for a server's progress messages, nil if nobody
-// reads them.
-func (r *Remote) progress() io.Writer {
-	if r.opt.Progress == nil {
-		return nil
-	}
-	return discreet{r.opt.Progress, r.transport.secrets()}
-}
-
-// discreet drops what repeats credentials.
-type discreet struct {
-	w       io.Writer
-	secrets []string
-}
-
-func (d discreet) Write(b []byte) (int, error) {
-	if leaks(string(b), d.secrets) {
-		return len(b), nil
-	}
-	return d.w.Write(b)
 }

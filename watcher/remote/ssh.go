@@ -69,7 +69,7 @@ func (t *sshTransport) list(c *call, names []string) (Refs, error) {
 	return choose(t.adv, names), nil
 }
 
-func (t *sshTransport) fetch(c *call, w Want, progress io.Writer, take func(io.Reader) error) (response, error) {
+func (t *sshTransport) fetch(c *call, w Want, take func(io.Reader) error) (response, error) {
 	if t.adv == nil {
 		t.rest()
 		if err := t.start(c); err != nil {
@@ -78,7 +78,7 @@ func (t *sshTransport) fetch(c *call, w Want, progress io.Writer, take func(io.R
 	}
 	stop := context.AfterFunc(c.ctx, closing(t.conn))
 	defer stop()
-	q, err := newRequest(t.adv, w, progress)
+	q, err := newRequest(t.adv, w)
 	if err != nil {
 		return response{}, err
 	}
@@ -86,7 +86,7 @@ func (t *sshTransport) fetch(c *call, w Want, progress io.Writer, take func(io.R
 	if _, err := t.in.Write(q.body); err != nil {
 		return response{}, err
 	}
-	resp, err := q.read(c.reader(t.out, maxListing+maxPack, "the response"), take)
+	resp, err := q.read(c.reader(t.out, maxPack, "the response"), take)
 	t.rest()
 	return resp, err
 }
@@ -216,7 +216,10 @@ type explained struct {
 func (e *explained) Read(b []byte) (int, error) {
 	n, err := e.Reader.Read(b)
 	if n == 0 && errors.Is(err, io.EOF) {
-		_ = e.s.Wait()
+		var exit *ssh.ExitError
+		if !errors.As(e.s.Wait(), &exit) {
+			return n, err // the connection was cut
+		}
 		if text := line(string(e.stderr.text[:e.stderr.n])); text != "" {
 			return 0, &serverError{text}
 		}

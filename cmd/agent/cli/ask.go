@@ -50,6 +50,9 @@ func ask(ctx context.Context, state, method, path string, body, answer any, pati
 	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
 		return problem.New("", fmt.Errorf("the agent on %s did not answer within %s", state, patience), "see whether it hangs or is stopped: its log, and the pid in "+filepath.Join(state, "lock"))
 	}
+	if err != nil && ctx.Err() != nil {
+		return problem.New("", fmt.Errorf("interrupted before the agent on %s answered", state), "an order that is on record goes on: agent status --state "+shellWord(state))
+	}
 	if err != nil {
 		return notRunning(state, err)
 	}

@@ -1,17 +1,11 @@
 package cli
 
 import (
-	"bytes"
 	"context"
-	"io"
-	"os"
 	"path/filepath"
-	"sync"
 	"time"
-	"unicode"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"dtesn-agent/apply"
 	"dtesn-agent/watcher"
@@ -124,41 +118,10 @@ func (a *agent) openSource() (kind string, stale time.Duration, err error) {
 	if !s.observe {
 		opt.OnAccept = func(commit string) { a.reconciler.Keep(fact, []byte(commit)) }
 	}
-	if term.IsTerminal(int(os.Stderr.Fd())) {
-		opt.Progress = &patient{w: os.Stderr}
-	}
 	git, err := watcher.NewGit(opt)
 	if err != nil {
 		return "", 0, usage("%w", err)
 	}
 	a.source, a.location = git, git.Location()
 	return "git", 3 * s.git.poll, nil
-}
-
-// A patient writer says nothing of what is over within a second, and nothing
-// that a terminal would obey: the words are a server's.
-type patient struct {
-	w     io.Writer
-	mu    sync.Mutex
-	begun time.Time
-	last  time.Time
-}
-
-func (p *patient) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	if now.Sub(p.last) > 10*time.Second {
-		p.begun = now
-	}
-	if p.last = now; now.Sub(p.begun) < time.Second {
-		return len(b), nil
-	}
-	_, err := p.w.Write(bytes.Map(func(r rune) rune {
-		if unicode.IsPrint(r) || r == '\r' || r == '\n' {
-			return r
-		}
-		return ' '
-	}, b))
-	return len(b), err
 }
