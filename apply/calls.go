@@ -17,12 +17,12 @@ const orderPatience = 2 * time.Second
 var errInterrupted = fmt.Errorf("the engine hangs: it did not answer within %s, and an operator's order would not wait longer", orderPatience)
 
 // errStopped is why a call was given up for a stop. It is an errInterrupted.
-var errStopped error = stopped{}
+var errStopped error = stopError{}
 
-type stopped struct{}
+type stopError struct{}
 
-func (stopped) Error() string        { return "the agent is stopping" }
-func (stopped) Is(target error) bool { return target == errInterrupted }
+func (stopError) Error() string        { return "the agent is stopping" }
+func (stopError) Is(target error) bool { return target == errInterrupted }
 
 // calls lets an order that waits cut short a call to an engine that hangs. Giving up a
 // reading costs nothing. Giving up a batch makes its result unknown, as a timeout does,

@@ -154,6 +154,10 @@ func (s *State) foldPurpose(what purpose, reading api.Reading, err error) {
 		}
 	case forUnknown:
 		p.wasRead = p.wasRead || err == nil
+	case forBuilding:
+		if err == nil && p != nil && p.verified && !s.runsAll(reading, s.head.Config) {
+			p.verified, p.accepted = false, false
+		}
 	case forStatus:
 		s.engine.unchecked = false
 		if s.lost != nil && err == nil {
@@ -179,14 +183,14 @@ func (s *State) foldCandidate(reading api.Reading, err error) {
 	}
 	p.broken = false
 	switch {
+	case p.rejection != nil && !s.runsAll(reading, s.head.Config):
+	case reading.Building != nil:
+		p.owed = p.accepted
 	case s.runsAll(reading, s.head.Config):
 		if isPrompt {
 			s.phase("engine", time.Since(p.sent))
 		}
 		s.foldVerified()
-	case p.rejection != nil:
-	case reading.Building != nil:
-		p.owed = p.accepted
 	case p.accepted:
 		p.mismatch = true
 	case !s.mustRestoreFirst() && s.unknownToEngine(s.head.Config) == nil: // else it is brought back meanwhile

@@ -69,8 +69,8 @@ func (s *State) foldReading(reading api.Reading, now time.Time) {
 	e.due, e.lost = false, time.Time{}
 	e.unchecked, e.reread, e.noted = true, false, false
 	e.next = now.Add(s.opt.DriftInterval)
-	if reading.Building != nil && now.Before(e.inflight.until) {
-		e.inflight.until = now.Add(lateWatch) // it may be one of ours
+	if reading.Building != nil && e.lastSent.Len() > 0 {
+		e.inflight.add(e.lastSent, now) // it may be ours, and lands after it was accepted
 	}
 	if now.Before(e.inflight.until) || reading.Building != nil {
 		e.next = now.Add(min(lateEvery, s.opt.DriftInterval))
@@ -216,7 +216,7 @@ func (r *Reconciler) sendRecord(ctx context.Context, rec *record.Record) api.Ans
 		Parameters: s.known(rec.Config), Description: rec.Description, SnapshotID: rec.ID, Revision: rec.Commit,
 	})
 	done()
-	e.unchecked = false
+	e.unchecked, e.lastSent = false, s.known(rec.Config)
 	var wrong *api.ForeignError
 	e.wrongLabel = errors.As(answer.Err, &wrong) && wrong.Environment
 	switch answer.Verdict {
@@ -275,10 +275,12 @@ func (r *Reconciler) assert(ctx context.Context, rec *record.Record) (done bool)
 		why = foreignProblem(answer.Err)
 	default:
 		_, err := r.read(ctx)
-		if err == nil && !s.runsAll(e.reading, rec.Config) {
+		if err == nil && !s.runsAll(e.reading, rec.Config) && !e.isBuilding() {
 			err = r.readAgain(ctx)
 		}
 		switch {
+		case err == nil && e.isBuilding():
+			return false // it is waited for
 		case errors.Is(err, errInterrupted):
 			f := s.blockQuietly(stageAssert, newProblem("what the engine runs since it was sent "+rec.ID+" is not known yet", "the agent reads it again"))
 			f.tries = max(0, f.tries-1) // an order is no failure

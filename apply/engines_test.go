@@ -706,6 +706,16 @@ func TestARollbackIsSentToAnEngineThatLacksAParameter(t *testing.T) {
 	})
 }
 
+// goesBack is an order during a build, of which nothing may be told before it is over.
+func goesBack(w *world) {
+	w.t.Helper()
+	w.order(&apply.Rollback{Reason: "too large"})
+	w.pass(5 * time.Second)
+	if s := w.r.Status(); w.store.Applied().Commit == w.store.Head().Commit {
+		w.t.Errorf("applied during the build: %s (%s)", s.State, s.Reason)
+	}
+}
+
 // TestABuildTakesItsTime: an engine that says that it builds is waited for; nothing is sent
 // meanwhile, and nothing is wrong.
 func TestABuildTakesItsTime(t *testing.T) {
@@ -731,31 +741,57 @@ func TestABuildTakesItsTime(t *testing.T) {
 				w.t.Errorf("%s (%s), in sync %v", s.State, s.Reason, s.InSync)
 			}
 		}, stateA, 1},
-		"an operator goes back": {build, func(w *world) {
-			if res, err := w.do(&apply.Rollback{Reason: "too large"}); err != nil || res.Outcome != record.Applied && res.Outcome != record.Pending {
-				w.t.Errorf("%+v, %v", res, err)
-			}
+		"an operator goes back": {build, goesBack, stateA, 1},
+		"it is accepted first":  {buildLater, func(*world) {}, stateB, 1},
+		"accepted, and not wanted any more": {buildLater, func(w *world) {
+			w.declare(stateA, "back")
 		}, stateA, 1},
+		"accepted, and an operator goes back": {buildLater, goesBack, stateA, 1},
 	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T, w *world) {
-				w.engine.will(stateB, row.how)
-				w.declare(stateB, "")
-				building(w)
-				row.story(w)
-				w.pass(time.Minute)
-				if !w.engine.running().Equal(row.runs) || w.counts.drifted() != 0 {
-					t.Errorf("runs %v, %d drifts", w.engine.running().Get(reservoir), w.counts.drifted())
-				}
-				if n := w.engine.sent(stateB); n != row.sends {
-					t.Errorf("it was sent %d times, want %d", n, row.sends)
-				}
-				if s := w.r.Status(); s.Applied == nil || !s.Applied.Config.Equal(row.runs) {
-					t.Errorf("%s (%s)", s.State, s.Reason)
-				}
+		for _, mode := range modes {
+			t.Run(fmt.Sprintf("%s, %s", name, mode), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, t.TempDir())
+					defer w.end()
+					w.drift = mode
+					w.restart()
+					w.declare(stateA, "")
+					w.engine.will(stateB, row.how)
+					w.declare(stateB, "")
+					building(w)
+					row.story(w)
+					w.pass(time.Minute)
+					if !w.engine.running().Equal(row.runs) || w.counts.drifted() != 0 {
+						t.Errorf("runs %v, %d drifts", w.engine.running().Get(reservoir), w.counts.drifted())
+					}
+					if n := w.engine.sent(stateB); n != row.sends {
+						t.Errorf("it was sent %d times, want %d", n, row.sends)
+					}
+					if s := w.r.Status(); s.Applied == nil || !s.Applied.Config.Equal(row.runs) {
+						t.Errorf("%s (%s)", s.State, s.Reason)
+					}
+				})
 			})
-		})
+		}
 	}
+}
+
+// TestARestartIsSeenDuringACooldown: an engine that asks not to be asked for its health, after
+// a read that failed, is not trusted blindly: a hint that it restarted is followed.
+func TestARestartIsSeenDuringACooldown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.engine.tell(func(e *scripted) { e.ill = "memory" })
+		w.r.EngineHint()
+		w.pass(10 * time.Millisecond)
+		w.engine.tell(func(e *scripted) { e.ill, e.limited = "", time.Now().Add(time.Minute) })
+		w.pass(2 * time.Second)
+		w.engine.tell(func(e *scripted) { e.restart(); e.limited = time.Time{} }) // another process has no limit yet
+		w.r.EngineHint()
+		w.pass(5 * time.Second)
+		w.check("rejected", want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
+	})
 }
 
 // TestAskedToWait: an engine that asks to wait is asked again then, and has said nothing

@@ -24,6 +24,7 @@ type model struct {
 
 	offered []declared    // by the source since the agent was last idle; the last one counts
 	orders  []apply.Order // that may be carried out now
+	joined  string        // the rollback that was under way when the last order came, its commit
 	records []entry       // records[i] has the index i+1
 	applied int           // the index of the applied record, 0 for none
 	life    life          // what the process that runs now was answered
@@ -108,7 +109,10 @@ type life struct {
 	wayBackRefused bool
 	waysBack       int
 
-	found   bool // the candidate was committed by an earlier process
+	found bool // the candidate was committed by an earlier process
+	// repeats: it is recorded once more, by an order of its own or with more in its
+	// record. In the second case what the engine did with it counts on.
+	repeats bool
 	cut     bool // and was marked as sent twice
 	overdue bool // and was then read not to run
 	sends   int
@@ -170,7 +174,7 @@ func (m *model) condemned() bool {
 // rejectable: there is evidence that allows a rejection.
 func (m *model) rejectable() bool {
 	l := &m.life
-	return m.condemned() || l.lies >= 2 || l.overdue
+	return m.condemned() || l.lies >= 2 || l.overdue || l.repeats && l.deaths+l.lies >= 1
 }
 
 // allowed lists every record that may follow the head now.
@@ -194,8 +198,12 @@ func (m *model) allowed() (may []entry) {
 		switch order := order.(type) {
 		case *apply.Rollback:
 			e = m.rollbacks(order)
-			if order.ID == "" && order.Pause && m.rollingBack() {
+			switch {
+			case order.ID != "" || !order.Pause:
+			case m.rollingBack():
 				e = append(e, m.paused()) // the one that is under way
+			case m.joined == m.head().commit: // it was under way, and is applied by now
+				e = append(e, m.noteOrBack(holding(true, now.list()...)))
 			}
 		case *apply.Pause:
 			switch {
@@ -404,11 +412,8 @@ func (m *model) committed(e entry, snap *record.Record) {
 	m.commits++
 	m.obeyed = m.obeyed || e.ordered
 	m.carriedOut = m.carriedOut || e.needed
-	if isRepeated { // the same candidate, with more in its record: what the engine did with it counts on
-		return
-	}
 	l := m.life
-	m.life = life{reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused, waysBack: l.waysBack}
+	m.life = life{repeats: isRepeated, reading: l.reading, known: l.known, reached: l.reached, fresh: l.fresh, own: l.own, late: l.late, wayBackRefused: l.wayBackRefused, waysBack: l.waysBack}
 }
 
 // mayConfirm judges that the head is about to be called applied: the engine was

@@ -28,6 +28,8 @@ func (s *State) plan(now time.Time) Step {
 		return Step{} // it may declare what an earlier process had begun
 	case s.lost != nil:
 		return s.planLost(now)
+	case s.isVerified() && s.engine.isBuilding():
+		return s.readIfDue(forBuilding, now) // what it builds would take the place of what runs
 	case s.isVerified() && s.onProbation():
 		return s.planProbation(now)
 	case s.isVerified():
@@ -114,6 +116,9 @@ func (s *State) planLost(now time.Time) Step {
 // planIdle plans while nothing is pending: the engine is kept on the applied record, then
 // what is declared is compared with it.
 func (s *State) planIdle(now time.Time) Step {
+	if s.engine.isBuilding() {
+		return s.readIfDue(forBuilding, now)
+	}
 	differs, tryable := s.declaredDiffers()
 	if step := s.planKeepApplied(!s.recovered && tryable, now); step.Kind != Wait {
 		return step
@@ -487,7 +492,7 @@ func (s *State) planSettlement(now time.Time) Step {
 // once the disk accepts that.
 func (s *State) planRestore(to *record.Record, now time.Time) Step {
 	e, isNote := &s.engine, to.Kind == record.KindNote
-	if !e.unchecked {
+	if !e.unchecked || e.isBuilding() {
 		return s.readIfDue(forHead, now)
 	}
 	back := s.restored(to)
@@ -528,8 +533,10 @@ func (s *State) planProbation(now time.Time) Step {
 		return Step{Kind: BeginProbation}
 	case p.readOwed:
 		return Step{Kind: ReadEngine, For: forProbation}
-	case now.Before(p.next) && (!e.due || p.bad > 0): // two hints do not make two failures of one
+	case now.Before(p.next) && !e.due:
 		return Step{}
+	case now.Before(p.next) && p.bad > 0: // two hints do not make two failures of one
+		return Step{Kind: ReadEngine, For: forProbation}
 	}
 	return Step{Kind: ReadHealth, For: what}
 }

@@ -38,6 +38,7 @@ const (
 	refuseAll  manner = "refuse without a name"
 	build      manner = "build for 24 s, longer than the timeout"
 	buildFails manner = "build for 24 s, and fail"
+	buildLater manner = "accept, and build for 24 s"
 )
 
 // scripted is an engine that treats batches as told: first the queue, then by
@@ -233,15 +234,18 @@ func (e *scripted) take(b api.Batch) api.Answer {
 		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"Unknown parameter: allowed_origins"}, Blamed: "allowed_origins", Peer: peer}
 	case refuseAll:
 		return api.Answer{Verdict: api.VerdictRejected, Errors: []string{"no"}, Peer: peer}
-	case build, buildFails:
+	case build, buildFails, buildLater:
 		e.building = &api.Building{Revision: b.Revision, Since: time.Now()}
 		time.AfterFunc(24*time.Second, func() {
 			e.tell(func(e *scripted) {
-				if e.building = nil; how == build {
+				if e.building = nil; how != buildFails {
 					e.runs = merged(e.runs, b.Parameters)
 				}
 			})
 		})
+		if how == buildLater {
+			return api.Answer{Verdict: api.VerdictAccepted, Peer: peer}
+		}
 		return unknown(context.DeadlineExceeded, false)
 	case hangBefore:
 		return unknown(context.DeadlineExceeded, false)

@@ -144,6 +144,7 @@ type engineState struct {
 	returned  bool
 	asserting bool // a recorded state is being sent
 	inflight  inflight
+	lastSent  schema.Parameters // of the last batch
 	// foreign counts the attempts in a row that met a wrong server. wrongLabel: the
 	// engine refused our environment.
 	foreign    int

@@ -45,11 +45,11 @@ type Client struct {
 	// Whether a request had a response, and whether one had none, since Watch
 	// looked last.
 	answered, unanswered atomic.Bool
-	later                atomic.Pointer[wait] // until when nothing is to be asked
 
 	mu       sync.Mutex
 	prepared *preparation // nil if nothing is prepared
 	abrupt   api.Peer     // closes connections after a response without saying so
+	cooldowns
 }
 
 // New returns a Client. It does not dial: the engine may start later.

@@ -154,8 +154,8 @@ func (s *session) close() { _ = s.conn.Close() }
 // says nothing about the engine. Then the request goes over a fresh one: if no
 // byte of it was sent, or if asking twice does no harm and nothing came back.
 func (s *session) do(ctx context.Context, method, path string, body []byte) (status int, answer []byte, err error) {
-	if later := s.client.later.Load(); later != nil && later.peer == s.peer && time.Now().Before(later.err.Until) {
-		return 0, nil, &exchangeError{err: later.err}
+	if later := s.client.cooldown(s.peer, path); later != nil {
+		return 0, nil, &exchangeError{err: later}
 	}
 	kept := s.used
 	if s.spent || kept && (s.reader.Buffered() > 0 || s.left()) { // bytes beyond an answer are not the next one
@@ -218,21 +218,48 @@ func (s *session) exchange(ctx context.Context, method, path string, body []byte
 		return response.StatusCode, nil, s.fault(ctx, true, err)
 	}
 	if later := asksToWait(response, method+" "+path, answer); later != nil {
-		s.client.later.Store(&wait{s.peer, later})
+		s.client.startCooldown(s.peer, path, later)
 		// 503 may come from something that gave up on a server which goes on.
 		return 0, nil, &exchangeError{sent: response.StatusCode != http.StatusTooManyRequests, err: later}
 	}
 	return response.StatusCode, answer, nil
 }
 
-// A wait is until when an engine asks not to be asked.
-type wait struct {
-	peer api.Peer
-	err  *api.LaterError
+// cooldowns are until when an engine asks not to be asked: at a path that can be done
+// without, such as its schema, or at all paths.
+type cooldowns struct {
+	peer  api.Peer
+	until map[string]*api.LaterError // by path; "" is all
 }
 
-// The wait without a Retry-After, and the longest that is obeyed.
-const waitLeast, waitMost = time.Second, 5 * time.Minute
+// The wait without a Retry-After, and the longest that is obeyed: an operator who rolls
+// back waits as long.
+const waitLeast, waitMost = time.Second, time.Minute
+
+// startCooldown notes that an engine asks to wait.
+func (c *Client) startCooldown(engine api.Peer, path string, later *api.LaterError) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cooldowns.peer != engine {
+		c.cooldowns = cooldowns{engine, map[string]*api.LaterError{}}
+	}
+	if path != PathSchema && path != PathHealth {
+		path = ""
+	}
+	c.cooldowns.until[path] = later
+}
+
+// cooldown returns until when an engine is not to be asked at path, nil if it may be.
+func (c *Client) cooldown(engine api.Peer, path string) *api.LaterError {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, of := range []string{"", path} {
+		if later := c.cooldowns.until[of]; later != nil && c.cooldowns.peer == engine && time.Now().Before(later.Until) {
+			return later
+		}
+	}
+	return nil
+}
 
 // asksToWait returns until when a response asks to wait, nil if it does not:
 // RFC 6585, 4, and RFC 9110, 10.2.3.

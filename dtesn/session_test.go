@@ -176,10 +176,10 @@ func TestAskedToWait(t *testing.T) {
 		verdict api.Verdict // of a batch that is answered so
 	}{
 		"429":               {429, "Retry-After: 6\r\n", 6 * time.Second, api.VerdictNotSent},
-		"429, a date":       {429, date, 5 * time.Minute, api.VerdictNotSent},
+		"429, a date":       {429, date, time.Minute, api.VerdictNotSent},
 		"429, without":      {429, "", time.Second, api.VerdictNotSent},
 		"429, nonsense":     {429, "Retry-After: -7\r\n", time.Second, api.VerdictNotSent},
-		"503":               {503, "Retry-After: 9999999999\r\n", 5 * time.Minute, api.VerdictUnknown},
+		"503":               {503, "Retry-After: 9999999999\r\n", time.Minute, api.VerdictUnknown},
 		"503 and no header": {503, "", 0, api.VerdictUnknown},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -220,5 +220,29 @@ func TestAskedToWait(t *testing.T) {
 				t.Errorf("a label: %s, %v", a.Verdict, a.Err)
 			}
 		})
+	}
+}
+
+// TestCooldownOfOnePath: a limit of what can be done without stops nothing else.
+func TestCooldownOfOnePath(t *testing.T) {
+	t.Parallel()
+	m := &misbehaver{}
+	m.onSchema = func(conn net.Conn, r *http.Request) bool {
+		_, err := io.WriteString(conn, "HTTP/1.1 429 X\r\nRetry-After: 50\r\nContent-Length: 0\r\n\r\n")
+		return err == nil
+	}
+	m.start(t)
+	c := m.client(0)
+	var later *api.LaterError
+	for range 2 {
+		if _, err := c.Bounds(t.Context()); !errors.As(err, &later) {
+			t.Errorf("bounds: %v", err)
+		}
+	}
+	if _, err := c.Read(t.Context()); err != nil {
+		t.Errorf("read: %v", err)
+	}
+	if a := c.Send(t.Context(), batch); a.Verdict != api.VerdictAccepted {
+		t.Errorf("send: %s, %v", a.Verdict, a.Err)
 	}
 }

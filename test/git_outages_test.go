@@ -219,17 +219,21 @@ func TestGitName(t *testing.T) {
 // it; one that cannot be parsed ends the command.
 func TestGitProxy(t *testing.T) {
 	t.Parallel()
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	const password = "canary-7c1d93ab"
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("Proxy-Authenticate", "Basic")
-		w.WriteHeader(http.StatusProxyAuthRequired)
+		http.Error(w, password+" "+q.Header.Get("Proxy-Authorization"), http.StatusProxyAuthRequired)
 	}))
 	t.Cleanup(proxy.Close)
 	for _, scheme := range []string{"http", "https"} {
 		f := newFollower(t)
-		f.env = []string{strings.ToUpper(scheme) + "_PROXY=" + proxy.URL}
+		f.env = []string{strings.ToUpper(scheme) + "_PROXY=" + strings.Replace(proxy.URL, "://", "://bob:"+password+"@", 1)}
 		f.start(scheme + "://config.git.invalid/config.git")
 		f.await("the proxy is named", func(v view) bool {
 			said := v.Source.LastError + v.Source.Hint
+			if strings.Contains(said, password) {
+				t.Error("the proxy's password is in " + said)
+			}
 			return strings.Contains(said, "407 Proxy Authentication Required") && strings.Contains(said, strings.ToUpper(scheme)+"_PROXY")
 		})
 		kill(f.cmd)

@@ -210,7 +210,7 @@ func TestGitSecretsSSH(t *testing.T) {
 	f.await("the agent runs", func(view) bool { return true })
 	f.says("has no key of 127.0.0.1:"+host.Port, "ssh-keyscan -p "+host.Port)
 	rotate(t, known, fmt.Sprintf("[127.0.0.1]:%s %s\n", host.Port, stranger))
-	f.says("the host shows another key", "somebody may be in between")
+	f.says("the host key differs from", "somebody may intercept")
 	ok(t, os.Remove(known))
 	f.says(known, "no such file")
 	rotate(t, pass, phrase2)
@@ -224,10 +224,11 @@ func TestGitSecretsSSH(t *testing.T) {
 	rotate(t, known, string(hosts)+"# read again\n") // so that the connection is a new one
 	f.commit(2)
 	f.push()
-	f.says("with the key in " + key)
+	f.says("SSH authentication failed", "with key "+key)
 	rotate(t, key, keyText("second"))
 	f.says("does not open " + key)
 	rotate(t, pass, phrase2+"\n")
+	f.sync()
 	f.runs(2)
 	f.noTrace(map[string]string{
 		"passphrase": phrase, "new passphrase": phrase2, "key": secretLine(keyText("first")), "new key": secretLine(keyText("second")),

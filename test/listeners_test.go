@@ -35,9 +35,13 @@ type besieged struct {
 	log    string
 }
 
-func newBesieged(t *testing.T, flags ...string) *besieged {
+// newBesieged starts an agent with a history of so many records.
+func newBesieged(t *testing.T, records int, flags ...string) *besieged {
 	t.Helper()
 	b := &besieged{rig: newBareRig(t)}
+	if records > 0 {
+		b.records(records)
+	}
 	b.log = filepath.Join(b.dir, "state.log")
 	b.declare(700)
 	b.start(flags...)
@@ -155,7 +159,7 @@ func TestIdleClients(t *testing.T) {
 		"health, many scrapes unread":       strings.Repeat("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 500),
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBesieged(t)
+			b := newBesieged(t, 0)
 			listener, _, _ := strings.Cut(name, ",")
 			network, addr := "tcp", b.health
 			switch listener {
@@ -203,11 +207,7 @@ func (r *rig) records(n int) {
 // ask for what is large and do not read, stays below the memory that a pod gives it.
 func TestManyClients(t *testing.T) {
 	t.Parallel()
-	r := newBareRig(t)
-	r.records(1000)
-	b := &besieged{rig: r, log: filepath.Join(r.dir, "state.log")}
-	b.declare(700)
-	b.start()
+	b := newBesieged(t, 1000)
 	listen := "127.0.0.1:" + b.port
 	listing := "GET /v1/config/snapshots?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	resp, err := http.Get("http://" + listen + "/v1/config/snapshots?limit=1000")
@@ -258,7 +258,7 @@ func TestManyClients(t *testing.T) {
 // no page of another site; --health-listen answers by any name.
 func TestForeignRequests(t *testing.T) {
 	t.Parallel()
-	b := newBesieged(t, "--allowed-hosts", "status.example.com,dtesn")
+	b := newBesieged(t, 0, "--allowed-hosts", "status.example.com,dtesn")
 	ask := func(addr, method, path, body string, headers ...string) *http.Response {
 		t.Helper()
 		q, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, strings.NewReader(body))
@@ -347,11 +347,7 @@ func TestForeignRequests(t *testing.T) {
 // TestSlowClients holds that clients which stop in the middle are closed.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
-	r := newBareRig(t)
-	r.records(1000)
-	b := &besieged{rig: r, log: filepath.Join(r.dir, "state.log")}
-	b.declare(700)
-	b.start()
+	b := newBesieged(t, 1000)
 	const header, body = "GET / HTTP/1.1\r\nHost: localhost\r\nX-", "HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n{"
 	listen, control := "127.0.0.1:"+b.port, filepath.Join(b.state, "agent.sock")
 	for _, c := range []struct {
@@ -390,7 +386,7 @@ func TestSlowClients(t *testing.T) {
 // are done one at a time, and answered or told to come later.
 func TestDryRunsAreBounded(t *testing.T) {
 	t.Parallel()
-	b := newBesieged(t)
+	b := newBesieged(t, 0)
 	values := map[string]int{}
 	for i := range 600 {
 		values[fmt.Sprintf("esn_reservoir_siz%d", i)] = i
@@ -439,7 +435,7 @@ func TestDryRunsAreBounded(t *testing.T) {
 // log, and that no stranger fills it.
 func TestServerErrorsAreLogged(t *testing.T) {
 	t.Parallel()
-	b := newBesieged(t, "--log-format", "json")
+	b := newBesieged(t, 0, "--log-format", "json")
 	pid := b.running.Process.Pid
 	var before unix.Rlimit
 	ok(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &before))

@@ -85,7 +85,7 @@ func TestWritersWatchLimit(t *testing.T) {
 	}
 	s.put("templates/wide.yaml", template(1))
 	s.put("production.yaml", "environment: production\nextends: [wide]\n")
-	s.start(1, limited("watches", 2)) // of three directories
+	s.start(1, limited("watches", 1)) // of two directories
 	s.mode("poll")
 	s.put("templates/wide.yaml", template(2))
 	t.Logf("arrived after %s", s.await(2))

@@ -4,11 +4,10 @@
 //
 // # Reading
 //
-// Read takes base.yaml, the environment's file and the templates that file
+// A reading takes base.yaml, the environment's file and the templates that file
 // extends. It is bounded (one byte more than schema.MaxFileBytes a file, and no
 // further file once they exceed schema.MaxDocumentBytes), never leaves the
-// directory, never waits for a writer, and repeats until two passes saw the
-// same bytes. What may not be read as a configuration file, such as a link out or
+// directory and never waits for a writer. What may not be read as a configuration file, such as a link out or
 // a named pipe, is in the Document with the reason (File.Refused); what could not
 // be read (permissions, disk) is an error and no Document.
 //

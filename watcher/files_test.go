@@ -326,7 +326,7 @@ func TestRenamesOfOtherFilesWithoutAPause(t *testing.T) {
 					}
 				}
 			}
-			if write && taken > 0 || !write && taken < 3 {
+			if write && taken > 0 || !write && taken < 2 {
 				t.Errorf("%d states were taken in %s", taken, 4*pollEvery)
 			}
 		})

@@ -20,7 +20,7 @@ import (
 	"dtesn-agent/watcher/remote"
 )
 
-// VerifyMode says what must be signed.
+// VerifyMode selects what must be signed.
 type VerifyMode string
 
 // The modes; the empty one asks for no signature.
@@ -30,7 +30,7 @@ const (
 	VerifyBoth   VerifyMode = "both"
 )
 
-// GitOptions are what a git repository as a source is made of.
+// GitOptions configures a Git source.
 type GitOptions struct {
 	// Repo is a path of this machine or the address of a remote repository.
 	Repo string
@@ -61,9 +61,9 @@ type GitOptions struct {
 	// it must return at once.
 	Accepted string
 	OnAccept func(commit string)
-	// Running is the commit that what runs came from; empty if from none.
+	// Running returns the source commit of the applied record, "" for none.
 	Running func() string
-	// OnRead, if set, is called after a look that found nothing new; it must
+	// OnRead, if set, is called after a look without a new Document; it must
 	// return at once.
 	OnRead func()
 	Logger *slog.Logger
@@ -108,7 +108,7 @@ const (
 	maxLocalLook  = 2 * time.Minute
 )
 
-// A lastPoll is what was delivered last, and what it depended on.
+// lastPoll has what was delivered last, and what it depended on.
 type lastPoll struct {
 	target   string // the hash that the ref named
 	accepted string // the commit it led to, if that was not refused
@@ -170,7 +170,7 @@ func NewGit(opt GitOptions) (*Git, error) {
 	return g, nil
 }
 
-// Location is where the repository is, without secrets.
+// Location returns where the repository is, without secrets.
 func (g *Git) Location() string { return g.origin.location() }
 
 // CheckSigner returns why a revision that was taken earlier, as its record has it, would
@@ -397,7 +397,7 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 // checkDescent returns why the ref must not move to c: it descends neither from what
 // was accepted last, which proves it at the cost of what is new, nor from running.
 func (g *Git) checkDescent(ctx context.Context, o objects, c *commit, running string) (why *document.Refusal, proven bool, err error) {
-	if running == "" {
+	if running == "" && g.accepted == "" {
 		return nil, true, nil
 	}
 	for _, ancestor := range []string{running, g.accepted} {
@@ -421,12 +421,17 @@ func (g *Git) checkDescent(ctx context.Context, o objects, c *commit, running st
 			not = verdict
 		}
 	}
+	last, what := running, "runs"
+	if last == "" {
+		last, what = g.accepted, "was accepted last"
+	}
+	reason := fmt.Sprintf("%s %s, which %s", not.why, last[:min(12, len(last))], what)
 	if g.opt.AllowRewind {
-		g.opt.Logger.Warn("ref was checkDescent, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "running", running, "reason", not.why+" "+running)
+		g.opt.Logger.Warn("ref rewound, as --allow-rewind permits", "ref", g.opt.Ref, "revision", c.hash.String(), "reason", reason)
 		return nil, true, nil
 	}
 	why = &document.Refusal{
-		Reason: fmt.Sprintf("%s was moved to %s, which %s %s, which runs", g.opt.Ref, c.hash.String()[:12], not.why, running[:min(12, len(running))]),
+		Reason: fmt.Sprintf("%s was moved to %s, which %s", g.opt.Ref, c.hash.String()[:12], reason),
 		Hint:   "if the history was rewritten on purpose, run the agent with --allow-rewind until it is applied; else put the ref back",
 	}
 	if not == errUnproven {

@@ -197,8 +197,8 @@ func TestGitAcceptedHead(t *testing.T) {
 			s.push()
 			g.Sync()
 			far := s.git("rev-parse", "HEAD")
-			if doc := sink.revision(t, far); doc.Refused != nil {
-				t.Fatal(doc.Refused)
+			if got := <-sink; got.err != nil || got.doc.Revision() != far || got.doc.Refused != nil { // the race detector makes it slow
+				t.Fatalf("%+v, %v", got.doc, got.err)
 			}
 			if one, two := <-accepted, <-accepted; one != first || two != far {
 				t.Errorf("accepted %s and %s", one, two)
@@ -334,5 +334,56 @@ func TestGitBranchBelowATag(t *testing.T) {
 	s.git("-C", s.bare, "tag", "release", "main")
 	s.git("-C", s.bare, "branch", "release/1.0", "main")
 	_, sink := runGit(t, GitOptions{Repo: s.bare, Ref: "release/1.0"})
+	sink.revision(t, s.git("rev-parse", "HEAD"))
+}
+
+// TestGitRewoundBeforeItRuns: what was accepted last counts also where nothing of the
+// repository runs.
+func TestGitRewoundBeforeItRuns(t *testing.T) {
+	s := newGitSite(t)
+	first := s.git("rev-parse", "HEAD")
+	s.git("checkout", "-q", "--orphan", "other")
+	orphan := s.commit("orphan")
+	s.git("push", "-q", "-f", s.bare, "other:main")
+	_, sink := runGit(t, GitOptions{Repo: s.bare, Accepted: first})
+	sink.refused(t, orphan, "does not descend from "+first[:12]+", which was accepted last")
+}
+
+// TestGitUnprovenByAShallowCopy: a server whose copy has what was accepted, and a gap
+// behind its newest commit, proves nothing: it is looked at again.
+func TestGitUnprovenByAShallowCopy(t *testing.T) {
+	s := newGitSite(t)
+	first := s.git("rev-parse", "HEAD")
+	g, sink := runGit(t, GitOptions{Repo: s.serve(), Running: func() string { return first }})
+	sink.revision(t, first)
+	s.commit("second")
+	third := s.commit("third")
+	s.git("-C", s.bare, "fetch", "-q", "--depth", "1", "file://"+s.work, "+main:main")
+	g.Sync()
+	sink.refused(t, third, "could not be shown to descend", "looked at again")
+	s.git("-C", s.bare, "fetch", "-q", "--unshallow", "file://"+s.work, "+main:main")
+	g.Sync()
+	if doc := sink.revision(t, third); doc.Refused != nil {
+		t.Error(doc.Refused)
+	}
+}
+
+// TestGitLargeTree: a tree of some MiB is read from a pack as well.
+func TestGitLargeTree(t *testing.T) {
+	s := newGitSite(t)
+	blob := s.git("hash-object", "-w", "config/base.yaml")
+	var index strings.Builder
+	for i := range 110000 {
+		fmt.Fprintf(&index, "100644 %s\t%060d\n", blob, i)
+	}
+	cmd := exec.Command("git", "update-index", "--index-info")
+	cmd.Dir, cmd.Stdin = s.work, strings.NewReader(index.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s.git("commit", "-q", "-m", "large")
+	s.push()
+	s.git("-C", s.bare, "gc", "-q", "--prune=now")
+	_, sink := runGit(t, GitOptions{Repo: s.bare, Running: func() string { return s.git("rev-parse", "HEAD~1") }})
 	sink.revision(t, s.git("rev-parse", "HEAD"))
 }

@@ -21,21 +21,21 @@ import (
 	"dtesn-agent/watcher/smallfile"
 )
 
-// clock is the time by which keys are valid; tests turn it.
+// clock is the time by which keys are valid; tests replace it.
 var clock = time.Now
 
-// An origin is a repository, near or far.
+// An origin is a local or remote repository.
 type origin interface {
 	location() string
-	// list says what the refs in names are; those that do not exist are left out.
+	// list returns what the refs in names are; missing ones are left out.
 	list(ctx context.Context, names []string) (map[string]plumbing.Hash, error)
-	// open gives the objects of a commit or tag, until release.
+	// open returns the objects of a commit or tag, until release.
 	open(ctx context.Context, h plumbing.Hash) (o objects, release func(), err error)
 	// descends returns nil if c descends from ancestor, *notDescendant if that can
 	// be ruled out or not be shown.
 	descends(ctx context.Context, o objects, c *commit, ancestor plumbing.Hash) error
-	// hints says when a ref may have moved, nil if that cannot be seen, and by
-	// mode how it is seen; until the function that it returns.
+	// hints returns a channel that is sent to when a ref may have moved, nil if
+	// that cannot be seen, and its stop function; mode gets how it is seen.
 	hints(ctx context.Context, names []string, mode func(string), log *slog.Logger) (<-chan struct{}, func())
 	// rest ends what a look left open.
 	rest()

@@ -116,7 +116,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetWriteBuffer(sendBuffer)
 	}
-	for !l.server.admit(conn) {
+	for !l.server.admit(conn) { // which depends on the time, besides what becomes of others
 		time.Sleep(firstRequest / 25)
 	}
 	return conn, nil

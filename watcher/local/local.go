@@ -150,7 +150,7 @@ func (o objects) first(name string, do func(path string) error) (err error) {
 func (o objects) Open(name string) (opened billy.File, err error) {
 	return opened, o.first(name, func(path string) error {
 		f, err := smallfile.Open(path)
-		opened = file{f}
+		opened = file{f, name}
 		return err
 	})
 }
@@ -186,7 +186,14 @@ func (o objects) ReadDir(name string) (all []fs.FileInfo, err error) {
 	return all, nil
 }
 
-type file struct{ *os.File }
+// A file has the name that it was opened by: go-git opens a pack again by it.
+type file struct {
+	*os.File
+	name string
+}
+
+// Name returns the name below the repository.
+func (f file) Name() string { return f.name }
 
 // Lock does nothing: what is only read needs no lock.
 func (file) Lock() error { return nil }

@@ -23,6 +23,16 @@ func IsLocal(repo string) bool {
 	return !colon || strings.Contains(before, "/")
 }
 
+// Location returns where a repository is, without anything secret. The error says
+// what is wrong with the address.
+func Location(repo string) (string, error) {
+	if IsLocal(repo) {
+		return strings.TrimPrefix(repo, "file://"), nil
+	}
+	at, err := parse(repo)
+	return at.String(), err
+}
+
 // An address is where a repository is. A path without a slash in front begins
 // in the home directory of an SSH user.
 type address struct {

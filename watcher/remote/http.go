@@ -71,7 +71,15 @@ func (t *httpTransport) rest() {
 	}
 }
 
-func (t *httpTransport) secrets() []string { return t.sent.secrets() }
+// secrets returns what was sent to the server, and what is sent to a proxy.
+func (t *httpTransport) secrets() []string {
+	secrets := t.sent.secrets()
+	if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: t.url("")}); err == nil && proxy != nil && proxy.User != nil {
+		password, _ := proxy.User.Password()
+		secrets = append(secrets, credentials{proxy.User.Username(), password}.secrets()...)
+	}
+	return secrets
+}
 
 func (t *httpTransport) list(c *call, names []string) (Refs, error) {
 	t.rest()
@@ -107,12 +115,12 @@ func (t *httpTransport) fetch(c *call, w Want, take func(io.Reader) error) (resp
 	if err != nil {
 		return response{}, err
 	}
-	adv, err := readAdvertisement(body)
+	caps, err := readCapabilities(body)
 	_ = body.Close()
 	if err != nil {
 		return response{}, err
 	}
-	q, err := newRequest(adv, w)
+	q, err := newRequest(caps, w)
 	if err != nil {
 		return response{}, err
 	}
@@ -148,7 +156,11 @@ func (t *httpTransport) discover(c *call, protocol string) (base *url.URL, adv *
 	}
 	u := t.url("/info/refs")
 	u.RawQuery = "service=git-upload-pack"
-	resp, adv, err := t.do(c, http.MethodGet, u, nil, protocol, maxListing)
+	limit := int64(maxListing)
+	if protocol == "" {
+		limit = maxSkipped
+	}
+	resp, adv, err := t.do(c, http.MethodGet, u, nil, protocol, limit)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -197,7 +209,7 @@ func (t *httpTransport) do(c *call, method string, u *url.URL, content []byte, p
 	b := &body{Reader: bufio.NewReader(c.reader(resp.Body, limit, "the response")), inner: resp.Body}
 	if resp.StatusCode != http.StatusOK {
 		defer b.Close()
-		return nil, nil, newStatusError(resp, t.sent, b)
+		return nil, nil, newStatusError(resp, t.sent.password != "", t.secrets(), b)
 	}
 	return resp, b, nil
 }
@@ -279,11 +291,11 @@ type statusError struct {
 // maxRetryAfter bounds how long a server can keep the agent away.
 const maxRetryAfter = time.Hour
 
-func newStatusError(resp *http.Response, sent credentials, body io.Reader) *statusError {
-	e := &statusError{who: "the server", code: resp.StatusCode, loggedIn: sent.password != ""}
+func newStatusError(resp *http.Response, loggedIn bool, secrets []string, body io.Reader) *statusError {
+	e := &statusError{who: "the server", code: resp.StatusCode, loggedIn: loggedIn}
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
 		text, _ := io.ReadAll(io.LimitReader(body, 200))
-		if e.said = line(strings.TrimSpace(string(text))); leaks(e.said, sent.secrets()) {
+		if e.said = line(strings.TrimSpace(string(text))); leaks(e.said, secrets) {
 			e.said = ""
 		}
 	}

@@ -34,6 +34,43 @@ func readAdvertisement(r io.Reader) (*packp.AdvRefs, error) {
 	return adv, checkFormat(strings.Join(adv.Capabilities.Get("object-format"), " "))
 }
 
+// capabilities are what a server offers, and whether its copy of the history is cut.
+type capabilities struct {
+	*capability.List
+	isShallow bool
+}
+
+func capabilitiesOf(adv *packp.AdvRefs) capabilities {
+	return capabilities{adv.Capabilities, len(adv.Shallows) > 0}
+}
+
+// readCapabilities reads an advertisement without keeping its refs.
+func readCapabilities(r io.Reader) (caps capabilities, err error) {
+	s := pktline.NewScanner(r)
+	for s.Scan() {
+		text := s.Bytes()
+		switch {
+		case caps.List == nil && (len(text) == 0 || text[0] == '#'): // "# service=…" and its flush
+		case caps.List == nil:
+			var first bytes.Buffer
+			lines := pktline.NewEncoder(&first)
+			if err := errors.Join(lines.Encode(text), lines.Flush()); err != nil {
+				return caps, err
+			}
+			adv, err := readAdvertisement(&first)
+			if err != nil {
+				return caps, err
+			}
+			caps.List = adv.Capabilities
+		case bytes.HasPrefix(text, []byte("shallow ")):
+			caps.isShallow = true
+		case len(text) == 0:
+			return caps, nil
+		}
+	}
+	return caps, scanError(s)
+}
+
 // protocolError returns the error of a message that could not be decoded.
 func protocolError(err error) error {
 	var said *pktline.ErrorLine
@@ -80,7 +117,7 @@ func choose(adv *packp.AdvRefs, names []string) Refs {
 // A response is what a server said before the pack.
 type response struct {
 	Filtered bool // it left out what the filter names
-	Common   bool // it has the commit that the request says is there already
+	Common   bool // it sent all between the commit and the one that is there already
 }
 
 // A request asks for a pack (gitprotocol-pack(5), protocol 0).
@@ -88,13 +125,14 @@ type request struct {
 	body     []byte
 	filtered bool
 	sideband bool
+	shallow  bool // the server's copy of the history is cut
 }
 
 // newRequest makes a request that uses only what the server offers.
-func newRequest(adv *packp.AdvRefs, w Want) (*request, error) {
-	offers := adv.Capabilities.Supports
-	up := packp.NewUploadRequestFromCapabilities(adv.Capabilities)
-	q := &request{sideband: offers(capability.Sideband64k), filtered: w.Filter != "" && offers(capability.Filter)}
+func newRequest(caps capabilities, w Want) (*request, error) {
+	offers := caps.Supports
+	up := packp.NewUploadRequestFromCapabilities(caps.List)
+	q := &request{shallow: caps.isShallow, sideband: offers(capability.Sideband64k), filtered: w.Filter != "" && offers(capability.Filter)}
 	up.Wants = []plumbing.Hash{w.Hash}
 	if w.Depth > 0 && offers(capability.Shallow) {
 		up.Depth = packp.DepthCommits(w.Depth)
@@ -131,10 +169,13 @@ func (q *request) read(r io.Reader, take func(io.Reader) error) (response, error
 	for s.Scan() {
 		text := strings.TrimSuffix(string(s.Bytes()), "\n")
 		switch {
-		case text == "", strings.HasPrefix(text, "shallow "), strings.HasPrefix(text, "unshallow "):
+		case strings.HasPrefix(text, "shallow "):
+			q.shallow = true
+			continue
+		case text == "", strings.HasPrefix(text, "unshallow "):
 			continue
 		case strings.HasPrefix(text, "ACK "):
-			resp.Common = true
+			resp.Common = !q.shallow
 		case text != "NAK":
 			return resp, &notGitError{fmt.Sprintf("unexpected %q before the pack", line(text))}
 		}

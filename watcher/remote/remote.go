@@ -36,11 +36,12 @@ const agent = "dtesn-agent"
 
 // The bounds of what is read.
 const (
-	maxListing  = 16 << 20  // bytes of a list of refs, about 200,000
-	maxPack     = 128 << 20 // bytes of a pack
-	maxObject   = 32 << 20  // bytes of one object in it
-	maxInflated = 256 << 20 // bytes of all objects in it
-	maxObjects  = 250_000   // in a pack
+	maxListing  = 16 << 20 // bytes of a list of refs that is kept, about 200,000
+	maxSkipped  = 64 << 20 // bytes of one that is passed over
+	maxPack     = 64 << 20 // bytes of a pack
+	maxObject   = 16 << 20 // bytes of one object in it
+	maxInflated = 64 << 20 // bytes of all objects in it
+	maxObjects  = 100_000  // in a pack
 )
 
 // timeouts bound how long things may take.

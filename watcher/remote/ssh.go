@@ -78,7 +78,7 @@ func (t *sshTransport) fetch(c *call, w Want, take func(io.Reader) error) (respo
 	}
 	stop := context.AfterFunc(c.ctx, closing(t.conn))
 	defer stop()
-	q, err := newRequest(t.adv, w)
+	q, err := newRequest(capabilitiesOf(t.adv), w)
 	if err != nil {
 		return response{}, err
 	}

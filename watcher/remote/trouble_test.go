@@ -397,6 +397,9 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%s: %v %v", repo, at, err)
 		}
 	}
+	if text, err := Location("https://" + canary + "@example.org/a.git"); err != nil || text != "https://example.org/a.git" {
+		t.Errorf("a token for a user: %s %v", text, err)
+	}
 	for _, repo := range []string{
 		"https://ada:" + canary + "@example.org/a", "ada:" + canary + "@example.org:a", "ftp://example.org/a", "https:///a", "https://example.org", "https://example.org/a?token=" + canary,
 		"https://example.org/a b", "ext::sh -c id", "git://example.org/a", "[::1]", "[::1]:", "git@[::1]r.git", "-oProxyCommand=id:x", "git@-oProxyCommand=id:x", "ssh://-oProxyCommand=id/x", "https://%zz" + canary + "/a",

@@ -113,7 +113,11 @@ func (a *agent) openSource() (kind string, stale time.Duration, err error) {
 		Running: func() string { return a.reconciler.AppliedCommit() },
 		OnRead:  read, Logger: a.log,
 	}
-	fact := "accepted-head " + s.git.ref + " " + s.git.repo // without a secret: NewGit refuses one in the address
+	location, err := remote.Location(s.git.repo)
+	if err != nil {
+		return "", 0, usage("%w", err)
+	}
+	fact := "accepted-head " + s.git.ref + " " + location // the user in an address may be a token
 	opt.Accepted = string(a.store.Fact(fact))
 	if !s.observe {
 		opt.OnAccept = func(commit string) { a.reconciler.Keep(fact, []byte(commit)) }

@@ -150,7 +150,7 @@ func TestTextOfAHold(t *testing.T) {
 	page := Text(s, record.FromUnix(1060))
 	want := `
 held       by operator ada (uid 1000) since 1970-01-01T00:16:40Z (60 s ago): slow
-           not applied: ` + names[0] + ` 7, gone int8
+           not applied: ` + names[0] + ` 7, gone int8, by operator ada (uid 1000) since 1970-01-01T00:16:40Z (60 s ago): slow
            not applied: gone unset, by engine since 1970-01-01T00:33:20Z (0 s ago): no memory
            ends with: agent resume [NAME], or once other values are applied
 `

@@ -3,6 +3,7 @@ package status
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
@@ -10,13 +11,16 @@ import (
 
 // HoldLines describes a hold: a line with who holds since when and why, then a
 // line an entry. An entry shows the values that differ from what is applied, or
-// all if none does, and who holds them if that is not on the first line.
+// all if none does, and, unless all are held alike, who holds them.
 func HoldLines(h *record.Hold, applied *record.Record, when func(unix float64) string) []string {
 	lines := []string{heldBy(h.By, h.Reason, h.Since, h.Requester, when)}
+	isAlike := !slices.ContainsFunc(h.Entries, func(e record.Entry) bool {
+		return e.By != h.By || e.Reason != h.Reason || e.Since != h.Since || !reflect.DeepEqual(e.Requester, h.Requester)
+	})
 	for i := range h.Entries {
 		e := &h.Entries[i]
 		line := "not applied: " + differing(e, applied)
-		if e.By != h.By || e.Reason != h.Reason || e.Since != h.Since || !reflect.DeepEqual(e.Requester, h.Requester) {
+		if !isAlike {
 			line += ", " + heldBy(e.By, e.Reason, e.Since, e.Requester, when)
 		}
 		lines = append(lines, line)
