@@ -810,7 +810,18 @@ func TestAskedToWait(t *testing.T) {
 				t.Errorf("it was read %d times meanwhile", e.reads-reads)
 			}
 		})
+		if s := w.r.Status(); !s.Ready || s.State != apply.StateProbation || !strings.HasSuffix(s.Reason, "until the engine says how it is: HTTP 429") {
+			t.Errorf("ready %v (%s), %s: %s", s.Ready, s.Unready, s.State, s.Reason)
+		}
 		w.pass(2 * time.Minute)
 		w.check("passed", inSync(size(1024)))
+		w.engine.tell(func(e *scripted) { e.limited = time.Now().Add(30 * time.Second) })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		if s := w.r.Status(); !s.Ready || s.State != apply.StateWaiting || strings.Count(s.Reason, "HTTP 429") != 1 { // who asks to wait has responded
+			t.Errorf("ready %v (%s), %s: %s", s.Ready, s.Unready, s.State, s.Reason)
+		}
+		w.pass(time.Minute)
+		w.check("in sync", inSync(size(1024)))
 	})
 }

@@ -39,6 +39,22 @@ func engineWord(err error) string {
 	return "does not answer"
 }
 
+// asksToWait reports whether the engine responded to the last request that it is to be
+// asked later, and has run since what it was last read to run, as far as is known.
+func (e *engineState) asksToWait() bool {
+	var later *api.LaterError
+	return e.known && errors.As(e.err, &later)
+}
+
+// rootText returns the text of err without what was attempted.
+func rootText(err error) string {
+	var later *api.LaterError
+	if errors.As(err, &later) {
+		return later.Reason
+	}
+	return errorText(err)
+}
+
 // waitingProblem says why the engine cannot be asked.
 func waitingProblem(err error) *problem.Error {
 	var foreign *api.ForeignError
@@ -54,8 +70,10 @@ func waitingProblem(err error) *problem.Error {
 		hint = "exempt the agent's socket from the server's rate limit, or see what else asks the server"
 	case errors.As(err, &answer):
 		hint = "look at the engine's log, or check --engine"
-	default:
+	case isGone(err):
 		hint = "start the DTESN server, or check --engine"
+	default:
+		hint = "look at the DTESN server: its log, its load"
 	}
 	return newProblem("the engine "+engineWord(err)+": "+err.Error(), hint+"; the agent goes on by itself")
 }

@@ -42,7 +42,7 @@ func TestWaitingText(t *testing.T) {
 		reason, hint string
 	}{
 		{problem.New("", syscall.ECONNREFUSED, "start it again"), "the engine does not answer: read: connection refused", "start it again; the agent goes on by itself"},
-		{syscall.ECONNRESET, "the engine does not answer: read: connection reset by peer", "start the DTESN server, or check --engine; the agent goes on by itself"},
+		{syscall.ECONNRESET, "the engine does not answer: read: connection reset by peer", "look at the DTESN server: its log, its load; the agent goes on by itself"},
 		{&api.AnswerError{Reason: "HTTP 500"}, "the engine answers wrongly: read: HTTP 500", "look at the engine's log, or check --engine; the agent goes on by itself"},
 		{&api.ForeignError{Reason: "HTTP 404"}, "read: wrong engine: HTTP 404", wrong},
 		{&api.ForeignError{Reason: "HTTP 404", Environment: true}, "read: wrong engine: HTTP 404", wrong + "; or give the environment a `label` in --schema that the server knows"},

@@ -102,7 +102,7 @@ func (m *model) read(r api.Reading, err error) {
 	}
 	l.overdue = l.overdue || (l.cut && !r.Parameters.Equal(c.config))
 	switch runs := r.Parameters.Equal(c.config); {
-	case !runs && l.acked:
+	case !runs && (l.acked || !l.trial.IsZero()): // it accepted it, or ran it on probation
 		l.lies++
 		l.acked = false
 		fallthrough

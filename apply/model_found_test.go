@@ -276,3 +276,22 @@ func TestARepeatedRecordHasNoMoreTries(t *testing.T) {
 		w.end()
 	})
 }
+
+// An engine that goes back to something else twice on probation has not kept the change,
+// although the agent that found it running sent it only once.
+func TestAFoundChangeIsUndoneTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := onTrial(t)
+		defer w.end()
+		w.restart()
+		w.r.Document(documentOf(size(1024), ""))
+		w.pass(100 * time.Millisecond)
+		for _, stranger := range []int{4096, 700} {
+			w.engine.tell(func(e *scripted) { e.runs = size(stranger) })
+			w.r.EngineHint()
+			w.pass(1300 * time.Millisecond)
+		}
+		w.pass(time.Minute)
+		w.check("rejected", want{runs: size(512), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
+	})
+}

@@ -37,6 +37,7 @@ type probation struct {
 	peer     api.Peer
 	bad      int    // failed health reads in a row
 	why      string // the last of them
+	later    string // the engine's last word on its health, if that is to ask later
 	readOwed bool   // what runs is to be read as well
 	passed   bool
 }
@@ -73,6 +74,7 @@ func (s *State) failProbation(why string) {
 // when that is due, may have changed or decides: only both at the end of the window pass.
 func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 	p := s.pending.probation
+	p.later = ""
 	p.next = began.Add(min(healthEvery, s.opt.Probation/5))
 	if !now.Before(p.next) {
 		p.next = now.Add(healthPause) // a reading that takes its time is not a lack of watching
@@ -96,7 +98,7 @@ func (s *State) foldHealth(health api.Health, err error, began, now time.Time) {
 	case errors.Is(err, errInterrupted):
 		return
 	case errors.As(err, &later): // no verdict
-		p.next = later.Until
+		p.next, p.later = later.Until, later.Reason
 		return
 	case err != nil:
 		health = api.Health{Reason: problem.Text(err)}
@@ -157,6 +159,10 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 // probationProblem returns how the probation of the head goes.
 func (s *State) probationProblem() *problem.Error {
 	p := s.pending.probation
+	if p.later != "" {
+		return newProblem(s.head.ID+" runs on probation until the engine says how it is: "+p.later,
+			"exempt the agent's socket from the server's rate limit, or run the agent without --probation; "+stopHint(s.applied))
+	}
 	reason := fmt.Sprintf("%s runs on probation until %s: %s of health", s.head.ID, p.until.UTC().Format("15:04:05Z"), s.opt.Probation)
 	if p.bad > 0 {
 		reason += "; the last health read failed: " + p.why

@@ -131,7 +131,7 @@ func (s *State) inSync(v *Status) bool {
 func (s *State) unready() string {
 	e := &s.engine
 	switch {
-	case !e.reachable && e.err != nil:
+	case !e.reachable && e.err != nil && !e.asksToWait(): // who asks to wait has responded
 		return "the engine " + engineWord(e.err)
 	case !s.recovered:
 		return "starting: the engine was not asked yet"
@@ -173,7 +173,7 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 		return StateDegraded, obstacles
 	case isLost:
 		why := waitingProblem(e.err)
-		if obstacles != nil {
+		if obstacles != nil && !strings.Contains(obstacles.Error(), rootText(e.err)) { // else it is the same response
 			why = newProblem(why.Error()+"; "+obstacles.Error(), obstacles.Hint)
 		}
 		return StateWaiting, why
@@ -194,7 +194,11 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 	case d.refusal != nil:
 		return StateRefused, newProblem(d.refusal.Reason, d.refusal.Hint)
 	case d.violations != nil:
-		return StateInvalid, newProblem(d.violations.Error(), "correct the file; `agent validate DIR` shows every violation; the engine keeps what it has")
+		hint := "correct the file"
+		if first := d.violations.List[0]; first.Line == 0 && first.Hint != "" { // a file that is missing, or not to be read
+			hint = first.Hint
+		}
+		return StateInvalid, newProblem(d.violations.Error(), hint+"; `agent validate DIR` shows every violation; the engine keeps what it has")
 	case v.Held != nil && (v.Held.Paused || d.config == nil || !v.InSync && s.holds(v.Held, d.config)):
 		return StateHeld, s.heldProblem(v.Held, d.config)
 	case v.InSync:
@@ -219,7 +223,7 @@ func (s *State) buildingProblem() *problem.Error {
 	}
 	reason := "the engine builds " + what
 	if !b.Since.IsZero() {
-		reason += " since " + b.Since.UTC().Format("15:04:05Z")
+		reason += " since " + b.Since.UTC().Format(time.RFC3339)
 	}
 	return newProblem(reason, "")
 }

@@ -275,14 +275,18 @@ func asksToWait(response *http.Response, request string, body []byte) *api.Later
 		return nil
 	}
 	wait := waitLeast
-	if seconds, err := strconv.Atoi(value); err == nil {
+	if seconds, err := strconv.Atoi(value); err == nil || errors.Is(err, strconv.ErrRange) {
 		wait = time.Duration(min(seconds, int(waitMost.Seconds()))) * time.Second
 	} else if at, err := http.ParseTime(value); err == nil {
 		wait = time.Until(at)
 	}
 	wait = min(max(wait, waitLeast), waitMost)
+	asks := ""
+	if value != "" {
+		asks = " and asks to wait " + wait.Round(time.Second).String()
+	}
 	return &api.LaterError{Until: time.Now().Add(wait), Reason: fmt.Sprintf(
-		"the engine answered %s to %s and asks to wait %s%s", statusText(response.StatusCode), request, wait.Round(time.Second), because(reasons(body)))}
+		"the engine answered %s to %s%s%s", statusText(response.StatusCode), request, asks, because(reasons(body)))}
 }
 
 // response reads a header, passing over 1xx.

@@ -176,6 +176,7 @@ func TestAskedToWait(t *testing.T) {
 		verdict api.Verdict // of a batch that is answered so
 	}{
 		"429":               {429, "Retry-After: 6\r\n", 6 * time.Second, api.VerdictNotSent},
+		"429, huge":         {429, "Retry-After: 99999999999999999999\r\n", time.Minute, api.VerdictNotSent},
 		"429, a date":       {429, date, time.Minute, api.VerdictNotSent},
 		"429, without":      {429, "", time.Second, api.VerdictNotSent},
 		"429, nonsense":     {429, "Retry-After: -7\r\n", time.Second, api.VerdictNotSent},

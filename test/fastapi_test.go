@@ -247,6 +247,18 @@ func TestFastAPIDropIn(t *testing.T) {
 	}
 }
 
+// Who starts the application itself, or without lifespan, is told what to start.
+func TestFastAPINotStarted(t *testing.T) {
+	needs(t, "/usr/bin/python3")
+	for _, use := range []string{"config.processor", `asyncio.run(config({"type": "http", "path": "/predict"}, None, None))`} {
+		out, err := exec.Command("/usr/bin/python3", "-S", "-B", "-c",
+			`import asyncio, sys; sys.path.insert(0, sys.argv[1]); import dtesn_config; config = dtesn_config.Config(None, None, "");`+use, filepath.Dir(dropinFile)).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "start server:config in place of server:app") {
+			t.Errorf("%s: %v\n%s", use, err, out)
+		}
+	}
+}
+
 // TestFastAPISample runs the example as it is: changes, a rollback, restarts.
 func TestFastAPISample(t *testing.T) {
 	t.Parallel()
@@ -316,7 +328,12 @@ func TestFastAPIRefuses(t *testing.T) {
 	for n, c := range []struct{ how, why string }{
 		{`{"admit": "the limit is 2000 units"}`, "the limit is 2000 units"},
 		{`{"build": true}`, fmt.Sprintf("MemoryError: no memory for %d units", 3001)},
-		{`{"build": "exit"}`, "SystemExit: the driver is lost"},
+		{`{"build": "SystemExit"}`, "SystemExit: the driver is lost"},
+		{`{"build": "KeyboardInterrupt"}`, "KeyboardInterrupt: the driver is lost"},
+		{`{"build": "StopIteration"}`, "StopIteration: the driver is lost"},
+		{`{"build": "GeneratorExit"}`, "GeneratorExit: the driver is lost"},
+		{`{"build": "CancelledError"}`, "CancelledError: the driver is lost"},
+		{`{"build": "Mute"}`, "ValueError: no text"},
 	} {
 		f.misbehave(c.how)
 		f.declare(3000 + n)
@@ -342,7 +359,7 @@ func TestFastAPIRefuses(t *testing.T) {
 	if p := f.runs("/work"); ttlOf(p) != 998 {
 		t.Errorf("users get %v", p)
 	}
-	f.wantBuilds(512, 1024, 1100, 3001, 1101, 3002, 1102)
+	f.wantBuilds(512, 1024, 1100, 3001, 1101, 3002, 1102, 3003, 1103, 3004, 1104, 3005, 1105, 3006, 1106, 3007, 1107)
 	f.wantMetric("dtesn_agent_drift_total", 0)
 }
 
@@ -695,6 +712,11 @@ func TestFastAPIRemembers(t *testing.T) {
 		f.awaitRuns(1024)
 		f.wantBuilds(512, 1024)
 	}
+	f.stop(syscall.SIGKILL) // what it remembers it cannot build any more
+	ok(t, os.WriteFile(f.memory, []byte(`{"configuration": {"esn_reservoir_size": 3000}, "environment": "production", "revision": ""}`), 0o600))
+	f.start(`{"build": "StopIteration"}`)
+	f.awaitRuns(1024)
+	f.wantBuilds(3000, 512, 1024)
 	f.stop(syscall.SIGTERM)
 	if _, err := os.Stat(f.socket); err == nil {
 		t.Error("a server that was stopped left its socket")

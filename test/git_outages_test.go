@@ -122,7 +122,7 @@ func TestGitOutages(t *testing.T) {
 		pushed  bool // it takes a push to meet it
 		refused bool // no error
 	}{
-		{"500", misbehave(answers(500, "text/plain", "no")), well, []string{"500 Internal Server Error", "it is tried again"}, false, false, false},
+		{"500", misbehave(answers(500, "text/plain", "no")), well, []string{"500 Internal Server Error", "reports a problem"}, false, false, false},
 		{"503", misbehave(answers(503, "text/plain", "no")), well, []string{"503"}, true, false, false},
 		{"a portal", misbehave(answers(200, "text/html", "<html>log in")), well, []string{`"text/html"`, "git clone"}, false, false, false},
 		{"hangs up", misbehave(hangUp), well, []string{"the server closed the connection"}, false, false, false},

@@ -152,7 +152,7 @@ func TestGitSecretsHTTPS(t *testing.T) {
 	f.commit(2)
 	password.Store(fresh)
 	f.push()
-	f.says("401", "the files are read again at the next try")
+	f.says("401", "may not read this repository")
 	rotate(t, pass, fresh+"\r\n")
 	f.runs(2)
 	f.commit(3)

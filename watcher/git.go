@@ -1,6 +1,7 @@
 package watcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -191,11 +192,7 @@ func (g *Git) CheckSigner(s document.Source) (*document.Refusal, error) {
 
 // signHint returns what to do about a revision whose signature is not accepted.
 func (g *Git) signHint(err error) string {
-	hint := "sign it with a key in " + g.opt.Signers + ", or have the key put there"
-	if own := problem.Hint(err); own != "" {
-		hint = own + "; " + hint
-	}
-	return hint
+	return cmp.Or(problem.Hint(err), "sign it with a key in "+g.opt.Signers+", or have the key put there")
 }
 
 // Sync makes the loop look now, and returns at once.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -52,6 +53,58 @@ func TestGitForgedObject(t *testing.T) {
 	}
 	g.Sync()
 	sink.failure(t, forged, "damaged")
+}
+
+// TestGitLyingSize: a loose object that inflates to more than it declares, or that has no
+// header, takes no memory.
+func TestGitLyingSize(t *testing.T) {
+	for name, header := range map[string]string{"a small size": "commit 200\x00", "no header": "", "an endless size": "commit 1" + strings.Repeat("1", 1<<20)} {
+		s := newGitSite(t)
+		first := s.git("rev-parse", "HEAD")
+		g, sink := runGit(t, GitOptions{Repo: s.bare})
+		sink.revision(t, first)
+		var z bytes.Buffer
+		w := zlib.NewWriter(&z)
+		_, _ = w.Write([]byte(header))
+		zeros := make([]byte, 1<<20)
+		for range 300 {
+			_, _ = w.Write(zeros)
+		}
+		_ = w.Close()
+		hash := strings.Repeat("cd", 20)
+		must(t, os.MkdirAll(filepath.Join(s.bare, "objects", "cd"), 0o755))
+		must(t, os.WriteFile(filepath.Join(s.bare, "objects", "cd", hash[2:]), z.Bytes(), 0o644))
+		rename(t, s.bare, "refs/heads/main", hash+"\n")
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		g.Sync()
+		sink.failure(t, hash)
+		runtime.ReadMemStats(&after)
+		if grown := (after.TotalAlloc - before.TotalAlloc) >> 20; grown > 50 {
+			t.Errorf("%s: it allocated %d MiB", name, grown)
+		}
+	}
+}
+
+// TestGitRefsAsGitReadsThem: what git takes for a ref is one.
+func TestGitRefsAsGitReadsThem(t *testing.T) {
+	s := newGitSite(t)
+	head := s.git("rev-parse", "HEAD")
+	main := filepath.Join(s.bare, "refs", "heads", "main")
+	must(t, os.WriteFile(filepath.Join(s.bare, "refs", "heads", "other"), []byte(head+"\n"), 0o644))
+	for _, text := range []string{head + "\t\n", head + " \n", "ref:refs/heads/other\n", "ref:\t refs/heads/other \n"} {
+		must(t, os.WriteFile(main, []byte(text), 0o644))
+		if got := s.git("--git-dir", s.bare, "rev-parse", "main"); got != head {
+			t.Errorf("git reads %q as %s", text, got)
+		}
+		_, sink := runGit(t, GitOptions{Repo: s.bare})
+		sink.revision(t, head)
+	}
+	must(t, os.Remove(main))
+	packed := strings.Repeat("e", 40) + " refs/heads/x refs/heads/main\n" + head + " refs/heads/main\n"
+	must(t, os.WriteFile(filepath.Join(s.bare, "packed-refs"), []byte(packed), 0o644))
+	_, sink := runGit(t, GitOptions{Repo: s.bare})
+	sink.revision(t, head)
 }
 
 // TestGitBorrowedInACircle: object directories that lend to each other in a

@@ -168,7 +168,7 @@ type allowed struct{ *signature.Signers }
 func (t *allowed) judge(mode VerifyMode, c *commit, at target) (who signature.Signer, err error) {
 	if mode == VerifyTag || mode == VerifyBoth {
 		if at.tag == "" || c.tag == nil {
-			return who, errors.New("the ref is no annotated tag, and --verify asks for a signed one")
+			return who, problem.New("", errors.New("the ref is not an annotated tag, and --verify asks for a signed one"), "follow a signed tag with --ref TAG, or use --verify commit")
 		}
 		if who, err = t.Tag(c.tag, at.tag, clock()); err != nil {
 			return who, fmt.Errorf("tag %s: %w", at.tag, err)

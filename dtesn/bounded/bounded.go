@@ -49,19 +49,41 @@ type Server struct {
 
 // A place is one of the connections.
 type place struct {
-	state http.ConnState
-	since time.Time
+	state    http.ConnState
+	since    time.Time
+	answered bool // the request
 }
+
+func (p place) isActive() bool { return p.state == http.StateActive && !p.answered }
 
 // New makes a Server. Its errors go to logger, with the name of the listener.
 func New(logger *slog.Logger, name string, handler http.Handler) *Server {
 	s := &Server{places: map[net.Conn]place{}}
 	s.Server = http.Server{
-		Handler: handler, ConnState: s.note, ErrorLog: ErrorLog(logger.With("listener", name), "HTTP server"),
+		Handler: s.noting(handler), ConnState: s.note, ErrorLog: ErrorLog(logger.With("listener", name), "HTTP server"),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, conn)
+		},
 	}
 	return s
+}
+
+type connKey struct{}
+
+// noting makes a connection give way once its request is answered, though its body may
+// still be to come.
+func (s *Server) noting(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		handler.ServeHTTP(w, q)
+		conn, _ := q.Context().Value(connKey{}).(net.Conn)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if p, has := s.places[conn]; has {
+			s.places[conn] = place{p.state, time.Now(), true}
+		}
+	})
 }
 
 // Serve accepts connections until l is closed.
@@ -138,7 +160,7 @@ func (s *Server) admit(conn net.Conn) bool {
 		_ = victim.Close()
 		s.ErrorLog.Printf("more than %d connections: closed the one that waited longest", connections())
 	}
-	s.places[conn] = place{http.StateNew, time.Now()}
+	s.places[conn] = place{state: http.StateNew, since: time.Now()}
 	return true
 }
 
@@ -146,12 +168,12 @@ func (s *Server) admit(conn net.Conn) bool {
 // request comes before one with a request, and the older first.
 func (s *Server) victim(now time.Time) (victim net.Conn) {
 	for conn, p := range s.places {
-		age, active := now.Sub(p.since), p.state == http.StateActive
-		if active && (s.Busy == 0 || age < s.Busy) || p.state == http.StateNew && age < firstRequest {
+		age, active := now.Sub(p.since), p.isActive()
+		if active && (s.Busy == 0 || age < s.Busy) || (p.answered || p.state == http.StateNew) && age < firstRequest {
 			continue
 		}
 		worst := s.places[victim]
-		worstActive := worst.state == http.StateActive
+		worstActive := worst.isActive()
 		if victim == nil || worstActive && !active || worstActive == active && p.since.Before(worst.since) {
 			victim = conn
 		}
@@ -170,7 +192,7 @@ func (s *Server) note(conn net.Conn, state http.ConnState) {
 	case state == http.StateNew && s.ending:
 		_ = conn.Close()
 	case has:
-		s.places[conn] = place{state, time.Now()}
+		s.places[conn] = place{state: state, since: time.Now()}
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // TestVictim holds which connection gives way: of those without a request the oldest,
-// then of those with one the oldest, if it takes too long.
+// then of those with one the oldest, if it takes too long. An answered one is none.
 func TestVictim(t *testing.T) {
 	const fresh, idle, active = http.StateNew, http.StateIdle, http.StateActive
 	now := time.Now()
@@ -22,14 +22,16 @@ func TestVictim(t *testing.T) {
 		want   int     // -1: none
 	}{
 		{0, nil, -1},
-		{time.Second, []place{{fresh, now.Add(-time.Minute)}, {idle, now.Add(-time.Hour)}}, 1},
-		{time.Second, []place{{fresh, now.Add(-time.Hour)}, {idle, now.Add(-time.Minute)}}, 0},
-		{time.Second, []place{{fresh, now.Add(-time.Millisecond)}, {idle, now}}, 1},
-		{time.Second, []place{{fresh, now.Add(-time.Millisecond)}}, -1},
-		{time.Second, []place{{active, now.Add(-time.Hour)}, {idle, now}}, 1},
-		{time.Second, []place{{active, now.Add(-2 * time.Second)}, {active, now.Add(-3 * time.Second)}}, 1},
-		{time.Second, []place{{active, now.Add(-time.Second / 2)}}, -1},
-		{0, []place{{active, now.Add(-time.Hour)}}, -1},
+		{time.Second, []place{{state: fresh, since: now.Add(-time.Minute)}, {state: idle, since: now.Add(-time.Hour)}}, 1},
+		{time.Second, []place{{state: fresh, since: now.Add(-time.Hour)}, {state: idle, since: now.Add(-time.Minute)}}, 0},
+		{time.Second, []place{{state: fresh, since: now.Add(-time.Millisecond)}, {state: idle, since: now}}, 1},
+		{time.Second, []place{{state: fresh, since: now.Add(-time.Millisecond)}}, -1},
+		{time.Second, []place{{state: active, since: now.Add(-time.Hour)}, {state: idle, since: now}}, 1},
+		{time.Second, []place{{state: active, since: now.Add(-2 * time.Second)}, {state: active, since: now.Add(-3 * time.Second)}}, 1},
+		{time.Second, []place{{state: active, since: now.Add(-time.Second / 2)}}, -1},
+		{0, []place{{state: active, since: now.Add(-time.Hour)}}, -1},
+		{0, []place{{state: active, since: now.Add(-time.Hour)}, {state: active, since: now.Add(-time.Second), answered: true}}, 1},
+		{0, []place{{state: active, since: now.Add(-time.Millisecond), answered: true}}, -1},
 	} {
 		s := New(slog.New(slog.DiscardHandler), "test", nil)
 		s.Busy = c.busy

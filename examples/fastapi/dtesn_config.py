@@ -1,24 +1,21 @@
 """Live parameters for a FastAPI or Starlette server, applied by dtesn-agent.
 Two lines mount it, at the end of server.py, behind the routes and the middleware:
-
     from dtesn_config import Config
     config = Config(app, build=Processor, socket="/run/dtesn/engine.sock", remember="/var/lib/dtesn/config.json")
-
 Start `config` in place of `app`: python3 -m uvicorn server:config --port 8000. Users come over TCP, the agent over the
 Unix socket (mode 0600, or what `mode` says). Routes use config.processor: a request has the same one to its end. Hooks:
-
     build(values)             returns a processor. Runs in a thread while the old one serves
     apply(processor, values)  sets what is not `critical`; quick, in the event loop. Without it every change builds
     admit(values)             returns why the values are refused, or None. Runs in a thread
-    close(processor)          ends an old processor after its last request. Runs in a thread
+    close(processor)          ends an old processor after its last request. Runs in a thread of its own
 
 What one of the first three raises refuses the change, and the old processor serves on. One worker, with lifespan; memory
-for two processors during a build; a stop waits for the build. Python 3.9 or newer, no other package.
-"""
+for two processors during a build, for which a stop waits. Python 3.9 or newer, no other package."""
 
 import asyncio
 import bisect
 import collections
+import concurrent.futures
 import contextvars
 import fcntl
 import json
@@ -33,16 +30,15 @@ PARAMETERS = {  # type: int, number, bool or string (with `values`); critical: a
     "max_membrane_depth": {"type": "int", "minimum": 1, "maximum": 64, "default": 4, "critical": True},
     "esn_reservoir_size": {"type": "int", "minimum": 64, "maximum": 16384, "default": 512, "critical": True},
     "bseries_max_order": {"type": "int", "minimum": 1, "maximum": 32, "default": 8, "critical": True},
-    "enable_caching": {"type": "bool", "default": True},
+    "enable_caching": {"type": "bool", "default": True}, "enable_performance_monitoring": {"type": "bool", "default": True},
     "cache_ttl_seconds": {"type": "int", "minimum": 1, "maximum": 86400, "default": 300},
-    "enable_performance_monitoring": {"type": "bool", "default": True},
 }
 ENVIRONMENTS = ("development", "testing", "staging", "production")
 KINDS = {"int": (int,), "number": (int, float), "bool": (bool,), "string": (str,)}
 MAX_BODY, MAX_WAIT = 1 << 20, 75  # of a request: bytes, seconds
 BOUNDS = [1e-4 * 2 ** (n / 4) for n in range(84)]  # of the histogram: 0.1 ms to 3 minutes in steps of 19 %
-log = logging.getLogger("dtesn_config")
-in_request = contextvars.ContextVar("dtesn_generation")
+log, in_request = logging.getLogger("dtesn_config"), contextvars.ContextVar("dtesn_generation")
+closing = concurrent.futures.ThreadPoolExecutor(1)
 
 
 class Refused(Exception):
@@ -60,9 +56,9 @@ class Figures:  # of one configuration; requests that are the client's fault (4x
         self.recent.append((time.monotonic(), seconds, failed))
 
     def report(self):
-        buckets = [{"le": bound, "count": sum(self.counts[:n + 1])} for n, bound in enumerate(BOUNDS)]
-        return {"since": self.since, "requests": sum(self.counts), "errors": self.errors,
-                "latency_seconds": {"count": sum(self.counts), "sum": self.sum, "buckets": buckets}}
+        count, buckets = sum(self.counts), [{"le": le, "count": sum(self.counts[:n + 1])} for n, le in enumerate(BOUNDS)]
+        return {"since": self.since, "requests": count, "errors": self.errors,
+                "latency_seconds": {"count": count, "sum": self.sum, "buckets": buckets}}
 
 
 class Config:
@@ -77,7 +73,7 @@ class Config:
 
     @property
     def processor(self):
-        return in_request.get(self.generation).processor
+        return (in_request.get(self.generation) or not_started()).processor
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
@@ -85,7 +81,7 @@ class Config:
         if scope["type"] == "http" and "/v1/config/" in scope["path"] + "/":  # the application's too: one way to change
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
             return await send({"type": "http.response.body"})
-        mine, figures, begun, sent = self.generation, self.figures, time.monotonic(), {}
+        mine, figures, begun, sent = self.generation or not_started(), self.figures, time.monotonic(), {}
         in_request.set(mine)
         async def sending(message):
             await send(message)
@@ -119,8 +115,7 @@ class Config:
         except OSError:
             raise RuntimeError(f"{self.socket} belongs to another server or worker: start one, with one worker") from None
         self.changing, self.writing = asyncio.Lock(), asyncio.Lock()  # Python 3.9 binds a lock to the loop it is made in
-        self.recall()
-        processor, self.figures = await asyncio.to_thread(self.build, dict(self.values)), Figures()
+        processor, self.figures = await self.recall(), Figures()
         self.generation = types.SimpleNamespace(number=1, processor=processor, requests=0)
         if os.path.lexists(self.socket) and not os.path.isfile(self.socket):
             os.unlink(self.socket)
@@ -131,28 +126,31 @@ class Config:
 
     def end(self, old):
         if old is not self.generation and not old.requests and self.close:
-            asyncio.get_running_loop().run_in_executor(None, self.close, old.processor)  # the loop logs what it raises
+            asyncio.get_running_loop().run_in_executor(closing, self.close, old.processor)  # the loop logs what it raises
 
-    def recall(self):
+    async def recall(self):
         try:
             with open(self.remember or "", "rb") as file:
                 kept = strict(file.read())
-            values = {name: value for name, value in kept["configuration"].items() if name in self.parameters}
+            typed(kept, configuration=dict, environment=str, revision=str)
+            values = {name: kept["configuration"].get(name, value) for name, value in self.values.items()}
             self.fit(values)  # today's parameters may have other bounds
-            self.values, self.revision, self.environment = {**self.values, **values}, kept["revision"], kept["environment"]
+            processor = await asyncio.to_thread(tried, self.build, dict(values))
+            self.values, self.revision, self.environment = values, kept["revision"], kept["environment"]
+            return processor
         except Exception as error:
-            if not isinstance(error, FileNotFoundError):
-                log.warning("%s is not used: %r", self.remember, error)
+            log.log(logging.DEBUG if isinstance(error, FileNotFoundError) else logging.WARNING, "%s is not used: %r", self.remember, error)
+            return await asyncio.to_thread(tried, self.build, dict(self.values))
 
     async def keep(self):
         async with self.writing:
             text = json.dumps({"configuration": self.values, "environment": self.environment, "revision": self.revision})
-            if self.remember and text != self.remembered:
-                try:
+            try:
+                if self.remember and text != self.remembered:
                     await asyncio.to_thread(write, self.remember, text)
                     self.remembered = text
-                except OSError as error:  # refuses nothing: after a restart the agent brings the configuration back
-                    log.error("the configuration is not remembered: %r", error)
+            except OSError as error:  # refuses nothing: after a restart the agent brings the configuration back
+                log.error("the configuration is not remembered: %r", error)
 
     def fit(self, values):
         for name, value in values.items():
@@ -160,8 +158,8 @@ class Config:
             if p is None:
                 raise Refused(200, f"Unknown parameter: {name}")
             good = type(value) in KINDS[p["type"]] and value in p.get("values", [value])
-            if good and p["type"] in ("int", "number"):
-                good = p.get("minimum", -1.7e308) <= value <= p.get("maximum", 1.7e308)  # 1e999 is read as infinity
+            if good and p["type"] in ("int", "number"):  # 1e999 is read as infinity
+                good = p.get("minimum", -1.7e308) <= value <= p.get("maximum", 1.7e308)
             if not good and (value is not None or p.get("default", 0) is not None):
                 raise Refused(200, f"Invalid value for {name}: {json.dumps(value)[:80]}")
 
@@ -180,11 +178,9 @@ class Config:
                 raise Refused(408, "the sender is gone")
             for label in {update.get("environment") for update in updates} - {self.environment, None, ""}:
                 raise Refused(403, f"the batch is for {label}, this server is labelled {self.environment}")
-            values = {**self.values, **changed}
-            self.building = None if dry else {"revision": body.get("revision", ""), "since": time.time()}
+            values, self.building = {**self.values, **changed}, None if dry else {"revision": body.get("revision", ""), "since": time.time()}
             try:
-                reason = self.admit and values != self.values and await asyncio.to_thread(self.admit, dict(values))
-                if reason:
+                if reason := self.admit and values != self.values and await asyncio.to_thread(tried, self.admit, dict(values)):
                     raise Refused(200, reason)
                 if values != self.values and not dry:
                     await self.switch(values)
@@ -197,12 +193,12 @@ class Config:
     async def switch(self, values):
         if self.apply and not any(values[n] != self.values[n] for n, p in self.parameters.items() if p.get("critical")):
             try:
-                self.apply(self.processor, dict(values))
-            except BaseException:
+                tried(self.apply, self.processor, dict(values))
+            except Refused:
                 self.apply(self.processor, dict(self.values))
                 raise
         else:
-            processor, old = await asyncio.to_thread(self.build, dict(values)), self.generation
+            processor, old = await asyncio.to_thread(tried, self.build, dict(values)), self.generation
             self.generation = types.SimpleNamespace(number=old.number + 1, processor=processor, requests=0)
             self.end(old)
         self.values, self.previous, self.figures = values, self.figures, Figures()
@@ -220,15 +216,13 @@ class Config:
                 **({"building": self.building} if self.building else {})}
 
     async def status(self, body, gone):
-        memory = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         return {"success": True, "status": {
-            "current_config": self.values, "environment": self.environment, "revision": self.revision,
-            "generation": self.generation.number, "memory_bytes": memory, "memory_limit_bytes": self.memory_limit,
-            "performance": self.figures.report(), "previous": self.previous and self.previous.report()}}
+            "current_config": self.values, "environment": self.environment, "revision": self.revision, "generation": self.generation.number,
+            "memory_bytes": int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+            "memory_limit_bytes": self.memory_limit, "performance": self.figures.report(), "previous": self.previous and self.previous.report()}}
 
     async def health(self, body, gone):
-        begun, answer = time.monotonic(), await self.status(body, gone)
-        await asyncio.sleep(0.05)
+        begun, answer, _ = time.monotonic(), await self.status(body, gone), await asyncio.sleep(0.05)
         lag, p99, rate = time.monotonic() - begun - 0.05, 0, 0
         recent = [(seconds, failed) for when, seconds, failed in self.figures.recent if when > begun - 30]
         if len(recent) >= 20:  # fewer say nothing of rates
@@ -243,24 +237,35 @@ class Config:
     async def serve(self, reader, writer):
         """Answers one HTTP request. The configuration is no part of the application, so that TCP cannot reach it."""
         try:
-            try:
-                request, body = await asyncio.wait_for(receive(reader), MAX_WAIT)
-            except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-                return writer.close()
+            request, body = await asyncio.wait_for(receive(reader), MAX_WAIT)
             routes = {"GET current": self.current, "GET status": self.status, "GET health": self.health,
                       "GET schema": self.schema, "POST batch-update": self.batch, "POST environment": self.relabel}
             if request not in routes:
                 raise Refused(404, f"no {request}; there are: {', '.join(routes)}")
             status, answer = 200, await routes[request](strict(body) if body else {}, reader.at_eof)
+        except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            return writer.close()
         except Refused as error:
             status, answer = error.args[0], {"success": False, "errors": [str(error.args[1])]}
-        except (Exception, SystemExit) as error:  # of a hook, before anything was changed
+        except Exception as error:
             log.exception("%s failed", request)
             status, answer = 200, {"success": False, "errors": [f"{type(error).__name__}: {error}"]}
         text = json.dumps(answer)
-        writer.write(f"HTTP/1.1 {status} \r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
-                     f"Connection: close\r\n\r\n{text}".encode())
+        head = f"HTTP/1.1 {status} \r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+        writer.write((head + text).encode())
         writer.close()
+
+
+def tried(hook, *values):
+    try:
+        return hook(*values)
+    except BaseException as error:  # asyncio cannot pass on all of them, such as StopIteration
+        log.exception("a hook failed")
+        raise Refused(200, f"{type(error).__name__}: {error}") from error
+
+
+def not_started():
+    raise RuntimeError("the Config was not started: start server:config in place of server:app, with lifespan on")
 
 
 async def receive(reader):
@@ -272,7 +277,6 @@ async def receive(reader):
 
 
 def strict(text):
-    """Parses a JSON object, in which no name appears twice and NaN is an error."""
     def once(pairs):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a name appears twice")
@@ -291,10 +295,6 @@ def typed(value, **kinds):
 
 def write(path, text):
     with open(path + ".new", "w") as file:
-        file.write(text)
-        file.flush()
+        print(text, end="", file=file, flush=True)
         os.fsync(file.fileno())
     os.replace(path + ".new", path)
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)

@@ -9,7 +9,6 @@ from the variable DTESN_MISBEHAVE, then by POST /test/misbehave over TCP. GET /t
 import asyncio
 import json
 import os
-import sys
 import time
 
 import module
@@ -21,13 +20,21 @@ MISBEHAVE = {
     "slow": 0.0,  # seconds that a build takes
     "over": 2000,  # from which reservoir size on it does the following
     "admit": "",  # the reason why admit refuses
-    "build": False,  # build raises; "exit": it tries to end the process
+    "build": False,  # build raises; a name of RAISES: that
     "apply": False,  # apply raises after it set half of the values, once
     "fail": False,  # requests are answered with 500
     "guarded": False,  # the application has all the middleware that module.py has
 }
 MISBEHAVE.update(json.loads(os.environ.get("DTESN_MISBEHAVE", "{}")))
 SEEN = {"pid": os.getpid(), "builds": [], "applies": [], "closes": []}
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+RAISES = {kind.__name__: kind for kind in (SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError, Mute)}
 
 
 def large(values):
@@ -39,8 +46,8 @@ class Processor:
         self.values, self.open = values, True
         SEEN["builds"].append(values["esn_reservoir_size"])
         time.sleep(MISBEHAVE["slow"])
-        if MISBEHAVE["build"] == "exit" and large(values):
-            sys.exit("the driver is lost")
+        if MISBEHAVE["build"] in RAISES and large(values):
+            raise RAISES[MISBEHAVE["build"]]("the driver is lost")
         if MISBEHAVE["build"] and large(values):
             raise MemoryError(f"no memory for {values['esn_reservoir_size']} units")
 

@@ -6,8 +6,10 @@ package local
 
 import (
 	"bytes"
+	"compress/zlib"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -124,8 +126,10 @@ func (r *Repository) findObjects() error {
 // its size, misreads relative paths, and follows a circle without end.
 func (r Repository) Objects() *filesystem.Storage {
 	none := memfs.New() // go-git finds no alternates in it
+	// An object that is larger than the threshold is inflated as it is read, others whole,
+	// whatever size they declare.
 	return filesystem.NewStorageWithOptions(objects{none, r.objects}, cache.NewObjectLRU(4<<20),
-		filesystem.Options{AlternatesFS: none, LargeObjectThreshold: 4 << 20})
+		filesystem.Options{AlternatesFS: none, LargeObjectThreshold: 1})
 }
 
 // objects are object directories, the first of which that has a file counts, as
@@ -150,9 +154,30 @@ func (o objects) first(name string, do func(path string) error) (err error) {
 func (o objects) Open(name string) (opened billy.File, err error) {
 	return opened, o.first(name, func(path string) error {
 		f, err := smallfile.Open(path)
+		if err == nil && len(filepath.Base(filepath.Dir(name))) == 2 { // objects/a9/4a8fe5…
+			if err = checkHeader(f); err != nil {
+				_ = f.Close()
+			}
+		}
 		opened = file{f, name}
 		return err
 	})
+}
+
+// checkHeader refuses a loose object without a header, which go-git would look for in all
+// that it inflates to: "TYPE SIZE" and a NUL, as git writes it.
+func checkHeader(f *os.File) error {
+	z, err := zlib.NewReader(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	head := make([]byte, 32) // as much as git looks at
+	n, err := io.ReadFull(z, head)
+	if header, _, ended := bytes.Cut(head[:n], []byte{0}); !ended || !bytes.Contains(header, []byte(" ")) {
+		return errors.Join(fmt.Errorf("%s has no header", f.Name()), err)
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return err
 }
 
 // Stat describes a file, or the one that a link leads to.
@@ -241,7 +266,8 @@ func (r Repository) follow(name string) (chain []string, text string, err error)
 	for len(chain) <= maxSymbolic {
 		chain = append(chain, name)
 		text, err = small(r.file(name))
-		to, symbolic := strings.CutPrefix(text, "ref: ")
+		to, symbolic := strings.CutPrefix(text, "ref:")
+		text, to = strings.TrimRight(text, " \t"), strings.Trim(to, " \t")
 		if err != nil || !symbolic {
 			return chain, text, err
 		}
@@ -264,12 +290,12 @@ func (r Repository) packed(name string) (plumbing.Hash, error) {
 	if err != nil {
 		return plumbing.ZeroHash, fmt.Errorf("read the packed refs of %s: %w", r.Dir, err)
 	}
-	end := []byte(" " + name + "\n")
-	at := bytes.Index(data, end)
-	if at < 40 {
-		return plumbing.ZeroHash, nil
+	for line := range bytes.Lines(data) {
+		if hash, of, _ := bytes.Cut(bytes.TrimRight(line, "\r\n"), []byte(" ")); string(of) == name && plumbing.IsHash(string(hash)) {
+			return plumbing.NewHash(string(hash)), nil
+		}
 	}
-	return plumbing.NewHash(string(data[at-40 : at])), nil
+	return plumbing.ZeroHash, nil
 }
 
 // Files returns the files that decide what the refs in names are, whether they

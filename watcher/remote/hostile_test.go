@@ -23,8 +23,14 @@ import (
 // packed is a pack of one small blob and of an object of the type and the size
 // given, which it need not have.
 func packed(kind byte, size uint64, content []byte) []byte {
+	return packedOften(1, kind, size, content)
+}
+
+// packedOften is packed with n objects of the type and the size given.
+func packedOften(n int, kind byte, size uint64, content []byte) []byte {
 	var b bytes.Buffer
-	b.WriteString("PACK\x00\x00\x00\x02\x00\x00\x00\x02")
+	b.WriteString("PACK\x00\x00\x00\x02")
+	_ = binary.Write(&b, binary.BigEndian, uint32(n+1))
 	object := func(kind byte, size uint64, between string, content []byte) {
 		first := kind<<4 | byte(size&15)
 		for size >>= 4; size > 0; size >>= 7 {
@@ -42,7 +48,12 @@ func packed(kind byte, size uint64, content []byte) []byte {
 	if kind == 6 {
 		between = string([]byte{byte(b.Len() - 12)}) // back to the first
 	}
-	object(kind, size, between, content)
+	if kind == 7 {
+		between = strings.Repeat("a", 20)
+	}
+	for range n {
+		object(kind, size, between, content)
+	}
 	return b.Bytes()
 }
 
@@ -50,10 +61,13 @@ func packed(kind byte, size uint64, content []byte) []byte {
 // does.
 func TestBombs(t *testing.T) {
 	delta := binary.AppendUvarint(binary.AppendUvarint(nil, 1), 3<<30)
+	wide := binary.AppendUvarint(binary.AppendUvarint(nil, maxObject), 1)
 	for name, pack := range map[string][]byte{
 		"a large blob":     packed(3, 3<<30, []byte("x")),
 		"a large delta":    packed(6, uint64(len(delta)), delta),
 		"a commit, larger": packed(1, maxObject+1, []byte("x")),
+		"a wide delta":     packed(7, uint64(len(delta)), binary.AppendUvarint(binary.AppendUvarint(nil, maxObject+1), 1)),
+		"many wide deltas": packedOften(maxBases/maxObject+1, 7, uint64(len(wide)), wide),
 	} {
 		var large *tooLargeError
 		if _, err := measure(bytes.NewReader(pack)); !errors.As(err, &large) {

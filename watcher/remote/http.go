@@ -244,6 +244,7 @@ func (t *httpTransport) newClient() error {
 		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, OnProxyConnectResponse: checkProxy, TLSClientConfig: conf, ForceAttemptHTTP2: true,
+			DisableCompression:  true, // packs are compressed, and gzip could be endless without a byte
 			DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: defaultTimeouts.silence,
 			IdleConnTimeout:        10 * time.Second, // of HTTP/2 connections that were busy at rest
@@ -300,7 +301,7 @@ func newStatusError(resp *http.Response, loggedIn bool, secrets []string, body i
 		}
 	}
 	if value := resp.Header.Get("Retry-After"); e.code == http.StatusTooManyRequests || e.code == http.StatusServiceUnavailable {
-		if seconds, err := strconv.Atoi(value); err == nil {
+		if seconds, err := strconv.Atoi(value); err == nil || errors.Is(err, strconv.ErrRange) {
 			e.retryAfter = time.Duration(min(max(seconds, 0), int(maxRetryAfter.Seconds()))) * time.Second
 		} else if at, err := http.ParseTime(value); err == nil {
 			e.retryAfter = min(max(time.Until(at), 0), maxRetryAfter)
@@ -329,21 +330,32 @@ func (t *httpTransport) explain(err error) error {
 	case errors.As(err, &status):
 		return problem.New("", status, status.hint())
 	}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) && t.files.CA != "" {
+		return problem.New("", errUnknownCA, "--git-ca-file "+t.files.CA+" does not have its authority")
+	}
+	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") { // net/http has no type for it
+		return problem.New("", errors.New("the server speaks plain HTTP on this port"), "check the port in --repo")
+	}
 	return explainTLS(err)
 }
+
+var errUnknownCA = errors.New("the server's certificate is signed by an unknown authority")
 
 func (e *statusError) hint() string {
 	switch {
 	case e.code == http.StatusUnauthorized && !e.loggedIn:
 		return "give --git-token-file, or --git-username-file and --git-password-file"
 	case e.code == http.StatusUnauthorized || e.code == http.StatusForbidden:
-		return "the login is wrong, expired, or may not read this repository; the files are read again at the next try"
+		return "the login is wrong, expired, or may not read this repository"
 	case e.code == http.StatusNotFound:
 		return "check the address; hosts also return 404 to a login without access"
 	case e.code == http.StatusProxyAuthRequired:
 		return "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and the login in the proxy's URL"
-	case e.code == http.StatusTooManyRequests || e.code >= 500:
-		return "the server has a problem; it is tried again"
+	case e.code == http.StatusTooManyRequests:
+		return "ask less often with --poll, if this goes on"
+	case e.code >= 500:
+		return "see whether the host reports a problem"
 	}
 	return ""
 }
@@ -356,7 +368,7 @@ func explainTLS(err error) error {
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &unknown):
-		return problem.New("", errors.New("the server's certificate is signed by an unknown authority"), "name its authority with --git-ca-file")
+		return problem.New("", errUnknownCA, "name its authority with --git-ca-file")
 	case errors.As(err, &host) && len(host.Certificate.DNSNames)+len(host.Certificate.IPAddresses) == 0:
 		return problem.New("", errors.New("the server's certificate has no subject alternative name (SAN), only a common name"), "have a certificate issued with the host as SAN")
 	case errors.As(err, &host):

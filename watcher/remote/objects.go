@@ -71,7 +71,7 @@ func measure(pack io.ReadSeeker) (n uint32, err error) {
 	if n > maxObjects {
 		return 0, fmt.Errorf("the pack has %d objects, more than %d", n, maxObjects)
 	}
-	var all int64
+	var all, bases int64
 	for range n {
 		h, err := s.NextObjectHeader()
 		if err != nil {
@@ -86,14 +86,17 @@ func measure(pack io.ReadSeeker) (n uint32, err error) {
 			return 0, err
 		}
 		if h.Type == plumbing.OFSDeltaObject || h.Type == plumbing.REFDeltaObject {
-			target, err := head.target()
+			base, target, err := head.sizes()
 			if err != nil {
 				return 0, err
 			}
-			if target > maxObject {
+			if base > maxObject || target > maxObject {
 				return 0, &tooLargeError{"an object in the pack", maxObject}
 			}
 			size += int64(target)
+			if bases += int64(base); bases > maxBases { // go-git copies the base for each delta
+				return 0, &tooLargeError{"what the deltas in the pack begin with", maxBases}
+			}
 		}
 		if all += size; all > maxInflated {
 			return 0, &tooLargeError{"the content of the pack", maxInflated}
@@ -113,12 +116,12 @@ func (k *beginning) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// target returns the size of a delta's result, which follows the size of its base.
-func (k *beginning) target() (uint64, error) {
-	_, base := binary.Uvarint(k.b[:k.n])
-	target, n := binary.Uvarint(k.b[max(base, 0):k.n])
-	if base <= 0 || n <= 0 {
-		return 0, errors.New("a delta without sizes")
+// sizes returns those of a delta's base and of its result.
+func (k *beginning) sizes() (base, target uint64, err error) {
+	base, at := binary.Uvarint(k.b[:k.n])
+	target, n := binary.Uvarint(k.b[max(at, 0):k.n])
+	if at <= 0 || n <= 0 {
+		return 0, 0, errors.New("a delta without sizes")
 	}
-	return target, nil
+	return base, target, nil
 }

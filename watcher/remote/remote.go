@@ -41,6 +41,7 @@ const (
 	maxPack     = 64 << 20 // bytes of a pack
 	maxObject   = 16 << 20 // bytes of one object in it
 	maxInflated = 64 << 20 // bytes of all objects in it
+	maxBases    = 16 << 30 // bytes of the bases of all deltas in it, each time they are used
 	maxObjects  = 100_000  // in a pack
 )
 
@@ -205,8 +206,8 @@ func (r *Remote) explain(err error) (hint string, cause error) {
 	var server *serverError
 	var op *net.OpError
 	switch {
-	case errors.As(err, &op) && op.Op == "dial" && op.Timeout():
-		return "check the host and port in --repo, and the firewalls on the way", op
+	case errors.As(err, &op) && op.Op == "dial":
+		return "check the host and port in --repo, and the network and the firewalls on the way", op
 	case errors.As(err, &large):
 		return "keep the configuration in a repository of its own", large
 	case errors.As(err, &server):

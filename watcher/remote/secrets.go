@@ -30,7 +30,11 @@ func readLine(path string) (string, error) {
 		return "", nil
 	}
 	b, err := readSecret(path)
-	return strings.TrimRight(string(b), "\r\n"), err
+	text := strings.TrimRight(string(b), "\r\n")
+	if err == nil && strings.ContainsAny(text, "\r\n") {
+		return "", problem.New("", errors.New(path+" has more than one line"), "leave the secret alone in it")
+	}
+	return text, err
 }
 
 // credentials are what an HTTP request sends to be let in.

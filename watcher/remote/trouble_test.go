@@ -239,7 +239,7 @@ func TestMisbehaving(t *testing.T) {
 		want  string
 		fetch bool // the listing works
 	}{
-		"500":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "tried again", false},
+		"500":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "reports a problem", false},
 		"404":        {http.NotFound, "check the address", false},
 		"a web page": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "git clone", false},
 		"garbage":    {advertised("PACK"), "does not speak git", false},

@@ -60,20 +60,22 @@ func ParseSigners(text []byte) (*Signers, error) {
 		s.lines = append(s.lines, e)
 	}
 	if len(s.lines) == 0 {
-		return nil, problem.New("", errors.New("it names no signer"), "each line is NAME [OPTIONS] KEYTYPE KEY, as in ssh-keygen(1), ALLOWED SIGNERS")
+		return nil, problem.New("", errors.New("it names no signer"), lineHint)
 	}
 	return s, nil
 }
 
+const lineHint = "each line is NAME [OPTIONS] KEYTYPE KEY, as in ssh-keygen(1), ALLOWED SIGNERS"
+
 func parseEntry(line string) (entry, error) {
 	principals, rest, ok := strings.Cut(line, " ")
 	if !ok {
-		return entry{}, fmt.Errorf("%.40q has no key behind the name", line)
+		return entry{}, problem.New("", fmt.Errorf("%.40q has no key behind the name", line), lineHint)
 	}
 	// What follows the names is a line of authorized_keys: [options] type key.
 	key, _, options, _, err := ssh.ParseAuthorizedKey([]byte(strings.TrimSpace(rest)))
 	if err != nil {
-		return entry{}, fmt.Errorf("no key can be read behind %.40q: %w", principals, err)
+		return entry{}, problem.New("", fmt.Errorf("no key can be read behind the name %.40q", principals), lineHint)
 	}
 	e := entry{principals: strings.Trim(principals, `"`), key: key}
 	for _, option := range options {
@@ -147,18 +149,19 @@ func (s *Signers) Allows(fingerprint string, now time.Time) error {
 
 // find is the name of whose key it is, if it may sign for git at now.
 func (s *Signers) find(id string, now time.Time) (string, error) {
-	err := fmt.Errorf("the key %s belongs to no allowed signer", id)
+	var err error = fmt.Errorf("the key %s belongs to no allowed signer", id)
 	for _, e := range s.lines {
 		if ssh.FingerprintSHA256(e.key) != id {
 			continue
 		}
+		const hint = "sign with another key, or have its line in the file of allowed signers changed"
 		switch {
 		case len(e.namespaces) > 0 && !slices.Contains(e.namespaces, namespace):
-			err = fmt.Errorf("the key %s of %s may not sign for git", id, e.principals)
+			err = problem.New("", fmt.Errorf("the key %s of %s may not sign for git", id, e.principals), hint)
 		case !e.after.IsZero() && now.Before(e.after):
-			err = fmt.Errorf("the key %s of %s is not valid before %s", id, e.principals, e.after.UTC().Format(time.RFC3339))
+			err = problem.New("", fmt.Errorf("the key %s of %s is not valid before %s", id, e.principals, e.after.UTC().Format(time.RFC3339)), hint)
 		case !e.before.IsZero() && !now.Before(e.before):
-			err = fmt.Errorf("the key %s of %s is not valid any more since %s", id, e.principals, e.before.UTC().Format(time.RFC3339))
+			err = problem.New("", fmt.Errorf("the key %s of %s is not valid any more since %s", id, e.principals, e.before.UTC().Format(time.RFC3339)), hint)
 		default:
 			return e.principals, nil
 		}

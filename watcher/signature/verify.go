@@ -113,7 +113,7 @@ func splitCommit(raw []byte) (payload, armored []byte, err error) {
 // unsigned words why there is no SSH signature.
 func unsigned(raw []byte) error {
 	if bytes.Contains(raw, []byte("-----BEGIN PGP")) || bytes.Contains(raw, []byte("-----BEGIN SIGNED")) {
-		return problem.New("", errors.New("it is signed by OpenPGP or X.509; SSH signatures are read"), "git config gpg.format ssh")
+		return problem.New("", errors.New("it is signed by OpenPGP or X.509; SSH signatures are read"), "sign it with SSH: git config gpg.format ssh")
 	}
 	return ErrUnsigned
 }

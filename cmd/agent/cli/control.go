@@ -140,8 +140,9 @@ func (c *control) serve(ctx context.Context) error {
 	server := bounded.New(c.agent.log, c.path, mux)
 	// An order may wait for longer: its body and its answer have deadlines of their own.
 	server.ReadTimeout, server.WriteTimeout = 0, 0
+	bound := server.ConnContext
 	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, uidKey{}, peerUID(conn))
+		return context.WithValue(bound(ctx, conn), uidKey{}, peerUID(conn))
 	}
 	for {
 		done := make(chan error, 1)

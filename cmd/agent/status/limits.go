@@ -95,15 +95,16 @@ func (s *Server) foreign(q *http.Request) (code int, why string) {
 	if !s.isOurs(q.Host) {
 		return http.StatusMisdirectedRequest, "this is not " + q.Host + ": use localhost or a loopback address, or run the agent with --allowed-hosts"
 	}
-	h := q.Header
-	if origin, err := url.Parse(h.Get("Origin")); len(h["Origin"]) > 0 && (err != nil || !strings.EqualFold(origin.Host, q.Host)) {
-		return http.StatusForbidden, "requests of other sites are not answered"
+	const others = "requests of other sites are not answered"
+	for _, text := range q.Header["Origin"] {
+		if origin, err := url.Parse(text); err != nil || !strings.EqualFold(origin.Host, q.Host) {
+			return http.StatusForbidden, others
+		}
 	}
-	switch h.Get("Sec-Fetch-Site") {
-	case "", "none", "same-origin":
-	default:
-		if h.Get("Sec-Fetch-Mode") != "navigate" || q.Method != http.MethodGet {
-			return http.StatusForbidden, "requests of other sites are not answered"
+	for _, site := range q.Header["Sec-Fetch-Site"] {
+		isNavigation := q.Header.Get("Sec-Fetch-Mode") == "navigate" && q.Method == http.MethodGet
+		if site != "" && site != "none" && site != "same-origin" && !isNavigation {
+			return http.StatusForbidden, others
 		}
 	}
 	return 0, ""

@@ -147,6 +147,12 @@ func (s *Server) guarded(handler http.Handler) http.Handler {
 			}
 		}()
 		h := w.Header()
+		if q.URL.Path != base+"validate" { // nothing else reads a body, so none is waited for
+			if q.ContentLength != 0 {
+				h.Set("Connection", "close")
+			}
+			q.Body = http.NoBody
+		}
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
