@@ -173,7 +173,10 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 		return StateDegraded, obstacles
 	case isLost:
 		why := waitingProblem(e.err)
-		if obstacles != nil && !strings.Contains(obstacles.Error(), rootText(e.err)) { // else it is the same response
+		switch {
+		case obstacles != nil && strings.Contains(obstacles.Error(), rootText(e.err)): // the same response
+			why = newProblem(why.Error(), why.Hint+"; "+stopHint(s.applied))
+		case obstacles != nil:
 			why = newProblem(why.Error()+"; "+obstacles.Error(), obstacles.Hint)
 		}
 		return StateWaiting, why

@@ -55,7 +55,7 @@ func (r *repo) tips() (v view, cut bool, err error) {
 // oldest walks down from head to the record that git's file shallow cuts off from the
 // older ones. Where it cannot be followed, it is not known to begin later than at 1.
 func (r *repo) oldest(head *record.Record) (first place, err error) {
-	cuts, _, err := r.readShallow()
+	cuts, err := r.readShallow()
 	if err != nil || len(cuts) == 0 || head == nil {
 		return place{index: 1}, err
 	}
@@ -80,59 +80,51 @@ func (s *Store) beginLedger(there bool, format int) error {
 			return err
 		}
 	}
-	var v view
-	var cut, used bool
-	why := errors.New("the repository is missing")
+	v, cut, why := view{}, false, errors.New("the repository is missing")
 	if there {
-		var err error
-		if v, cut, err = s.repo.tips(); fromDisk(err) {
-			return err
+		if v, cut, why = s.repo.tips(); fromDisk(why) {
+			return why
 		}
-		why = cmp.Or(err, errors.New("neither the head nor the applied ref is there"))
+		why = cmp.Or(why, errors.New("neither the head nor the applied ref is there"))
 	}
 	if v.head != nil {
-		if !s.isOwn(v.head) {
-			s.ledger.Environment, s.ledger.Instance = v.head.Environment, v.head.Instance
-			return s.checkIdentity()
-		}
-		if err := s.inherit(v); err != nil {
-			return err
-		}
-		if format == storeFormat {
-			s.repaired("the journal is missing", "it goes on from the refs of the repository: "+idOf(v.head), "")
-		}
-		if cut && format != 1 || format == storeFormat && (s.lock.killed || s.lock.head != "" && s.lock.head != v.head.Commit) {
-			return s.lose("the journal is missing, and newer records may be lost")
-		}
-		return nil
+		return s.beginFrom(v, cut, format)
 	}
-	if there {
-		var err error
-		if used, err = s.repo.isUsed(); err != nil {
-			return err
-		}
-	}
+	used, err := s.repo.isUsed()
 	if used && format == 0 { // so that a kill behind the next step does not make it a new directory
-		if err := s.writeFormat(); err != nil {
-			return err
-		}
+		err = s.writeFormat()
 	}
-	if used {
-		if err := s.setRepositoryAside("unreadable", fmt.Sprintf("no record can be read (%v)", why)); err != nil {
-			return err
-		}
-		there = false
+	if err == nil && used {
+		err = s.setRepositoryAside("unreadable", fmt.Sprintf("no record can be read (%v)", why))
 	}
-	if used || format == storeFormat || format != 0 && !there {
-		if err := s.lose(why.Error()); err != nil {
-			return err
-		}
+	if err == nil && (used || format == storeFormat || format != 0 && !there) {
 		s.repaired("the history cannot be read", "a new one begins, and nothing is applied until agent resume", "")
+		err = s.lose(why.Error())
 	}
-	if there {
+	switch {
+	case err != nil:
+		return err
+	case there && !used:
 		return s.mark()
 	}
 	return s.createRepository()
+}
+
+// beginFrom makes the ledger of what the refs say; cut is as of tips.
+func (s *Store) beginFrom(v view, cut bool, format int) error {
+	if !s.isOwn(v.head) {
+		s.ledger.Environment, s.ledger.Instance = v.head.Environment, v.head.Instance
+		return s.checkIdentity()
+	}
+	if format == storeFormat {
+		s.repaired("the journal is missing", "it goes on from the refs of the repository: "+idOf(v.head), "")
+		cut = cut || s.lock.killed || s.lock.head != "" && s.lock.head != v.head.Commit
+	}
+	err := s.inherit(v)
+	if err == nil && cut && format != 1 {
+		err = s.lose("the journal is missing, and newer records may be lost")
+	}
+	return err
 }
 
 func (s *Store) isOwn(rec *record.Record) bool {
@@ -140,19 +132,16 @@ func (s *Store) isOwn(rec *record.Record) bool {
 }
 
 // isUsed reports whether anything was ever recorded in the repository, as far as
-// one can see: it has a pack, one of our refs, or an object.
+// one can see: it has a pack, an object, or one of our refs.
 func (r *repo) isUsed() (bool, error) {
 	packs, err := glob(r.packDir(), "*.pack")
-	if err != nil || len(packs) > 0 {
-		return len(packs) > 0, err
-	}
+	loose, lerr := r.loosePaths()
+	used := len(packs) > 0 || len(loose) > 0
 	for _, ref := range []string{headRef(r.env), appliedRef(r.env)} {
-		if h, err := r.readRef(ref); err != nil || !h.IsZero() {
-			return true, nil
-		}
+		h, rerr := r.readRef(ref)
+		used = used || rerr != nil || !h.IsZero()
 	}
-	loose, err := r.loosePaths()
-	return len(loose) > 0, err
+	return used, errors.Join(err, lerr)
 }
 
 // inherit makes the ledger say what the repository does, durably: its objects may
@@ -200,48 +189,47 @@ func (s *Store) mark() error {
 // that of another repository, or newer: the journal was damaged or copied back, or a
 // backup was copied while the agent ran. A moved applied ref is believed only if the
 // journal is doubtful.
-func (s *Store) takeRefs(head *record.Record, other, doubtful bool) (took bool, err error) {
-	if !other && !doubtful {
-		ref, err := s.repo.readRef(headRef(s.opts.Environment))
-		if fromDisk(err) {
-			return false, err
-		}
-		if err != nil || ref.IsZero() || ref == hashOf(head) {
-			return false, nil
-		}
+func (s *Store) takeRefs(head *record.Record, doubtful bool) (took bool, err error) {
+	other := s.repo.isOther(s.ledger)
+	ref, err := s.repo.readRef(headRef(s.opts.Environment))
+	if fromDisk(err) {
+		return false, err
 	}
-	v, cut, err := newRepo(s.opts.Dir, s.opts.Environment).tips() // without the journal
+	if isMoved := err == nil && !ref.IsZero() && ref != hashOf(head); !other && !doubtful && !isMoved {
+		return false, nil
+	}
+	repo := newRepo(s.opts.Dir, s.opts.Environment) // without the journal
+	v, cut, err := repo.tips()
 	if fromDisk(err) {
 		return false, err
 	}
 	if !s.isOwn(v.head) {
 		return false, nil
 	}
-	if !other {
-		applied, err := s.repo.named(s.ledger.Applied)
-		if err != nil && !errors.Is(err, errDamaged) {
+	was := s.ledger
+	if other {
+		s.repo = repo
+		s.repaired("another repository is in the place of this agent's", "taken as it is, from "+idOf(v.head)+" on", "")
+	} else {
+		applied, err := s.repo.named(was.Applied)
+		isNewer := number(v.head) > number(head) || v.head.Commit == was.Head && number(v.applied) > number(applied)
+		if fromDisk(err) {
 			return false, err
 		}
-		if number(v.head) <= number(head) && (v.head.Commit != s.ledger.Head || number(v.applied) <= number(applied)) {
+		if !isNewer {
 			return false, nil
 		}
 		if number(v.applied) < number(applied) && s.repo.inHistory(v, hashOf(applied)) {
 			v.applied = applied
 		}
+		s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(v.head), "")
 	}
-	was := s.ledger
 	s.ledger = s.newLedger()
 	s.ledger.Facts, s.ledger.Packs, s.ledger.Retried = was.Facts, was.Packs, was.Retried
-	if !other {
-		s.repaired("the repository has newer records than the journal", "taken in: the head is "+idOf(v.head), "")
-		return true, s.inherit(v)
-	}
-	s.repo = newRepo(s.opts.Dir, s.opts.Environment)
-	s.repaired("another repository is in the place of this agent's", "taken as it is, from "+idOf(v.head)+" on", "")
-	if was.Head == "" { // the history is back that could not be read
+	if other && was.Head == "" { // the history is back that could not be read
 		s.ledger.set(lostFact, nil)
 	}
-	if cut {
+	if other && cut {
 		if err := s.lose("the head of the repository that was put back is missing"); err != nil {
 			return false, err
 		}
@@ -270,8 +258,8 @@ func (s *Store) baseAbsent() (bool, error) {
 		if rec.Parent == "" || rec.Index <= s.ledger.First || s.ledger.find(rec.Parent) != nil {
 			continue
 		}
-		there, err := s.repo.has(plumbing.NewHash(rec.Parent))
-		if err == nil && !there && s.repo.packsWhole() {
+		_, err = s.repo.stored(plumbing.CommitObject, plumbing.NewHash(rec.Parent))
+		if errors.Is(err, errMissing) && s.repo.packsWhole() {
 			return true, nil
 		}
 	}
@@ -365,7 +353,10 @@ func (s *Store) removeStale() {
 		} else if _, ours := objects[h]; ours { // it is written again
 			err = errors.Join(err, os.Remove(path))
 		} else {
-			err = errors.Join(err, s.repo.moveAway(path))
+			if lerr = s.setTornAside(path); lerr == nil {
+				lerr = os.Remove(path)
+			}
+			err = errors.Join(err, lerr)
 		}
 	}
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 
 // often makes checkpoints due after a few records.
 func often(t testing.TB) {
-	records, packs := checkpointRecords, joinPacks
-	checkpointRecords, joinPacks = 5, 3
-	t.Cleanup(func() { checkpointRecords, joinPacks = records, packs })
+	records := checkpointRecords
+	checkpointRecords = 5
+	t.Cleanup(func() { checkpointRecords = records })
 }
 
 // idle is what the agent does between two changes.
@@ -29,9 +29,6 @@ func idle(s *Store) {
 		s.Prepare(context.Background(), target(s))
 		if s.checkpoint != nil {
 			<-s.checkpoint.done
-		}
-		if s.removing != nil {
-			<-s.removing
 		}
 	}
 }
@@ -89,7 +86,7 @@ func TestCheckpoints(t *testing.T) {
 	}
 	idle(s)
 	f.fsck()
-	if packs, loose := f.packs(); packs > 3*joinPacks || loose > 4*2*checkpointRecords {
+	if packs, loose := f.packs(); packs > 9 || loose > 4*2*checkpointRecords {
 		t.Errorf("%d packs, %d loose objects", packs, loose)
 	}
 	if n := len(s.ledger.entries); n > 2*checkpointRecords+2 {
@@ -177,7 +174,7 @@ func TestPrune(t *testing.T) {
 	if _, err := s.Lookup(t.Context(), target.ID); err == nil || !strings.Contains(err.Error(), "the history begins at record") {
 		t.Errorf("the oldest record: %v", err)
 	}
-	if s.Total() < 12 || s.Total() > 12+4*checkpointRecords*joinPacks {
+	if s.Total() < 12 || s.Total() > 12+2*checkpointRecords {
 		t.Errorf("%d records are left", s.Total())
 	}
 	f.fsck()
@@ -257,15 +254,44 @@ func TestPruneBeforeAnAnnotatedTag(t *testing.T) {
 	f.fsck()
 }
 
+// While records are packed nobody waits: the pack takes as long as it takes.
+func TestBesideACheckpoint(t *testing.T) {
+	often(t)
+	f := newMemory(t)
+	s, _ := f.open()
+	for i := range 5 {
+		applied(t, s, 512+i)
+	}
+	hung := &checkpoint{done: make(chan struct{}), err: errors.New("the disk hangs")}
+	s.checkpoint = hung
+	for i := range 5 {
+		rec := applied(t, s, 600+i)
+		s.Prepare(t.Context(), target(s))
+		if err := s.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, s, rec, rec)
+	}
+	if s.checkpoint != hung {
+		t.Fatal("another one was begun")
+	}
+	close(hung.done)
+	idle(s)
+	if n := len(s.ledger.unpacked()); n != 0 || s.Behind() != nil {
+		t.Errorf("%d records are not packed; %v", n, s.Behind())
+	}
+	f.fsck()
+	f.refsAgree(s)
+}
+
 // A checkpoint that fails leaves everything as it was, and the next one succeeds.
 func TestCheckpointFails(t *testing.T) {
 	often(t)
 	f := newMemory(t)
 	s, _ := f.open()
 	pack := f.repo("objects", "pack")
-	aside := filepath.Join(f.dir, setAsideDir)
-	if err := errors.Join(os.Remove(pack), os.WriteFile(pack, nil, 0o600), os.WriteFile(aside, nil, 0o600)); err != nil {
-		t.Fatal(err) // what is in the way, and cannot be set aside
+	if err := errors.Join(os.Remove(pack), os.WriteFile(pack, nil, 0o600)); err != nil {
+		t.Fatal(err) // what is in the way
 	}
 	for i := range 12 {
 		applied(t, s, 512+i)
@@ -277,7 +303,7 @@ func TestCheckpointFails(t *testing.T) {
 	if s.Behind() == nil {
 		t.Error("nothing is said of it")
 	}
-	if err := os.Remove(aside); err != nil {
+	if err := os.Remove(pack); err != nil {
 		t.Fatal(err)
 	}
 	idle(s)
@@ -383,9 +409,9 @@ func TestBehind(t *testing.T) {
 	f := newMemory(t)
 	s, _ := f.open()
 	applied(t, s, 512)
-	heads, aside := f.repo("refs", "heads"), filepath.Join(f.dir, setAsideDir)
-	if err := errors.Join(os.RemoveAll(heads), os.WriteFile(heads, nil, 0o600), os.WriteFile(aside, nil, 0o600)); err != nil {
-		t.Fatal(err) // what is in the way, and cannot be set aside
+	heads := f.repo("refs", "heads")
+	if err := errors.Join(os.RemoveAll(heads), os.WriteFile(heads, nil, 0o600)); err != nil {
+		t.Fatal(err) // what is in the way
 	}
 	for i := range 5 {
 		applied(t, s, 600+i)
@@ -405,7 +431,7 @@ func TestBehind(t *testing.T) {
 		s, _ = f.open()
 		expect(t, s, want, want)
 	}
-	if err := os.Remove(aside); err != nil {
+	if err := os.Remove(heads); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Probe(t.Context()); err != nil || s.Behind() != nil {
@@ -518,7 +544,7 @@ func TestPacksBesideAGap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range joinPacks + 1 {
+	for range 9 {
 		several(1)
 	}
 	if slices.ContainsFunc(s.ledger.Packs, func(info packInfo) bool { return info.Low <= lost.Low && info.High >= lost.High }) {

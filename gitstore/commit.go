@@ -51,13 +51,13 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
 	s.add(snap, e, when)
-	s.unwritten = append(s.unwritten, e)
 	if !snap.Kind.Candidate() {
 		if err := s.sync(); err != nil {
+			s.setBehind(err)
 			return nil, fmt.Errorf("commit %s: it is the head, but may not be on the disk: %w", snap.ID, err)
 		}
 	}
-	s.project()
+	s.project(e)
 	return snap, nil
 }
 
@@ -67,7 +67,6 @@ func (s *Store) add(snap *record.Record, e entry, when time.Time) {
 	s.ledger.add(e)
 	s.head, s.headTime = snap, when
 	s.readFromJournal()
-	s.repo.cache.put(e.commit, snap)
 }
 
 // checkSpace refuses a change on a full disk, where the repository could not
@@ -96,7 +95,10 @@ func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 	if !errors.Is(err, errJournalFull) {
 		return err
 	}
-	if !s.finishCheckpoint(true) { // without the marks and facts that were replaced
+	if err := s.join(); err != nil {
+		return err
+	}
+	if !s.makeCheckpoint() { // without the marks and facts that were replaced
 		if err := s.beginSegment(s.ledger); err != nil {
 			return err
 		}
@@ -107,7 +109,7 @@ func (s *Store) append(kind frameKind, payload []byte, reserve bool) error {
 // mendJournal begins a new segment if the live one failed, or a person removed or cut a
 // file of the journal.
 func (s *Store) mendJournal() error {
-	isTorn := s.journal.isTorn()
+	isTorn := s.journal.isTorn(false)
 	if !s.journal.failed && !isTorn {
 		return nil
 	}

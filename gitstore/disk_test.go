@@ -104,7 +104,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	f.refsAgree(s)
 	f.fsck()
-	if left, err := filepath.Glob(f.repo("tmp", "tmp-*")); err != nil || len(left) != 0 {
+	if left, err := filepath.Glob(f.repo("tmp-*")); err != nil || len(left) != 0 {
 		t.Errorf("left over: %v, %v", left, err)
 	}
 	d := applied(t, s, 2048)

@@ -38,7 +38,7 @@
 // TestFound and person_test.go have them.
 //
 //	refs, HEAD, config or objects of the newest records missing, torn, moved    written again
-//	something else in the place of a file or a directory of the repository    set aside, below <state>/set-aside
+//	something else in the place of a file or a directory of the repository    Behind returns it, until it is gone
 //	packed-refs or shallow that git cannot read     the lines that it can read stay
 //	a commit that is no record, on the branch       kept below refs/dtesn/set-aside
 //	another repository (its marker differs)         taken as it is; pause and hold are carried over; set aside if its refs are not whole

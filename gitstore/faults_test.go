@@ -60,9 +60,9 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.ledger.add(e)
-	s.unwritten = append(s.unwritten, e)
 	failSync(t, s)
-	if err := s.sync(); err == nil {
+	s.project(e)
+	if err := s.join(); err == nil {
 		t.Fatal("the sync succeeded")
 	}
 	s.Prepare(t.Context(), "")
@@ -332,7 +332,7 @@ func TestFactsMakeNoCheckpoint(t *testing.T) {
 	f := newMemory(t)
 	s, _ := f.open()
 	applied(t, s, 100)
-	s.finishCheckpoint(true)
+	s.makeCheckpoint()
 	packs := len(s.ledger.Packs)
 	for i := range 140 {
 		if err := s.SetFact(t.Context(), fmt.Sprint("hook", i), bytes.Repeat([]byte{1}, 3900)); err != nil {
@@ -348,19 +348,31 @@ func TestFactsMakeNoCheckpoint(t *testing.T) {
 	}
 }
 
-// What a person puts in the place of the branch while the Store runs is kept.
+// What a person puts in the place of the branch is not touched: the agent says that git
+// is behind, also after a start, and git catches up once it is out of the way.
 func TestARefBecomesADirectory(t *testing.T) {
 	f := newMemory(t)
 	s, _ := f.open()
 	a := applied(t, s, 100)
 	idle(s) // makes spare files
-	f.remove(f.repo("refs", "heads", "production"))
-	f.write(f.repo("refs", "heads", "production", "mine"), a.Commit+"\n")
-	applied(t, s, 101)
-	if list := s.Repairs(); len(list) != 1 || list[0].Kept == "" {
-		t.Fatalf("repairs: %v", list)
-	} else if text, err := os.ReadFile(filepath.Join(list[0].Kept, "mine")); err != nil || string(text) != a.Commit+"\n" {
-		t.Errorf("kept: %q %v", text, err)
+	path := f.repo("refs", "heads", "production")
+	f.remove(path)
+	f.write(filepath.Join(path, "mine"), a.Commit+"\n")
+	b := applied(t, s, 101)
+	if s.Behind() == nil {
+		t.Error("nothing is said of it")
+	}
+	s, _ = f.reopen(s)
+	expect(t, s, b, b)
+	if err := s.Behind(); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("a start says %v", err)
+	}
+	if text := f.read(filepath.Join(path, "mine")); text != a.Commit+"\n" {
+		t.Errorf("the file is %q", text)
+	}
+	f.remove(path)
+	if err := s.Probe(t.Context()); err != nil || s.Behind() != nil {
+		t.Error(err, s.Behind())
 	}
 	f.refsAgree(s)
 	f.fsck()

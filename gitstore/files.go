@@ -47,13 +47,7 @@ func replace(tmpDir, path string, data []byte, perm fs.FileMode, sync bool) erro
 	if err != nil {
 		return err
 	}
-	err = os.Rename(tmp, path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
-			err = os.Rename(tmp, path)
-		}
-	case errors.Is(err, fs.ErrExist) && os.Remove(path) == nil: // an empty directory
+	if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
@@ -132,10 +126,10 @@ func readFirst(path string, limit int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// isAbsent reports whether err says that nothing is at a path, nor can be: a file may
-// be in the place of its directory.
+// isAbsent reports whether err says that no file is at a path: a directory may be there,
+// or a file in the place of its directory.
 func isAbsent(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
 }
 
 // exists reports whether there is an entry at path, of whatever kind.

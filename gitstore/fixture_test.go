@@ -232,3 +232,15 @@ func plainly(t *testing.T) {
 		t.Skip("runs without the race detector only; make test does both")
 	}
 }
+
+// Head is the newest record that a Reader has, nil while there is none.
+func (r *Reader) Head() (*record.Record, error) {
+	v, err := r.view()
+	return v.head, err
+}
+
+// Total is the number of records that a Reader has.
+func (r *Reader) Total() (int, error) {
+	v, err := r.view()
+	return v.total(), err
+}

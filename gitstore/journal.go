@@ -197,18 +197,6 @@ func (j *journal) append(kind frameKind, payload []byte, reserve bool) error {
 	return nil
 }
 
-// isSparse reports whether a file has holes, as of a backup: a full disk would keep them
-// from being written. (A file system that compresses has them, too.)
-func (j *journal) isSparse() bool {
-	for i := range 2 {
-		var st unix.Stat_t
-		if err := unix.Lstat(segmentPath(j.dir, i), &st); err == nil && st.Blocks*512 < segmentSize {
-			return true
-		}
-	}
-	return false
-}
-
 func (j *journal) sync() error {
 	if j.unsynced != nil {
 		err := errors.Join(fdatasync(j.unsynced), j.unsynced.Close())
@@ -241,7 +229,7 @@ func (j *journal) begin(state []byte) error {
 	j.failed = true
 	// Both, so that an empty file is damage, and a full disk keeps no segment from
 	// beginning; that which is not live first.
-	both, next := j.live < 0 || j.isTorn() || j.isSparse(), 0
+	both, next := j.live < 0 || j.isTorn(true), 0
 	if j.live == 0 {
 		next = 1
 	}
@@ -253,11 +241,13 @@ func (j *journal) begin(state []byte) error {
 }
 
 // isTorn reports whether a file of the journal is not as large as begin makes it: a
-// person removed or cut it.
-func (j *journal) isTorn() bool {
+// person removed or cut it. With holes it may also have some, as of a backup: a full disk
+// would keep them from being written. (A file system that compresses has them, too.)
+func (j *journal) isTorn(holes bool) bool {
 	for i := range 2 {
-		info, err := os.Lstat(segmentPath(j.dir, i))
-		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() != segmentSize {
+		var st unix.Stat_t
+		err := unix.Lstat(segmentPath(j.dir, i), &st)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (st.Size != segmentSize || holes && st.Blocks*512 < segmentSize) {
 			return true
 		}
 	}

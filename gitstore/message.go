@@ -3,11 +3,12 @@ package gitstore
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/go-git/go-git/v5/plumbing/object"
 
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
@@ -36,7 +37,7 @@ const (
 	maxHold    = 40 << 10 // bytes of a hold in snapshot.json
 )
 
-// The trailers; a message with any other key in its last paragraph is not ours.
+// The trailers.
 const (
 	keyID          = "Snapshot-Id"
 	keyKind        = "Kind"
@@ -145,42 +146,33 @@ func trailers(rec *record.Record) string {
 	return b.String()
 }
 
-// parseTrailers reads the last paragraph of a message. A line that is not one of our
-// trailers, or one that comes twice, is an error: the message is not ours.
-func parseTrailers(message string) (map[string]string, error) {
-	message = strings.TrimSuffix(message, "\n")
-	i := strings.LastIndex(message, "\n\n")
-	if i < 0 {
-		return nil, errors.New("the message has no trailers")
-	}
-	trailers := make(map[string]string, 7)
-	for line := range strings.SplitSeq(message[i+2:], "\n") {
-		key, value, ok := strings.Cut(line, ": ")
-		switch key {
-		case keyID, keyKind, keyEnvironment, keyInstance, keyRevision, keyRequestedBy, keyOutcomeOf:
-		default:
-			ok = false
-		}
-		if _, twice := trailers[key]; !ok || twice {
-			return nil, fmt.Errorf("the last paragraph of the message is not ours: %q", problem.Cut(line, 80))
-		}
+// parseTrailers reads the last paragraph of a message.
+func parseTrailers(message string) map[string]string {
+	trailers := map[string]string{}
+	for line := range strings.SplitSeq(message[strings.LastIndex(message, "\n\n")+1:], "\n") {
+		key, value, _ := strings.Cut(line, ": ")
 		trailers[key] = value
 	}
-	return trailers, nil
+	return trailers
 }
 
-// readTrailers gives snap what only the trailers have, and checks that they are its own.
-func readTrailers(snap *record.Record, message string) error {
-	t, err := parseTrailers(message)
-	if err != nil {
-		return err
+// settlement reads what a record says of the one before, nil for nothing.
+func settlement(trailers map[string]string) *record.Settlement {
+	id, outcome, _ := strings.Cut(trailers[keyOutcomeOf], " ")
+	if !settles(record.Outcome(outcome)) {
+		return nil
 	}
+	return &record.Settlement{ID: id, Outcome: record.Outcome(outcome)}
+}
+
+// readTrailers gives snap what only the trailers have, and checks that they are its own:
+// a message with anything else in its last paragraph is not ours.
+func readTrailers(snap *record.Record, message string) error {
+	t := parseTrailers(message)
 	if uid, err := strconv.Atoi(t[keyRequestedBy]); err == nil {
 		snap.RequestedBy = &uid
 	}
-	if id, outcome, ok := strings.Cut(t[keyOutcomeOf], " "); ok && settles(record.Outcome(outcome)) {
-		snap.OutcomeOf = &record.Settlement{ID: id, Outcome: record.Outcome(outcome)}
-	}
+	snap.OutcomeOf = settlement(t)
 	if want := trailers(snap); !strings.HasSuffix(message, "\n\n"+want) {
 		return fmt.Errorf("the trailers are not those of snapshot.json: %q", problem.Cut(want, 400))
 	}
@@ -272,12 +264,9 @@ func sizeOfHold(h *record.Hold) int {
 
 // signature reads "Name <mail>", without what `git fsck --strict` would refuse.
 func signature(author string) (name, mail string, ok bool) {
-	open := strings.LastIndexByte(author, '<')
-	end := strings.LastIndexByte(author, '>')
-	if open < 0 || end < open {
-		return name, mail, false
-	}
-	name, mail = identText(author[:open]), strings.ReplaceAll(identText(author[open+1:end]), " ", "")
+	var s object.Signature
+	s.Decode([]byte(author))
+	name, mail = identText(s.Name), strings.ReplaceAll(identText(s.Email), " ", "")
 	return name, mail, name != "" && mail != ""
 }
 

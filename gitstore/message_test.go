@@ -180,16 +180,23 @@ func TestBody(t *testing.T) {
 }
 
 func TestTrailersThatAreNotOurs(t *testing.T) {
+	rec := &record.Record{ID: "snapshot_1_0001", Kind: record.KindChange, Environment: "production", Instance: "web-1"}
+	ours := trailers(rec)
+	if err := readTrailers(rec, "subject\n\n"+ours); err != nil {
+		t.Fatal(err)
+	}
 	for _, message := range []string{
-		"", "\n", "subject\n", "subject\nSnapshot-Id: x\n",
-		"subject\n\nSnapshot-Id: x\nSnapshot-Id: y\n",
-		"subject\n\nSnapshot-Id: x\nSigned-off-by: P\n",
-		"subject\n\nSnapshot-Id: x\n text\n",
-		"subject\n\nSnapshot-Id:x\n",
-		"subject\n\nSnapshot-Id: x\n\n\n",
+		"", "\n", "subject\n", "subject\n" + ours,
+		"subject\n\n" + ours + "Kind: change\n",
+		"subject\n\n" + ours + "Signed-off-by: P\n",
+		"subject\n\nSigned-off-by: P\n" + ours,
+		"subject\n\n" + ours + " text\n",
+		"subject\n\n" + strings.Replace(ours, ": ", ":", 1),
+		"subject\n\n" + ours + "\n\n",
+		"subject\n\n" + strings.Replace(ours, "Kind: change", "Kind: note", 1),
 	} {
-		if trailers, err := parseTrailers(message); err == nil {
-			t.Errorf("%q has the trailers %v", message, trailers)
+		if err := readTrailers(rec, message); err == nil {
+			t.Errorf("%q is taken", message)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package gitstore
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -11,13 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/config"
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/gitstore/record"
@@ -31,16 +28,15 @@ import (
 func (s *Store) open(ctx context.Context, before *record.Record) error {
 	was, told, isOpened := s.history, len(s.repairs), s.opened
 	s.reload, s.opened = true, false // what is repaired is told once all is well
-	defer func() { s.opened = isOpened }()
 	s.history = history{journal: journal{dir: s.opts.Dir, live: -1}, repo: newRepo(s.opts.Dir, s.opts.Environment)}
-	if err := s.read(ctx, before); err != nil {
+	err := s.read(ctx, before)
+	s.opened = isOpened
+	if err != nil {
 		s.history, s.repairs = was, s.repairs[:told]
 		return err
 	}
 	for _, r := range s.repairs[told:] {
-		if isOpened {
-			s.logRepair(r)
-		}
+		s.logRepair(r)
 	}
 	s.reload, s.lock.head = false, ""
 	return nil
@@ -69,14 +65,15 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	if err := s.checkIdentity(); err != nil {
 		return err
 	}
-	if err := s.sweep(); err != nil {
-		return stateError("sweep", s.opts.Dir, err)
-	}
 	there, err := s.findRepository(format)
 	if err != nil {
 		return err
 	}
-	same, err := s.choose(there, format, seg, &before)
+	same := false
+	err = s.sweep()
+	if err == nil {
+		same, err = s.choose(there, format, seg, &before)
+	}
 	if err == nil {
 		err = s.load()
 	}
@@ -84,27 +81,35 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		err = s.carryHold(before)
 	}
 	if err == nil {
-		if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
-			s.journal.generation = seg.generation
-		}
-		if same && before == nil && !s.lock.killed {
-			if s.journal.adopt(seg, live); s.journal.isSparse() || s.journal.isTorn() {
-				if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
-					s.log.Warn("the journal cannot be written anew", "error", err)
-				}
-			}
-		} else { // what a killed process wrote last may not be on the disk
-			err = s.beginSegment(s.ledger)
-		}
+		// What a killed process wrote last may not be on the disk.
+		err = s.goOn(seg, live, same && before == nil && !s.lock.killed)
 	}
 	if err == nil {
-		err = s.settle(ctx, s.lock.killed)
+		err = s.settle(ctx)
 	}
 	if err == nil {
 		err = s.writeMarks(format)
 	}
 	if err != nil {
 		return stateError("write into", s.opts.Dir, err)
+	}
+	return nil
+}
+
+// goOn makes the journal go on in a segment that was read, if it is sound, or in a new
+// one.
+func (s *Store) goOn(seg segment, live int, sound bool) error {
+	if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
+		s.journal.generation = seg.generation
+	}
+	if !sound {
+		return s.beginSegment(s.ledger)
+	}
+	s.journal.adopt(seg, live)
+	if s.journal.isTorn(true) {
+		if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
+			s.log.Warn("the journal cannot be written anew", "error", err)
+		}
 	}
 	return nil
 }
@@ -118,36 +123,14 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	}
 	s.readFromJournal()
 	head, err := s.repo.named(s.ledger.Head)
-	if err != nil {
-		return false, err
-	}
 	took := false
-	if there {
-		other := s.repo.isOther(s.ledger)
-		if took, err = s.takeRefs(head, other, seg.damaged || seg.torn); err != nil {
-			return false, err
-		}
-		absent := false
-		if !took && !other {
-			if absent, err = s.baseAbsent(); err != nil {
-				return false, err
-			}
-		}
-		switch {
-		case took:
+	if err == nil && there {
+		if took, err = s.takeRefs(head, seg.damaged || seg.torn); took {
 			*before = cmp.Or(*before, head)
-		case other:
-			used, uerr := s.repo.isUsed()
-			ours, merr := exists(filepath.Join(s.repo.dir, markerFile))
-			if !used && ours && errors.Join(uerr, merr) == nil { // a kill left it when it was made
-				err = os.RemoveAll(s.repo.dir)
-			} else {
-				err = s.setRepositoryAside("unreadable", "another repository, of which no record of this agent can be read")
-			}
-		case absent:
-			err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
 		}
-		there = took || !other && !absent
+	}
+	if err == nil && there && !took {
+		there, err = s.setUnusableAside()
 	}
 	if err == nil && !there {
 		s.repaired("the repository is missing", "begun anew from the journal", "")
@@ -167,6 +150,19 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	return there && !took && !seg.damaged, err
 }
 
+// setUnusableAside sets the repository aside if the journal cannot go on with it, and
+// reports whether it is there still.
+func (s *Store) setUnusableAside() (there bool, err error) {
+	if s.repo.isOther(s.ledger) {
+		return false, s.setRepositoryAside("unreadable", "another repository, of which no record of this agent can be read")
+	}
+	absent, err := s.baseAbsent()
+	if absent {
+		err = s.setRepositoryAside("incomplete", "the repository lacks what the newest records stand on")
+	}
+	return !absent, err
+}
+
 // load reads the records that the ledger names.
 func (s *Store) load() (err error) {
 	s.readFromJournal()
@@ -183,35 +179,50 @@ func (s *Store) load() (err error) {
 	return err
 }
 
-// settle brings the repository in line with the ledger. thorough after a kill or
-// a power cut: then everything that the journal has is looked at.
-func (s *Store) settle(ctx context.Context, thorough bool) error {
+// settle brings the repository in line with the ledger.
+func (s *Store) settle(ctx context.Context) error {
 	if reason := s.ledger.Facts[lostFact]; reason != nil {
 		s.lost = new(record.Hold)
 		_ = json.Unmarshal(reason, s.lost)
 		s.lost.Paused = true
 	}
-	if thorough {
+	if s.lock.killed {
 		s.removeStale()
 		if err := s.removeLeftPacks(); err != nil {
 			s.log.Warn("removing old packs failed", "error", err)
 		}
 	}
 	s.mend()
-	for _, e := range s.ledger.entries {
-		if !s.repo.hasEntry(&e, thorough || len(s.ledger.entries) <= 2) { // after a clean stop these are the applied record and the head
-			s.unwritten = append(s.unwritten, e)
-		}
-	}
-	if err := s.write(); err != nil {
-		return err
-	}
-	return ctx.Err()
+	return cmp.Or(s.write(s.repo.lacking(s.ledger.entries)...), ctx.Err())
 }
 
 // mend puts right the files of the repository that are no refs and no objects.
 func (s *Store) mend() {
-	s.mendError = errors.Join(s.writeConfig(), s.writeShallow(s.ledger.Begin))
+	isHash := func(line string) bool { _, ok := parseHash(line); return ok }
+	s.mendError = errors.Join(s.writeConfig(), s.mendLines(packedFile, isPackedRef), s.mendLines(shallowFile, isHash), s.writeShallow(s.ledger.Begin))
+}
+
+// mendLines leaves those lines of a file of the repository that git can read: for one
+// that it cannot it refuses to work.
+func (s *Store) mendLines(name string, isGood func(line string) bool) error {
+	path := filepath.Join(s.repo.dir, name)
+	data, err := readBounded(path, maxPacked)
+	if isAbsent(err) {
+		return nil
+	}
+	var good strings.Builder
+	for line := range strings.Lines(string(data)) {
+		if text, whole := strings.CutSuffix(line, "\n"); whole && isGood(text) {
+			good.WriteString(line)
+		}
+	}
+	if err != nil || good.String() == string(data) {
+		return err
+	}
+	if err := s.setTornAside(path); err != nil {
+		return err
+	}
+	return writeDurable(path, []byte(good.String()), refPerm)
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it
@@ -268,14 +279,14 @@ func (s *Store) readFormat() (int, error) {
 	if err != nil {
 		return 0, stateError("read", s.opts.Dir, err)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil || n < 1 {
+	switch n, err := strconv.Atoi(strings.TrimSpace(string(data))); {
+	case err != nil || n < 1:
 		return storeFormat, nil
-	}
-	if n > storeFormat {
+	case n > storeFormat:
 		return 0, problem.New("", fmt.Errorf("state directory %s was written by a newer agent (format %d, this agent knows %d)", s.opts.Dir, n, storeFormat), upgradeIt)
+	default:
+		return n, nil
 	}
-	return n, nil
 }
 
 // checkOwner refuses a directory or a journal that another user could have
@@ -316,17 +327,14 @@ type identity struct {
 // and records say the same.
 func readIdentity(state string) (*identity, error) {
 	data, err := readBounded(filepath.Join(state, identityFile), maxRef)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, stateError("read", state, err)
-	}
 	id := new(identity)
 	if json.Unmarshal(data, id) != nil || !validEnvironment(string(id.Environment)) || id.Instance == "" {
-		return nil, nil
+		id = nil
 	}
-	return id, nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
+		err = nil
+	}
+	return id, err
 }
 
 // checkIdentity refuses the history of somebody else. The journal is believed
@@ -334,7 +342,7 @@ func readIdentity(state string) (*identity, error) {
 func (s *Store) checkIdentity() error {
 	id, err := readIdentity(s.opts.Dir)
 	if err != nil {
-		return err
+		return stateError("read", s.opts.Dir, err)
 	}
 	if s.ledger != nil {
 		id = &identity{s.ledger.Environment, s.ledger.Instance}
@@ -344,33 +352,18 @@ func (s *Store) checkIdentity() error {
 		return nil
 	}
 	return problem.New("", fmt.Errorf("state directory %s belongs to environment %q, instance %q, and this agent is environment %q, instance %q", s.opts.Dir, id.Environment, id.Instance, ours.Environment, ours.Instance),
-		fmt.Sprintf("choose another --state, or run with --environment %s --instance %s", id.Environment, shellWord(id.Instance)))
-}
-
-// shellWord quotes a word for a command line that people copy.
-func shellWord(s string) string {
-	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+		fmt.Sprintf("choose another --state, or run with --environment %s --instance %q", id.Environment, id.Instance))
 }
 
 // writeMarks writes identity and format where they are not as they should be:
 // format last, for it says that all else is there.
 func (s *Store) writeMarks(format int) error {
-	id, err := readIdentity(s.opts.Dir)
+	text, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
+	if err == nil {
+		err = s.writeMark(identityFile, string(text)+"\n")
+	}
 	if err != nil {
 		return err
-	}
-	ours := identity{s.opts.Environment, s.opts.Instance}
-	if id == nil || *id != ours {
-		data, err := json.Marshal(ours)
-		if err != nil {
-			return err
-		}
-		if err := writeDurable(filepath.Join(s.opts.Dir, identityFile), append(data, '\n'), 0o600); err != nil {
-			return err
-		}
 	}
 	if format == 1 {
 		_ = os.Remove(filepath.Join(s.repo.dir, retriedRef(s.opts.Environment)))
@@ -381,8 +374,10 @@ func (s *Store) writeMarks(format int) error {
 	return s.writeFormat()
 }
 
-func (s *Store) writeFormat() error {
-	path, text := filepath.Join(s.opts.Dir, formatFile), strconv.Itoa(storeFormat)+"\n"
+func (s *Store) writeFormat() error { return s.writeMark(formatFile, strconv.Itoa(storeFormat)+"\n") }
+
+func (s *Store) writeMark(name, text string) error {
+	path := filepath.Join(s.opts.Dir, name)
 	if old, err := readBounded(path, maxRef); err == nil && string(old) == text {
 		return nil
 	}
@@ -391,26 +386,15 @@ func (s *Store) writeFormat() error {
 
 // sweep removes what an earlier process had on its way to another place.
 func (s *Store) sweep() error {
-	for _, left := range []struct{ dir, pattern string }{
-		{s.opts.Dir, tempGlob},
-		{s.opts.Dir, newRepoGlob},
-		{s.repo.tmp(), tempGlob},
-		{s.repo.tmp(), "spare-*"},
-	} {
-		if info, err := os.Lstat(left.dir); err == nil && !info.IsDir() && left.dir != s.opts.Dir {
-			continue // a link to what is not ours
-		}
+	for _, left := range []struct{ dir, pattern string }{{s.opts.Dir, tempGlob}, {s.repo.dir, tempGlob}, {s.opts.Dir, newRepoGlob}} {
 		paths, err := glob(left.dir, left.pattern)
+		for _, path := range paths {
+			if info, lerr := os.Lstat(path); lerr == nil && info.IsDir() == (left.pattern == newRepoGlob) { // else it is not ours
+				err = errors.Join(err, os.RemoveAll(path))
+			}
+		}
 		if err != nil {
 			return err
-		}
-		for _, path := range paths {
-			if info, err := os.Lstat(path); err == nil && info.IsDir() != (left.pattern == newRepoGlob) {
-				continue // not ours
-			}
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -445,18 +429,28 @@ func (s *Store) findRepository(format int) (bool, error) {
 // setRepositoryAside moves what lies in the place of the repository to
 // <state>/set-aside.
 func (s *Store) setRepositoryAside(why, found string) error {
-	dir := filepath.Join(s.opts.Dir, setAsideDir)
-	kept := filepath.Join(dir, repoDir+"-"+why+"-"+s.stamp())
 	s.repo.closePacks()
+	return s.setAside(os.Rename, s.repo.dir, repoDir+"-"+why, found)
+}
+
+// setTornAside gives a torn file of the repository a second name in <state>/set-aside.
+func (s *Store) setTornAside(path string) error {
+	name := strings.TrimPrefix(path, s.repo.dir+"/")
+	return s.setAside(os.Link, path, strings.ReplaceAll(name, "/", "-"), name+" of the repository is torn")
+}
+
+func (s *Store) setAside(how func(from, to string) error, path, name, found string) error {
+	dir := filepath.Join(s.opts.Dir, setAsideDir)
+	kept := filepath.Join(dir, name+"-"+s.stamp())
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
-		err = os.Rename(s.repo.dir, kept)
+		err = how(path, kept)
 	}
 	if err == nil {
 		err = syncPaths([]string{dir, s.opts.Dir})
 	}
 	if err != nil {
-		return fmt.Errorf("set %s aside: %w", s.repo.dir, err)
+		return fmt.Errorf("set %s aside: %w", path, err)
 	}
 	s.repaired(found, "set aside", kept)
 	return nil
@@ -478,50 +472,43 @@ func (s *Store) createRepository() error {
 	if err != nil {
 		return err
 	}
-	for _, sub := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/dtesn/applied", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return err
-		}
+	for _, sub := range []string{"objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/dtesn/applied"} {
+		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, sub), 0o755))
 	}
 	s.ledger.Marker = rand.Text()
 	files := s.repoFiles()
 	files[markerFile] = s.ledger.Marker
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			return err
-		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
-	var paths []string
-	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		paths = append(paths, path)
-		return err
-	})
-	if err = errors.Join(err, syncPaths(paths)); err != nil {
-		return err
+	if err == nil {
+		err = syncWhole(dir)
 	}
-	if err := os.Rename(dir, s.repo.dir); err != nil {
+	if err == nil {
+		err = os.Rename(dir, s.repo.dir)
+	}
+	if err != nil {
 		return err
 	}
 	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)})
 }
 
 // writeConfig writes HEAD and config anew where git could not work with the
-// repository: a missing or an empty one. What a person wrote into config stays.
+// repository: a power cut or a full disk leaves one that is empty, or ends early. What a
+// person wrote into config stays.
 func (s *Store) writeConfig() error {
 	for name, text := range s.repoFiles() {
 		path := filepath.Join(s.repo.dir, name)
-		old, err := readBounded(path, maxEntry)
-		if errors.Is(err, syscall.EISDIR) {
-			err = s.repo.clear(path)
-		}
+		data, err := readBounded(path, maxEntry)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if string(old) == text || name == "config" && isConfig(old) {
+		old := string(data)
+		if old == text || name == "config" && strings.Contains(old, "bare = true\n") && !strings.Contains(old, "\x00") {
 			continue
 		}
-		if len(strings.Trim(string(old), "\x00 \t\n")) > 0 && name == "config" {
-			if err := s.repo.setAside(path, os.Link); err != nil {
+		if old != "" && name == "config" {
+			if err := s.setTornAside(path); err != nil {
 				return err
 			}
 		}
@@ -529,26 +516,7 @@ func (s *Store) writeConfig() error {
 			return err
 		}
 	}
-	for _, dir := range []string{s.repo.tmp(), s.repo.packDir()} {
-		if err := errors.Join(s.repo.clear(filepath.Join(dir, "any")), os.MkdirAll(dir, 0o755)); err != nil {
-			return err
-		}
-	}
-	return s.repo.mendPackedRefs()
-}
-
-// isConfig reports whether git can work with a config file, as far as one can tell: a
-// power cut or a full disk leaves one that is empty, or ends in the word that it needs.
-func isConfig(text []byte) bool {
-	if strings.Trim(string(text), "\x00 \t\n") == "" || bytes.ContainsRune(text, 0) {
-		return false
-	}
-	c := config.New()
-	if err := config.NewDecoder(bytes.NewReader(text)).Decode(c); err != nil {
-		return true // git reads more than this decoder
-	}
-	booleans := []string{"", "true", "yes", "on", "1", "false", "no", "off", "0"}
-	return slices.Contains(booleans, strings.ToLower(c.Section("core").Option("bare")))
+	return nil
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

@@ -7,14 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
@@ -33,12 +29,12 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	defer r.mu.Unlock()
 	// A pack may have been joined with others, also while the directory is read: then
 	// the one that has taken its place is found by reading it again.
-	for attempt := 0; ; attempt++ {
+	for attempt := 1; ; attempt++ {
 		content, err := r.searchPacks(want, h)
 		if !errors.Is(err, plumbing.ErrObjectNotFound) && !errors.Is(err, errDamaged) || errors.Is(err, errForeign) {
 			return content, err
 		}
-		if attempt > 0 && !r.packs.vanished || attempt == 5 {
+		if attempt == 3 {
 			return nil, cmp.Or(r.packs.err, err)
 		}
 		if err := r.packs.list(r.packDir()); err != nil {
@@ -49,7 +45,7 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	bad := plumbing.ErrObjectNotFound
-	for name, index := range r.packs.all(r.packDir()) {
+	for name, index := range r.packs.opened {
 		if ok, err := index.Contains(h); err != nil || !ok {
 			continue
 		}
@@ -72,7 +68,7 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 			err = fmt.Errorf("undecodable pack: %v", v)
 		}
 	}()
-	file, err := osfs.Default.OpenFile(filepath.Join(r.packDir(), name+".pack"), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, err := osfs.Default.OpenFile(r.packPath(name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -99,78 +95,48 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 	return content, checkObject(want, o.Type(), h, content)
 }
 
-// packIndexes are the indexes of the packs. Each is opened when it is first needed, the
-// newest first: most of what is read is new.
+// packIndexes are the indexes of the packs, by the names of the packs.
 type packIndexes struct {
-	opened map[string]*idxfile.MemoryIndex // by the name of the pack
-	left   []string                        // to be opened, the newest first
-	// vanished: one was listed, and gone when it was opened.
-	vanished bool
-	// bad: one could not be opened. It is left out, as by git: a repack was cut short.
-	// err is the disk's, which may keep the history from being found.
+	opened map[string]*idxfile.MemoryIndex
+	// bad: one is missing, or could not be opened. It is left out, as by git: a repack was
+	// cut short. err is the disk's, which may keep the history from being found.
 	bad bool
 	err error
 }
 
-// list looks for packs that are new, and forgets those that are gone.
+// list opens the indexes of packs that are new, and forgets those that are gone.
 func (p *packIndexes) list(dir string) error {
 	paths, err := glob(dir, "*.idx") // as git, which also writes loose-*.idx
 	packs, perr := glob(dir, "*.pack")
 	if err = errors.Join(err, perr); err != nil {
 		return fmt.Errorf("list packs: %w", err)
 	}
-	ages := map[string]time.Time{}
+	was := p.opened
+	*p = packIndexes{opened: map[string]*idxfile.MemoryIndex{}}
 	for _, path := range paths {
-		if info, err := os.Lstat(path); err == nil {
-			ages[strings.TrimSuffix(filepath.Base(path), ".idx")] = info.ModTime()
-		}
-	}
-	maps.DeleteFunc(p.opened, func(name string, _ *idxfile.MemoryIndex) bool { return ages[name].IsZero() })
-	p.left = slices.SortedFunc(maps.Keys(ages), func(a, b string) int { return ages[b].Compare(ages[a]) })
-	p.vanished, p.err = false, nil
-	p.bad = slices.ContainsFunc(packs, func(path string) bool { // an index that is missing
-		return ages[strings.TrimSuffix(filepath.Base(path), ".pack")].IsZero()
-	})
-	return nil
-}
-
-// all yields the indexes by the names of their packs.
-func (p *packIndexes) all(dir string) iter.Seq2[string, *idxfile.MemoryIndex] {
-	return func(yield func(string, *idxfile.MemoryIndex) bool) {
-		for name, index := range p.opened {
-			if !yield(name, index) {
-				return
-			}
-		}
-		for len(p.left) > 0 {
-			name := p.left[0]
-			p.left = p.left[1:]
-			if p.opened[name] != nil {
-				continue
-			}
-			index, err := openIndex(filepath.Join(dir, name+".idx"))
-			switch {
-			case err == nil:
-				p.opened[name] = index
-				if !yield(name, index) {
-					return
-				}
-			case errors.Is(err, fs.ErrNotExist):
-				p.vanished = true
-			default:
-				p.bad = true
-				if fromDisk(err) {
+		name := strings.TrimSuffix(filepath.Base(path), ".idx")
+		index := was[name]
+		if index == nil {
+			if index, err = openIndex(path); err != nil {
+				if p.bad = true; fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {
 					p.err = fmt.Errorf("open %s: %w", name, err)
 				}
+				continue
 			}
 		}
+		p.opened[name] = index
 	}
+	for _, path := range packs {
+		p.bad = p.bad || p.opened[strings.TrimSuffix(filepath.Base(path), ".pack")] == nil
+	}
+	return nil
 }
 
 func (r *repo) closePacks() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.packs = packIndexes{opened: map[string]*idxfile.MemoryIndex{}}
+	r.packs = packIndexes{}
+	r.bases.Clear()
 }
 
 // An indexFile has a Stat, for the decoder to check the counts of a torn index against
@@ -189,7 +155,7 @@ func openIndex(path string) (*idxfile.MemoryIndex, error) {
 	}
 	defer func() { _ = file.Close() }()
 	if there, err := exists(strings.TrimSuffix(path, ".idx") + ".pack"); err != nil || !there {
-		return nil, fmt.Errorf("%w: an index without its pack (%v)", errDamaged, err)
+		return nil, cmp.Or(err, fmt.Errorf("the pack of %s is %w", path, errMissing))
 	}
 	index := idxfile.NewMemoryIndex()
 	return index, idxfile.NewDecoder(indexFile{bufio.NewReader(file), file}).Decode(index)
@@ -229,28 +195,24 @@ func (r *repo) writePack(objects []gitObject) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	tmpPack, err := writeTemp(r.tmp(), pack.Bytes(), objectPerm, true)
+	name = "pack-" + sum.String()
+	tmpPack, err := writeTemp(r.dir, pack.Bytes(), objectPerm, true)
 	if err != nil {
 		return "", err
 	}
-	name = "pack-" + sum.String()
-	base := filepath.Join(r.packDir(), name)
-	tmpIndex, err := writeTemp(r.tmp(), idx.Bytes(), objectPerm, true)
+	tmpIndex, err := writeTemp(r.dir, idx.Bytes(), objectPerm, true)
 	if err == nil {
-		err = errors.Join(r.clear(base+".idx"), os.MkdirAll(r.packDir(), 0o755))
+		err = os.MkdirAll(r.packDir(), 0o755)
+	}
+	if err == nil { // one after the other at once: git gc removes an index without its pack
+		err = os.Rename(tmpIndex, filepath.Join(r.packDir(), name+".idx"))
 	}
 	if err == nil {
-		err = os.Rename(tmpIndex, base+".idx")
-	}
-	if err == nil {
-		err = os.Rename(tmpPack, base+".pack")
-	}
-	if err == nil {
-		err = syncPath(r.packDir())
+		err = os.Rename(tmpPack, r.packPath(name))
 	}
 	if err != nil {
 		_, _ = os.Remove(tmpPack), os.Remove(tmpIndex) // what was renamed stays, and harms nobody
 		return "", err
 	}
-	return name, nil
+	return name, syncPath(r.packDir())
 }

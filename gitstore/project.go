@@ -23,20 +23,18 @@ import (
 type projection struct {
 	durable, done   chan struct{} // closed when the journal is synced, and at the end
 	synced, written error         // of the journal, of the repository
-	entries         []entry       // what is to be written
-	found           foreignTip
+	entries         []entry       // what is written
+	// found says what the branch named in place of ours; kept is the ref that keeps it now.
+	found, kept string
 }
 
-// A foreignTip is what somebody else made the branch name, and the ref that keeps it;
-// "" for a record.
-type foreignTip struct {
-	hash plumbing.Hash
-	kept string
-}
-
-// project begins a projection of all that is unwritten, and of the refs.
-func (s *Store) project() {
-	p := &projection{durable: make(chan struct{}), done: make(chan struct{}), entries: s.unwritten}
+// project begins a projection of entries, or of all that the repository lacks if it is
+// behind, and of the refs.
+func (s *Store) project(entries ...entry) {
+	if s.behind != nil {
+		entries = s.repo.lacking(s.ledger.entries)
+	}
+	p := &projection{durable: make(chan struct{}), done: make(chan struct{}), entries: entries}
 	s.projection = p
 	repo, journal, lock, v, stamp, all := s.repo, &s.journal, s.lock, s.view(), s.stamp(), s.ledger.entries
 	go func() {
@@ -45,13 +43,13 @@ func (s *Store) project() {
 		close(p.durable)
 		switch {
 		case p.synced != nil:
-			return
+			p.written = p.synced
 		case !lock.stands():
 			p.written = errAway
-			return
-		}
-		if p.written = repo.writeEntries(p.entries); p.written == nil {
-			p.found, p.written = repo.moveRefs(v, all, stamp)
+		default:
+			if p.written = repo.writeEntries(entries); p.written == nil {
+				p.found, p.kept, p.written = repo.moveRefs(v, all, stamp)
+			}
 		}
 	}()
 }
@@ -62,9 +60,7 @@ func (s *Store) join() error {
 	if p := s.projection; p != nil {
 		<-p.done
 		s.projection = nil
-		if p.synced == nil {
-			s.projected(p.entries, p.written, p.found)
-		}
+		s.projected(p)
 	}
 	if !s.journal.failed || s.lock == nil || s.reload {
 		return nil
@@ -75,32 +71,30 @@ func (s *Store) join() error {
 	return s.write()
 }
 
-func (s *Store) projected(entries []entry, err error, found foreignTip) {
-	s.tellMoved(s.repo)
-	if err != nil {
-		if s.behind == nil {
-			s.log.Warn("git repository behind the journal", "error", err)
-		}
-		s.behind = err
+func (s *Store) projected(p *projection) {
+	if p.written != nil {
+		s.setBehind(p.written)
 		return
 	}
-	switch again := "it names " + idOf(s.head) + " again"; {
-	case found.kept != "":
-		s.repaired(fmt.Sprintf("somebody else's commit %s on the branch", found.hash), again, found.kept)
-	case !found.hash.IsZero() && s.opened && !s.reload && s.behind == nil:
-		s.repaired(fmt.Sprintf("the branch was moved to %s", found.hash), again, "")
+	if p.kept != "" || p.found != "" && s.opened && !s.reload && s.behind == nil {
+		s.repaired(p.found, "it names "+idOf(s.head)+" again", p.kept)
 	}
 	if s.behind != nil {
-		s.log.Info("git repository caught up", "records", len(entries))
+		s.log.Info("git repository caught up")
 	}
-	s.behind = nil
-	s.unsynced = append(s.unsynced, entries...)
-	s.unwritten = s.unwritten[len(entries):]
+	s.behind, s.unsynced = nil, append(s.unsynced, p.entries...)
 }
 
-// write projects all that the repository lacks, and waits for it.
-func (s *Store) write() error {
-	s.project()
+func (s *Store) setBehind(err error) {
+	if s.behind == nil {
+		s.log.Warn("git repository behind the journal", "error", err)
+	}
+	s.behind = err
+}
+
+// write projects entries and waits for it.
+func (s *Store) write(entries ...entry) error {
+	s.project(entries...)
 	return s.join()
 }
 
@@ -141,87 +135,69 @@ func (r *repo) writeLoose(o gitObject) error {
 
 // moveRefs makes the refs name the records of v. If the branch does not name the record
 // before the head, somebody else moved it: then git gets what it lacks of all.
-func (r *repo) moveRefs(v view, all []entry, stamp string) (tip foreignTip, err error) {
+func (r *repo) moveRefs(v view, all []entry, stamp string) (found, kept string, err error) {
 	if v.head == nil {
-		return tip, nil
+		return "", "", nil
 	}
-	found, err := r.readRef(headRef(r.env))
+	h, err := r.readRef(headRef(r.env))
 	if fromDisk(err) {
-		return tip, err
+		return "", "", err
 	}
-	if head := hashOf(v.head); err != nil || found != head {
-		if err != nil || found.String() != v.head.Parent {
-			if tip, err = r.displace(v, found, all, stamp); err != nil {
-				return tip, err
+	if err != nil || h != hashOf(v.head) {
+		if err != nil || h.String() != v.head.Parent {
+			if found, kept, err = r.displace(v, h, all, stamp); err != nil {
+				return "", "", err
 			}
 		}
-		if err := r.writeRef(headRef(r.env), head); err != nil {
-			return tip, err
+		if err := r.writeRef(headRef(r.env), hashOf(v.head)); err != nil {
+			return "", "", err
 		}
 	}
-	if v.applied == nil {
-		return tip, nil
+	h, err = r.readRef(appliedRef(r.env))
+	if v.applied == nil || err == nil && h == hashOf(v.applied) {
+		return found, kept, nil
 	}
-	if found, err := r.readRef(appliedRef(r.env)); err == nil && found == hashOf(v.applied) {
-		return tip, nil
-	}
-	return tip, r.writeRef(appliedRef(r.env), hashOf(v.applied))
+	return found, kept, r.writeRef(appliedRef(r.env), hashOf(v.applied))
 }
 
-// displace prepares for the branch to be moved away from found, which gets a ref below
+// displace prepares for the branch to be moved away from h, which gets a ref below
 // refs/dtesn/set-aside if it is no record of the history.
-func (r *repo) displace(v view, found plumbing.Hash, all []entry, stamp string) (tip foreignTip, err error) {
-	missing := slices.DeleteFunc(slices.Clone(all), func(e entry) bool { return r.hasEntry(&e, false) })
-	if err := r.writeEntries(missing); err != nil {
-		return tip, err
+func (r *repo) displace(v view, h plumbing.Hash, all []entry, stamp string) (found, kept string, err error) {
+	if err := r.writeEntries(r.lacking(all)); err != nil {
+		return "", "", err
 	}
-	if there, err := r.has(found); err != nil || !there || found.IsZero() { // it names nothing
-		return tip, err
+	if _, err := r.stored(plumbing.AnyObject, h); errors.Is(err, errDamaged) { // it names nothing
+		return "", "", nil
+	} else if fromDisk(err) {
+		return "", "", err
 	}
-	if r.inHistory(v, found) {
-		return foreignTip{hash: found}, nil
+	if r.inHistory(v, h) {
+		return "the branch was moved to " + h.String(), "", nil
 	}
+	found = "somebody else's commit " + h.String() + " on the branch"
 	refs, _ := r.foreignRefs()
-	for kept, h := range refs {
-		if h == found && strings.HasPrefix(kept, setAsideRefs+"/") {
-			return foreignTip{found, kept}, nil
+	for ref, named := range refs {
+		if named == h && strings.HasPrefix(ref, setAsideRefs+"/") {
+			return found, ref, nil
 		}
 	}
-	kept := setAsideRefs + "/" + stamp
-	if err := r.writeRef(kept, found); err != nil {
-		return tip, err
+	kept = setAsideRefs + "/" + stamp
+	if err := r.writeRef(kept, h); err != nil {
+		return "", "", err
 	}
 	path := filepath.Join(r.dir, kept)
-	return foreignTip{found, kept}, syncPaths([]string{path, filepath.Dir(path)})
+	return found, kept, syncPaths([]string{path, filepath.Dir(path)})
 }
 
-// hasEntry reports whether git has all objects of an entry; if thorough, whole.
-func (r *repo) hasEntry(e *entry, thorough bool) bool {
-	for _, o := range e.objects {
-		there, err := r.has(o.hash)
-		if err == nil && thorough {
-			_, err = r.stored(o.t, o.hash)
-		}
-		if err != nil || !there {
-			return false
-		}
-	}
-	return true
-}
-
-// writeMissing writes those of the entries again that git lacks: a person's
-// `git gc --prune=now` removes what no ref named when it began.
-func (s *Store) writeMissing(entries []entry) error {
-	for _, e := range entries {
-		isPending := slices.ContainsFunc(s.unwritten, func(u entry) bool { return u.commit == e.commit })
-		if !isPending && !s.repo.hasEntry(&e, false) {
-			s.unwritten = append(s.unwritten, e)
-		}
-	}
-	if s.behind == nil && len(s.unwritten) == 0 {
-		return nil
-	}
-	return s.write()
+// lacking returns those of the entries of which git does not have all objects, whole: a
+// person's `git gc --prune=now` removes what no ref named when it began.
+func (r *repo) lacking(entries []entry) []entry {
+	return slices.DeleteFunc(slices.Clone(entries), func(e entry) bool {
+		return !slices.ContainsFunc(e.objects[:], func(o gitObject) bool {
+			_, err := r.stored(o.t, o.hash)
+			return err != nil
+		})
+	})
 }
 
 // Prepare does what can be done while nobody waits: a checkpoint, pruning, and a look
@@ -232,14 +208,14 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 		return
 	}
 	s.advanceCheckpoint()
-	if s.checkpoint == nil && s.behind == nil {
-		if err := s.prune(ctx, target); err != nil {
-			s.log.Warn("pruning failed", "error", err)
-		}
+	if err := s.prune(ctx, target); err != nil {
+		s.log.Warn("pruning failed", "error", err)
 	}
 	list := s.ledger.unpacked()
-	if err := s.writeMissing(list[max(0, len(list)-8):]); err != nil {
-		s.log.Warn("journal cannot be written", "error", err)
+	if missing := s.repo.lacking(list[max(0, len(list)-8):]); len(missing) > 0 || s.behind != nil {
+		if err := s.write(missing...); err != nil {
+			s.log.Warn("journal cannot be written", "error", err)
+		}
 	}
 	s.repo.makeSpares()
 }
@@ -265,16 +241,13 @@ func (s *Store) Probe(ctx context.Context) error {
 			s.mend()
 		}
 		s.advanceCheckpoint()
-		err = s.writeMissing(s.ledger.unpacked())
-	}
-	if err == nil {
-		err = s.write() // the refs, too
+		err = s.write(s.repo.lacking(s.ledger.unpacked())...)
 	}
 	if err != nil {
 		return stateError("write into", s.opts.Dir, err)
 	}
 	if err := s.syncProjection(); err != nil {
-		s.projected(nil, err, foreignTip{})
+		s.setBehind(err)
 	}
 	return nil
 }

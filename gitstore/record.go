@@ -58,18 +58,25 @@ func memoryObject(t plumbing.ObjectType, content []byte) *plumbing.MemoryObject 
 // snapshot reads the record that a commit is. It is immutable and shared. The
 // error is errDamaged, errForeign, or that of a disk that cannot be read.
 func (r *repo) snapshot(h plumbing.Hash) (*record.Record, error) {
-	if snap := r.cache.get(h); snap != nil {
+	r.cache.mu.Lock()
+	snap := r.cache.records[h]
+	r.cache.mu.Unlock()
+	if snap != nil {
 		return snap, nil
 	}
 	c, err := r.commit(h)
 	if err != nil {
 		return nil, err
 	}
-	snap, err := r.decode(c)
-	if err != nil {
+	if snap, err = r.decode(c); err != nil {
 		return nil, err
 	}
-	r.cache.put(h, snap)
+	r.cache.mu.Lock()
+	defer r.cache.mu.Unlock()
+	if r.cache.records == nil || len(r.cache.records) >= cachedRecords {
+		r.cache.records = map[plumbing.Hash]*record.Record{}
+	}
+	r.cache.records[h] = snap
 	return snap, nil
 }
 
@@ -164,21 +171,6 @@ type recordCache struct {
 	mu      sync.Mutex
 	records map[plumbing.Hash]*record.Record
 	parents map[plumbing.Hash]plumbing.Hash
-}
-
-func (c *recordCache) get(h plumbing.Hash) *record.Record {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.records[h]
-}
-
-func (c *recordCache) put(h plumbing.Hash, rec *record.Record) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.records == nil || len(c.records) >= cachedRecords {
-		c.records = map[plumbing.Hash]*record.Record{}
-	}
-	c.records[h] = rec
 }
 
 // parent returns the first parent of a commit.

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 
@@ -46,7 +44,7 @@ func (r *repo) readRef(name string) (h plumbing.Hash, err error) {
 			return h, err
 		}
 		h, there = packed[name]
-	case isAbsent(err), errors.Is(err, syscall.EISDIR), errors.Is(err, errTooLarge):
+	case isAbsent(err), errors.Is(err, errTooLarge):
 	default:
 		return h, fmt.Errorf("read ref %s: %w", name, err)
 	}
@@ -59,7 +57,7 @@ func (r *repo) readRef(name string) (h plumbing.Hash, err error) {
 // packedRefs reads packed-refs; a ref that is torn is zero.
 func (r *repo) packedRefs() (map[string]plumbing.Hash, error) {
 	data, err := readBounded(filepath.Join(r.dir, packedFile), maxPacked)
-	if err != nil && !isAbsent(err) && !errors.Is(err, syscall.EISDIR) {
+	if err != nil && !isAbsent(err) {
 		return nil, fmt.Errorf("read packed refs: %w", err)
 	}
 	refs := map[string]plumbing.Hash{}
@@ -71,31 +69,11 @@ func (r *repo) packedRefs() (map[string]plumbing.Hash, error) {
 	return refs, nil
 }
 
-// mendPackedRefs leaves those lines of packed-refs that git can read: for one that it
-// cannot it refuses to work.
-func (r *repo) mendPackedRefs() error {
-	path := filepath.Join(r.dir, packedFile)
-	if err := r.clear(path); err != nil {
-		return err
-	}
-	data, err := readBounded(path, maxPacked)
-	if isAbsent(err) {
-		return nil
-	}
-	var good strings.Builder
-	for line := range strings.Lines(string(data)) {
-		hex, ref, isRef := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "^"), " ")
-		if _, ok := parseHash(hex); ok && strings.HasSuffix(line, "\n") && isRef == (line[0] != '^') && !strings.Contains(ref, " ") || line[0] == '#' {
-			good.WriteString(line)
-		}
-	}
-	if err != nil || good.String() == string(data) {
-		return err
-	}
-	if err := r.setAside(path, os.Link); err != nil { // it stays until the mended one is durable
-		return err
-	}
-	return writeDurable(path, []byte(good.String()), refPerm)
+// isPackedRef reports whether git can read a line of packed-refs.
+func isPackedRef(line string) bool {
+	hex, ref, isRef := strings.Cut(strings.TrimPrefix(line, "^"), " ")
+	_, ok := parseHash(hex)
+	return strings.HasPrefix(line, "#") || ok && isRef == (line[0] != '^') && !strings.Contains(ref, " ")
 }
 
 // parseHash reads 40 lower-case hex digits that are not all zero.
@@ -110,7 +88,7 @@ func parseHash(s string) (plumbing.Hash, bool) {
 // writeRef makes a ref name a commit. It is not synced. The temporary file lies
 // outside refs/, where git would take what a kill leaves for a broken ref.
 func (r *repo) writeRef(name string, h plumbing.Hash) error {
-	return r.placeRef(filepath.Join(r.dir, name), []byte(h.String()+"\n"))
+	return r.place(filepath.Join(r.dir, name), []byte(h.String()+"\n"), refPerm)
 }
 
 // refPaths are the files of our refs, each with its directory.

@@ -2,21 +2,16 @@ package gitstore
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
 	"github.com/go-git/go-git/v5/plumbing/format/objfile"
 
 	"dtesn-agent/schema"
@@ -34,6 +29,10 @@ const (
 // cannot be read is another error: history must not be given up for it.
 var errDamaged = errors.New("damaged")
 
+// errMissing says that an object is neither in a loose file nor in a pack; it is
+// errDamaged, too.
+var errMissing = errors.New("missing")
+
 // errForeign says that a commit is whole, but no record of ours.
 var errForeign = errors.New("not a record of this agent")
 
@@ -47,7 +46,7 @@ type repo struct {
 	// journaled are the objects that the journal has; they are read from there.
 	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
 
-	moved [][2]string // what moveAway moved: from where in the repository, and whither
+	spares []string // see place
 
 	mu    sync.Mutex // guards what follows
 	packs packIndexes
@@ -55,12 +54,13 @@ type repo struct {
 }
 
 func newRepo(state string, env schema.Environment) *repo {
-	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, packs: packIndexes{opened: map[string]*idxfile.MemoryIndex{}}, bases: cache.NewObjectLRU(1 << 20)}
+	return &repo{dir: filepath.Join(state, repoDir), state: state, env: env, bases: cache.NewObjectLRU(1 << 20)}
 }
 
-func (r *repo) tmp() string     { return filepath.Join(r.dir, "tmp") }
 func (r *repo) objects() string { return filepath.Join(r.dir, "objects") }
 func (r *repo) packDir() string { return filepath.Join(r.objects(), "pack") }
+
+func (r *repo) packPath(name string) string { return filepath.Join(r.packDir(), name+".pack") }
 
 func (r *repo) objectPath(h plumbing.Hash) string {
 	hex := h.String()
@@ -92,38 +92,9 @@ func (r *repo) stored(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 		content, err = r.loose(want, h)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w: %s %s is missing", errDamaged, want, h)
+		err = fmt.Errorf("%w: %s %s is %w", errDamaged, want, h, errMissing)
 	}
 	return content, err
-}
-
-// has reports whether the repository has an object, loose or packed, without
-// reading it.
-func (r *repo) has(h plumbing.Hash) (bool, error) {
-	if there, err := exists(r.objectPath(h)); there || err != nil {
-		return there, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for attempt := 0; ; attempt++ { // see packed
-		for name, index := range r.packs.all(r.packDir()) {
-			if ok, err := index.Contains(h); !ok || err != nil {
-				continue
-			}
-			if there, err := exists(filepath.Join(r.packDir(), name+".pack")); there || err != nil {
-				return there, err
-			}
-		}
-		switch {
-		case attempt > 0 && !r.packs.vanished:
-			return false, r.packs.err
-		case attempt == 5:
-			return false, fmt.Errorf("look for %s: the packs change all the time", h)
-		}
-		if err := r.packs.list(r.packDir()); err != nil {
-			return false, err
-		}
-	}
 }
 
 // packsWhole reports whether every pack could be opened when they were listed last.
@@ -154,23 +125,20 @@ func (r *repo) loosePaths() (map[plumbing.Hash]string, error) {
 // loose reads a loose object. One that is larger than ours are is errForeign.
 func (r *repo) loose(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	raw, err := readBounded(r.objectPath(h), 2*maxObject)
-	switch {
-	case isAbsent(err):
+	if isAbsent(err) {
 		return nil, fmt.Errorf("object %s: %w", h, fs.ErrNotExist)
-	case errors.Is(err, syscall.EISDIR):
-		return nil, fmt.Errorf("%w: object %s is a directory", errDamaged, h)
-	case err != nil && !errors.Is(err, errTooLarge):
-		return nil, err
 	}
 	var t plumbing.ObjectType
 	var content []byte
 	if err == nil {
 		t, content, err = readObject(raw)
 	}
-	if errors.Is(err, errTooLarge) {
+	switch {
+	case errors.Is(err, errTooLarge):
 		return nil, fmt.Errorf("%w: object %s: %w", errForeign, h, err)
-	}
-	if err != nil {
+	case fromDisk(err):
+		return nil, err
+	case err != nil:
 		return nil, fmt.Errorf("%w: %s %s is torn: %w", errDamaged, want, h, err)
 	}
 	return content, checkObject(want, t, h, content)
@@ -204,49 +172,5 @@ func checkObject(want, t plumbing.ObjectType, h plumbing.Hash, content []byte) e
 	if t != want && want != plumbing.AnyObject {
 		return fmt.Errorf("%w: %s is a %s, not a %s", errForeign, h, t, want)
 	}
-	return nil
-}
-
-// clear sets aside what keeps a file of the repository from being made: a directory in
-// its place, or a file in the place of one of its directories.
-func (r *repo) clear(path string) error {
-	for p := path; p != r.dir; p = filepath.Dir(p) {
-		look := os.Stat // a directory may be a link to one
-		if p == path {
-			look = os.Lstat
-		}
-		info, err := look(p)
-		if isAbsent(err) || err == nil && info.IsDir() == (p != path) {
-			continue
-		}
-		if err == nil {
-			err = r.moveAway(p)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// moveAway moves a file of the repository to <state>/set-aside.
-func (r *repo) moveAway(path string) error {
-	return r.setAside(path, os.Rename)
-}
-
-// setAside moves or links a file of the repository to <state>/set-aside.
-func (r *repo) setAside(path string, how func(from, to string) error) error {
-	rel, err := filepath.Rel(r.dir, path)
-	if err != nil {
-		return err
-	}
-	kept := filepath.Join(r.state, setAsideDir, strings.ReplaceAll(rel, "/", "-")+"-"+rand.Text())
-	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
-		return err
-	}
-	if err := how(path, kept); err != nil {
-		return err
-	}
-	r.moved = append(r.moved, [2]string{rel, kept})
 	return nil
 }

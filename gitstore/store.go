@@ -61,14 +61,13 @@ type history struct {
 	lost          *record.Hold
 
 	projection *projection // what is being written to git, nil if nothing is
-	unwritten  []entry     // what the repository does not have yet
 	unsynced   []entry     // what it has, and maybe not on the disk
 	behind     error       // why it lacks what the journal has
 	checkpoint *checkpoint // what is being packed, nil if nothing is
+	packed     []entry     // what is in a pack, and maybe in loose files still
 	packError  error       // why the last checkpoint failed
 	mendError  error       // why HEAD, config, packed-refs or shallow could not be put right
 	torn       bool        // a sync of the repository failed: the next start looks at all of it
-	removing   chan struct{}
 }
 
 const (
@@ -146,8 +145,9 @@ func (s *Store) Close() error {
 	}
 	err := s.join()
 	if err == nil && s.lock.stands() && !s.reload {
-		s.finishCheckpoint(true)
-		s.finishCheckpoint(true) // what was committed while the first one ran
+		s.finishCheckpoint()
+		s.makeCheckpoint() // of what was committed while the first one ran
+		s.removePacked(len(s.packed))
 		err = errors.Join(s.mendJournal(), s.syncProjection())
 	}
 	clean := err == nil && s.lost == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
@@ -198,14 +198,6 @@ func (s *Store) repaired(found, did, kept string) {
 
 func (s *Store) logRepair(r record.Repair) {
 	s.log.Warn("repaired the snapshot repository", "found", r.Found, "did", r.Did, "kept", r.Kept)
-}
-
-// tellMoved tells what clear moved.
-func (s *Store) tellMoved(r *repo) {
-	for _, moved := range r.moved {
-		s.repaired(moved[0]+" of the repository is in the way, or torn", "set aside", moved[1])
-	}
-	r.moved = nil
 }
 
 // lostFact is the name of the fact that Lost returns.

@@ -192,9 +192,11 @@ const (
 	mostBytes = 2<<20 + 4<<20 // what is allocated ahead, and what so few records take
 )
 
-// checkFiles finds leftovers and looks how large the state directory is.
+// checkFiles finds leftovers and looks how large the state directory is. The agent may
+// be packing: what it has on its way to another place is not left over.
 func (w *world) checkFiles(records int) error {
 	loose, packs, size := 0, 0, int64(0)
+	var leftovers []string
 	err := filepath.WalkDir(w.state, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // packed meanwhile
@@ -206,11 +208,11 @@ func (w *world) checkFiles(records int) error {
 		name := d.Name()
 		for _, left := range []string{"tmp-", "tmp_", "fetch-", "snapshots.git.new-", "set-aside"} {
 			if strings.HasPrefix(name, left) {
-				return fmt.Errorf("left over: %s", rel)
+				leftovers = append(leftovers, path)
 			}
 		}
 		if strings.HasSuffix(name, ".lock") {
-			return fmt.Errorf("left over: %s", rel)
+			leftovers = append(leftovers, path)
 		}
 		switch {
 		case d.IsDir():
@@ -225,6 +227,11 @@ func (w *world) checkFiles(records int) error {
 		}
 		return nil
 	})
+	for _, path := range leftovers {
+		if err == nil {
+			err = until(path+" is removed", func() bool { _, err := os.Lstat(path); return errors.Is(err, fs.ErrNotExist) })
+		}
+	}
 	if err != nil {
 		return err
 	}
