@@ -116,10 +116,10 @@ func TestALogBeginsBehindAHistory(t *testing.T) {
 		f.past.add(record.KindChange, record.Applied)
 	}
 	f.past.add(record.KindChange, record.Pending)
-	l := f.open()
+	f.open()
 	f.want()
 	f.past.rows[0].Outcome = record.Applied // by a process that was killed before it told anybody
-	l = f.open()
+	l := f.open()
 	events, err := l.After(0, 10)
 	if err != nil || len(events) != 1 || events[0].Record != "snapshot_4" || events[0].Sequence < 1e12 {
 		t.Errorf("%+v, %v", events, err)
