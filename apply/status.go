@@ -72,6 +72,9 @@ type Status struct {
 	// disk, so it is known before the engine is; it must not be changed.
 	Applied *record.Record `json:"-"`
 
+	// Unrecorded: a change, a pause or the end of one could not be recorded, and waits.
+	Unrecorded bool `json:"-"`
+
 	// openRollback is the id of the rollback that is on record and not settled, or "".
 	openRollback string
 	// checks hold but for SourceFresh, which the clock decides.

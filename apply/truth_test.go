@@ -483,3 +483,48 @@ func TestTheDirectoryComesBackOtherwise(t *testing.T) {
 		})
 	}
 }
+
+// TestUnrecorded: the status says whether a change waits for the disk.
+func TestUnrecorded(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.m.plan("commit", fails, fails)
+		w.declare(stateB, "")
+		w.pass(100 * time.Millisecond)
+		if s := w.r.Status(); !s.Unrecorded {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		w.pass(time.Minute)
+		if s := w.r.Status(); s.Unrecorded {
+			t.Errorf("%s: %s", s.State, s.Reason)
+		}
+		w.check("applied", inSync(stateB))
+	})
+}
+
+// TestSubscription: subscribers are told each event once it is in the status; a slow one
+// loses some, which is counted, and nobody waits for it.
+func TestSubscription(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		fast, slow, closed := w.r.Subscribe(10), w.r.Subscribe(1), w.r.Subscribe(1)
+		closed.Close()
+		closed.Close()
+		if _, ok := <-closed.Events; ok {
+			t.Error("a closed subscription has an event")
+		}
+		w.declare(stateB, "")
+		w.must(&apply.Rollback{Reason: "night"})
+		for _, want := range []apply.EventType{apply.EventApplied, apply.EventRolledBack} {
+			e := <-fast.Events
+			if e.Type != want || e.Record == "" || len(e.Changes) == 0 || e.Instance == "" {
+				t.Errorf("got %+v, want %s", e, want)
+			}
+		}
+		if slow.Dropped() != 1 || len(slow.Events) != 1 || fast.Dropped() != 0 {
+			t.Errorf("%d and %d dropped", slow.Dropped(), fast.Dropped())
+		}
+		w.end()
+		if _, ok := <-fast.Events; ok {
+			t.Error("there are events after the end")
+		}
+	})
+}

@@ -21,7 +21,7 @@ func View(s *State, now time.Time) *Status {
 		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
 		Attempts: s.report.attempts, Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
 		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]record.Repair{}, s.repairs...),
-		Running: s.viewRunning(), Applied: s.applied, openRollback: s.openRollback(),
+		Running: s.viewRunning(), Applied: s.applied, Unrecorded: s.faults[stageCommit] != nil, openRollback: s.openRollback(),
 		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
 	}
 	if a := s.report.last(); a != nil {

@@ -329,7 +329,9 @@ func TestReadmeWords(t *testing.T) {
 // still is a source that shows a status in which the engine runs something.
 type still struct{ runs schema.Parameters }
 
-func (s still) Status() *apply.Status { return &apply.Status{Current: &s.runs} }
+func (s still) Status() *apply.Status {
+	return &apply.Status{Current: &s.runs, Running: apply.Running{SnapshotID: "snapshot_1_0001"}}
+}
 
 func (s still) Latest() *apply.Update { return &apply.Update{Status: s.Status()} }
 

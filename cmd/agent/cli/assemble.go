@@ -81,6 +81,9 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if opt.Volatile = volatile(s.state); opt.Volatile != "" && !s.observe {
 		logger.Warn("state directory is volatile", "directory", s.state, "reason", opt.Volatile, "hint", "holds and pauses end with it: put --state on a persistent volume")
 	}
+	if rec := a.store.Applied(); rec != nil {
+		metrics.Restore("transaction", rec.Timestamp)
+	}
 	a.reconciler = apply.New(opt)
 	if s.once {
 		a.once = newOnce(s.onceTimeout, a.reconciler.Latest())

@@ -2,12 +2,12 @@ package status
 
 import (
 	"net/http"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dtesn-agent/apply"
@@ -85,9 +85,7 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "environment": string(rules.Environment()), "schema": rules.Schema().Digest()},
 	})
 	info.Set(1)
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "go_goroutines", Help: "Goroutines that exist.",
-	}, func() float64 { return float64(runtime.NumGoroutine()) }))
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "dtesn_agent_log_lines_dropped_total", Help: "Lines of the log that its reader did not take.",
 	}, func() float64 { return float64(m.DroppedLines.Load()) }))
@@ -125,6 +123,10 @@ func (m *Metrics) Drift() { m.drifts.Inc() }
 // Success stamps a loop.
 func (m *Metrics) Success(loop string) { m.success.WithLabelValues(loop).SetToCurrentTime() }
 
+// Restore stamps a loop with the time at which an earlier process did its work, in Unix
+// seconds.
+func (m *Metrics) Restore(loop string, at float64) { m.success.WithLabelValues(loop).Set(at) }
+
 // handler serves the series. One answer has some 6 KB, and what compresses it takes a
 // hundred times that.
 func (m *Metrics) handler() http.Handler {
@@ -142,7 +144,8 @@ type gauges struct {
 
 var (
 	gaugeInSync    = prometheus.NewDesc("dtesn_agent_in_sync", "1 while the engine runs what the source declares.", nil, nil)
-	gaugeHeld      = prometheus.NewDesc("dtesn_agent_held", "1 while something is held or the agent is paused.", nil, nil)
+	gaugeHeld      = prometheus.NewDesc("dtesn_agent_held", "Entries that are held, by who rejected them or rolled back; a pause counts as one.", []string{"cause"}, nil)
+	gaugeRunning   = prometheus.NewDesc("dtesn_agent_running_info", "1, with the record that the engine was last read to run, and the revision that declared it.", []string{"snapshot", "revision"}, nil)
 	gaugeEngineUp  = prometheus.NewDesc("dtesn_agent_engine_up", "1 while the engine answers.", nil, nil)
 	gaugeSnapshots = prometheus.NewDesc("dtesn_agent_active_snapshots", "Applied states within the default page.", nil, nil)
 	gaugeLast      = prometheus.NewDesc("dtesn_agent_last_apply_successful", "1 if the last attempt was applied or changed nothing.", nil, nil)
@@ -152,7 +155,7 @@ var (
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText} {
+	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText} {
 		ch <- d
 	}
 }
@@ -164,7 +167,21 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	put(gaugeInSync, number(s.InSync))
-	put(gaugeHeld, number(s.Held != nil))
+	held := map[string]int{}
+	if h := s.Held; h != nil {
+		for _, e := range h.Entries {
+			held[e.By]++
+		}
+		if h.Paused {
+			held[h.By]++
+		}
+	}
+	for _, cause := range append(causes, "agent") {
+		put(gaugeHeld, float64(held[cause]), cause)
+	}
+	if r := s.Running; r.SnapshotID != "" {
+		put(gaugeRunning, 1, r.SnapshotID, r.SourceRevision)
+	}
 	put(gaugeEngineUp, number(s.Engine.Reachable))
 	put(gaugeSnapshots, float64(s.ActiveSnapshots))
 	put(gaugeLast, number(lastApplied(s)))
@@ -186,6 +203,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 // lastApplied reports whether the last attempt that came to an outcome went
 // well.
 func lastApplied(s *apply.Status) bool {
+	if s.Unrecorded {
+		return false
+	}
 	for _, a := range s.Attempts {
 		switch a.Outcome {
 		case record.Applied, record.Unchanged:
