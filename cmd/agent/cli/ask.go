@@ -102,7 +102,7 @@ func notRunning(state string, err error) error {
 		p.Hint = "what it had recorded goes on at its next start: agent snapshots --state " + shellWord(state)
 	case errors.Is(err, unix.EACCES):
 		p.Err = fmt.Errorf("permission denied on %s", filepath.Join(state, "agent.sock"))
-		p.Hint = "run this as the user that runs the agent, or with sudo"
+		p.Hint = "run this as the user that runs the agent, or with sudo; to read, its group may search the directory (chmod g+x " + shellWord(state) + "), or ask its --listen address: curl http://127.0.0.1:9310/"
 	default:
 		return fmt.Errorf("ask the agent on %s: %w", state, err)
 	}

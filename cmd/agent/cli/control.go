@@ -25,9 +25,9 @@ import (
 // holds 108 bytes, one of them NUL; unix(7)).
 const maxSocketPath = 107
 
-// A control is the operator's way into a running agent: HTTP over
-// <state>/agent.sock, mode 0600, so that who may write into the state
-// directory may command and nobody else.
+// A control is the operator's way into a running agent: HTTP over <state>/agent.sock.
+// Orders are taken from the agent's user and from root alone, by the kernel's word. The
+// socket's group may read, if it may search the state directory.
 type control struct {
 	agent *agent
 	place
@@ -104,7 +104,10 @@ func (c *control) listen() error {
 		return fmt.Errorf("listen on the control socket: %w", err)
 	}
 	c.listener = listener.(*net.UnixListener)
-	c.listener.SetUnlinkOnClose(false) // what lies there then may be another's
+	c.listener.SetUnlinkOnClose(false)              // what lies there then may be another's
+	if err := os.Chmod(c.path, 0o660); err != nil { // not before: the umask counts at bind
+		return fmt.Errorf("open the control socket to its group: %w", err)
+	}
 	c.place, err = placeOf(c.path)
 	return err
 }
@@ -135,12 +138,12 @@ func (c *control) serve(ctx context.Context) error {
 		writeJSON(w, http.StatusOK, map[string]string{"html": string(c.agent.web.Report(q.Context()))})
 	})
 	mux.HandleFunc("GET /events", status.StreamEvents(c.agent.events))
-	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST /sync", operators(func(w http.ResponseWriter, _ *http.Request) {
 		c.agent.sync()
 		writeJSON(w, http.StatusOK, orderResult{Text: "the source and the engine are being read"})
-	})
+	}))
 	for verb, build := range builders {
-		mux.HandleFunc("POST /"+verb, func(w http.ResponseWriter, q *http.Request) { c.order(w, q, build) })
+		mux.HandleFunc("POST /"+verb, operators(func(w http.ResponseWriter, q *http.Request) { c.order(w, q, build) }))
 	}
 	server := bounded.New(c.agent.log, c.path, mux)
 	// An order may wait for longer: its body and its answer have deadlines of their own.
@@ -167,6 +170,19 @@ func (c *control) serve(ctx context.Context) error {
 		if !c.agent.again(ctx, "control socket", c.path, c.listen) {
 			return nil
 		}
+	}
+}
+
+// operators refuses requests of others than the agent's user and root.
+func operators(handler http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, q *http.Request) {
+		if uid, _ := q.Context().Value(uidKey{}).(int); uid != 0 && uid != os.Geteuid() {
+			writeJSON(w, http.StatusForbidden, orderResult{
+				Error: fmt.Sprintf("uid %d may read the status and give no orders", uid), Hint: "run this as the user that runs the agent, or with sudo",
+			})
+			return
+		}
+		handler(w, q)
 	}
 }
 
