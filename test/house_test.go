@@ -47,10 +47,11 @@ var mayImport = map[string][]string{
 	"dtesn/engine":      {"schema", "dtesn", "dtesn/api", "dtesn/bounded"},
 	"apply":             {"schema", "schema/problem", "gitstore/record", "watcher/document", "dtesn/api"},
 	"cmd/agent/events":  {"schema/problem", "gitstore/record", "apply"},
-	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded"},
+	"cmd/agent/hooks":   {"schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
+	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded", "cmd/agent/hooks"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
-		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals", "cmd/agent/events",
+		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals", "cmd/agent/events", "cmd/agent/hooks",
 	},
 	"cmd/agent":  {"cmd/agent/cli"},
 	"test/bench": {"schema", "dtesn", "dtesn/engine", "gitstore", "gitstore/record", "test/gitserver"},

@@ -13,6 +13,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/events"
+	"dtesn-agent/cmd/agent/hooks"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/dtesn"
 	"dtesn-agent/dtesn/engine"
@@ -32,6 +33,7 @@ type agent struct {
 	reconciler   *apply.Reconciler
 	events       *events.Log
 	told         *apply.Subscription // of events
+	hooks        *hooks.Set
 	web          *status.Server
 	control      *control
 	embedded     *engine.Engine
@@ -95,8 +97,12 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if a.events, err = events.Open(ctx, events.Options{Dir: s.state, History: a.reader, Holding: a.store.Holding, Logger: logger}); err != nil {
 		return a, err
 	}
+	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: a.reconciler.Keep, Logger: logger})
+	if err := a.loadHooks(); err != nil {
+		return a, err
+	}
 	a.web = status.New(status.Options{
-		Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
+		Hooks: a.hooks.Status, Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts, SourceURL: s.sourceURL,
 	})
 	return a, a.listen()
@@ -123,6 +129,18 @@ func (a *agent) openStore(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// loadHooks reads the file of hooks.
+func (a *agent) loadHooks() error {
+	if a.settings.hooks == "" {
+		return nil
+	}
+	list, err := hooks.Load(a.settings.hooks)
+	if err == nil {
+		a.hooks.Replace(list)
+	}
+	return err
 }
 
 func (a *agent) openEngine() error {
@@ -210,6 +228,7 @@ func (a *agent) stages(ctx context.Context) [][]part {
 	transaction := []part{{"transaction", a.reconciler.Run}}
 	tellers := []part{
 		{"events", func(ctx context.Context) error { return a.events.Run(ctx, a.told) }},
+		{"hooks", a.hooks.Run},
 		{"http", func(ctx context.Context) error { return a.web.Serve(ctx, a.listener, a.web.Handler()) }},
 		{"control", a.control.serve},
 	}

@@ -203,16 +203,16 @@ func peerUID(conn net.Conn) int {
 
 // A report is the answer to GET /status: the status and what the clock says.
 type report struct {
-	Status *apply.Status `json:"status"`
-	Checks apply.Checks  `json:"checks"`
-	Ready  bool          `json:"ready"`
-	Live   bool          `json:"live"`
-	Why    string        `json:"why,omitempty"`
-	Text   string        `json:"text"`
+	Status *status.FullStatus `json:"status"`
+	Checks apply.Checks       `json:"checks"`
+	Ready  bool               `json:"ready"`
+	Live   bool               `json:"live"`
+	Why    string             `json:"why,omitempty"`
+	Text   string             `json:"text"`
 }
 
 func (c *control) status(w http.ResponseWriter, _ *http.Request) {
-	s := c.agent.reconciler.Status()
+	s := c.agent.web.Full()
 	stuck := c.agent.web.Stuck()
 	r := report{Status: s, Checks: s.Checks(time.Now()), Ready: s.Ready, Live: stuck == "", Why: s.Unready, Text: c.agent.web.Text()}
 	if stuck != "" {

@@ -40,7 +40,7 @@ type settings struct {
 	state, listen             string
 	healthListen, instance    string
 	allowedHosts              []string
-	sourceURL                 string
+	sourceURL, hooks          string
 	settle, resync            time.Duration
 	drift                     string
 	driftInterval             time.Duration
@@ -68,6 +68,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.healthListen, "health-listen", "", "a second `address` that serves only /livez, /readyz and /metrics; may be off loopback")
 	f.StringSliceVar(&s.allowedHosts, "allowed-hosts", nil, "`names` that --listen answers to besides loopback, separated by commas")
 	f.StringVar(&s.sourceURL, "source-url", "", "the `address` of a line at your git host, with {commit}, {file} and {line}, for links on the page")
+	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens; SIGHUP reads it again")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
 	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")

@@ -32,11 +32,11 @@ func (s *Server) current(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	reply(w, http.StatusOK, map[string]any{"success": true, "status": s.opt.Source.Status()})
+	reply(w, http.StatusOK, map[string]any{"success": true, "status": s.Full()})
 }
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
-	st := s.opt.Source.Status()
+	st := s.Full()
 	checks := st.Checks(time.Now())
 	code := http.StatusOK
 	if !checks.Healthy() {

@@ -272,6 +272,9 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 	d.Timelines = timelines(s.opt.Rules, rows, now)
 	s.pageRecords(ctx, d, rows, q)
 	d.facts(st)
+	for _, h := range s.Full().Hooks {
+		d.Facts = append(d.Facts, pageFact{Name: "hook", Text: Plain(h.String())})
+	}
 	return d
 }
 

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/hooks"
 	"dtesn-agent/dtesn/bounded"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
@@ -52,6 +53,8 @@ type Options struct {
 	Loops  func() map[string]time.Time
 	Stuck  time.Duration
 	Logger *slog.Logger
+	// Hooks returns how the hooks are; nil if there can be none.
+	Hooks func() []hooks.Status
 	// SourceURL is the address of a line at the team's git host, with {commit}, {file} and
 	// {line}; "" if there is none.
 	SourceURL string
@@ -72,6 +75,22 @@ func New(opt Options) *Server {
 	}
 	opt.Metrics.show(opt.Source)
 	return &Server{opt: opt}
+}
+
+// Full returns the status with what the agent's other parts know.
+func (s *Server) Full() *FullStatus {
+	f := &FullStatus{Status: *s.opt.Source.Status(), Hooks: []hooks.Status{}}
+	if s.opt.Hooks != nil {
+		f.Hooks = s.opt.Hooks()
+	}
+	f.RegisteredCallbacks = len(f.Hooks)
+	return f
+}
+
+// A FullStatus is apply.Status with how the hooks are.
+type FullStatus struct {
+	apply.Status
+	Hooks []hooks.Status `json:"hooks"`
 }
 
 // CheckAddress reports what is wrong with an address to listen on. Off loopback

@@ -1,0 +1,148 @@
+package hooks
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema/problem"
+)
+
+// A cloudEvent is an event as hooks get it: CloudEvents 1.0, JSON format.
+type cloudEvent struct {
+	SpecVersion string       `json:"specversion"`
+	ID          string       `json:"id"` // INSTANCE/SEQUENCE
+	Source      string       `json:"source"`
+	Type        string       `json:"type"`
+	Time        string       `json:"time"`
+	Subject     string       `json:"subject,omitempty"` // id of the record
+	ContentType string       `json:"datacontenttype"`
+	Data        *apply.Event `json:"data"`
+}
+
+func idOf(e *apply.Event) string { return fmt.Sprintf("%s/%d", e.Instance, e.Sequence) }
+
+func encode(e *apply.Event) ([]byte, error) {
+	return json.Marshal(cloudEvent{
+		SpecVersion: "1.0", ID: idOf(e), Source: fmt.Sprintf("/dtesn-agent/%s/%s", e.Environment, e.Instance), Type: "dev.dtesn." + string(e.Type),
+		Time: record.FromUnix(e.At).UTC().Format(time.RFC3339Nano), Subject: e.Record, ContentType: "application/json", Data: e,
+	})
+}
+
+// A verdict says what becomes of an event after an attempt to deliver it.
+type verdict int
+
+const (
+	delivered verdict = iota
+	tryLater          // no answer, or one that is about the moment
+	dropIt            // the receiver does not want this one
+	switchOff         // nor any other
+)
+
+// maxAnswer bounds what is kept of an answer or an output, for the log.
+const maxAnswer = 200
+
+// deliver makes one attempt. after is how long the receiver asks to wait.
+func (h *Hook) deliver(ctx context.Context, client *http.Client, e *apply.Event) (v verdict, after time.Duration, err error) {
+	body, err := encode(e)
+	if err != nil {
+		return dropIt, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
+	defer cancel()
+	if len(h.Command) > 0 {
+		return h.run(ctx, body)
+	}
+	return h.post(ctx, client, idOf(e), body)
+}
+
+// post sends a webhook: Standard Webhooks 1.0.
+func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []byte) (v verdict, after time.Duration, err error) {
+	key, err := h.secret()
+	if err != nil {
+		return tryLater, 0, err
+	}
+	q, err := http.NewRequestWithContext(ctx, http.MethodPost, h.URL, bytes.NewReader(body))
+	if err != nil {
+		return dropIt, 0, errors.New("the address cannot be used")
+	}
+	now := strconv.FormatInt(time.Now().Unix(), 10)
+	q.Header.Set("Content-Type", "application/cloudevents+json")
+	q.Header.Set("User-Agent", "dtesn-agent")
+	q.Header.Set("Webhook-Id", id)
+	q.Header.Set("Webhook-Timestamp", now)
+	if key != nil {
+		mac := hmac.New(sha256.New, key)
+		fmt.Fprintf(mac, "%s.%s.%s", id, now, body)
+		q.Header.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	}
+	resp, err := client.Do(q)
+	if err != nil {
+		if cause := errors.Unwrap(err); cause != nil { // net/url repeats the address, which may hold a secret
+			err = cause
+		}
+		return tryLater, 0, err
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	err = fmt.Errorf("the receiver responds %d %s (%q)", resp.StatusCode, http.StatusText(resp.StatusCode), problem.Line(string(text), maxAnswer))
+	switch code := resp.StatusCode; {
+	case code >= 200 && code < 300:
+		return delivered, 0, nil
+	case code == http.StatusGone:
+		return switchOff, 0, err
+	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
+		if seconds, perr := strconv.Atoi(resp.Header.Get("Retry-After")); perr == nil {
+			after = time.Duration(min(max(seconds, 0), 24*3600)) * time.Second
+		}
+		return tryLater, after, err
+	}
+	return dropIt, 0, err
+}
+
+// run runs a command, without a shell and in a process group of its own, which ends with it.
+func (h *Hook) run(ctx context.Context, body []byte) (verdict, time.Duration, error) {
+	cmd := exec.CommandContext(ctx, h.Command[0], h.Command[1:]...)
+	cmd.Stdin = bytes.NewReader(body)
+	out := &limited{}
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	if cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
+	}
+	if err == nil {
+		return delivered, 0, nil
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not done within %s", h.Timeout)
+	}
+	if text := problem.Line(strings.TrimSpace(out.String()), maxAnswer); text != "" {
+		err = fmt.Errorf("%w (%q)", err, text)
+	}
+	return tryLater, 0, err
+}
+
+// limited keeps the beginning of what is written to it.
+type limited struct{ bytes.Buffer }
+
+func (l *limited) Write(p []byte) (int, error) {
+	l.Buffer.Write(p[:min(len(p), max(0, 4<<10-l.Len()))])
+	return len(p), nil
+}

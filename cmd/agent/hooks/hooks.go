@@ -1,0 +1,272 @@
+package hooks
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
+)
+
+// Events are the events that were recorded; *events.Log is one.
+type Events interface {
+	After(sequence int64, limit int) ([]apply.Event, error)
+	Last() (sequence int64, changed <-chan struct{})
+}
+
+// Options are what a Set is made of.
+type Options struct {
+	Events Events
+	// Fact returns what Keep kept under a name, at the start of the process.
+	Fact   func(name string) []byte
+	Keep   func(name string, value []byte)
+	Logger *slog.Logger
+}
+
+// A Set is the hooks of an agent. Its methods are safe from any goroutine.
+type Set struct {
+	opt    Options
+	client *http.Client
+
+	mu      sync.Mutex
+	hooks   []*delivery
+	changed chan struct{} // closed by Replace
+}
+
+// A delivery is a hook with how far it came.
+type delivery struct {
+	Hook
+	set *Set
+
+	mu     sync.Mutex
+	cursor cursor
+	status Status
+}
+
+// A cursor is what outlives the process. The JSON is a fact.
+type cursor struct {
+	Sequence int64 `json:"sequence"` // of the last event that the hook is done with
+	Off      bool  `json:"off,omitempty"`
+	Dropped  int64 `json:"dropped,omitempty"`
+}
+
+// A Status is how a hook is.
+type Status struct {
+	Name string `json:"name"`
+	// Lag is how many events wait, those that it is not told included.
+	Lag       int64   `json:"lag"`
+	Delivered int64   `json:"delivered"` // since the start
+	Dropped   int64   `json:"dropped"`   // that the receiver did not want, or did not take for three days
+	Off       bool    `json:"off"`       // the receiver is gone (410) until the file is read again
+	LastError string  `json:"last_error"`
+	FailingAt float64 `json:"failing_since"` // Unix seconds; 0 while it does not fail
+}
+
+// String returns how a hook is on one line.
+func (s Status) String() string {
+	text := fmt.Sprintf("%s: %d delivered, %d wait", s.Name, s.Delivered, s.Lag)
+	if s.Dropped > 0 {
+		text += fmt.Sprintf(", %d dropped", s.Dropped)
+	}
+	switch {
+	case s.Off:
+		text += "; off: " + s.LastError + "; SIGHUP reads the file again"
+	case s.FailingAt != 0:
+		text += "; failing since " + record.FromUnix(s.FailingAt).UTC().Format(time.RFC3339) + ": " + s.LastError
+	case s.LastError != "":
+		text += "; last: " + s.LastError
+	}
+	return text
+}
+
+// backoff are the waits between attempts: those of Standard Webhooks, three days in all.
+var backoff = []time.Duration{
+	5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour, 10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 20 * time.Hour,
+}
+
+// New makes a Set without hooks.
+func New(opt Options) *Set {
+	return &Set{opt: opt, changed: make(chan struct{}), client: &http.Client{
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// Replace makes the hooks those of a file that was read. One that was there goes on where
+// it was; a new one, and one that was switched off, begins with what happens from now on.
+func (s *Set) Replace(hooks []Hook) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, _ := s.opt.Events.Last()
+	next := []*delivery{}
+	for _, h := range hooks {
+		d := &delivery{Hook: h, set: s, cursor: cursor{Sequence: last}, status: Status{Name: h.Name}}
+		for _, old := range s.hooks {
+			if old.Name == h.Name {
+				if d.cursor, _ = old.state(); d.cursor.Off {
+					d.cursor.Off, d.cursor.Sequence = false, last
+				}
+			}
+		}
+		if text := s.opt.Fact(d.fact()); s.hooks == nil && text != nil {
+			_ = json.Unmarshal(text, &d.cursor) // else it is new
+		}
+		d.keep()
+		next = append(next, d)
+	}
+	s.hooks = next
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Status returns how the hooks are.
+func (s *Set) Status() []Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, _ := s.opt.Events.Last()
+	list := []Status{}
+	for _, d := range s.hooks {
+		c, st := d.state()
+		st.Off, st.Dropped = c.Off, c.Dropped
+		if !c.Off {
+			st.Lag = max(0, last-c.Sequence)
+		}
+		list = append(list, st)
+	}
+	return list
+}
+
+// Run delivers until ctx ends. What is under way then is delivered again.
+func (s *Set) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		hooks, changed := s.hooks, s.changed
+		s.mu.Unlock()
+		round, stop := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		for _, d := range hooks {
+			wg.Go(func() { d.run(round) })
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+		stop()
+		wg.Wait()
+	}
+	return nil
+}
+
+func (d *delivery) fact() string { return "hook " + d.Name }
+
+func (d *delivery) state() (cursor, Status) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cursor, d.status
+}
+
+// update changes the cursor and keeps it.
+func (d *delivery) update(change func(*cursor, *Status)) {
+	d.mu.Lock()
+	change(&d.cursor, &d.status)
+	d.mu.Unlock()
+	d.keep()
+}
+
+func (d *delivery) keep() {
+	c, _ := d.state()
+	text, err := json.Marshal(c)
+	if err == nil {
+		d.set.opt.Keep(d.fact(), text)
+	}
+}
+
+// run delivers one event after the other.
+func (d *delivery) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		c, _ := d.state()
+		if c.Off {
+			<-ctx.Done()
+			return
+		}
+		_, changed := d.set.opt.Events.Last()
+		events, err := d.set.opt.Events.After(c.Sequence, 50)
+		if err != nil {
+			d.set.opt.Logger.Warn("events cannot be read", "hook", d.Name, "error", err)
+		}
+		for i := range events {
+			if !c.Off && d.wants(&events[i]) && !d.persist(ctx, &events[i]) {
+				return
+			}
+			c, _ = d.state()
+		}
+		if n := len(events); n > 0 && !c.Off {
+			if last := events[n-1].Sequence; last > c.Sequence {
+				d.update(func(c *cursor, _ *Status) { c.Sequence = last })
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// persist delivers an event, or drops it. It reports whether that was done before ctx ended.
+func (d *delivery) persist(ctx context.Context, e *apply.Event) bool {
+	for attempt := 0; ; attempt++ {
+		v, after, err := d.deliver(ctx, d.set.client, e)
+		if ctx.Err() != nil {
+			return false
+		}
+		if v == tryLater && attempt == len(backoff) {
+			v = dropIt
+		}
+		log := d.set.opt.Logger.With("hook", d.Name, "event", idOf(e), "type", string(e.Type))
+		switch v {
+		case delivered:
+			d.update(func(c *cursor, s *Status) {
+				c.Sequence, s.LastError, s.FailingAt = e.Sequence, "", 0
+				s.Delivered++
+			})
+			return true
+		case dropIt:
+			log.Warn("event dropped", "error", err)
+			d.update(func(c *cursor, s *Status) {
+				c.Sequence, s.LastError = e.Sequence, err.Error()
+				c.Dropped++
+			})
+			return true
+		case switchOff:
+			log.Warn("hook switched off", "error", err)
+			d.update(func(c *cursor, s *Status) { c.Off, s.LastError = true, err.Error() })
+			return true
+		}
+		if attempt == 0 {
+			log.Warn("hook failed", "error", err)
+		}
+		d.mu.Lock()
+		d.status.LastError = err.Error()
+		if d.status.FailingAt == 0 {
+			d.status.FailingAt = record.Unix(time.Now())
+		}
+		d.mu.Unlock()
+		wait := max(after, time.Duration(float64(backoff[attempt])*(0.9+0.2*rand.Float64())))
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
+}

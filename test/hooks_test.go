@@ -1,0 +1,181 @@
+package test
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dtesn-agent/apply"
+)
+
+// A receiver takes webhooks, and checks their signatures.
+type receiver struct {
+	*testing.T
+	url    string
+	secret []byte
+
+	mu      sync.Mutex
+	answers []int // to the next ones; then 200
+	ids     []string
+	events  []apply.Event
+}
+
+func newReceiver(t *testing.T) *receiver {
+	v := &receiver{T: t, secret: []byte(strings.Repeat("s", 32))}
+	s := httptest.NewServer(v)
+	t.Cleanup(s.Close)
+	v.url = s.URL + "/hook?token=verysecret"
+	return v
+}
+
+func (v *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	body, _ := io.ReadAll(q.Body)
+	mac := hmac.New(sha256.New, v.secret)
+	fmt.Fprintf(mac, "%s.%s.%s", q.Header.Get("webhook-id"), q.Header.Get("webhook-timestamp"), body)
+	var e struct {
+		SpecVersion, ID, Source, Type, Time string
+		Data                                apply.Event
+	}
+	err := json.Unmarshal(body, &e)
+	if err != nil || q.Header.Get("webhook-signature") != "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)) || q.Header.Get("Content-Type") != "application/cloudevents+json" ||
+		e.SpecVersion != "1.0" || e.ID != q.Header.Get("webhook-id") || e.ID != fmt.Sprintf("%s/%d", e.Data.Instance, e.Data.Sequence) || e.Type != "dev.dtesn."+string(e.Data.Type) || !strings.HasPrefix(e.Source, "/dtesn-agent/production/") {
+		v.Errorf("%v: %s %v", err, body, q.Header)
+	}
+	if _, err := time.Parse(time.RFC3339Nano, e.Time); err != nil {
+		v.Error(err)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	code := http.StatusOK
+	if len(v.answers) > 0 {
+		code, v.answers = v.answers[0], v.answers[1:]
+	}
+	v.ids = append(v.ids, e.ID)
+	if code == http.StatusOK {
+		v.events = append(v.events, e.Data)
+	}
+	w.WriteHeader(code)
+}
+
+func (v *receiver) will(codes ...int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.answers = codes
+}
+
+// told returns the types of the events that were taken, and the ids of all attempts.
+func (v *receiver) told() (types, ids []string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, e := range v.events {
+		types = append(types, string(e.Type))
+	}
+	return types, slices.Clone(v.ids)
+}
+
+// TestHooks holds that receivers are told what happens, once each, in order, signed; that
+// a receiver that is dead, slow or broken delays nobody; and that a kill loses nothing.
+func TestHooks(t *testing.T) {
+	t.Parallel()
+	r := newBareRig(t)
+	good, bad, gone := newReceiver(t), newReceiver(t), newReceiver(t)
+	end := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
+	t.Cleanup(func() { close(end); slow.Close() })
+	secret := filepath.Join(r.dir, "secret")
+	ok(t, os.WriteFile(secret, []byte("whsec_"+base64.StdEncoding.EncodeToString(good.secret)+"\n"), 0o600))
+	output := filepath.Join(r.dir, "told")
+	file := filepath.Join(r.dir, "hooks.yaml")
+	ok(t, os.WriteFile(file, fmt.Appendf(nil, `
+- {name: good, url: "%s", secret_file: secret}
+- {name: bad, url: "%s", secret_file: secret, on: [applied, rolled_back]}
+- {name: gone, url: "%s", secret_file: secret}
+- {name: slow, url: "%s", timeout: 10m}
+- {name: dead, url: "http://127.0.0.1:1/"}
+- name: command
+  command: [sh, -c, 'cat >>"$1"; echo >>"$1"', hook, %s]
+  on: [applied]
+`, good.url, bad.url, gone.url, slow.URL, output), 0o600))
+	flags := func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "--hooks", file) }
+	bad.will(400)
+	gone.will(410)
+	r.declare(700)
+	first := r.embedded(flags)
+	r.await("applied", func(v view) bool { return v.State == apply.StateInSync })
+	begun := time.Now()
+	for n := range 5 {
+		r.declare(800 + n)
+		r.await("applied", func(v view) bool { return v.InSync && v.size() == 800+n })
+	}
+	r.order("rollback", "--reason", "it burns")
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("with broken hooks it took %s", took)
+	}
+	want := []string{"applied", "applied", "applied", "applied", "applied", "applied", "rolled_back"}
+	r.until("all is told", func() bool { types, _ := good.told(); return slices.Equal(types, want) })
+	r.until("but for what was dropped", func() bool { types, _ := bad.told(); return slices.Equal(types, want[1:]) })
+	if _, ids := gone.told(); len(ids) != 1 {
+		t.Errorf("one who is gone was told %q", ids)
+	}
+	r.until("the command has it all", func() bool { text, _ := os.ReadFile(output); return strings.Count(string(text), "\n") == 6 })
+	code, out := agent("status", "--state", r.state)
+	for _, line := range []string{"good: 7 delivered, 0 wait", "bad: 6 delivered, 0 wait, 1 dropped", "gone: 0 delivered", "off: the receiver responds 410", "dead: 0 delivered, 7 wait; failing since"} {
+		if !strings.Contains(out, line) {
+			t.Errorf("exit %d, no %q in\n%s", code, line, out)
+		}
+	}
+	if strings.Contains(out, "verysecret") {
+		t.Error("the status shows the address")
+	}
+
+	good.will(503)
+	r.order("pause", "--reason", "night") // is tried again after five seconds, or after a restart
+	r.until("an attempt failed", func() bool { _, ids := good.told(); return len(ids) == 8 })
+	ok(t, first.Process.Signal(syscall.SIGKILL))
+	_ = first.Wait()
+	second := r.embedded(flags)
+	want = append(want, "paused")
+	r.until("the pause is told", func() bool { types, _ := good.told(); return slices.Equal(types, want) })
+	_, ids := good.told()
+	if len(ids) != 9 || ids[7] != ids[8] {
+		t.Errorf("it was told as %q", ids)
+	}
+
+	ok(t, os.WriteFile(file, fmt.Appendf(nil, "- {name: gone, url: \"%s\", secret_file: secret}\n", gone.url), 0o600))
+	ok(t, second.Process.Signal(syscall.SIGHUP))
+	r.until("it is switched on again", func() bool {
+		_, out := agent("status", "--state", r.state)
+		return strings.Contains(out, "gone: 0 delivered, 0 wait\n")
+	})
+	r.order("resume")
+	r.until("and told what happens", func() bool { types, _ := gone.told(); return len(types) > 0 && types[0] == "resumed" })
+	ok(t, os.WriteFile(file, []byte("- {name: gone}\n"), 0o600))
+	ok(t, second.Process.Signal(syscall.SIGHUP))
+	r.order("pause", "--reason", "night")
+	r.until("a bad file changes nothing", func() bool { types, _ := gone.told(); return slices.Contains(types, "paused") })
+	var status struct {
+		Status struct {
+			RegisteredCallbacks int `json:"registered_callbacks"`
+			Hooks               []struct{ Name string }
+		}
+	}
+	_, text := get(t, "http://127.0.0.1:"+r.port+"/v1/config/status", "*/*")
+	ok(t, json.Unmarshal([]byte(text), &status))
+	if status.Status.RegisteredCallbacks != 1 || len(status.Status.Hooks) != 1 || status.Status.Hooks[0].Name != "gone" {
+		t.Errorf("%+v", status)
+	}
+}
