@@ -42,6 +42,9 @@ const (
 	maxQueued = 1024      // events that wait for a disk
 	maxMissed = 1000      // records that are searched for missing events
 	retry     = time.Second
+	// gather is how long an event waits for others to be written with, so that a burst
+	// takes the disk from the transaction once.
+	gather = 50 * time.Millisecond
 )
 
 // segmentSize is variable for tests.
@@ -253,7 +256,21 @@ func (l *Log) Run(ctx context.Context, from *apply.Subscription) error {
 				continue
 			}
 		}
-		for more := true; more; { // one write for all that are there
+		gathered := time.NewTimer(gather)
+		for more := true; more && !ended; {
+			select {
+			case e, ok := <-from.Events:
+				if ended = !ok; ok {
+					l.enqueue(e)
+				}
+			case <-ctx.Done():
+				ended = true
+			case <-gathered.C:
+				more = false
+			}
+		}
+		gathered.Stop()
+		for more := ended; more; { // what is there already
 			select {
 			case e, ok := <-from.Events:
 				if more = ok; ok {
