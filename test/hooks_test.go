@@ -162,7 +162,7 @@ func TestHooks(t *testing.T) {
 		return strings.Contains(out, "gone: 0 delivered, 0 wait\n")
 	})
 	r.order("resume")
-	r.until("and told what happens", func() bool { types, _ := gone.told(); return len(types) > 0 && types[0] == "resumed" })
+	r.until("and told what happens", func() bool { types, _ := gone.told(); return slices.Contains(types, "resumed") })
 	ok(t, os.WriteFile(file, []byte("- {name: gone}\n"), 0o600))
 	ok(t, second.Process.Signal(syscall.SIGHUP))
 	r.order("pause", "--reason", "night")

@@ -185,7 +185,7 @@ func TestPage(t *testing.T) {
 	r.declare(900)
 	r.until("the page shows the change", func() bool {
 		return strings.HasPrefix(is[string](b, `document.title`), "in_sync: production ") &&
-			strings.Contains(is[string](b, `document.querySelector("main").innerText`), "750 -> 900")
+			strings.Contains(is[string](b, `document.querySelector("main").innerText`), "-> 900")
 	})
 	if !is[bool](b, `document.querySelector("h1").marked === true && document.querySelector("details").open`) {
 		t.Error("it was built anew: what a reader had opened is closed")
