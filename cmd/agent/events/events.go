@@ -328,7 +328,7 @@ func (l *Log) write(ctx context.Context) {
 // the oldest first.
 func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 	rows, err := l.opt.History.List(ctx, "", 10)
-	for err == nil && len(rows) > 0 && len(rows) < maxMissed && !l.isTold(&rows[len(rows)-1]) {
+	for err == nil && len(rows) > 0 && len(rows) < maxMissed && !slices.ContainsFunc(rows, l.isTold) { // what is older is told, too
 		var more []record.Row
 		if more, err = l.opt.History.List(ctx, rows[len(rows)-1].ID, 50); len(more) == 0 {
 			break
@@ -361,11 +361,11 @@ func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 }
 
 // isTold reports whether the log has an event of a record, or begins behind it.
-func (l *Log) isTold(row *record.Row) bool {
+func (l *Log) isTold(row record.Row) bool {
 	if row.ID == l.begin {
 		return true
 	}
-	events := apply.RecordEvents(row, nil)
+	events := apply.RecordEvents(&row, nil)
 	return len(events) > 0 && slices.Contains(l.told, key(&events[len(events)-1]))
 }
 
