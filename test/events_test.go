@@ -2,12 +2,14 @@ package test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -151,6 +153,8 @@ func TestAuditFindsDamage(t *testing.T) {
 	if len(packs) == 0 {
 		t.Fatal("no pack")
 	}
+	size := func(path string) int64 { info, err := os.Stat(path); ok(t, err); return info.Size() }
+	slices.SortFunc(packs, func(a, b string) int { return cmp.Compare(size(b), size(a)) }) // the journal has no record of the largest
 	text, err := os.ReadFile(packs[0])
 	ok(t, err)
 	ok(t, os.Chmod(packs[0], 0o600))
