@@ -823,5 +823,20 @@ func TestAskedToWait(t *testing.T) {
 		}
 		w.pass(time.Minute)
 		w.check("in sync", inSync(size(1024)))
+
+		w.engine.tell(func(e *scripted) { e.limited = time.Now().Add(time.Hour) })
+		w.r.EngineHint()
+		w.pass(2 * time.Minute)
+		if s := w.r.Status(); s.Ready { // nobody knows any more
+			t.Error("ready, and the engine was not read for two minutes")
+		}
+		w.engine.tell(func(e *scripted) { e.limited = time.Time{} })
+		w.pass(time.Hour)
+		w.engine.tell(func(e *scripted) { e.restart(); e.limited = time.Now().Add(30 * time.Second) })
+		w.r.EngineHint()
+		w.pass(time.Second)
+		if s := w.r.Status(); s.Ready { // it may run its defaults
+			t.Error("ready, and a restarted engine was not read")
+		}
 	})
 }

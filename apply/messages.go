@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
@@ -39,11 +40,11 @@ func engineWord(err error) string {
 	return "does not answer"
 }
 
-// asksToWait reports whether the engine responded to the last request that it is to be
-// asked later, and has run since what it was last read to run, as far as is known.
-func (e *engineState) asksToWait() bool {
+// asksToWait reports whether the engine process that was read a moment ago responded to the
+// last request that it is to be asked later: that is no sign of another state.
+func (e *engineState) asksToWait(now time.Time) bool {
 	var later *api.LaterError
-	return e.known && errors.As(e.err, &later)
+	return e.known && errors.As(e.err, &later) && later.Peer == e.reading.Peer && now.Sub(e.at) < readyUnread
 }
 
 // rootText returns the text of err without what was attempted.

@@ -65,6 +65,8 @@ const (
 	lateWatch, lateEvery = time.Minute, time.Second
 	// backoffLeast and backoffMost bound the wait after a failure.
 	backoffLeast, backoffMost = time.Second, 5 * time.Minute
+	// readyUnread is how long a pod stays ready whose engine asks to wait.
+	readyUnread = time.Minute
 	// compareLeast is the first wait after an engine did not say which values it
 	// accepts.
 	compareLeast = 10 * time.Second

@@ -281,7 +281,7 @@ func (e *scripted) asksToWait() error {
 	if !time.Now().Before(e.limited) {
 		return nil
 	}
-	return &api.LaterError{Reason: "HTTP 429", Until: e.limited}
+	return &api.LaterError{Reason: "HTTP 429", Until: e.limited, Peer: api.Peer{PID: e.peer}}
 }
 
 // restart is a new process with its defaults, as a supervisor makes one.

@@ -42,7 +42,7 @@ func View(s *State, now time.Time) *Status {
 		v.Current = &runs
 	}
 	v.InSync = s.inSync(v)
-	v.Unready = s.unready()
+	v.Unready = s.unready(now)
 	v.Ready = v.Unready == ""
 	state, why := s.word(v)
 	v.State, v.Reason, v.Hint = state, why.Error(), why.Hint
@@ -128,10 +128,10 @@ func (s *State) inSync(v *Status) bool {
 
 // unready says why /readyz does not succeed, "" if it does: the engine responds and runs
 // the applied, valid set, whatever the source declares; or drift is only reported.
-func (s *State) unready() string {
+func (s *State) unready(now time.Time) string {
 	e := &s.engine
 	switch {
-	case !e.reachable && e.err != nil && !e.asksToWait(): // who asks to wait has responded
+	case !e.reachable && e.err != nil && !e.asksToWait(now):
 		return "the engine " + engineWord(e.err)
 	case !s.recovered:
 		return "starting: the engine was not asked yet"

@@ -218,7 +218,8 @@ func (s *session) exchange(ctx context.Context, method, path string, body []byte
 		return response.StatusCode, nil, s.fault(ctx, true, err)
 	}
 	if later := asksToWait(response, method+" "+path, answer); later != nil {
-		s.client.startCooldown(s.peer, path, later)
+		later.Peer = s.peer
+		s.client.startCooldown(path, later)
 		// 503 may come from something that gave up on a server which goes on.
 		return 0, nil, &exchangeError{sent: response.StatusCode != http.StatusTooManyRequests, err: later}
 	}
@@ -237,11 +238,11 @@ type cooldowns struct {
 const waitLeast, waitMost = time.Second, time.Minute
 
 // startCooldown notes that an engine asks to wait.
-func (c *Client) startCooldown(engine api.Peer, path string, later *api.LaterError) {
+func (c *Client) startCooldown(path string, later *api.LaterError) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cooldowns.peer != engine {
-		c.cooldowns = cooldowns{engine, map[string]*api.LaterError{}}
+	if c.cooldowns.peer != later.Peer {
+		c.cooldowns = cooldowns{later.Peer, map[string]*api.LaterError{}}
 	}
 	if path != PathSchema && path != PathHealth {
 		path = ""

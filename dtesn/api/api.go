@@ -139,6 +139,7 @@ type LaterError struct {
 	// Reason is one line for people.
 	Reason string
 	Until  time.Time
+	Peer   Peer // who asks
 }
 
 // Error returns the reason.
