@@ -118,6 +118,18 @@ func TestEvents(t *testing.T) {
 	if id, e := again.next(t); id != seen[3] || e.Type != apply.EventHeld {
 		t.Errorf("resumed behind %s it goes on with %s %s", seen[2], id, e.Type)
 	}
+	for since, want := range map[string]int{seen[1]: http.StatusOK, "x": http.StatusBadRequest, "-1": http.StatusBadRequest} {
+		resp, err := http.Get("http://127.0.0.1:" + r.port + "/v1/config/events?since=" + since)
+		ok(t, err)
+		if resp.StatusCode != want {
+			t.Errorf("since %s: %s", since, resp.Status)
+		} else if want == http.StatusOK {
+			if id, _ := (&listener{resp, bufio.NewScanner(resp.Body)}).next(t); id != seen[2] {
+				t.Errorf("since %s it goes on with %s", since, id)
+			}
+		}
+		ok(t, resp.Body.Close())
+	}
 	for e := (apply.Event{}); e.Type != apply.EventResumed; {
 		_, e = again.next(t)
 	}

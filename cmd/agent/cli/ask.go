@@ -51,7 +51,7 @@ func ask(ctx context.Context, state, method, path string, body, answer any, pati
 		return problem.New("", fmt.Errorf("the agent on %s did not answer within %s", state, patience), "see whether it hangs or is stopped: its log, and the pid in "+filepath.Join(state, "lock"))
 	}
 	if err != nil && ctx.Err() != nil {
-		return problem.New("", fmt.Errorf("interrupted before the agent on %s answered", state), "an order that is on record goes on: agent status --state "+shellWord(state))
+		return problem.New("", fmt.Errorf("interrupted before the agent on %s answered", state), "an order that is on record goes on: agent status --state "+problem.ShellWord(state))
 	}
 	if err != nil {
 		return notRunning(state, err)
@@ -95,14 +95,14 @@ func notRunning(state string, err error) error {
 			p.Hint = "wait some seconds, it makes it anew; if it does not: its log says why"
 		} else {
 			p.Err = fmt.Errorf("no agent runs on %s", state)
-			p.Hint = "start one with `agent run`; what it recorded: agent snapshots --state " + shellWord(state)
+			p.Hint = "start one with `agent run`; what it recorded: agent snapshots --state " + problem.ShellWord(state)
 		}
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 		p.Err = fmt.Errorf("the agent on %s went away before it answered", state)
-		p.Hint = "what it had recorded goes on at its next start: agent snapshots --state " + shellWord(state)
+		p.Hint = "what it had recorded goes on at its next start: agent snapshots --state " + problem.ShellWord(state)
 	case errors.Is(err, unix.EACCES):
 		p.Err = fmt.Errorf("permission denied on %s", filepath.Join(state, "agent.sock"))
-		p.Hint = "run this as the user that runs the agent, or with sudo; to read, its group may search the directory (chmod g+x " + shellWord(state) + "), or ask its --listen address: curl http://127.0.0.1:9310/"
+		p.Hint = "run this as the user that runs the agent, or with sudo; to read, its group may search the directory (chmod g+x " + problem.ShellWord(state) + "), or ask its --listen address: curl http://127.0.0.1:9310/"
 	default:
 		return fmt.Errorf("ask the agent on %s: %w", state, err)
 	}

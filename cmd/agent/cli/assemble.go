@@ -32,7 +32,7 @@ type agent struct {
 	client       *dtesn.Client
 	reconciler   *apply.Reconciler
 	events       *events.Log
-	told         *apply.Subscription // of events
+	subscription *apply.Subscription // of the log of events
 	hooks        *hooks.Set
 	web          *status.Server
 	control      *control
@@ -93,8 +93,8 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if a.reader, err = gitstore.OpenReader(s.state); err != nil {
 		return a, err
 	}
-	a.told = a.reconciler.Subscribe(1024)
-	if a.events, err = events.Open(ctx, events.Options{Dir: s.state, History: a.reader, Holding: a.store.Holding, Logger: logger}); err != nil {
+	a.subscription = a.reconciler.Subscribe(1024)
+	if a.events, err = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger}); err != nil {
 		return a, err
 	}
 	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: a.reconciler.Keep, Logger: logger})
@@ -227,7 +227,7 @@ func (a *agent) stages(ctx context.Context) [][]part {
 	}
 	transaction := []part{{"transaction", a.reconciler.Run}}
 	tellers := []part{
-		{"events", func(ctx context.Context) error { return a.events.Run(ctx, a.told) }},
+		{"events", func(ctx context.Context) error { return a.events.Run(ctx, a.subscription, a.reader) }},
 		{"hooks", a.hooks.Run},
 		{"http", func(ctx context.Context) error { return a.web.Serve(ctx, a.listener, a.web.Handler()) }},
 		{"control", a.control.serve},

@@ -19,6 +19,7 @@ import (
 	"dtesn-agent/cmd/agent/events"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema/problem"
 )
 
@@ -53,9 +54,12 @@ hash and each record against the one before, and exits 1 if one is damaged.`,
 			if verify {
 				return verifyHistory(cmd, state)
 			}
+			begin := 0.0
+			if since > 0 {
+				begin = record.Unix(time.Now().Add(-since))
+			}
 			wanted := func(e *apply.Event) bool {
-				return (len(types) == 0 || slices.Contains(types, string(e.Type))) &&
-					(since == 0 || e.At >= float64(time.Now().Add(-since).UnixMilli())/1000)
+				return e.At >= begin && (len(types) == 0 || slices.Contains(types, string(e.Type)))
 			}
 			return listEvents(cmd.Context(), cmd.OutOrStdout(), state, wanted, asJSON, follow)
 		},

@@ -137,7 +137,6 @@ func (c *control) serve(ctx context.Context) error {
 	mux.HandleFunc("GET /report", func(w http.ResponseWriter, q *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]string{"html": string(c.agent.web.Report(q.Context()))})
 	})
-	mux.HandleFunc("GET /events", status.StreamEvents(c.agent.events))
 	mux.HandleFunc("POST /sync", operators(func(w http.ResponseWriter, _ *http.Request) {
 		c.agent.sync()
 		writeJSON(w, http.StatusOK, orderResult{Text: "the source and the engine are being read"})

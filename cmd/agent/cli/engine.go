@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/dtesn/engine"
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/schema"
 )
 
@@ -78,7 +79,7 @@ against. It refuses what does not fit into --memory-limit.`,
 				return err
 			}
 			defer listener.Close()
-			fmt.Fprintf(cmd.OutOrStdout(), "the engine listens on %s (try: curl --unix-socket %s http://engine/v1/config/current)\n", socket, shellWord(socket))
+			fmt.Fprintf(cmd.OutOrStdout(), "the engine listens on %s (try: curl --unix-socket %s http://engine/v1/config/current)\n", socket, problem.ShellWord(socket))
 			return e.Serve(cmd.Context(), listener)
 		},
 	}

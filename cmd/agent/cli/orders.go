@@ -56,9 +56,9 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 		fmt.Fprintln(cmd.OutOrStdout(), text)
 		return nil
 	case record.Rejected:
-		return &failure{exitRejected, problem.New("", fmt.Errorf("%s was rejected by the engine: %s", verb, text), "what runs now: agent status --state "+shellWord(state))}
+		return &failure{exitRejected, problem.New("", fmt.Errorf("%s was rejected by the engine: %s", verb, text), "what runs now: agent status --state "+problem.ShellWord(state))}
 	}
-	return problem.New("", fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+shellWord(state))
+	return problem.New("", fmt.Errorf("%s is %s: %s", verb, res.Outcome, text), "how it stands: agent status --state "+problem.ShellWord(state))
 }
 
 // whoAsks returns the name of the user that gives an order, and of the login behind it:

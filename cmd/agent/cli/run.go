@@ -279,10 +279,10 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 
 // banner says in plain words what runs here and what to do with it.
 func (a *agent) banner(w io.Writer) {
-	s, self := a.settings, shellWord(os.Args[0])
+	s, self := a.settings, problem.ShellWord(os.Args[0])
 	git := "git"
 	if a.foreignOwner {
-		git += " -c safe.directory=" + shellWord(a.repository)
+		git += " -c safe.directory=" + problem.ShellWord(a.repository)
 	}
 	engine, end := "the engine on "+a.socket, "the engine keeps what it has"
 	if s.embedded {
@@ -300,7 +300,7 @@ func (a *agent) banner(w io.Writer) {
 		edit = fmt.Sprintf("%s in a clone of %s; what the ref %s names counts", edit, a.location, s.git.ref)
 	}
 	records := fmt.Sprintf("  history   %s --git-dir %s log -p %s\n  go back   %s rollback --reason TEXT --state %s\n",
-		git, shellWord(a.repository), s.environment, self, shellWord(s.state))
+		git, problem.ShellWord(a.repository), s.environment, self, problem.ShellWord(s.state))
 	if s.observe {
 		records = ""
 	}
@@ -315,15 +315,5 @@ func (a *agent) banner(w io.Writer) {
 %s  stop      Ctrl-C (%s)
 
 `, version(), os.Getpid(), what, edit, rules,
-		a.httpAddr, self, shellWord(s.state), records, end)
-}
-
-// shellWord quotes s for a shell if it needs it.
-func shellWord(s string) string {
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r))
-	}) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+		a.httpAddr, self, problem.ShellWord(s.state), records, end)
 }

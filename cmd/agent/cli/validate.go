@@ -105,7 +105,7 @@ func directory(s *schema.Schema, arg string) (string, error) {
 	case err != nil:
 		return "", err
 	case !info.IsDir():
-		return "", usageHint("agent validate DIR checks a whole directory, such as "+shellWord(filepath.Dir(arg)), "%s is not a directory", arg)
+		return "", usageHint("agent validate DIR checks a whole directory, such as "+problem.ShellWord(filepath.Dir(arg)), "%s is not a directory", arg)
 	case slices.Contains(strings.Split(arg, "/"), ".."):
 		return filepath.EvalSymlinks(arg)
 	}
@@ -301,7 +301,7 @@ func (r *review) noEnvironment() error {
 	hint := "name the configuration directory, the one with " + schema.BaseFile
 	for _, name := range append(namesIn(r.root), "..") {
 		if near := filepath.Join(r.root, name); len(r.environmentsIn(near)) > 0 {
-			hint = "did you mean `agent validate " + shellWord(near) + "`?"
+			hint = "did you mean `agent validate " + problem.ShellWord(near) + "`?"
 			break
 		}
 	}

@@ -34,17 +34,17 @@ import (
 
 const (
 	// File in the state directory is what events are appended to. Once it has segmentSize bytes it takes the
-	// place of older, and a new one begins.
-	File, older = "events.jsonl", "events.1.jsonl"
+	// place of oldFile, and a new one begins.
+	File, oldFile = "events.jsonl", "events.1.jsonl"
 
 	maxLine   = 256 << 10 // bytes of an event
-	kept      = 256       // events in memory
+	maxRecent = 256       // events in memory
 	maxQueued = 1024      // events that wait for a disk
 	maxMissed = 1000      // records that are searched for missing events
 	retry     = time.Second
-	// gather is how long an event waits for others to be written with, so that a burst
-	// takes the disk from the transaction once.
-	gather = 50 * time.Millisecond
+	// burst is how long an event waits for others to be written with, so that they take
+	// the disk from the transaction once.
+	burst = 50 * time.Millisecond
 )
 
 // segmentSize is variable for tests.
@@ -57,8 +57,8 @@ type History interface {
 
 // Options are what a Log is made of.
 type Options struct {
-	Dir     string // the state directory
-	History History
+	Dir     string  // the state directory
+	History History // read by Open
 	// Holding reports whether the state directory is there and the agent's. Nothing is
 	// written while it is not.
 	Holding func() bool
@@ -70,25 +70,25 @@ type Log struct {
 	opt Options
 
 	mu      sync.Mutex
-	recent  []apply.Event // the newest events, at most kept of them
+	recent  []apply.Event // the newest events, at most maxRecent
 	last    int64         // sequence number of the newest event
 	changed chan struct{} // closed when there is a newer one
 
 	// What follows belongs to Open and then to Run.
-	queue   []apply.Event // not written yet
-	told    []string      // keys of the newest events with a record; see key
-	begin   string        // id of the record behind which the log begins
-	missed  bool          // events with a record may be missing
-	failing bool
-	dropped atomic.Int64
+	queue      []apply.Event // not written yet
+	keys       []string      // of the newest events with a record; see key
+	begin      string        // id of the record behind which the log begins
+	incomplete bool          // events with a record may be missing
+	failing    bool
+	dropped    atomic.Int64
 }
 
 // Open reads the log, and adds the events that the history is evidence of and the log
 // lacks. Where a history has none, it begins with what happens from now on.
 func Open(ctx context.Context, opt Options) (*Log, error) {
-	l := &Log{opt: opt, changed: make(chan struct{}), missed: true}
+	l := &Log{opt: opt, changed: make(chan struct{}), incomplete: true}
 	isNew := true
-	for _, name := range []string{older, File} {
+	for _, name := range []string{oldFile, File} {
 		_, err := os.Lstat(filepath.Join(opt.Dir, name))
 		isNew = isNew && errors.Is(err, fs.ErrNotExist)
 		if err := readSegment(filepath.Join(opt.Dir, name), func(e apply.Event) bool { l.note(e); return true }); err != nil {
@@ -127,7 +127,7 @@ func readError(dir, name string, err error) error {
 // oldest first. A line that was cut short is left out.
 func Read(dir string, after int64) iter.Seq2[apply.Event, error] {
 	return func(yield func(apply.Event, error) bool) {
-		for _, name := range []string{older, File} {
+		for _, name := range []string{oldFile, File} {
 			err := readSegment(filepath.Join(dir, name), func(e apply.Event) bool {
 				if e.Sequence <= after || e.Type == "" {
 					return true
@@ -184,15 +184,15 @@ func (l *Log) note(e apply.Event) {
 		l.begin = e.Record
 		return
 	}
-	if len(l.recent) == kept {
-		l.recent = slices.Delete(l.recent, 0, kept/4)
+	if len(l.recent) == maxRecent {
+		l.recent = slices.Delete(l.recent, 0, maxRecent/4)
 	}
 	l.recent = append(l.recent, e)
 	if k := key(&e); k != "" {
-		if len(l.told) == 2*maxMissed {
-			l.told = slices.Delete(l.told, 0, maxMissed)
+		if len(l.keys) == 2*maxMissed {
+			l.keys = slices.Delete(l.keys, 0, maxMissed)
 		}
-		l.told = append(l.told, k)
+		l.keys = append(l.keys, k)
 	}
 }
 
@@ -238,61 +238,57 @@ func (l *Log) After(after int64, limit int) (events []apply.Event, err error) {
 	return events, nil
 }
 
-// Run appends the events of a subscription until that is closed, or ctx ends.
-func (l *Log) Run(ctx context.Context, from *apply.Subscription) error {
+// Run appends the events of a subscription until that is closed, or ctx ends. It reads the
+// history beside its writer.
+func (l *Log) Run(ctx context.Context, from *apply.Subscription, history History) error {
+	l.opt.History = history
 	lost := from.Dropped()
-	timer := time.NewTicker(retry)
-	defer timer.Stop()
 	for ended := false; !ended; {
-		select {
-		case e, ok := <-from.Events:
-			if ended = !ok; ok {
-				l.enqueue(e)
-			}
-		case <-ctx.Done():
-			ended = true
-		case <-timer.C:
-			if len(l.queue) == 0 && !l.missed {
-				continue
-			}
-		}
-		gathered := time.NewTimer(gather)
-		for more := true; more && !ended; {
-			select {
-			case e, ok := <-from.Events:
-				if ended = !ok; ok {
-					l.enqueue(e)
-				}
-			case <-ctx.Done():
-				ended = true
-			case <-gathered.C:
-				more = false
-			}
-		}
-		gathered.Stop()
-		for more := ended; more; { // what is there already
-			select {
-			case e, ok := <-from.Events:
-				if more = ok; ok {
-					l.enqueue(e)
-				}
-			default:
-				more = false
-			}
-		}
+		ended = l.collect(ctx, from.Events)
 		if n := from.Dropped(); n != lost {
 			l.dropped.Add(n - lost)
-			lost, l.missed = n, true
+			lost, l.incomplete = n, true
 		}
-		l.write(context.WithoutCancel(ctx))
+		if len(l.queue) > 0 || l.incomplete {
+			l.write(context.WithoutCancel(ctx))
+		}
 	}
 	return nil
+}
+
+// collect queues events until burst after the first one, or for retry. It reports whether
+// these were the last.
+func (l *Log) collect(ctx context.Context, events <-chan apply.Event) (ended bool) {
+	timeout, isFirst := time.NewTimer(retry), true
+	defer timeout.Stop()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				return true
+			}
+			if isFirst {
+				timeout.Reset(burst)
+				isFirst = false
+			}
+			l.enqueue(e)
+		case <-timeout.C:
+			return false
+		case <-ctx.Done():
+			for len(events) > 0 {
+				if e, ok := <-events; ok {
+					l.enqueue(e)
+				}
+			}
+			return true
+		}
+	}
 }
 
 // enqueue queues an event. If the disk does not take any for long, the oldest go.
 func (l *Log) enqueue(e apply.Event) {
 	if len(l.queue) == maxQueued {
-		l.missed = l.missed || key(&l.queue[0]) != ""
+		l.incomplete = l.incomplete || key(&l.queue[0]) != ""
 		l.queue = slices.Delete(l.queue, 0, 1)
 		l.dropped.Add(1)
 	}
@@ -306,7 +302,7 @@ func (l *Log) write(ctx context.Context) {
 	}
 	events := l.queue
 	var err error
-	if l.missed {
+	if l.incomplete {
 		var missing []apply.Event
 		missing, err = l.missing(ctx)
 		events = append(missing, events...)
@@ -321,14 +317,14 @@ func (l *Log) write(ctx context.Context) {
 		l.failing = true
 		return
 	}
-	l.queue, l.missed, l.failing = nil, false, false
+	l.queue, l.incomplete, l.failing = nil, false, false
 }
 
 // missing returns the events that the newest records are evidence of and the log lacks,
 // the oldest first.
 func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 	rows, err := l.opt.History.List(ctx, "", 10)
-	for err == nil && len(rows) > 0 && len(rows) < maxMissed && !slices.ContainsFunc(rows, l.isTold) { // what is older is told, too
+	for err == nil && len(rows) > 0 && len(rows) < maxMissed && !slices.ContainsFunc(rows, l.hasEventOf) { // what is older is told, too
 		var more []record.Row
 		if more, err = l.opt.History.List(ctx, rows[len(rows)-1].ID, 50); len(more) == 0 {
 			break
@@ -341,7 +337,7 @@ func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 	if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.ID == l.begin }); i >= 0 {
 		rows = rows[:i+1]
 		for _, e := range apply.RecordEvents(&rows[i], nil) {
-			l.told = append(l.told, key(&e))
+			l.keys = append(l.keys, key(&e))
 		}
 	}
 	for i := len(rows) - 1; i >= 0; i-- {
@@ -352,7 +348,7 @@ func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 			continue // what it changed is not known
 		}
 		for _, e := range apply.RecordEvents(&rows[i], parent) {
-			if !slices.Contains(l.told, key(&e)) {
+			if !slices.Contains(l.keys, key(&e)) {
 				events = append(events, e)
 			}
 		}
@@ -360,13 +356,13 @@ func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 	return events, nil
 }
 
-// isTold reports whether the log has an event of a record, or begins behind it.
-func (l *Log) isTold(row record.Row) bool {
+// hasEventOf reports whether the log has an event of a record, or begins behind it.
+func (l *Log) hasEventOf(row record.Row) bool {
 	if row.ID == l.begin {
 		return true
 	}
 	events := apply.RecordEvents(&row, nil)
-	return len(events) > 0 && slices.Contains(l.told, key(&events[len(events)-1]))
+	return len(events) > 0 && slices.Contains(l.keys, key(&events[len(events)-1]))
 }
 
 // append writes events, durably, and then tells who waits. An event that is there is left
@@ -377,7 +373,7 @@ func (l *Log) append(events []apply.Event) error {
 	next := l.last
 	for _, e := range events {
 		k := key(&e)
-		if k != "" && (slices.Contains(l.told, k) || slices.ContainsFunc(written, func(w apply.Event) bool { return key(&w) == k })) {
+		if k != "" && (slices.Contains(l.keys, k) || slices.ContainsFunc(written, func(w apply.Event) bool { return key(&w) == k })) {
 			continue
 		}
 		next++
@@ -415,7 +411,7 @@ func appendDurably(dir string, lines []byte) error {
 	err := unix.Lstat(path, &st)
 	isNew := errors.Is(err, fs.ErrNotExist)
 	if err == nil && st.Size >= segmentSize {
-		err, isNew = os.Rename(path, filepath.Join(dir, older)), true
+		err, isNew = os.Rename(path, filepath.Join(dir, oldFile)), true
 	}
 	if err != nil && !isNew {
 		return err

@@ -162,7 +162,7 @@ func TestSegments(t *testing.T) {
 	for i := range n {
 		l.take(apply.Event{Type: apply.EventEngineDown, Reason: fmt.Sprint("event ", i+1)})
 	}
-	for _, name := range []string{File, older} {
+	for _, name := range []string{File, oldFile} {
 		if info, err := os.Stat(filepath.Join(f.dir, name)); err != nil || info.Size() > segmentSize+1000 {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}

@@ -39,7 +39,7 @@ type Hook struct {
 
 const (
 	maxFile     = 1 << 20
-	maxHooks    = 32
+	maxHooks    = 24 // their cursors are one fact, of 4 KiB
 	leastWait   = 100 * time.Millisecond
 	mostWait    = 10 * time.Minute
 	usualWait   = 15 * time.Second

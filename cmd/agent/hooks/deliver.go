@@ -47,10 +47,10 @@ func encode(e *apply.Event) ([]byte, error) {
 type verdict int
 
 const (
-	delivered verdict = iota
-	tryLater          // no answer, or one that is about the moment
-	dropIt            // the receiver does not want this one
-	switchOff         // nor any other
+	verdictDelivered verdict = iota
+	verdictRetry             // no response, or one that is about the moment
+	verdictDrop              // the receiver does not want this one
+	verdictDisable           // nor any other
 )
 
 // maxAnswer bounds what is kept of an answer or an output, for the log.
@@ -60,7 +60,7 @@ const maxAnswer = 200
 func (h *Hook) deliver(ctx context.Context, client *http.Client, e *apply.Event) (v verdict, after time.Duration, err error) {
 	body, err := encode(e)
 	if err != nil {
-		return dropIt, 0, err
+		return verdictDrop, 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
@@ -74,11 +74,11 @@ func (h *Hook) deliver(ctx context.Context, client *http.Client, e *apply.Event)
 func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []byte) (v verdict, after time.Duration, err error) {
 	key, err := h.secret()
 	if err != nil {
-		return tryLater, 0, err
+		return verdictRetry, 0, err
 	}
 	q, err := http.NewRequestWithContext(ctx, http.MethodPost, h.URL, bytes.NewReader(body))
 	if err != nil {
-		return dropIt, 0, errors.New("the address cannot be used")
+		return verdictDrop, 0, errors.New("the address cannot be used")
 	}
 	now := strconv.FormatInt(time.Now().Unix(), 10)
 	q.Header.Set("Content-Type", "application/cloudevents+json")
@@ -95,23 +95,23 @@ func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []
 		if cause := errors.Unwrap(err); cause != nil { // net/url repeats the address, which may hold a secret
 			err = cause
 		}
-		return tryLater, 0, err
+		return verdictRetry, 0, err
 	}
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	err = fmt.Errorf("the receiver responds %d %s (%q)", resp.StatusCode, http.StatusText(resp.StatusCode), problem.Line(string(text), maxAnswer))
 	switch code := resp.StatusCode; {
 	case code >= 200 && code < 300:
-		return delivered, 0, nil
+		return verdictDelivered, 0, nil
 	case code == http.StatusGone:
-		return switchOff, 0, err
+		return verdictDisable, 0, err
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
 		if seconds, perr := strconv.Atoi(resp.Header.Get("Retry-After")); perr == nil {
 			after = time.Duration(min(max(seconds, 0), 24*3600)) * time.Second
 		}
-		return tryLater, after, err
+		return verdictRetry, after, err
 	}
-	return dropIt, 0, err
+	return verdictDrop, 0, err
 }
 
 // run runs a command, without a shell and in a process group of its own, which ends with it.
@@ -128,7 +128,7 @@ func (h *Hook) run(ctx context.Context, body []byte) (verdict, time.Duration, er
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
 	}
 	if err == nil {
-		return delivered, 0, nil
+		return verdictDelivered, 0, nil
 	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("not done within %s", h.Timeout)
@@ -136,7 +136,7 @@ func (h *Hook) run(ctx context.Context, body []byte) (verdict, time.Duration, er
 	if text := problem.Line(strings.TrimSpace(out.String()), maxAnswer); text != "" {
 		err = fmt.Errorf("%w (%q)", err, text)
 	}
-	return tryLater, 0, err
+	return verdictRetry, 0, err
 }
 
 // limited keeps the beginning of what is written to it.

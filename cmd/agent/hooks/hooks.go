@@ -50,7 +50,7 @@ type delivery struct {
 	status Status
 }
 
-// A cursor is what outlives the process. The JSON is a fact.
+// A cursor is what outlives the process.
 type cursor struct {
 	Sequence int64 `json:"sequence"` // of the last event that the hook is done with
 	Off      bool  `json:"off,omitempty"`
@@ -102,31 +102,48 @@ func New(opt Options) *Set {
 	}}
 }
 
+// fact is the name under which the cursors are kept, by the names of the hooks.
+const fact = "hooks"
+
 // Replace makes the hooks those of a file that was read. One that was there goes on where
 // it was; a new one, and one that was switched off, begins with what happens from now on.
-func (s *Set) Replace(hooks []Hook) {
+func (s *Set) Replace(list []Hook) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	last, _ := s.opt.Events.Last()
-	next := []*delivery{}
-	for _, h := range hooks {
-		d := &delivery{Hook: h, set: s, cursor: cursor{Sequence: last}, status: Status{Name: h.Name}}
-		for _, old := range s.hooks {
-			if old.Name == h.Name {
-				if d.cursor, _ = old.state(); d.cursor.Off {
-					d.cursor.Off, d.cursor.Sequence = false, last
-				}
-			}
-		}
-		if text := s.opt.Fact(d.fact()); s.hooks == nil && text != nil {
-			_ = json.Unmarshal(text, &d.cursor) // else it is new
-		}
-		d.keep()
-		next = append(next, d)
+	cursors := map[string]cursor{}
+	if s.hooks == nil {
+		_ = json.Unmarshal(s.opt.Fact(fact), &cursors) // without one all are new
 	}
-	s.hooks = next
+	last, _ := s.opt.Events.Last()
+	for _, d := range s.hooks {
+		c, _ := d.state()
+		if c.Off {
+			c.Off, c.Sequence = false, last
+		}
+		cursors[d.Name] = c
+	}
+	s.hooks = []*delivery{}
+	for _, h := range list {
+		c, isKnown := cursors[h.Name]
+		if !isKnown {
+			c.Sequence = last
+		}
+		s.hooks = append(s.hooks, &delivery{Hook: h, set: s, cursor: c, status: Status{Name: h.Name}})
+	}
+	s.keep()
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// keep keeps the cursors; s.mu is held.
+func (s *Set) keep() {
+	cursors := map[string]cursor{}
+	for _, d := range s.hooks {
+		cursors[d.Name], _ = d.state()
+	}
+	if text, err := json.Marshal(cursors); err == nil {
+		s.opt.Keep(fact, text)
+	}
 }
 
 // Status returns how the hooks are.
@@ -167,8 +184,6 @@ func (s *Set) Run(ctx context.Context) error {
 	return nil
 }
 
-func (d *delivery) fact() string { return "hook " + d.Name }
-
 func (d *delivery) state() (cursor, Status) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -180,15 +195,9 @@ func (d *delivery) update(change func(*cursor, *Status)) {
 	d.mu.Lock()
 	change(&d.cursor, &d.status)
 	d.mu.Unlock()
-	d.keep()
-}
-
-func (d *delivery) keep() {
-	c, _ := d.state()
-	text, err := json.Marshal(c)
-	if err == nil {
-		d.set.opt.Keep(d.fact(), text)
-	}
+	d.set.mu.Lock()
+	defer d.set.mu.Unlock()
+	d.set.keep()
 }
 
 // run delivers one event after the other.
@@ -230,25 +239,25 @@ func (d *delivery) persist(ctx context.Context, e *apply.Event) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		if v == tryLater && attempt == len(backoff) {
-			v = dropIt
+		if v == verdictRetry && attempt == len(backoff) {
+			v = verdictDrop
 		}
 		log := d.set.opt.Logger.With("hook", d.Name, "event", idOf(e), "type", string(e.Type))
 		switch v {
-		case delivered:
+		case verdictDelivered:
 			d.update(func(c *cursor, s *Status) {
 				c.Sequence, s.LastError, s.FailingAt = e.Sequence, "", 0
 				s.Delivered++
 			})
 			return true
-		case dropIt:
+		case verdictDrop:
 			log.Warn("event dropped", "error", err)
 			d.update(func(c *cursor, s *Status) {
 				c.Sequence, s.LastError = e.Sequence, err.Error()
 				c.Dropped++
 			})
 			return true
-		case switchOff:
+		case verdictDisable:
 			log.Warn("hook switched off", "error", err)
 			d.update(func(c *cursor, s *Status) { c.Off, s.LastError = true, err.Error() })
 			return true

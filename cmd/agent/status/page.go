@@ -20,6 +20,7 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 //go:embed page.html page.css page.js assets/idiomorph.min.js
@@ -199,12 +200,12 @@ func (s *Server) mainPart(ctx context.Context, update *apply.Update, q pageQuery
 		data.Live = true
 		return execute("main", data)
 	}
+	r := &s.rendering
+	r.mu.Lock() // listeners are many, and each page reads the history
+	defer r.mu.Unlock()
 	if q != (pageQuery{}) {
 		return render()
 	}
-	r := &s.rendering
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.update != update {
 		r.update, r.text = update, render()
 	}
@@ -280,15 +281,7 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 
 // command is a command of the agent, to be copied.
 func command(st *apply.Status, words ...string) string {
-	return "agent " + strings.Join(words, " ") + " --state " + shellWord(st.BackupDirectory)
-}
-
-// shellWord quotes s for a shell if it needs it.
-func shellWord(s string) string {
-	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=@%+,") == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return "agent " + strings.Join(words, " ") + " --state " + problem.ShellWord(st.BackupDirectory)
 }
 
 func (d *pageData) commands(st *apply.Status) {
@@ -460,20 +453,17 @@ func (s *Server) pageAttempts(d *pageData, st *apply.Status) {
 	}
 }
 
-// Doer is who brought a record about: the author of the source's commit, with
-// its subject; or the user who asked for it.
+// Doer returns who brought a record about: who gave the order, or the author and the
+// signer of the source's commit.
 func Doer(rec *record.Row) string {
-	s := rec.Source
 	switch {
-	case rec.Requester != nil:
-		return rec.Requester.String()
-	case rec.RequestedBy != nil:
+	case rec.Requester == nil && rec.RequestedBy != nil:
 		return fmt.Sprintf("uid %d", *rec.RequestedBy)
-	case rec.Kind == record.KindChange && s.Author != "":
-		name, _, _ := strings.Cut(s.Author, " <")
-		return fmt.Sprintf("%s: %s (%s)", name, s.Subject, short(s.Revision))
+	case rec.Requester == nil && rec.Kind != record.KindChange:
+		return ""
 	}
-	return ""
+	e := apply.RecordEvent(apply.EventApplied, &rec.Record)
+	return e.Doer()
 }
 
 // pageRecords adds a page of the history, and the comparison of two records.

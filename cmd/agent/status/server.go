@@ -196,7 +196,7 @@ func (s *Server) Handler() http.Handler {
 		base + "status":    light.work(http.HandlerFunc(s.status)),
 		base + "health":    light.work(http.HandlerFunc(s.health)),
 		base + "schema":    rules.work(http.HandlerFunc(s.schema)),
-		base + "events":    StreamEvents(s.opt.Events),
+		base + "events":    streamEvents(s.opt.Events),
 		"/live":            http.HandlerFunc(s.live),
 		base + "snapshots": ofHistory(s.snapshots), base + "snapshots/{id}": ofHistory(s.snapshot), base + "diff/{id}": ofHistory(s.diff),
 	}

@@ -82,9 +82,9 @@ func (s *stream) wait(ctx context.Context, changed <-chan struct{}) bool {
 	}
 }
 
-// StreamEvents answers with the events after Last-Event-ID or the parameter since, or
+// streamEvents answers with the events after Last-Event-ID or the parameter since, or
 // those to come, as server-sent events.
-func StreamEvents(events Events) http.HandlerFunc {
+func streamEvents(events Events) http.HandlerFunc {
 	return func(w http.ResponseWriter, q *http.Request) {
 		after, changed := events.Last()
 		given := q.Header.Get("Last-Event-ID")
