@@ -699,6 +699,23 @@ func TestFastAPIInOrder(t *testing.T) {
 
 // TestFastAPIRemembers holds what becomes of a remember file that cannot be used, and
 // of one that cannot be written.
+// TestFastAPICloseHangs holds that a close which never ends keeps nobody from changing.
+func TestFastAPICloseHangs(t *testing.T) {
+	t.Parallel()
+	f := newFastAPI(t, "dropin", `{"close": true}`)
+	f.declare(1024)
+	f.agent()
+	f.awaitApplied(1024)
+	for size := 1100; size < 1140; size++ { // more than there are threads
+		f.declare(size)
+		f.awaitApplied(size)
+	}
+	if p := f.runs("/work-in-a-thread"); sizeOf(p) != 1139 {
+		t.Errorf("users get %v", p)
+	}
+	f.stop(syscall.SIGKILL) // its end would wait for close
+}
+
 func TestFastAPIRemembers(t *testing.T) {
 	t.Parallel()
 	f := newFastAPI(t, "dropin", "{}")

@@ -174,5 +174,5 @@ func TestGitVerifyTag(t *testing.T) {
 	sink.refused(t, next, `made under the name "other"`)
 	s.git("tag", "-f", "release", "main")
 	s.git("push", "-q", "-f", "--tags", s.bare)
-	sink.refused(t, next, "not an annotated tag")
+	sink.refused(t, next, "not an annotated tag", "use --verify commit")
 }

@@ -22,6 +22,7 @@ MISBEHAVE = {
     "admit": "",  # the reason why admit refuses
     "build": False,  # build raises; a name of RAISES: that
     "apply": False,  # apply raises after it set half of the values, once
+    "close": False,  # close never ends
     "fail": False,  # requests are answered with 500
     "guarded": False,  # the application has all the middleware that module.py has
 }
@@ -61,6 +62,7 @@ class Processor:
 
     def close(self):
         self.open = False
+        time.sleep(3600 if MISBEHAVE["close"] else 0)
         SEEN["closes"].append(self.values["esn_reservoir_size"])
 
 

@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,8 @@ func TestLogin(t *testing.T) {
 	success(t, r)
 	put(t, secrets, "password", "")
 	failure(t, r, "is empty")
+	put(t, secrets, "password", canary+"\nand a note\n")
+	failure(t, r, "has more than one line")
 	if err := os.Remove(files.Password); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +153,8 @@ func TestTLS(t *testing.T) {
 	t.Cleanup(s.Close)
 	url := s.URL + "/config.git"
 	failure(t, newRemote(t, Options{URL: url}), "unknown authority", "--git-ca-file")
-	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: otherCA}}), "unknown authority")
+	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: otherCA}}), "unknown authority", otherCA+" does not have its authority")
+	failure(t, newRemote(t, Options{URL: strings.Replace(plain.URL, "http:", "https:", 1) + "/config.git"}), "speaks plain HTTP", "check the port")
 	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: ca}}), "certificate")
 	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: clientKey}}), "holds no certificate")
 	failure(t, newRemote(t, Options{URL: url, Files: Files{CA: ca, Cert: clientPEM, Key: ca}}), "--git-key-file")
@@ -239,8 +243,11 @@ func TestMisbehaving(t *testing.T) {
 		want  string
 		fetch bool // the listing works
 	}{
-		"500":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "reports a problem", false},
-		"404":        {http.NotFound, "check the address", false},
+		"500": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "reports a problem", false},
+		"404": {http.NotFound, "check the address", false},
+		"compressed": {func(w http.ResponseWriter, q *http.Request) {
+			http.Error(w, "asked for "+strconv.Quote(q.Header.Get("Accept-Encoding")), http.StatusTeapot)
+		}, `asked for \"\"`, false},
 		"a web page": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "git clone", false},
 		"garbage":    {advertised("PACK"), "does not speak git", false},
 		"nothing":    {advertised(""), "without a response", false},

@@ -15,6 +15,8 @@ import (
 
 	"github.com/hiddeco/sshsig"
 	"golang.org/x/crypto/ssh"
+
+	"dtesn-agent/schema/problem"
 )
 
 // A hand is somebody who signs.
@@ -114,6 +116,10 @@ func TestCommit(t *testing.T) {
 			if row.want == "" && (err != nil || who.Name != "ada@example.org" || who.Key != ssh.FingerprintSHA256(ada.signer.PublicKey())) {
 				t.Error(who, err)
 			}
+			isOfLine := strings.Contains(row.want, "not valid") || strings.Contains(row.want, "may not sign")
+			if isOfLine && !strings.Contains(problem.Hint(err), "have its line") {
+				t.Errorf("the hint is %q", problem.Hint(err))
+			}
 			if row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
 				t.Errorf("got %v, want an error with %q", err, row.want)
 			}
@@ -135,6 +141,11 @@ func TestSignersRefused(t *testing.T) {
 		`ada valid-before="soon" ` + ada.public: "no time",
 		"\nada verified=\"x\" " + ada.public:    "line 2",
 	} {
+		if strings.Contains(want, "no key") || want == "no signer" {
+			if _, err := ParseSigners([]byte(text)); !strings.Contains(problem.Hint(err), "NAME [OPTIONS] KEYTYPE KEY") {
+				t.Errorf("%q: the hint is %q", text, problem.Hint(err))
+			}
+		}
 		if _, err := ParseSigners([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want an error with %q", text, err, want)
 		}
