@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"dtesn-agent/dtesn/engine"
-	"dtesn-agent/schema/problem"
 	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 // A byteSize is a flag value such as 512MiB.
