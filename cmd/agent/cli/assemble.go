@@ -94,9 +94,8 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	a.subscription = a.reconciler.Subscribe(1024)
-	if a.events, err = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger}); err != nil {
-		return a, err
-	}
+	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
+	metrics.DroppedEvents = a.events.Dropped
 	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: a.reconciler.Keep, Logger: logger})
 	if err := a.loadHooks(); err != nil {
 		return a, err

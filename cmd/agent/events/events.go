@@ -33,8 +33,8 @@ import (
 )
 
 const (
-	// File in the state directory is what events are appended to. Once it has segmentSize bytes it takes the
-	// place of oldFile, and a new one begins.
+	// File in the state directory is what events are appended to. Once it has segmentSize
+	// bytes it takes the place of oldFile, and a new one begins.
 	File, oldFile = "events.jsonl", "events.1.jsonl"
 
 	maxLine   = 256 << 10 // bytes of an event
@@ -84,91 +84,104 @@ type Log struct {
 }
 
 // Open reads the log, and adds the events that the history is evidence of and the log
-// lacks. Where a history has none, it begins with what happens from now on.
-func Open(ctx context.Context, opt Options) (*Log, error) {
+// lacks. Where a history has none, it begins with what happens from now on. A log that
+// cannot be read or written is logged, and tried again: it keeps no agent from running.
+func Open(ctx context.Context, opt Options) *Log {
 	l := &Log{opt: opt, changed: make(chan struct{}), incomplete: true}
-	isNew := true
-	for _, name := range []string{oldFile, File} {
-		_, err := os.Lstat(filepath.Join(opt.Dir, name))
-		isNew = isNew && errors.Is(err, fs.ErrNotExist)
-		if err := readSegment(filepath.Join(opt.Dir, name), func(e apply.Event) bool { l.note(e); return true }); err != nil {
-			return nil, readError(opt.Dir, name, err)
-		}
+	_, isOld := os.Lstat(filepath.Join(opt.Dir, oldFile))
+	_, isThere := os.Lstat(filepath.Join(opt.Dir, File))
+	err := readAll(opt.Dir, func(e apply.Event) bool { l.note(e); return true })
+	if err != nil {
+		l.fail(err)
 	}
-	if isNew {
-		rows, err := opt.History.List(ctx, "", 10)
-		if err != nil {
-			return nil, fmt.Errorf("begin the log of events: %w", err)
-		}
-		var head []byte
-		if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.Outcome != record.Pending }); i >= 0 {
-			// There may have been a log that was lost: its numbers must not come again.
-			begin := apply.Event{Sequence: time.Now().UnixMilli(), Record: rows[i].ID}
-			if head, err = json.Marshal(begin); err != nil {
-				return nil, err
-			}
-			head = append(head, '\n')
-			l.note(begin)
-		}
-		if err := appendDurably(opt.Dir, head); err != nil {
-			opt.Logger.Warn("events cannot be recorded", "directory", opt.Dir, "error", err)
-			l.failing = true
-		}
+	if err != nil || errors.Is(isOld, fs.ErrNotExist) && errors.Is(isThere, fs.ErrNotExist) {
+		l.start(ctx)
 	}
 	l.write(ctx)
-	return l, nil
+	return l
 }
 
-func readError(dir, name string, err error) error {
-	return &problem.Error{Op: "read events in", Place: filepath.Join(dir, name), Err: problem.Bare(err), Hint: "run this as the user that runs the agent"}
+// start begins a log that is missing or cannot be read. Behind a history its numbers begin
+// where those of a log that was lost did not come to, and its first line says so.
+func (l *Log) start(ctx context.Context) {
+	rows, err := l.opt.History.List(ctx, "", 10)
+	var head []byte
+	if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.Outcome != record.Pending }); i >= 0 || err != nil {
+		begin := apply.Event{Sequence: time.Now().UnixMilli()}
+		if err == nil {
+			begin.Record = rows[i].ID
+		}
+		l.incomplete = err == nil
+		l.note(begin)
+		if head, err = json.Marshal(begin); err == nil {
+			head = append(head, '\n')
+		}
+	}
+	if err == nil && l.opt.Holding() {
+		err = appendDurably(l.opt.Dir, head)
+	}
+	if err != nil {
+		l.fail(err)
+	}
+}
+
+// fail logs that the log cannot be used, once.
+func (l *Log) fail(err error) {
+	if !l.failing {
+		l.opt.Logger.Warn("events cannot be recorded", "directory", l.opt.Dir, "error", err)
+	}
+	l.failing = true
 }
 
 // Read yields the events of the log in a state directory that are newer than after, the
 // oldest first. A line that was cut short is left out.
 func Read(dir string, after int64) iter.Seq2[apply.Event, error] {
 	return func(yield func(apply.Event, error) bool) {
-		for _, name := range []string{oldFile, File} {
-			err := readSegment(filepath.Join(dir, name), func(e apply.Event) bool {
-				if e.Sequence <= after || e.Type == "" {
-					return true
-				}
-				after = e.Sequence
-				return yield(e, nil)
-			})
-			if errors.Is(err, errEnough) {
-				return
+		err := readAll(dir, func(e apply.Event) bool {
+			if e.Sequence <= after || e.Type == "" {
+				return true
 			}
-			if err != nil {
-				yield(apply.Event{}, readError(dir, name, err))
-				return
-			}
+			after = e.Sequence
+			return yield(e, nil)
+		})
+		if err != nil {
+			yield(apply.Event{}, err)
 		}
 	}
 }
 
-var errEnough = errors.New("enough")
-
-func readSegment(path string, visit func(apply.Event) bool) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// readAll visits all lines, until visit returns false.
+func readAll(dir string, visit func(apply.Event) bool) error {
+	var segments []*os.File
+	for _, name := range []string{File, oldFile} { // in this order none is missed that changes its name meanwhile
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return readError(dir, name, err)
+		}
+		defer f.Close()
+		segments = append(segments, f)
 	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(io.LimitReader(f, 2*segmentSize+maxLine))
-	lines.Buffer(nil, maxLine)
-	for lines.Scan() {
-		var e apply.Event
-		if json.Unmarshal(lines.Bytes(), &e) == nil && e.Sequence > 0 && !visit(e) {
-			return errEnough
+	for _, f := range slices.Backward(segments) {
+		lines := bufio.NewScanner(io.LimitReader(f, 2*segmentSize+maxLine))
+		lines.Buffer(nil, maxLine)
+		for lines.Scan() {
+			var e apply.Event
+			if json.Unmarshal(lines.Bytes(), &e) == nil && e.Sequence > 0 && !visit(e) {
+				return nil
+			}
+		}
+		if err := lines.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) { // what follows that is none of ours
+			return readError(dir, filepath.Base(f.Name()), err)
 		}
 	}
-	if err := lines.Err(); !errors.Is(err, bufio.ErrTooLong) {
-		return err
-	}
-	return nil // what follows is none of ours
+	return nil
+}
+
+func readError(dir, name string, err error) error {
+	return &problem.Error{Op: "read events in", Place: filepath.Join(dir, name), Err: problem.Bare(err), Hint: "run this as the user that runs the agent"}
 }
 
 // note keeps an event that is on the disk, or the line with which a log begins behind an
@@ -311,10 +324,7 @@ func (l *Log) write(ctx context.Context) {
 		err = l.append(events)
 	}
 	if err != nil {
-		if !l.failing {
-			l.opt.Logger.Warn("events cannot be recorded", "directory", l.opt.Dir, "error", err)
-		}
-		l.failing = true
+		l.fail(err)
 		return
 	}
 	l.queue, l.incomplete, l.failing = nil, false, false

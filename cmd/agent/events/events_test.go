@@ -50,11 +50,7 @@ type fixture struct {
 
 func (f *fixture) open() *Log {
 	f.Helper()
-	l, err := Open(f.Context(), Options{Dir: f.dir, History: &f.past, Holding: func() bool { return !f.away }, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		f.Fatal(err)
-	}
-	return l
+	return Open(f.Context(), Options{Dir: f.dir, History: &f.past, Holding: func() bool { return !f.away }, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // told is what is in the log, as "SEQUENCE TYPE RECORD".
@@ -204,8 +200,32 @@ func TestTheDiskIsAway(t *testing.T) {
 	if last, _ := l.Last(); last != maxQueued+1 || len(l.queue) != 1 {
 		t.Errorf("the last is %d, %d wait", last, len(l.queue))
 	}
+}
+
+// A log that cannot be read keeps nobody from running, and its numbers do not come again.
+func TestALogThatCannotBeRead(t *testing.T) {
+	f := &fixture{T: t, dir: t.TempDir()}
+	l := f.open()
+	l.take(about(apply.EventApplied, f.past.add(record.KindChange, record.Applied)))
+	path := filepath.Join(f.dir, File)
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	l = f.open()
+	l.take(apply.Event{Type: apply.EventEngineUp})
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	l.take()
+	if events, err := l.After(0, 10); err != nil || len(events) != 1 || events[0].Sequence < 1e12 || events[0].Type != apply.EventEngineUp {
+		t.Errorf("%+v, %v", events, err)
+	}
 	f.past.err = errors.New("unreadable")
-	if _, err := Open(t.Context(), Options{Dir: t.TempDir(), History: &f.past}); err == nil {
-		t.Error("a history that cannot be read is taken for none")
+	f.dir = t.TempDir()
+	l = f.open()
+	f.past.err = nil
+	l.take(about(apply.EventApplied, f.past.add(record.KindChange, record.Applied)))
+	if events, err := l.After(0, 10); err != nil || len(events) != 1 || events[0].Sequence < 1e12 || events[0].Record != "snapshot_2" {
+		t.Errorf("%+v, %v", events, err)
 	}
 }

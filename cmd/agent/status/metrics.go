@@ -39,6 +39,8 @@ type Metrics struct {
 
 	// DroppedLines counts the lines of the log that its reader did not take.
 	DroppedLines *atomic.Int64
+	// DroppedEvents counts the events that the disk did not take; nil is 0.
+	DroppedEvents func() int64
 }
 
 // NewMetrics makes all series of one agent.
@@ -89,6 +91,14 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "dtesn_agent_log_lines_dropped_total", Help: "Lines of the log that its reader did not take.",
 	}, func() float64 { return float64(m.DroppedLines.Load()) }))
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "dtesn_agent_events_dropped_total", Help: "Events that the log of events lacks, because the disk did not take them.",
+	}, func() float64 {
+		if m.DroppedEvents == nil {
+			return 0
+		}
+		return float64(m.DroppedEvents())
+	}))
 	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info)
 	return m
 }
