@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
@@ -45,7 +48,7 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	bad := plumbing.ErrObjectNotFound
-	for name, index := range r.packs.opened {
+	for name, index := range r.packs.all(r.packDir()) {
 		if ok, err := index.Contains(h); err != nil || !ok {
 			continue
 		}
@@ -98,38 +101,60 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 // packIndexes are the indexes of the packs, by the names of the packs.
 type packIndexes struct {
 	opened map[string]*idxfile.MemoryIndex
+	// closed were not needed yet, the newest last: what is asked for is new, mostly.
+	closed []string
 	// bad: one is missing, or could not be opened. It is left out, as by git: a repack was
 	// cut short. err is the disk's, which may keep the history from being found.
 	bad bool
 	err error
 }
 
-// list opens the indexes of packs that are new, and forgets those that are gone.
+// list reads which packs there are.
 func (p *packIndexes) list(dir string) error {
 	paths, err := glob(dir, "*.idx") // as git, which also writes loose-*.idx
 	packs, perr := glob(dir, "*.pack")
 	if err = errors.Join(err, perr); err != nil {
 		return fmt.Errorf("list packs: %w", err)
 	}
-	was := p.opened
+	was, written := p.opened, map[string]time.Time{}
 	*p = packIndexes{opened: map[string]*idxfile.MemoryIndex{}}
 	for _, path := range paths {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
-		index := was[name]
-		if index == nil {
-			if index, err = openIndex(path); err != nil {
+		info, err := os.Stat(path)
+		if index := was[name]; index != nil {
+			p.opened[name] = index
+		} else if p.closed = append(p.closed, name); err == nil {
+			written[name] = info.ModTime()
+		}
+	}
+	slices.SortFunc(p.closed, func(a, b string) int { return written[a].Compare(written[b]) })
+	for _, path := range packs {
+		p.bad = p.bad || !slices.Contains(paths, strings.TrimSuffix(path, ".pack")+".idx")
+	}
+	return nil
+}
+
+// all goes through the indexes, and opens those that are closed as it comes to them.
+func (p *packIndexes) all(dir string) iter.Seq2[string, *idxfile.MemoryIndex] {
+	return func(yield func(string, *idxfile.MemoryIndex) bool) {
+		for name, index := range p.opened {
+			if !yield(name, index) {
+				return
+			}
+		}
+		for len(p.closed) > 0 {
+			name := p.closed[len(p.closed)-1]
+			p.closed = p.closed[:len(p.closed)-1]
+			index, err := openIndex(filepath.Join(dir, name+".idx"))
+			if err != nil {
 				if p.bad = true; fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {
 					p.err = fmt.Errorf("open %s: %w", name, err)
 				}
-				continue
+			} else if p.opened[name] = index; !yield(name, index) {
+				return
 			}
 		}
-		p.opened[name] = index
 	}
-	for _, path := range packs {
-		p.bad = p.bad || p.opened[strings.TrimSuffix(filepath.Base(path), ".pack")] == nil
-	}
-	return nil
 }
 
 func (r *repo) closePacks() {

@@ -97,7 +97,8 @@ func (r *repo) stored(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 	return content, err
 }
 
-// packsWhole reports whether every pack could be opened when they were listed last.
+// packsWhole reports whether every pack could be opened, once an object was in none of
+// them.
 func (r *repo) packsWhole() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
