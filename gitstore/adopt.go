@@ -345,8 +345,11 @@ func (s *Store) carryHold(before *record.Record) error {
 func (s *Store) removeStale() {
 	objects := s.ledger.objects()
 	paths, err := s.repo.loosePaths()
+	s.repo.mu.Lock()
+	defer s.repo.mu.Unlock()
+	err = errors.Join(err, s.repo.packs.list(s.repo.packDir()))
 	for h, path := range paths {
-		if _, perr := s.repo.packed(plumbing.AnyObject, h); perr == nil {
+		if _, perr := s.repo.searchPacks(plumbing.AnyObject, h); perr == nil { // once: most are in none
 			err = errors.Join(err, os.Remove(path))
 		} else if _, lerr := s.repo.loose(plumbing.AnyObject, h); !errors.Is(lerr, errDamaged) {
 			continue

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"dtesn-agent/gitstore"
 	"dtesn-agent/gitstore/record"
@@ -23,7 +26,8 @@ type stretch struct {
 	files            int
 	bytes            int64
 	open, list, cold time.Duration
-	rss              int // kB of the process that writes
+	killed           time.Duration // an open after a kill
+	rss              int           // kB of the process that writes
 }
 
 // long writes a history of n records as the agent does, prints the curve, and
@@ -63,6 +67,8 @@ func (b *bed) long(n, keep, starts int) error {
 		row{name: "commit and confirm, last thousand / first", note: ratio(last.durable, first.durable), budget: "1.20"},
 		row{name: "files in all", note: strconv.Itoa(last.files), budget: "1000, and 0.05 a snapshot"},
 		row{name: "bytes a snapshot", note: strconv.FormatInt(last.bytes/int64(n), 10), budget: "1024"},
+		row{name: "open after a clean stop", note: ms(last.open) + " ms", budget: "5"},
+		row{name: "open after a kill", note: ms(last.killed) + " ms", budget: "60"},
 		row{name: "list of 50", note: ms(last.list) + " ms", budget: "5"},
 		ready,
 	)
@@ -95,6 +101,9 @@ func (b *bed) stretch(done, count, keep int) (s stretch, err error) {
 		before = snap.ID
 	}
 	s.rss = residentKB(os.Getpid())
+	if s.killed, err = openCopy(ctx, opt); err != nil {
+		return s, err
+	}
 	if err := store.Close(); err != nil {
 		return s, err
 	}
@@ -102,6 +111,34 @@ func (b *bed) stretch(done, count, keep int) (s stretch, err error) {
 		return s, err
 	}
 	return s, s.reading(ctx, opt)
+}
+
+// openCopy measures what a start takes on a copy of what a writer has open, as a kill
+// leaves it.
+func openCopy(ctx context.Context, opt gitstore.Options) (time.Duration, error) {
+	var opens []time.Duration
+	for range 3 {
+		dir := opt.Dir + ".copy"
+		if err := errors.Join(os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(opt.Dir))); err != nil {
+			return 0, err
+		}
+		killed := opt
+		killed.Dir = dir
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return 0, err
+		}
+		unix.Sync() // the copy, which a start would wait for
+		start := time.Now()
+		store, _, err := gitstore.Open(ctx, killed)
+		opens = append(opens, time.Since(start))
+		if err != nil {
+			return 0, err
+		}
+		if err := errors.Join(store.Close(), os.RemoveAll(dir)); err != nil {
+			return 0, err
+		}
+	}
+	return quantile(opens, 0.5), nil
 }
 
 // reading measures what a start and a listing take.
