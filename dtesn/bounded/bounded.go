@@ -5,6 +5,7 @@ package bounded
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log"
 	"log/slog"
@@ -113,7 +114,8 @@ func (s *Server) noting(handler http.Handler) http.Handler {
 	})
 }
 
-// Serve accepts connections until l is closed.
+// Serve accepts connections until l is closed. A listener with TLS is l, for the places are
+// those of the connections that the http.Server knows.
 func (s *Server) Serve(l net.Listener) error { return s.Server.Serve(&listener{l, s}) }
 
 // ServeUntil serves until ctx ends, and then calls End. An error is that of l.
@@ -143,7 +145,7 @@ func (s *Server) End(grace time.Duration) {
 	s.ending = true
 	for conn, p := range s.places {
 		if p.state == http.StateNew { // Shutdown would wait 5 s for it
-			_ = conn.Close()
+			_ = raw(conn).Close()
 		}
 	}
 	s.mu.Unlock()
@@ -152,6 +154,15 @@ func (s *Server) End(grace time.Duration) {
 	if s.Shutdown(ctx) != nil {
 		_ = s.Close()
 	}
+}
+
+// raw returns the connection below TLS, which is conn itself without. To close it takes no
+// time: tls.Conn.Close waits up to 5 s for a client that reads nothing.
+func raw(conn net.Conn) net.Conn {
+	if t, ok := conn.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return conn
 }
 
 type listener struct {
@@ -165,7 +176,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	if tcp, ok := raw(conn).(*net.TCPConn); ok {
 		_ = tcp.SetWriteBuffer(sendBuffer)
 	}
 	for !l.server.admit(conn) { // which depends on the time, besides what becomes of others
@@ -183,11 +194,11 @@ func (s *Server) admit(conn net.Conn) bool {
 		if victim == nil {
 			return false
 		}
-		if tcp, ok := victim.(*net.TCPConn); ok && s.places[victim].state == http.StateActive {
+		if tcp, ok := raw(victim).(*net.TCPConn); ok && s.places[victim].state == http.StateActive {
 			_ = tcp.SetLinger(0) // nor does the kernel keep what was not read
 		}
 		delete(s.places, victim)
-		_ = victim.Close()
+		_ = raw(victim).Close()
 		s.ErrorLog.Printf("more than %d connections: closed the one that waited longest", connections())
 	}
 	s.places[conn] = place{state: http.StateNew, since: time.Now()}
@@ -221,7 +232,7 @@ func (s *Server) note(conn net.Conn, state http.ConnState) {
 		delete(s.places, conn)
 		delete(s.parked, conn)
 	case state == http.StateNew && s.ending:
-		_ = conn.Close()
+		_ = raw(conn).Close()
 	case has:
 		s.places[conn] = place{state: state, since: time.Now()}
 	}

@@ -1,10 +1,12 @@
 package bounded
 
 import (
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -63,4 +65,52 @@ func TestErrorLog(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestVictimTLS holds that a TLS client that reads nothing gives way at once: its goodbye
+// would wait for it.
+func TestVictimTLS(t *testing.T) {
+	helper := httptest.NewTLSServer(nil)
+	defer helper.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true}); err == nil {
+			defer conn.Close()
+			<-t.Context().Done()
+		}
+	}()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := tls.Server(accepted, &tls.Config{Certificates: helper.TLS.Certificates})
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{64 << 10, 1} { // until not a byte more is taken
+		for err = nil; err == nil; {
+			_ = accepted.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+			_, err = accepted.Write(make([]byte, size))
+		}
+	}
+	_ = accepted.SetWriteDeadline(time.Time{})
+	s := New(slog.New(slog.DiscardHandler), "test", nil)
+	s.Busy = time.Minute
+	s.places[conn] = place{state: http.StateActive, since: time.Now().Add(-time.Hour)}
+	for len(s.places) < connections() {
+		other, _ := net.Pipe()
+		s.places[other] = place{state: http.StateActive, since: time.Now()}
+	}
+	begun := time.Now()
+	next, _ := net.Pipe()
+	if _, has := s.places[conn]; !s.admit(next) || !has || time.Since(begun) > time.Second {
+		t.Errorf("admitted after %s", time.Since(begun))
+	}
+	if _, err := accepted.Write(nil); err == nil {
+		t.Error("the connection is still open")
+	}
 }
