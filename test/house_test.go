@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"apply":             {"schema", "schema/problem", "gitstore/record", "watcher/document", "dtesn/api"},
 	"cmd/agent/events":  {"schema/problem", "gitstore/record", "apply"},
 	"cmd/agent/hooks":   {"schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
-	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded", "cmd/agent/hooks"},
+	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded", "cmd/agent/hooks", "watcher/smallfile"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
 		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals", "cmd/agent/events", "cmd/agent/hooks",

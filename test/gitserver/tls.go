@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// A Cert is a certificate for 127.0.0.1 that is its own authority: for a server
+// A Cert is a certificate for 127.0.0.1 and host.test that is its own authority: for a server
 // and for a client. Its files are PEM.
 type Cert struct {
 	Pair               tls.Certificate
@@ -42,7 +42,7 @@ func NewCert(t testing.TB, dir, name string) Cert {
 	must(err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"host.test"},
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, key)

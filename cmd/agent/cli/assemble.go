@@ -35,11 +35,12 @@ type agent struct {
 	subscription *apply.Subscription // of the log of events
 	hooks        *hooks.Set
 	web          *status.Server
+	access       *status.Access
 	control      *control
 	embedded     *engine.Engine
 	socket       string
 	repository   string
-	httpAddr     string
+	url          string // of the HTTP endpoint
 	foreignOwner bool
 	once         *once
 	notify       *notifier
@@ -51,7 +52,7 @@ type agent struct {
 }
 
 // assemble takes everything an agent needs or says what is in the way: the
-// state directory first, for it is what two agents must not share.
+// state directory before all but files, for it is what two agents must not share.
 func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, err error) {
 	a = &agent{settings: s, log: logger, notify: newNotifier(logger)}
 	defer func() {
@@ -60,6 +61,9 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 			a = nil
 		}
 	}()
+	if a.access, err = status.OpenAccess(s.access, logger); err != nil {
+		return a, err
+	}
 	if err := a.openStore(ctx); err != nil {
 		return a, err
 	}
@@ -102,7 +106,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	}
 	a.web = status.New(status.Options{
 		Hooks: a.hooks.Status, Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
-		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts, SourceURL: s.sourceURL,
+		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts, Access: a.access, SourceURL: s.sourceURL,
 	})
 	return a, a.listen()
 }
@@ -176,13 +180,21 @@ func (a *agent) listen() (err error) {
 		return err
 	}
 	a.closers = append(a.closers, a.control.close)
-	if a.listener, err = status.Listen(s.listen, true); err != nil {
+	if a.listener, err = status.Listen("--listen", s.listen); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, a.listener.Close)
-	a.httpAddr = a.listener.Addr().String()
+	addr := a.listener.Addr().String() // where localhost leads is for the host's files to say
+	if err := s.access.Check(addr); err != nil {
+		return err
+	}
+	a.listener = a.access.Listener(a.listener)
+	a.url = "http://" + addr
+	if a.access.HasTLS() {
+		a.url = "https://" + addr
+	}
 	if s.healthListen != "" {
-		if a.healthListener, err = status.Listen(s.healthListen, false); err != nil {
+		if a.healthListener, err = status.Listen("--health-listen", s.healthListen); err != nil {
 			return err
 		}
 		a.closers = append(a.closers, a.healthListener.Close)

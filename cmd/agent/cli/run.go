@@ -40,6 +40,7 @@ type settings struct {
 	state, listen             string
 	healthListen, instance    string
 	allowedHosts              []string
+	access                    status.AccessFiles
 	sourceURL, hooks          string
 	settle, resync            time.Duration
 	drift                     string
@@ -64,9 +65,13 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.engine, "engine", "", "the Unix `socket` of the DTESN server, such as /run/dtesn/engine.sock")
 	f.BoolVar(&s.embedded, "embedded-engine", false, "run the reference engine in this process, on <state>/engine.sock")
 	f.StringVar(&s.state, "state", "", "the `directory` for the snapshots and the control socket; one agent each")
-	f.StringVar(&s.listen, "listen", "127.0.0.1:9310", "the loopback `address` of the read-only HTTP endpoint")
+	f.StringVar(&s.listen, "listen", "127.0.0.1:9310", "the `address` of the read-only HTTP endpoint; off loopback it needs TLS, and a token or client certificates")
 	f.StringVar(&s.healthListen, "health-listen", "", "a second `address` that serves only /livez, /readyz and /metrics; may be off loopback")
-	f.StringSliceVar(&s.allowedHosts, "allowed-hosts", nil, "`names` that --listen answers to besides loopback, separated by commas")
+	f.StringSliceVar(&s.allowedHosts, "allowed-hosts", nil, "`names` that --listen answers to besides loopback and its certificate's, separated by commas")
+	f.StringVar(&s.access.Cert, "tls-cert-file", "", "a PEM `file` with the certificate of --listen, which then speaks HTTPS")
+	f.StringVar(&s.access.Key, "tls-key-file", "", "a PEM `file` with its key")
+	f.StringVar(&s.access.Token, "token-file", "", "a `file` with the tokens that --listen asks for, one a line")
+	f.StringVar(&s.access.ClientCA, "client-ca-file", "", "a PEM `file` with the authorities whose client certificates --listen takes in place of a token")
 	f.StringVar(&s.sourceURL, "source-url", "", "the `address` of a line at your git host, with {commit}, {file} and {line}, for links on the page")
 	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens; SIGHUP reads it again")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
@@ -208,7 +213,10 @@ func (s *settings) check(ctx context.Context) error {
 	if d := apply.DriftMode(s.drift); d != apply.DriftCorrect && d != apply.DriftReport {
 		return usage("--drift: %q is neither correct nor report", s.drift)
 	}
-	if err := status.CheckAddress(s.listen, true); err != nil {
+	if err := status.CheckAddress(s.listen); err != nil {
+		return usage("--listen: %w", err)
+	}
+	if err := s.access.Check(s.listen); err != nil {
 		return usage("--listen: %w", err)
 	}
 	for _, name := range s.allowedHosts {
@@ -220,7 +228,7 @@ func (s *settings) check(ctx context.Context) error {
 		return usageHint("such as https://git.example.com/team/dtesn/blob/{commit}/config/{file}#L{line}", "--source-url: %q is not the address of a file", s.sourceURL)
 	}
 	if s.healthListen != "" {
-		if err := status.CheckAddress(s.healthListen, false); err != nil {
+		if err := status.CheckAddress(s.healthListen); err != nil {
 			return usage("--health-listen: %w", err)
 		}
 	}
@@ -311,9 +319,9 @@ func (a *agent) banner(w io.Writer) {
 	fmt.Fprintf(w, `agent %s (pid %d) %s.
 
   edit      %s
-%s  status    http://%s/    or: %s status --state %s
+%s  status    %s/    or: %s status --state %s
 %s  stop      Ctrl-C (%s)
 
 `, version(), os.Getpid(), what, edit, rules,
-		a.httpAddr, self, problem.ShellWord(s.state), records, end)
+		a.url, self, problem.ShellWord(s.state), records, end)
 }

@@ -93,7 +93,7 @@ func (a *answer) WriteHeader(code int) { a.code = code }
 // page's own that leads to loopback.
 func (s *Server) foreign(q *http.Request) (code int, why string) {
 	if !s.isOurs(q.Host) {
-		return http.StatusMisdirectedRequest, "this is not " + q.Host + ": use localhost or a loopback address, or run the agent with --allowed-hosts"
+		return http.StatusMisdirectedRequest, "this is not " + q.Host + ": use localhost, a loopback address or a name of the certificate, or run the agent with --allowed-hosts"
 	}
 	const others = "requests of other sites are not answered"
 	for _, text := range q.Header["Origin"] {
@@ -110,16 +110,27 @@ func (s *Server) foreign(q *http.Request) (code int, why string) {
 	return 0, ""
 }
 
-// isOurs reports whether a Host header names a loopback address or an allowed host.
+// isOurs reports whether a Host header names a loopback address, an allowed host or one that
+// the certificate is for.
 func (s *Server) isOurs(host string) bool {
+	name := hostname(host)
+	return isLoopbackName(host) || s.opt.Access.isNamed(name) || slices.ContainsFunc(s.opt.AllowedHosts, func(allowed string) bool {
+		return strings.EqualFold(allowed, name)
+	})
+}
+
+func isLoopbackName(host string) bool {
+	name := hostname(host)
+	ip, err := netip.ParseAddr(name)
+	return name == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// hostname returns the name or address in a Host header.
+func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
-	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback() || slices.ContainsFunc(s.opt.AllowedHosts, func(name string) bool {
-		return strings.EqualFold(name, host)
-	})
+	return strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
 }
 
 // isJSON reports whether the body of a request is said to be JSON. What curl -d says

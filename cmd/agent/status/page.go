@@ -168,7 +168,7 @@ func (s *Server) page(w http.ResponseWriter, q *http.Request) {
 
 // live answers with the main part of the page each time it changes, as server-sent events.
 func (s *Server) live(w http.ResponseWriter, q *http.Request) {
-	stream := newStream(w, q)
+	stream := s.newStream(w, q)
 	for stream != nil {
 		update := s.opt.Source.Latest()
 		var b strings.Builder
@@ -273,8 +273,12 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 	d.Timelines = timelines(s.opt.Rules, rows, now)
 	s.pageRecords(ctx, d, rows, q)
 	d.facts(st)
-	for _, h := range s.Full().Hooks {
+	full := s.Full()
+	for _, h := range full.Hooks {
 		d.Facts = append(d.Facts, pageFact{Name: "hook", Text: Plain(h.String())})
+	}
+	for _, text := range full.AccessErrors {
+		d.Facts = append(d.Facts, pageFact{Name: "listen", Text: Plain(text)})
 	}
 	return d
 }

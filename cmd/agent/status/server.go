@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -60,6 +59,8 @@ type Options struct {
 	SourceURL string
 	// AllowedHosts are names that a Host header may have, besides those of loopback.
 	AllowedHosts []string
+	// Access says who may use Handler; nil is everybody.
+	Access *Access
 }
 
 // A Server answers GET, HEAD and the dry run.
@@ -79,7 +80,7 @@ func New(opt Options) *Server {
 
 // Full returns the status with what the agent's other parts know.
 func (s *Server) Full() *FullStatus {
-	f := &FullStatus{Status: *s.opt.Source.Status(), Hooks: []hooks.Status{}}
+	f := &FullStatus{Status: *s.opt.Source.Status(), Hooks: []hooks.Status{}, AccessErrors: s.opt.Access.Problems()}
 	if s.opt.Hooks != nil {
 		f.Hooks = s.opt.Hooks()
 	}
@@ -91,35 +92,20 @@ func (s *Server) Full() *FullStatus {
 type FullStatus struct {
 	apply.Status
 	Hooks []hooks.Status `json:"hooks"`
+	// AccessErrors say which files of --listen cannot be used.
+	AccessErrors []string `json:"access_errors"`
 }
 
-// CheckAddress reports what is wrong with an address to listen on. Off loopback
-// it is refused unless it is only for health: the endpoint has no tokens and no
-// TLS.
-func CheckAddress(addr string, loopbackOnly bool) error {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
+// CheckAddress reports what is wrong with an address to listen on.
+func CheckAddress(addr string) error {
+	if _, _, err := net.SplitHostPort(addr); err != nil {
 		return problem.New("", fmt.Errorf("%q is not an address: %w", addr, err), "use an address such as 127.0.0.1:9310")
-	}
-	if loopbackOnly && host != "localhost" {
-		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-			return problem.New("", fmt.Errorf("%s is not a loopback address, and the endpoint has no tokens and no TLS", addr),
-				fmt.Sprintf("listen on 127.0.0.1:%s, or use --health-listen for probes and metrics from outside", port))
-		}
 	}
 	return nil
 }
 
-// Listen takes addr, which CheckAddress has nothing against. It looks at what
-// it got as well: where localhost leads is for the host's files to say.
-func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
-	if err := CheckAddress(addr, loopbackOnly); err != nil {
-		return nil, err
-	}
-	flag := "--health-listen"
-	if loopbackOnly {
-		flag = "--listen"
-	}
+// Listen takes an address for the flag that names it.
+func Listen(flag, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, &problem.Error{
@@ -129,11 +115,6 @@ func Listen(addr string, loopbackOnly bool) (net.Listener, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	if loopbackOnly {
-		if err := CheckAddress(l.Addr().String(), true); err != nil {
-			return nil, errors.Join(err, l.Close())
-		}
 	}
 	return l, nil
 }
@@ -181,12 +162,13 @@ func (s *Server) guarded(handler http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("X-Frame-Options", "DENY")
+		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 		handler.ServeHTTP(w, q)
 	})
 }
 
-// Handler is the whole endpoint, for loopback.
+// Handler is the whole endpoint, for who may use it.
 func (s *Server) Handler() http.Handler {
 	light, rules, history, unread := make(turns, maxWork), make(turns, 1), make(turns, 1), make(turns, maxUnread)
 	ofHistory := func(handler http.HandlerFunc) http.Handler { return unread.while(history.work(handler)) }
@@ -196,7 +178,7 @@ func (s *Server) Handler() http.Handler {
 		base + "status":    light.work(http.HandlerFunc(s.status)),
 		base + "health":    light.work(http.HandlerFunc(s.health)),
 		base + "schema":    rules.work(http.HandlerFunc(s.schema)),
-		base + "events":    streamEvents(s.opt.Events),
+		base + "events":    http.HandlerFunc(s.events),
 		"/live":            http.HandlerFunc(s.live),
 		base + "snapshots": ofHistory(s.snapshots), base + "snapshots/{id}": ofHistory(s.snapshot), base + "diff/{id}": ofHistory(s.diff),
 	}
@@ -207,11 +189,22 @@ func (s *Server) Handler() http.Handler {
 		mux.HandleFunc(base+path, notAllowed("", "this endpoint changes nothing: "+way))
 	}
 	return s.guarded(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if code, why := s.foreign(q); code != 0 {
-			fail(w, code, why)
-			return
+		code, why := s.foreign(q)
+		isAllowed := code == 0 && s.opt.Access.allows(q)
+		if !isAllowed && q.ContentLength != 0 {
+			w.Header().Set("Connection", "close") // the body is not waited for
 		}
-		mux.ServeHTTP(w, q)
+		if q.TLS != nil && code == 0 && !isLoopbackName(q.Host) {
+			w.Header().Set("Strict-Transport-Security", "max-age=31536000") // RFC 6797
+		}
+		switch {
+		case code != 0:
+			fail(w, code, why)
+		case !isAllowed:
+			s.opt.Access.deny(w)
+		default:
+			mux.ServeHTTP(w, q)
+		}
 	}))
 }
 

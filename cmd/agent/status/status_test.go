@@ -108,7 +108,7 @@ func newBench(t *testing.T) *bench {
 			return map[string]time.Time{"files": time.Now()}
 		},
 	})
-	listener, err := Listen("127.0.0.1:0", true)
+	listener, err := Listen("--listen", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -554,7 +554,7 @@ func TestAnotherSchema(t *testing.T) {
 func TestHealthListenServesOnlyHealth(t *testing.T) {
 	b := newBench(t)
 	server := New(Options{Source: b.r, Metrics: NewMetrics("test", production), Loops: func() map[string]time.Time { return nil }, Stuck: time.Second, Logger: slog.New(slog.DiscardHandler)})
-	listener, err := Listen("127.0.0.1:0", false)
+	listener, err := Listen("--listen", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -575,11 +575,11 @@ func TestHealthListenServesOnlyHealth(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:9310", "example.org:80"} {
-		if _, err := Listen(addr, true); err == nil || !strings.Contains(err.Error(), "loopback") {
+		if err := new(AccessFiles).Check(addr); err == nil || !strings.Contains(err.Error(), "loopback") {
 			t.Errorf("%s: %v", addr, err)
 		}
 	}
-	if _, err := Listen("9310", true); err == nil || !strings.Contains(problem.Text(err), "127.0.0.1:9310") {
+	if err := CheckAddress("9310"); err == nil || !strings.Contains(problem.Text(err), "127.0.0.1:9310") {
 		t.Errorf("a bare port: %v", err)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -587,7 +587,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if _, err := Listen(taken.Addr().String(), true); err == nil || !strings.Contains(err.Error(), "in use") || !strings.Contains(problem.Hint(err), "--listen") {
+	if _, err := Listen("--listen", taken.Addr().String()); err == nil || !strings.Contains(err.Error(), "in use") || !strings.Contains(problem.Hint(err), "--listen") {
 		t.Errorf("in use: %v", err)
 	}
 }

@@ -34,25 +34,27 @@ type stream struct {
 	w     http.ResponseWriter
 	conn  *http.ResponseController
 	ended <-chan struct{}
+	// isAllowed reports whether the client may still ask.
+	isAllowed func() bool
 }
 
 // newStream begins a stream, nil if there is no room for one.
-func newStream(w http.ResponseWriter, q *http.Request) *stream {
+func (s *Server) newStream(w http.ResponseWriter, q *http.Request) *stream {
 	ended, ok := bounded.Park(q.Context())
 	if !ok {
 		w.Header().Set("Retry-After", "10")
 		fail(w, http.StatusServiceUnavailable, "too many listeners: ask again later")
 		return nil
 	}
-	s := &stream{w, http.NewResponseController(w), ended}
-	_ = s.conn.SetReadDeadline(time.Time{})
+	st := &stream{w, http.NewResponseController(w), ended, func() bool { return s.opt.Access.allows(q) }}
+	_ = st.conn.SetReadDeadline(time.Time{})
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Connection", "close")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx
-	if s.send("retry: 3000\n\n") != nil {
+	if st.send("retry: 3000\n\n") != nil {
 		return nil
 	}
-	return s
+	return st
 }
 
 func (s *stream) send(text string) error {
@@ -69,57 +71,55 @@ func (s *stream) wait(ctx context.Context, changed <-chan struct{}) bool {
 	for {
 		select {
 		case <-changed:
-			return true
+			return s.isAllowed()
 		case <-s.ended:
 			return false
 		case <-ctx.Done():
 			return false
 		case <-time.After(quietest):
-			if s.send(":\n\n") != nil {
+			if !s.isAllowed() || s.send(":\n\n") != nil {
 				return false
 			}
 		}
 	}
 }
 
-// streamEvents answers with the events after Last-Event-ID or the parameter since, or
-// those to come, as server-sent events.
-func streamEvents(events Events) http.HandlerFunc {
-	return func(w http.ResponseWriter, q *http.Request) {
-		after, changed := events.Last()
-		given := q.Header.Get("Last-Event-ID")
-		if given == "" {
-			given = q.URL.Query().Get("since")
+// events answers with the events after Last-Event-ID or the parameter since, or those to
+// come, as server-sent events.
+func (s *Server) events(w http.ResponseWriter, q *http.Request) {
+	after, changed := s.opt.Events.Last()
+	given := q.Header.Get("Last-Event-ID")
+	if given == "" {
+		given = q.URL.Query().Get("since")
+	}
+	if given != "" {
+		n, err := strconv.ParseInt(given, 10, 64)
+		if err != nil || n < 0 {
+			fail(w, http.StatusBadRequest, "since: "+strconv.Quote(given)+" is not the number of an event")
+			return
 		}
-		if given != "" {
-			n, err := strconv.ParseInt(given, 10, 64)
-			if err != nil || n < 0 {
-				fail(w, http.StatusBadRequest, "since: "+strconv.Quote(given)+" is not the number of an event")
-				return
-			}
-			after = n
+		after = n
+	}
+	st := s.newStream(w, q)
+	for st != nil {
+		list, err := s.opt.Events.After(after, streamBatch)
+		if err != nil {
+			_ = st.send(fmt.Sprintf(": %s\n\n", err))
+			return
 		}
-		s := newStream(w, q)
-		for s != nil {
-			list, err := events.After(after, streamBatch)
+		for _, e := range list {
+			text, err := json.Marshal(e)
 			if err != nil {
-				_ = s.send(fmt.Sprintf(": %s\n\n", err))
+				continue
+			}
+			if st.send(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", e.Sequence, e.Type, text)) != nil {
 				return
 			}
-			for _, e := range list {
-				text, err := json.Marshal(e)
-				if err != nil {
-					continue
-				}
-				if s.send(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", e.Sequence, e.Type, text)) != nil {
-					return
-				}
-				after = e.Sequence
-			}
-			if len(list) < streamBatch && !s.wait(q.Context(), changed) {
-				return
-			}
-			_, changed = events.Last()
+			after = e.Sequence
 		}
+		if len(list) < streamBatch && !st.wait(q.Context(), changed) {
+			return
+		}
+		_, changed = s.opt.Events.Last()
 	}
 }

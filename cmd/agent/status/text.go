@@ -21,8 +21,12 @@ const shownViolations = 10
 // turn is said first, for the rest is from before.
 func (s *Server) Text() string {
 	page := Text(s.opt.Source.Status(), time.Now())
-	for _, h := range s.Full().Hooks {
+	full := s.Full()
+	for _, h := range full.Hooks {
 		page += fmt.Sprintf("%-10s %s\n", "hook", Plain(h.String()))
+	}
+	for _, text := range full.AccessErrors {
+		page += fmt.Sprintf("%-10s %s\n", "listen", Plain(text))
 	}
 	if stuck := s.Stuck(); stuck != "" {
 		page = fmt.Sprintf("%-10s %s; what follows is from before\n%-10s see whether the disk of --state hangs (the kernel's log), and end the agent if it stays so: the engine keeps what it runs\n\n", "stuck", stuck, "do") + page

@@ -1,0 +1,271 @@
+package status
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/smallfile"
+)
+
+// AccessFiles are the files that say who may ask on --listen; "" is none.
+type AccessFiles struct {
+	Cert, Key string // PEM, of the server
+	Token     string // one token a line
+	ClientCA  string // PEM, of the authorities of client certificates
+}
+
+// Check reports what an address lacks to be listened on. Off loopback it needs TLS, and a
+// token or client certificates.
+func (f *AccessFiles) Check(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	var lacks []string
+	if f.Cert == "" {
+		lacks = append(lacks, "--tls-cert-file")
+	}
+	if f.Key == "" {
+		lacks = append(lacks, "--tls-key-file")
+	}
+	ip, err := netip.ParseAddr(host)
+	if isLoopback := host == "localhost" || err == nil && ip.IsLoopback(); isLoopback {
+		if len(lacks) == 1 || len(lacks) > 0 && f.ClientCA != "" {
+			return problem.New("", fmt.Errorf("TLS lacks %s", strings.Join(lacks, " and ")), "give both files, of the certificate and of its key")
+		}
+		return nil
+	}
+	if f.Token == "" && f.ClientCA == "" {
+		lacks = append(lacks, "--token-file (or --client-ca-file)")
+	}
+	if len(lacks) > 0 {
+		return problem.New("", fmt.Errorf("%s is not a loopback address, and lacks %s", addr, strings.Join(lacks, ", ")),
+			fmt.Sprintf("give these files; or listen on 127.0.0.1:%s, and use --health-listen for probes and metrics from outside", port))
+	}
+	return nil
+}
+
+// An Access decides who may ask. The files are read at each handshake and each request; one
+// that cannot be used leaves what it held before in force. The zero value, and nil, let
+// everybody ask.
+type Access struct {
+	cert    *reread[tls.Certificate]
+	tokens  *reread[[][sha256.Size]byte]
+	clients *reread[*x509.CertPool]
+}
+
+// OpenAccess reads the files.
+func OpenAccess(f AccessFiles, logger *slog.Logger) (*Access, error) {
+	a := &Access{}
+	var errs []error
+	if f.Cert != "" {
+		a.cert = newReread("the certificate", parsePair, logger, &errs, f.Cert, f.Key)
+	}
+	if f.Token != "" {
+		a.tokens = newReread("tokens", parseTokens, logger, &errs, f.Token)
+	}
+	if f.ClientCA != "" {
+		a.clients = newReread("client authorities", parseAuthorities, logger, &errs, f.ClientCA)
+	}
+	if len(errs) > 0 {
+		return nil, errs[0]
+	}
+	return a, nil
+}
+
+// HasTLS reports whether clients speak TLS.
+func (a *Access) HasTLS() bool { return a != nil && a.cert != nil }
+
+// Problems returns which files cannot be used, though what they held before is in force.
+func (a *Access) Problems() []string {
+	list := []string{}
+	if a == nil {
+		return list
+	}
+	for _, err := range []error{a.cert.problem(), a.tokens.problem(), a.clients.problem()} {
+		if err != nil {
+			list = append(list, problem.Text(err)+"; what was read before is in force")
+		}
+	}
+	return list
+}
+
+// Listener returns l, with TLS if there is a certificate.
+func (a *Access) Listener(l net.Listener) net.Listener {
+	if !a.HasTLS() {
+		return l
+	}
+	return tls.NewListener(l, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		c := &tls.Config{
+			Certificates: []tls.Certificate{a.cert.get()},
+			NextProtos:   []string{"http/1.1"}, // a bounded.Server counts connections, and HTTP/2 has many requests in one
+			// A resumed session would keep the decision of its first handshake.
+			SessionTicketsDisabled: true,
+		}
+		if a.clients != nil {
+			c.ClientAuth, c.ClientCAs = tls.VerifyClientCertIfGiven, a.clients.get()
+		}
+		return c, nil
+	}})
+}
+
+// allows reports whether the credentials of a request are good, by the files of now.
+func (a *Access) allows(q *http.Request) bool {
+	if a == nil || a.tokens == nil && a.clients == nil {
+		return true
+	}
+	if a.clients != nil && q.TLS != nil && len(q.TLS.PeerCertificates) > 0 {
+		opt := x509.VerifyOptions{Roots: a.clients.get(), Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		for _, c := range q.TLS.PeerCertificates[1:] {
+			opt.Intermediates.AddCert(c)
+		}
+		if _, err := q.TLS.PeerCertificates[0].Verify(opt); err == nil {
+			return true
+		}
+	}
+	if a.tokens == nil {
+		return false
+	}
+	_, token, _ := q.BasicAuth()
+	if scheme, rest, _ := strings.Cut(q.Header.Get("Authorization"), " "); strings.EqualFold(scheme, "Bearer") {
+		token = strings.TrimSpace(rest)
+	}
+	sum, found := sha256.Sum256([]byte(token)), 0
+	for _, known := range a.tokens.get() {
+		found |= subtle.ConstantTimeCompare(sum[:], known[:])
+	}
+	return found == 1
+}
+
+// deny answers a request without good credentials.
+func (a *Access) deny(w http.ResponseWriter) {
+	if a.tokens == nil {
+		fail(w, http.StatusForbidden, "a client certificate is needed, of an authority in --client-ca-file")
+		return
+	}
+	w.Header().Add("WWW-Authenticate", `Bearer realm="dtesn-agent"`)
+	w.Header().Add("WWW-Authenticate", `Basic realm="dtesn-agent", charset="UTF-8"`)
+	fail(w, http.StatusUnauthorized, "a token of --token-file is needed: Authorization: Bearer TOKEN, or Basic with the token as password and any user")
+}
+
+// isNamed reports whether the certificate of the server is for host.
+func (a *Access) isNamed(host string) bool {
+	return a.HasTLS() && a.cert.get().Leaf.VerifyHostname(host) == nil
+}
+
+func parsePair(texts [][]byte) (tls.Certificate, error) { return tls.X509KeyPair(texts[0], texts[1]) }
+
+const leastToken = 16
+
+// parseTokens returns the digests of tokens, so that comparing takes the same time whatever
+// their length.
+func parseTokens(texts [][]byte) (sums [][sha256.Size]byte, err error) {
+	for n, line := range strings.Split(string(texts[0]), "\n") {
+		token := strings.TrimSpace(line)
+		if token == "" {
+			continue
+		}
+		if len(token) < leastToken || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return nil, problem.New("", fmt.Errorf("line %d is not a token: %d printable ASCII characters at least", n+1, leastToken), "make one with: openssl rand -hex 32")
+		}
+		sums = append(sums, sha256.Sum256([]byte(token)))
+	}
+	if len(sums) == 0 {
+		return nil, problem.New("", errors.New("it has no token"), "make one with: openssl rand -hex 32")
+	}
+	return sums, nil
+}
+
+func parseAuthorities(texts [][]byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(texts[0]) {
+		return nil, problem.New("", errors.New("it has no certificate"), "give a PEM file with BEGIN CERTIFICATE")
+	}
+	return pool, nil
+}
+
+// A reread is what files hold now, or what they last held that could be used.
+type reread[T any] struct {
+	what  string
+	paths []string
+	parse func([][]byte) (T, error)
+	log   *slog.Logger
+
+	mu    sync.Mutex
+	texts [][]byte // that value is of
+	value T
+	err   error
+}
+
+func newReread[T any](what string, parse func([][]byte) (T, error), logger *slog.Logger, errs *[]error, paths ...string) *reread[T] {
+	r := &reread[T]{what: what, paths: paths, parse: parse, log: slog.New(slog.DiscardHandler)}
+	if err := r.problem(); err != nil {
+		*errs = append(*errs, err)
+	}
+	r.log = logger
+	return r
+}
+
+const maxAccessFile = 1 << 20
+
+// get reads the files again.
+func (r *reread[T]) get() T {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.refresh()
+	switch {
+	case err != nil && (r.err == nil || r.err.Error() != err.Error()):
+		r.log.Warn("file of --listen unusable", "error", err, "hint", problem.Hint(err), "in_force", r.what+" of before")
+	case err == nil && r.err != nil:
+		r.log.Info("file of --listen usable again", "file", strings.Join(r.paths, " "))
+	}
+	r.err = err
+	return r.value
+}
+
+func (r *reread[T]) refresh() error {
+	texts := make([][]byte, len(r.paths))
+	for i, path := range r.paths {
+		text, err := smallfile.ReadText(path, maxAccessFile)
+		if err != nil {
+			return &problem.Error{Op: "read " + r.what + " from", Place: path, Err: err, Hint: "check that the file exists and that the agent's user may read it"}
+		}
+		texts[i] = text
+	}
+	if r.texts != nil && slices.EqualFunc(texts, r.texts, bytes.Equal) {
+		return nil
+	}
+	value, err := r.parse(texts)
+	if err != nil {
+		return &problem.Error{Op: "read " + r.what + " from", Place: strings.Join(r.paths, " and "), Err: err, Hint: problem.Hint(err)}
+	}
+	if r.texts != nil {
+		r.log.Info("file of --listen read again", "file", strings.Join(r.paths, " "))
+	}
+	r.value, r.texts = value, texts
+	return nil
+}
+
+// problem reads the files again and returns why they cannot be used; nil for no files.
+func (r *reread[T]) problem() error {
+	if r == nil {
+		return nil
+	}
+	r.get()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
