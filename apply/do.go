@@ -22,6 +22,7 @@ import (
 func (r *Reconciler) do(ctx context.Context, step Step) {
 	defer r.flush()
 	s, now := r.state, time.Now()
+	defer func() { r.log.Debug("step", "kind", step.Kind.String(), "took", time.Since(now)) }()
 	switch step.Kind {
 	case ReadEngine:
 		reading, err := r.read(ctx)

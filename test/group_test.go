@@ -49,7 +49,7 @@ func TestAnotherUserReads(t *testing.T) {
 	if out := as("status"); !strings.HasPrefix(out, "state      in_sync") {
 		t.Errorf("the group reads: %s", out)
 	}
-	for _, order := range [][]string{{"pause", "--reason", "x"}, {"rollback", "--reason", "x"}, {"resume"}, {"sync"}} {
+	for _, order := range [][]string{{"pause", "--reason", "x"}, {"rollback", "--reason", "x"}, {"resume"}, {"sync"}, {"log-level", "debug"}, {"pprof", "heap"}} {
 		if out := as(order...); !strings.Contains(out, "uid 4242 may read the status and give no orders") {
 			t.Errorf("%v: %s", order, out)
 		}

@@ -159,7 +159,7 @@ func agent(args ...string) (code int, out string) {
 }
 
 var (
-	agentCommand = regexp.MustCompile("(?:^|[\\s`(])(?:bin/)?agent ([a-z]+)((?: +[^\\n`]*)?)")
+	agentCommand = regexp.MustCompile("(?:^|[\\s`(])(?:bin/)?agent ([a-z-]+)((?: +[^\\n`]*)?)")
 	longFlag     = regexp.MustCompile(`--([a-z][a-z-]*)`)
 )
 

@@ -20,8 +20,19 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// ask speaks to the agent that runs on the state directory.
+// ask sends a request to the agent that runs on the state directory, and decodes its response.
 func ask(ctx context.Context, state, method, path string, body, answer any, patience time.Duration) error {
+	return exchange(ctx, state, method, path, body, patience, func(resp *http.Response) error {
+		if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+			return fmt.Errorf("read the response of the agent on %s: %w", state, err)
+		}
+		return nil
+	})
+}
+
+// exchange sends a request to the agent that runs on the state directory, and passes its
+// response to read.
+func exchange(ctx context.Context, state, method, path string, body any, patience time.Duration, read func(*http.Response) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
 	defer cancel()
 	socket := filepath.Join(state, "agent.sock")
@@ -57,10 +68,7 @@ func ask(ctx context.Context, state, method, path string, body, answer any, pati
 		return notRunning(state, err)
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
-		return fmt.Errorf("read the response of the agent on %s: %w", state, err)
-	}
-	return nil
+	return read(resp)
 }
 
 var errNoAnswer = errors.New("no answer")

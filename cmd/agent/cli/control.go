@@ -51,6 +51,7 @@ type order struct {
 	// kernel's word.
 	User  string `json:"user,omitempty"`
 	Login string `json:"login,omitempty"`
+	Level string `json:"level,omitempty"` // of the log; as it is if empty
 }
 
 // until returns when the caller gives up, for an order that is read at now.
@@ -141,6 +142,8 @@ func (c *control) serve(ctx context.Context) error {
 		c.agent.sync()
 		writeJSON(w, http.StatusOK, orderResult{Text: "the source and the engine are being read"})
 	}))
+	mux.HandleFunc("POST /log-level", operators(c.logLevel))
+	handleProfiles(mux)
 	for verb, build := range builders {
 		mux.HandleFunc("POST /"+verb, operators(func(w http.ResponseWriter, q *http.Request) { c.order(w, q, build) }))
 	}
@@ -234,23 +237,31 @@ var builders = map[string]func(*order, record.Requester) apply.Order{
 }
 
 func (c *control) order(w http.ResponseWriter, q *http.Request, build func(*order, record.Requester) apply.Order) {
-	var o order
-	conn := http.NewResponseController(w)
-	_ = conn.SetReadDeadline(time.Now().Add(transferTime))
-	if err := json.NewDecoder(http.MaxBytesReader(w, q.Body, 64<<10)).Decode(&o); err != nil {
-		writeJSON(w, http.StatusBadRequest, orderResult{Error: err.Error()})
+	o, who, ok := readOrder(w, q)
+	if !ok {
 		return
 	}
-	_ = conn.SetReadDeadline(time.Time{}) // the server reads on to see who leaves
-	uid, _ := q.Context().Value(uidKey{}).(int)
 	ctx, cancel := context.WithDeadline(q.Context(), o.until(time.Now()))
 	defer cancel()
-	result, err := c.agent.reconciler.Do(ctx, build(&o, record.Requester{UID: uid, User: o.User, Login: o.Login}))
+	result, err := c.agent.reconciler.Do(ctx, build(&o, who))
 	if err != nil {
 		writeJSON(w, http.StatusConflict, orderResult{Error: err.Error(), Hint: problem.Hint(err)})
 		return
 	}
 	writeJSON(w, http.StatusOK, orderResult{Outcome: result.Outcome, SnapshotID: result.SnapshotID, Text: result.Text})
+}
+
+// readOrder reads the body of an order, and who gives it. If it cannot it answers that.
+func readOrder(w http.ResponseWriter, q *http.Request) (o order, who record.Requester, ok bool) {
+	conn := http.NewResponseController(w)
+	_ = conn.SetReadDeadline(time.Now().Add(transferTime))
+	if err := json.NewDecoder(http.MaxBytesReader(w, q.Body, 64<<10)).Decode(&o); err != nil {
+		writeJSON(w, http.StatusBadRequest, orderResult{Error: err.Error()})
+		return o, who, false
+	}
+	_ = conn.SetReadDeadline(time.Time{}) // the server reads on to see who leaves
+	uid, _ := q.Context().Value(uidKey{}).(int)
+	return o, record.Requester{UID: uid, User: o.User, Login: o.Login}, true
 }
 
 // transferTime is how long the body of an order may take to come, and an answer to go.

@@ -120,10 +120,13 @@ func isTerminal(w io.Writer) bool {
 
 // logger returns the logger that the settings ask for, which writes to w.
 func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
-		return nil, usage("--log-level: %q is none of debug, info, warn, error", s.logLevel)
+	least, err := parseLevel(s.logLevel)
+	if err != nil {
+		return nil, usage("--log-level: %w", err)
 	}
+	level := new(slog.LevelVar)
+	level.Set(least)
+	s.level = level
 	handler := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}) }
 	switch s.logFormat {
 	case "text":

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"math"
 	"net/netip"
 	"net/url"
@@ -52,7 +53,8 @@ type settings struct {
 	once, observe             bool
 	onceTimeout               time.Duration
 	logFormat, logLevel, file string
-	dropped                   *atomic.Int64 // lines of the log; see logger
+	dropped                   *atomic.Int64  // lines of the log; see logger
+	level                     *slog.LevelVar // of the log
 }
 
 // flags defines the settings on a flag set.
@@ -131,7 +133,7 @@ beats the environment, which beats the file.`,
 	completeEnvironment(cmd)
 	complete(cmd, "drift", string(apply.DriftCorrect), string(apply.DriftReport))
 	complete(cmd, "log-format", "text", "logfmt", "json")
-	complete(cmd, "log-level", "debug", "info", "warn", "error")
+	complete(cmd, "log-level", logLevels...)
 	return cmd
 }
 

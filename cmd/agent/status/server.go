@@ -142,6 +142,7 @@ var changing = map[string]string{
 // none may be cached, and for nobody to show in a page of theirs.
 func (s *Server) guarded(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		s.opt.Logger.Debug("HTTP request", "method", q.Method, "path", q.URL.Path, "remote", q.RemoteAddr)
 		defer func() {
 			r := recover()
 			if r == http.ErrAbortHandler {
