@@ -23,6 +23,7 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/cli"
+	"dtesn-agent/cmd/agent/hooks"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
@@ -349,7 +350,7 @@ const textCUE = `package dtesn
 func TestReadmeMetrics(t *testing.T) {
 	rules := rulesOf(t, filepath.Join(t.TempDir(), "text.cue"), textCUE)
 	metrics := status.NewMetrics("test", rules)
-	server := status.New(status.Options{Source: still{rules.Defaults().With("quantisation", schema.Text("int8"))}, Rules: rules, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
+	server := status.New(status.Options{Hooks: func() []hooks.Status { return []hooks.Status{{Name: "chat"}} }, Source: still{rules.Defaults().With("quantisation", schema.Text("int8"))}, Rules: rules, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
 	answer := httptest.NewRecorder()
 	server.HealthHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
 	served := map[string]string{} // a metric and its labels

@@ -87,6 +87,8 @@ func TestAFullDiskIsFolded(t *testing.T) {
 	r.declare(1024)
 	r.agent()
 	r.awaitApplied(1024)
+	r.wantMetric("dtesn_agent_last_apply_successful", 1)
+	r.wantMetric("dtesn_agent_state_writable", 1)
 	fill(t, filepath.Join(r.state, "filler"))
 	failures := func() float64 { return r.metric(`dtesn_agent_stage_failures_total{stage="commit"}`) }
 	for n := 1; n <= 12; n++ {
@@ -96,6 +98,8 @@ func TestAFullDiskIsFolded(t *testing.T) {
 	if lines := r.logged("level=ERROR", "cannot be recorded", "no space left"); lines < 2 || lines > 3 || r.logged("times=10") < 1 {
 		t.Errorf("%d lines of %v failures\n%s", lines, failures(), r.evidence())
 	}
+	r.wantMetric("dtesn_agent_last_apply_successful", 0)
+	r.wantMetric("dtesn_agent_state_writable", 0)
 	code, out := agent("pause", "--reason", "night", "--state", r.state)
 	if code != 0 { // the journal has space of its own
 		t.Errorf("a pause on a full disk: exit %d: %s", code, out)

@@ -88,7 +88,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		logger.Warn("state directory is volatile", "directory", s.state, "reason", opt.Volatile, "hint", "holds and pauses end with it: put --state on a persistent volume")
 	}
 	if rec := a.store.Applied(); rec != nil {
-		metrics.Restore("transaction", rec.Timestamp)
+		metrics.Restore(rec.Timestamp)
 	}
 	a.reconciler = apply.New(opt)
 	if s.once {

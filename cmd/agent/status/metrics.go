@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/cmd/agent/hooks"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
@@ -87,6 +88,10 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version, "environment": string(rules.Environment()), "schema": rules.Schema().Digest()},
 	})
 	info.Set(1)
+	start := prometheus.NewGauge(prometheus.GaugeOpts{ // process_start_time_seconds needs /proc/stat, which a unit with ProcSubset=pid lacks
+		Name: "dtesn_agent_start_time_seconds", Help: "When this process began, in Unix seconds.",
+	})
+	start.SetToCurrentTime()
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "dtesn_agent_log_lines_dropped_total", Help: "Lines of the log that its reader did not take.",
@@ -99,7 +104,7 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 		}
 		return float64(m.DroppedEvents())
 	}))
-	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info)
+	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info, start)
 	return m
 }
 
@@ -133,9 +138,13 @@ func (m *Metrics) Drift() { m.drifts.Inc() }
 // Success stamps a loop.
 func (m *Metrics) Success(loop string) { m.success.WithLabelValues(loop).SetToCurrentTime() }
 
-// Restore stamps a loop with the time at which an earlier process did its work, in Unix
-// seconds.
-func (m *Metrics) Restore(loop string, at float64) { m.success.WithLabelValues(loop).Set(at) }
+// Restore stamps the loops with the time at which an earlier process applied something, in
+// Unix seconds: then each had done its work.
+func (m *Metrics) Restore(at float64) {
+	for _, l := range loops {
+		m.success.WithLabelValues(l).Set(at)
+	}
+}
 
 // handler serves the series. One answer has some 6 KB, and what compresses it takes a
 // hundred times that.
@@ -144,12 +153,15 @@ func (m *Metrics) handler() http.Handler {
 }
 
 // show registers the gauges that a scrape reads off the status.
-func (m *Metrics) show(source Source) { m.registry.MustRegister(&gauges{source, m.rules}) }
+func (m *Metrics) show(source Source, list func() []hooks.Status) {
+	m.registry.MustRegister(&gauges{source, m.rules, list})
+}
 
 // gauges is a prometheus.Collector over the status.
 type gauges struct {
 	source Source
 	rules  *schema.Rules
+	hooks  func() []hooks.Status // nil if there can be none
 }
 
 var (
@@ -160,12 +172,18 @@ var (
 	gaugeSnapshots = prometheus.NewDesc("dtesn_agent_active_snapshots", "Applied states within the default page.", nil, nil)
 	gaugeLast      = prometheus.NewDesc("dtesn_agent_last_apply_successful", "1 if the last attempt was applied or changed nothing.", nil, nil)
 	gaugeParameter = prometheus.NewDesc("dtesn_agent_parameter", "Number that the engine was last read to run; a bool is 0 or 1.", []string{"parameter"}, nil)
+	gaugePaused    = prometheus.NewDesc("dtesn_agent_paused", "1 while nothing is tried until agent resume.", nil, nil)
+	gaugeWritable  = prometheus.NewDesc("dtesn_agent_state_writable", "1 while the state directory takes records.", nil, nil)
+	gaugeFresh     = prometheus.NewDesc("dtesn_agent_source_fresh", "1 while the source was read as lately as its settings want.", nil, nil)
+	gaugeFailing   = prometheus.NewDesc("dtesn_agent_hook_failing", "1 while the receiver of a hook takes nothing, or is switched off.", []string{"hook"}, nil)
+	gaugeLag       = prometheus.NewDesc("dtesn_agent_hook_waiting_events", "Events that a hook was not told yet.", []string{"hook"}, nil)
+	gaugeLost      = prometheus.NewDesc("dtesn_agent_hook_dropped_events_total", "Events that a receiver did not want, or did not take for three days.", []string{"hook"}, nil)
 	gaugeText      = prometheus.NewDesc("dtesn_agent_parameter_info", "1, with the text that the engine was last read to run.", []string{"parameter", "value"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText} {
+	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText, gaugePaused, gaugeWritable, gaugeFresh, gaugeFailing, gaugeLag, gaugeLost} {
 		ch <- d
 	}
 }
@@ -195,6 +213,17 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	put(gaugeEngineUp, number(s.Engine.Reachable))
 	put(gaugeSnapshots, float64(s.ActiveSnapshots))
 	put(gaugeLast, number(lastApplied(s)))
+	put(gaugePaused, number(s.Held != nil && s.Held.Paused))
+	checks := s.Checks(time.Now())
+	put(gaugeWritable, number(checks.BackupDirectoryWritable && !s.Unrecorded))
+	put(gaugeFresh, number(checks.SourceFresh))
+	if g.hooks != nil {
+		for _, h := range g.hooks() {
+			put(gaugeFailing, number(h.Off || h.FailingAt != 0), h.Name)
+			put(gaugeLag, float64(h.Lag), h.Name)
+			ch <- prometheus.MustNewConstMetric(gaugeLost, prometheus.CounterValue, float64(h.Dropped), h.Name)
+		}
+	}
 	var runs schema.Parameters
 	if s.Current != nil {
 		runs = *s.Current
@@ -210,8 +239,8 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// lastApplied reports whether the last attempt that came to an outcome went
-// well.
+// lastApplied reports whether the last attempt that came to an outcome went well; before
+// this process made one, that of an earlier process.
 func lastApplied(s *apply.Status) bool {
 	if s.Unrecorded {
 		return false
@@ -225,7 +254,7 @@ func lastApplied(s *apply.Status) bool {
 		}
 		return false
 	}
-	return false
+	return s.Applied != nil && s.Applied.Kind != record.KindRevert
 }
 
 func number(b bool) float64 {

@@ -74,7 +74,7 @@ func New(opt Options) *Server {
 	if opt.Stuck <= 0 {
 		opt.Stuck = 15 * time.Second
 	}
-	opt.Metrics.show(opt.Source)
+	opt.Metrics.show(opt.Source, opt.Hooks)
 	return &Server{opt: opt}
 }
 
