@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/smallfile"
@@ -204,8 +205,10 @@ type reread[T any] struct {
 	parse func([][]byte) (T, error)
 	log   *slog.Logger
 
+	reading sync.Mutex // held while the files are read, which a disk may make last
+	texts   [][]byte   // that value is of
+
 	mu    sync.Mutex
-	texts [][]byte // that value is of
 	value T
 	err   error
 }
@@ -219,13 +222,67 @@ func newReread[T any](what string, parse func([][]byte) (T, error), logger *slog
 	return r
 }
 
-const maxAccessFile = 1 << 20
+const (
+	maxAccessFile = 1 << 20
+	// readWait is how long files may take to be read; what was read before counts meanwhile.
+	readWait = time.Second
+)
 
-// get reads the files again.
+// get reads the files again, unless somebody does, and returns what is in force.
 func (r *reread[T]) get() T {
+	if r.reading.TryLock() {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			defer r.reading.Unlock()
+			r.refresh()
+		}()
+		select {
+		case <-done:
+		case <-time.After(readWait):
+			r.note(r.failure(r.paths[0], fmt.Errorf("it takes longer than %s", readWait), "look at the disk or the network file system that has it"))
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	err := r.refresh()
+	return r.value
+}
+
+func (r *reread[T]) failure(place string, err error, hint string) error {
+	return &problem.Error{Op: "read " + r.what + " from", Place: place, Err: err, Hint: hint}
+}
+
+func (r *reread[T]) refresh() {
+	texts := make([][]byte, len(r.paths))
+	for i, path := range r.paths {
+		text, err := smallfile.ReadText(path, maxAccessFile)
+		if err != nil {
+			r.note(r.failure(path, err, "check that the file exists and that the agent's user may read it"))
+			return
+		}
+		texts[i] = text
+	}
+	if r.texts == nil || !slices.EqualFunc(texts, r.texts, bytes.Equal) {
+		value, err := r.parse(texts)
+		if err != nil {
+			r.note(r.failure(strings.Join(r.paths, " and "), err, problem.Hint(err)))
+			return
+		}
+		if r.texts != nil {
+			r.log.Info("file of --listen read again", "file", strings.Join(r.paths, " "))
+		}
+		r.texts = texts
+		r.mu.Lock()
+		r.value = value
+		r.mu.Unlock()
+	}
+	r.note(nil)
+}
+
+// note keeps how the last reading ended, and logs it if that is news.
+func (r *reread[T]) note(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	switch {
 	case err != nil && (r.err == nil || r.err.Error() != err.Error()):
 		r.log.Warn("file of --listen unusable", "error", err, "hint", problem.Hint(err), "in_force", r.what+" of before")
@@ -233,30 +290,6 @@ func (r *reread[T]) get() T {
 		r.log.Info("file of --listen usable again", "file", strings.Join(r.paths, " "))
 	}
 	r.err = err
-	return r.value
-}
-
-func (r *reread[T]) refresh() error {
-	texts := make([][]byte, len(r.paths))
-	for i, path := range r.paths {
-		text, err := smallfile.ReadText(path, maxAccessFile)
-		if err != nil {
-			return &problem.Error{Op: "read " + r.what + " from", Place: path, Err: err, Hint: "check that the file exists and that the agent's user may read it"}
-		}
-		texts[i] = text
-	}
-	if r.texts != nil && slices.EqualFunc(texts, r.texts, bytes.Equal) {
-		return nil
-	}
-	value, err := r.parse(texts)
-	if err != nil {
-		return &problem.Error{Op: "read " + r.what + " from", Place: strings.Join(r.paths, " and "), Err: err, Hint: problem.Hint(err)}
-	}
-	if r.texts != nil {
-		r.log.Info("file of --listen read again", "file", strings.Join(r.paths, " "))
-	}
-	r.value, r.texts = value, texts
-	return nil
 }
 
 // problem reads the files again and returns why they cannot be used; nil for no files.
