@@ -48,7 +48,7 @@ func TestLogLevel(t *testing.T) {
 	if after := r.logged("level=DEBUG"); after != before {
 		t.Errorf("%d debug lines more", after-before)
 	}
-	if code, out := agent("log-level", "loud", "--state", r.state); code != 2 || !strings.Contains(out, `log level: "loud" is none of debug, info, warn, error`) {
+	if code, out := agent("log-level", "loud", "--state", r.state); code != 2 || !strings.Contains(out, `unknown level "loud": want debug, info, warn, error`) {
 		t.Errorf("exit %d: %s", code, out)
 	}
 }

@@ -23,7 +23,7 @@ var logLevels = []string{"debug", "info", "warn", "error"}
 // parseLevel reads one of logLevels.
 func parseLevel(name string) (level slog.Level, err error) {
 	if !slices.Contains(logLevels, strings.ToLower(name)) {
-		return 0, fmt.Errorf("%q is none of %s", name, strings.Join(logLevels, ", "))
+		return 0, fmt.Errorf("unknown level %q: want %s", name, strings.Join(logLevels, ", "))
 	}
 	return level, level.UnmarshalText([]byte(name))
 }
@@ -44,7 +44,7 @@ changed it. A restart goes back to --log-level.`,
 			var o order
 			if len(args) == 1 {
 				if _, err := parseLevel(args[0]); err != nil {
-					return usage("log level: %w", err)
+					return usage("%w", err)
 				}
 				o.Level = args[0]
 			}
@@ -66,7 +66,7 @@ func (c *control) logLevel(w http.ResponseWriter, q *http.Request) {
 	if o.Level != "" {
 		want, err := parseLevel(o.Level)
 		if err != nil {
-			writeJSON(w, http.StatusBadRequest, orderResult{Error: "log level: " + err.Error()})
+			writeJSON(w, http.StatusBadRequest, orderResult{Error: err.Error()})
 			return
 		}
 		level.Set(min(old, want, slog.LevelInfo))
