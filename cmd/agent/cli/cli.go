@@ -9,6 +9,8 @@
 // Text from elsewhere (descriptions, reasons, the engine's words) is shown
 // without control characters. JSON is for programs: with --json nothing else is
 // printed to standard output. Nothing is coloured, nothing blinks, nothing asks.
+// Who waits for longer than a second at a terminal is shown for what, on a line of
+// standard error that is cleared again: see progress.
 //
 // Exit codes are a promise: see the constants.
 package cli

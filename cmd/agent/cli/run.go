@@ -251,7 +251,8 @@ const stopTime = 20 * time.Second
 
 // run is the life of an agent.
 func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
-	logger, err := s.logger(stderr)
+	line := &progress{w: stderr}
+	logger, err := s.logger(line)
 	if err != nil {
 		return err
 	}
@@ -264,6 +265,12 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	}
 	if os.Getenv("GOGC") == "" { // a pod pays for memory: 5 MB less, and no slower, with so little garbage
 		debug.SetGCPercent(50)
+	}
+	if s.once {
+		defer line.show(func() string {
+			now := a.reconciler.Status()
+			return fmt.Sprintf("run --once: %s: %s", now.State, now.Reason)
+		})()
 	}
 	if s.logFormat == "text" && !s.once {
 		a.banner(stdout)

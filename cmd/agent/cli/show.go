@@ -30,7 +30,9 @@ digits of its commit. It needs no running agent.`,
 			if err != nil {
 				return err
 			}
+			end := waitFor(cmd, "reading the history")
 			rec, err := r.Lookup(cmd.Context(), args[0])
+			end()
 			if err != nil {
 				return err
 			}

@@ -51,7 +51,9 @@ came of it, and what changed. It needs no running agent.`,
 			if err != nil {
 				return err
 			}
+			end := waitFor(cmd, "reading the history")
 			records, listErr := r.List(cmd.Context(), before, limit)
+			end()
 			if listErr != nil && len(records) == 0 {
 				return listErr
 			}
