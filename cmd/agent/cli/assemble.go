@@ -100,7 +100,13 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	a.subscription = a.reconciler.Subscribe(1024)
 	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
 	metrics.DroppedEvents = a.events.Dropped
-	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: a.reconciler.Keep, Logger: logger})
+	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Logger: logger, Keep: func(name string, value []byte) {
+		// Before the transaction runs, at once: after a kill a hook would be new again, and
+		// not told what happened meanwhile.
+		if a.web != nil || a.store.SetFact(ctx, name, value) != nil {
+			a.reconciler.Keep(name, value)
+		}
+	}})
 	if err := a.loadHooks(); err != nil {
 		return a, err
 	}
