@@ -65,7 +65,8 @@ func (v *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		code, v.answers = v.answers[0], v.answers[1:]
 	}
 	v.ids = append(v.ids, e.ID)
-	if code == http.StatusOK {
+	isTaken := slices.ContainsFunc(v.events, func(t apply.Event) bool { return t.Sequence == e.Data.Sequence })
+	if code == http.StatusOK && !isTaken { // after a kill it may come again
 		v.events = append(v.events, e.Data)
 	}
 	w.WriteHeader(code)
@@ -151,7 +152,7 @@ func TestHooks(t *testing.T) {
 	want = append(want, "paused")
 	r.until("the pause is told", func() bool { types, _ := good.told(); return slices.Equal(types, want) })
 	_, ids := good.told()
-	if len(ids) != 9 || ids[7] != ids[8] {
+	if len(ids) < 9 || ids[7] != ids[len(ids)-1] {
 		t.Errorf("it was told as %q", ids)
 	}
 

@@ -162,8 +162,8 @@ func (w *world) died(st *step, plan planner, phase string, at *point) (done bool
 }
 
 // settled is how long the agent must have written nothing to be at rest: longer than an
-// event waits for others to be written with.
-const settled = 70 * time.Millisecond
+// event waits for others to be written with, and the cursor of a hook.
+const settled = 130 * time.Millisecond
 
 // rest waits until the step is over; the status is nil if the agent has ended.
 func (w *world) rest(st *step) (*apply.Status, error) {

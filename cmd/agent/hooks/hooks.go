@@ -38,6 +38,7 @@ type Set struct {
 	mu      sync.Mutex
 	hooks   []*delivery
 	changed chan struct{} // closed by Replace
+	keeping bool          // keep comes soon
 }
 
 // A delivery is a hook with how far it came.
@@ -190,14 +191,28 @@ func (d *delivery) state() (cursor, Status) {
 	return d.cursor, d.status
 }
 
-// update changes the cursor and keeps it.
+// keepSoon is how long a cursor that moved is in memory alone: each write to the disk may
+// keep a change waiting.
+const keepSoon = 100 * time.Millisecond
+
+// update changes the cursor, and keeps it soon.
 func (d *delivery) update(change func(*cursor, *Status)) {
 	d.mu.Lock()
 	change(&d.cursor, &d.status)
 	d.mu.Unlock()
-	d.set.mu.Lock()
-	defer d.set.mu.Unlock()
-	d.set.keep()
+	s := d.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keeping {
+		return
+	}
+	s.keeping = true
+	time.AfterFunc(keepSoon, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.keeping = false
+		s.keep()
+	})
 }
 
 // run delivers one event after the other.
