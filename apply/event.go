@@ -34,6 +34,9 @@ const (
 	EventEngineDown EventType = "engine_down"
 	EventEngineUp   EventType = "engine_up"
 
+	// EventProposed is what required hooks are asked about, and nobody else is told.
+	EventProposed EventType = "proposed"
+
 	// The rest is for the log and the metrics alone.
 	eventLine    EventType = "line"    // of the log
 	eventOver    EventType = "over"    // a condition that was logged under key ended

@@ -208,6 +208,9 @@ func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
 // may have been applied, which it need not descend from, or a signer removed. Then the
 // source is asked to check it again.
 func (s *State) planChange(now time.Time) Step {
+	if !s.ready(stageHook, now) {
+		return Step{}
+	}
 	doc, commit := s.declared.doc, appliedCommit(s.applied)
 	if doc.Source.Kind != "git" {
 		return s.planCommit(s.changeRecord(), now)
@@ -365,6 +368,9 @@ func (s *State) mustRestoreFirst() bool {
 // runs.
 func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	p, head, c := s.pending, s.head, s.declared.config
+	if p.asking != nil && p.asking.failure != "" {
+		return s.planWithdrawal(p.asking.failure, head.Held, now), true
+	}
 	if why := s.declared.refusal; why != nil && head.Kind == record.KindChange && head.Source.Revision == s.declared.doc.Revision() {
 		return s.planWithdrawal("its source is not trusted any more: "+why.Reason, head.Held, now), true
 	}
@@ -529,6 +535,10 @@ func (s *State) planProbation(now time.Time) Step {
 		what = forApplied
 	}
 	switch {
+	case s.awaitsHooks() && s.pending.asking == nil && !displaced:
+		return Step{Kind: AskHooks}
+	case s.awaitsHooks(), s.opt.Probation == 0:
+		return s.readIfDue(what, now)
 	case isLate:
 		return Step{Kind: BeginProbation}
 	case p.readOwed:
