@@ -90,6 +90,15 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if rec := a.store.Applied(); rec != nil {
 		metrics.Restore(rec.Timestamp)
 	}
+	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
+	metrics.DroppedEvents = a.events.Dropped
+	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: func(name string, value []byte) { a.keep(ctx, name, value) }, Logger: logger})
+	if err := a.loadHooks(); err != nil {
+		return a, err
+	}
+	if s.hooks != "" {
+		opt.Gate = a.hooks
+	}
 	a.reconciler = apply.New(opt)
 	if s.once {
 		a.once = newOnce(s.onceTimeout, a.reconciler.Latest())
@@ -98,18 +107,6 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	a.subscription = a.reconciler.Subscribe(1024)
-	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
-	metrics.DroppedEvents = a.events.Dropped
-	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Logger: logger, Keep: func(name string, value []byte) {
-		// Before the transaction runs, at once: after a kill a hook would be new again, and
-		// not told what happened meanwhile.
-		if a.web != nil || a.store.SetFact(ctx, name, value) != nil {
-			a.reconciler.Keep(name, value)
-		}
-	}})
-	if err := a.loadHooks(); err != nil {
-		return a, err
-	}
 	a.web = status.New(status.Options{
 		Hooks: a.hooks.Status, Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts, Access: a.access, SourceURL: s.sourceURL,
@@ -141,6 +138,16 @@ func (a *agent) openStore(ctx context.Context) error {
 }
 
 // loadHooks reads the file of hooks.
+// keep keeps a fact: before the transaction runs, at once, for after a kill a hook would be
+// new again, and not told what happened meanwhile.
+func (a *agent) keep(ctx context.Context, name string, value []byte) {
+	if a.reconciler != nil {
+		a.reconciler.Keep(name, value)
+	} else if err := a.store.SetFact(ctx, name, value); err != nil {
+		a.log.Warn("a fact cannot be kept", "name", name, "error", err)
+	}
+}
+
 func (a *agent) loadHooks() error {
 	if a.settings.hooks == "" {
 		return nil

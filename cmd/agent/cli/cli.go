@@ -121,7 +121,7 @@ each applied state as a commit that plain git can read, and goes back by itself
 when the server rejects a change.
 
 Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration, 4 rejected by the
-engine or on probation.`,
+engine, by a required hook or on probation.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
