@@ -75,7 +75,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.access.Token, "token-file", "", "a `file` with the tokens that --listen asks for, one a line")
 	f.StringVar(&s.access.ClientCA, "client-ca-file", "", "a PEM `file` with the authorities whose client certificates --listen takes in place of a token")
 	f.StringVar(&s.sourceURL, "source-url", "", "the `address` of a line at your git host, with {commit}, {file} and {line}, for links on the page")
-	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens; SIGHUP reads it again")
+	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens, or asked; SIGHUP reads it again")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
 	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
