@@ -62,40 +62,35 @@ func (s *Set) Ask(ctx context.Context, change *record.Record) error {
 func (d *delivery) ask(ctx context.Context, change *record.Record) error {
 	e := apply.RecordEvent(apply.EventProposed, change)
 	e.Outcome = record.Pending
-	id := change.Instance + "/" + change.Commit
-	d.note(func(st *Status) { st.Asked = change.ID })
-	defer d.note(func(st *Status) { st.Asked = "" })
+	d.note(change.ID, "")
 	all, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
 	var last error
 	for wait := time.Second; ; wait = min(2*wait, askBackoff) {
-		v, after, err := d.deliver(all, d.set.client, id, &e)
-		if v == verdictDelivered || v == verdictVeto {
-			d.note(func(st *Status) {
-				st.Delivered++
-				st.LastError, st.FailingAt = "", 0
-			})
-		}
+		v, after, err := d.deliver(all, d.set.client, change.Instance+"/"+change.Commit, &e)
 		switch {
 		case v == verdictDelivered:
+			d.note("", "")
 			return nil
 		case v == verdictVeto:
+			d.note("", "")
 			return &apply.Veto{Reason: fmt.Sprintf("hook %s rejected it: %v", d.Name, err)}
 		case last == nil || all.Err() == nil: // else it says only that the time is over
 			last = err
-			d.note(func(st *Status) { st.LastError = err.Error() })
+			d.note(change.ID, err.Error())
 		}
 		select {
 		case <-all.Done():
+			d.note("", last.Error())
 			return fmt.Errorf("hook %s did not answer within %s: %w", d.Name, d.Timeout, last)
 		case <-time.After(max(after, wait)):
 		}
 	}
 }
 
-// note changes how the hook is said to be.
-func (d *delivery) note(change func(*Status)) {
+// note notes the record that the hook is asked about, and why the last attempt failed.
+func (d *delivery) note(asked, failure string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	change(&d.status)
+	d.status.Asked, d.status.LastError = asked, failure
 }

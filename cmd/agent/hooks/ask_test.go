@@ -101,7 +101,7 @@ func TestAskIsTriedAgain(t *testing.T) {
 	} else if err := json.Unmarshal([]byte(bodies[0]), &e); err != nil || e.ID != ids[0] || e.Type != "dev.dtesn.proposed" || e.Subject != asked.ID {
 		t.Errorf("%+v, %v", e, err)
 	}
-	if text := s.Status()[0].String(); text != "a: 1 delivered, 0 wait, required" {
+	if text := s.Status()[0].String(); text != "a: 0 delivered, 0 wait, required" {
 		t.Error(text)
 	}
 	server.Close()
