@@ -155,6 +155,13 @@ func TestRequiredHooks(t *testing.T) {
 			w.gate.names = nil
 			w.must(&apply.Resume{})
 		}, time.Second, inSync(size(1024)), 1},
+		"the engine refuses the way back": {silent, 0, func(w *world) { w.engine.will(size(512), refuse) }, 10 * time.Minute, want{
+			runs: size(1024), outcome: record.Superseded, state: apply.StateDegraded, open: true,
+		}, 5},
+		"a fix that is asked about as well": {silent, 0, func(w *world) {
+			w.gate.will(size(2048), slow)
+			w.declare(size(2048), "")
+		}, 4 * time.Second, inSync(size(2048)), 2},
 		"a fix while it is asked":        {silent, 0, func(w *world) { w.declare(size(2048), "") }, 0, inSync(size(2048)), 2},
 		"a fix while it waits":           {fault, 0, func(w *world) { w.declare(size(2048), "") }, 0, inSync(size(2048)), 2},
 		"the way back while it is asked": {silent, 0, func(w *world) { w.declare(size(512), "again") }, time.Second, want{runs: size(512), outcome: record.Unchanged, state: apply.StateInSync, inSync: true, ready: true}, 1},

@@ -202,21 +202,26 @@ func (p *play) faults(all map[string]func(*rapid.T) string) {
 	}
 }
 
-// hooks are what the required hooks will say.
+// hooks are what the required hooks will say, most often about what is declared next.
 func (p *play) hooks(all map[string]func(*rapid.T) string) {
 	if p.gate == nil {
 		return
 	}
-	will := func(rt *rapid.T) string {
-		c, r := oneOf(rt, "state", modelStates), oneOf(rt, "response", []response{agrees, slow, vetoes, later, fault, silent})
+	will := func(rt *rapid.T) (schema.Parameters, string) {
+		c, r := oneOf(rt, "state", modelStates), oneOf(rt, "response", []response{agrees, agrees, slow, slow, vetoes, later, fault, silent})
 		p.gate.will(c, r)
 		if r == fault || r == silent {
 			p.clean = false
 		}
-		return fmt.Sprintf("%v after %s at %v", r.err, r.after, c.Get(reservoir))
+		return c, fmt.Sprintf("%v after %s at %v", r.err, r.after, c.Get(reservoir))
 	}
-	all["the hooks will"] = will
-	all["the hooks will, as often"] = will
+	all["the hooks will"] = func(rt *rapid.T) string { _, text := will(rt); return text }
+	declare := func(rt *rapid.T) string {
+		c, text := will(rt)
+		return p.states(c) + ", the hooks: " + text
+	}
+	all["declare, as often"] = declare
+	all["declare, and once more"] = declare
 	all["the hooks change"] = func(*rapid.T) string {
 		names := []string{"policy"}
 		p.gate.tell(func() {

@@ -134,7 +134,7 @@ func newPlay(rt *rapid.T, dir, history string) *play {
 	if rapid.IntRange(0, 4).Draw(rt, "reports drift") == 4 {
 		w.drift = apply.DriftReport
 	}
-	if rapid.IntRange(0, 2).Draw(rt, "with required hooks") == 2 {
+	if rapid.Bool().Draw(rt, "with required hooks") {
 		w.gate = newJury()
 	}
 	w.judge.probation, w.judge.drift = w.probation, w.drift

@@ -208,9 +208,6 @@ func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
 // may have been applied, which it need not descend from, or a signer removed. Then the
 // source is asked to check it again.
 func (s *State) planChange(now time.Time) Step {
-	if !s.ready(stageHook, now) {
-		return Step{}
-	}
 	doc, commit := s.declared.doc, appliedCommit(s.applied)
 	if doc.Source.Kind != "git" {
 		return s.planCommit(s.changeRecord(), now)
@@ -246,7 +243,7 @@ func (s *State) planSigner(source document.Source, of string, now time.Time) (st
 func (s *State) planCommit(rec record.Record, now time.Time) Step {
 	e := &s.engine
 	switch {
-	case !s.ready(stageCommit, now):
+	case !s.ready(stageCommit, now), !s.ready(stageHook, now):
 		return Step{}
 	case e.tries == 0 && e.differences == nil && s.compareDue(now):
 		return Step{Kind: CompareEngine}

@@ -371,6 +371,12 @@ func TestPlan(t *testing.T) {
 			"do not answer, the disk is full":   {func(s *State) { gates(s).asking.failure = "silent"; fails(s, stageRevert) }, Step{}},
 			"did not answer about what is sent": {func(s *State) { p := gates(s); p.asking.failure, p.verified = "silent", false }, Step{Kind: Revert}},
 			"did not answer a moment ago":       {func(s *State) { declare(s, 1024); fails(s, stageHook) }, Step{Until: noon.Add(5 * time.Second)}},
+			"did not answer, and the way back is refused": {func(s *State) {
+				settles(s, record.KindRevert, 512)
+				refuses(s)
+				declare(s, 1024)
+				fails(s, stageHook)
+			}, Step{}},
 			"did not answer some time ago": {func(s *State) {
 				declare(s, 1024)
 				s.faults[stageHook] = &fault{why: newProblem("failed", ""), retryAt: noon}
