@@ -301,3 +301,27 @@ func TestRequiredHooks(t *testing.T) {
 		t.Errorf("the command was given %s, %v", text, err)
 	}
 }
+
+// TestOnceWithRequiredHooks holds that a job ends by what required hooks say.
+func TestOnceWithRequiredHooks(t *testing.T) {
+	t.Parallel()
+	for script, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"exit 0":                {0, ""},
+		"echo too big; exit 1":  {4, `hook policy rejected it: exit status 1 ("too big")`},
+		"echo busy >&2; exit 2": {1, `no outcome within 5s (--once-timeout): degraded: snapshot_`},
+	} {
+		t.Run(script, func(t *testing.T) {
+			r := newBareRig(t)
+			r.declare(700)
+			file := filepath.Join(r.dir, "hooks.yaml")
+			ok(t, os.WriteFile(file, fmt.Appendf(nil, "- {name: policy, command: [sh, -c, '%s'], required: true, timeout: 1s}\n", script), 0o600))
+			code, out := agent("run", "--once", "--once-timeout", "5s", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:0", "--hooks", file)
+			if code != want.code || !strings.Contains(out, want.text) {
+				t.Errorf("exit %d, want %d and %q in\n%s", code, want.code, want.text, out)
+			}
+		})
+	}
+}
