@@ -304,7 +304,7 @@ func emptyWorld(t tester, dir string) *world {
 func (w *world) start() {
 	w.t.Helper()
 	store, _, err := gitstore.Open(w.t.Context(), gitstore.Options{
-		Dir: w.dir, Environment: production, Instance: "one", MaxSnapshots: 50, Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
+		Dir: w.dir, Environment: production, Instance: "one", Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
 	})
 	if err != nil {
 		w.t.Fatal(err)

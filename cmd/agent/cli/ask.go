@@ -87,7 +87,7 @@ func lockedBy(state string) string {
 	}
 	text := make([]byte, 32)
 	n, _ := f.Read(text)
-	pid, _, _ := strings.Cut(string(text[:n]), " ")
+	pid, _, _ := strings.Cut(strings.TrimSpace(string(text[:n])), " ")
 	return cmp.Or(pid, "unknown")
 }
 

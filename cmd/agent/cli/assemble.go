@@ -116,8 +116,8 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 
 func (a *agent) openStore(ctx context.Context) error {
 	s := a.settings
-	store, repairs, err := gitstore.Open(ctx, gitstore.Options{
-		Dir: s.state, Environment: s.rules.Environment(), Instance: s.instance, MaxSnapshots: s.maxSnapshots,
+	store, _, err := gitstore.Open(ctx, gitstore.Options{
+		Dir: s.state, Environment: s.rules.Environment(), Instance: s.instance,
 		KeepSnapshots: s.keep, Logger: a.log, AgentVersion: version(),
 	})
 	if err != nil {
@@ -125,9 +125,6 @@ func (a *agent) openStore(ctx context.Context) error {
 	}
 	a.store = store
 	a.closers = append(a.closers, store.Close)
-	for _, r := range repairs {
-		a.log.Warn("repaired the snapshot repository", "found", r.Found, "did", r.Did, "kept", r.Kept)
-	}
 	a.repository = filepath.Join(s.state, "snapshots.git")
 	if info, err := os.Stat(a.repository); err == nil {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -137,7 +134,6 @@ func (a *agent) openStore(ctx context.Context) error {
 	return nil
 }
 
-// loadHooks reads the file of hooks.
 // keep keeps a fact: before the transaction runs, at once, for after a kill a hook would be
 // new again, and not told what happened meanwhile.
 func (a *agent) keep(ctx context.Context, name string, value []byte) {
@@ -148,6 +144,7 @@ func (a *agent) keep(ctx context.Context, name string, value []byte) {
 	}
 }
 
+// loadHooks reads the file of hooks.
 func (a *agent) loadHooks() error {
 	if a.settings.hooks == "" {
 		return nil

@@ -395,7 +395,7 @@ func (s *Server) pageParameters(d *pageData, st *apply.Status, rows []record.Row
 				p.Place.Text = cmp.Or(p.Place.Text, o.Layer)
 			}
 			if !recorded.Get(name).Equal(runs.Get(name)) {
-				p.Wants = Plain(recorded.Get(name).String()) + " is on record"
+				p.Wants = Plain(recorded.Get(name).String())
 			}
 			p.Since, p.By = since(rows, name, recorded.Get(name))
 		}
