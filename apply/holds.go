@@ -253,11 +253,18 @@ func (s *State) heldProblem(hold *record.Hold, c *schema.Configuration) *problem
 	reason, hint := "by "+whoHolds(hold.By, hold.Requester)+": "+hold.Reason, "declare other parameters, or try these again with: agent resume"
 	switch {
 	case e == nil && len(hold.Entries) > 0:
-		reason = entryReason(&hold.Entries[0], hold.Entries[0].String())
+		reason = entriesReason(hold.Entries[:1])
 	case e != nil:
-		together := without(hold.Entries, func(o record.Entry) bool { return o.By != e.By || o.Since != e.Since || !s.matches(&o, c, false) })
-		reason = entryReason(e, strings.Join(textsOf(together), ", "))
-		if len(e.Values) == 1 {
+		barring := s.barring(hold, c)
+		together := without(barring, func(o record.Entry) bool { return o.By != e.By || o.Since != e.Since })
+		reason = entriesReason(together)
+		if more := without(barring, func(o record.Entry) bool { return o.By == e.By && o.Since == e.Since }); len(more) > 0 {
+			reason += "; also held: " + strings.Join(textsOf(more), "; ")
+		}
+		switch {
+		case len(barring) > 1:
+			hint = "declare other values, or try all of these with: agent resume"
+		case len(e.Values) == 1:
 			name := slices.Collect(maps.Keys(e.Values))[0]
 			hint = fmt.Sprintf("declare another %s, or try this one with: agent resume %s", name, name)
 		}
@@ -265,16 +272,26 @@ func (s *State) heldProblem(hold *record.Hold, c *schema.Configuration) *problem
 	return newProblem(reason, hint)
 }
 
-func entryReason(e *record.Entry, values string) string {
+// barring returns the entries of hold that c, which may be nil, matches.
+func (r *rules) barring(hold *record.Hold, c *schema.Configuration) []record.Entry {
+	return without(entriesOf(hold), func(e record.Entry) bool { return c == nil || !r.matches(&e, c, false) })
+}
+
+// entriesReason says why the values of entries that one act began are held.
+func entriesReason(entries []record.Entry) string {
+	e, values, verb := &entries[0], strings.Join(textsOf(entries), ", "), "is"
+	if len(entries) > 1 || len(e.Values) > 1 {
+		verb = "are"
+	}
 	switch e.By {
 	case "engine":
 		return "the engine rejected it: " + e.Reason
 	case byProbation:
 		return values + " did not pass the probation: " + e.Reason
 	case byHook:
-		return values + " was rejected: " + e.Reason
+		return values + " " + map[string]string{"is": "was", "are": "were"}[verb] + " rejected: " + e.Reason
 	}
-	return values + " is held by " + whoHolds(e.By, e.Requester) + ": " + e.Reason
+	return values + " " + verb + " held by " + whoHolds(e.By, e.Requester) + ": " + e.Reason
 }
 
 // whoHolds names who holds, with the operator's name where it is known.

@@ -100,23 +100,35 @@ func TestHoldOfOneParameter(t *testing.T) {
 		w.declare(two(4096, 600), "")
 		w.must(&apply.Rollback{Reason: "both"})
 		w.wantEntries("cache_ttl_seconds 600", "esn_reservoir_size 4096")
-		w.wantHeld("is held by the operator (uid 0): both")
+		w.wantHeld("cache_ttl_seconds 600, esn_reservoir_size 4096 are held by the operator (uid 0): both")
+		if hint := w.r.Status().Hint; hint != "declare other values, or try all of these with: agent resume" {
+			t.Error(hint)
+		}
 		total := w.store.Total()
 		plan := w.must(&apply.Resume{Name: reservoir, DryRun: true}).Text
-		if !strings.Contains(plan, "would no longer hold esn_reservoir_size 4096") || !strings.Contains(plan, "would try nothing: what the source declares is still held: cache_ttl_seconds 600") || w.store.Total() != total {
+		if !strings.Contains(plan, "would no longer hold esn_reservoir_size 4096") || !strings.Contains(plan, "still held, so nothing would be tried: cache_ttl_seconds 600") || w.store.Total() != total {
 			t.Errorf("%s; %d records more", plan, w.store.Total()-total)
 		}
 		if _, err := w.do(&apply.Resume{Name: "max_membrane_depth"}); err == nil || !strings.Contains(err.Error(), "no value of max_membrane_depth is held") {
 			t.Error(err)
 		}
-		w.must(&apply.Resume{Name: reservoir})
+		resumed := func(o apply.Resume, want string) {
+			if got := w.must(&o).Text; got != want {
+				t.Errorf("%+v: %q, want %q", o, got, want)
+			}
+		}
+		resumed(apply.Resume{Name: reservoir}, "no longer held: esn_reservoir_size 4096; still held, so nothing is tried yet: cache_ttl_seconds 600")
 		w.wantEntries("cache_ttl_seconds 600")
 		w.wantHeld("cache_ttl_seconds 600 is held")
+		if hint := w.r.Status().Hint; hint != "declare another cache_ttl_seconds, or try this one with: agent resume cache_ttl_seconds" {
+			t.Error(hint)
+		}
 		w.must(&apply.Pause{Reason: "night"})
-		w.must(&apply.Resume{Name: "cache_ttl_seconds"})
+		resumed(apply.Resume{Name: "cache_ttl_seconds", DryRun: true}, "would no longer hold cache_ttl_seconds 600: both\nstill paused, so nothing would be tried: night")
+		resumed(apply.Resume{Name: "cache_ttl_seconds"}, "no longer held: cache_ttl_seconds 600; still paused, so nothing is tried yet: night")
 		w.wantEntries()
 		w.wantHeld("paused by the operator (uid 0): night")
-		w.must(&apply.Resume{})
+		resumed(apply.Resume{}, "resumed; tried now: cache_ttl_seconds 500 -> 600, esn_reservoir_size 1024 -> 4096")
 		w.check("resumed", want{runs: two(4096, 600), outcome: record.Applied, state: apply.StateInSync, inSync: true, ready: true})
 	})
 }

@@ -318,9 +318,9 @@ func (s *State) planResume(o *Resume) Step {
 	if hold == nil {
 		return refuse(errors.New("nothing is held and nothing is paused"))
 	}
-	left, why, text := (*record.Hold)(nil), "Resume: ", "resumed: what the source declares is tried again"
+	left, why := (*record.Hold)(nil), "Resume: "
 	if o.Name != "" {
-		why, text = "Resume "+o.Name+": ", "resumed: what was held with a value of "+o.Name+" is tried again"
+		why = "Resume " + o.Name + ": "
 		rest := *hold
 		rest.Entries = without(hold.Entries, func(e record.Entry) bool {
 			_, there := e.Values[o.Name]
@@ -330,42 +330,53 @@ func (s *State) planResume(o *Resume) Step {
 			err := cmp.Or(s.checkNames([]string{o.Name}), fmt.Errorf("no value of %.80s is held", o.Name))
 			return refuse(problem.New("resume", err, cmp.Or(problem.Hint(err), "what is held: agent status")))
 		}
-		if rest.Paused {
-			text = "what was held with a value of " + o.Name + " is held no more; the pause goes on"
-		}
 		if rest.Paused || len(rest.Entries) > 0 {
 			left = &rest
 		}
 	}
 	if o.DryRun {
-		return answer(s.resumePlan(hold, left))
+		return answer(resumePlan(hold, left) + s.nextTry(left, "nothing would be tried", "would try: "))
 	}
+	text := "resumed"
+	if left != nil {
+		text = "no longer held: " + strings.Join(textsOf(ended(hold, left)), "; ")
+	}
+	text += "; " + s.nextTry(left, "nothing is tried yet", "tried now: ")
 	return s.planHold(left, why+cmp.Or(o.Reason, "by the operator"), o.Requester, text)
 }
 
-// resumePlan returns what would end if left remained of hold, and what would be tried.
-func (s *State) resumePlan(hold, left *record.Hold) string {
-	var lines []string
+// ended returns the entries of hold that left, which may be nil, does not have.
+func ended(hold, left *record.Hold) []record.Entry {
+	return without(entriesOf(hold), func(e record.Entry) bool {
+		return slices.ContainsFunc(entriesOf(left), func(o record.Entry) bool { return o.Since == e.Since && o.By == e.By && o.String() == e.String() })
+	})
+}
+
+// resumePlan returns what would end if left remained of hold, one line each.
+func resumePlan(hold, left *record.Hold) (lines string) {
 	if hold.Paused && left == nil {
-		lines = append(lines, "would end the pause: "+hold.Reason)
+		lines = "would end the pause: " + hold.Reason + "\n"
 	}
-	for _, e := range hold.Entries {
-		if !slices.Contains(textsOf(entriesOf(left)), e.String()) {
-			lines = append(lines, "would no longer hold "+e.String()+": "+e.Reason)
-		}
+	for _, e := range ended(hold, left) {
+		lines += "would no longer hold " + e.String() + ": " + e.Reason + "\n"
 	}
-	c := s.declared.config
-	switch {
+	return lines
+}
+
+// nextTry returns what is tried under the hold left, or why nothing is.
+func (s *State) nextTry(left *record.Hold, nothing, tries string) string {
+	switch c := s.declared.config; {
+	case left != nil && left.Paused:
+		return "still paused, so " + nothing + ": " + left.Reason
 	case c == nil:
-		lines = append(lines, "would try nothing: the source declares nothing valid")
+		return nothing + ": the source declares nothing valid"
 	case s.holds(left, c):
-		lines = append(lines, "would try nothing: what the source declares is still held: "+s.heldProblem(left, c).Error())
+		return "still held, so " + nothing + ": " + strings.Join(textsOf(s.barring(left, c)), "; ")
 	case s.same(c.Parameters, s.applied.Config):
-		lines = append(lines, "would try nothing: the source declares what is applied")
+		return nothing + ": the source declares what is applied"
 	default:
-		lines = append(lines, "would try: "+changesText(s.opt.Rules.Diff(s.applied.Config, c.Parameters)))
+		return tries + changesText(s.opt.Rules.Diff(s.applied.Config, c.Parameters))
 	}
-	return strings.Join(lines, "\n")
 }
 
 // unsettled returns what is told of record id to a caller that does not wait for its
