@@ -582,6 +582,10 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 	now := time.Now()
 	s.disk.writable = true
 	s.clear(stageConfirm, stageSend, stageAssert)
+	var agreed []string
+	if p != nil && p.asking != nil {
+		agreed = p.asking.names
+	}
 	s.pending, s.engine.returned, s.recovered = nil, false, true
 	s.runsSince(head.Config, false, now)
 	if !isCandidate {
@@ -595,7 +599,7 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 	s.succeeded("transaction")
 	s.finish(head.ID, record.Applied, s.appliedText(head))
 	event := RecordEvent(EventApplied, head)
-	if event.Outcome = record.Applied; head.Kind == record.KindRollback {
+	if event.Outcome, event.Agreed = record.Applied, agreed; head.Kind == record.KindRollback {
 		event.Type, event.Cause = EventRolledBack, byOperator
 	}
 	s.emitEvent(notice{
@@ -623,6 +627,7 @@ func (r *Reconciler) foldSettled(ctx context.Context, head *record.Record) {
 		s.log(slog.LevelInfo, "the engine is back on the last good state", "rejected", o.ID, "revert", head.ID)
 	}
 	r.tellSettled(ctx, head)
+	r.tellTakenBack(ctx, head)
 	r.finishRest(ctx)
 }
 

@@ -44,6 +44,7 @@ const (
 	eventPhase   EventType = "phase"   // of a transaction; Cause names it
 	eventFailure EventType = "failure" // of a stage; Cause names it
 	eventSuccess EventType = "success" // of a loop; Cause names it
+	eventWayBack EventType = "wayback" // to an earlier state, of which no event tells; Cause is why
 )
 
 // EventTypes returns all types, for closed sets.
@@ -73,6 +74,8 @@ type Event struct {
 	Cause  string            `json:"cause,omitempty"`
 	Reason string            `json:"reason,omitempty"` // one line
 	By     *record.Requester `json:"by,omitempty"`     // who ordered it; nil if nobody did
+	// Agreed are the required hooks that agreed to a change; no record has them.
+	Agreed []string `json:"agreed,omitempty"`
 }
 
 // An EventSource is the commit that declared a Document.
@@ -167,6 +170,8 @@ func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
 		if e.Type, e.Outcome = EventReverted, record.Rejected; parent != nil {
 			e.Cause = record.RejectedBy(parent, rec)
 		}
+	case rec.Kind == record.KindRevert && strings.HasPrefix(rec.Description, takenBack):
+		return append(events, takenBackEvent(rec, parent))
 	case rec.Kind != record.KindChange:
 		return events
 	}
@@ -293,7 +298,7 @@ func count(m Metrics, e *notice) {
 		m.ValidationFailures(e.names)
 	case EventDrifted:
 		m.Drift()
-	case EventRolledBack, EventReverted:
+	case EventRolledBack, EventReverted, eventWayBack:
 		if e.Cause != "" {
 			m.Rollback(e.Cause)
 		}

@@ -18,6 +18,49 @@ const byHook = "hook"
 // hookLeast is the first wait after required hooks did not say whether they agree.
 const hookLeast = 15 * time.Second
 
+// takenBack begins the description of the revert of a change that required hooks did not
+// answer about, takenBackAgain of one whose Document was taken back before.
+const (
+	takenBack      = "taken back, because it is unknown whether the required hooks agree: "
+	takenBackAgain = "taken back again, because it is unknown whether the required hooks agree: "
+)
+
+// isTakenBack reports whether a description, or a reason, is that of a change that
+// required hooks did not answer about.
+func isTakenBack(text string) bool {
+	return strings.HasPrefix(text, takenBack) || strings.HasPrefix(text, takenBackAgain)
+}
+
+// TakenBack reports whether it was ended because required hooks did not answer.
+func (a *Attempt) TakenBack() bool { return a.Outcome == record.Superseded && isTakenBack(a.Reason) }
+
+// takenBackEvent returns the event of the revert of a change that required hooks did not
+// answer about; the change is nil if it is unknown.
+func takenBackEvent(revert, change *record.Record) Event {
+	e := RecordEvent(EventReverted, revert)
+	if change != nil {
+		of := RecordEvent(EventReverted, change)
+		e.Revision, e.Source, e.Changes = of.Revision, of.Source, of.Changes
+	}
+	e.Outcome, e.Cause = record.Superseded, byHook
+	return e
+}
+
+// tellTakenBack tells that the engine is back from a change that required hooks did not
+// answer about, once a Document.
+func (r *Reconciler) tellTakenBack(ctx context.Context, revert *record.Record) {
+	switch {
+	case strings.HasPrefix(revert.Description, takenBackAgain):
+		r.state.count(eventWayBack, byHook)
+	case isTakenBack(revert.Description):
+		var change *record.Record
+		if row, err := r.opt.Store.Lookup(ctx, revert.OutcomeOf.ID); err == nil {
+			change = &row.Record
+		}
+		r.state.emitEvent(notice{Event: takenBackEvent(revert, change)})
+	}
+}
+
 // A Veto is the error of a Gate that rejects a change.
 type Veto struct{ Reason string }
 
@@ -29,6 +72,7 @@ func (v *Veto) Error() string { return v.Reason }
 type asking struct {
 	names   []string // of the hooks
 	since   time.Time
+	until   time.Time // when it ends at the latest
 	agreed  bool
 	failure string // why it is unknown whether they agree, "" while they are asked
 }
@@ -55,7 +99,8 @@ func (s *State) awaitsHooks() bool {
 // in the inbox.
 func (r *Reconciler) askHooks(ctx context.Context) {
 	s, p := r.state, r.state.pending
-	a := &asking{names: r.opt.Gate.Required(), since: time.Now()}
+	names, wait := r.opt.Gate.Required()
+	a := &asking{names: names, since: time.Now(), until: time.Now().Add(wait)}
 	if p.asking = a; len(a.names) == 0 {
 		a.agreed, p.probation.passed = true, s.opt.Probation == 0
 		return
@@ -93,7 +138,12 @@ func (s *State) foldOpinion(err error, now time.Time) {
 	case errors.As(err, &veto):
 		p.verified, p.rejection = false, &rejection{by: byHook, reason: problem.Line(veto.Reason, 1<<10)}
 	default:
-		p.asking.failure = "taken back, because it is unknown whether the required hooks agree: " + problem.Line(err.Error(), 1<<10)
+		begin, of := takenBack, s.head.Source.Revision
+		if s.blocked(stageHook) && s.takenBack == of {
+			begin = takenBackAgain
+		}
+		s.takenBack = of
+		p.asking.failure = begin + problem.Line(err.Error(), 1<<10)
 		f := s.block(stageHook, newProblem(s.head.ID+" was "+p.asking.failure, "look at the hook's receiver; the change is tried again by itself, and at once by `agent sync`"))
 		f.retryAt = now.Add(double(hookLeast, f.tries))
 	}
@@ -102,6 +152,8 @@ func (s *State) foldOpinion(err error, now time.Time) {
 // askingProblem says that the required hooks are asked about the candidate.
 func (s *State) askingProblem() *problem.Error {
 	a := s.pending.asking
-	return newProblem(fmt.Sprintf("%s runs, and is applied once the required hooks agree (%s), which are asked since %s", s.head.ID, strings.Join(a.names, ", "), a.since.UTC().Format("15:04:05Z")),
-		"`agent status` says how the hooks are; "+stopHint(s.applied))
+	clock := func(t time.Time) string { return t.UTC().Format("15:04:05Z") }
+	names := strings.Join(a.names, ", ")
+	return newProblem(fmt.Sprintf("%s runs, and is applied once the required hooks agree (%s), which are asked since %s, until %s at most", s.head.ID, names, clock(a.since), clock(a.until)),
+		"see that the receiver answers ("+names+"); after "+clock(a.until)+" the change is taken back, and tried again later; "+stopHint(s.applied))
 }

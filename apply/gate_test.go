@@ -3,6 +3,7 @@ package apply_test
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -51,14 +52,14 @@ func newJury() *jury {
 	return &jury{names: []string{"policy"}, always: map[schema.Digest]response{}, said: map[string]said{}}
 }
 
-func (j *jury) Required() []string {
+func (j *jury) Required() ([]string, time.Duration) {
 	j.mu.Lock()
 	names := slices.Clone(j.names)
 	j.mu.Unlock()
 	if j.begins != nil {
 		j.begins(names)
 	}
-	return names
+	return names, 30 * time.Second
 }
 
 func (j *jury) Ask(ctx context.Context, change *record.Record) error {
@@ -308,5 +309,63 @@ func TestAVetoOfTheFirstChange(t *testing.T) {
 		w.pass(10 * time.Second)
 		w.check("vetoed", want{runs: rules.Defaults(), outcome: record.Rejected, state: apply.StateHeld, ready: true, held: []schema.Parameters{size(1024)}})
 		w.end()
+	})
+}
+
+// TestTakenBack holds that a change that required hooks did not answer about is told once
+// a Document, counted each time, and told the same from the history.
+func TestTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := gated(t, silent, 0)
+		defer func() { w.end() }()
+		events := w.r.Subscribe(100)
+		told := func() (list []apply.Event) {
+			for len(events.Events) > 0 {
+				if e := <-events.Events; e.Type == apply.EventReverted || e.Type == apply.EventApplied {
+					list = append(list, e)
+				}
+			}
+			return list
+		}
+		w.pass(10 * time.Minute)
+		list := told()
+		if len(list) != 1 || list[0].Cause != "hook" || list[0].Outcome != record.Superseded || len(list[0].Changes) != 1 ||
+			list[0].Reason != "taken back, because it is unknown whether the required hooks agree: hook policy did not answer within 30s" {
+			t.Errorf("told %+v", list)
+		}
+		if list[0].Revision != documentOf(size(1024), "").Revision() {
+			t.Errorf("it is about %s", list[0].Revision)
+		}
+		if n := len(w.counts.rolledBack()); n != w.gate.silences() || n < 4 {
+			t.Errorf("%d counted, %d times nobody answered", n, w.gate.silences())
+		}
+		if a := w.r.Status().Attempted; !a.TakenBack() {
+			t.Errorf("%+v", a)
+		}
+		rows := must(w.store.List(t.Context(), "", 50))
+		var rebuilt []apply.Event
+		for i := range len(rows) - 1 {
+			for _, e := range apply.RecordEvents(&rows[i], &rows[i+1].Record) {
+				if e.Type == apply.EventReverted {
+					rebuilt = append(rebuilt, e)
+				}
+			}
+		}
+		list[0].At, rebuilt[0].At = 0, 0
+		if !reflect.DeepEqual(rebuilt, list) {
+			t.Errorf("from the history %+v, told %+v", rebuilt, list)
+		}
+		w.gate.will(size(2048), silent)
+		w.declare(size(2048), "")
+		w.pass(31 * time.Second)
+		if list = told(); len(list) != 1 || list[0].Revision != documentOf(size(2048), "").Revision() {
+			t.Errorf("told of another %+v", list)
+		}
+		w.gate.will(size(2048), agrees)
+		w.r.Sync()
+		w.pass(time.Second)
+		if list = told(); len(list) != 1 || list[0].Type != apply.EventApplied || !slices.Equal(list[0].Agreed, []string{"policy"}) {
+			t.Errorf("told that it is applied %+v", list)
+		}
 	})
 }

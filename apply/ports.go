@@ -93,8 +93,9 @@ type Engine interface {
 // A Gate has others agree to each change that runs before it is confirmed. Its methods
 // are safe from any goroutine.
 type Gate interface {
-	// Required returns at once, with the names of those who must agree.
-	Required() []string
+	// Required returns at once, with the names of those who must agree, and how long Ask
+	// waits for them.
+	Required() (names []string, wait time.Duration)
 	// Ask asks them about a change, and returns nil if all agree, and a *Veto if one
 	// rejects it. With any other error it is unknown. It returns within a bounded time,
 	// and soon after ctx ends.

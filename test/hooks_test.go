@@ -255,16 +255,35 @@ func TestRequiredHooks(t *testing.T) {
 	policy.willAlways(http.StatusServiceUnavailable)
 	r.declare(900)
 	v = r.await("taken back", func(v view) bool { return v.State == apply.StateDegraded && v.size() == 700 })
-	if !strings.Contains(v.Reason, "hook policy did not answer within 3s: the receiver responds 503") || v.Attempted.Outcome != record.Superseded || !v.Ready || v.Held == nil || len(v.Held.Entries) != 1 {
+	if !strings.Contains(v.Reason, "hook policy gave no verdict within 3s; last: the receiver responds 503") || v.Attempted.Outcome != record.Superseded || !v.Ready || v.Held == nil || len(v.Held.Entries) != 1 {
 		t.Errorf("%s: %s; attempted %+v, held %+v, ready %v", v.State, v.Reason, v.Attempted, v.Held, v.Ready)
 	}
+	if _, out := agent("status", "--state", r.state); !strings.Contains(out, "required; last: no verdict on snapshot_") {
+		t.Errorf("the status says\n%s", out)
+	}
+	r.until("others are told, once", func() bool {
+		types, _ := chat.told()
+		return slices.Equal(types, []string{"rejected", "reverted", "reverted"})
+	})
+	if e := chat.events[2]; e.Cause != "hook" || e.Outcome != record.Superseded || len(e.Changes) != 1 || !strings.HasPrefix(e.Reason, "taken back, because") {
+		t.Errorf("told %+v", e)
+	}
+	r.wantMetric("dtesn_agent_last_apply_successful", 0)
+	r.wantMetric(`dtesn_agent_hook_failing{hook="policy"}`, 1)
 	policy.willAlways(0)
 	r.order("sync")
 	r.await("tried again", func(v view) bool { return v.InSync && v.size() == 900 && v.Held == nil })
 
+	r.wantMetric("dtesn_agent_last_apply_successful", 1)
+	r.wantMetric(`dtesn_agent_hook_failing{hook="policy"}`, 0)
+	_, out := agent("audit", "--state", r.state, "--json", "--type", "applied")
+	if _, status := agent("status", "--state", r.state); !strings.Contains(status, "required; last: agreed to snapshot_") || !strings.Contains(out, `"agreed":["policy"]`) {
+		t.Errorf("the status says\n%s\nand the events\n%s", status, out)
+	}
+
 	policy.willAlways(-1)
 	begun(1000)
-	if _, out := agent("status", "--state", r.state); !strings.Contains(out, "policy: ") || !strings.Contains(out, "required, asked about snapshot_") || !strings.Contains(out, "once the required hooks agree (policy)") {
+	if _, out := agent("status", "--state", r.state); !strings.Contains(out, "policy: ") || !strings.Contains(out, ", asked about snapshot_") || !strings.Contains(out, "once the required hooks agree (policy)") {
 		t.Errorf("the status says\n%s", out)
 	}
 	asked := r.snapshots()[0].ID

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"time"
 
 	"dtesn-agent/apply"
@@ -25,12 +26,13 @@ func (s *Set) required() (list []*delivery) {
 	return list
 }
 
-// Required returns the names of the hooks that a change needs the agreement of.
-func (s *Set) Required() (names []string) {
+// Required returns the names of the hooks that a change needs the agreement of, and how
+// long Ask waits for them.
+func (s *Set) Required() (names []string, wait time.Duration) {
 	for _, d := range s.required() {
-		names = append(names, d.Name)
+		names, wait = append(names, d.Name), max(wait, d.Timeout)
 	}
-	return names
+	return names, wait
 }
 
 // Ask asks the required hooks about a change, all at once, and waits for each as long as
@@ -70,19 +72,26 @@ func (d *delivery) ask(ctx context.Context, change *record.Record) error {
 		v, after, err := d.deliver(all, d.set.client, change.Instance+"/"+change.Commit, &e)
 		switch {
 		case v == verdictDelivered:
-			d.note("", "")
+			d.answered("agreed to "+change.ID, nil)
 			return nil
 		case v == verdictVeto:
-			d.note("", "")
+			d.answered("vetoed "+change.ID, err)
 			return &apply.Veto{Reason: fmt.Sprintf("hook %s rejected it: %v", d.Name, err)}
 		case last == nil || all.Err() == nil: // else it says only that the time is over
-			last = err
-			d.note(change.ID, err.Error())
+			var exit *exec.ExitError
+			if last = err; errors.As(err, &exit) {
+				last = fmt.Errorf("%w (0 agrees, 1 says no)", err)
+			}
+			d.note(change.ID, last.Error())
+			d.set.opt.Logger.Debug("asking failed", "hook", d.Name, "snapshot", change.ID, "error", last)
 		}
 		select {
 		case <-all.Done():
 			d.note("", last.Error())
-			return fmt.Errorf("hook %s did not answer within %s: %w", d.Name, d.Timeout, last)
+			if ctx.Err() == nil { // else it is not asked any more
+				d.unanswered(change.ID)
+			}
+			return fmt.Errorf("hook %s gave no verdict within %s; last: %w", d.Name, d.Timeout, last)
 		case <-time.After(max(after, wait)):
 		}
 	}
@@ -92,5 +101,29 @@ func (d *delivery) ask(ctx context.Context, change *record.Record) error {
 func (d *delivery) note(asked, failure string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.status.Asked, d.status.LastError = asked, failure
+	if d.status.Asked = asked; failure != "" || d.status.FailingAt == 0 {
+		d.status.LastError = failure
+	}
+}
+
+// answered notes the verdict of the hook; why is what it said of a veto.
+func (d *delivery) answered(verdict string, why error) {
+	if why != nil {
+		verdict += ": " + why.Error()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.status.Asked, d.status.LastError, d.status.FailingAt = "", "", 0
+	d.status.LastAnswer = verdict + ", " + time.Now().UTC().Format(time.RFC3339)
+}
+
+// unanswered notes that the hook gave no verdict on a record in its time.
+func (d *delivery) unanswered(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	d.status.LastAnswer = "no verdict on " + id + ", " + now.UTC().Format(time.RFC3339)
+	if d.status.FailingAt == 0 {
+		d.status.FailingAt = record.Unix(now)
+	}
 }

@@ -49,8 +49,8 @@ func TestAsk(t *testing.T) {
 		"one vetoes":                     {[]Hook{yes, no}, true, `hook no rejected it: exit status 1 ("not on Fridays")`},
 		"a veto ends the others":         {[]Hook{hangs, no}, true, "hook no rejected it"},
 		"a veto counts more than a wait": {[]Hook{command("broken", "exit 2", 200*time.Millisecond), command("late", "sleep 0.5; exit 1", time.Minute)}, true, "hook late rejected it"},
-		"one fails":                      {[]Hook{yes, command("broken", "echo busy; exit 2", 200*time.Millisecond)}, false, `hook broken did not answer within 200ms: exit status 2 ("busy")`},
-		"one hangs":                      {[]Hook{yes, command("slow", "sleep 600", 200*time.Millisecond)}, false, "hook slow did not answer within 200ms: not done within"},
+		"one fails":                      {[]Hook{yes, command("broken", "echo busy; exit 2", 200*time.Millisecond)}, false, `hook broken gave no verdict within 200ms; last: exit status 2 ("busy") (0 agrees, 1 says no)`},
+		"one hangs":                      {[]Hook{yes, command("slow", "sleep 600", 200*time.Millisecond)}, false, "hook slow gave no verdict within 200ms; last: not done within"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,7 +89,7 @@ func TestAskIsTriedAgain(t *testing.T) {
 	}))
 	defer server.Close()
 	s := setOf(Hook{Name: "a", URL: server.URL, Timeout: time.Minute, Required: true}, Hook{Name: "b", URL: server.URL})
-	if names := s.Required(); len(names) != 1 || names[0] != "a" {
+	if names, wait := s.Required(); len(names) != 1 || names[0] != "a" || wait != time.Minute {
 		t.Errorf("required are %q", names)
 	}
 	if err := s.Ask(t.Context(), asked); err != nil {
@@ -101,7 +101,7 @@ func TestAskIsTriedAgain(t *testing.T) {
 	} else if err := json.Unmarshal([]byte(bodies[0]), &e); err != nil || e.ID != ids[0] || e.Type != "dev.dtesn.proposed" || e.Subject != asked.ID {
 		t.Errorf("%+v, %v", e, err)
 	}
-	if text := s.Status()[0].String(); text != "a: 0 delivered, 0 wait, required" {
+	if text := s.Status()[0].String(); !strings.HasPrefix(text, "a: 0 delivered, 0 wait, required; last: agreed to snapshot_7, 20") || strings.Contains(text, "failing") {
 		t.Error(text)
 	}
 	server.Close()

@@ -96,6 +96,9 @@ func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []
 		if cause := errors.Unwrap(err); cause != nil { // net/url repeats the address, which may hold a secret
 			err = cause
 		}
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("no response within %s", h.Timeout)
+		}
 		return verdictRetry, 0, err
 	}
 	defer resp.Body.Close()

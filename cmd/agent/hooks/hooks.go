@@ -64,13 +64,15 @@ type Status struct {
 	Required bool   `json:"required"`
 	// Asked is the id of the record that it is asked about now, "" for none.
 	Asked string `json:"asked"`
+	// LastAnswer says, of a required one, what it said last about which record, and when.
+	LastAnswer string `json:"last_answer"`
 	// Lag is how many events wait, those that it is not told included.
 	Lag       int64   `json:"lag"`
 	Delivered int64   `json:"delivered"` // since the start
 	Dropped   int64   `json:"dropped"`   // that the receiver did not want, or did not take for three days
 	Off       bool    `json:"off"`       // the receiver is gone (410) until the file is read again
 	LastError string  `json:"last_error"`
-	FailingAt float64 `json:"failing_since"` // Unix seconds; 0 while it does not fail
+	FailingAt float64 `json:"failing_since"` // Unix seconds; 0 while it takes events, or answers what it is asked
 }
 
 // String returns how a hook is on one line.
@@ -78,6 +80,9 @@ func (s Status) String() string {
 	text := fmt.Sprintf("%s: %d delivered, %d wait", s.Name, s.Delivered, s.Lag)
 	if s.Required {
 		text += ", required"
+		if s.LastAnswer != "" {
+			text += "; last: " + s.LastAnswer
+		}
 	}
 	if s.Asked != "" {
 		text += ", asked about " + s.Asked
@@ -91,7 +96,7 @@ func (s Status) String() string {
 	case s.FailingAt != 0:
 		text += "; failing since " + record.FromUnix(s.FailingAt).UTC().Format(time.RFC3339) + ": " + s.LastError
 	case s.LastError != "":
-		text += "; last: " + s.LastError
+		text += "; last error: " + s.LastError
 	}
 	return text
 }

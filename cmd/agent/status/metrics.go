@@ -246,10 +246,10 @@ func lastApplied(s *apply.Status) bool {
 		return false
 	}
 	for _, a := range s.Attempts {
-		switch a.Outcome {
-		case record.Applied, record.Unchanged:
+		switch {
+		case a.Outcome == record.Applied, a.Outcome == record.Unchanged:
 			return true
-		case record.Pending, record.Superseded:
+		case a.Outcome == record.Pending, a.Outcome == record.Superseded && !a.TakenBack():
 			continue
 		}
 		return false
