@@ -462,7 +462,7 @@ func (r *Reconciler) doCommit(ctx context.Context, step Step) {
 		return
 	}
 	if snap.Held != nil && snap.Held.Paused && (before.Held == nil || !before.Held.Paused) {
-		s.emitEvent(notice{Event: holdEvent(snap, before.Held), level: slog.LevelInfo, text: "Pause: " + snap.Held.Reason})
+		s.emitEvent(notice{Event: holdEvent(snap, before), level: slog.LevelInfo, text: "Pause: " + snap.Held.Reason})
 	}
 	if _, ok := s.order.Order.(*Pause); ok {
 		s.answer(Result{Outcome: record.Applied, SnapshotID: snap.ID, Text: "paused: nothing is tried until `agent resume`, but for the rollback under way, which goes on as " + snap.ID}, nil)
@@ -496,10 +496,8 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 		s.report.update(candidate.ID, func(a *Attempt) {
 			a.rejected, a.Reason = why.reason, "rejected, and the engine is being brought back: "+why.reason
 		})
-		event := RecordEvent(EventRejected, candidate)
-		event.Outcome, event.Cause, event.Reason = record.Rejected, why.by, why.reason
 		s.emitEvent(notice{
-			Event: event, level: slog.LevelWarn, text: text,
+			Event: rejectedEvent(candidate, why.by, why.reason), level: slog.LevelWarn, text: text,
 			attrs: append([]any{"snapshot", candidate.ID, "reason", why.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
 		})
 		return
@@ -532,7 +530,7 @@ func (r *Reconciler) answerHold(step Step, snap, before *record.Record, err erro
 	if s.order == nil {
 		return
 	}
-	s.emitEvent(notice{Event: holdEvent(snap, before.Held), level: slog.LevelInfo, text: snap.Description})
+	s.emitEvent(notice{Event: holdEvent(snap, before), level: slog.LevelInfo, text: snap.Description})
 	s.declared.since = time.Now()
 	step.Result.SnapshotID = snap.ID
 	s.answer(inForce(step.Result, err), nil)
@@ -646,6 +644,7 @@ func (s *State) foldUnknown() {
 // doClearLost ends the pause of an agent that found no history that it could read.
 func (r *Reconciler) doClearLost(ctx context.Context) {
 	s := r.state
+	lost := s.lost.Entry(nil)
 	err := r.opt.Store.ClearLost(ctx)
 	s.foldStore()
 	if err != nil && s.lost != nil {
@@ -655,7 +654,7 @@ func (r *Reconciler) doClearLost(ctx context.Context) {
 	}
 	o := s.order.Order.(*Resume)
 	reason := cmp.Or(o.Reason, "by the operator")
-	s.emitEvent(notice{Event: Event{Type: EventResumed, Cause: byOperator, Reason: reason, By: &o.Requester}, level: slog.LevelInfo, text: "Resume: " + reason})
+	s.emitEvent(notice{Event: Event{Type: EventResumed, Cause: byOperator, Reason: reason, By: &o.Requester, Released: []record.Entry{lost}}, level: slog.LevelInfo, text: "Resume: " + reason})
 	s.declared.since = time.Now()
 	text := "resumed: what the source declares is tried"
 	switch own := s.hold(); {

@@ -66,14 +66,19 @@ type Event struct {
 	Instance    string             `json:"instance"`
 	Environment schema.Environment `json:"environment"`
 	Record      string             `json:"record,omitempty"`   // id of the record that it is about
+	Kind        record.Kind        `json:"kind,omitempty"`     // of that record
 	Revision    string             `json:"revision,omitempty"` // of the Document that it is about
 	Source      *EventSource       `json:"source,omitempty"`   // nil unless that came from git
 	Changes     []EventChange      `json:"changes,omitempty"`
 	Outcome     record.Outcome     `json:"outcome,omitempty"`
 	// Cause is who rejected, held or ordered: engine, operator, probation, hook, agent.
-	Cause  string            `json:"cause,omitempty"`
-	Reason string            `json:"reason,omitempty"` // one line
-	By     *record.Requester `json:"by,omitempty"`     // who ordered it; nil if nobody did
+	Cause  string `json:"cause,omitempty"`
+	Reason string `json:"reason,omitempty"` // one line
+	// Description is what the record says of itself, of a rejected one.
+	Description string            `json:"description,omitempty"`
+	By          *record.Requester `json:"by,omitempty"` // who ordered it; nil if nobody did
+	// Released are the entries that an order ended; one without values is the pause.
+	Released []record.Entry `json:"released,omitempty"`
 	// Agreed are the required hooks that agreed to a change; no record has them.
 	Agreed []string `json:"agreed,omitempty"`
 }
@@ -94,11 +99,19 @@ type EventChange struct {
 	Apply     string       `json:"apply,omitempty"` // schema.ApplyHot or schema.ApplyRebuild
 }
 
-// String returns the changes as the log has them, or else the reason.
+// String returns the changes, or what was released, as the log has them, or else the reason.
 func (e *Event) String() string {
 	var texts []string
 	for _, c := range e.Changes {
 		texts = append(texts, fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New))
+	}
+	for i := range e.Released {
+		r := &e.Released[i]
+		by := r.By
+		if q := r.Requester; q != nil {
+			by = cmp.Or(q.User, fmt.Sprintf("uid %d", q.UID))
+		}
+		texts = append(texts, fmt.Sprintf("%s (%s by %s: %s)", cmp.Or(r.String(), "pause"), map[bool]string{true: "held", false: "paused"}[r.String() != ""], by, r.Reason))
 	}
 	return cmp.Or(strings.Join(texts, ", "), e.Reason)
 }
@@ -122,20 +135,52 @@ func (e *Event) Doer() string {
 // RecordEvent returns the event of a type about a record.
 func RecordEvent(t EventType, rec *record.Record) Event {
 	return Event{
-		Type: t, At: rec.Timestamp, Instance: rec.Instance, Environment: rec.Environment, Record: rec.ID, Revision: rec.Source.Revision,
+		Type: t, At: rec.Timestamp, Instance: rec.Instance, Environment: rec.Environment, Record: rec.ID, Kind: rec.Kind, Revision: rec.Source.Revision,
 		Source: eventSource(document.Source(rec.Source)), Changes: eventChanges(rec.Changes), Reason: rec.Description, By: rec.Requester,
 	}
 }
 
+// rejectedEvent returns the event that a candidate was rejected.
+func rejectedEvent(rec *record.Record, by, reason string) Event {
+	e := RecordEvent(EventRejected, rec)
+	e.Outcome, e.Cause, e.Reason, e.Description = record.Rejected, by, cmp.Or(reason, e.Reason), rec.Description
+	return e
+}
+
+// released returns what rec, which came after parent, holds no more. Of an applied change
+// it is what it did not end itself, as far as can be told without its schema.
+func released(rec, parent *record.Record) (list []record.Entry) {
+	old := parent.Held
+	if old != nil && old.Paused && (rec.Held == nil || !rec.Held.Paused) {
+		list = []record.Entry{old.Entry(nil)}
+	}
+	for _, e := range ended(old, rec.Held) {
+		isUnset := func(name string) bool { return parent.Config.Get(name).IsZero() }
+		isOver := parent.Kind == record.KindChange && rec.OutcomeOf == nil && !e.Matches(parent.Config, func(string) bool { return true }) &&
+			!slices.ContainsFunc(append(schema.NewParameters(e.Values).Names(), e.Names...), isUnset)
+		if !isOver {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
 // holdEvent returns the event of a record that an order made to begin or to end a hold;
-// before is the hold that was in force.
-func holdEvent(rec *record.Record, before *record.Hold) Event {
+// parent is the record before it, nil if it is unknown.
+func holdEvent(rec, parent *record.Record) Event {
 	e := RecordEvent(EventReleased, rec)
+	var before *record.Hold
+	if parent != nil {
+		before = parent.Held
+	}
 	switch isPaused, wasPaused := rec.Held != nil && rec.Held.Paused, before != nil && before.Paused; {
 	case isPaused && !wasPaused:
 		e.Type, e.Reason = EventPaused, rec.Held.Reason
 	case wasPaused && !isPaused:
 		e.Type = EventResumed
+	}
+	if parent != nil && e.Type != EventPaused {
+		e.Released = released(rec, parent)
 	}
 	e.Changes, e.Cause = nil, byOperator
 	if _, reason, ok := strings.Cut(e.Reason, ": "); ok && e.Type != EventPaused { // "Resume: "
@@ -155,13 +200,13 @@ func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
 	isPause := rec.Held != nil && rec.Held.Paused && (before == nil || !before.Paused)
 	isOrder := rec.Kind == record.KindNote || rec.Kind == record.KindRevert
 	if rec.Requester != nil && (isOrder || isPause) {
-		events = append(events, holdEvent(rec, before))
+		events = append(events, holdEvent(rec, parent))
 	}
 	e := RecordEvent(EventApplied, rec)
 	e.Outcome = row.Outcome
 	switch {
 	case rec.Kind.Candidate() && row.Outcome == record.Rejected:
-		e.Type, e.Cause, e.Reason = EventRejected, row.RejectedBy, cmp.Or(strings.Join(row.ValidationErrors, "; "), e.Reason)
+		e = rejectedEvent(rec, row.RejectedBy, strings.Join(row.ValidationErrors, "; "))
 	case row.Outcome != record.Applied:
 		return events
 	case rec.Kind == record.KindRollback:

@@ -303,3 +303,50 @@ func TestHoldsStay(t *testing.T) {
 func containsAll(list, part []string) bool {
 	return !slices.ContainsFunc(part, func(s string) bool { return !slices.Contains(list, s) })
 }
+
+// TestOrderEvents holds that events name what an order ended and whose rollback was
+// refused, and that the history tells the same.
+func TestOrderEvents(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		events := w.r.Subscribe(100)
+		root := record.Requester{UID: 0, User: "root"}
+		w.declare(two(2048, 500), "")
+		w.must(&apply.Rollback{Reason: "again", Requester: root})
+		w.must(&apply.Pause{Reason: "night", Requester: record.Requester{UID: 7}})
+		w.must(&apply.Resume{Name: reservoir, Requester: root})
+		w.must(&apply.Resume{Reason: "day", Requester: root})
+		w.engine.will(stateA, refuse)
+		if res, err := w.do(&apply.Rollback{Reason: "z", Requester: root}); err != nil || res.Outcome != record.Rejected {
+			t.Errorf("%+v, %v", res, err)
+		}
+		told := map[string]string{} // by type and record
+		var list []string
+		for len(events.Events) > 0 {
+			e := <-events.Events
+			told[string(e.Type)+e.Record] = e.String()
+			switch e.Type {
+			case apply.EventReleased, apply.EventResumed:
+				list = append(list, e.String())
+			case apply.EventRejected:
+				if e.Kind != record.KindRollback || !strings.HasPrefix(e.Description, "Rollback to snapshot_") || !strings.HasSuffix(e.Description, ": z") || e.Reason == e.Description || e.By.User != "root" {
+					t.Errorf("%+v", e)
+				}
+			}
+		}
+		want := []string{"esn_reservoir_size 2048 (held by root: again)", "pause (paused by uid 7: night), cache_ttl_seconds 500 (held by root: again)"}
+		if !slices.Equal(list, want) {
+			t.Errorf("told %q, want %q", list, want)
+		}
+		rows := must(w.store.List(t.Context(), "", 50))
+		for i := range len(rows) - 1 {
+			for _, e := range apply.RecordEvents(&rows[i], &rows[i+1].Record) {
+				if text, ok := told[string(e.Type)+e.Record]; ok && text != e.String() {
+					t.Errorf("%s: from the history %q, told %q", e.Type, e.String(), text)
+				}
+				if e.Type == apply.EventRejected && (e.Kind != record.KindRollback || !strings.HasSuffix(e.Description, ": z") || e.Reason == e.Description) {
+					t.Errorf("from the history %+v", e)
+				}
+			}
+		}
+	})
+}

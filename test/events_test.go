@@ -96,6 +96,9 @@ func TestEvents(t *testing.T) {
 	if e := take(l, apply.EventRolledBack); e.Cause != "operator" || !strings.Contains(e.Reason, "it burns") || e.By == nil {
 		t.Errorf("%+v", e)
 	}
+	if _, out := agent("status", "--state", r.state); !strings.Contains(out, "what is seen: applied, and then rolled back from") {
+		t.Errorf("the status says\n%s", out)
+	}
 	r.write("production.yaml", "environment: production\nparameters: # another revision\n  "+sizeName+": 800\n")
 	if e := take(l, apply.EventHeld); e.Cause != "operator" || !strings.Contains(e.Reason, "it burns") || e.Revision == "" {
 		t.Errorf("%+v", e)
@@ -130,8 +133,12 @@ func TestEvents(t *testing.T) {
 		}
 		ok(t, resp.Body.Close())
 	}
-	for e := (apply.Event{}); e.Type != apply.EventResumed; {
-		_, e = again.next(t)
+	var resumed apply.Event
+	for resumed.Type != apply.EventResumed {
+		_, resumed = again.next(t)
+	}
+	if len(resumed.Released) != 2 || resumed.Released[0].Reason != "night" || resumed.Released[1].String() != sizeName+" 800" {
+		t.Errorf("%+v", resumed)
 	}
 
 	code, out := agent("audit", "--state", r.state, "--type", "paused,rolled_back,applied")

@@ -146,8 +146,11 @@ func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
 		return err
 	}
 	what := e.String()
-	if len(e.Changes) > 0 && e.Reason != "" {
+	if what != e.Reason && e.Reason != "" {
 		what += ": " + e.Reason
+	}
+	if e.Type == apply.EventRejected && e.Kind == record.KindRollback {
+		what = e.Description + ": rejected: " + e.Reason
 	}
 	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", date(e.At), e.Type, cmp.Or(e.Record, "-"), cmp.Or(cut(status.Plain(e.Doer()), 80), "-"), cut(status.Plain(what), 200))
 	return err

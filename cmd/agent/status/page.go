@@ -111,10 +111,10 @@ type pageParameter struct {
 }
 
 type pageAttempt struct {
-	Outcome, Tone, When, Reason string
-	Changes                     []string
-	Violations                  []pageViolation
-	More                        int
+	Outcome, Tone, When, Record, Reason string
+	Changes                             []string
+	Violations                          []pageViolation
+	More                                int
 }
 
 type pageViolation struct {
@@ -269,7 +269,7 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 	d.holds(st)
 	d.drift(st)
 	s.pageParameters(d, st, rows)
-	s.pageAttempts(d, st)
+	s.pageAttempts(d, st, rows)
 	d.Timelines = timelines(s.opt.Rules, rows, now)
 	s.pageRecords(ctx, d, rows, q)
 	d.facts(st)
@@ -421,7 +421,7 @@ func since(rows []record.Row, name string, v schema.Value) (when, by string) {
 	return when, by
 }
 
-func (s *Server) pageAttempts(d *pageData, st *apply.Status) {
+func (s *Server) pageAttempts(d *pageData, st *apply.Status, rows []record.Row) {
 	for _, a := range st.Attempts {
 		if len(d.Attempts) == pageAttempts {
 			break
@@ -435,6 +435,13 @@ func (s *Server) pageAttempts(d *pageData, st *apply.Status) {
 		p := pageAttempt{Outcome: string(a.Outcome), Tone: outcomeTone(a.Outcome), When: moment(a.At), Reason: Plain(a.Reason)}
 		for _, c := range a.Changes {
 			p.Changes = append(p.Changes, Plain(c.String()))
+		}
+		p.Record = a.SnapshotID
+		if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.ID == a.SnapshotID }); i >= 0 {
+			p.Record = string(rows[i].Kind) + " " + a.SnapshotID
+			if by := Plain(Doer(&rows[i])); by != "" {
+				p.Record += " by " + by
+			}
 		}
 		commit := ""
 		if st.Source.Kind == "git" {

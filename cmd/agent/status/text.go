@@ -197,7 +197,11 @@ func (p *page) declared(s *apply.Status) {
 	if a.Revision == s.Seen.Revision {
 		which = "what is seen"
 	}
-	p.line("attempted", fmt.Sprintf("%s: %s, %s", which, a.Outcome, p.when(a.At)))
+	outcome := string(a.Outcome)
+	if a.Outcome == record.Applied && s.Applied != nil && slices.ContainsFunc(a.Changes, func(c schema.Change) bool { return !s.Applied.Config.Get(c.Parameter).Equal(c.New) }) {
+		outcome += ", and then rolled back from"
+	}
+	p.line("attempted", fmt.Sprintf("%s: %s, %s", which, outcome, p.when(a.At)))
 	if a.Outcome != record.Invalid && a.Outcome != record.Unchanged {
 		p.line("", a.Reason)
 	}
