@@ -322,6 +322,28 @@ func TestRequiredHooks(t *testing.T) {
 	}
 }
 
+// TestOnceTellsHooks holds that a job ends once hooks were told what came of it.
+func TestOnceTellsHooks(t *testing.T) {
+	r := newBareRig(t)
+	output, file := filepath.Join(r.dir, "told"), filepath.Join(r.dir, "hooks.yaml")
+	ok(t, os.WriteFile(file, fmt.Appendf(nil, "- {name: good, command: [sh, -c, 'cat >>%s; echo >>%s'], on: [applied]}\n- {name: dead, url: 'http://127.0.0.1:1'}\n", output, output), 0o600))
+	run := func(flags ...string) (int, string) {
+		return agent(append([]string{"run", "--once", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:0", "--hooks", file}, flags...)...)
+	}
+	for n := 1; n <= 3; n++ {
+		r.declare(700 + n)
+		code, out := run()
+		text, err := os.ReadFile(output)
+		if code != 0 || err != nil || strings.Count(string(text), "specversion") != n {
+			t.Fatalf("job %d: exit %d, told %s, %v\n%s", n, code, text, err, out)
+		}
+	}
+	ok(t, os.WriteFile(file, []byte("- {name: policy, command: [sleep, '9'], required: true, timeout: 5s}\n"), 0o600))
+	if code, out := run("--once-timeout", "5s"); code != 2 || !strings.Contains(out, "--once-timeout: 5s leaves no time for the required hook policy, whose timeout is 5s") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+}
+
 // TestOnceWithRequiredHooks holds that a job ends by what required hooks say.
 func TestOnceWithRequiredHooks(t *testing.T) {
 	t.Parallel()

@@ -90,7 +90,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if rec := a.store.Applied(); rec != nil {
 		metrics.Restore(rec.Timestamp)
 	}
-	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
+	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Told: hooks.Furthest(a.store.Fact), Holding: a.store.Holding, Logger: logger})
 	metrics.DroppedEvents = a.events.Dropped
 	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: func(name string, value []byte) { a.keep(ctx, name, value) }, Logger: logger})
 	if err := a.loadHooks(); err != nil {
@@ -150,6 +150,11 @@ func (a *agent) loadHooks() error {
 		return nil
 	}
 	list, err := hooks.Load(a.settings.hooks)
+	for i := range list {
+		if h := &list[i]; err == nil && a.settings.once && h.Required && h.Timeout >= a.settings.onceTimeout {
+			err = usage("--once-timeout: %s leaves no time for the required hook %s, whose timeout is %s", a.settings.onceTimeout, h.Name, h.Timeout)
+		}
+	}
 	if err == nil {
 		a.hooks.Replace(list)
 	}
@@ -244,7 +249,11 @@ func (a *agent) stages(ctx context.Context) [][]part {
 		{"signals", func(ctx context.Context) error { return a.signals(ctx, begun) }},
 	}
 	if a.once != nil {
-		sources = append(sources, part{"once", a.once.wait})
+		sources = append(sources, part{"once", func(ctx context.Context) error {
+			err := a.once.wait(ctx)
+			a.hooks.Settle(ctx)
+			return err
+		}})
 	}
 	transaction := []part{{"transaction", a.reconciler.Run}}
 	tellers := []part{

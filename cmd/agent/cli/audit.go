@@ -152,7 +152,7 @@ func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
 	if e.Type == apply.EventRejected && e.Kind == record.KindRollback {
 		what = e.Description + ": rejected: " + e.Reason
 	}
-	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", date(e.At), e.Type, cmp.Or(e.Record, "-"), cmp.Or(cut(status.Plain(e.Doer()), 80), "-"), cut(status.Plain(what), 200))
+	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", date(e.At), status.Plain(string(e.Type)), cmp.Or(status.Plain(e.Record), "-"), cmp.Or(cut(status.Plain(e.Doer()), 80), "-"), cut(status.Plain(what), 200))
 	return err
 }
 

@@ -21,6 +21,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,11 +39,13 @@ const (
 	// bytes it takes the place of oldFile, and a new one begins.
 	File, oldFile = "events.jsonl", "events.1.jsonl"
 
-	maxLine   = 256 << 10 // bytes of an event
-	maxRecent = 256       // events in memory
-	maxQueued = 1024      // events that wait for a disk
-	maxMissed = 1000      // records that are searched for missing events
-	retry     = time.Second
+	maxLine = 256 << 10 // bytes of an event
+	// maxSequence bounds the numbers: JavaScript knows no larger ones.
+	maxSequence = 1 << 53
+	maxRecent   = 256  // events in memory
+	maxQueued   = 1024 // events that wait for a disk
+	maxMissed   = 1000 // records that are searched for missing events
+	retry       = time.Second
 	// burst is how long an event waits for others to be written with, so that they take
 	// the disk from the transaction once.
 	burst = 50 * time.Millisecond
@@ -59,6 +63,8 @@ type History interface {
 type Options struct {
 	Dir     string  // the state directory
 	History History // read by Open
+	// Told is the number of the newest event that anybody is known to have been told.
+	Told int64
 	// Holding reports whether the state directory is there and the agent's. Nothing is
 	// written while it is not.
 	Holding func() bool
@@ -74,10 +80,12 @@ type Log struct {
 	last    int64         // sequence number of the newest event
 	changed chan struct{} // closed when there is a newer one
 
+	reading sync.Mutex // held while the files are read for somebody
+
 	// What follows belongs to Open and then to Run.
 	queue      []apply.Event // not written yet
 	keys       []string      // of the newest events with a record; see key
-	begin      string        // id of the record behind which the log begins
+	begin      apply.Event   // the last line without a type that was read; see beginning
 	incomplete bool          // events with a record may be missing
 	failing    bool
 	dropped    atomic.Int64
@@ -88,37 +96,34 @@ type Log struct {
 // cannot be read or written is logged, and tried again: it keeps no agent from running.
 func Open(ctx context.Context, opt Options) *Log {
 	l := &Log{opt: opt, changed: make(chan struct{}), incomplete: true}
-	_, isOld := os.Lstat(filepath.Join(opt.Dir, oldFile))
-	_, isThere := os.Lstat(filepath.Join(opt.Dir, File))
-	err := readAll(opt.Dir, func(e apply.Event) bool { l.note(e); return true })
+	err := readAll(opt.Dir, -1, func(e apply.Event) bool { l.note(e); return true })
 	if err != nil {
 		l.fail(err)
 	}
-	if err != nil || errors.Is(isOld, fs.ErrNotExist) && errors.Is(isThere, fs.ErrNotExist) {
+	switch {
+	case err != nil || l.last == 0:
 		l.start(ctx)
+	case l.last < opt.Told: // events are missing at its end
+		l.last = max(opt.Told, time.Now().UnixMilli())
 	}
 	l.write(ctx)
 	return l
 }
 
-// start begins a log that is missing or cannot be read. Behind a history its numbers begin
-// where those of a log that was lost did not come to, and its first line says so.
+// start begins a log that is missing, empty or cannot be read. Behind a history its numbers
+// begin where those of a log that was lost did not come to.
 func (l *Log) start(ctx context.Context) {
 	rows, err := l.opt.History.List(ctx, "", 10)
-	var head []byte
 	if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.Outcome != record.Pending }); i >= 0 || err != nil {
-		begin := apply.Event{Sequence: time.Now().UnixMilli()}
+		begin := apply.Event{Sequence: max(l.opt.Told, time.Now().UnixMilli())}
 		if err == nil {
 			begin.Record = rows[i].ID
 		}
 		l.incomplete = err == nil
 		l.note(begin)
-		if head, err = json.Marshal(begin); err == nil {
-			head = append(head, '\n')
-		}
 	}
 	if err == nil && l.opt.Holding() {
-		err = appendDurably(l.opt.Dir, head)
+		err = appendDurably(l.opt.Dir, l.beginning(), nil)
 	}
 	if err != nil {
 		l.fail(err)
@@ -137,7 +142,7 @@ func (l *Log) fail(err error) {
 // oldest first. A line that was cut short is left out.
 func Read(dir string, after int64) iter.Seq2[apply.Event, error] {
 	return func(yield func(apply.Event, error) bool) {
-		err := readAll(dir, func(e apply.Event) bool {
+		err := readAll(dir, after, func(e apply.Event) bool {
 			if e.Sequence <= after || e.Type == "" {
 				return true
 			}
@@ -150,8 +155,8 @@ func Read(dir string, after int64) iter.Seq2[apply.Event, error] {
 	}
 }
 
-// readAll visits all lines, until visit returns false.
-func readAll(dir string, visit func(apply.Event) bool) error {
+// readAll visits the lines with a number above after, until visit returns false.
+func readAll(dir string, after int64, visit func(apply.Event) bool) error {
 	var segments []*os.File
 	for _, name := range []string{File, oldFile} { // in this order none is missed that changes its name meanwhile
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
@@ -165,38 +170,74 @@ func readAll(dir string, visit func(apply.Event) bool) error {
 		segments = append(segments, f)
 	}
 	for _, f := range slices.Backward(segments) {
-		lines := bufio.NewScanner(io.LimitReader(f, 2*segmentSize+maxLine))
-		lines.Buffer(nil, maxLine)
-		for lines.Scan() {
+		r := bufio.NewReaderSize(io.LimitReader(f, 2*segmentSize+maxLine), maxLine)
+		for isOver := false; ; { // isOver: the line began too long ago to be an event
+			line, err := r.ReadSlice('\n')
+			isLong := errors.Is(err, bufio.ErrBufferFull)
+			if err != nil && !isLong && !errors.Is(err, io.EOF) {
+				return readError(dir, filepath.Base(f.Name()), err)
+			}
 			var e apply.Event
-			if json.Unmarshal(lines.Bytes(), &e) == nil && e.Sequence > 0 && !visit(e) {
+			if !isLong && !isOver && isAfter(line, after) && json.Unmarshal(line, &e) == nil && e.Sequence > 0 && e.Sequence < maxSequence && !visit(e) {
 				return nil
 			}
-		}
-		if err := lines.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) { // what follows that is none of ours
-			return readError(dir, filepath.Base(f.Name()), err)
+			if isOver = isLong; errors.Is(err, io.EOF) {
+				break
+			}
 		}
 	}
 	return nil
+}
+
+// isAfter reports whether a line may have a number above after: to decode each takes long.
+func isAfter(line []byte, after int64) bool {
+	digits, _, _ := bytes.Cut(bytes.TrimPrefix(line, []byte(`{"sequence":`)), []byte{','})
+	n, err := strconv.ParseInt(string(digits), 10, 64)
+	return err != nil || n > after
 }
 
 func readError(dir, name string, err error) error {
 	return &problem.Error{Op: "read events in", Place: filepath.Join(dir, name), Err: problem.Bare(err), Hint: "run this as the user that runs the agent"}
 }
 
-// note keeps an event that is on the disk, or the line with which a log begins behind an
-// older history: it has no type, and the newest record of that history.
+// beginning is the first line of a segment, nil if nothing precedes it. It has no type, but
+// the newest record that there was an event of, and as reason which: so that nothing is told
+// again once the segment with them is gone. Behind an older history, of which nothing was
+// told, there is no reason.
+func (l *Log) beginning() []byte {
+	begin := apply.Event{Sequence: l.last, Record: l.begin.Record, Reason: l.begin.Reason}
+	if n := len(l.keys); n > 0 {
+		var types []string
+		_, begin.Record, _ = strings.Cut(l.keys[n-1], " ")
+		for _, k := range l.keys {
+			if kind, id, _ := strings.Cut(k, " "); id == begin.Record {
+				types = append(types, kind)
+			}
+		}
+		begin.Reason = strings.Join(types, " ")
+	}
+	if begin.Sequence == 0 {
+		return nil
+	}
+	line, _ := json.Marshal(begin)
+	return append(line, '\n')
+}
+
+// note keeps a line that is on the disk.
 func (l *Log) note(e apply.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if e.Type == "" {
+		l.begin, l.last = e, max(l.last, e.Sequence)
+		for kind := range strings.FieldsSeq(e.Reason) {
+			l.keys = append(l.keys, kind+" "+e.Record)
+		}
+		return
+	}
 	if e.Sequence <= l.last {
 		return
 	}
 	l.last = e.Sequence
-	if e.Type == "" {
-		l.begin = e.Record
-		return
-	}
 	if len(l.recent) == maxRecent {
 		l.recent = slices.Delete(l.recent, 0, maxRecent/4)
 	}
@@ -240,6 +281,8 @@ func (l *Log) After(after int64, limit int) (events []apply.Event, err error) {
 		return events, nil
 	}
 	l.mu.Unlock()
+	l.reading.Lock() // one at a time: it takes the processor
+	defer l.reading.Unlock()
 	for e, err := range Read(l.opt.Dir, after) {
 		if err != nil {
 			return events, err
@@ -344,10 +387,12 @@ func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("search the history for events: %w", err)
 	}
-	if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.ID == l.begin }); i >= 0 {
+	if i := slices.IndexFunc(rows, func(row record.Row) bool { return row.ID == l.begin.Record }); i >= 0 {
 		rows = rows[:i+1]
-		for _, e := range apply.RecordEvents(&rows[i], nil) {
-			l.keys = append(l.keys, key(&e))
+		if l.begin.Reason == "" {
+			for _, e := range apply.RecordEvents(&rows[i], nil) {
+				l.keys = append(l.keys, key(&e))
+			}
 		}
 	}
 	for i := len(rows) - 1; i >= 0; i-- {
@@ -368,7 +413,7 @@ func (l *Log) missing(ctx context.Context) (events []apply.Event, err error) {
 
 // hasEventOf reports whether the log has an event of a record, or begins behind it.
 func (l *Log) hasEventOf(row record.Row) bool {
-	if row.ID == l.begin {
+	if row.ID == l.begin.Record {
 		return true
 	}
 	events := apply.RecordEvents(&row, nil)
@@ -399,7 +444,7 @@ func (l *Log) append(events []apply.Event) error {
 	if len(written) == 0 {
 		return nil
 	}
-	if err := appendDurably(l.opt.Dir, b.Bytes()); err != nil {
+	if err := appendDurably(l.opt.Dir, l.beginning(), b.Bytes()); err != nil {
 		return err
 	}
 	for _, e := range written {
@@ -412,10 +457,10 @@ func (l *Log) append(events []apply.Event) error {
 	return nil
 }
 
-// appendDurably appends lines to the live segment. No file stays open, so that the disk
+// appendDurably appends lines to the live segment, or to a new one behind begin. No file stays open, so that the disk
 // can be unmounted. After an error nothing was appended, or a part that is left out when
 // it is read.
-func appendDurably(dir string, lines []byte) error {
+func appendDurably(dir string, begin, lines []byte) error {
 	path := filepath.Join(dir, File)
 	var st unix.Stat_t
 	err := unix.Lstat(path, &st)
@@ -435,6 +480,9 @@ func appendDurably(dir string, lines []byte) error {
 		if _, err = f.ReadAt(last, end-1); err == nil && last[0] != '\n' { // a write was cut short
 			lines = append([]byte{'\n'}, lines...)
 		}
+	}
+	if end == 0 {
+		lines = append(begin, lines...)
 	}
 	if err == nil {
 		if _, err = f.WriteAt(lines, end); err != nil {

@@ -46,11 +46,13 @@ type fixture struct {
 	dir  string
 	past past
 	away bool
+	// highest is the number of the newest event that somebody was told
+	highest int64
 }
 
 func (f *fixture) open() *Log {
 	f.Helper()
-	return Open(f.Context(), Options{Dir: f.dir, History: &f.past, Holding: func() bool { return !f.away }, Logger: slog.New(slog.DiscardHandler)})
+	return Open(f.Context(), Options{Dir: f.dir, History: &f.past, Told: f.highest, Holding: func() bool { return !f.away }, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // told is what is in the log, as "SEQUENCE TYPE RECORD".
@@ -228,4 +230,67 @@ func TestALogThatCannotBeRead(t *testing.T) {
 	if events, err := l.After(0, 10); err != nil || len(events) != 1 || events[0].Sequence < 1e12 || events[0].Record != "snapshot_2" {
 		t.Errorf("%+v, %v", events, err)
 	}
+}
+
+// What was told is not told again once the segments with it are gone, nor under a number
+// that something else had.
+func TestToldOnce(t *testing.T) {
+	segmentSize = 8 << 10
+	defer func() { segmentSize = 4 << 20 }()
+	f := &fixture{T: t, dir: t.TempDir()}
+	l := f.open()
+	for range 30 {
+		l.take(about(apply.EventApplied, f.past.add(record.KindChange, record.Applied)))
+	}
+	pause := f.past.add(record.KindNote, record.Applied)
+	pause.Held, pause.Requester = &record.Hold{Paused: true, Reason: "night"}, &record.Requester{UID: 7}
+	l.take(about(apply.EventPaused, pause))
+	for i := range 1000 {
+		l.take(apply.Event{Type: []apply.EventType{apply.EventEngineDown, apply.EventEngineUp}[i%2]})
+	}
+	before := f.told()
+	l = f.open()
+	f.want(before...)
+	l.take(about(apply.EventApplied, f.past.add(record.KindChange, record.Applied)))
+	f.want(append(before, "1032 applied 32")...)
+
+	if err := os.Truncate(filepath.Join(f.dir, File), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(f.dir, oldFile)); err != nil {
+		t.Fatal(err)
+	}
+	l = f.open()
+	f.want()
+	l.take(apply.Event{Type: apply.EventDrifted})
+	if last, _ := l.Last(); last < 1e12 {
+		t.Errorf("the number %d was that of another event", last)
+	}
+
+	f.highest = 1e15
+	l = f.open()
+	l.take(apply.Event{Type: apply.EventDrifted})
+	if last, _ := l.Last(); last != 1e15+1 {
+		t.Errorf("the number %d follows one that was told", last)
+	}
+}
+
+// Lines that are no events are left out: too long ones, and numbers that cannot be.
+func TestForeignLines(t *testing.T) {
+	f := &fixture{T: t, dir: t.TempDir()}
+	f.open().take(apply.Event{Type: apply.EventDrifted})
+	path := filepath.Join(f.dir, File)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = slices.Concat(text, make([]byte, 2*maxLine+5), []byte("\n{\"sequence\":9223372036854775807,\"type\":\"drifted\"}\n[]\n"))
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := f.open()
+	l.take(apply.Event{Type: apply.EventEngineUp})
+	f.want("1 drifted", "2 engine_up")
+	f.open().take(apply.Event{Type: apply.EventEngineDown})
+	f.want("1 drifted", "2 engine_up", "3 engine_down")
 }

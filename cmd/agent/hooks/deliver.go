@@ -101,23 +101,35 @@ func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []
 		}
 		return verdictRetry, 0, err
 	}
+	// Closing ends a read: after a 101 the context does not, for the body is the connection.
+	defer context.AfterFunc(ctx, func() { _ = resp.Body.Close() })()
 	defer resp.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		return verdictDelivered, 0, nil
+	}
+	var text []byte
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		text, _ = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	}
 	err = fmt.Errorf("the receiver responds %d %s (%q)", resp.StatusCode, http.StatusText(resp.StatusCode), problem.Line(string(text), maxAnswer))
 	switch code := resp.StatusCode; {
-	case code >= 200 && code < 300:
-		return verdictDelivered, 0, nil
 	case code == http.StatusGone:
 		return verdictDisable, 0, err
 	case code == http.StatusConflict, code == http.StatusUnprocessableEntity:
 		return verdictVeto, 0, err
-	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
-		if seconds, perr := strconv.Atoi(resp.Header.Get("Retry-After")); perr == nil {
-			after = time.Duration(min(max(seconds, 0), 24*3600)) * time.Second
-		}
-		return verdictRetry, after, err
+	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code < 200:
+		return verdictRetry, retryAfter(resp.Header.Get("Retry-After")), err
 	}
 	return verdictDrop, 0, err
+}
+
+// retryAfter reads the header of that name: seconds, or a date. It is a day at most.
+func retryAfter(value string) time.Duration {
+	if at, err := http.ParseTime(value); err == nil {
+		return min(max(time.Until(at), 0), 24*time.Hour)
+	}
+	seconds, _ := strconv.Atoi(value) // 0 if it is neither
+	return time.Duration(min(max(seconds, 0), 24*3600)) * time.Second
 }
 
 // run runs a command, without a shell and in a process group of its own, which ends with it.
@@ -133,7 +145,7 @@ func (h *Hook) run(ctx context.Context, body []byte) (verdict, time.Duration, er
 	if cmd.Process != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
 	}
-	if err == nil {
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it is done; a child held its output
 		return verdictDelivered, 0, nil
 	}
 	var exit *exec.ExitError

@@ -1,11 +1,14 @@
 package hooks
 
 import (
+	"context"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -47,6 +50,7 @@ func TestCommands(t *testing.T) {
 		"exit 3":                                  "exit status 3",
 		"echo no disk >&2; exit 1":                "no disk",
 		"yes | head -c 9999999":                   "",
+		"sleep 600 & exit 0":                      "",
 		"sleep 600 & echo $! >" + pids + "; wait": "not done within",
 	} {
 		h := &Hook{Name: "a", Command: []string{"sh", "-c", script}, Timeout: time.Second}
@@ -107,4 +111,63 @@ func TestGivesUp(t *testing.T) {
 			t.Errorf("after 84 hours: %+v, kept %s", st, kept)
 		}
 	})
+}
+
+// TestOddResponses holds that a receiver cannot keep an attempt beyond its time, whatever
+// it sends.
+func TestOddResponses(t *testing.T) {
+	for response, want := range map[string]verdict{
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n": verdictRetry,
+		"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n":                                         verdictDelivered,
+		"HTTP/1.1 409 Conflict\r\nContent-Length: 99\r\n\r\nno":                                 verdictVeto,
+		"": verdictRetry,
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := make(chan struct{})
+		go func() {
+			if c, err := l.Accept(); err == nil {
+				_, _ = c.Write([]byte(response))
+				<-end
+				_ = c.Close()
+			}
+		}()
+		h := &Hook{Name: "a", URL: "http://" + l.Addr().String(), Timeout: 200 * time.Millisecond}
+		begun := time.Now()
+		got, _, err := h.deliver(t.Context(), New(Options{}).client, "a/1", &apply.Event{})
+		if got != want || time.Since(begun) > 5*time.Second {
+			t.Errorf("%q: verdict %d after %s, %v", response, got, time.Since(begun), err)
+		}
+		close(end)
+		_ = l.Close()
+	}
+	at := time.Now().Add(time.Minute)
+	for value, want := range map[string]time.Duration{"7": 7 * time.Second, "": 0, "soon": 0, "-1": 0, at.UTC().Format(http.TimeFormat): time.Minute, "999999999": 24 * time.Hour} {
+		if got := retryAfter(value); got > want || got < want-2*time.Second {
+			t.Errorf("Retry-After: %s is %s, want %s", value, got, want)
+		}
+	}
+}
+
+// TestReplace holds that a file which says the same again disturbs nobody.
+func TestReplace(t *testing.T) {
+	dir := t.TempDir()
+	runs := filepath.Join(dir, "runs")
+	s := New(Options{Events: fixed{{Sequence: 1, Type: apply.EventApplied}}, Logger: slog.New(slog.DiscardHandler), Fact: func(string) []byte { return []byte(`{"a":{"sequence":0}}`) }, Keep: func(string, []byte) {}})
+	list := []Hook{{Name: "a", Command: []string{"sh", "-c", "echo begin >>" + runs + "; sleep 0.3; echo end >>" + runs}, Timeout: time.Minute}}
+	s.Replace(list)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	for s.Status()[0].Delivered == 0 {
+		s.Replace(slices.Clone(list))
+		time.Sleep(10 * time.Millisecond)
+	}
+	stop()
+	<-ended
+	if text, err := os.ReadFile(runs); err != nil || string(text) != "begin\nend\n" {
+		t.Errorf("it was run as %q, %v", text, err)
+	}
 }

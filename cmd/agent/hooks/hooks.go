@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -117,17 +119,29 @@ func New(opt Options) *Set {
 	}}
 }
 
-// fact is the name under which the cursors are kept, by the names of the hooks.
-const fact = "hooks"
+// factName is the name under which the cursors are kept, by the names of the hooks.
+const factName = "hooks"
 
-// Replace makes the hooks those of a file that was read. One that was there goes on where
-// it was; a new one, and one that was switched off, begins with what happens from now on.
+// Furthest returns the number of the newest event that a hook was told, as the fact of an
+// earlier process has it: what happens next must have a higher one.
+func Furthest(fact func(name string) []byte) (sequence int64) {
+	cursors := map[string]cursor{}
+	_ = json.Unmarshal(fact(factName), &cursors)
+	for _, c := range cursors {
+		sequence = max(sequence, c.Sequence)
+	}
+	return sequence
+}
+
+// Replace makes the hooks those of a file that was read. One that did not change is not
+// disturbed; one that did goes on where it was; a new one, and one that was switched off,
+// begins with what happens from now on.
 func (s *Set) Replace(list []Hook) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	cursors := map[string]cursor{}
 	if s.hooks == nil {
-		_ = json.Unmarshal(s.opt.Fact(fact), &cursors) // without one all are new
+		_ = json.Unmarshal(s.opt.Fact(factName), &cursors) // without one all are new
 	}
 	last, _ := s.opt.Events.Last()
 	for _, d := range s.hooks {
@@ -136,9 +150,17 @@ func (s *Set) Replace(list []Hook) {
 			c.Off, c.Sequence = false, last
 		}
 		cursors[d.Name] = c
+		if d.Required && !slices.ContainsFunc(list, func(h Hook) bool { return h.Required && h.Name == d.Name }) {
+			s.opt.Logger.Warn("hook is required no more", "hook", d.Name)
+		}
 	}
+	was := s.hooks
 	s.hooks = []*delivery{}
 	for _, h := range list {
+		if i := slices.IndexFunc(was, func(d *delivery) bool { c, _ := d.state(); return !c.Off && reflect.DeepEqual(d.Hook, h) }); i >= 0 {
+			s.hooks = append(s.hooks, was[i])
+			continue
+		}
 		c, isKnown := cursors[h.Name]
 		if !isKnown {
 			c.Sequence = last
@@ -157,7 +179,7 @@ func (s *Set) keep() {
 		cursors[d.Name], _ = d.state()
 	}
 	if text, err := json.Marshal(cursors); err == nil {
-		s.opt.Keep(fact, text)
+		s.opt.Keep(factName, text)
 	}
 }
 
@@ -180,23 +202,56 @@ func (s *Set) Status() []Status {
 
 // Run delivers until ctx ends. What is under way then is delivered again.
 func (s *Set) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	running := map[*delivery]context.CancelFunc{}
 	for ctx.Err() == nil {
 		s.mu.Lock()
 		hooks, changed := s.hooks, s.changed
 		s.mu.Unlock()
-		round, stop := context.WithCancel(ctx)
-		var wg sync.WaitGroup
+		for d, stop := range running {
+			if !slices.Contains(hooks, d) {
+				stop()
+				delete(running, d)
+			}
+		}
 		for _, d := range hooks {
-			wg.Go(func() { d.run(round) })
+			if running[d] == nil {
+				one, stop := context.WithCancel(ctx)
+				running[d] = stop
+				wg.Go(func() { d.run(one); stop() })
+			}
 		}
 		select {
 		case <-ctx.Done():
 		case <-changed:
 		}
-		stop()
-		wg.Wait()
 	}
+	wg.Wait()
 	return nil
+}
+
+// Settle waits until the hooks were told what happened, and that is on record; five seconds
+// at most, and for none that fails.
+func (s *Set) Settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	const enough = 10 // times in a row, for an event waits a moment before it is written
+	for settled := 0; settled < enough && ctx.Err() == nil; settled++ {
+		s.mu.Lock()
+		isKept, isNone := !s.keeping, len(s.hooks) == 0
+		s.mu.Unlock()
+		waits := slices.ContainsFunc(s.Status(), func(h Status) bool { return !h.Off && h.FailingAt == 0 && h.Lag > 0 })
+		switch {
+		case isNone:
+			return
+		case waits || !isKept:
+			settled = -1
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func (d *delivery) state() (cursor, Status) {
@@ -237,10 +292,12 @@ func (d *delivery) run(ctx context.Context) {
 			<-ctx.Done()
 			return
 		}
-		_, changed := d.set.opt.Events.Last()
-		events, err := d.set.opt.Events.After(c.Sequence, 50)
+		last, changed := d.set.opt.Events.Last()
+		events, err := d.set.opt.Events.After(c.Sequence, 1000)
 		if err != nil {
 			d.set.opt.Logger.Warn("events cannot be read", "hook", d.Name, "error", err)
+		} else if len(events) == 0 && last > c.Sequence { // a log that was lost began anew with higher numbers
+			d.update(func(c *cursor, _ *Status) { c.Sequence = last })
 		}
 		for i := range events {
 			if !c.Off && d.wants(&events[i]) && !d.persist(ctx, &events[i]) {

@@ -29,7 +29,7 @@ const (
 	quietest = 15 * time.Second
 	// streamWrite is how long a client may take to read what it was sent.
 	streamWrite = 10 * time.Second
-	streamBatch = 100
+	streamBatch = 1000
 	// streamWritten is how many events are written at a time.
 	streamWritten = 16
 )
