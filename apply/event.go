@@ -33,6 +33,8 @@ const (
 	EventDrifted    EventType = "drifted" // Changes are from what is applied to what runs
 	EventEngineDown EventType = "engine_down"
 	EventEngineUp   EventType = "engine_up"
+	EventDegraded   EventType = "degraded" // once until it is in sync again
+	EventInSync     EventType = "in_sync"  // again, after any event that says that it is not
 
 	// EventProposed is what required hooks are asked about, and nobody else is told.
 	EventProposed EventType = "proposed"
@@ -52,6 +54,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventApplied, EventRolledBack, EventRejected, EventReverted, EventHeld, EventReleased, EventPaused, EventResumed,
 		EventInvalid, EventRefused, EventDrifted, EventEngineDown, EventEngineUp,
+		EventDegraded, EventInSync,
 	}
 }
 
@@ -361,7 +364,25 @@ func (s *State) emitEvent(n notice) {
 	n.At = record.Unix(time.Now())
 	n.Instance, n.Environment = s.opt.Instance, s.opt.Rules.Environment()
 	n.Reason = problem.Line(n.Reason, 1<<10)
+	switch n.Type {
+	case EventApplied, EventReleased, EventResumed, EventEngineDown, EventEngineUp:
+	default:
+		s.outOfSync = true
+	}
 	s.emit(n)
+}
+
+// tellCondition tells that the status became degraded, or is in sync again.
+func (s *State) tellCondition(v *Status) {
+	switch e := (Event{Reason: v.Reason, Revision: v.Seen.Revision}); {
+	case v.State == StateDegraded && !s.degraded:
+		s.degraded, e.Type = true, EventDegraded
+		s.emitEvent(notice{Event: e})
+	case v.State == StateInSync && s.outOfSync:
+		e.Type = EventInSync
+		s.emitEvent(notice{Event: e})
+		s.degraded, s.outOfSync = false, false
+	}
 }
 
 // declaredEvent returns the event of a type about what the source declares.

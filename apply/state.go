@@ -41,7 +41,16 @@ type State struct {
 	waiters []*request // rollbacks on record whose callers wait for the outcome
 
 	report report
+	// degraded was told; outOfSync: so was something that in sync ends.
+	degraded, outOfSync bool
+	shown               shown
 	outbox
+}
+
+// shown is the condition that was published last, and since when.
+type shown struct {
+	condition Condition
+	since     time.Time
 }
 
 // history is what the Store had after the last call.
