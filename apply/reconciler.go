@@ -236,10 +236,10 @@ func (r *Reconciler) publish() {
 	s.outbox.changed = false
 	v := View(s, now)
 	update := &Update{Status: v, replaced: make(chan struct{})}
-	if s.shown.condition != v.State {
-		s.shown = shown{v.State, now}
+	if s.shown != v.State {
+		s.shown, s.shownSince = v.State, now
 	}
-	v.Since = unixOrNever(s.shown.since)
+	v.Since = unixOrNever(s.shownSince)
 	if old := r.published.Swap(update); old != nil {
 		old.next = update
 		close(old.replaced)

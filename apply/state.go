@@ -43,14 +43,9 @@ type State struct {
 	report report
 	// degraded was told; outOfSync: so was something that in sync ends.
 	degraded, outOfSync bool
-	shown               shown
+	shown               Condition // published last
+	shownSince          time.Time
 	outbox
-}
-
-// shown is the condition that was published last, and since when.
-type shown struct {
-	condition Condition
-	since     time.Time
 }
 
 // history is what the Store had after the last call.
