@@ -496,8 +496,10 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 		s.report.update(candidate.ID, func(a *Attempt) {
 			a.rejected, a.Reason = why.reason, "rejected, and the engine is being brought back: "+why.reason
 		})
+		event := RecordEvent(EventRejected, candidate)
+		event.Outcome, event.Cause, event.Description, event.Reason = record.Rejected, why.by, event.Reason, why.reason
 		s.emitEvent(notice{
-			Event: rejectedEvent(candidate, why.by, why.reason), level: slog.LevelWarn, text: text,
+			Event: event, level: slog.LevelWarn, text: text,
 			attrs: append([]any{"snapshot", candidate.ID, "reason", why.reason, "changes", changesText(candidate.Changes)}, sourceAttrs(candidate)...),
 		})
 		return
@@ -580,10 +582,6 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 	now := time.Now()
 	s.disk.writable = true
 	s.clear(stageConfirm, stageSend, stageAssert)
-	var agreed []string
-	if p != nil && p.asking != nil {
-		agreed = p.asking.names
-	}
 	s.pending, s.engine.returned, s.recovered = nil, false, true
 	s.runsSince(head.Config, false, now)
 	if !isCandidate {
@@ -597,7 +595,10 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 	s.succeeded("transaction")
 	s.finish(head.ID, record.Applied, s.appliedText(head))
 	event := RecordEvent(EventApplied, head)
-	if event.Outcome, event.Agreed = record.Applied, agreed; head.Kind == record.KindRollback {
+	if p.asking != nil {
+		event.Agreed = p.asking.names
+	}
+	if event.Outcome = record.Applied; head.Kind == record.KindRollback {
 		event.Type, event.Cause = EventRolledBack, byOperator
 	}
 	s.emitEvent(notice{

@@ -33,6 +33,8 @@ const (
 	EventDrifted    EventType = "drifted" // Changes are from what is applied to what runs
 	EventEngineDown EventType = "engine_down"
 	EventEngineUp   EventType = "engine_up"
+	EventDegraded   EventType = "degraded" // once until it is in sync again
+	EventInSync     EventType = "in_sync"  // again, after any event that says that it is not
 
 	// EventProposed is what required hooks are asked about, and nobody else is told.
 	EventProposed EventType = "proposed"
@@ -52,6 +54,7 @@ func EventTypes() []EventType {
 	return []EventType{
 		EventApplied, EventRolledBack, EventRejected, EventReverted, EventHeld, EventReleased, EventPaused, EventResumed,
 		EventInvalid, EventRefused, EventDrifted, EventEngineDown, EventEngineUp,
+		EventDegraded, EventInSync,
 	}
 }
 
@@ -72,15 +75,13 @@ type Event struct {
 	Changes     []EventChange      `json:"changes,omitempty"`
 	Outcome     record.Outcome     `json:"outcome,omitempty"`
 	// Cause is who rejected, held or ordered: engine, operator, probation, hook, agent.
-	Cause  string `json:"cause,omitempty"`
-	Reason string `json:"reason,omitempty"` // one line
-	// Description is what the record says of itself, of a rejected one.
-	Description string            `json:"description,omitempty"`
-	By          *record.Requester `json:"by,omitempty"` // who ordered it; nil if nobody did
+	Cause       string            `json:"cause,omitempty"`
+	Reason      string            `json:"reason,omitempty"`      // one line
+	Description string            `json:"description,omitempty"` // of a record that was rejected
+	By          *record.Requester `json:"by,omitempty"`          // who ordered it; nil if nobody did
 	// Released are the entries that an order ended; one without values is the pause.
 	Released []record.Entry `json:"released,omitempty"`
-	// Agreed are the required hooks that agreed to a change; no record has them.
-	Agreed []string `json:"agreed,omitempty"`
+	Agreed   []string       `json:"agreed,omitempty"` // required hooks that agreed to a change; no record has them
 }
 
 // An EventSource is the commit that declared a Document.
@@ -99,19 +100,11 @@ type EventChange struct {
 	Apply     string       `json:"apply,omitempty"` // schema.ApplyHot or schema.ApplyRebuild
 }
 
-// String returns the changes, or what was released, as the log has them, or else the reason.
+// String returns the changes as the log has them, or else the reason.
 func (e *Event) String() string {
 	var texts []string
 	for _, c := range e.Changes {
 		texts = append(texts, fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New))
-	}
-	for i := range e.Released {
-		r := &e.Released[i]
-		by := r.By
-		if q := r.Requester; q != nil {
-			by = cmp.Or(q.User, fmt.Sprintf("uid %d", q.UID))
-		}
-		texts = append(texts, fmt.Sprintf("%s (%s by %s: %s)", cmp.Or(r.String(), "pause"), map[bool]string{true: "held", false: "paused"}[r.String() != ""], by, r.Reason))
 	}
 	return cmp.Or(strings.Join(texts, ", "), e.Reason)
 }
@@ -140,46 +133,25 @@ func RecordEvent(t EventType, rec *record.Record) Event {
 	}
 }
 
-// rejectedEvent returns the event that a candidate was rejected.
-func rejectedEvent(rec *record.Record, by, reason string) Event {
-	e := RecordEvent(EventRejected, rec)
-	e.Outcome, e.Cause, e.Reason, e.Description = record.Rejected, by, cmp.Or(reason, e.Reason), rec.Description
-	return e
-}
-
-// released returns what rec, which came after parent, holds no more. Of an applied change
-// it is what it did not end itself, as far as can be told without its schema.
+// released returns what rec, which came after parent, holds no more.
 func released(rec, parent *record.Record) (list []record.Entry) {
-	old := parent.Held
-	if old != nil && old.Paused && (rec.Held == nil || !rec.Held.Paused) {
+	if old := parent.Held; old != nil && old.Paused && (rec.Held == nil || !rec.Held.Paused) {
 		list = []record.Entry{old.Entry(nil)}
 	}
-	for _, e := range ended(old, rec.Held) {
-		isUnset := func(name string) bool { return parent.Config.Get(name).IsZero() }
-		isOver := parent.Kind == record.KindChange && rec.OutcomeOf == nil && !e.Matches(parent.Config, func(string) bool { return true }) &&
-			!slices.ContainsFunc(append(schema.NewParameters(e.Values).Names(), e.Names...), isUnset)
-		if !isOver {
-			list = append(list, e)
-		}
-	}
-	return list
+	return append(list, ended(parent.Held, rec.Held)...)
 }
 
 // holdEvent returns the event of a record that an order made to begin or to end a hold;
-// parent is the record before it, nil if it is unknown.
+// parent is the record before it.
 func holdEvent(rec, parent *record.Record) Event {
-	e := RecordEvent(EventReleased, rec)
-	var before *record.Hold
-	if parent != nil {
-		before = parent.Held
-	}
+	e, before := RecordEvent(EventReleased, rec), parent.Held
 	switch isPaused, wasPaused := rec.Held != nil && rec.Held.Paused, before != nil && before.Paused; {
 	case isPaused && !wasPaused:
 		e.Type, e.Reason = EventPaused, rec.Held.Reason
 	case wasPaused && !isPaused:
 		e.Type = EventResumed
 	}
-	if parent != nil && e.Type != EventPaused {
+	if e.Type != EventPaused {
 		e.Released = released(rec, parent)
 	}
 	e.Changes, e.Cause = nil, byOperator
@@ -193,20 +165,18 @@ func holdEvent(rec, parent *record.Record) Event {
 // parent is the record before it, nil if it is the first.
 func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
 	rec := &row.Record
-	var before *record.Hold
-	if parent != nil {
-		before = parent.Held
-	}
+	known := cmp.Or(parent, new(record.Record))
+	before := known.Held
 	isPause := rec.Held != nil && rec.Held.Paused && (before == nil || !before.Paused)
 	isOrder := rec.Kind == record.KindNote || rec.Kind == record.KindRevert
 	if rec.Requester != nil && (isOrder || isPause) {
-		events = append(events, holdEvent(rec, parent))
+		events = append(events, holdEvent(rec, known))
 	}
 	e := RecordEvent(EventApplied, rec)
 	e.Outcome = row.Outcome
 	switch {
 	case rec.Kind.Candidate() && row.Outcome == record.Rejected:
-		e = rejectedEvent(rec, row.RejectedBy, strings.Join(row.ValidationErrors, "; "))
+		e.Type, e.Cause, e.Description, e.Reason = EventRejected, row.RejectedBy, e.Reason, cmp.Or(strings.Join(row.ValidationErrors, "; "), e.Reason)
 	case row.Outcome != record.Applied:
 		return events
 	case rec.Kind == record.KindRollback:
@@ -215,8 +185,10 @@ func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
 		if e.Type, e.Outcome = EventReverted, record.Rejected; parent != nil {
 			e.Cause = record.RejectedBy(parent, rec)
 		}
-	case rec.Kind == record.KindRevert && strings.HasPrefix(rec.Description, takenBack):
-		return append(events, takenBackEvent(rec, parent))
+	case rec.Kind == record.KindRevert && strings.HasPrefix(rec.Description, takenBack+","):
+		of := RecordEvent(EventReverted, known)
+		e.Type, e.Outcome, e.Cause = EventReverted, record.Superseded, byHook
+		e.Revision, e.Source, e.Changes = of.Revision, of.Source, of.Changes
 	case rec.Kind != record.KindChange:
 		return events
 	}
@@ -361,7 +333,21 @@ func (s *State) emitEvent(n notice) {
 	n.At = record.Unix(time.Now())
 	n.Instance, n.Environment = s.opt.Instance, s.opt.Rules.Environment()
 	n.Reason = problem.Line(n.Reason, 1<<10)
+	s.outOfSync = s.outOfSync || !slices.Contains([]EventType{EventApplied, EventReleased, EventResumed, EventEngineDown, EventEngineUp}, n.Type)
 	s.emit(n)
+}
+
+// tellCondition tells that the status became degraded, or is in sync again.
+func (s *State) tellCondition(v *Status) {
+	switch e := (Event{Reason: v.Reason, Revision: v.Seen.Revision}); {
+	case v.State == StateDegraded && !s.degraded:
+		s.degraded, e.Type = true, EventDegraded
+		s.emitEvent(notice{Event: e})
+	case v.State == StateInSync && s.outOfSync:
+		e.Type = EventInSync
+		s.emitEvent(notice{Event: e})
+		s.degraded, s.outOfSync = false, false
+	}
 }
 
 // declaredEvent returns the event of a type about what the source declares.

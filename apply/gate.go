@@ -19,45 +19,30 @@ const byHook = "hook"
 const hookLeast = 15 * time.Second
 
 // takenBack begins the description of the revert of a change that required hooks did not
-// answer about, takenBackAgain of one whose Document was taken back before.
-const (
-	takenBack      = "taken back, because it is unknown whether the required hooks agree: "
-	takenBackAgain = "taken back again, because it is unknown whether the required hooks agree: "
-)
-
-// isTakenBack reports whether a description, or a reason, is that of a change that
-// required hooks did not answer about.
-func isTakenBack(text string) bool {
-	return strings.HasPrefix(text, takenBack) || strings.HasPrefix(text, takenBackAgain)
-}
+// answer about; " again" follows where its Document was taken back before.
+const takenBack = "taken back"
 
 // TakenBack reports whether it was ended because required hooks did not answer.
-func (a *Attempt) TakenBack() bool { return a.Outcome == record.Superseded && isTakenBack(a.Reason) }
-
-// takenBackEvent returns the event of the revert of a change that required hooks did not
-// answer about; the change is nil if it is unknown.
-func takenBackEvent(revert, change *record.Record) Event {
-	e := RecordEvent(EventReverted, revert)
-	if change != nil {
-		of := RecordEvent(EventReverted, change)
-		e.Revision, e.Source, e.Changes = of.Revision, of.Source, of.Changes
-	}
-	e.Outcome, e.Cause = record.Superseded, byHook
-	return e
+func (a *Attempt) TakenBack() bool {
+	return a.Outcome == record.Superseded && strings.HasPrefix(a.Reason, takenBack)
 }
 
 // tellTakenBack tells that the engine is back from a change that required hooks did not
-// answer about, once a Document.
+// answer about, once a Document, and counts it each time.
 func (r *Reconciler) tellTakenBack(ctx context.Context, revert *record.Record) {
-	switch {
-	case strings.HasPrefix(revert.Description, takenBackAgain):
+	if revert.OutcomeOf == nil || !strings.HasPrefix(revert.Description, takenBack) {
+		return
+	}
+	var change *record.Record
+	if row, err := r.opt.Store.Lookup(ctx, revert.OutcomeOf.ID); err == nil {
+		change = &row.Record
+	}
+	events := RecordEvents(&record.Row{Record: *revert, Outcome: record.Applied}, change)
+	for _, e := range events {
+		r.state.emitEvent(notice{Event: e})
+	}
+	if len(events) == 0 {
 		r.state.count(eventWayBack, byHook)
-	case isTakenBack(revert.Description):
-		var change *record.Record
-		if row, err := r.opt.Store.Lookup(ctx, revert.OutcomeOf.ID); err == nil {
-			change = &row.Record
-		}
-		r.state.emitEvent(notice{Event: takenBackEvent(revert, change)})
 	}
 }
 
@@ -140,10 +125,10 @@ func (s *State) foldOpinion(err error, now time.Time) {
 	default:
 		begin, of := takenBack, s.head.Source.Revision
 		if s.blocked(stageHook) && s.takenBack == of {
-			begin = takenBackAgain
+			begin += " again"
 		}
 		s.takenBack = of
-		p.asking.failure = begin + problem.Line(err.Error(), 1<<10)
+		p.asking.failure = begin + ", because it is unknown whether the required hooks agree: " + problem.Line(err.Error(), 1<<10)
 		f := s.block(stageHook, newProblem(s.head.ID+" was "+p.asking.failure, "look at the hook's receiver; the change is tried again by itself, and at once by `agent sync`"))
 		f.retryAt = now.Add(double(hookLeast, f.tries))
 	}

@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -321,27 +322,33 @@ func TestOrderEvents(t *testing.T) {
 		}
 		told := map[string]string{} // by type and record
 		var list []string
+		text := func(e apply.Event) (text string) {
+			for _, r := range e.Released {
+				text += fmt.Sprintf("%s, by %s: %s; ", r.String(), r.By, r.Reason)
+			}
+			return text + e.String()
+		}
 		for len(events.Events) > 0 {
 			e := <-events.Events
-			told[string(e.Type)+e.Record] = e.String()
+			told[string(e.Type)+e.Record] = text(e)
 			switch e.Type {
 			case apply.EventReleased, apply.EventResumed:
-				list = append(list, e.String())
+				list = append(list, text(e))
 			case apply.EventRejected:
 				if e.Kind != record.KindRollback || !strings.HasPrefix(e.Description, "Rollback to snapshot_") || !strings.HasSuffix(e.Description, ": z") || e.Reason == e.Description || e.By.User != "root" {
 					t.Errorf("%+v", e)
 				}
 			}
 		}
-		want := []string{"esn_reservoir_size 2048 (held by root: again)", "pause (paused by uid 7: night), cache_ttl_seconds 500 (held by root: again)"}
+		want := []string{"esn_reservoir_size 2048, by operator: again; by the operator", ", by operator: night; cache_ttl_seconds 500, by operator: again; day"}
 		if !slices.Equal(list, want) {
 			t.Errorf("told %q, want %q", list, want)
 		}
 		rows := must(w.store.List(t.Context(), "", 50))
 		for i := range len(rows) - 1 {
 			for _, e := range apply.RecordEvents(&rows[i], &rows[i+1].Record) {
-				if text, ok := told[string(e.Type)+e.Record]; ok && text != e.String() {
-					t.Errorf("%s: from the history %q, told %q", e.Type, e.String(), text)
+				if was, ok := told[string(e.Type)+e.Record]; ok && was != text(e) {
+					t.Errorf("%s: from the history %q, told %q", e.Type, text(e), was)
 				}
 				if e.Type == apply.EventRejected && (e.Kind != record.KindRollback || !strings.HasSuffix(e.Description, ": z") || e.Reason == e.Description) {
 					t.Errorf("from the history %+v", e)

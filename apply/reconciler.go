@@ -234,7 +234,12 @@ func (r *Reconciler) publish() {
 	}
 	r.mu.Unlock()
 	s.outbox.changed = false
-	update := &Update{Status: View(s, now), replaced: make(chan struct{})}
+	v := View(s, now)
+	update := &Update{Status: v, replaced: make(chan struct{})}
+	if s.shown != v.State {
+		s.shown, s.shownSince = v.State, now
+	}
+	v.Since = unixOrNever(s.shownSince)
 	if old := r.published.Swap(update); old != nil {
 		old.next = update
 		close(old.replaced)
@@ -322,6 +327,7 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	r.endAsking(s.pending)
 	s.foldBounds()
 	r.publish()
+	s.tellCondition(r.Status())
 	r.flush()
 	if !r.stopping.Load() {
 		r.opt.Store.Prepare(ctx, s.defaultTarget())

@@ -41,6 +41,10 @@ type State struct {
 	waiters []*request // rollbacks on record whose callers wait for the outcome
 
 	report report
+	// degraded was told; outOfSync: so was something that in sync ends.
+	degraded, outOfSync bool
+	shown               Condition // published last
+	shownSince          time.Time
 	outbox
 }
 

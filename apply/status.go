@@ -34,6 +34,7 @@ type Status struct {
 	State  Condition `json:"state"`
 	Reason string    `json:"reason"`
 	Hint   string    `json:"hint"`
+	Since  float64   `json:"since"` // when State became what it is, at the start of the agent at the earliest
 
 	// Current is what the engine was last read to run; nil before the first
 	// reading.

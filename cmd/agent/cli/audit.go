@@ -145,7 +145,7 @@ func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
 		}
 		return err
 	}
-	what := e.String()
+	what := cmp.Or(releasedText(e.Released), e.String())
 	if what != e.Reason && e.Reason != "" {
 		what += ": " + e.Reason
 	}
@@ -154,6 +154,23 @@ func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", date(e.At), status.Plain(string(e.Type)), cmp.Or(status.Plain(e.Record), "-"), cmp.Or(cut(status.Plain(e.Doer()), 80), "-"), cut(status.Plain(what), 200))
 	return err
+}
+
+// releasedText returns what an order ended, and who had held it: "a 1 (held by root: slow)".
+func releasedText(entries []record.Entry) string {
+	var texts []string
+	for i := range entries {
+		e := &entries[i]
+		what, verb, by := e.String(), "held", e.By
+		if what == "" {
+			what, verb = "pause", "paused"
+		}
+		if q := e.Requester; q != nil {
+			by = cmp.Or(q.User, fmt.Sprintf("uid %d", q.UID))
+		}
+		texts = append(texts, fmt.Sprintf("%s (%s by %s: %s)", what, verb, by, e.Reason))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // verifyHistory reads each record, which checks its objects against their hashes.

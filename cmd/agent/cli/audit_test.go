@@ -18,8 +18,9 @@ func TestEventLine(t *testing.T) {
 		"Rollback to snapshot_1_0002: z: rejected: no": {
 			Type: apply.EventRejected, Kind: record.KindRollback, Changes: change, Reason: "no", Description: "Rollback to snapshot_1_0002: z",
 		},
-		"a 2 (held by root: again): day": {Type: apply.EventReleased, Released: []record.Entry{entry}, Reason: "day"},
-		"night":                          {Type: apply.EventPaused, Reason: "night"},
+		"a 2 (held by root: again): day":      {Type: apply.EventReleased, Released: []record.Entry{entry}, Reason: "day"},
+		"night":                               {Type: apply.EventPaused, Reason: "night"},
+		"pause (paused by uid 7: night): day": {Type: apply.EventResumed, Released: []record.Entry{{By: "operator", Reason: "night", Requester: &record.Requester{UID: 7}}}, Reason: "day"},
 	} {
 		var b strings.Builder
 		if err := eventLine(&b, &e, false); err != nil || !strings.HasSuffix(b.String(), "\t"+want+"\n") {

@@ -166,6 +166,7 @@ type gauges struct {
 
 var (
 	gaugeInSync    = prometheus.NewDesc("dtesn_agent_in_sync", "1 while the engine runs what the source declares.", nil, nil)
+	gaugeReady     = prometheus.NewDesc("dtesn_agent_ready", "1 while /readyz is 200.", nil, nil)
 	gaugeHeld      = prometheus.NewDesc("dtesn_agent_held", "Entries that are held, by who rejected them or rolled back; a pause counts as one.", []string{"cause"}, nil)
 	gaugeRunning   = prometheus.NewDesc("dtesn_agent_running_info", "1, with the record that the engine was last read to run, and the revision that declared it.", []string{"snapshot", "revision"}, nil)
 	gaugeEngineUp  = prometheus.NewDesc("dtesn_agent_engine_up", "1 while the engine answers.", nil, nil)
@@ -183,7 +184,7 @@ var (
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText, gaugePaused, gaugeWritable, gaugeFresh, gaugeFailing, gaugeLag, gaugeLost} {
+	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeReady, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText, gaugePaused, gaugeWritable, gaugeFresh, gaugeFailing, gaugeLag, gaugeLost} {
 		ch <- d
 	}
 }
@@ -195,6 +196,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	put(gaugeInSync, number(s.InSync))
+	put(gaugeReady, number(s.Ready))
 	held := map[string]int{}
 	if h := s.Held; h != nil {
 		for _, e := range h.Entries {

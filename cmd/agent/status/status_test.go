@@ -392,7 +392,7 @@ func TestDryRun(t *testing.T) {
 func TestMetricsFromTheStart(t *testing.T) {
 	b := newBench(t)
 	_, _, text := b.ask("GET", "/metrics", "")
-	want := []string{"dtesn_agent_drift_total 0", "dtesn_agent_in_sync 0", `dtesn_agent_held{cause="operator"} 0`, "dtesn_agent_engine_up", "dtesn_agent_active_snapshots 0", "dtesn_agent_last_apply_successful 0", `dtesn_agent_info{environment="production",schema="` + schema.Default().Digest() + `",version="test"} 1`}
+	want := []string{"dtesn_agent_drift_total 0", "dtesn_agent_ready 0", "dtesn_agent_in_sync 0", `dtesn_agent_held{cause="operator"} 0`, "dtesn_agent_engine_up", "dtesn_agent_active_snapshots 0", "dtesn_agent_last_apply_successful 0", `dtesn_agent_info{environment="production",schema="` + schema.Default().Digest() + `",version="test"} 1`}
 	for _, o := range record.Outcomes() {
 		want = append(want, `dtesn_agent_updates_total{outcome="`+string(o)+`"} 0`)
 	}

@@ -49,6 +49,7 @@ func Text(s *apply.Status, now time.Time) string {
 		p.line("why", s.Reason)
 	}
 	p.line("do", s.Hint)
+	p.line("since", p.when(s.Since))
 	if s.Source.LastError != "" {
 		last := ""
 		if s.Seen.Revision != "" {
