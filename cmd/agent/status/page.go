@@ -169,6 +169,7 @@ func (s *Server) page(w http.ResponseWriter, q *http.Request) {
 // live answers with the main part of the page each time it changes, as server-sent events.
 func (s *Server) live(w http.ResponseWriter, q *http.Request) {
 	stream := s.newStream(w, q)
+	defer stream.end()
 	for stream != nil {
 		update := s.opt.Source.Latest()
 		var b strings.Builder
