@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"dtesn/engine":      {"schema", "dtesn", "dtesn/api", "dtesn/bounded"},
 	"apply":             {"schema", "schema/problem", "gitstore/record", "watcher/document", "dtesn/api"},
 	"cmd/agent/events":  {"schema/problem", "gitstore/record", "apply"},
-	"cmd/agent/hooks":   {"schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
+	"cmd/agent/hooks":   {"schema", "schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
 	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded", "cmd/agent/hooks", "watcher/smallfile"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
