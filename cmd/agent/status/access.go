@@ -98,11 +98,14 @@ func (a *Access) Problems() []string {
 	}
 	for _, err := range []error{a.cert.problem(), a.tokens.problem(), a.clients.problem()} {
 		if err != nil {
-			list = append(list, problem.Text(err)+"; what was read before is in force")
+			list = append(list, inForce(err))
 		}
 	}
 	return list
 }
+
+// inForce is err about a file that is read again.
+func inForce(err error) string { return problem.Text(err) + "; what was read before is in force" }
 
 // Listener returns l, with TLS if there is a certificate.
 func (a *Access) Listener(l net.Listener) net.Listener {

@@ -88,7 +88,7 @@ type pageData struct {
 	History                                                 []pageRecord
 	HistoryError, Before                                    string
 	Diff                                                    *pageDiff
-	Facts                                                   []pageFact
+	Hooks, Facts                                            []pageFact
 }
 
 type pageFact struct{ Name, Text, Tone string }
@@ -275,8 +275,15 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 	s.pageRecords(ctx, d, rows, q)
 	d.facts(st)
 	full := s.Full()
+	for _, text := range full.HookErrors {
+		d.Hooks = append(d.Hooks, pageFact{Text: Plain(text), Tone: "bad"})
+	}
 	for _, h := range full.Hooks {
-		d.Facts = append(d.Facts, pageFact{Name: "hook", Text: Plain(h.String())})
+		tone := ""
+		if h.Off || h.FailingAt != 0 {
+			tone = "bad"
+		}
+		d.Hooks = append(d.Hooks, pageFact{Text: Plain(h.String()), Tone: tone})
 	}
 	for _, text := range full.AccessErrors {
 		d.Facts = append(d.Facts, pageFact{Name: "listen", Text: Plain(text)})
