@@ -78,6 +78,7 @@ func New(opt Options) *Server {
 		opt.Stuck = 15 * time.Second
 	}
 	opt.Metrics.show(opt.Source, opt.Hooks)
+	opt.Access.register(opt.Metrics.registry)
 	return &Server{opt: opt}
 }
 
@@ -212,7 +213,7 @@ func (s *Server) Handler() http.Handler {
 		case code != 0:
 			fail(w, code, why)
 		case !isAllowed:
-			s.opt.Access.deny(w)
+			s.opt.Access.deny(w, q)
 		default:
 			mux.ServeHTTP(w, q)
 		}
