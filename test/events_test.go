@@ -146,6 +146,12 @@ func TestEvents(t *testing.T) {
 	if code, out := agent("audit", "--state", r.state, "--since", "1ns"); code != 0 || !strings.Contains(out, "no such event") {
 		t.Errorf("exit %d: %s", code, out)
 	}
+	if code, out := agent("audit", "--state", r.state, "--since", "1d"); code != 0 || !strings.Contains(out, "resumed") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	if code, out := agent("audit", "--state", r.state, "--verify", "--json"); code != 2 || out != "agent: --verify and --json cannot be combined\n" {
+		t.Errorf("exit %d: %s", code, out)
+	}
 	if code, out := agent("audit", "--state", r.state, "--type", "x"); code != 2 || !strings.Contains(out, "rolled_back") {
 		t.Errorf("exit %d: %s", code, out)
 	}

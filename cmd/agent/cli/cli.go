@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -151,6 +152,26 @@ func wrapArgs(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
 			return usageHint("usage: "+cmd.UseLine(), "%w", err)
+		}
+		return nil
+	}
+}
+
+// exclusive makes more than one of these flags a usage error.
+func exclusive(cmd *cobra.Command, flags ...string) {
+	check := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		var set []string
+		for _, name := range flags {
+			if cmd.Flags().Changed(name) {
+				set = append(set, "--"+name)
+			}
+		}
+		if len(set) > 1 {
+			return usage("%s cannot be combined", strings.Join(set, " and "))
+		}
+		if check != nil {
+			return check(cmd, args)
 		}
 		return nil
 	}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -112,8 +111,8 @@ func listText(w io.Writer, records []record.Row, note string) error {
 		_, err := fmt.Fprintln(w, "nothing was recorded yet")
 		return err
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SNAPSHOT\tWHEN\tKIND\tOUTCOME\tCHANGES\tDESCRIPTION\tBY")
+	t := &table{w: w}
+	t.add("SNAPSHOT", "WHEN", "KIND", "OUTCOME", "CHANGES", "DESCRIPTION", "BY")
 	for i := range records {
 		rec := &records[i]
 		mark := ""
@@ -127,10 +126,10 @@ func listText(w io.Writer, records []record.Row, note string) error {
 		if len(changes) == 0 {
 			changes = []string{"-"}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s%s\t%s\t%s\t%s\n", rec.ID, date(rec.Timestamp), rec.Kind, rec.Outcome, mark,
-			cut(status.Plain(strings.Join(changes, ", ")), 70), cut(status.Plain(rec.Description), 80), cut(status.Plain(status.Doer(rec)), 100))
+		t.add(rec.ID, date(rec.Timestamp), string(rec.Kind), string(rec.Outcome)+mark,
+			cutFor(w, status.Plain(strings.Join(changes, ", ")), 70), cutFor(w, status.Plain(rec.Description), 80), cutFor(w, status.Plain(status.Doer(rec)), 100))
 	}
-	if err := t.Flush(); err != nil || note == "" {
+	if err := t.flush(); err != nil || note == "" {
 		return err
 	}
 	_, err := fmt.Fprintln(w, note)
