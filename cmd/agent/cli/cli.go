@@ -131,7 +131,7 @@ engine or on probation.`,
 	root.AddCommand(
 		newRun(), newEngine(), newValidate(), newStatus(),
 		newSnapshots(), newShow(), newDiff(), newAudit(), newReport(), newRollback(), newPause(), newResume(), newSync(),
-		newSet(), newPromote(), newExport(), newLogLevel(), newPprof(), newSchema(), newVersion(),
+		newInit(), newDoctor(), newSet(), newPromote(), newExport(), newLogLevel(), newPprof(), newSchema(), newVersion(),
 	)
 	for _, cmd := range root.Commands() {
 		wrapArgs(cmd)
