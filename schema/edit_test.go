@@ -287,3 +287,75 @@ func TestInherited(t *testing.T) {
 		t.Errorf("a layer: %s, %v", p, v)
 	}
 }
+
+// TestEditedExamples edits the examples at random: what is loaded afterwards has exactly
+// the new value, from the file that was edited, and every comment is still there.
+func TestEditedExamples(t *testing.T) {
+	files := map[string]File{}
+	for _, path := range []string{"base.yaml", "production.yaml", "templates/high-throughput.yaml"} {
+		text, err := os.ReadFile(filepath.Join("../examples/config", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[path] = NewFile(path, text)
+	}
+	rules := Default().For("production")
+	rapid.Check(t, func(t *rapid.T) {
+		now := map[string]File{}
+		for path, f := range files {
+			text := string(f.Bytes)
+			if rapid.Bool().Draw(t, "CRLF") {
+				text = strings.ReplaceAll(text, "\n", "\r\n")
+			}
+			if rapid.Bool().Draw(t, "cut") {
+				text = strings.TrimRight(text, "\r\n")
+			}
+			now[path] = NewFile(path, []byte(text))
+		}
+		load := func() *Configuration {
+			in := Input{}
+			for _, f := range now {
+				in.Files = append(in.Files, f)
+			}
+			c, v := rules.Review(in)
+			if v != nil {
+				t.Fatalf("%v", v)
+			}
+			return c
+		}
+		for range rapid.IntRange(1, 8).Draw(t, "edits") {
+			path := rapid.SampledFrom([]string{"base.yaml", "production.yaml", "templates/high-throughput.yaml"}).Draw(t, "path")
+			edit := Edit{Name: "bseries_max_order", Value: Int(rapid.IntRange(1, 32).Draw(t, "order"))}
+			switch rapid.IntRange(0, 2).Draw(t, "which") {
+			case 0:
+				edit = Edit{Name: "enable_performance_monitoring", Value: Bool(rapid.Bool().Draw(t, "on"))}
+			case 1:
+				edit = Edit{Name: "cache_ttl_seconds", Value: Int(rapid.IntRange(1, 86400).Draw(t, "ttl"))}
+			}
+			if path != "base.yaml" && rapid.Bool().Draw(t, "unset") {
+				edit.Value = Value{}
+			}
+			before := load()
+			after, err := EditFile(now[path], edit)
+			if err != nil {
+				t.Fatalf("%s %s %v: %v in\n%s", path, edit.Name, edit.Value, err, now[path].Bytes)
+			}
+			if old := strings.Count(string(now[path].Bytes), "# "); strings.Count(string(after.Bytes), "# ") < old-1 || !edit.Value.IsZero() && strings.Count(string(after.Bytes), "# ") < old {
+				t.Errorf("comments are gone in\n%s", after.Bytes)
+			}
+			if a, b := strings.Count(string(after.Bytes), "\r\n"), strings.Count(string(after.Bytes), "\n"); a != 0 && a != b {
+				t.Errorf("line ends are mixed in\n%q", after.Bytes)
+			}
+			now[path] = after
+			c := load()
+			for _, change := range c.Parameters.Diff(before.Parameters) {
+				if change.Parameter != edit.Name {
+					t.Errorf("%v changed as well", change)
+				}
+			}
+			if o := c.Provenance[edit.Name]; o.File == path && !edit.Value.IsZero() && !c.Parameters.Get(edit.Name).Equal(edit.Value) || o.File == path && edit.Value.IsZero() || path == "production.yaml" && !edit.Value.IsZero() && o.File != path {
+				t.Errorf("%s is %v, from %v", edit.Name, c.Parameters.Get(edit.Name), o)
+			}
+		}
+	})
+}

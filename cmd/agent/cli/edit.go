@@ -172,7 +172,8 @@ func lines(list []consequence) (all []string) {
 func (w *workspaceEdit) finish(cmd *cobra.Command, list []consequence, subject string) error {
 	name := filepath.Join(w.flags.root, w.path)
 	if w.flags.dryRun {
-		patch := diff.Diff("a/"+name, w.before.Bytes, "b/"+name, w.after.Bytes)
+		below := strings.TrimPrefix(name, "/")
+		patch := diff.Diff("a/"+below, w.before.Bytes, "b/"+below, w.after.Bytes)
 		if _, rest, ok := bytes.Cut(patch, []byte("\n")); ok { // the line above the patch
 			patch = rest
 		}

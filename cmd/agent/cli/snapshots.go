@@ -12,9 +12,9 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/text/width"
 
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore"
@@ -187,6 +187,25 @@ func cut(s string, n int) string {
 	return s
 }
 
+// columns is how many columns of a terminal s takes.
+func columns(s string) (n int) {
+	for _, r := range s {
+		n++
+		if k := width.LookupRune(r).Kind(); k == width.EastAsianWide || k == width.EastAsianFullwidth {
+			n++
+		}
+	}
+	return n
+}
+
+// cutColumns shortens s to at most n columns, and says so.
+func cutColumns(s string, n int) string {
+	for all := []rune(s); columns(s) > n && len(all) > 0; s = string(all) + "…" {
+		all = all[:len(all)-1]
+	}
+	return s
+}
+
 // beginning says, below a page that ends with the oldest record, that there were
 // older ones; "" if there were none, or they are on the next page.
 func beginning(r *gitstore.Reader, last *record.Row) string {
@@ -226,14 +245,14 @@ func listNarrow(w io.Writer, records []record.Row) error {
 	doers := make([]string, len(records))
 	for i := range records {
 		rec := &records[i]
-		doers[i] = cut(cmp.Or(strings.TrimSpace(status.Plain(doerName(rec))), "-"), maxDoer)
+		doers[i] = cutColumns(cmp.Or(strings.TrimSpace(status.Plain(doerName(rec))), "-"), maxDoer)
 		number, outcome = max(number, len(strconv.Itoa(rec.Index))), max(outcome, len(rec.Outcome))
-		by = max(by, utf8.RuneCountInString(doers[i]))
+		by = max(by, columns(doers[i]))
 	}
 	const when = "2006-01-02 15:04"
 	what := listColumns - len("* ") - number - 2 - len(when) - 2 - outcome - 2 - by - 2
 	line := func(mark, no, at, came, who, text string) error {
-		_, err := fmt.Fprintf(w, "%s %*s  %-*s  %-*s  %-*s  %s\n", mark, number, no, len(when), at, outcome, came, by, who, cut(status.Plain(text), what))
+		_, err := fmt.Fprintf(w, "%s %*s  %-*s  %-*s  %s%*s  %s\n", mark, number, no, len(when), at, outcome, came, who, by-columns(who), "", cutColumns(status.Plain(text), what))
 		return err
 	}
 	if err := line(" ", "NO", "WHEN (UTC)", "OUTCOME", "BY", "WHAT AND WHY"); err != nil {
