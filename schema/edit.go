@@ -2,6 +2,7 @@ package schema
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,7 +30,7 @@ type Edit struct {
 func EditFile(file File, edits ...Edit) (File, error) {
 	if file.Refused != "" {
 		why, hint, _ := strings.Cut(file.Refused, "; ")
-		return file, &problem.Error{Op: "edit", Place: file.Path, Err: errors.New("the file " + why), Hint: hint}
+		return file, &problem.Error{Op: "edit", Place: file.Path, Err: errors.New("the file " + why), Hint: cmp.Or(hint, "replace it by a regular file")}
 	}
 	for _, edit := range edits {
 		e, err := newEditor(file.Path, file.Bytes)

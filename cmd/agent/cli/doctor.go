@@ -58,16 +58,17 @@ Exit code 0 if all is ok, 1 if not.`,
 	}
 	s.flags(cmd.Flags())
 	completeEnvironment(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, `print JSON: {"success", "findings": [{"check", "ok", "text", "do"}]}`)
+	cmd.Flags().BoolVar(&asJSON, "json", false, `print JSON: {"success", "findings": [{"check", "ok", "skipped", "text", "do"}]}`)
 	return cmd
 }
 
 // A finding is what was found of one thing.
 type finding struct {
-	Check string `json:"check"`
-	OK    bool   `json:"ok"`
-	Text  string `json:"text"`
-	Do    string `json:"do,omitempty"`
+	Check   string `json:"check"`
+	OK      bool   `json:"ok"`
+	Skipped bool   `json:"skipped,omitempty"` // it could not be looked at, which is no fault
+	Text    string `json:"text"`
+	Do      string `json:"do,omitempty"`
 }
 
 // A doctor looks at what an agent with these settings needs.
@@ -82,7 +83,12 @@ func (d *doctor) add(check string, isOK bool, text, do string) {
 	if isOK {
 		do = ""
 	}
-	d.findings = append(d.findings, finding{check, isOK, status.Plain(text), status.Plain(do)})
+	d.findings = append(d.findings, finding{Check: check, OK: isOK, Text: status.Plain(text), Do: status.Plain(do)})
+}
+
+// skip says why something was not looked at.
+func (d *doctor) skip(check, why string) {
+	d.findings = append(d.findings, finding{Check: check, OK: true, Skipped: true, Text: why})
 }
 
 // check adds an error as what is wrong, or text if there is none.
@@ -106,7 +112,9 @@ func (d *doctor) report(cmd *cobra.Command, asJSON bool) error {
 	} else {
 		for _, f := range d.findings {
 			word := "ok"
-			if !f.OK {
+			if f.Skipped {
+				word = "-"
+			} else if !f.OK {
 				word = "bad"
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%-6s%-12s%s\n", word, f.Check, f.Text)
@@ -131,7 +139,7 @@ func (d *doctor) examine(ctx context.Context) {
 	if isThere {
 		d.checkAgent(ctx)
 	} else {
-		d.add("socket", false, "no agent runs: there is no "+d.settings.state, "start `agent run`, or check --state")
+		d.add("socket", false, "no agent runs on "+d.settings.state, "start `agent run`, or check --state")
 	}
 	d.checkSocket()
 	d.checkServer(ctx)
@@ -144,7 +152,7 @@ func (d *doctor) examine(ctx context.Context) {
 func (d *doctor) checkSettings(ctx context.Context) {
 	s := d.settings
 	if s.environment == "" && s.config == "" && s.git.repo == "" && s.engine == "" && !s.embedded {
-		d.add("settings", true, "only --state is given; the rest is what the running agent says", "")
+		d.skip("settings", "only --state is given; the rest is what the running agent says")
 		return
 	}
 	err := s.check(ctx)
@@ -169,11 +177,13 @@ func (d *doctor) checkState() bool {
 		return false
 	}
 	if err == nil && !info.IsDir() {
-		err = problem.New("", fmt.Errorf("%s is not a directory", state), "check --state")
+		err = errors.New("not a directory")
 	}
-	if err == nil {
-		err = gitstore.CheckOwner(state)
+	if err != nil {
+		d.check("state", &problem.Error{Op: "look at", Place: state, Err: problem.Bare(err), Hint: "check --state, and run this as the user that runs the agent"}, "")
+		return false
 	}
+	err = gitstore.CheckOwner(state)
 	var disk unix.Statfs_t
 	if err == nil {
 		if err = unix.Access(state, unix.R_OK|unix.W_OK|unix.X_OK); err != nil {
@@ -282,7 +292,7 @@ func (d *doctor) checkServer(ctx context.Context) {
 			d.add("server", true, text, "")
 		}
 	case d.engineSocket() == "" || d.rules == nil:
-		d.add("server", true, "not asked: neither an agent runs nor is --engine given with all that it needs", "")
+		d.skip("server", "not asked: no agent runs, and the settings of agent run are not given")
 	default:
 		opt := dtesn.Options{Socket: d.settings.engine, Rules: d.rules, Timeout: d.settings.engineTimeout, ReadOnly: true}
 		if d.settings.engineUID >= 0 {
@@ -314,7 +324,7 @@ func (d *doctor) checkSource(ctx context.Context) {
 			d.add("source", checks.SourceFresh, text, "see the agent's log: the source was not read for long")
 		}
 	case d.rules == nil:
-		d.add("source", true, "not read: neither an agent runs nor is it given with all that it needs", "")
+		d.skip("source", "not read: no agent runs, and the settings of agent run are not given")
 	case s.git.repo != "":
 		d.check("source", d.lookAtRepository(ctx), s.git.repo+" has a valid document at "+s.git.ref)
 	default:

@@ -179,8 +179,11 @@ func readValues(cmd *cobra.Command, rules *schema.Rules, from string) (values sc
 		in = f
 	}
 	text, err := io.ReadAll(io.LimitReader(in, maxValues+1))
-	if err != nil || len(text) > maxValues {
-		return values, nil, cmp.Or(err, usage("--from: %s has more than %d bytes", from, maxValues))
+	if err == nil && len(text) > maxValues {
+		err = fmt.Errorf("%s has more than %d bytes", from, maxValues)
+	}
+	if err != nil {
+		return values, nil, usageHint("a file that agent export wrote", "--from: %w", err)
 	}
 	return parseValues(rules, from, text)
 }
