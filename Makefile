@@ -18,7 +18,7 @@ IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test faults check fmt bench bench-long fuzz crash powercut soak schema clean FORCE
+.PHONY: help run build image test faults check fmt bench bench-long fuzz crash powercut soak schema screenshots clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ soak: ## Play STEPS (20000) random steps of everything that can go wrong against
 
 schema: build ## Write the JSON Schema that editors use beside the examples
 	$(AGENT) schema --format jsonschema > examples/config/dtesn.schema.json
+
+screenshots: ## Take the images of the documents with Chromium, into docs/images
+	$(GO) test ./test -run '^TestScreenshots$$' -count=1 -args -screenshots $(CURDIR)/docs/images
 
 clean: ## Remove what was built and the state of make run
 	rm -rf bin .run

@@ -210,8 +210,8 @@ func (r *Reconciler) tellSettled(ctx context.Context, rec *record.Record) {
 	}
 	if s.finish(o.ID, o.Outcome, rec.Description) && o.Outcome == record.Rejected {
 		cause := "engine"
-		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil && row.Kind == record.KindChange && rec.Held != nil && rec.Held.By == byProbation {
-			cause = byProbation // only changes are on it; a rollback leaves a hold as it was
+		if row, err := r.opt.Store.Lookup(ctx, o.ID); err == nil {
+			cause = record.RejectedBy(&row.Record, rec)
 		}
 		event := RecordEvent(EventReverted, rec)
 		event.Outcome, event.Cause = o.Outcome, cause

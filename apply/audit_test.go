@@ -104,7 +104,7 @@ func (w *world) endAudited() {
 	before := of(w.store.Store)
 	w.end()
 	again, _, err := gitstore.Open(w.t.Context(), gitstore.Options{
-		Dir: w.dir, Environment: production, Instance: "one", MaxSnapshots: 50, Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
+		Dir: w.dir, Environment: production, Instance: "one", Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -63,6 +63,8 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		r.doNote(ctx, step)
 	case MarkRetried:
 		r.doMark(ctx)
+	case AskHooks:
+		r.askHooks(ctx)
 	case Confirm:
 		r.doConfirm(ctx)
 	case ClearLost:
@@ -485,8 +487,11 @@ func (r *Reconciler) doRevert(ctx context.Context, step Step) {
 	if rejected {
 		s.phase("commit", time.Since(start))
 		why, text := s.pending.rejection, "rejected by the engine; going back to the last good state"
-		if why.by == byProbation {
+		switch why.by {
+		case byProbation:
 			text = "rejected on probation; going back to the last good state"
+		case byHook:
+			text = "rejected by a required hook; going back to the last good state"
 		}
 		s.report.update(candidate.ID, func(a *Attempt) {
 			a.rejected, a.Reason = why.reason, "rejected, and the engine is being brought back: "+why.reason
@@ -583,7 +588,7 @@ func (r *Reconciler) doConfirm(ctx context.Context) {
 		r.foldSettled(ctx, head)
 		return
 	}
-	s.clear(stageProbation)
+	s.clear(stageProbation, stageHook)
 	s.endDrift(now)
 	s.phase("confirm", now.Sub(start))
 	s.phase("total", now.Sub(p.started))

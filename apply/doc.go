@@ -31,7 +31,13 @@
 // engine refuses the state that it is to be brought back to, waiting does not help. Then
 // a valid Document that is not held, or an operator's order, is committed on top.
 //
-// # Probation
+// # Required hooks and probation
+//
+// Where a Gate is given, those whom it names are asked about each change that runs. All
+// must agree before it is confirmed. A veto rejects it. Without an answer it is reverted,
+// held by nobody, and tried again later. They are asked beside the loop, which goes on
+// watching the engine. A newer Document or an order ends the asking; a restart of the
+// agent asks again about the same record.
 //
 // With a probation a candidate that runs is confirmed only after the engine was healthy
 // on it for the whole window. A newer Document or an order ends the probation; a restart

@@ -34,6 +34,9 @@ const (
 	EventEngineDown EventType = "engine_down"
 	EventEngineUp   EventType = "engine_up"
 
+	// EventProposed is what required hooks are asked about, and nobody else is told.
+	EventProposed EventType = "proposed"
+
 	// The rest is for the log and the metrics alone.
 	eventLine    EventType = "line"    // of the log
 	eventOver    EventType = "over"    // a condition that was logged under key ended
@@ -155,13 +158,15 @@ func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
 	e.Outcome = row.Outcome
 	switch {
 	case rec.Kind.Candidate() && row.Outcome == record.Rejected:
-		e.Type, e.Reason = EventRejected, cmp.Or(strings.Join(row.ValidationErrors, "; "), e.Reason)
+		e.Type, e.Cause, e.Reason = EventRejected, row.RejectedBy, cmp.Or(strings.Join(row.ValidationErrors, "; "), e.Reason)
 	case row.Outcome != record.Applied:
 		return events
 	case rec.Kind == record.KindRollback:
 		e.Type, e.Cause = EventRolledBack, byOperator
 	case rec.Kind == record.KindRevert && rec.OutcomeOf != nil && rec.OutcomeOf.Outcome == record.Rejected:
-		e.Type, e.Outcome = EventReverted, record.Rejected
+		if e.Type, e.Outcome = EventReverted, record.Rejected; parent != nil {
+			e.Cause = record.RejectedBy(parent, rec)
+		}
 	case rec.Kind != record.KindChange:
 		return events
 	}

@@ -22,11 +22,12 @@ const (
 	stageConfirm   stage = "confirm"
 	stageProbation stage = "probation"
 	stageSigner    stage = "signer"
+	stageHook      stage = "hook"
 	stageSend      stage = "send"
 )
 
 // stages lists all of them, the gravest first.
-var stages = []stage{stageAssert, stageRevert, stageCommit, stageConfirm, stageProbation, stageSigner, stageSend}
+var stages = []stage{stageAssert, stageRevert, stageCommit, stageConfirm, stageProbation, stageSigner, stageHook, stageSend}
 
 // A fault is why a stage failed, and when it is tried again.
 type fault struct {
@@ -123,7 +124,8 @@ func (s *State) obstacles() *problem.Error {
 	var reasons, hints []string
 	for _, st := range stages {
 		f := s.faults[st]
-		overcome := st == stageSend && s.pending != nil && s.pending.verified // it was read to run the change
+		// It was read to run the change, or the change is tried again.
+		overcome := st == stageSend && s.pending != nil && s.pending.verified || st == stageHook && s.isCandidateOpen()
 		if f == nil || overcome || slices.Contains(reasons, f.why.Error()) {
 			continue
 		}

@@ -268,6 +268,7 @@ type world struct {
 	counts *counts
 	// probation of the processes to come.
 	probation time.Duration
+	gate      *jury // that they have; nil for none
 	// refused gets what the last order was answered with, if that is an error.
 	refused chan error
 	judge   *model // sees what passes between the agent, its store and its engine; nil for none
@@ -303,7 +304,7 @@ func emptyWorld(t tester, dir string) *world {
 func (w *world) start() {
 	w.t.Helper()
 	store, _, err := gitstore.Open(w.t.Context(), gitstore.Options{
-		Dir: w.dir, Environment: production, Instance: "one", MaxSnapshots: 50, Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
+		Dir: w.dir, Environment: production, Instance: "one", Logger: slog.New(slog.DiscardHandler), AgentVersion: "test",
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -312,12 +313,16 @@ func (w *world) start() {
 	w.engine.tell(func(e *scripted) { e.store = w.store })
 	w.counts.begin()
 	seenStore, seenEngine := w.judged()
-	w.r = apply.New(apply.Options{
+	opt := apply.Options{
 		Rules: w.rules, Instance: "one", AgentVersion: "test",
 		Store: seenStore, Engine: seenEngine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
 		Source: w.source, SourceKind: "file", SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: w.listed,
 		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation,
-	})
+	}
+	if w.gate != nil {
+		opt.Gate = w.gate
+	}
+	w.r = apply.New(opt)
 	ctx, cancel := context.WithCancel(w.t.Context())
 	w.stop, w.joined = cancel, make(chan struct{})
 	go func() {

@@ -17,7 +17,7 @@ import (
 // record). What is held, by whom:
 //
 //	operator's rollback   one entry a parameter, for each value of what is applied, pending or declared that is not the target's
-//	probation             one entry, of all values that the change brought
+//	probation, hook       one entry, of all values that the change brought
 //	engine's refusal      one entry, of the whole set
 //
 // Values that no layer declared are neither held nor matched. An entry ends when a change
@@ -146,7 +146,7 @@ func (s *State) rejectionHold(head, applied *record.Record, v *rejection, now ti
 		spared = setOf(applied)
 	}
 	e := hold.Entry(map[string]schema.Value{})
-	if v.by == byProbation {
+	if v.by != "engine" {
 		for _, c := range head.Changes {
 			if head.Provenance[c.Parameter].Layer != bySchema {
 				e.Values[c.Parameter] = c.New
@@ -271,6 +271,8 @@ func entryReason(e *record.Entry, values string) string {
 		return "the engine rejected it: " + e.Reason
 	case byProbation:
 		return values + " did not pass the probation: " + e.Reason
+	case byHook:
+		return values + " was rejected: " + e.Reason
 	}
 	return values + " is held by " + whoHolds(e.By, e.Requester) + ": " + e.Reason
 }

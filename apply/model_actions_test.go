@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -27,6 +28,7 @@ func (p *play) actions() map[string]func(*rapid.T) {
 	p.engines(all)
 	p.operators(all)
 	p.faults(all)
+	p.hooks(all)
 	steps := map[string]func(*rapid.T){}
 	for kind, do := range all {
 		steps[kind] = func(rt *rapid.T) { p.step(rt, kind, func() string { return do(rt) }) }
@@ -162,7 +164,11 @@ func (p *play) operators(all map[string]func(*rapid.T) string) {
 	}
 	all["pause"] = func(*rapid.T) string { return p.order(&apply.Pause{Reason: "night"}) }
 	all["resume"] = func(*rapid.T) string { return p.order(&apply.Resume{Reason: "day"}) }
-	all["sync"] = func(*rapid.T) string { p.r.Sync(); return "" }
+	all["sync"] = func(*rapid.T) string {
+		p.judge.nudged = time.Now()
+		p.r.Sync()
+		return ""
+	}
 	all["restart the agent"] = func(rt *rapid.T) string {
 		answers := rapid.IntRange(0, 3).Draw(rt, "the source is silent") < 3
 		p.again(answers)
@@ -193,6 +199,38 @@ func (p *play) faults(all map[string]func(*rapid.T) string) {
 	}
 	all["the agent will crash"] = func(rt *rapid.T) string {
 		return plan(rt, append(engineCalls, storeCalls...), []mishap{crashBefore, crashAfter}, 1)
+	}
+}
+
+// hooks are what the required hooks will say, most often about what is declared next.
+func (p *play) hooks(all map[string]func(*rapid.T) string) {
+	if p.gate == nil {
+		return
+	}
+	will := func(rt *rapid.T) (schema.Parameters, string) {
+		c, r := oneOf(rt, "state", modelStates), oneOf(rt, "response", []response{agrees, agrees, slow, slow, vetoes, later, fault, silent})
+		p.gate.will(c, r)
+		if r == fault || r == silent {
+			p.clean = false
+		}
+		return c, fmt.Sprintf("%v after %s at %v", r.err, r.after, c.Get(reservoir))
+	}
+	all["the hooks will"] = func(rt *rapid.T) string { _, text := will(rt); return text }
+	declare := func(rt *rapid.T) string {
+		c, text := will(rt)
+		return p.states(c) + ", the hooks: " + text
+	}
+	all["declare, as often"] = declare
+	all["declare, and once more"] = declare
+	all["the hooks change"] = func(*rapid.T) string {
+		names := []string{"policy"}
+		p.gate.tell(func() {
+			if len(p.gate.names) > 0 {
+				names = nil
+			}
+			p.gate.names = names
+		})
+		return fmt.Sprintf("to %q", names)
 	}
 }
 

@@ -108,7 +108,7 @@ func (m *model) read(r api.Reading, err error) {
 		fallthrough
 	case !runs:
 		l.trial, l.ill = time.Time{}, 0
-	case m.probation > 0 && c.kind == record.KindChange && l.trial.IsZero():
+	case (m.probation > 0 && c.kind == record.KindChange || c.gated) && l.trial.IsZero():
 		l.trial = time.Now()
 	}
 }
@@ -133,6 +133,9 @@ func (m *model) health(h api.Health, err error) {
 func (m *model) begins(marked bool) {
 	// What an earlier process sent a moment ago may land late.
 	m.life = life{own: true, late: time.Now().Add(time.Minute), found: m.candidate() != nil, cut: m.candidate() != nil && marked}
-	m.offered, m.orders, m.calls = nil, nil, 0
+	m.offered, m.orders, m.calls, m.nudged = nil, nil, 0, time.Now()
+	if m.gate != nil {
+		m.gate.forget()
+	}
 	m.starts++
 }

@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,6 +22,8 @@ import (
 type model struct {
 	probation time.Duration
 	drift     apply.DriftMode
+	gate      *jury     // of the required hooks, nil for none
+	nudged    time.Time // when something last came that may be acted upon at once
 
 	offered []declared    // by the source since the agent was last idle; the last one counts
 	orders  []apply.Order // that may be carried out now
@@ -58,6 +61,7 @@ type entry struct {
 	before               schema.Parameters // what the engine ran when it was made
 	point                bool              // a state to go back to
 	ordered, needed      bool              // an order allows it, and nothing else does
+	gated                bool              // required hooks must agree to it
 }
 
 // A hold is what must not be tried.
@@ -126,6 +130,8 @@ type life struct {
 	ill     int       // health reads that failed in a row
 	gone    bool      // the engine ended or restarted on probation
 	unwell  bool      // it was ill twice in a row: that stands, whatever comes
+	asked   bool      // the required hooks were, about the candidate
+	excused bool      // none were required then
 }
 
 func (m *model) failf(format string, args ...any) {
@@ -168,12 +174,18 @@ func (m *model) holdNow() *hold {
 // condemned: the candidate must not be sent again, nor be confirmed.
 func (m *model) condemned() bool {
 	l := &m.life
+	if said, isVeto := m.vetoed(); isVeto && said.at.Before(time.Now()) { // else it may not be known yet
+		return true
+	}
 	return l.refused || l.deaths >= 2 || (l.found && l.deaths >= 1) || l.unwell || l.gone
 }
 
 // rejectable: there is evidence that allows a rejection.
 func (m *model) rejectable() bool {
 	l := &m.life
+	if _, isVeto := m.vetoed(); isVeto {
+		return true
+	}
 	return m.condemned() || l.lies >= 2 || l.overdue || l.repeats && l.deaths+l.lies >= 1
 }
 
@@ -188,6 +200,9 @@ func (m *model) allowed() (may []entry) {
 			h = holding(false, append(h.list(), c.config.Digest())...)
 		}
 		may = append(may, m.back(record.Rejected, h))
+	}
+	if said, ok := m.said(); ok && said.err != nil { // it is unknown whether they agree
+		may = append(may, m.back(record.Superseded, m.head().hold))
 	}
 	if m.state() == nil {
 		return may // no order can be carried out
@@ -351,6 +366,8 @@ func (m *model) target(id string) *entry {
 // model says of it.
 func (m *model) mayCommit(rec record.Record) entry {
 	got := entry{kind: rec.Kind, config: rec.Config, point: rec.RollbackPoint}
+	got.gated = m.gate != nil && rec.Kind == record.KindChange && len(rec.Changes) > 0
+	m.mayRetry(&got)
 	if rec.Held != nil {
 		got.hold = holding(rec.Held.Paused, heldSets(rec.Held)...)
 	}
@@ -373,6 +390,61 @@ func (m *model) mayCommit(rec record.Record) entry {
 	}
 	m.failf("committed %s upon %s; allowed: [%s]; answers so far: %s", &got, m.head(), strings.Join(texts, " | "), m.life)
 	return got
+}
+
+// said returns what the required hooks said of the candidate, false while that is nothing.
+func (m *model) said() (said, bool) {
+	if c := m.candidate(); c != nil && c.gated {
+		return m.gate.answer(c.commit)
+	}
+	return said{}, false
+}
+
+func (m *model) vetoed() (said, bool) {
+	s, ok := m.said()
+	var veto *apply.Veto
+	return s, ok && errors.As(s.err, &veto)
+}
+
+// agreed reports whether nobody stands in the way of the candidate, and has not for the
+// whole of its probation.
+func (m *model) agreed() bool {
+	c := m.candidate()
+	if c == nil || !c.gated || m.life.excused {
+		return true
+	}
+	s, ok := m.said()
+	return ok && s.err == nil && time.Since(s.at) >= m.probation
+}
+
+// mayAsk judges that the required hooks are about to be asked: about a change that was
+// read to run, once.
+func (m *model) mayAsk(names []string) {
+	m.fence()
+	c, l := m.candidate(), &m.life
+	switch {
+	case c == nil || !c.gated || !l.fresh || !l.reading.Parameters.Equal(c.config):
+		m.failf("asked about %s: %s", m.head(), l)
+	case m.condemned():
+		m.failf("asked about %s, which is rejected: %s", c, l)
+	case l.asked:
+		m.failf("asked about %s again", c)
+	}
+	l.asked, l.excused = true, len(names) == 0
+}
+
+// mayRetry judges that what the required hooks did not answer about is tried again: not at
+// once, unless something else came since.
+func (m *model) mayRetry(e *entry) {
+	h := m.head()
+	if !e.gated || m.open() || h == nil || h.kind != record.KindRevert || len(m.records) < 2 {
+		return
+	}
+	before := m.records[len(m.records)-2]
+	s, ok := m.gate.answer(before.commit)
+	if ok && s.err != nil && before.outcome == record.Superseded && before.config.Equal(e.config) && time.Since(s.at) < 15*time.Second && s.at.Sub(m.nudged) > 5*time.Minute {
+		m.failf("tried %s again %s after nobody answered", e, time.Since(s.at))
+	}
 }
 
 func (l life) String() string {
@@ -432,6 +504,8 @@ func (m *model) mayConfirm() {
 		m.failf("confirmed %s, which the engine was not read to run: %s", head, l)
 	case m.condemned():
 		m.failf("confirmed %s, which is rejected: %s", head, l)
+	case !m.agreed():
+		m.failf("confirmed %s, to which the required hooks did not agree: %s", head, l)
 	case m.probation > 0 && head.kind == record.KindChange && (l.trial.IsZero() || time.Since(l.trial) < m.probation || l.ill > 0):
 		m.failf("confirmed %s %s into its probation, %d bad health reads", head, time.Since(l.trial), l.ill)
 	}

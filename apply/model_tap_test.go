@@ -31,6 +31,9 @@ func (w *world) judged() (apply.Store, apply.Engine) {
 	if w.judge == nil {
 		return w.store, w.engine
 	}
+	if w.gate != nil {
+		w.judge.gate, w.gate.begins = w.gate, w.judge.mayAsk
+	}
 	w.judge.begins(w.store.Retried())
 	return tappedStore{w.store, w.judge, w.packs}, tappedEngine{w.engine, w.store, w.judge}
 }

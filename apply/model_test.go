@@ -134,6 +134,9 @@ func newPlay(rt *rapid.T, dir, history string) *play {
 	if rapid.IntRange(0, 4).Draw(rt, "reports drift") == 4 {
 		w.drift = apply.DriftReport
 	}
+	if rapid.Bool().Draw(rt, "with required hooks") {
+		w.gate = newJury()
+	}
 	w.judge.probation, w.judge.drift = w.probation, w.drift
 	p := &play{world: w, rt: rt, said: told{}, tally: map[string]int{}, clean: true}
 	if rapid.IntRange(0, 5).Draw(rt, "with a history") == 5 {
@@ -145,7 +148,7 @@ func newPlay(rt *rapid.T, dir, history string) *play {
 	w.start()
 	p.judge.recall(must(p.store.List(rt.Context(), "", 1000)))
 	rt.Cleanup(func() { p.end() })
-	p.script = append(p.script, fmt.Sprintf("an agent starts with --probation %s --drift %s over %d records", w.probation, w.drift, p.past))
+	p.script = append(p.script, fmt.Sprintf("an agent starts with --probation %s --drift %s, required hooks %v, over %d records", w.probation, w.drift, w.gate != nil, p.past))
 	return p
 }
 
@@ -154,6 +157,10 @@ func newPlay(rt *rapid.T, dir, history string) *play {
 func (p *play) step(rt *rapid.T, kind string, do func() string) {
 	m := p.judge
 	m.commits, m.starts = 0, 0
+	silences := 0
+	if p.gate != nil {
+		silences = -p.gate.silences()
+	}
 	wait := rapid.SampledFrom(waits).Draw(rt, "wait") * time.Millisecond
 	text := kind
 	if more := do(); more != "" {
@@ -175,7 +182,13 @@ func (p *play) step(rt *rapid.T, kind string, do func() string) {
 		}
 	}
 	// A step may have to make up for some before it, in which a disk hung.
-	if most := 8 + 4*m.starts; m.commits > most {
+	if p.gate != nil {
+		silences += p.gate.silences()
+	}
+	if silences > 12 {
+		m.failf("the required hooks were asked %d times in one step", silences)
+	}
+	if most := 8 + 4*m.starts + 2*silences; m.commits > most {
 		m.failf("%d commits came of one step", m.commits)
 	}
 	if len(m.broken) > 0 {
@@ -195,6 +208,7 @@ func (p *play) again(answers bool) {
 
 // offer lets the source say what it holds.
 func (p *play) offer() {
+	p.judge.nudged = time.Now()
 	if p.source == nil || p.unread {
 		p.r.SourceError(errNoSource)
 		return
@@ -231,6 +245,7 @@ func (p *play) states(c schema.Parameters) string {
 // changed nothing, and what is said to be done must stand.
 func (p *play) order(c apply.Order) string {
 	m := p.judge
+	m.nudged = time.Now()
 	m.orders, m.obeyed, m.carriedOut = append(m.orders, c), false, false
 	open := m.candidate() // who asks twice means the one that is under way
 	back, isRollback := c.(*apply.Rollback)
@@ -272,6 +287,11 @@ func (p *play) rest() {
 		maps.DeleteFunc(e.always, func(_ schema.Digest, how manner) bool { return !slices.Contains(verdicts, how) })
 		e.queue, e.down, e.hung, e.ill = nil, false, false, ""
 	})
+	if p.gate != nil {
+		p.gate.tell(func() {
+			maps.DeleteFunc(p.gate.always, func(_ schema.Digest, r response) bool { return r == fault || r == silent })
+		})
+	}
 	p.r.EngineHint()
 	p.pass(20 * time.Minute)
 	if p.crashed() {

@@ -243,7 +243,7 @@ func (s *State) planSigner(source document.Source, of string, now time.Time) (st
 func (s *State) planCommit(rec record.Record, now time.Time) Step {
 	e := &s.engine
 	switch {
-	case !s.ready(stageCommit, now):
+	case !s.ready(stageCommit, now), !s.ready(stageHook, now):
 		return Step{}
 	case e.tries == 0 && e.differences == nil && s.compareDue(now):
 		return Step{Kind: CompareEngine}
@@ -365,6 +365,9 @@ func (s *State) mustRestoreFirst() bool {
 // runs.
 func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	p, head, c := s.pending, s.head, s.declared.config
+	if p.asking != nil && p.asking.failure != "" {
+		return s.planWithdrawal(p.asking.failure, head.Held, now), true
+	}
 	if why := s.declared.refusal; why != nil && head.Kind == record.KindChange && head.Source.Revision == s.declared.doc.Revision() {
 		return s.planWithdrawal("its source is not trusted any more: "+why.Reason, head.Held, now), true
 	}
@@ -529,6 +532,10 @@ func (s *State) planProbation(now time.Time) Step {
 		what = forApplied
 	}
 	switch {
+	case s.awaitsHooks() && s.pending.asking == nil && !displaced:
+		return Step{Kind: AskHooks}
+	case s.awaitsHooks(), s.opt.Probation == 0:
+		return s.readIfDue(what, now)
 	case isLate:
 		return Step{Kind: BeginProbation}
 	case p.readOwed:

@@ -346,6 +346,43 @@ func TestPlan(t *testing.T) {
 			"displaced":                   {func(s *State) { probates(s); declare(s, 2048) }, Step{Kind: Commit}},
 			"a rollback":                  {func(s *State) { probates(s); s.head.Kind = record.KindRollback }, Step{Kind: Confirm}},
 		},
+		"required hooks": {
+			"first the engine is noted":     {func(s *State) { gates(s).probation = nil }, Step{Kind: BeginProbation}},
+			"are to be asked":               {func(s *State) { gates(s).asking = nil }, Step{Kind: AskHooks}},
+			"are not about what is not new": {func(s *State) { gates(s).probation = nil; s.head.Changes = nil }, Step{Kind: Confirm}},
+			"are not about a rollback":      {func(s *State) { gates(s).asking = nil; s.head.Kind = record.KindRollback }, Step{Kind: Confirm}},
+			"are not asked about what ends": {func(s *State) { gates(s).asking = nil; declare(s, 2048) }, Step{Kind: Commit}},
+			"are not asked about what ends, the disk is full": {func(s *State) {
+				gates(s).asking = nil
+				declare(s, 512)
+				fails(s, stageRevert)
+			}, Step{}},
+			"are asked":                         {func(s *State) { gates(s) }, Step{}},
+			"are asked, a hint":                 {func(s *State) { gates(s); s.engine.due = true }, Step{Kind: ReadEngine, For: forProbation}},
+			"are asked, before a probation":     {func(s *State) { gates(s); s.opt.Probation = time.Minute }, Step{}},
+			"are asked, a newer one":            {func(s *State) { gates(s); declare(s, 2048) }, Step{Kind: Commit}},
+			"are asked, what is applied":        {func(s *State) { gates(s); declare(s, 512) }, Step{Kind: Revert}},
+			"are asked, a pause":                {func(s *State) { gates(s); orders(s, &Pause{}) }, Step{Kind: Revert}},
+			"agreed":                            {func(s *State) { gates(s).asking.agreed = true; s.engine.due = true }, Step{Kind: ReadEngine, For: forProbation}},
+			"agreed, read":                      {func(s *State) { p := gates(s); p.asking.agreed, p.probation.passed = true, true }, Step{Kind: Confirm}},
+			"agreed, on probation":              {func(s *State) { gates(s).asking.agreed = true; s.opt.Probation = time.Minute }, Step{Kind: ReadHealth, For: forProbation}},
+			"one vetoed":                        {func(s *State) { p := gates(s); p.verified, p.rejection = false, &rejection{by: byHook} }, Step{Kind: Revert}},
+			"do not answer":                     {func(s *State) { gates(s).asking.failure = "silent" }, Step{Kind: Revert}},
+			"do not answer, the disk is full":   {func(s *State) { gates(s).asking.failure = "silent"; fails(s, stageRevert) }, Step{}},
+			"did not answer about what is sent": {func(s *State) { p := gates(s); p.asking.failure, p.verified = "silent", false }, Step{Kind: Revert}},
+			"did not answer a moment ago":       {func(s *State) { declare(s, 1024); fails(s, stageHook) }, Step{Until: noon.Add(5 * time.Second)}},
+			"did not answer, and the way back is refused": {func(s *State) {
+				settles(s, record.KindRevert, 512)
+				refuses(s)
+				declare(s, 1024)
+				fails(s, stageHook)
+			}, Step{}},
+			"did not answer some time ago": {func(s *State) {
+				declare(s, 1024)
+				s.faults[stageHook] = &fault{why: newProblem("failed", ""), retryAt: noon}
+			}, Step{Kind: Commit}},
+			"did not answer, and an order is here": {func(s *State) { fails(s, stageHook); orders(s, &Pause{}) }, Step{Kind: Note}},
+		},
 		"settlement": {
 			"is to be read": {func(s *State) { settles(s, record.KindRevert, 512); s.engine.due = true }, Step{Kind: ReadEngine, For: forHead}},
 			"runs":          {func(s *State) { settles(s, record.KindRevert, 512); runs(s, 512) }, Step{Kind: AcceptHead}},
@@ -445,6 +482,18 @@ func probates(s *State) *pending {
 	return p
 }
 
+// asks is a Gate that a State only has.
+type asks struct{ Gate }
+
+// gates puts a candidate at the head that runs, and that required hooks are asked about.
+func gates(s *State) *pending {
+	p := probates(s)
+	s.opt.Probation, s.opt.Gate = 0, asks{}
+	s.head.Changes = []schema.Change{{Parameter: "esn_reservoir_size"}}
+	p.asking, p.probation = &asking{names: []string{"policy"}, since: noon}, &probation{until: noon, peer: s.engine.reading.Peer}
+	return p
+}
+
 func doubts(s *State) {
 	p := commits(s, record.KindChange, 1024)
 	declare(s, 1024)
@@ -467,6 +516,7 @@ type frozen struct {
 	state     State
 	pending   pending
 	probation probation
+	asking    asking
 	drift     Drift
 	faults    map[stage]fault
 }
@@ -478,6 +528,9 @@ func copyOf(s *State) frozen {
 		f.pending = *s.pending
 		if s.pending.probation != nil {
 			f.probation = *s.pending.probation
+		}
+		if s.pending.asking != nil {
+			f.asking = *s.pending.asking
 		}
 	}
 	if s.drift.now != nil {

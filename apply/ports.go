@@ -90,6 +90,17 @@ type Engine interface {
 	Send(ctx context.Context, batch api.Batch) api.Answer
 }
 
+// A Gate has others agree to each change that runs before it is confirmed. Its methods
+// are safe from any goroutine.
+type Gate interface {
+	// Required returns at once, with the names of those who must agree.
+	Required() []string
+	// Ask asks them about a change, and returns nil if all agree, and a *Veto if one
+	// rejects it. With any other error it is unknown. It returns within a bounded time,
+	// and soon after ctx ends.
+	Ask(ctx context.Context, change *record.Record) error
+}
+
 // A Source is where Documents come from.
 type Source interface {
 	// Status returns how it is read ("inotify" or "poll"), when it was last read well,
@@ -108,7 +119,7 @@ type Metrics interface {
 	// ValidationFailures counts an invalid Document, once for each parameter
 	// concerned; "" stands for the Document itself.
 	ValidationFailures(parameters []string)
-	// Rollback counts a return to an earlier state: engine, operator or probation.
+	// Rollback counts a return to an earlier state: engine, operator, probation or hook.
 	Rollback(cause string)
 	// Phase observes how long a phase took: load, commit, engine, confirm, total.
 	Phase(phase string, d time.Duration)

@@ -29,8 +29,9 @@ const (
 	lateness = 3 * time.Second
 )
 
-// A probation is the window in which the engine must stay healthy on a change that it
-// runs. A restart of the agent begins a new one.
+// A probation is the time in which the required hooks must agree to a change that the
+// engine runs, and then the window in which the engine must stay healthy on it. A restart
+// of the agent begins a new one.
 type probation struct {
 	until    time.Time
 	next     time.Time // the next health read
@@ -42,18 +43,23 @@ type probation struct {
 	passed   bool
 }
 
-// onProbation reports whether the candidate that runs has yet to prove itself. A rollback
-// has not: its target ran before, and an unhealthy engine must not keep an operator from
-// going back.
+// onProbation reports whether the candidate that runs has yet to prove itself: first to
+// the required hooks, then by its health. A rollback has not: its target ran before, and
+// neither a hook nor an unhealthy engine must keep an operator from going back.
 func (s *State) onProbation() bool {
 	p := s.pending
-	return s.opt.Probation > 0 && s.head.Kind == record.KindChange && s.head.ID == p.id && (p.probation == nil || !p.probation.passed)
+	isDue := s.opt.Probation > 0 && s.head.Kind == record.KindChange || s.isGated(s.head)
+	return isDue && s.head.ID == p.id && (p.probation == nil || !p.probation.passed)
 }
 
 // foldBegin begins the window, or begins it again because the engine was not watched.
 func (s *State) foldBegin(now time.Time) {
 	before, p := s.pending.probation, s.newProbation(now)
 	s.pending.probation = p
+	if s.opt.Probation == 0 {
+		p.passed = !s.awaitsHooks()
+		return
+	}
 	if before == nil {
 		s.log(slog.LevelInfo, "on probation", "snapshot", s.head.ID, "window", s.opt.Probation.String(), "changes", changesText(s.head.Changes))
 		return
@@ -138,6 +144,7 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 	case errors.Is(err, errInterrupted):
 	case errors.As(err, &later):
 		p.next = later.Until
+	case err != nil && s.opt.Probation == 0: // it is read again
 	case err != nil:
 		p.bad, p.why = 1, err.Error()
 	case reading.Peer != p.peer:
@@ -152,13 +159,16 @@ func (s *State) foldProbation(reading api.Reading, err error, now time.Time) {
 		pending.verified, pending.accepted, pending.probation = false, false, nil
 	default:
 		s.engine.unchecked = false
-		p.passed = p.bad == 0 && !now.Before(p.until) && !s.blocked(stageProbation)
+		p.passed = p.bad == 0 && !s.awaitsHooks() && !now.Before(p.until) && !s.blocked(stageProbation)
 	}
 }
 
 // probationProblem returns how the probation of the head goes.
 func (s *State) probationProblem() *problem.Error {
 	p := s.pending.probation
+	if s.pending.asking != nil && s.awaitsHooks() {
+		return s.askingProblem()
+	}
 	if p.later != "" {
 		return newProblem(s.head.ID+" runs on probation until the engine says how it is: "+p.later,
 			"exempt the agent's socket from the server's rate limit, or run the agent without --probation; "+stopHint(s.applied))

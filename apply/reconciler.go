@@ -51,6 +51,8 @@ type Options struct {
 	// Probation is how long the engine must stay healthy on a change before that is
 	// confirmed; 0 for no probation.
 	Probation time.Duration
+	// Gate has others agree to each change; nil for none.
+	Gate Gate
 	// Observe: read, validate, compare and report; never send or commit.
 	Observe bool
 }
@@ -97,6 +99,10 @@ type Reconciler struct {
 	calls     calls
 	stopping  atomic.Bool // Run is to end
 
+	asked        *asking // the last that was begun
+	cancelAsking context.CancelFunc
+	askings      sync.WaitGroup
+
 	mu            sync.Mutex
 	inbox         arrivals
 	answered      bool // the source delivered something since the start
@@ -111,6 +117,7 @@ type arrivals struct {
 	docAt    time.Time
 	failures []error // of the source
 	facts    map[string][]byte
+	opinions []opinion
 	hint     bool // the engine may have moved
 	asked    bool // an operator wants a look now
 }
@@ -262,6 +269,8 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	})()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer r.askings.Wait()
+	defer r.endAsking(nil)
 	r.state.loadRecentSends(work, time.Now())
 	r.state.loadLastDrift()
 	for {
@@ -310,6 +319,7 @@ func (r *Reconciler) turn(ctx context.Context) (wake time.Time) {
 	wake = r.advance(ctx, func(step Step, isFirst bool) bool {
 		return isFirst || s.order != nil || s.isRecording(step) || !r.stopping.Load() && !r.calls.isAwaited()
 	})
+	r.endAsking(s.pending)
 	s.foldBounds()
 	r.publish()
 	r.flush()
@@ -388,6 +398,11 @@ func (r *Reconciler) foldInbox() {
 		s.facts.keep(name, value)
 	}
 	s.engine.due = s.engine.due || in.hint
+	for _, o := range in.opinions {
+		if s.pending != nil && s.pending.asking == o.of {
+			s.foldOpinion(o.err, time.Now())
+		}
+	}
 	if in.doc != nil {
 		r.foldDocument(in.doc, in.docAt)
 	}
@@ -413,6 +428,7 @@ func (r *Reconciler) foldDocument(doc *document.Document, at time.Time) {
 		s.noteBroken(c.Parameters, nil)
 		if before.config == nil || !s.same(before.config.Parameters, c.Parameters) {
 			s.retryNow(stages...) // it may be the fix of what waits for its time
+			s.clear(stageHook)
 		}
 	}
 	loaded := *doc

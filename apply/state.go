@@ -195,6 +195,7 @@ type pending struct {
 	unknown   bool // it was reported that the engine lacks a parameter of it
 	verified  bool // the engine was read to run it
 	probation *probation
+	asking    *asking    // nil until the required hooks are asked
 	rejection *rejection // why it is rejected, until the revert is recorded
 	// doubted is a rejection that names no parameter of the change. It is not believed
 	// before the engine accepted what it runs.
@@ -218,7 +219,7 @@ type delivery struct {
 }
 
 type rejection struct {
-	by     string // "engine" or "probation"
+	by     string // "engine", "probation" or "hook"
 	reason string
 	errors []string
 }
@@ -314,7 +315,7 @@ func (s *State) refresh(now time.Time) {
 	}
 	s.clear(stageSend, stageProbation)               // nothing is pending
 	if _, tryable := s.declaredDiffers(); !tryable { // the failed change is no longer declared
-		s.clear(stageSigner)
+		s.clear(stageSigner, stageHook)
 		if s.disk.writable {
 			s.clear(stageCommit, stageRevert)
 		}

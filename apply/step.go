@@ -45,6 +45,7 @@ const (
 	Revert                 // end the candidate: rejected, or superseded
 	Note                   // the beginning or end of a hold
 	MarkRetried            // the candidate is about to be sent again
+	AskHooks               // about the candidate, beside the loop
 	Confirm                // everything up to the head is applied
 	ClearLost              // end the pause of an agent that lost its history
 	Probe                  // whether the state directory can be written
@@ -78,7 +79,7 @@ func (k StepKind) isRest() bool {
 func (k StepKind) String() string {
 	return [...]string{
 		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Recheck", "Assert", "CheckSigner", "AskSource",
-		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBacklog", "Summarize", "SaveFacts",
+		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "AskHooks", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBacklog", "Summarize", "SaveFacts",
 		"Adopt", "Reject", "Accept", "Leave", "NoteDrift", "AcceptHead", "BeginProbation", "ReportUnknown", "ReportHeld", "ReportSame", "Join", "Answer",
 	}[k]
 }

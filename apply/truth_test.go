@@ -234,7 +234,7 @@ func TestAnotherAgentHasTheDirectory(t *testing.T) {
 			t.Fatal(err)
 		}
 		other, _, err := gitstore.Open(t.Context(), gitstore.Options{
-			Dir: w.dir, Environment: production, Instance: "one", MaxSnapshots: 50, AgentVersion: "test",
+			Dir: w.dir, Environment: production, Instance: "one", AgentVersion: "test",
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -428,7 +428,7 @@ func TestTheDirectoryComesBackOtherwise(t *testing.T) {
 			}
 		},
 		"confirmed": func(t *testing.T, dir, away string) {
-			store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: away, Environment: production, Instance: "one", MaxSnapshots: 50, AgentVersion: "test"})
+			store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: away, Environment: production, Instance: "one", AgentVersion: "test"})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -54,7 +54,7 @@ type checkpoint struct {
 // advanceCheckpoint begins a checkpoint if one is due, ends one that is done, and removes
 // some of what the last one packed.
 func (s *Store) advanceCheckpoint() {
-	s.removePacked(removeAtOnce)
+	s.removeLoosePacked(removeAtOnce)
 	if c := s.checkpoint; c != nil {
 		select {
 		case <-c.done:
@@ -200,7 +200,7 @@ func (s *Store) goOnWith(next *ledger, obsolete []string) error {
 		return err
 	}
 	s.ledger = next
-	s.readFromJournal()
+	s.serveFromJournal()
 	for _, name := range obsolete {
 		_ = s.repo.removePack(name)
 	}
@@ -208,8 +208,8 @@ func (s *Store) goOnWith(next *ledger, obsolete []string) error {
 	return nil
 }
 
-// removePacked removes the loose files of at most n records of those that were packed.
-func (s *Store) removePacked(n int) {
+// removeLoosePacked removes the loose files of at most n records of those that were packed.
+func (s *Store) removeLoosePacked(n int) {
 	n = min(n, len(s.packed))
 	for _, e := range s.packed[:n] {
 		for _, o := range e.objects {

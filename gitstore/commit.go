@@ -66,7 +66,7 @@ func (s *Store) add(snap *record.Record, e entry, when time.Time) {
 	snap.Commit = e.commit.String()
 	s.ledger.add(e)
 	s.head, s.headTime = snap, when
-	s.readFromJournal()
+	s.serveFromJournal()
 }
 
 // checkSpace refuses a change on a full disk, where the repository could not

@@ -121,7 +121,7 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	if s.ledger == nil {
 		return false, s.beginLedger(there, format)
 	}
-	s.readFromJournal()
+	s.serveFromJournal()
 	head, err := s.repo.named(s.ledger.Head)
 	took := false
 	if err == nil && there {
@@ -165,7 +165,7 @@ func (s *Store) setUnusableAside() (there bool, err error) {
 
 // load reads the records that the ledger names.
 func (s *Store) load() (err error) {
-	s.readFromJournal()
+	s.serveFromJournal()
 	if s.head, err = s.repo.named(s.ledger.Head); err != nil || s.head == nil {
 		return err
 	}
@@ -199,7 +199,7 @@ func (s *Store) settle(ctx context.Context) error {
 // mend puts right the files of the repository that are no refs and no objects.
 func (s *Store) mend() {
 	isHash := func(line string) bool { _, ok := parseHash(line); return ok }
-	s.mendError = errors.Join(s.writeConfig(), s.mendLines(packedFile, isPackedRef), s.mendLines(shallowFile, isHash), s.writeShallow(s.ledger.Begin))
+	s.mendError = errors.Join(s.writeHeadAndConfig(), s.mendLines(packedFile, isPackedRef), s.mendLines(shallowFile, isHash), s.writeShallow(s.ledger.Begin))
 }
 
 // mendLines leaves those lines of a file of the repository that git can read: for one
@@ -250,9 +250,9 @@ func (r *repo) named(commit string) (*record.Record, error) {
 	return r.snapshot(plumbing.NewHash(commit))
 }
 
-// readFromJournal makes the objects that the journal has readable, whether the
+// serveFromJournal makes the objects that the journal has readable, whether the
 // repository has them or not.
-func (s *Store) readFromJournal() {
+func (s *Store) serveFromJournal() {
 	objects := s.ledger.objects()
 	s.repo.journaled.Store(&objects)
 }
@@ -493,10 +493,10 @@ func (s *Store) createRepository() error {
 	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)})
 }
 
-// writeConfig writes HEAD and config anew where git could not work with the
+// writeHeadAndConfig writes HEAD and config anew where git could not work with the
 // repository: a power cut or a full disk leaves one that is empty, or ends early. What a
 // person wrote into config stays.
-func (s *Store) writeConfig() error {
+func (s *Store) writeHeadAndConfig() error {
 	for name, text := range s.repoFiles() {
 		path := filepath.Join(s.repo.dir, name)
 		data, err := readBounded(path, maxEntry)

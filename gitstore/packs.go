@@ -101,8 +101,8 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 // packIndexes are the indexes of the packs, by the names of the packs.
 type packIndexes struct {
 	opened map[string]*idxfile.MemoryIndex
-	// closed were not needed yet, the newest last: what is asked for is new, mostly.
-	closed []string
+	// unopened were not needed yet, the newest last: what is asked for is new, mostly.
+	unopened []string
 	// bad: one is missing, or could not be opened. It is left out, as by git: a repack was
 	// cut short. err is the disk's, which may keep the history from being found.
 	bad bool
@@ -123,18 +123,18 @@ func (p *packIndexes) list(dir string) error {
 		info, err := os.Stat(path)
 		if index := was[name]; index != nil {
 			p.opened[name] = index
-		} else if p.closed = append(p.closed, name); err == nil {
+		} else if p.unopened = append(p.unopened, name); err == nil {
 			written[name] = info.ModTime()
 		}
 	}
-	slices.SortFunc(p.closed, func(a, b string) int { return written[a].Compare(written[b]) })
+	slices.SortFunc(p.unopened, func(a, b string) int { return written[a].Compare(written[b]) })
 	for _, path := range packs {
 		p.bad = p.bad || !slices.Contains(paths, strings.TrimSuffix(path, ".pack")+".idx")
 	}
 	return nil
 }
 
-// all goes through the indexes, and opens those that are closed as it comes to them.
+// all goes through the indexes, and opens those that are not open yet as it comes to them.
 func (p *packIndexes) all(dir string) iter.Seq2[string, *idxfile.MemoryIndex] {
 	return func(yield func(string, *idxfile.MemoryIndex) bool) {
 		for name, index := range p.opened {
@@ -142,9 +142,9 @@ func (p *packIndexes) all(dir string) iter.Seq2[string, *idxfile.MemoryIndex] {
 				return
 			}
 		}
-		for len(p.closed) > 0 {
-			name := p.closed[len(p.closed)-1]
-			p.closed = p.closed[:len(p.closed)-1]
+		for len(p.unopened) > 0 {
+			name := p.unopened[len(p.unopened)-1]
+			p.unopened = p.unopened[:len(p.unopened)-1]
 			index, err := openIndex(filepath.Join(dir, name+".idx"))
 			if err != nil {
 				if p.bad = true; fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {

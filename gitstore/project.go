@@ -223,7 +223,7 @@ func (s *Store) Prepare(ctx context.Context, target string) {
 // Probe tries to write into the state directory, reads one that was away or was replaced
 // anew, so that Head and Applied may be others, and brings git up to date and onto disk.
 func (s *Store) Probe(ctx context.Context) error {
-	if _, err := s.hold(ctx); err != nil {
+	if _, err := s.reacquire(ctx); err != nil {
 		return err
 	}
 	err := s.join()
@@ -288,7 +288,7 @@ func (s *Store) stands(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	anew, err := s.hold(ctx)
+	anew, err := s.reacquire(ctx)
 	if err == nil && anew {
 		err = problem.New("", fmt.Errorf("the history in %s was replaced while the agent ran; it was read anew, from %s on", s.repo.dir, idOf(s.head)), "")
 	}

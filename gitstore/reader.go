@@ -19,8 +19,8 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// DefaultMaxSnapshots bounds the default page of a listing.
-const DefaultMaxSnapshots = 50
+// defaultPage is how many records a listing without a limit has.
+const defaultPage = 50
 
 // A Reader reads the history of a state directory: beside a running agent, in
 // its process or in another, and without one. It takes no lock, changes
@@ -136,16 +136,13 @@ func (r *Reader) First() (int, error) {
 
 // List returns at most limit records, newest first, beginning behind the record
 // named before ("" for the head); limit 0 or less stands for
-// DefaultMaxSnapshots. A record whose content is damaged is listed with a
+// 50. A record whose content is damaged is listed with a
 // description that says so; where the history cannot be followed, the records
 // up to there come with an error.
 func (r *Reader) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
 	v, err := r.view()
 	if err != nil {
 		return nil, err
-	}
-	if limit <= 0 {
-		limit = DefaultMaxSnapshots
 	}
 	for {
 		records, err := r.repo.list(ctx, v, before, limit)
@@ -211,6 +208,9 @@ func (e *unknownError) Is(target error) bool { return target == fs.ErrNotExist }
 // further, the records up to there come with the error. It ends without one
 // where it was cut.
 func (r *repo) list(ctx context.Context, v view, before string, limit int) (rows []record.Row, err error) {
+	if limit <= 0 {
+		limit = defaultPage
+	}
 	var behind place
 	if before != "" {
 		if behind, err = r.find(ctx, v, before); err != nil {
@@ -260,7 +260,7 @@ func (r *repo) row(v view, p place) (record.Row, error) {
 	if o := child.OutcomeOf; o != nil && o.ID == rec.ID {
 		row.Outcome = o.Outcome
 		if o.Outcome == record.Rejected {
-			row.ValidationErrors = child.Errors
+			row.ValidationErrors, row.RejectedBy = child.Errors, record.RejectedBy(rec, child)
 		}
 	}
 	return row, nil

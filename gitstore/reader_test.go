@@ -130,7 +130,7 @@ func TestPaging(t *testing.T) {
 			t.Errorf("pages of %d end above record %d", size, want)
 		}
 	}
-	for limit, want := range map[int]int{0: DefaultMaxSnapshots, -1: DefaultMaxSnapshots, n: n} {
+	for limit, want := range map[int]int{0: defaultPage, -1: defaultPage, n: n} {
 		page, err := r.List(t.Context(), "", limit)
 		if err != nil || len(page) != want || appliedIn(page) != want {
 			t.Errorf("limit %d: %d listed, %v; %d applied; want %d", limit, len(page), err, appliedIn(page), want)

@@ -29,11 +29,10 @@ type Options struct {
 	// Environment and Instance are whose history it is; that of others is refused.
 	Environment   schema.Environment
 	Instance      string
-	MaxSnapshots  int              // the default page of List; 0 is DefaultMaxSnapshots
 	KeepSnapshots int              // how many of the newest records pruning keeps; 0 keeps all
 	AgentVersion  string           // for records that do not have one
 	Now           func() time.Time // the clock; nil is time.Now
-	Logger        *slog.Logger     // of what happens after Open; nil is none
+	Logger        *slog.Logger     // nil is none
 }
 
 // A Store is the one writer of a history. Its methods are called from one
@@ -42,7 +41,7 @@ type Options struct {
 type Store struct {
 	opts    Options
 	log     *slog.Logger
-	lock    *writerLock                // nil while the directory is away, see hold
+	lock    *writerLock                // nil while the directory is away, see reacquire
 	holding atomic.Pointer[writerLock] // lock, for other goroutines
 
 	history
@@ -127,9 +126,6 @@ func (o *Options) check() error {
 		return problem.New(opOpen, fmt.Errorf("%q is no instance name", problem.Cut(o.Instance, 80)), fmt.Sprintf("give --instance one line of 1 to %d bytes without control characters", maxLine))
 	}
 	o.Dir = filepath.Clean(o.Dir)
-	if o.MaxSnapshots <= 0 {
-		o.MaxSnapshots = DefaultMaxSnapshots
-	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -147,7 +143,7 @@ func (s *Store) Close() error {
 	if err == nil && s.lock.stands() && !s.reload {
 		s.finishCheckpoint()
 		s.makeCheckpoint() // of what was committed while the first one ran
-		s.removePacked(len(s.packed))
+		s.removeLoosePacked(len(s.packed))
 		err = errors.Join(s.mendJournal(), s.syncProjection())
 	}
 	clean := err == nil && s.lost == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
@@ -170,11 +166,8 @@ func (s *Store) Lookup(ctx context.Context, id string) (record.Row, error) {
 	return s.repo.lookup(ctx, s.view(), id)
 }
 
-// List is Reader.List on what the Store has, by default Options.MaxSnapshots of it.
+// List is Reader.List on what the Store has.
 func (s *Store) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
-	if limit <= 0 {
-		limit = s.opts.MaxSnapshots
-	}
 	return s.repo.list(ctx, s.view(), before, limit)
 }
 

@@ -99,6 +99,7 @@ func (f *fastapi) misbehave(how string) {
 type seen struct {
 	PID                     int
 	Builds, Applies, Closes []int
+	Told                    []int // by on_change
 }
 
 func (f *fastapi) seen() (s seen) {
@@ -334,6 +335,8 @@ func TestFastAPIRefuses(t *testing.T) {
 		{`{"build": "GeneratorExit"}`, "GeneratorExit: the driver is lost"},
 		{`{"build": "CancelledError"}`, "CancelledError: the driver is lost"},
 		{`{"build": "Mute"}`, "ValueError: no text"},
+		{`{"on_change": "raise"}`, "ValueError: the dashboard is down"},
+		{`{"on_change": "async"}`, "ValueError: the dashboard is asynchronously down"},
 	} {
 		f.misbehave(c.how)
 		f.declare(3000 + n)
@@ -341,7 +344,7 @@ func TestFastAPIRefuses(t *testing.T) {
 		if p := f.runs("/work"); sizeOf(p) != good {
 			t.Errorf("%s: users get %v", c.how, p)
 		}
-		f.misbehave(`{"admit": "", "build": false}`)
+		f.misbehave(`{"admit": "", "build": false, "on_change": ""}`)
 		good = 1100 + n
 		f.declare(good)
 		f.awaitApplied(good)
@@ -359,7 +362,15 @@ func TestFastAPIRefuses(t *testing.T) {
 	if p := f.runs("/work"); ttlOf(p) != 998 {
 		t.Errorf("users get %v", p)
 	}
-	f.wantBuilds(512, 1024, 1100, 3001, 1101, 3002, 1102, 3003, 1103, 3004, 1104, 3005, 1105, 3006, 1106, 3007, 1107)
+	f.wantBuilds(512, 1024, 1100, 3001, 1101, 3002, 1102, 3003, 1103, 3004, 1104, 3005, 1105, 3006, 1106, 3007, 1107, 1108, 1109)
+	told := []int{1024, 1100}
+	for n := 1; n < 10; n++ { // admit refused the first one before
+		told = append(told, 3000+n, 1100+n)
+	}
+	told = append(told, 1109, 1109) // two of the TTL
+	if s := f.seen(); !slices.Equal(s.Told, told) {
+		t.Errorf("on_change was told %v, want %v", s.Told, told)
+	}
 	f.wantMetric("dtesn_agent_drift_total", 0)
 }
 

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
 )
 
 // A receiver takes webhooks, and checks their signatures.
@@ -30,6 +32,7 @@ type receiver struct {
 
 	mu      sync.Mutex
 	answers []int // to the next ones; then 200
+	always  int   // to the others, if it is set; -1 for no answer
 	ids     []string
 	events  []apply.Event
 }
@@ -52,7 +55,7 @@ func (v *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	}
 	err := json.Unmarshal(body, &e)
 	if err != nil || q.Header.Get("webhook-signature") != "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)) || q.Header.Get("Content-Type") != "application/cloudevents+json" ||
-		e.SpecVersion != "1.0" || e.ID != q.Header.Get("webhook-id") || e.ID != fmt.Sprintf("%s/%d", e.Data.Instance, e.Data.Sequence) || e.Type != "dev.dtesn."+string(e.Data.Type) || !strings.HasPrefix(e.Source, "/dtesn-agent/production/") {
+		e.SpecVersion != "1.0" || e.ID != q.Header.Get("webhook-id") || e.ID != idOf(e.Data, e.ID) || e.Type != "dev.dtesn."+string(e.Data.Type) || !strings.HasPrefix(e.Source, "/dtesn-agent/production/") {
 		v.Errorf("%v: %s %v", err, body, q.Header)
 	}
 	if _, err := time.Parse(time.RFC3339Nano, e.Time); err != nil {
@@ -60,21 +63,46 @@ func (v *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	code := http.StatusOK
+	code := cmp.Or(v.always, http.StatusOK)
 	if len(v.answers) > 0 {
 		code, v.answers = v.answers[0], v.answers[1:]
 	}
 	v.ids = append(v.ids, e.ID)
-	if code == http.StatusOK {
+	isTaken := slices.ContainsFunc(v.events, func(t apply.Event) bool { return t.Sequence == e.Data.Sequence })
+	if code == http.StatusOK && !isTaken { // after a kill it may come again
 		v.events = append(v.events, e.Data)
 	}
+	if code < 0 {
+		v.mu.Unlock()
+		<-q.Context().Done()
+		v.mu.Lock()
+		return
+	}
 	w.WriteHeader(code)
+	if code == http.StatusConflict {
+		fmt.Fprint(w, "not on\nFridays")
+	}
+}
+
+// idOf returns the id that an event must have; what is asked about has that of a commit.
+func idOf(e apply.Event, id string) string {
+	if commit := strings.TrimPrefix(id, e.Instance+"/"); e.Type == apply.EventProposed && len(commit) == 40 {
+		return e.Instance + "/" + commit
+	}
+	return fmt.Sprintf("%s/%d", e.Instance, e.Sequence)
 }
 
 func (v *receiver) will(codes ...int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.answers = codes
+}
+
+// willAlways sets what it answers from now on; 0 for 200, -1 for nothing.
+func (v *receiver) willAlways(code int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.always = code
 }
 
 // told returns the types of the events that were taken, and the ids of all attempts.
@@ -151,7 +179,7 @@ func TestHooks(t *testing.T) {
 	want = append(want, "paused")
 	r.until("the pause is told", func() bool { types, _ := good.told(); return slices.Equal(types, want) })
 	_, ids := good.told()
-	if len(ids) != 9 || ids[7] != ids[8] {
+	if len(ids) < 9 || ids[7] != ids[len(ids)-1] {
 		t.Errorf("it was told as %q", ids)
 	}
 
@@ -177,5 +205,124 @@ func TestHooks(t *testing.T) {
 	ok(t, json.Unmarshal([]byte(text), &status))
 	if status.Status.RegisteredCallbacks != 1 || len(status.Status.Hooks) != 1 || status.Status.Hooks[0].Name != "gone" {
 		t.Errorf("%+v", status)
+	}
+}
+
+// TestRequiredHooks holds that a change is applied only once the required hooks agree: a
+// veto rejects it, without an answer it is taken back and tried again, and a killed agent
+// asks again about the same record. Rollbacks are not asked about.
+func TestRequiredHooks(t *testing.T) {
+	t.Parallel()
+	r := newBareRig(t)
+	policy, chat := newReceiver(t), newReceiver(t)
+	ok(t, os.WriteFile(filepath.Join(r.dir, "secret"), []byte("whsec_"+base64.StdEncoding.EncodeToString(policy.secret)+"\n"), 0o600))
+	file := filepath.Join(r.dir, "hooks.yaml")
+	ok(t, os.WriteFile(file, fmt.Appendf(nil, `
+- {name: policy, url: "%s", secret_file: secret, required: true, timeout: 3s}
+- {name: chat, url: "%s", secret_file: secret, on: [rejected, reverted, rolled_back]}
+`, policy.url, chat.url), 0o600))
+	flags := func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "--hooks", file) }
+	begun := func(size int) {
+		_, before := policy.told()
+		r.declare(size)
+		r.await("it is asked about", func(v view) bool { return v.State == apply.StateProbation && v.size() == size })
+		r.until("the receiver has it", func() bool { _, ids := policy.told(); return len(ids) > len(before) })
+	}
+
+	r.declare(700)
+	first := r.embedded(flags)
+	v := r.await("agreed", func(v view) bool { return v.InSync && v.size() == 700 })
+	_, ids := policy.told()
+	if len(ids) != 1 || !strings.HasSuffix(ids[0], "/"+v.Running.Revision) || policy.events[0].Type != apply.EventProposed || len(policy.events[0].Changes) == 0 || policy.events[0].Record != v.Running.SnapshotID {
+		t.Errorf("asked as %q about %+v; applied is %+v", ids, policy.events, v.Running)
+	}
+
+	policy.will(http.StatusConflict)
+	r.declare(800)
+	v = r.await("rejected", func(v view) bool { return v.State == apply.StateHeld && v.size() == 700 })
+	if h := v.Held; h.By != "hook" || len(h.Entries) != 1 || !strings.HasSuffix(h.Reason, `hook policy rejected it: the receiver responds 409 Conflict ("not on Fridays")`) || v.Attempted.Outcome != record.Rejected {
+		t.Errorf("held %+v, attempted %+v", h, v.Attempted)
+	}
+	r.wantMetric(`dtesn_agent_rollbacks_total{cause="hook"}`, 1)
+	r.wantMetric(`dtesn_agent_held{cause="hook"}`, 1)
+	r.until("others are told", func() bool { types, _ := chat.told(); return slices.Equal(types, []string{"rejected", "reverted"}) })
+	for _, e := range chat.events {
+		if e.Cause != "hook" {
+			t.Errorf("told %+v", e)
+		}
+	}
+
+	policy.willAlways(http.StatusServiceUnavailable)
+	r.declare(900)
+	v = r.await("taken back", func(v view) bool { return v.State == apply.StateDegraded && v.size() == 700 })
+	if !strings.Contains(v.Reason, "hook policy did not answer within 3s: the receiver responds 503") || v.Attempted.Outcome != record.Superseded || !v.Ready || v.Held == nil || len(v.Held.Entries) != 1 {
+		t.Errorf("%s: %s; attempted %+v, held %+v, ready %v", v.State, v.Reason, v.Attempted, v.Held, v.Ready)
+	}
+	policy.willAlways(0)
+	r.order("sync")
+	r.await("tried again", func(v view) bool { return v.InSync && v.size() == 900 && v.Held == nil })
+
+	policy.willAlways(-1)
+	begun(1000)
+	if _, out := agent("status", "--state", r.state); !strings.Contains(out, "policy: ") || !strings.Contains(out, "required, asked about snapshot_") || !strings.Contains(out, "once the required hooks agree (policy)") {
+		t.Errorf("the status says\n%s", out)
+	}
+	asked := r.snapshots()[0].ID
+	ok(t, first.Process.Signal(syscall.SIGKILL))
+	_ = first.Wait()
+	policy.willAlways(0)
+	second := r.embedded(flags)
+	v = r.await("asked again", func(v view) bool { return v.InSync && v.size() == 1000 })
+	if _, ids = policy.told(); v.Running.SnapshotID != asked || ids[len(ids)-1] != ids[len(ids)-2] || !strings.HasSuffix(ids[len(ids)-1], "/"+v.Running.Revision) {
+		t.Errorf("applied is %+v, asked was %q", v.Running, ids)
+	}
+
+	policy.willAlways(-1)
+	begun(1100)
+	r.order("rollback", "--reason", "it burns")
+	v = r.await("rolled back", func(v view) bool { return v.State == apply.StateHeld && v.size() == 1000 && v.Running.Confirmed })
+	if _, ids = policy.told(); slices.ContainsFunc(ids, func(id string) bool { return strings.HasSuffix(id, "/"+v.Running.Revision) }) {
+		t.Errorf("asked about a rollback: %q", ids)
+	}
+	begun(1200)
+	policy.willAlways(0)
+	r.declare(1300)
+	r.await("a newer one takes its place", func(v view) bool { return v.InSync && v.size() == 1300 })
+
+	output := filepath.Join(r.dir, "asked")
+	ok(t, os.WriteFile(file, fmt.Appendf(nil, "- {name: local, command: [sh, -c, 'cat >%s; echo too big; exit 1'], required: true}\n", output), 0o600))
+	ok(t, second.Process.Signal(syscall.SIGHUP))
+	r.until("the file was read again", func() bool { _, out := agent("status", "--state", r.state); return strings.Contains(out, "local: ") })
+	r.declare(1400)
+	v = r.await("rejected by a command", func(v view) bool { return v.State == apply.StateHeld && v.size() == 1300 })
+	if !strings.HasSuffix(v.Held.Reason, `hook local rejected it: exit status 1 ("too big")`) {
+		t.Errorf("held %+v", v.Held)
+	}
+	if text, err := os.ReadFile(output); err != nil || !strings.Contains(string(text), `"type":"dev.dtesn.proposed"`) {
+		t.Errorf("the command was given %s, %v", text, err)
+	}
+}
+
+// TestOnceWithRequiredHooks holds that a job ends by what required hooks say.
+func TestOnceWithRequiredHooks(t *testing.T) {
+	t.Parallel()
+	for script, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"exit 0":                {0, ""},
+		"echo too big; exit 1":  {4, `hook policy rejected it: exit status 1 ("too big")`},
+		"echo busy >&2; exit 2": {1, `no outcome within 5s (--once-timeout): degraded: snapshot_`},
+	} {
+		t.Run(script, func(t *testing.T) {
+			r := newBareRig(t)
+			r.declare(700)
+			file := filepath.Join(r.dir, "hooks.yaml")
+			ok(t, os.WriteFile(file, fmt.Appendf(nil, "- {name: policy, command: [sh, -c, '%s'], required: true, timeout: 1s}\n", script), 0o600))
+			code, out := agent("run", "--once", "--once-timeout", "5s", "--environment", "production", "--config", r.config, "--embedded-engine", "--state", r.state, "--listen", "127.0.0.1:0", "--hooks", file)
+			if code != want.code || !strings.Contains(out, want.text) {
+				t.Errorf("exit %d, want %d and %q in\n%s", code, want.code, want.text, out)
+			}
+		})
 	}
 }

@@ -7,9 +7,10 @@ Unix socket (mode 0600, or what `mode` says). Routes use config.processor: a req
     build(values)             returns a processor. Runs in a thread while the old one serves
     apply(processor, values)  sets what is not `critical`; quick, in the event loop. Without it every change builds
     admit(values)             returns why the values are refused, or None. Runs in a thread
+    on_change(config)         is told a change before it is built or set. Runs in a thread, or is async
     close(processor)          ends an old processor after its last request. Runs in a thread of its own
 
-What one of the first three raises refuses the change, and the old processor serves on. One worker, with lifespan; memory
+What any but close raises refuses the change, and the old processor serves on. One worker, with lifespan; memory
 for two processors during a build, for which a stop waits. Python 3.9 or newer, no other package."""
 
 import asyncio
@@ -37,8 +38,7 @@ ENVIRONMENTS = ("development", "testing", "staging", "production")
 KINDS = {"int": (int,), "number": (int, float), "bool": (bool,), "string": (str,)}
 MAX_BODY, MAX_WAIT = 1 << 20, 75  # of a request: bytes, seconds
 BOUNDS = [1e-4 * 2 ** (n / 4) for n in range(84)]  # of the histogram: 0.1 ms to 3 minutes in steps of 19 %
-log, in_request = logging.getLogger("dtesn_config"), contextvars.ContextVar("dtesn_generation")
-closing = concurrent.futures.ThreadPoolExecutor(1)
+log, in_request, closing = logging.getLogger("dtesn_config"), contextvars.ContextVar("dtesn_generation"), concurrent.futures.ThreadPoolExecutor(1)
 
 
 class Refused(Exception):
@@ -62,10 +62,10 @@ class Figures:  # of one configuration; requests that are the client's fault (4x
 
 
 class Config:
-    def __init__(self, app, build, socket, remember=None, apply=None, admit=None, close=None, parameters=PARAMETERS,
+    def __init__(self, app, build, socket, remember=None, apply=None, admit=None, on_change=None, close=None, parameters=PARAMETERS,
                  memory_limit=None, max_lag=1.0, max_error_rate=0.1, max_p99=10.0, mode=0o600):  # bytes, s, share, s, of the socket
         self.app, self.build, self.socket, self.remember = app, build, socket, remember
-        self.apply, self.admit, self.close, self.parameters = apply, admit, close, parameters
+        self.apply, self.admit, self.on_change, self.close, self.parameters = apply, admit, on_change, close, parameters
         self.memory_limit = memory_limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.max_lag, self.max_error_rate, self.max_p99, self.mode = max_lag, max_error_rate, max_p99, mode
         self.revision, self.environment, self.values = "", "development", {n: p.get("default") for n, p in parameters.items()}
@@ -115,8 +115,7 @@ class Config:
         except OSError:
             raise RuntimeError(f"{self.socket} belongs to another server or worker: start one, with one worker") from None
         self.changing, self.writing = asyncio.Lock(), asyncio.Lock()  # Python 3.9 binds a lock to the loop it is made in
-        processor, self.figures = await self.recall(), Figures()
-        self.generation = types.SimpleNamespace(number=1, processor=processor, requests=0)
+        self.generation, self.figures = types.SimpleNamespace(number=1, processor=await self.recall(), requests=0), Figures()
         if os.path.lexists(self.socket) and not os.path.isfile(self.socket):
             os.unlink(self.socket)
         listener = sockets.socket(sockets.AF_UNIX)
@@ -130,8 +129,7 @@ class Config:
 
     async def recall(self):
         try:
-            with open(self.remember or "", "rb") as file:
-                kept = strict(file.read())
+            kept = strict(pathlib.Path(self.remember).read_bytes())
             typed(kept, configuration=dict, environment=str, revision=str)
             values = {name: kept["configuration"].get(name, value) for name, value in self.values.items()}
             self.fit(values)  # today's parameters may have other bounds
@@ -139,7 +137,7 @@ class Config:
             self.values, self.revision, self.environment = values, kept["revision"], kept["environment"]
             return processor
         except Exception as error:
-            log.log(logging.DEBUG if isinstance(error, FileNotFoundError) else logging.WARNING, "%s is not used: %r", self.remember, error)
+            log.log(logging.DEBUG if isinstance(error, (FileNotFoundError, TypeError)) else logging.WARNING, "%s is not used: %r", self.remember, error)
             return await asyncio.to_thread(tried, self.build, dict(self.values))
 
     async def keep(self):
@@ -180,9 +178,11 @@ class Config:
                 raise Refused(403, f"the batch is for {label}, this server is labelled {self.environment}")
             values, self.building = {**self.values, **changed}, None if dry else {"revision": body.get("revision", ""), "since": time.time()}
             try:
-                if reason := self.admit and values != self.values and await asyncio.to_thread(tried, self.admit, dict(values)):
+                if reason := values != self.values and await asyncio.to_thread(tried, self.admit, dict(values)):
                     raise Refused(200, reason)
                 if values != self.values and not dry:
+                    if asyncio.iscoroutine(told := await asyncio.to_thread(tried, self.on_change, dict(values))):
+                        await told
                     await self.switch(values)
             finally:
                 self.building = None
@@ -246,10 +246,10 @@ class Config:
         except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             return writer.close()
         except Refused as error:
-            status, answer = error.args[0], {"success": False, "errors": [str(error.args[1])]}
+            status, answer = error.args[0], {"success": False, "errors": [" ".join(str(error.args[1]).split())]}
         except Exception as error:
             log.exception("%s failed", request)
-            status, answer = 200, {"success": False, "errors": [f"{type(error).__name__}: {error}"]}
+            status, answer = 200, {"success": False, "errors": [" ".join(f"{type(error).__name__}: {error}".split())]}
         text = json.dumps(answer)
         head = f"HTTP/1.1 {status} \r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
         writer.write((head + text).encode())
@@ -258,7 +258,7 @@ class Config:
 
 def tried(hook, *values):
     try:
-        return hook(*values)
+        return hook and hook(*values)
     except BaseException as error:  # asyncio cannot pass on all of them, such as StopIteration
         log.exception("a hook failed")
         raise Refused(200, f"{type(error).__name__}: {error}") from error

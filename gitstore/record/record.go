@@ -22,7 +22,7 @@ const (
 	Unchanged  Outcome = "unchanged"  // equal to what is applied and runs
 	Invalid    Outcome = "invalid"    // the document, the schema or a policy says no
 	Refused    Outcome = "refused"    // signature, rewind, wrong environment
-	Rejected   Outcome = "rejected"   // the engine, probation or a callback says no
+	Rejected   Outcome = "rejected"   // the engine, a probation or a required hook says no
 	Held       Outcome = "held"       // not tried: its values are held, or paused
 	Superseded Outcome = "superseded" // a newer one took its place
 )
@@ -156,7 +156,17 @@ type Row struct {
 	Record
 	Outcome          Outcome
 	ValidationErrors []string // the engine's, of a rejected record
+	RejectedBy       string   // of a rejected record: "engine", or who holds what it changed
 	IsActive         bool     // it is the applied snapshot, whose Parameters are to run
+}
+
+// RejectedBy returns who rejected a candidate, as the revert of it says: "engine", or who
+// holds what it changed.
+func RejectedBy(candidate, revert *Record) string {
+	if candidate.Kind == KindChange && revert.Held != nil { // a rollback leaves a hold as it was
+		return revert.Held.By
+	}
+	return "engine"
 }
 
 // IsDamaged reports whether the content of the record cannot be read. Then it has what

@@ -20,8 +20,17 @@ func main() {
 	keep := flag.Int("prune-history", 0, "with -long, prune the history to so many records")
 	takes := flag.Duration("engine-takes", 0, "time that the engine takes for a batch, besides its own work")
 	dir := flag.String("dir", "", "where to work; a temporary directory if not given")
+	crowd := flag.String("crowd", "", "instead of all else, be the listeners and pollers of the agent at this `address`")
+	only := flag.Bool("load", false, "measure only what a load costs")
 	flag.Parse()
-	if err := measure(*agent, *dir, *runs, *updates, *long, *keep, *takes); err != nil {
+	if *crowd != "" {
+		if err := runCrowd(*crowd); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := measure(*agent, *dir, *runs, *updates, *long, *keep, *takes, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -33,6 +42,8 @@ type row struct {
 	ours, floor []time.Duration
 	budget      string
 	note        string
+	ratios      []float64 // of rounds; their median counts, if there are any
+	held        string    // memory, with a load
 }
 
 func quantile(ds []time.Duration, q float64) time.Duration {
@@ -65,7 +76,11 @@ func show(rows ...row) {
 		floor := [4]string{}
 		if len(r.floor) > 0 {
 			f50, f99 := quantile(r.floor, 0.5), quantile(r.floor, 0.99)
-			floor = [4]string{ms(f50), ms(f99), fmt.Sprintf("%.2f", float64(p50)/float64(f50)), fmt.Sprintf("%.2f", float64(p99)/float64(f99))}
+			ratio := float64(p50) / float64(f50)
+			if n := len(r.ratios); n > 0 {
+				ratio = slices.Sorted(slices.Values(r.ratios))[n/2]
+			}
+			floor = [4]string{ms(f50), ms(f99), fmt.Sprintf("%.2f", ratio), fmt.Sprintf("%.2f", float64(p99)/float64(f99))}
 		}
 		fmt.Printf(columns, r.name, ms(p50), ms(p99), floor[0], floor[1], floor[2], floor[3], r.budget)
 	}

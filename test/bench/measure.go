@@ -41,7 +41,7 @@ type bed struct {
 	n                               int
 }
 
-func measure(agent, dir string, runs, updates, long, keep int, takes time.Duration) error {
+func measure(agent, dir string, runs, updates, long, keep int, takes time.Duration, only bool) error {
 	agent, err := filepath.Abs(agent)
 	if err != nil {
 		return err
@@ -74,7 +74,13 @@ func measure(agent, dir string, runs, updates, long, keep int, takes time.Durati
 	}
 	defer b.stop()
 	heading()
+	if only {
+		return b.loadRows(runs)
+	}
 	if err := b.rows(runs, updates); err != nil {
+		return err
+	}
+	if err := b.loadRows(runs); err != nil {
 		return err
 	}
 	return b.gitRows(runs)

@@ -156,7 +156,7 @@ var variable = []struct {
 }{
 	{regexp.MustCompile(`objects/[0-9a-f]{2}(/|$)`), "objects/xx$1"},
 	{regexp.MustCompile(`[0-9a-f]{38,40}`), "H"},
-	{regexp.MustCompile(`tmp-[0-9]+-[0-9]+`), "tmp-N"},
+	{regexp.MustCompile(`tmp-[0-9A-Z]+`), "tmp-N"},
 	{regexp.MustCompile(`(fetch-|new-|tmp_[a-z]+_)[0-9A-Za-z]+`), "${1}N"},
 }
 

@@ -36,6 +36,9 @@ func (w *world) check(v *apply.Status) error {
 		err = w.checkEvents()
 	}
 	if err == nil {
+		err = w.receiver.check(w.state)
+	}
+	if err == nil {
 		_, err = w.git("fsck", "--strict", "--no-progress")
 	}
 	return err
@@ -150,14 +153,10 @@ func (w *world) checkEvents() error {
 				return true
 			}
 			last = e.Sequence
-			if e.Type == apply.EventDrifted || e.Record == "" {
-				continue
-			}
-			if key := string(e.Type) + " " + e.Record; counts[key] > 0 {
+			key := keyOf(&e)
+			if counts[key]++; key != "" && counts[key] > 1 {
 				err = fmt.Errorf("told twice: %s", key)
 				return true
-			} else {
-				counts[key]++
 			}
 		}
 		missing = nil
@@ -170,7 +169,7 @@ func (w *world) checkEvents() error {
 				parent = &rows[i+1].Record
 			}
 			for _, e := range apply.RecordEvents(&rows[i], parent) {
-				if key := string(e.Type) + " " + e.Record; counts[key] == 0 {
+				if key := keyOf(&e); key != "" && counts[key] == 0 {
 					missing = append(missing, key)
 				}
 			}

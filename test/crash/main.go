@@ -23,7 +23,9 @@
 // engine, the refs, the head's tree and the status agree; every snapshot that
 // status, log or an order's exit code said to be applied is in the history, not
 // settled otherwise; ids count up by one; `git fsck --strict` is clean; nothing is
-// left over; and the log speaks of no repair.
+// left over; and the log speaks of no repair. Each record has its events in the log of
+// events, once; and a hook that outlives the agent was told each of them at least once,
+// in order, and always as the same id and text.
 package main
 
 import (

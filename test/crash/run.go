@@ -119,7 +119,7 @@ func (w *world) checkAtRest(v *apply.Status) error {
 		if _, quiet := w.agent.calls(); err == nil || quiet > time.Since(begun)+settled || time.Now().After(deadline) {
 			return err
 		}
-		<-time.After(10 * settled)
+		<-time.After(settled)
 	}
 }
 
@@ -161,8 +161,9 @@ func (w *world) died(st *step, plan planner, phase string, at *point) (done bool
 	return st.stop, nil
 }
 
-// settled is how long the agent must have written nothing to be at rest.
-const settled = 10 * time.Millisecond
+// settled is how long the agent must have written nothing to be at rest: longer than an
+// event waits for others to be written with, and the cursor of a hook.
+const settled = 130 * time.Millisecond
 
 // rest waits until the step is over; the status is nil if the agent has ended.
 func (w *world) rest(st *step) (*apply.Status, error) {
@@ -179,7 +180,7 @@ func (w *world) rest(st *step) (*apply.Status, error) {
 			continue
 		}
 		last = v
-		if _, quiet := w.agent.calls(); quiet < settled || !w.over(st, v) {
+		if _, quiet := w.agent.calls(); quiet < settled || w.lags || !w.over(st, v) {
 			continue
 		}
 		if engine, err := w.runs(); err == nil && v.Current != nil && engine.Equal(*v.Current) && v.TotalSnapshots > 0 {

@@ -41,10 +41,12 @@ type world struct {
 	origin             origin
 	flags              []string
 	control            *http.Client
+	receiver           *receiver
 
 	seen     string          // the source revision that the last step ended with
 	ordered  bool            // this step's order was answered with success
 	reported map[string]bool // snapshots that were said to be applied
+	lags     bool            // the hook was not told all yet
 	kills    int
 	tries    int // kills of this step
 }
@@ -63,6 +65,9 @@ func newWorld(dir, program string, s *story) (*world, error) {
 		return nil, err
 	}
 	if w.origin, err = s.origin(w); err != nil {
+		return nil, err
+	}
+	if w.receiver, err = newReceiver(dir); err != nil {
 		return nil, err
 	}
 	if s.prepared != nil {
@@ -94,6 +99,9 @@ func (w *world) end() {
 	w.stopEngine()
 	if w.origin != nil {
 		w.origin.close()
+	}
+	if w.receiver != nil {
+		_ = w.receiver.server.Close()
 	}
 	w.control.CloseIdleConnections()
 	_ = w.out.Close()
@@ -160,7 +168,7 @@ func (w *world) start(at *point) (err error) {
 	w.control.CloseIdleConnections()
 	args := append([]string{
 		w.program, "run", "--environment", environment, "--instance", instance, "--engine", w.socket,
-		"--state", w.state, "--listen", "127.0.0.1:0",
+		"--state", w.state, "--listen", "127.0.0.1:0", "--hooks", w.receiver.file,
 	}, append(w.origin.flags(), w.flags...)...)
 	w.agent, err = trace(w.dir, w.out, at, args...)
 	return err
@@ -168,14 +176,20 @@ func (w *world) start(at *point) (err error) {
 
 // view is what the agent says of itself.
 func (w *world) view() (*apply.Status, error) {
-	var v struct{ Status apply.Status }
+	var v struct {
+		Status struct {
+			apply.Status
+			Hooks []struct{ Lag int64 }
+		}
+	}
 	if err := ask(w.control, http.MethodGet, "/status", "", &v); err != nil {
 		return nil, err
 	}
 	if r := v.Status.Running; r.Confirmed && r.SnapshotID != "" {
 		w.reported[r.SnapshotID] = true
 	}
-	return &v.Status, nil
+	w.lags = len(v.Status.Hooks) != 1 || v.Status.Hooks[0].Lag > 0
+	return &v.Status.Status, nil
 }
 
 // order gives an operator's order by the program's own commands. That it fails

@@ -22,12 +22,13 @@ MISBEHAVE = {
     "admit": "",  # the reason why admit refuses
     "build": False,  # build raises; a name of RAISES: that
     "apply": False,  # apply raises after it set half of the values, once
+    "on_change": "",  # "raise" or "async": on_change raises, two lines
     "close": False,  # close never ends
     "fail": False,  # requests are answered with 500
     "guarded": False,  # the application has all the middleware that module.py has
 }
 MISBEHAVE.update(json.loads(os.environ.get("DTESN_MISBEHAVE", "{}")))
-SEEN = {"pid": os.getpid(), "builds": [], "applies": [], "closes": []}
+SEEN = {"pid": os.getpid(), "builds": [], "applies": [], "closes": [], "told": []}
 
 
 class Mute(Exception):
@@ -64,6 +65,19 @@ class Processor:
         self.open = False
         time.sleep(3600 if MISBEHAVE["close"] else 0)
         SEEN["closes"].append(self.values["esn_reservoir_size"])
+
+
+async def objects(values):
+    await asyncio.sleep(0.01)
+    raise ValueError("the dashboard\nis asynchronously down")
+
+
+def on_change(values):
+    SEEN["told"].append(values["esn_reservoir_size"])
+    if MISBEHAVE["on_change"] == "async" and large(values):
+        return objects(values)
+    if MISBEHAVE["on_change"] and large(values):
+        raise ValueError("the dashboard\nis down")
 
 
 app = FastAPI(title="drop-in")
@@ -125,4 +139,5 @@ async def misbehave(request: Request):
 
 
 config = Config(app, build=Processor, socket=os.environ["DROPIN_SOCKET"], remember=os.environ["DROPIN_REMEMBER"], apply=Processor.set,
-                admit=lambda values: MISBEHAVE["admit"] and large(values) and MISBEHAVE["admit"], close=Processor.close)
+                admit=lambda values: MISBEHAVE["admit"] and large(values) and MISBEHAVE["admit"], on_change=on_change,
+                close=Processor.close)

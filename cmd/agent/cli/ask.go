@@ -15,14 +15,15 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"dtesn-agent/schema/problem"
 )
 
 // ask sends a request to the agent that runs on the state directory, and decodes its response.
-func ask(ctx context.Context, state, method, path string, body, answer any, patience time.Duration) error {
-	return exchange(ctx, state, method, path, body, patience, func(resp *http.Response) error {
+func ask(cmd *cobra.Command, state, method, path string, body, answer any, patience time.Duration) error {
+	return exchange(cmd, state, method, path, body, patience, func(resp *http.Response) error {
 		if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
 			return fmt.Errorf("read the response of the agent on %s: %w", state, err)
 		}
@@ -32,9 +33,10 @@ func ask(ctx context.Context, state, method, path string, body, answer any, pati
 
 // exchange sends a request to the agent that runs on the state directory, and passes its
 // response to read.
-func exchange(ctx context.Context, state, method, path string, body any, patience time.Duration, read func(*http.Response) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
+func exchange(cmd *cobra.Command, state, method, path string, body any, patience time.Duration, read func(*http.Response) error) error {
+	ctx, cancel := context.WithTimeoutCause(cmd.Context(), patience, errNoAnswer)
 	defer cancel()
+	defer waitFor(cmd, "waiting for the agent on %s", state)()
 	socket := filepath.Join(state, "agent.sock")
 	if err := checkSocketPath(socket); err != nil {
 		return err
@@ -85,7 +87,7 @@ func lockedBy(state string) string {
 	}
 	text := make([]byte, 32)
 	n, _ := f.Read(text)
-	pid, _, _ := strings.Cut(string(text[:n]), " ")
+	pid, _, _ := strings.Cut(strings.TrimSpace(string(text[:n])), " ")
 	return cmp.Or(pid, "unknown")
 }
 

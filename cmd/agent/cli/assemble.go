@@ -90,6 +90,15 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	if rec := a.store.Applied(); rec != nil {
 		metrics.Restore(rec.Timestamp)
 	}
+	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
+	metrics.DroppedEvents = a.events.Dropped
+	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: func(name string, value []byte) { a.keep(ctx, name, value) }, Logger: logger})
+	if err := a.loadHooks(); err != nil {
+		return a, err
+	}
+	if s.hooks != "" {
+		opt.Gate = a.hooks
+	}
 	a.reconciler = apply.New(opt)
 	if s.once {
 		a.once = newOnce(s.onceTimeout, a.reconciler.Latest())
@@ -98,12 +107,6 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		return a, err
 	}
 	a.subscription = a.reconciler.Subscribe(1024)
-	a.events = events.Open(ctx, events.Options{Dir: s.state, History: a.store, Holding: a.store.Holding, Logger: logger})
-	metrics.DroppedEvents = a.events.Dropped
-	a.hooks = hooks.New(hooks.Options{Events: a.events, Fact: a.store.Fact, Keep: a.reconciler.Keep, Logger: logger})
-	if err := a.loadHooks(); err != nil {
-		return a, err
-	}
 	a.web = status.New(status.Options{
 		Hooks: a.hooks.Status, Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts, Access: a.access, SourceURL: s.sourceURL,
@@ -113,8 +116,8 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 
 func (a *agent) openStore(ctx context.Context) error {
 	s := a.settings
-	store, repairs, err := gitstore.Open(ctx, gitstore.Options{
-		Dir: s.state, Environment: s.rules.Environment(), Instance: s.instance, MaxSnapshots: s.maxSnapshots,
+	store, _, err := gitstore.Open(ctx, gitstore.Options{
+		Dir: s.state, Environment: s.rules.Environment(), Instance: s.instance,
 		KeepSnapshots: s.keep, Logger: a.log, AgentVersion: version(),
 	})
 	if err != nil {
@@ -122,9 +125,6 @@ func (a *agent) openStore(ctx context.Context) error {
 	}
 	a.store = store
 	a.closers = append(a.closers, store.Close)
-	for _, r := range repairs {
-		a.log.Warn("repaired the snapshot repository", "found", r.Found, "did", r.Did, "kept", r.Kept)
-	}
 	a.repository = filepath.Join(s.state, "snapshots.git")
 	if info, err := os.Stat(a.repository); err == nil {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -132,6 +132,16 @@ func (a *agent) openStore(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// keep keeps a fact: before the transaction runs, at once, for after a kill a hook would be
+// new again, and not told what happened meanwhile.
+func (a *agent) keep(ctx context.Context, name string, value []byte) {
+	if a.reconciler != nil {
+		a.reconciler.Keep(name, value)
+	} else if err := a.store.SetFact(ctx, name, value); err != nil {
+		a.log.Warn("a fact cannot be kept", "name", name, "error", err)
+	}
 }
 
 // loadHooks reads the file of hooks.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -160,6 +161,16 @@ func verifyHistory(cmd *cobra.Command, state string) error {
 	}
 	const page = 1000
 	newest, before, count := "", "", 0
+	total := 0
+	if head, err := r.List(cmd.Context(), "", 1); err == nil && len(head) > 0 {
+		first, _ := r.First()
+		total = head[0].Index - first + 1
+	}
+	var read atomic.Int64
+	end := (&progress{w: cmd.ErrOrStderr()}).show(func() string {
+		return fmt.Sprintf("audit: verifying records, %d of %d", read.Load(), total)
+	})
+	defer end()
 	var damaged []string
 	for {
 		rows, err := r.List(cmd.Context(), before, page)
@@ -172,6 +183,7 @@ func verifyHistory(cmd *cobra.Command, state string) error {
 				damaged = append(damaged, fmt.Sprintf("record %d (%s): %s", row.Index, row.Commit, strings.Join(row.Errors, "; ")))
 			}
 		}
+		read.Store(int64(count))
 		if err != nil {
 			return problem.New("", fmt.Errorf("the history cannot be followed behind record %s: %w", before, err), "README, Damaged history")
 		}
@@ -179,6 +191,7 @@ func verifyHistory(cmd *cobra.Command, state string) error {
 			break
 		}
 	}
+	end()
 	if len(damaged) > 0 {
 		return problem.New("", fmt.Errorf("%d of %d records are damaged: %s", len(damaged), count, strings.Join(damaged[:min(len(damaged), 10)], "; ")), "README, Damaged history")
 	}

@@ -9,6 +9,8 @@
 // Text from elsewhere (descriptions, reasons, the engine's words) is shown
 // without control characters. JSON is for programs: with --json nothing else is
 // printed to standard output. Nothing is coloured, nothing blinks, nothing asks.
+// Who waits for longer than a second at a terminal is shown for what, on a line of
+// standard error that is cleared again: see progress.
 //
 // Exit codes are a promise: see the constants.
 package cli
@@ -119,7 +121,7 @@ each applied state as a commit that plain git can read, and goes back by itself
 when the server rejects a change.
 
 Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration, 4 rejected by the
-engine or on probation.`,
+engine, by a required hook or on probation.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

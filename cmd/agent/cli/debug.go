@@ -99,7 +99,7 @@ for go tool trace. The same is at /debug/pprof/ of the control socket.`,
 			if seconds < 1 || seconds > 600 {
 				return usage("--seconds: %d is out of range: 1 to 600", seconds)
 			}
-			if isTerminal(out) {
+			if terminal(out) != nil {
 				return usageHint(fmt.Sprintf("redirect it: agent pprof %s … > %s.pprof", args[0], args[0]), "a profile is not for a terminal")
 			}
 			path, patience := "/debug/pprof/"+args[0], answerTime
@@ -107,7 +107,7 @@ for go tool trace. The same is at /debug/pprof/ of the control socket.`,
 				path += fmt.Sprint("?seconds=", seconds)
 				patience += time.Duration(seconds) * time.Second
 			}
-			return exchange(cmd.Context(), state, http.MethodGet, path, nil, patience, func(resp *http.Response) error {
+			return exchange(cmd, state, http.MethodGet, path, nil, patience, func(resp *http.Response) error {
 				if resp.StatusCode == http.StatusOK {
 					_, err := io.Copy(out, resp.Body)
 					return err

@@ -70,6 +70,7 @@ which changes are critical: give --schema where the agent has it.`,
 
 // sides are the two records of a diff.
 func sides(cmd *cobra.Command, r *gitstore.Reader, args []string) (old, current record.Row, err error) {
+	defer waitFor(cmd, "reading the history")()
 	if old, err = r.Lookup(cmd.Context(), args[0]); err != nil {
 		return old, current, err
 	}

@@ -52,7 +52,7 @@ Exit code 0 if all is ok, 1 if not.`,
 				return usageHint("the directory that `agent run` was given; or set "+envName("state"), "--state is needed")
 			}
 			d := &doctor{settings: s}
-			d.examine(cmd.Context())
+			d.examine(cmd)
 			return d.report(cmd, asJSON)
 		},
 	}
@@ -129,7 +129,8 @@ func (d *doctor) report(cmd *cobra.Command, asJSON bool) error {
 	return nil
 }
 
-func (d *doctor) examine(ctx context.Context) {
+func (d *doctor) examine(cmd *cobra.Command) {
+	ctx := cmd.Context()
 	d.checkSettings(ctx)
 	isThere := d.checkState()
 	var newest *record.Row
@@ -137,7 +138,7 @@ func (d *doctor) examine(ctx context.Context) {
 		newest = d.checkHistory(ctx)
 	}
 	if isThere {
-		d.checkAgent(ctx)
+		d.checkAgent(cmd)
 	} else {
 		d.add("socket", false, "no agent runs on "+d.settings.state, "start `agent run`, or check --state")
 	}
@@ -228,9 +229,9 @@ func (d *doctor) checkHistory(ctx context.Context) *record.Row {
 }
 
 // checkAgent asks the running agent how things stand.
-func (d *doctor) checkAgent(ctx context.Context) {
+func (d *doctor) checkAgent(cmd *cobra.Command) {
 	var r report
-	err := ask(ctx, d.settings.state, http.MethodGet, "/status", nil, &r, answerTime)
+	err := ask(cmd, d.settings.state, http.MethodGet, "/status", nil, &r, answerTime)
 	if err == nil && r.Status == nil {
 		err = problem.New("", errors.New("the agent says nothing of how things stand"), "upgrade it to this version")
 	}

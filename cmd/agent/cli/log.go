@@ -109,13 +109,28 @@ func (o *output) flush(timeout time.Duration) {
 	}
 }
 
-// isTerminal reports whether people read w as it is written.
-func isTerminal(w io.Writer) bool {
-	if o, ok := w.(*output); ok {
+// queueOf returns the output that w writes to, nil if it is none.
+func queueOf(w io.Writer) *output {
+	if p, ok := w.(*progress); ok {
+		w = p.w
+	}
+	o, _ := w.(*output)
+	return o
+}
+
+// terminal returns the terminal that w writes to, where people read it as it is written;
+// nil if it is none.
+func terminal(w io.Writer) *os.File {
+	if p, ok := w.(*progress); ok {
+		w = p.w
+	}
+	if o := queueOf(w); o != nil {
 		w = o.w
 	}
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return f
+	}
+	return nil
 }
 
 // logger returns the logger that the settings ask for, which writes to w.
@@ -130,7 +145,7 @@ func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
 	handler := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}) }
 	switch s.logFormat {
 	case "text":
-		if isTerminal(w) {
+		if terminal(w) != nil {
 			handler = func(w io.Writer) slog.Handler {
 				return tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != ""}) // no-color.org
 			}
@@ -141,7 +156,7 @@ func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
 	default:
 		return nil, usage("--log-format: %q is none of text, logfmt, json", s.logFormat)
 	}
-	if o, ok := w.(*output); ok {
+	if o := queueOf(w); o != nil {
 		s.dropped = &o.dropped
 		o.mu.Lock()
 		defer o.mu.Unlock()

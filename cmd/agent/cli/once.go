@@ -41,7 +41,7 @@ func (o *once) status(s *apply.Status) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	a := s.Attempted
-	if o.outcome != "" || a == nil || a.Outcome == record.Pending || a.Revision != s.Seen.Revision {
+	if o.outcome != "" || a == nil || a.Outcome == record.Pending || a.Outcome == record.Superseded || a.Revision != s.Seen.Revision {
 		return
 	}
 	if (a.Outcome == record.Applied || a.Outcome == record.Unchanged) && !s.InSync {
@@ -123,7 +123,7 @@ func (o *once) result(last *apply.Status) error {
 	case record.Rejected:
 		return &failure{exitRejected, err}
 	case record.Held:
-		code := exitRejected // now or before, by the engine or on probation
+		code := exitRejected // now or before, by the engine, by a hook or on probation
 		if o.paused || o.by == "operator" {
 			code = exitFault
 		}

@@ -35,7 +35,7 @@ func give(cmd *cobra.Command, state, verb string, o order) error {
 	var res orderResult
 	o.User, o.Login = whoAsks()
 	o.Deadline = record.Unix(time.Now()) + o.Timeout
-	if err := ask(cmd.Context(), state, http.MethodPost, "/"+verb, o, &res, time.Duration(o.Timeout*float64(time.Second))+answerTime); err != nil {
+	if err := ask(cmd, state, http.MethodPost, "/"+verb, o, &res, time.Duration(o.Timeout*float64(time.Second))+answerTime); err != nil {
 		return err
 	}
 	if res.Error != "" {

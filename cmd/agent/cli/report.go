@@ -22,7 +22,7 @@ browser to be read, and can be attached to a ticket.`,
 				return usageHint("a file to write, or - for standard output", "--html is needed")
 			}
 			var r struct{ HTML string }
-			if err := ask(cmd.Context(), state, http.MethodGet, "/report", nil, &r, answerTime); err != nil {
+			if err := ask(cmd, state, http.MethodGet, "/report", nil, &r, answerTime); err != nil {
 				return err
 			}
 			if file == "-" {

@@ -75,7 +75,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.access.Token, "token-file", "", "a `file` with the tokens that --listen asks for, one a line")
 	f.StringVar(&s.access.ClientCA, "client-ca-file", "", "a PEM `file` with the authorities whose client certificates --listen takes in place of a token")
 	f.StringVar(&s.sourceURL, "source-url", "", sourceURLUsage+", for links on the page")
-	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens; SIGHUP reads it again")
+	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens, or asked; SIGHUP reads it again")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
 	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
@@ -261,7 +261,8 @@ const stopTime = 20 * time.Second
 
 // run is the life of an agent.
 func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
-	logger, err := s.logger(stderr)
+	line := &progress{w: stderr}
+	logger, err := s.logger(line)
 	if err != nil {
 		return err
 	}
@@ -274,6 +275,12 @@ func run(ctx context.Context, s *settings, stdout, stderr io.Writer) error {
 	}
 	if os.Getenv("GOGC") == "" { // a pod pays for memory: 5 MB less, and no slower, with so little garbage
 		debug.SetGCPercent(50)
+	}
+	if s.once {
+		defer line.show(func() string {
+			now := a.reconciler.Status()
+			return fmt.Sprintf("run --once: %s: %s", now.State, now.Reason)
+		})()
 	}
 	if s.logFormat == "text" && !s.once {
 		a.banner(stdout)

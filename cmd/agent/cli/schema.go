@@ -28,6 +28,7 @@ const maxEvaluation = 10 * time.Second
 func schemaOf(cmd *cobra.Command) func() (*schema.Schema, error) {
 	path := cmd.Flags().String(schemaFlag, "", schemaUsage)
 	return func() (*schema.Schema, error) {
+		defer waitFor(cmd, "evaluating the schema")()
 		return openSchema(cmd.Context(), cmp.Or(*path, os.Getenv(envName(schemaFlag))))
 	}
 }

@@ -51,7 +51,9 @@ where the host is GitHub, GitLab, Gitea or Forgejo.`,
 			if err != nil {
 				return err
 			}
+			end := waitFor(cmd, "reading the history")
 			rec, err := recordNamed(cmd.Context(), r, args)
+			end()
 			if err != nil {
 				return err
 			}

@@ -67,7 +67,9 @@ records; those that are listed match all of them.`,
 			if err != nil {
 				return err
 			}
+			end := waitFor(cmd, "reading the history")
 			records, note, listErr := only.list(cmd.Context(), r, before, limit)
+			end()
 			if listErr != nil && len(records) == 0 {
 				return listErr
 			}

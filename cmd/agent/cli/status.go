@@ -33,7 +33,7 @@ things stand now; elsewhere, and with --json, each change is printed.`,
 				return watchStatus(cmd, state, asJSON)
 			}
 			var r report
-			if err := ask(cmd.Context(), state, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
+			if err := ask(cmd, state, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
 				return err
 			}
 			switch {
@@ -75,7 +75,7 @@ func watchStatus(cmd *cobra.Command, state string, asJSON bool) error {
 	for last := ""; ; {
 		var r report
 		text, now := "", ""
-		if err := ask(cmd.Context(), state, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
+		if err := ask(cmd, state, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
 			text = err.Error() + "\n"
 			now = text
 		} else {
@@ -86,7 +86,7 @@ func watchStatus(cmd *cobra.Command, state string, asJSON bool) error {
 		switch {
 		case cmd.Context().Err() != nil:
 			return nil
-		case isTerminal(w) && !asJSON:
+		case terminal(w) != nil && !asJSON:
 			_, err = fmt.Fprint(w, home+clear+text)
 		case now == last:
 		case asJSON && r.Status == nil:

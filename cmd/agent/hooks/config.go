@@ -33,8 +33,11 @@ type Hook struct {
 	Command []string `yaml:"command"`
 	// SecretFile has the secret by which webhooks are signed, as "whsec_" and base64.
 	SecretFile string            `yaml:"secret_file"`
-	On         []apply.EventType `yaml:"on"`      // all if empty
+	On         []apply.EventType `yaml:"on"`      // all if empty; none if it is required
 	Timeout    time.Duration     `yaml:"timeout"` // of one attempt; 15 s if 0
+	// Required has it asked whether it agrees to each change. Then Timeout is how long its
+	// agreement is waited for; 30 s if 0.
+	Required bool `yaml:"required"`
 }
 
 const (
@@ -43,6 +46,7 @@ const (
 	leastWait   = 100 * time.Millisecond
 	mostWait    = 10 * time.Minute
 	usualWait   = 15 * time.Second
+	askWait     = 30 * time.Second
 	secretStart = "whsec_"
 )
 
@@ -52,7 +56,7 @@ var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`).MatchString
 func Load(path string) ([]Hook, error) {
 	text, err := smallfile.ReadText(path, maxFile)
 	if err != nil {
-		return nil, &problem.Error{Op: "read hooks from", Place: path, Err: err, Hint: "a YAML list of {name, url or command, secret_file, on, timeout}"}
+		return nil, &problem.Error{Op: "read hooks from", Place: path, Err: err, Hint: "a YAML list of {name, url or command, secret_file, on, timeout, required}"}
 	}
 	var nodes []yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))
@@ -132,7 +136,9 @@ func (h *Hook) check(dir string) error {
 			return problem.New("", fmt.Errorf("hook %s: unknown event %q", h.Name, t), fmt.Sprintf("one of %v", apply.EventTypes()))
 		}
 	}
-	if h.Timeout == 0 {
+	if h.Timeout == 0 && h.Required {
+		h.Timeout = askWait
+	} else if h.Timeout == 0 {
 		h.Timeout = usualWait
 	}
 	if h.Timeout < leastWait || h.Timeout > mostWait {
@@ -158,4 +164,6 @@ func (h *Hook) secret() ([]byte, error) {
 }
 
 // wants reports whether an event is for the hook.
-func (h *Hook) wants(e *apply.Event) bool { return len(h.On) == 0 || slices.Contains(h.On, e.Type) }
+func (h *Hook) wants(e *apply.Event) bool {
+	return len(h.On) == 0 && !h.Required || slices.Contains(h.On, e.Type)
+}

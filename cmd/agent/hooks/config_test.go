@@ -19,6 +19,7 @@ func TestRefused(t *testing.T) {
 		"- {name: a, url: 'ftp://x'}":                              "its url is not an http or https address",
 		"- {name: a, url: 'https://x', timeout: 1h}":               "timeout 1h0m0s is out of range",
 		"- {name: a, url: 'https://x', timeout: soon}":             "cannot unmarshal",
+		"- {name: a, url: 'https://x', required: perhaps}":         "cannot unmarshal",
 		"- {name: a, url: 'https://x', secret_file: nowhere}":      "no such file",
 		"- {name: a, url: 'https://x'}\n- {name: a, command: [x]}": "hooks.yaml:2: name \"a\" is there twice",
 		"name: a": "cannot unmarshal",

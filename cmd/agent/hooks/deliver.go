@@ -25,7 +25,7 @@ import (
 // A cloudEvent is an event as hooks get it: CloudEvents 1.0, JSON format.
 type cloudEvent struct {
 	SpecVersion string       `json:"specversion"`
-	ID          string       `json:"id"` // INSTANCE/SEQUENCE
+	ID          string       `json:"id"` // INSTANCE/SEQUENCE, or INSTANCE/COMMIT of what is asked
 	Source      string       `json:"source"`
 	Type        string       `json:"type"`
 	Time        string       `json:"time"`
@@ -36,9 +36,9 @@ type cloudEvent struct {
 
 func idOf(e *apply.Event) string { return fmt.Sprintf("%s/%d", e.Instance, e.Sequence) }
 
-func encode(e *apply.Event) ([]byte, error) {
+func encode(id string, e *apply.Event) ([]byte, error) {
 	return json.Marshal(cloudEvent{
-		SpecVersion: "1.0", ID: idOf(e), Source: fmt.Sprintf("/dtesn-agent/%s/%s", e.Environment, e.Instance), Type: "dev.dtesn." + string(e.Type),
+		SpecVersion: "1.0", ID: id, Source: fmt.Sprintf("/dtesn-agent/%s/%s", e.Environment, e.Instance), Type: "dev.dtesn." + string(e.Type),
 		Time: record.FromUnix(e.At).UTC().Format(time.RFC3339Nano), Subject: e.Record, ContentType: "application/json", Data: e,
 	})
 }
@@ -51,14 +51,15 @@ const (
 	verdictRetry             // no response, or one that is about the moment
 	verdictDrop              // the receiver does not want this one
 	verdictDisable           // nor any other
+	verdictVeto              // for who was asked; else it is as verdictDrop, or verdictRetry of a command
 )
 
 // maxAnswer bounds what is kept of an answer or an output, for the log.
 const maxAnswer = 200
 
-// deliver makes one attempt. after is how long the receiver asks to wait.
-func (h *Hook) deliver(ctx context.Context, client *http.Client, e *apply.Event) (v verdict, after time.Duration, err error) {
-	body, err := encode(e)
+// deliver makes one attempt under an id. after is how long the receiver asks to wait.
+func (h *Hook) deliver(ctx context.Context, client *http.Client, id string, e *apply.Event) (v verdict, after time.Duration, err error) {
+	body, err := encode(id, e)
 	if err != nil {
 		return verdictDrop, 0, err
 	}
@@ -67,7 +68,7 @@ func (h *Hook) deliver(ctx context.Context, client *http.Client, e *apply.Event)
 	if len(h.Command) > 0 {
 		return h.run(ctx, body)
 	}
-	return h.post(ctx, client, idOf(e), body)
+	return h.post(ctx, client, id, body)
 }
 
 // post sends a webhook: Standard Webhooks 1.0.
@@ -105,6 +106,8 @@ func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []
 		return verdictDelivered, 0, nil
 	case code == http.StatusGone:
 		return verdictDisable, 0, err
+	case code == http.StatusConflict, code == http.StatusUnprocessableEntity:
+		return verdictVeto, 0, err
 	case code >= 500, code == http.StatusRequestTimeout, code == http.StatusTooManyRequests:
 		if seconds, perr := strconv.Atoi(resp.Header.Get("Retry-After")); perr == nil {
 			after = time.Duration(min(max(seconds, 0), 24*3600)) * time.Second
@@ -130,13 +133,18 @@ func (h *Hook) run(ctx context.Context, body []byte) (verdict, time.Duration, er
 	if err == nil {
 		return verdictDelivered, 0, nil
 	}
+	var exit *exec.ExitError
+	v := verdictRetry
+	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+		v = verdictVeto
+	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("not done within %s", h.Timeout)
 	}
 	if text := problem.Line(strings.TrimSpace(out.String()), maxAnswer); text != "" {
 		err = fmt.Errorf("%w (%q)", err, text)
 	}
-	return verdictRetry, 0, err
+	return v, 0, err
 }
 
 // limited keeps the beginning of what is written to it.

@@ -18,7 +18,7 @@ import (
 // TestVerdicts holds what becomes of an event with each response.
 func TestVerdicts(t *testing.T) {
 	for code, want := range map[int]verdict{
-		200: verdictDelivered, 204: verdictDelivered, 301: verdictDrop, 302: verdictDrop, 400: verdictDrop, 401: verdictDrop, 404: verdictDrop, 409: verdictDrop,
+		200: verdictDelivered, 204: verdictDelivered, 301: verdictDrop, 302: verdictDrop, 400: verdictDrop, 401: verdictDrop, 404: verdictDrop, 409: verdictVeto, 422: verdictVeto,
 		410: verdictDisable, 408: verdictRetry, 429: verdictRetry, 500: verdictRetry, 503: verdictRetry,
 	} {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -27,12 +27,12 @@ func TestVerdicts(t *testing.T) {
 			w.WriteHeader(code)
 		}))
 		h := &Hook{Name: "a", URL: server.URL, Timeout: time.Second}
-		got, after, err := h.deliver(t.Context(), New(Options{}).client, &apply.Event{Sequence: 1})
+		got, after, err := h.deliver(t.Context(), New(Options{}).client, "a/1", &apply.Event{Sequence: 1})
 		if got != want || (err == nil) != (want == verdictDelivered) || (after == 7*time.Second) != (want == verdictRetry) {
 			t.Errorf("%d: verdict %d, wait %s, %v", code, got, after, err)
 		}
 		server.Close()
-		if got, _, err = h.deliver(t.Context(), New(Options{}).client, &apply.Event{}); got != verdictRetry || err == nil {
+		if got, _, err = h.deliver(t.Context(), New(Options{}).client, "", &apply.Event{}); got != verdictRetry || err == nil {
 			t.Errorf("nobody answers: verdict %d, %v", got, err)
 		}
 	}
@@ -50,8 +50,12 @@ func TestCommands(t *testing.T) {
 		"sleep 600 & echo $! >" + pids + "; wait": "not done within",
 	} {
 		h := &Hook{Name: "a", Command: []string{"sh", "-c", script}, Timeout: time.Second}
-		v, _, err := h.deliver(t.Context(), nil, &apply.Event{Instance: "a", Sequence: 7})
-		if want == "" && (v != verdictDelivered || err != nil) || want != "" && (v != verdictRetry || err == nil || !strings.Contains(err.Error(), want)) {
+		v, _, err := h.deliver(t.Context(), nil, "a/7", &apply.Event{Instance: "a", Sequence: 7})
+		failed := verdictRetry
+		if strings.Contains(script, "exit 1") {
+			failed = verdictVeto
+		}
+		if want == "" && (v != verdictDelivered || err != nil) || want != "" && (v != failed || err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: verdict %d, %v", script, v, err)
 		}
 	}

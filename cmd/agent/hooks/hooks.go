@@ -38,6 +38,7 @@ type Set struct {
 	mu      sync.Mutex
 	hooks   []*delivery
 	changed chan struct{} // closed by Replace
+	keeping bool          // keep comes soon
 }
 
 // A delivery is a hook with how far it came.
@@ -59,7 +60,10 @@ type cursor struct {
 
 // A Status is how a hook is.
 type Status struct {
-	Name string `json:"name"`
+	Name     string `json:"name"`
+	Required bool   `json:"required"`
+	// Asked is the id of the record that it is asked about now, "" for none.
+	Asked string `json:"asked"`
 	// Lag is how many events wait, those that it is not told included.
 	Lag       int64   `json:"lag"`
 	Delivered int64   `json:"delivered"` // since the start
@@ -72,6 +76,12 @@ type Status struct {
 // String returns how a hook is on one line.
 func (s Status) String() string {
 	text := fmt.Sprintf("%s: %d delivered, %d wait", s.Name, s.Delivered, s.Lag)
+	if s.Required {
+		text += ", required"
+	}
+	if s.Asked != "" {
+		text += ", asked about " + s.Asked
+	}
 	if s.Dropped > 0 {
 		text += fmt.Sprintf(", %d dropped", s.Dropped)
 	}
@@ -128,7 +138,7 @@ func (s *Set) Replace(list []Hook) {
 		if !isKnown {
 			c.Sequence = last
 		}
-		s.hooks = append(s.hooks, &delivery{Hook: h, set: s, cursor: c, status: Status{Name: h.Name}})
+		s.hooks = append(s.hooks, &delivery{Hook: h, set: s, cursor: c, status: Status{Name: h.Name, Required: h.Required}})
 	}
 	s.keep()
 	close(s.changed)
@@ -190,14 +200,28 @@ func (d *delivery) state() (cursor, Status) {
 	return d.cursor, d.status
 }
 
-// update changes the cursor and keeps it.
+// keepSoon is how long a cursor that moved is in memory alone: each write to the disk may
+// keep a change waiting.
+const keepSoon = 100 * time.Millisecond
+
+// update changes the cursor, and keeps it soon.
 func (d *delivery) update(change func(*cursor, *Status)) {
 	d.mu.Lock()
 	change(&d.cursor, &d.status)
 	d.mu.Unlock()
-	d.set.mu.Lock()
-	defer d.set.mu.Unlock()
-	d.set.keep()
+	s := d.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keeping {
+		return
+	}
+	s.keeping = true
+	time.AfterFunc(keepSoon, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.keeping = false
+		s.keep()
+	})
 }
 
 // run delivers one event after the other.
@@ -235,9 +259,12 @@ func (d *delivery) run(ctx context.Context) {
 // persist delivers an event, or drops it. It reports whether that was done before ctx ended.
 func (d *delivery) persist(ctx context.Context, e *apply.Event) bool {
 	for attempt := 0; ; attempt++ {
-		v, after, err := d.deliver(ctx, d.set.client, e)
+		v, after, err := d.deliver(ctx, d.set.client, idOf(e), e)
 		if ctx.Err() != nil {
 			return false
+		}
+		if v == verdictVeto && len(d.Command) > 0 { // nobody was asked
+			v = verdictRetry
 		}
 		if v == verdictRetry && attempt == len(backoff) {
 			v = verdictDrop
@@ -250,7 +277,7 @@ func (d *delivery) persist(ctx context.Context, e *apply.Event) bool {
 				s.Delivered++
 			})
 			return true
-		case verdictDrop:
+		case verdictDrop, verdictVeto:
 			log.Warn("event dropped", "error", err)
 			d.update(func(c *cursor, s *Status) {
 				c.Sequence, s.LastError = e.Sequence, err.Error()

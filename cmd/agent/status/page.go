@@ -422,7 +422,7 @@ func (s *Server) pageParameters(d *pageData, st *apply.Status, rows []record.Row
 				p.Place.Text = cmp.Or(p.Place.Text, o.Layer)
 			}
 			if !recorded.Get(name).Equal(runs.Get(name)) {
-				p.Wants = Plain(recorded.Get(name).String()) + " is on record"
+				p.Wants = Plain(recorded.Get(name).String())
 			}
 			if row := begun[name]; row != nil {
 				p.Since, p.By = moment(row.Timestamp), Plain(Doer(row))

@@ -67,6 +67,7 @@ type Options struct {
 type Server struct {
 	opt       Options
 	rendering rendering
+	encoded   encoding
 }
 
 // New makes a Server; Serve starts it.

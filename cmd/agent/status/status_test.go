@@ -80,7 +80,7 @@ func newBench(t *testing.T) *bench {
 	dir := t.TempDir()
 	b := &bench{t: t, socket: filepath.Join(dir, "e.sock"), read: time.Now()}
 	log := slog.New(slog.DiscardHandler)
-	store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: filepath.Join(dir, "state"), Environment: "production", Instance: "one", MaxSnapshots: 50, Logger: log})
+	store, _, err := gitstore.Open(t.Context(), gitstore.Options{Dir: filepath.Join(dir, "state"), Environment: "production", Instance: "one", Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}

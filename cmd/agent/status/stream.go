@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"dtesn-agent/apply"
@@ -27,6 +30,8 @@ const (
 	// streamWrite is how long a client may take to read what it was sent.
 	streamWrite = 10 * time.Second
 	streamBatch = 100
+	// streamWritten is how many events are written at a time.
+	streamWritten = 16
 )
 
 // A stream is a response of server-sent events (HTML, "Server-sent events").
@@ -84,6 +89,32 @@ func (s *stream) wait(ctx context.Context, changed <-chan struct{}) bool {
 	}
 }
 
+// An encoding is the text of the events that were encoded last. Many listeners wait for
+// the same ones.
+type encoding struct {
+	mu          sync.Mutex
+	first, last int64 // sequence numbers
+	text        string
+}
+
+// of returns events, of which there is at least one, as server-sent events.
+func (c *encoding) of(events []apply.Event) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first, last := events[0].Sequence, events[len(events)-1].Sequence
+	if c.first == first && c.last == last {
+		return c.text
+	}
+	var b strings.Builder
+	for _, e := range events {
+		if text, err := json.Marshal(e); err == nil {
+			fmt.Fprintf(&b, "id: %d\nevent: %s\ndata: %s\n\n", e.Sequence, e.Type, text)
+		}
+	}
+	c.first, c.last, c.text = first, last, b.String()
+	return c.text
+}
+
 // events answers with the events after Last-Event-ID or the parameter since, or those to
 // come, as server-sent events.
 func (s *Server) events(w http.ResponseWriter, q *http.Request) {
@@ -107,15 +138,11 @@ func (s *Server) events(w http.ResponseWriter, q *http.Request) {
 			_ = st.send(fmt.Sprintf(": %s\n\n", err))
 			return
 		}
-		for _, e := range list {
-			text, err := json.Marshal(e)
-			if err != nil {
-				continue
-			}
-			if st.send(fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", e.Sequence, e.Type, text)) != nil {
+		for some := range slices.Chunk(list, streamWritten) {
+			if st.send(s.encoded.of(some)) != nil {
 				return
 			}
-			after = e.Sequence
+			after = some[len(some)-1].Sequence
 		}
 		if len(list) < streamBatch && !st.wait(q.Context(), changed) {
 			return
