@@ -165,8 +165,24 @@ func shown(v Value) string {
 	return quote(v.json)
 }
 
-func (r *Rules) evaluate(p Parameters) cue.Value {
-	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), defRules)
+// evaluate returns the rules between parameters, as they are with p.
+func (r *Rules) evaluate(p Parameters) cue.Value { return r.with(p, defRules) }
+
+// with returns a definition of #Parameters as it is with p.
+func (r *Rules) with(p Parameters, definition string) cue.Value {
+	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), definition)
+}
+
+// MemoryBytes returns about how many bytes a server takes with p. It is not ok
+// where the schema has no expression for it, or p lacks a value that it needs.
+func (r *Rules) MemoryBytes(p Parameters) (bytes int64, ok bool) {
+	r.schema.mu.Lock()
+	defer r.schema.mu.Unlock()
+	f, err := r.with(r.Known(p), defMemory).Float64()
+	if err != nil || !(0 <= f && f < maxExact) {
+		return 0, false
+	}
+	return int64(f), true
 }
 
 func textOf(v cue.Value, name string) string {
