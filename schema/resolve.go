@@ -44,6 +44,8 @@ type Configuration struct {
 	Provenance  Provenance
 	Description string
 	Experiments []Membership
+
+	experiments []experiment // what they set
 }
 
 // An Input is the files of one environment, as a source has them.
@@ -158,7 +160,7 @@ func (l *loader) resolve() *Configuration {
 	layers = append(layers, env.layer)
 	l.checkMissing(overlay(layers))
 	l.checkSet(layers, "")
-	c := &Configuration{Provenance: Provenance{}, Description: env.description}
+	c := &Configuration{Provenance: Provenance{}, Description: env.description, experiments: env.experiments}
 	var joined []experiment
 	for _, e := range env.experiments {
 		l.checkSet(layers, "", e)

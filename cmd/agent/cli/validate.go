@@ -228,23 +228,31 @@ func (r *review) file(path string) (schema.File, error) {
 	return got.file, got.err
 }
 
-// environment checks one environment and returns the templates that it extends.
-func (r *review) environment(env schema.Environment) (templates []string, err error) {
-	var in schema.Input
+// input collects the files of an environment, and the templates that it extends.
+func input(env schema.Environment, file func(path string) (schema.File, error)) (in schema.Input, templates []string, err error) {
 	paths := []string{env.File(), schema.BaseFile}
 	for i := 0; i < len(paths); i++ {
-		f, err := r.file(paths[i])
+		f, err := file(paths[i])
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a violation, and no error
 		}
 		if err != nil {
-			return nil, err
+			return in, nil, err
 		}
 		if i == 0 {
 			templates = schema.Extends(f)
 			paths = append(paths, templates...)
 		}
 		in.Files = append(in.Files, f)
+	}
+	return in, templates, nil
+}
+
+// environment checks one environment and returns the templates that it extends.
+func (r *review) environment(env schema.Environment) (templates []string, err error) {
+	in, templates, err := input(env, r.file)
+	if err != nil {
+		return nil, err
 	}
 	v := verdict{Root: r.root, Environment: env}
 	config, violations := r.schema.For(env).Review(in)
