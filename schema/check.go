@@ -69,12 +69,13 @@ var spellings = map[string]string{
 	"number": "a number in decimal digits, as in JSON",
 }
 
-// suggestSpelling makes v say how to write a value that may be meant well.
-func (p *Parameter) suggestSpelling(text string, v *Violation) {
-	text = strings.TrimSpace(text)
+// suggestSpelling makes v say how to write the value n, which may be meant well.
+func (p *Parameter) suggestSpelling(n node, v *Violation) {
+	text := strings.TrimSpace(n.Value)
 	v.Rule = cmp.Or(spellings[p.Type], v.Rule)
 	if meant := (Value{p.respell(text)}); p.isSpelled(meant) && p.fits(meant) {
 		v.Hint = "write " + meant.json
+		v.fix(n, meant.json)
 	} else if strings.Contains(text, "$") || strings.Contains(text, "{{") {
 		v.Hint = "there are no variables and no expressions; " + v.Hint
 	}

@@ -67,6 +67,9 @@ type PlannedMemory struct {
 	Limit *int64 `json:"limit"`
 }
 
+// Sets returns what the experiment c.Experiments[i] sets.
+func (c *Configuration) Sets(i int) Parameters { return c.experiments[i].parameters() }
+
 // Plan compares the configurations of two Inputs; nil stands for an environment that
 // does not exist. Instances are names whose place in experiments is of interest.
 func (r *Rules) Plan(from, to *Input, instances []string) Plan {

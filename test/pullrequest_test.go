@@ -221,7 +221,7 @@ func TestPreCommit(t *testing.T) {
 		{"a template that nobody extends", "config/templates/fresh-answers.yaml", "cache_ttl_seconds: 5", "cache_ttl_seconds: 5s", false, []string{
 			`config/templates/fresh-answers.yaml:\d+:22: .*Invalid value for cache_ttl_seconds: 5s`,
 		}},
-		{"a file of another name", "config/prodution.yaml", "", "environment: production\n", true, []string{`note: config/prodution.yaml is read by no agent.*did you mean production.yaml\? rename it`, "DTESN configuration.*Passed"}},
+		{"a file of another name", "config/prodution.yaml", "", "environment: production\n", true, []string{`note: config/prodution.yaml is read by no agent.*production.yaml is there too`, "DTESN configuration.*Passed"}},
 		{"what is no configuration", "README.md", "", "hello\n", true, []string{`DTESN configuration.*no files to check.*Skipped`}},
 	} {
 		if c.from != "" {
