@@ -28,7 +28,9 @@ type Plan struct {
 	Policy      []string            `json:"policy"`
 	Violations  []Violation         `json:"violations"` // of the new configuration
 
-	Now Parameters `json:"-"` // the new ones, outside of experiments
+	// Now is the new configuration, outside of experiments unless the plan is of one
+	// instance; nil if it is not valid.
+	Now *Configuration `json:"-"`
 
 	violations int    // counts them all
 	instance   string // the only one it is about, if it is one
@@ -168,7 +170,7 @@ func (p *Plan) load(c *Configuration, v *Violations) *Configuration {
 
 // compare notes how the parameters change.
 func (p *Plan) compare(r *Rules, old, now *Configuration) {
-	p.Now = now.Parameters
+	p.Now = now
 	for _, c := range r.Diff(old.Parameters, now.Parameters) {
 		origin, ok := now.Provenance[c.Parameter]
 		if !ok {
@@ -233,7 +235,7 @@ func (p *Plan) Summary(show func(name string) string) string {
 	case PlanInvalid:
 		return "not valid, nothing is applied: " + count(p.violations, "violation")
 	case PlanAdded:
-		return fmt.Sprintf("new, with %s", count(p.Now.Len(), "parameter"))
+		return fmt.Sprintf("new, with %s", count(p.Now.Parameters.Len(), "parameter"))
 	case PlanRemoved:
 		return "removed; its engines keep what they run, and its agents report it as invalid"
 	case PlanUnchanged:
@@ -255,7 +257,7 @@ func (p *Plan) Summary(show func(name string) string) string {
 		if slices.ContainsFunc(p.Changes, func(c PlannedChange) bool { return c.Apply == ApplyRebuild }) {
 			effect = engine + " rebuilds once"
 		}
-		parts = append(parts, fmt.Sprintf("%d of %s %s", n, count(p.Now.Len(), "parameter"), verb), effect)
+		parts = append(parts, fmt.Sprintf("%d of %s %s", n, count(p.Now.Parameters.Len(), "parameter"), verb), effect)
 	}
 	const most = 3
 	changed := 0

@@ -223,7 +223,7 @@ const (
 )
 
 // maxRelated bounds the commits that Relation looks at.
-const maxRelated = 20_000
+const maxRelated = 2_000
 
 // Relation says how from and to are related: the first is an ancestor of the other,
 // they have a common one, or none.
@@ -291,9 +291,20 @@ func (v *Revision) Directory(dir string) (*Directory, error) {
 		return nil, e
 	}
 	if err != nil {
-		return nil, err
+		return nil, v.readError(err)
 	}
 	return &Directory{v, base, map[string]*schema.File{}}, nil
+}
+
+// readError says of an object that is missing why it may be.
+func (v *Revision) readError(err error) error {
+	if errors.Is(err, plumbing.ErrObjectNotFound) {
+		return &problem.Error{
+			Op: "read commit", Place: shortHash(v.commit.hash), Err: fmt.Errorf("%s does not have all of it: %w", v.repository.path, err),
+			Hint: "clone without --filter",
+		}
+	}
+	return err
 }
 
 // A Directory is a configuration directory of a Revision.
@@ -312,7 +323,7 @@ func (d *Directory) File(name string) (schema.File, error) {
 		t.left, t.reads = maxTree, 0 // bounds are of a document
 		var err error
 		if f, err = t.file(d.base, name); err != nil {
-			return schema.File{}, err
+			return schema.File{}, d.revision.readError(err)
 		}
 		d.read[name] = f
 	}

@@ -198,6 +198,7 @@ type side struct {
 	elsewhere string
 	revision  *watcher.Revision // nil for a directory
 	file      func(path string) (schema.File, error)
+	templates []string
 }
 
 // side opens what a flag names.
@@ -208,7 +209,7 @@ func (p *planner) side(flag, value string) (*side, error) {
 			return nil, err
 		}
 		r := &review{schema: p.schema, root: root, read: map[string]reading{}}
-		return &side{id: value, title: value, dir: root, file: r.file}, nil
+		return &side{id: value, title: value, dir: root, file: r.file, templates: templatesOf(namesIn(filepath.Join(root, templatesDir)))}, nil
 	}
 	if value == "" {
 		return nil, usageHint("name a revision, such as main, or a directory, such as ./config", "%s is empty", flag)
@@ -233,7 +234,7 @@ func (p *planner) side(flag, value string) (*side, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.file, s.elsewhere = dir.File, dir.Elsewhere()
+	s.file, s.elsewhere, s.templates = dir.File, dir.Elsewhere(), templatesOf(dir.Names(templatesDir))
 	return s, nil
 }
 
@@ -245,6 +246,7 @@ func (s *side) input(env schema.Environment) (*schema.Input, error) {
 		return nil, err
 	}
 	in, _, err := input(env, s.file)
+	in.Templates = s.templates
 	return &in, err
 }
 
@@ -345,15 +347,11 @@ func (p *planner) compareRunning(cmd *cobra.Command, to *side) (*planResult, err
 		in.Instance = st.Instance
 	}
 	plan := locate(rules.PlanInstance(*st.Current, st.Experiments, in), nil, to)
-	if h := st.Held; h != nil && plan.Now.Len() > 0 {
+	if h := st.Held; h != nil && plan.Now != nil {
 		if h.Paused {
 			plan.Held = append(plan.Held, h.Entry(nil))
 		}
-		for _, e := range h.Entries {
-			if e.Matches(plan.Now, rules.Has) {
-				plan.Held = append(plan.Held, e)
-			}
-		}
+		plan.Held = append(plan.Held, apply.Matching(h, plan.Now, rules)...)
 	}
 	return &planResult{
 		From: p.against, To: to.id, title: fmt.Sprintf("%s on %s -> %s", st.Instance, p.against, to.title),

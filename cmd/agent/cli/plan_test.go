@@ -36,6 +36,9 @@ func TestPlanAsksAnAddress(t *testing.T) {
 		{200, runs("production", ""), 0, []string{"production: 1 of 6 parameters changes; the engine rebuilds once\n", "1024 -> 512"}},
 		{200, runs("production", `, "schema": {"digest": "0", "file": "x.cue"}`), 0, []string{"note: the agent on http", "has another schema (x.cue)"}},
 		{200, runs("canary", ""), 2, []string{"runs the environment canary, which the schema does not have", "hint: give the agent's schema with --schema"}},
+		{200, runs("production", `, "held": {"by": "engine", "reason": "no", "since": 1, "entries": [{"by": "engine", "reason": "too big", "values": {"esn_reservoir_size": 512}}, {"by": "engine", "reason": "other", "values": {"esn_reservoir_size": 640}}, {"by": "engine", "reason": "whole", "values": {"esn_reservoir_size": 512, "cache_ttl_seconds": null}}]}`), 0, []string{
+			"held: esn_reservoir_size 512, by engine: too big; not applied until `agent resume`", "by engine: whole", "! other",
+		}},
 		{200, runs("testing", ""), 0, []string{"testing: removed"}},
 		{200, `{"success": true, "status": {"reason": "it is down"}}`, 1, []string{"has not read its engine yet: it is down", "hint: try again"}},
 		{200, "<html>", 1, []string{"the answer is not the status of an agent", "hint: name the address"}},
@@ -47,6 +50,12 @@ func TestPlanAsksAnAddress(t *testing.T) {
 		code, body = row.code, row.body
 		expect(t, row.exit, row.want, "plan", "--against", server.URL+"/", "--to", "./config")
 	}
+	write(t, "config/base.yaml", "parameters: {max_membrane_depth: 4, esn_reservoir_size: 512, bseries_max_order: 8, enable_caching: false, enable_performance_monitoring: true}\n")
+	code, body = 200, runs("production", `, "held": {"by": "engine", "entries": [{"by": "engine", "reason": "whole", "values": {"esn_reservoir_size": 512, "cache_ttl_seconds": null}}]}`)
+	expect(t, 0, []string{"held: cache_ttl_seconds unset, esn_reservoir_size 512, by engine: whole"}, "plan", "--against", server.URL, "--to", "./config")
+	write(t, "config/production.yaml", "environment: production\nextends: [a]\n")
+	write(t, "config/templates/b.yaml", "parameters: {}\n")
+	expect(t, 3, []string{"config/production.yaml:2:11: extends[0]: templates/a.yaml does not exist", "the templates are b"}, "plan", "--from", "./empty", "--to", "./config")
 	code, body = 200, runs("production", "")
 	expect(t, 1, []string{"neither ./empty nor ./empty has an environment's file", "name the directory"}, "plan", "--from", "./empty", "--to", "./empty")
 	expect(t, 2, []string{"the token would be sent unencrypted", "hint: use https://"}, "plan", "--against", server.URL, "--to", "./config", "--token-file", "token")
@@ -63,7 +72,7 @@ func TestPlanAsksAnAddress(t *testing.T) {
 func TestPlanMarkdownIsBounded(t *testing.T) {
 	result := &planResult{title: strings.Repeat("long", 1000)}
 	for i := range 300 {
-		e := environmentPlan{Plan: schema.Plan{Name: schema.Environment(fmt.Sprintf("env-%d", i)), Status: schema.PlanChanged}}
+		e := environmentPlan{Plan: schema.Plan{Name: schema.Environment(fmt.Sprintf("env-%d", i)), Status: schema.PlanChanged, Now: &schema.Configuration{}}}
 		for j := range 200 {
 			e.Changes = append(e.Changes, schema.PlannedChange{Parameter: fmt.Sprintf("p%d", j+i), New: schema.Text("a|b"), File: "`@team`", Line: 7})
 		}

@@ -213,11 +213,7 @@ const maxTemplates = 1000
 // holds.
 func (r *review) run() error {
 	names := namesIn(filepath.Join(r.root, templatesDir))
-	for _, name := range names {
-		if stem, ok := schema.ParseTemplatePath(templatesDir + "/" + name); ok {
-			r.templates = append(r.templates, stem)
-		}
-	}
+	r.templates = templatesOf(names)
 	if r.only != "" {
 		_, err := r.environment(r.only)
 		return err
@@ -269,6 +265,16 @@ func (r *review) run() error {
 		}
 	}
 	return nil
+}
+
+// templatesOf returns the names of the templates among files below templates/.
+func templatesOf(files []string) (templates []string) {
+	for _, name := range files {
+		if stem, ok := schema.ParseTemplatePath(templatesDir + "/" + name); ok {
+			templates = append(templates, stem)
+		}
+	}
+	return templates
 }
 
 // gone reports the environments that the base has and the directory has not.
