@@ -98,7 +98,7 @@ func TestRelation(t *testing.T) {
 	}
 
 	shallow := filepath.Join(t.TempDir(), "shallow")
-	git("clone", "--quiet", "--depth=1", "--no-single-branch", "file://"+dir, shallow)
+	git("clone", "--quiet", "--depth=1", "--no-single-branch", "--no-tags", "file://"+dir, shallow)
 	if got := relate(open(shallow), "origin/alone", "origin/main"); got != RelationUnknown {
 		t.Errorf("in a shallow clone: %d", got)
 	}
