@@ -322,7 +322,7 @@ func isAddress(s string) bool {
 
 // compareRunning compares what an agent runs with what to gives its instance.
 func (p *planner) compareRunning(cmd *cobra.Command, to *side) (*planResult, error) {
-	st, err := p.status(cmd.Context())
+	st, err := p.status(cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -360,10 +360,10 @@ func (p *planner) compareRunning(cmd *cobra.Command, to *side) (*planResult, err
 }
 
 // status asks the agent.
-func (p *planner) status(ctx context.Context) (*apply.Status, error) {
+func (p *planner) status(cmd *cobra.Command) (*apply.Status, error) {
 	if !isAddress(p.against) {
 		var r report
-		if err := ask(ctx, p.against, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
+		if err := ask(cmd, p.against, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
 			return nil, err
 		}
 		return &r.Status.Status, nil
@@ -371,7 +371,7 @@ func (p *planner) status(ctx context.Context) (*apply.Status, error) {
 	fail := func(err error, hint string) (*apply.Status, error) {
 		return nil, &problem.Error{Op: "ask the agent at", Place: p.against, Err: err, Hint: hint}
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerTime)
 	defer cancel()
 	q, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.against, "/")+"/v1/config/status", http.NoBody)
 	if err != nil || q.URL.User != nil {
