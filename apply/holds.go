@@ -107,6 +107,13 @@ func (r *rules) match(hold *record.Hold, c *schema.Configuration, whole bool) (f
 	return found
 }
 
+// Matching returns the entries of a hold, which may be nil, that c has all values of,
+// as an agent with these rules sees it.
+func Matching(hold *record.Hold, c *schema.Configuration, of *schema.Rules) []record.Entry {
+	r := &rules{schema: of}
+	return without(entriesOf(hold), func(e record.Entry) bool { return !r.matches(&e, c, false) })
+}
+
 // matches reports whether c has all values of the entry; if whole, also those of
 // parameters that the schema of today does not know. Where the entry has a
 // parameter as unset, so do the values that only the schema gives: the schema may

@@ -250,9 +250,11 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 	snap.Index, snap.Parent = parent.Index+1, parent.Commit
 	snap.ID, snap.Timestamp = formatID(now.Unix(), snap.Index), record.Unix(now)
 	snap.AgentVersion = cmp.Or(snap.AgentVersion, problem.Line(s.opts.AgentVersion, maxLine))
-	if snap.Description == "" {
-		snap.Description = subject(&snap, parent.Description)
+	snap.Subject = subject(&snap, parent.Subject)
+	if snap.Description == "" && snap.Kind == record.KindChange {
+		snap.Description = snap.Source.Subject
 	}
+	snap.Description = cmp.Or(snap.Description, snap.Subject)
 	return &snap, nil
 }
 
@@ -280,7 +282,7 @@ func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error)
 	c := &object.Commit{
 		Committer: object.Signature{Name: agentName, Email: agentName + "@" + host, When: when},
 		TreeHash:  e.objects[2].hash,
-		Message:   message(snap, subject(snap, s.parent().Description)),
+		Message:   message(snap, snap.Subject),
 	}
 	c.Author = c.Committer
 	// A revert or a note is the agent's own, whoever wrote the state that it repeats.

@@ -132,7 +132,7 @@ func (s *Store) Holding() bool {
 // the head that the Store had, nil at the start.
 func (s *Store) take(ctx context.Context, before *record.Record) error {
 	// Nothing is written before it is clear that the directory is ours.
-	err := s.checkOwner()
+	err := CheckOwner(s.opts.Dir)
 	if err == nil {
 		err = s.checkIdentity()
 	}
@@ -178,7 +178,7 @@ func (s *Store) letGo(clean bool) error {
 func (s *Store) reacquire(ctx context.Context) (anew bool, err error) {
 	stands := s.lock != nil && s.lock.stands()
 	if stands {
-		if err := s.checkOwner(); err != nil {
+		if err := CheckOwner(s.opts.Dir); err != nil {
 			return false, err
 		}
 	}

@@ -58,35 +58,53 @@ func cleanLines(texts ...*string) {
 // scissors are a line below which git looks for no trailers.
 const scissors = "------------------------ >8 ------------------------"
 
-// subject is the first line of the commit; rejected is the parent's, for a revert.
+// subject is the first line of the commit: what changed, and why. rejected is the
+// parent's, for a revert.
 func subject(rec *record.Record, rejected string) string {
 	if rec.Kind == record.KindRevert {
 		return `Revert "` + problem.Line(rejected, maxLine-len(`Revert ""`)) + `"`
 	}
-	if s := problem.Line(rec.Description, maxLine); s != "" {
-		return strings.ReplaceAll(s, scissors, ">8")
+	what, why := changesLine(rec.Changes), problem.Line(rec.Description, maxLine)
+	if rec.Kind == record.KindChange && rec.Source.Subject != "" {
+		why = problem.Line(rec.Source.Subject, maxLine)
 	}
+	text := why
 	switch {
+	case what != "" && why != "":
+		text = problem.Line(what+": "+why, maxLine)
+	case what != "":
+		text = what
+	case why != "":
 	case rec.Kind == record.KindRollback:
-		return "Roll back"
+		text = "Roll back"
 	case rec.Kind == record.KindNote && rec.Held == nil:
-		return "End the hold"
+		text = "End the hold"
 	case rec.Kind == record.KindNote:
-		return "Hold"
-	case len(rec.Changes) == 0:
-		return "Update nothing"
+		text = "Hold"
+	default:
+		text = "Update nothing"
 	}
-	var names []string
-	for _, c := range rec.Changes {
-		names = append(names, c.Parameter)
+	return strings.ReplaceAll(text, scissors, ">8")
+}
+
+// changesLine returns a change that the engine rebuilds for, or else the first one, and
+// how many others there are: "a 2048 -> 4096 and 2 more".
+func changesLine(changes []schema.Change) string {
+	if len(changes) == 0 {
+		return ""
 	}
-	return problem.Line("Update "+strings.Join(names, ", "), maxLine)
+	c := changes[max(0, slices.IndexFunc(changes, func(c schema.Change) bool { return c.Critical }))]
+	text := problem.Line(fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New), maxLine/2)
+	if n := len(changes) - 1; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
+	}
+	return text
 }
 
 // body is the second paragraph: what changed, why, and what is held.
 func body(rec *record.Record, subject string) string {
 	var lines []string
-	if rec.Description != subject {
+	if !strings.HasSuffix(subject, rec.Description) {
 		lines = append(lines, rec.Description)
 	}
 	for _, c := range rec.Changes {

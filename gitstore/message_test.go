@@ -144,12 +144,22 @@ func TestHostileText(t *testing.T) {
 }
 
 func TestSubjects(t *testing.T) {
-	changes := []schema.Change{{Parameter: "esn_reservoir_size"}, {Parameter: "enable_caching"}}
+	size := schema.Change{Parameter: "esn_reservoir_size", Old: schema.Int(2048), New: schema.Int(4096), Critical: true}
+	caching := schema.Change{Parameter: "enable_caching", New: schema.Bool(true)}
+	one, both := []schema.Change{caching}, []schema.Change{caching, size}
+	long := schema.Change{Parameter: "text", Old: schema.Text(strings.Repeat("x", 500)), New: schema.Text("y")}
+	autumn := record.Source{Subject: "autumn catalogue (#412)"}
 	for want, rec := range map[string]record.Record{
-		"Deeper": {Kind: record.KindChange, Description: "Deeper"},
-		"Update esn_reservoir_size, enable_caching": {Kind: record.KindChange, Changes: changes},
+		"Deeper":                  {Kind: record.KindChange, Description: "Deeper"},
+		"autumn catalogue (#412)": {Kind: record.KindChange, Description: "Deeper", Source: autumn},
+		"esn_reservoir_size 2048 -> 4096: autumn catalogue (#412)":            {Kind: record.KindChange, Description: "Deeper", Source: autumn, Changes: []schema.Change{size}},
+		"esn_reservoir_size 2048 -> 4096 and 1 more: autumn catalogue (#412)": {Kind: record.KindChange, Source: autumn, Changes: both},
+		"esn_reservoir_size 2048 -> 4096 and 1 more: Deeper":                  {Kind: record.KindChange, Description: "Deeper", Changes: both},
+		"enable_caching unset -> true":                                        {Kind: record.KindChange, Changes: one},
+		"enable_caching unset -> true: Rollback to snapshot_1_0001: slow":     {Kind: record.KindRollback, Source: autumn, Description: "Rollback to snapshot_1_0001: slow", Changes: one},
+		"text " + strings.Repeat("x", 92) + "…: why":                          {Kind: record.KindChange, Description: "why", Changes: []schema.Change{long}},
 		"Update nothing": {Kind: record.KindChange},
-		"Roll back":      {Kind: record.KindRollback, Changes: changes},
+		"Roll back":      {Kind: record.KindRollback},
 		"Hold":           {Kind: record.KindNote, Held: &record.Hold{}},
 		"End the hold":   {Kind: record.KindNote},
 		`Revert "x"`:     {Kind: record.KindRevert, Description: "why"},

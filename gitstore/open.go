@@ -289,10 +289,10 @@ func (s *Store) readFormat() (int, error) {
 	}
 }
 
-// checkOwner refuses a directory or a journal that another user could have
-// prepared, or can change.
-func (s *Store) checkOwner() error {
-	for i, path := range []string{s.opts.Dir, segmentPath(s.opts.Dir, 0), segmentPath(s.opts.Dir, 1)} {
+// CheckOwner reports whether another user could have prepared a state directory or its
+// journal, or can change them: Open refuses that.
+func CheckOwner(state string) error {
+	for i, path := range []string{state, segmentPath(state, 0), segmentPath(state, 1)} {
 		stat := os.Lstat
 		if i == 0 { // the directory may be a link
 			stat = os.Stat
@@ -305,7 +305,7 @@ func (s *Store) checkOwner() error {
 			err = &fs.PathError{Op: "open", Path: path, Err: errIrregular}
 		}
 		if err != nil {
-			return stateError("use", s.opts.Dir, err)
+			return stateError("use", state, err)
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}

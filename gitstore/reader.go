@@ -169,6 +169,17 @@ func (r *Reader) Lookup(ctx context.Context, id string) (record.Row, error) {
 	return r.repo.lookup(ctx, v, id)
 }
 
+// LookupSource finds the newest change that a source's commit brought, by at least four
+// hex digits of its revision. The error for one that is not there is fs.ErrNotExist to
+// errors.Is.
+func (r *Reader) LookupSource(ctx context.Context, revision string) (record.Row, error) {
+	v, err := r.view()
+	if err != nil {
+		return record.Row{}, err
+	}
+	return r.repo.lookupSource(ctx, v, revision)
+}
+
 // A view is the repository at one moment: what its two refs named, and the
 // index of the oldest record of the head's history.
 type view struct {
@@ -275,6 +286,7 @@ func (r *repo) readable(index int, h plumbing.Hash) (*record.Record, error) {
 	rec = &record.Record{
 		Format: record.Format, Index: index, ID: t[keyID], Kind: record.Kind(t[keyKind]), OutcomeOf: settlement(t),
 		Timestamp: record.Unix(c.Committer.When), Description: problem.Line("(damaged) "+title, maxLine),
+		Subject:     problem.Line("(damaged) "+title, maxLine),
 		Environment: schema.Environment(t[keyEnvironment]), Instance: t[keyInstance],
 		Errors: []string{problem.Line(damage.Error(), maxReason)},
 		Commit: h.String(),
@@ -334,6 +346,45 @@ func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (found pla
 		return err == nil
 	})
 	return found, cmp.Or(err, werr)
+}
+
+var sourcePrefix = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
+
+func (r *repo) lookupSource(ctx context.Context, v view, revision string) (record.Row, error) {
+	if !sourcePrefix.MatchString(revision) {
+		return record.Row{}, r.unknown(v, revision, 0)
+	}
+	var found place
+	var whole string
+	var err error
+	werr := r.walk(v, func(p place) bool {
+		if err = ctx.Err(); err != nil {
+			return false
+		}
+		c, cerr := r.commit(p.commit)
+		if cerr != nil {
+			err = cerr
+			return false
+		}
+		t := parseTrailers(c.Message)
+		switch brought := t[keyRevision]; {
+		case !strings.HasPrefix(brought, revision) || t[keyKind] != string(record.KindChange):
+		case found.index == 0:
+			found, whole = p, brought
+		case brought != whole:
+			err = problem.New("", &unknownError{fmt.Sprintf("revision %s is not unique: %s and %s both begin with it", revision, whole, brought)}, "give more digits")
+		}
+		return err == nil
+	})
+	switch {
+	case found.index == 0 && cmp.Or(err, werr) == nil:
+		return record.Row{}, r.unknown(v, revision, 0)
+	case err != nil:
+		return record.Row{}, err
+	case werr != nil && found.index == 0: // what was found is newer than what cannot be read
+		return record.Row{}, werr
+	}
+	return r.row(v, found)
 }
 
 // unknown returns the error that no record is meant by id, which may stand for an

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/go-git/go-git/v5/plumbing"
@@ -110,6 +111,7 @@ func (r *repo) decode(c *object.Commit) (*record.Record, error) {
 		return nil, foreign("%w", err)
 	}
 	snap.Commit = c.Hash.String()
+	snap.Subject, _, _ = strings.Cut(c.Message, "\n")
 	if len(c.ParentHashes) == 1 {
 		snap.Parent = c.ParentHashes[0].String()
 	}

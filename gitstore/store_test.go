@@ -54,7 +54,7 @@ func TestRecordsReadBackAsCommitted(t *testing.T) {
 		t.Errorf("the second record stands on %s; total %d", second.Parent, s.Total())
 	}
 	if got := f.git("log", "--format=%an <%ae>|%cn <%ce>|%s"); got != "dtesn-agent <dtesn-agent@web-1>|dtesn-agent <dtesn-agent@web-1>|End the hold\n"+
-		"Ada L <ada@example.org>|dtesn-agent <dtesn-agent@web-1>|Deeper tree" {
+		"Ada L <ada@example.org>|dtesn-agent <dtesn-agent@web-1>|esn_reservoir_size 512 -> 2048: deeper" {
 		t.Errorf("git log says\n%s", got)
 	}
 }
@@ -76,7 +76,7 @@ func TestPlainGitReadsIt(t *testing.T) {
 	if got := f.git("log", "-1", "--format=%(trailers:key=Outcome-Of,valueonly,separator=)"); got != rejected.ID+" rejected" {
 		t.Errorf("Outcome-Of: %q", got)
 	}
-	if got := f.git("log", "-1", "--format=%s"); got != `Revert "`+rejected.Description+`"` {
+	if got := f.git("log", "-1", "--format=%s"); got != `Revert "`+rejected.Subject+`"` || rejected.Subject == "" {
 		t.Errorf("subject of the revert: %q", got)
 	}
 	if got := f.git("log", "-1", "--format=%B"); !strings.Contains(got, "    the engine refused it\n") || !strings.Contains(got, "    error: no memory\n") || !strings.Contains(got, "    held by engine: refused\n    held: "+holding(rejected.Config).Entries[0].String()+"\n") {

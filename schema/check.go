@@ -69,15 +69,18 @@ var spellings = map[string]string{
 	"number": "a number in decimal digits, as in JSON",
 }
 
-// suggestSpelling makes v say how to write a value that may be meant well.
-func (p *Parameter) suggestSpelling(text string, v *Violation) {
+// suggestSpelling makes v say how to write a value that may be meant well, and returns how
+// that is written, "" if it is not certain.
+func (p *Parameter) suggestSpelling(text string, v *Violation) string {
 	text = strings.TrimSpace(text)
 	v.Rule = cmp.Or(spellings[p.Type], v.Rule)
 	if meant := (Value{p.respell(text)}); p.isSpelled(meant) && p.fits(meant) {
 		v.Hint = "write " + meant.json
+		return meant.json
 	} else if strings.Contains(text, "$") || strings.Contains(text, "{{") {
 		v.Hint = "there are no variables and no expressions; " + v.Hint
 	}
+	return ""
 }
 
 var (
@@ -165,8 +168,24 @@ func shown(v Value) string {
 	return quote(v.json)
 }
 
-func (r *Rules) evaluate(p Parameters) cue.Value {
-	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), defRules)
+// evaluate returns the rules between parameters, as they are with p.
+func (r *Rules) evaluate(p Parameters) cue.Value { return r.with(p, defRules) }
+
+// with returns a definition of #Parameters as it is with p.
+func (r *Rules) with(p Parameters, definition string) cue.Value {
+	return lookup(r.definition.Unify(r.schema.context.Encode(p.values)), definition)
+}
+
+// MemoryBytes returns about how many bytes a server takes with p. It is not ok
+// where the schema has no expression for it, or p lacks a value that it needs.
+func (r *Rules) MemoryBytes(p Parameters) (bytes int64, ok bool) {
+	r.schema.mu.Lock()
+	defer r.schema.mu.Unlock()
+	f, err := r.with(r.Known(p), defMemory).Float64()
+	if err != nil || !(0 <= f && f < maxExact) {
+		return 0, false
+	}
+	return int64(f), true
 }
 
 func textOf(v cue.Value, name string) string {

@@ -29,6 +29,7 @@ const (
 	defEnvironments = "#environments"
 	defEnvironment  = "#environment"
 	defPercent      = "#percent"
+	defMemory       = "#memory_bytes"
 	defExtends      = "#extends"
 	extendsEmbedded = `"dtesn"`
 	embeddedName    = "embedded"
@@ -250,7 +251,7 @@ func (r *reader) indexField(path []string, f *ast.Field) error {
 	case len(outer) == 0:
 		known = []string{defParameters, defDefaults, defEnvironments, defEnvironment, defPercent, defExtends, "#Rule", "#Configuration"}
 	case len(outer) == 1 && outer[0] == defParameters:
-		known = []string{defRules}
+		known = []string{defRules, defMemory}
 	case len(outer) == 2 && outer[0] == defEnvironments:
 		known = []string{"label"}
 	case len(outer) == 3 && outer[1] == defRules:
@@ -310,6 +311,10 @@ func (r *reader) extend(own *ast.File) (*ast.File, error) {
 		case isPackage || name == defExtends:
 		case added != nil && structs[name] != nil:
 			to := structs[name]
+			to.Elts = slices.DeleteFunc(to.Elts, func(d ast.Decl) bool { // another server takes other memory
+				inner, _ := fieldOf(d)
+				return inner == defMemory && r.fields[name+"."+defMemory] != nil
+			})
 			to.Elts = append(to.Elts, added.Elts...) // there they see the other names
 		default:
 			file.Decls = append(file.Decls, d)
@@ -390,6 +395,12 @@ func (r *reader) readRules(env Environment, root cue.Value) error {
 		if a, b := rules.Parameter(name), first.Parameter(name); a == nil || b == nil || a.Required != b.Required {
 			return r.fail(defParameters+"."+name, "declare it once for all, and repeat its ! or ? where its bounds depend on the environment",
 				"parameter %s is not the same in %s and %s", name, first.environment, env)
+		}
+	}
+	if memory := lookup(rules.definition, defMemory); memory.Exists() {
+		if _, ok := rules.MemoryBytes(defaults); !ok {
+			return r.fail(defParameters+"."+defMemory, "write an expression over parameters that have a default, such as 4096*NAME",
+				"%s is no number of bytes with the defaults", defMemory)
 		}
 	}
 	return r.readRelations(rules, defaults)

@@ -135,7 +135,7 @@ func (l *loader) decode(file File, layerName string, known []string) (f configFi
 		return f
 	}
 	fields := l.mapping(root, known)
-	if description := fields[keyDescription].value; l.is(description, yaml.ScalarNode, "description: Deeper tree for the autumn catalogue") {
+	if description := fields[keyDescription].value; l.is(description, yaml.ScalarNode, "write one text, as in description: Deeper tree for the autumn catalogue") {
 		f.description = strings.TrimSpace(description.Value)
 	}
 	if field, ok := fields[keyParameters]; ok {
@@ -152,28 +152,28 @@ func (l *loader) decode(file File, layerName string, known []string) (f configFi
 	f.extends = l.extends(fields[keyExtends].value)
 	f.experiments = l.experiments(fields[keyExperiments].value)
 	field, ok := fields[keyEnvironment]
-	example := "environment: " + string(l.environment)
+	example := "write environment: " + string(l.environment)
 	if layerName == layerEnvironment && !ok && !l.incomplete {
-		l.report(Position{File: file.Path}, "an environment's file names its environment", "the file has no environment", "add "+example).Path = keyEnvironment
+		l.report(Position{File: file.Path}, "an environment's file names its environment", "the file has no environment", "add environment: "+string(l.environment)).Path = keyEnvironment
 	}
 	if name := field.value; l.is(name, yaml.ScalarNode, example) && name.Value != string(l.environment) {
 		l.reportNode(name, "environment equals the file's name and the agent's --environment",
 			fmt.Sprintf("environment is %s, and this is the file of %s", quote(name.Value), l.environment),
-			"write "+example+", or rename the file")
+			example+", or rename the file")
 	}
 	return f
 }
 
 // is reports whether a node is of a kind. If not, and unless it is absent or
 // refused, the kind is the rule that it breaks.
-func (l *loader) is(n node, kind yaml.Kind, example string) bool {
+func (l *loader) is(n node, kind yaml.Kind, hint string) bool {
 	if n.Node == nil || n.Kind == kind {
 		return n.Node != nil
 	}
 	l.incomplete = true
 	if n.Kind != 0 {
 		rule := kindNames[kind]
-		l.reportNode(n, rule, fmt.Sprintf("%s is %s, not %s", cmp.Or(n.path, "the file"), kindOf(n.Node), rule), "write "+example)
+		l.reportNode(n, rule, fmt.Sprintf("%s is %s, not %s", cmp.Or(n.path, "the file"), kindOf(n.Node), rule), hint)
 	}
 	return false
 }
@@ -183,11 +183,11 @@ type field struct{ key, value node }
 
 // mapping returns the known keys of a mapping and reports the other ones.
 func (l *loader) mapping(n node, known []string) map[string]field {
-	example := "lines of key: value; the keys are " + strings.Join(known, ", ")
+	hint := "write lines of key: value; the keys are " + strings.Join(known, ", ")
 	if n.Node != nil && strings.Contains(n.Value, ":") {
-		example = "lines of key: value, with a space behind the colon"
+		hint = "write lines of key: value, with a space behind the colon"
 	}
-	if !l.is(n, yaml.MappingNode, example) {
+	if !l.is(n, yaml.MappingNode, hint) {
 		return nil
 	}
 	fields := map[string]field{}
@@ -198,7 +198,13 @@ func (l *loader) mapping(n node, known []string) map[string]field {
 		case slices.Contains(known, key.Value):
 			fields[key.Value] = field{key, value}
 		default:
-			l.unknownKey(key, n.path, known)
+			v := l.unknownKey(key, n.path, known)
+			isTaken := func(name string) bool {
+				return slices.ContainsFunc(n.Content, func(c *yaml.Node) bool { return c.Value == name })
+			}
+			if meant, ok := certain(key.Value, known); ok && !isTaken(meant) {
+				v.fix(key, meant)
+			}
 			if meant, ok := Suggest(key.Value, known); ok && fields[meant].value.Node == nil {
 				fields[meant] = field{key: key}
 				l.incomplete = l.incomplete || n.path == ""
@@ -208,7 +214,7 @@ func (l *loader) mapping(n node, known []string) map[string]field {
 	return fields
 }
 
-func (l *loader) unknownKey(key node, outer string, known []string) {
+func (l *loader) unknownKey(key node, outer string, known []string) *Violation {
 	hint := didYouMean(key.Value, known)
 	below := strings.TrimPrefix(key.Value, keyParameters+".")
 	switch {
@@ -223,7 +229,7 @@ func (l *loader) unknownKey(key node, outer string, known []string) {
 	case l.Has(below):
 		hint = fmt.Sprintf("write %s: on a line of its own, and %s: indented below it", keyParameters, below)
 	}
-	l.reportNode(key, "known keys only", "unknown key "+quote(key.Value), hint)
+	return l.reportNode(key, "known keys only", "unknown key "+quote(key.Value), hint)
 }
 
 // layer reads a mapping of parameters. A misspelled parameter counts as set.
@@ -252,17 +258,22 @@ func (l *loader) value(n node, p *Parameter) Value {
 	if violation == nil {
 		return v
 	}
-	if isScalar && !p.isSpelled(v) {
-		p.suggestSpelling(n.Value, violation)
-	}
 	violation.Position, violation.Path = n.at(), n.path
+	if meant, ok := certain(n.Value, p.Values); ok && isScalar {
+		violation.fix(n, meant)
+	}
+	if isScalar && !p.isSpelled(v) {
+		if meant := p.suggestSpelling(n.Value, violation); meant != "" {
+			violation.fix(n, meant)
+		}
+	}
 	l.add(*violation)
 	return Value{}
 }
 
 // items returns at most limit items of a list.
-func (l *loader) items(n node, limit int, example string) (items []node) {
-	if !l.is(n, yaml.SequenceNode, n.path+": "+example) {
+func (l *loader) items(n node, limit int, hint string) (items []node) {
+	if !l.is(n, yaml.SequenceNode, hint) {
 		return nil
 	}
 	for i := range min(len(n.Content), limit) {
@@ -293,9 +304,38 @@ func Extends(environmentFile File) (paths []string) {
 	return paths
 }
 
+// templateList returns what is meant by names of templates that stand where their
+// list should be: "[low-memory]" for low-memory, or "".
+func templateList(n node) string {
+	if n.Node == nil || n.Kind != yaml.ScalarNode {
+		return ""
+	}
+	names := strings.Split(n.Value, ",")
+	for i, name := range names {
+		names[i] = templateStem(strings.TrimSpace(name))
+		if !templateName.MatchString(names[i]) {
+			return ""
+		}
+	}
+	return "[" + strings.Join(names, ", ") + "]"
+}
+
+// templateStem returns the name of a template without what its file has besides.
+func templateStem(name string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(name, templatePrefix), fileSuffix)
+}
+
 // extends returns the well-formed items of extends, which name templates.
 func (l *loader) extends(n node) (templates []node) {
-	for _, item := range l.items(n, maxExtends, "[high-throughput]") {
+	hint, list := "write a list, as in extends: [high-throughput]", templateList(n)
+	if list != "" {
+		hint = "write extends: " + list
+	}
+	items := l.items(n, maxExtends, hint)
+	if list != "" && len(l.List) > 0 {
+		l.List[len(l.List)-1].fix(n, list)
+	}
+	for _, item := range items {
 		first := slices.IndexFunc(templates, func(t node) bool { return t.Value == item.Value })
 		switch {
 		case item.Kind == 0:
@@ -303,10 +343,15 @@ func (l *loader) extends(n node) (templates []node) {
 		case item.Kind != yaml.ScalarNode || !templateName.MatchString(item.Value):
 			l.incomplete = true
 			hint := "write the file's name without templates/ and .yaml, such as high-throughput"
-			if name := strings.TrimSuffix(strings.TrimPrefix(item.Value, templatePrefix), fileSuffix); templateName.MatchString(name) {
+			name := templateStem(item.Value)
+			isName := item.Kind == yaml.ScalarNode && templateName.MatchString(name)
+			if isName {
 				hint = "write " + name
 			}
-			l.reportNode(item, "the name of a file under templates/, at most 64 of a-z 0-9 - _", kindOf(item.Node)+" is not the name of a template", hint)
+			v := l.reportNode(item, "the name of a file under templates/, at most 64 of a-z 0-9 - _", kindOf(item.Node)+" is not the name of a template", hint)
+			if isName {
+				v.fix(item, name)
+			}
 		case first >= 0:
 			l.reportNode(item, "each template once", item.Value+" is extended twice",
 				"remove one of them; a later template overrides an earlier one").Related = []Position{templates[first].at()}
@@ -320,7 +365,7 @@ func (l *loader) extends(n node) (templates []node) {
 func (l *loader) experiments(n node) (list []experiment) {
 	p := l.parameters[max(0, slices.IndexFunc(l.parameters, func(p Parameter) bool { return p.Required }))]
 	examples := []string{exampleLabel, "10", fmt.Sprintf("{%s: %v}", p.Name, p.Default)} // of experimentKeys
-	for _, item := range l.items(n, maxExperiments, fmt.Sprintf("[{name: %s, percent: %s, parameters: %s}]", examples[0], examples[1], examples[2])) {
+	for _, item := range l.items(n, maxExperiments, fmt.Sprintf("write a list, as in experiments: [{name: %s, percent: %s, parameters: %s}]", examples[0], examples[1], examples[2])) {
 		fields := l.mapping(item, experimentKeys)
 		for i, key := range experimentKeys {
 			if _, ok := fields[key]; fields != nil && !ok {
@@ -339,7 +384,7 @@ func (l *loader) experiments(n node) (list []experiment) {
 
 // experimentName reads the name of e, which no experiment before may have.
 func (l *loader) experimentName(n node, e *experiment, before []experiment) {
-	if !l.is(n, yaml.ScalarNode, keyName+": "+exampleLabel) {
+	if !l.is(n, yaml.ScalarNode, "write a short text, as in "+keyName+": "+exampleLabel) {
 		return
 	}
 	label := n.Value

@@ -44,6 +44,8 @@ type Configuration struct {
 	Provenance  Provenance
 	Description string
 	Experiments []Membership
+
+	experiments []experiment // what they set
 }
 
 // An Input is the files of one environment, as a source has them.
@@ -51,6 +53,8 @@ type Input struct {
 	Files    []File // base.yaml, the environment's file and the templates that exist
 	Commit   string // "" for files that no commit names
 	Instance string // decides which experiments apply
+	// Templates are the names of all templates that there are, for hints; nil if unknown.
+	Templates []string
 }
 
 // Load turns files into the Configuration of one instance, or into all the
@@ -81,7 +85,9 @@ func (r *Rules) load(in Input, review bool) (c *Configuration, v *Violations) {
 func (r *Rules) CheckTemplate(template File) *Violations {
 	l := &loader{Rules: r, in: Input{Files: []File{template}}}
 	l.file(template.Path, layerTemplate, templateKeys, node{})
-	return l.cut()
+	v := l.cut()
+	v.addText(l.in.Files)
+	return v
 }
 
 // A loader holds one load and what is wrong with it.
@@ -126,14 +132,22 @@ func (l *loader) file(path, layerName string, known []string, from node) (f conf
 
 func (l *loader) missingFile(path string, from node) {
 	if from.Node != nil {
-		var templates []string
-		for _, f := range l.in.Files {
-			if name, ok := ParseTemplatePath(f.Path); ok {
-				templates = append(templates, name)
+		const most = 12 // templates that are listed
+		extended := func(name string) bool {
+			return slices.ContainsFunc(l.in.Files, func(f File) bool { return f.Path == templateFile(name) })
+		}
+		others := slices.DeleteFunc(slices.Clone(l.in.Templates), extended)
+		hint := suggestion(from.Value, others, "correct the name, or create the file")
+		if all := l.in.Templates; len(all) > 0 {
+			hint += "; the templates are " + strings.Join(all[:min(len(all), most)], ", ")
+			if len(all) > most {
+				hint += fmt.Sprintf(" and %d more", len(all)-most)
 			}
 		}
-		l.reportNode(from, "a template that is extended exists", path+" does not exist",
-			suggestion(from.Value, templates, "create it or remove the entry"))
+		v := l.reportNode(from, "a template that is extended exists", path+" does not exist", hint)
+		if meant, ok := certain(from.Value, others); ok {
+			v.fix(from, meant)
+		}
 		return
 	}
 	hint := "create it with parameters: and the values that all environments share"
@@ -158,7 +172,7 @@ func (l *loader) resolve() *Configuration {
 	layers = append(layers, env.layer)
 	l.checkMissing(overlay(layers))
 	l.checkSet(layers, "")
-	c := &Configuration{Provenance: Provenance{}, Description: env.description}
+	c := &Configuration{Provenance: Provenance{}, Description: env.description, experiments: env.experiments}
 	var joined []experiment
 	for _, e := range env.experiments {
 		l.checkSet(layers, "", e)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"go.yaml.in/yaml/v3"
+
 	"dtesn-agent/schema/problem"
 )
 
@@ -41,6 +43,40 @@ type Violation struct {
 	Hint    string     `json:"hint,omitempty"`
 	Related []Position `json:"related,omitempty"` // the other places concerned, such as the other operand
 	Text    string     `json:"text,omitempty"`    // that line of the file, at most 200 bytes
+	Fix     *Fix       `json:"fix,omitempty"`     // nil unless it is certain what was meant
+}
+
+// A Fix is a change of one line that ends a violation: the line as it is and as it
+// should be, without the line feed.
+type Fix struct {
+	File string `json:"file"`
+	Line int    `json:"line"`
+	Old  string `json:"old"`
+	New  string `json:"new"`
+}
+
+// fix notes that the violation, which is at n, ends if text stands there instead.
+func (v *Violation) fix(n node, text string) {
+	quotes := map[yaml.Style]string{0: "", yaml.SingleQuotedStyle: "'", yaml.DoubleQuotedStyle: `"`}
+	if quote, ok := quotes[n.Style]; ok && n.Kind == yaml.ScalarNode {
+		v.Fix = &Fix{v.File, v.Line, quote + n.Value + quote, text}
+	}
+}
+
+// inLine completes a Fix that has what is to be replaced by what; nil if that does
+// not stand in the line.
+func (f *Fix) inLine(line string, column int) *Fix {
+	const maxLine = 1000 // bytes
+	runes := []rune(line)
+	if f == nil || len(line) > maxLine || column < 1 || column > len(runes) {
+		return nil
+	}
+	before, rest := string(runes[:column-1]), string(runes[column-1:])
+	rest, ok := strings.CutPrefix(rest, f.Old)
+	if !ok {
+		return nil
+	}
+	return &Fix{f.File, f.Line, line, before + f.New + rest}
 }
 
 // String returns the violation on one line, without what is empty or said twice:
@@ -107,7 +143,8 @@ func (v *Violations) addText(files []File) {
 			lines[at.File] = strings.Split(string(files[j].Bytes), "\n")
 		}
 		if all := lines[at.File]; at.Line > 0 && at.Line <= len(all) {
-			at.Text = problem.Cut(strings.TrimRight(strings.ToValidUTF8(all[at.Line-1], "?"), "\r"), 200)
+			line := strings.TrimRight(strings.ToValidUTF8(all[at.Line-1], "?"), "\r")
+			at.Text, at.Fix = problem.Cut(line, 200), at.Fix.inLine(line, at.Column)
 		}
 	}
 }
@@ -227,6 +264,18 @@ func Suggest(word string, candidates []string) (string, bool) {
 		best = containing[0]
 	}
 	return best, best != ""
+}
+
+// certain returns the candidate that word surely was meant to be: it differs by two
+// letters at most, and no other candidate is near.
+func certain(word string, candidates []string) (string, bool) {
+	best, ok := Suggest(word, candidates)
+	if !ok || editDistance(foldWord(word), foldWord(best)) > 2 {
+		return "", false
+	}
+	others := slices.DeleteFunc(slices.Clone(candidates), func(c string) bool { return c == best })
+	_, another := Suggest(word, others)
+	return best, !another
 }
 
 func foldWord(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }

@@ -162,8 +162,11 @@ func TestAccess(t *testing.T) {
 	conn := g.dial()
 	fmt.Fprint(conn, "POST /v1/config/validate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n")
 	_ = conn.SetReadDeadline(time.Now().Add(3 * time.Second))
-	if line, err := bufio.NewReader(conn).ReadString('\n'); !strings.Contains(line, "401") {
-		t.Errorf("a body that never comes: %q, %v", line, err)
+	if text, err := io.ReadAll(conn); !strings.Contains(string(text), " 401 ") || !strings.Contains(string(text), "or a client certificate of") {
+		t.Errorf("a body that never comes: %q, %v", text, err)
+	}
+	if _, text := get(t, "http://"+g.health+"/metrics", "*/*"); !strings.Contains(text, "\ndtesn_agent_refused_credentials_total ") || strings.Contains(text, "\ndtesn_agent_refused_credentials_total 0\n") {
+		t.Errorf("requests that were refused are not counted:\n%s", text)
 	}
 
 	needs(t, "curl")

@@ -78,7 +78,7 @@ func TestPprof(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"heaps"}, 2, `invalid argument "heaps"`},
+		{[]string{"heaps"}, 2, `there is no profile "heaps": want allocs, goroutine, heap, profile, trace`},
 		{nil, 2, "accepts 1 arg"},
 		{[]string{"profile", "--seconds", "0"}, 2, "--seconds: 0 is out of range"},
 	} {

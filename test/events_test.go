@@ -121,13 +121,13 @@ func TestEvents(t *testing.T) {
 	if id, e := again.next(t); id != seen[3] || e.Type != apply.EventHeld {
 		t.Errorf("resumed behind %s it goes on with %s %s", seen[2], id, e.Type)
 	}
-	for since, want := range map[string]int{seen[1]: http.StatusOK, "x": http.StatusBadRequest, "-1": http.StatusBadRequest} {
+	for since, next := range map[string]string{seen[1]: seen[2], "9999999999999": seen[0], "x": "", "-1": ""} {
 		resp, err := http.Get("http://127.0.0.1:" + r.port + "/v1/config/events?since=" + since)
 		ok(t, err)
-		if resp.StatusCode != want {
+		if want := map[bool]int{true: http.StatusBadRequest, false: http.StatusOK}[next == ""]; resp.StatusCode != want {
 			t.Errorf("since %s: %s", since, resp.Status)
-		} else if want == http.StatusOK {
-			if id, _ := (&listener{resp, bufio.NewScanner(resp.Body)}).next(t); id != seen[2] {
+		} else if next != "" {
+			if id, _ := (&listener{resp, bufio.NewScanner(resp.Body)}).next(t); id != next {
 				t.Errorf("since %s it goes on with %s", since, id)
 			}
 		}
@@ -151,6 +151,12 @@ func TestEvents(t *testing.T) {
 		t.Errorf("exit %d: %s", code, out)
 	}
 	if code, out := agent("audit", "--state", r.state, "--since", "1ns"); code != 0 || !strings.Contains(out, "no such event") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	if code, out := agent("audit", "--state", r.state, "--since", "1d"); code != 0 || !strings.Contains(out, "resumed") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	if code, out := agent("audit", "--state", r.state, "--verify", "--json"); code != 2 || out != "agent: --verify and --json cannot be combined\n" {
 		t.Errorf("exit %d: %s", code, out)
 	}
 	if code, out := agent("audit", "--state", r.state, "--type", "x"); code != 2 || !strings.Contains(out, "rolled_back") {

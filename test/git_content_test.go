@@ -194,13 +194,14 @@ func TestGitHostileHeader(t *testing.T) {
 		f.push()
 		v := f.runs(n)
 		_, show := agent("show", fmt.Sprint(n), "--state", f.state)
-		_, list := agent("snapshots", "--state", f.state)
+		_, list := agent("snapshots", "--state", f.state, "--wide")
+		_, narrow := agent("snapshots", "--state", f.state)
 		if lines := strings.Count(list, "\n"); lines != n+1 {
 			t.Errorf("%q: %d lines list %d records:\n%s", row.author, lines, n, list)
 		}
 		status := f.get("/v1/config/status")
 		record := gitserver.Git(t, f.dir, "--git-dir", filepath.Join(f.state, "snapshots.git"), "show", "testing:snapshot.json")
-		for where, text := range map[string]string{"agent status": v.Text, "agent show": show, "agent snapshots": list, "HTTP": status, "snapshot.json": record} {
+		for where, text := range map[string]string{"agent status": v.Text, "agent show": show, "agent snapshots --wide": list, "agent snapshots": narrow, "HTTP": status, "snapshot.json": record} {
 			if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' }) {
 				t.Errorf("%s: %s is not safe to print: %q", row.author, where, text)
 			}

@@ -126,6 +126,16 @@ func TestHistoryComesBack(t *testing.T) {
 	r.order("rollback", "--reason", "night", "--pause")
 	r.await("rolled back", func(v view) bool { return v.Held != nil && v.Held.Paused && v.size() == 1024 })
 	r.stop()
+	whole := func() (all string) {
+		for _, args := range [][]string{{"snapshots", "--wide"}, {"export", "--format", "json"}, {"export", "1"}, {"export", "2"}, {"show", "3", "--json"}, {"show", "--values"}} {
+			code, out := agent(append(args, "--state", r.state)...)
+			if all += out; code != 0 {
+				t.Errorf("agent %v: exit %d: %s", args, code, out)
+			}
+		}
+		return all
+	}
+	before := whole()
 	repository, mirror := filepath.Join(r.state, "snapshots.git"), filepath.Join(r.dir, "mirror.git")
 	r.git("clone", "-q", "--mirror", repository, mirror)
 	loseHistory(t, r.state)
@@ -138,6 +148,9 @@ func TestHistoryComesBack(t *testing.T) {
 	r.agent()
 	r.lostHistory("there again", "operator", "night")
 	r.whole("there again", 3)
+	if now := whole(); now != before {
+		t.Errorf("the history was\n%s\nand is there again as\n%s", before, now)
+	}
 	if n := e.sent(); n != sent {
 		t.Errorf("%d batches were sent", n-sent)
 	}

@@ -138,7 +138,13 @@ func TestHooks(t *testing.T) {
   command: [sh, -c, 'cat >>"$1"; echo >>"$1"', hook, %s]
   on: [applied]
 `, good.url, bad.url, gone.url, slow.URL, output), 0o600))
-	flags := func(cmd *exec.Cmd) { cmd.Args = append(cmd.Args, "--hooks", file) }
+	flags := func(cmd *exec.Cmd) {
+		cmd.Args = append(cmd.Args, "--hooks", file)
+		out, err := os.Create(filepath.Join(r.dir, "state.log"))
+		ok(t, err)
+		t.Cleanup(func() { _ = out.Close() })
+		r.out, cmd.Stderr = out, out
+	}
 	bad.will(400)
 	gone.will(410)
 	r.declare(700)
@@ -189,21 +195,33 @@ func TestHooks(t *testing.T) {
 		_, out := agent("status", "--state", r.state)
 		return strings.Contains(out, "gone: 0 delivered, 0 wait\n")
 	})
+	r.until("that is logged", func() bool { return r.logged("hooks read again", "hooks=gone") == 1 })
+	if r.logged("hook requests are not signed", "hooks=slow,dead") != 1 {
+		t.Errorf("it is not said whose requests are not signed:\n%s", r.evidence())
+	}
 	r.order("resume")
 	r.until("and told what happens", func() bool { types, _ := gone.told(); return slices.Contains(types, "resumed") })
 	ok(t, os.WriteFile(file, []byte("- {name: gone}\n"), 0o600))
 	ok(t, second.Process.Signal(syscall.SIGHUP))
 	r.order("pause", "--reason", "night")
 	r.until("a bad file changes nothing", func() bool { types, _ := gone.told(); return slices.Contains(types, "paused") })
+	mistake := file + ":1: hook gone: it needs a url or a command, and not both; what was read before is in force"
+	if _, out := agent("status", "--state", r.state); !strings.Contains(out, "\nhooks      read hooks "+mistake) {
+		t.Errorf("the status does not say what is wrong with the file:\n%s", out)
+	}
+	if _, page := get(t, "http://127.0.0.1:"+r.port+"/", "text/html"); !strings.Contains(page, `<h2 id="hooks">Hooks</h2>`) || !strings.Contains(page, mistake) || !strings.Contains(page, "<li>gone: ") {
+		t.Errorf("nor the page:\n%s", page)
+	}
 	var status struct {
 		Status struct {
-			RegisteredCallbacks int `json:"registered_callbacks"`
+			HookErrors          []string `json:"hook_errors"`
+			RegisteredCallbacks int      `json:"registered_callbacks"`
 			Hooks               []struct{ Name string }
 		}
 	}
 	_, text := get(t, "http://127.0.0.1:"+r.port+"/v1/config/status", "*/*")
 	ok(t, json.Unmarshal([]byte(text), &status))
-	if status.Status.RegisteredCallbacks != 1 || len(status.Status.Hooks) != 1 || status.Status.Hooks[0].Name != "gone" {
+	if len(status.Status.HookErrors) != 1 || status.Status.RegisteredCallbacks != 1 || len(status.Status.Hooks) != 1 || status.Status.Hooks[0].Name != "gone" {
 		t.Errorf("%+v", status)
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
+	"dtesn-agent/test/gitserver"
 )
 
 const module = "dtesn-agent"
@@ -48,7 +49,7 @@ var mayImport = map[string][]string{
 	"dtesn/engine":      {"schema", "dtesn", "dtesn/api", "dtesn/bounded"},
 	"apply":             {"schema", "schema/problem", "gitstore/record", "watcher/document", "dtesn/api"},
 	"cmd/agent/events":  {"schema/problem", "gitstore/record", "apply"},
-	"cmd/agent/hooks":   {"schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
+	"cmd/agent/hooks":   {"schema", "schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
 	"cmd/agent/status":  {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded", "cmd/agent/hooks", "watcher/smallfile"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
@@ -350,7 +351,10 @@ const textCUE = `package dtesn
 func TestReadmeMetrics(t *testing.T) {
 	rules := rulesOf(t, filepath.Join(t.TempDir(), "text.cue"), textCUE)
 	metrics := status.NewMetrics("test", rules)
-	server := status.New(status.Options{Hooks: func() []hooks.Status { return []hooks.Status{{Name: "chat"}} }, Source: still{rules.Defaults().With("quantisation", schema.Text("int8"))}, Rules: rules, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
+	cert := gitserver.NewCert(t, t.TempDir(), "server")
+	access, err := status.OpenAccess(status.AccessFiles{Cert: cert.CertFile, Key: cert.KeyFile, ClientCA: cert.CertFile}, slog.New(slog.DiscardHandler))
+	ok(t, err)
+	server := status.New(status.Options{Access: access, Hooks: func() []hooks.Status { return []hooks.Status{{Name: "chat"}} }, Source: still{rules.Defaults().With("quantisation", schema.Text("int8"))}, Rules: rules, Metrics: metrics, Logger: slog.New(slog.DiscardHandler)})
 	answer := httptest.NewRecorder()
 	server.HealthHandler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
 	served := map[string]string{} // a metric and its labels

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/test/gitserver"
 )
 
 const observability = "../examples/observability/"
@@ -237,10 +238,10 @@ func TestDashboard(t *testing.T) {
 	ok(t, os.WriteFile(file, []byte("- {name: chat, command: [cat]}\n"), 0o600))
 	port, err := freePort()
 	ok(t, err)
-	health := "127.0.0.1:" + port
+	health, cert := "127.0.0.1:"+port, gitserver.NewCert(t, r.dir, "server")
 	start := func() *exec.Cmd {
 		return r.embedded(func(cmd *exec.Cmd) {
-			cmd.Path, cmd.Args = shippedAgent(t), append(cmd.Args, "--health-listen", health, "--hooks", file)
+			cmd.Path, cmd.Args = shippedAgent(t), append(cmd.Args, "--health-listen", health, "--hooks", file, "--tls-cert-file", cert.CertFile, "--tls-key-file", cert.KeyFile)
 		})
 	}
 	r.declare(700)

@@ -319,7 +319,7 @@ func (g *grown) isShown() {
 		args []string
 		want string
 	}{
-		{[]string{"snapshots"}, extra + ` 30 -> 40`},
+		{[]string{"snapshots", "--wide"}, extra + ` 30 -> 40`},
 		{[]string{"show", "2"}, extra + ` +40 +production.yaml:4:24`},
 		{[]string{"diff", "1"}, extra + ` 30 -> 40`},
 	} {
@@ -354,7 +354,7 @@ func (g *grown) isHeld(what string) {
 	if values[sizeName] != 2048.0 || values[extra] != 40.0 {
 		t.Errorf("%s: held are %v", what, values)
 	}
-	if out := g.order("snapshots"); !strings.Contains(out, "rollback") || !strings.Contains(out, extra+" 40 -> 30") {
+	if out := g.order("snapshots", "--wide"); !strings.Contains(out, "rollback") || !strings.Contains(out, extra+" 40 -> 30") {
 		t.Errorf("%s: agent snapshots says\n%s", what, out)
 	}
 	g.runsBoth(1024, 30)
@@ -371,7 +371,7 @@ func (g *grown) isPaused(what string) {
 	if held := g.holds(what); held["paused"] != true || held["by"] != "operator" || held["reason"] != "night" || v.InSync {
 		t.Errorf("%s: held %v, in sync %v", what, held, v.InSync)
 	}
-	if out := g.order("snapshots"); !strings.Contains(out, "Pause: night") || !strings.Contains(out, extra+" 30 -> 40") {
+	if out := g.order("snapshots", "--wide"); !strings.Contains(out, "Pause: night") || !strings.Contains(out, extra+" 30 -> 40") {
 		t.Errorf("%s: agent snapshots says\n%s", what, out)
 	}
 	g.runsBoth(2048, 40)

@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -103,20 +104,38 @@ func TestWorkflowOnAPullRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	runner := t.TempDir()
-	workspace := repository(t, "config")
-	must(t, os.Symlink(source, filepath.Join(workspace, ".dtesn-agent")))
-
-	code, annotations := runSteps(t, workspace, runner)
-	if code != 0 || len(annotations) != 0 {
-		t.Fatalf("a good configuration: exit %d, annotations %v", code, annotations)
+	origin := repository(t, "config")
+	pull := func() (workspace string) { // checks out the merge of what was changed, as GitHub does
+		t.Helper()
+		git(t, origin, "checkout", "--quiet", "-B", "topic")
+		git(t, origin, "commit", "--quiet", "--all", "--message=change")
+		git(t, origin, "checkout", "--quiet", "--detach", "main")
+		git(t, origin, "merge", "--quiet", "--no-ff", "--message=merge", "topic")
+		workspace = filepath.Join(t.TempDir(), "workspace")
+		git(t, origin, "clone", "--quiet", "--depth=2", "file://"+origin, workspace)
+		git(t, origin, "checkout", "--quiet", "main")
+		must(t, os.Symlink(source, filepath.Join(workspace, ".dtesn-agent")))
+		return workspace
 	}
 
-	replace(t, workspace, "config/production.yaml", "max_membrane_depth: 8", "max_membrane_depht: 8")
-	replace(t, workspace, "config/base.yaml", "cache_ttl_seconds: 300", "cache_ttl_seconds: 0")
-	replace(t, workspace, "config/development.yaml", "esn_reservoir_size: 256", "esn_reservoir_size: 64")
-	code, annotations = runSteps(t, workspace, runner)
-	if code != 3 {
-		t.Errorf("a bad configuration: exit %d", code)
+	replace(t, origin, "config/production.yaml", "percent: 10", "percent: 50")
+	code, annotations, summary := runSteps(t, pull(), runner)
+	if code != 0 || len(annotations) != 0 || !strings.HasPrefix(summary, "**production**: experiment `bigger-reservoir` goes from 10 % to 50 %\n") {
+		t.Fatalf("a good configuration: exit %d, annotations %v, summary\n%s", code, annotations, summary)
+	}
+
+	git(t, origin, "rm", "--quiet", "config/testing.yaml")
+	code, annotations, summary = runSteps(t, pull(), runner)
+	if code != 3 || len(annotations) != 1 || !strings.Contains(annotations[0], "config/testing.yaml") || !strings.HasPrefix(summary, "**testing**: removed") {
+		t.Fatalf("an environment less: exit %d, annotations %v, summary\n%s", code, annotations, summary)
+	}
+
+	replace(t, origin, "config/production.yaml", "max_membrane_depth: 8", "max_membrane_depht: 8")
+	replace(t, origin, "config/base.yaml", "cache_ttl_seconds: 300", "cache_ttl_seconds: 0")
+	replace(t, origin, "config/development.yaml", "esn_reservoir_size: 256", "esn_reservoir_size: 64")
+	code, annotations, summary = runSteps(t, pull(), runner)
+	if code != 3 || !strings.Contains(summary, "**development, production**: not valid, nothing is applied: 2 violations") {
+		t.Errorf("a bad configuration: exit %d, summary\n%s", code, summary)
 	}
 	want := []string{
 		`config/base.yaml 27 22 "development, staging, production, testing: 1-86400" Invalid value for cache_ttl_seconds: 0|use an integer from 1 to 86400; the default is 300`,
@@ -129,9 +148,14 @@ func TestWorkflowOnAPullRequest(t *testing.T) {
 }
 
 // runSteps runs the scripts of the workflow as a runner does, until one fails,
-// and returns its exit code and the annotations.
-func runSteps(t *testing.T, workspace, runner string) (code int, annotations []string) {
+// and returns its exit code, the annotations and the summary.
+func runSteps(t *testing.T, workspace, runner string) (code int, annotations []string, summary string) {
 	t.Helper()
+	summaryFile := filepath.Join(workspace, ".summary")
+	defer func() {
+		text, _ := os.ReadFile(summaryFile)
+		summary = string(text)
+	}()
 	_, steps := readWorkflow(t)
 	for _, s := range steps {
 		if s.Run == "" {
@@ -146,7 +170,7 @@ func runSteps(t *testing.T, workspace, runner string) (code int, annotations []s
 		defer stop()
 		cmd := exec.CommandContext(ctx, "bash", "-e", script)
 		cmd.Dir = filepath.Join(workspace, s.Dir)
-		cmd.Env = append(os.Environ(), "GITHUB_WORKSPACE="+workspace, "RUNNER_TEMP="+runner, "MAKEFLAGS=")
+		cmd.Env = append(os.Environ(), "GITHUB_WORKSPACE="+workspace, "RUNNER_TEMP="+runner, "GITHUB_STEP_SUMMARY="+summaryFile, "MAKEFLAGS=")
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		err := cmd.Run()
@@ -156,15 +180,60 @@ func runSteps(t *testing.T, workspace, runner string) (code int, annotations []s
 		var exit *exec.ExitError
 		switch {
 		case errors.As(err, &exit) && exit.Exited() && strings.Contains(s.Run, "validate"):
-			return exit.ExitCode(), annotations
+			return exit.ExitCode(), annotations, ""
 		case err != nil:
 			t.Fatalf("step %q: %v\n%s%s", s.Name, err, &stdout, &stderr)
 		}
 	}
-	return 0, annotations
+	return 0, annotations, ""
 }
 
-var annotation = regexp.MustCompile(`^::error file=([^,:]+),line=(\d+),col=(\d+),title=([^,:]*)::(.+)$`)
+// TestGitLabOnAMergeRequest runs the script of the job for GitLab as a runner does,
+// with a good and with a bad configuration.
+func TestGitLabOnAMergeRequest(t *testing.T) {
+	needs(t, "bash", "git")
+	text, err := os.ReadFile("../examples/ci/gitlab.yaml")
+	must(t, err)
+	var jobs map[string]struct {
+		Script    []string
+		Artifacts struct {
+			Paths   []string
+			Reports map[string]string
+		}
+	}
+	must(t, yaml.Unmarshal(text, &jobs))
+	job := jobs["dtesn-config"]
+	workspace := repository(t, "config")
+	base := strings.TrimSpace(git(t, workspace, "rev-parse", "HEAD"))
+	for _, c := range []struct {
+		to       string
+		code     int
+		plan     string
+		findings int
+	}{
+		{"percent: 20", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 20 %\n", 0},
+		{"percent: 200", 3, "**production**: not valid, nothing is applied: 1 violation\n", 1},
+	} {
+		replace(t, workspace, "config/production.yaml", "percent: 10", c.to)
+		git(t, workspace, "commit", "--quiet", "--all", "--message=change")
+		cmd := exec.Command("bash", "-eo", "pipefail", "-c", strings.Join(job.Script, "\n"))
+		cmd.Dir = workspace
+		cmd.Env = append(os.Environ(), "CI_PROJECT_DIR="+workspace, "CI_MERGE_REQUEST_DIFF_BASE_SHA="+base)
+		out, _ := cmd.CombinedOutput()
+		plan, err := os.ReadFile(filepath.Join(workspace, job.Artifacts.Paths[0]))
+		must(t, err)
+		report, err := os.ReadFile(filepath.Join(workspace, job.Artifacts.Reports["codequality"]))
+		must(t, err)
+		var findings []map[string]any
+		must(t, json.Unmarshal(report, &findings))
+		if cmd.ProcessState.ExitCode() != c.code || !strings.HasPrefix(string(plan), c.plan) || len(findings) != c.findings || !strings.Contains(string(out), c.plan) {
+			t.Errorf("%s: %v\n%s\n%s\n%s", c.to, cmd.ProcessState, out, plan, report)
+		}
+		git(t, workspace, "reset", "--quiet", "--hard", base)
+	}
+}
+
+var annotation = regexp.MustCompile(`^::error file=([^,:]+)(?:,line=(\d+),col=(\d+))?,title=([^,:]*)::(.+)$`)
 
 // readAnnotations reads workflow commands as a runner does: FILE LINE COLUMN
 // "TITLE" TEXT, its lines with | between them.
@@ -221,7 +290,7 @@ func TestPreCommit(t *testing.T) {
 		{"a template that nobody extends", "config/templates/fresh-answers.yaml", "cache_ttl_seconds: 5", "cache_ttl_seconds: 5s", false, []string{
 			`config/templates/fresh-answers.yaml:\d+:22: .*Invalid value for cache_ttl_seconds: 5s`,
 		}},
-		{"a file of another name", "config/prodution.yaml", "", "environment: production\n", true, []string{`note: config/prodution.yaml is read by no agent.*did you mean production.yaml\? rename it`, "DTESN configuration.*Passed"}},
+		{"a file of another name", "config/prodution.yaml", "", "environment: production\n", true, []string{`note: config/prodution.yaml is read by no agent.*production.yaml is there too`, "DTESN configuration.*Passed"}},
 		{"what is no configuration", "README.md", "", "hello\n", true, []string{`DTESN configuration.*no files to check.*Skipped`}},
 	} {
 		if c.from != "" {

@@ -182,7 +182,7 @@ func (t *allowed) judge(mode VerifyMode, c *commit, at target) (who signature.Si
 
 // treeFiles reads the files of a Document from the tree of c.
 func treeFiles(o objects, c *commit, dir string, env schema.Environment) ([]schema.File, error) {
-	t := &treeReader{o: o, left: maxTree, trees: map[plumbing.Hash]*object.Tree{}, blobs: map[plumbing.Hash][]byte{}}
+	t := newTreeReader(o)
 	base, err := t.descend(c.tree, dir)
 	if place := new(placeError); errors.As(err, &place) {
 		return place.files(c, env), nil
@@ -206,6 +206,10 @@ type treeReader struct {
 	reads int
 	trees map[plumbing.Hash]*object.Tree
 	blobs map[plumbing.Hash][]byte
+}
+
+func newTreeReader(o objects) *treeReader {
+	return &treeReader{o: o, left: maxTree, trees: map[plumbing.Hash]*object.Tree{}, blobs: map[plumbing.Hash][]byte{}}
 }
 
 func (t *treeReader) object(kind plumbing.ObjectType, h plumbing.Hash, limit int64) ([]byte, error) {

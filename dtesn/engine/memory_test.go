@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"dtesn-agent/dtesn"
+	"dtesn-agent/schema"
 )
 
 // fill puts forecasts into the cache until the first one is pushed out.
@@ -220,4 +222,29 @@ func TestTwiceIsEnough(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestSchemaKnowsMemory: what the schema says that parameters take, which `agent
+// plan` shows, is within 20 % of what is accounted for once they run.
+func TestSchemaKnowsMemory(t *testing.T) {
+	all, worst := rules().Defaults(), 0.0
+	for _, size := range []int{64, 100, 256, 512, 777, 1024, 2048, 4096, 10000, 16384} {
+		for _, depth := range []int{1, 2, 3, 8, 17, 64} {
+			for _, order := range []int{1, 2, 6, 8, 20, 32} {
+				if size < minMembrane*depth {
+					continue
+				}
+				p := sized(size, depth, order)
+				desk := max(newDesk(min(size, maxFeatures)).bytes(), newDesk(defaults().ESNReservoirSize).bytes())
+				want := fixedBytes + desk + footprint(p)
+				said, ok := rules().MemoryBytes(all.With(reservoirSize, schema.Int(size)).With("max_membrane_depth", schema.Int(depth)).With("bseries_max_order", schema.Int(order)))
+				off := math.Abs(float64(said)/float64(want) - 1)
+				if !ok || off > 0.2 {
+					t.Errorf("%d units, depth %d, order %d: the schema says %s, the engine %s", size, depth, order, mebibytes(said), mebibytes(want))
+				}
+				worst = max(worst, off)
+			}
+		}
+	}
+	t.Logf("at most %.1f %% off", 100*worst)
 }

@@ -7,7 +7,7 @@ Unix socket (mode 0600, or what `mode` says). Routes use config.processor: a req
     build(values)             returns a processor. Runs in a thread while the old one serves
     apply(processor, values)  sets what is not `critical`; quick, in the event loop. Without it every change builds
     admit(values)             returns why the values are refused, or None. Runs in a thread
-    on_change(config)         is told a change before it is built or set. Runs in a thread, or is async
+    on_change(values)         is told the new values before they are built or set; what it raises refuses them. Runs in a thread, or is async
     close(processor)          ends an old processor after its last request. Runs in a thread of its own
 
 What any but close raises refuses the change, and the old processor serves on. One worker, with lifespan; memory

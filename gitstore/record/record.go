@@ -95,6 +95,7 @@ type Record struct {
 
 	Commit      string      `json:"-"` // 40 hex digits
 	Parent      string      `json:"-"` // the commit before, empty for the first
+	Subject     string      `json:"-"` // what changed and why, on one line
 	OutcomeOf   *Settlement `json:"-"` // of the parent, when it is a candidate that was not applied
 	RequestedBy *int        `json:"-"` // the uid that asked for a rollback
 }

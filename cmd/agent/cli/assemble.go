@@ -7,7 +7,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 	"dtesn-agent/dtesn"
 	"dtesn-agent/dtesn/engine"
 	"dtesn-agent/gitstore"
+	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher"
 )
 
@@ -34,6 +38,10 @@ type agent struct {
 	events       *events.Log
 	subscription *apply.Subscription // of the log of events
 	hooks        *hooks.Set
+	hooksError   atomic.Pointer[error]
+	unsigned     []string // names of hooks
+	reloads      tally    // of the file of hooks
+	reloaded     string   // how the last that was logged ended
 	web          *status.Server
 	access       *status.Access
 	control      *control
@@ -108,7 +116,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	}
 	a.subscription = a.reconciler.Subscribe(1024)
 	a.web = status.New(status.Options{
-		Hooks: a.hooks.Status, Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
+		Hooks: a.hooks.Status, HookErrors: a.hookErrors, Source: a.reconciler, History: a.reader, Events: a.events, Rules: s.rules, Metrics: metrics, Loops: a.loops,
 		Stuck: max(15*time.Second, s.engineTimeout+5*time.Second), Logger: logger, AllowedHosts: s.allowedHosts, Access: a.access, SourceURL: s.sourceURL,
 	})
 	return a, a.listen()
@@ -144,7 +152,7 @@ func (a *agent) keep(ctx context.Context, name string, value []byte) {
 	}
 }
 
-// loadHooks reads the file of hooks.
+// loadHooks reads the file of hooks. One with a mistake leaves in force what was read before.
 func (a *agent) loadHooks() error {
 	if a.settings.hooks == "" {
 		return nil
@@ -155,10 +163,50 @@ func (a *agent) loadHooks() error {
 			err = usage("--once-timeout: %s leaves no time for the required hook %s, whose timeout is %s", a.settings.onceTimeout, h.Name, h.Timeout)
 		}
 	}
-	if err == nil {
-		a.hooks.Replace(list)
+	a.hooksError.Store(&err)
+	if err != nil {
+		return err
 	}
-	return err
+	a.hooks.Replace(list)
+	var unsigned []string
+	for _, h := range list {
+		if h.URL != "" && h.SecretFile == "" {
+			unsigned = append(unsigned, h.Name)
+		}
+	}
+	if len(unsigned) > 0 && !slices.Equal(unsigned, a.unsigned) {
+		a.log.Warn("hook requests are not signed", "hooks", strings.Join(unsigned, ","), "hint", "give each a secret_file, by which the receiver knows them")
+	}
+	a.unsigned = unsigned
+	return nil
+}
+
+// reloadHooks reads the file of hooks again. A storm of the same is one line in the log each
+// second.
+func (a *agent) reloadHooks() {
+	err := a.loadHooks()
+	said := problem.Text(err)
+	if n := a.reloads.count(time.Now()); a.settings.hooks == "" || n == 0 && said == a.reloaded {
+		return
+	}
+	a.reloaded = said
+	if err != nil {
+		a.log.Error("hooks are as they were", "error", err, "hint", problem.Hint(err))
+		return
+	}
+	var names []string
+	for _, h := range a.hooks.Status() {
+		names = append(names, h.Name)
+	}
+	a.log.Info("hooks read again", "hooks", strings.Join(names, ","))
+}
+
+// hookErrors returns what is wrong with the file of hooks.
+func (a *agent) hookErrors() []error {
+	if err := a.hooksError.Load(); err != nil && *err != nil {
+		return []error{*err}
+	}
+	return nil
 }
 
 func (a *agent) openEngine() error {

@@ -9,9 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +27,7 @@ import (
 func newAudit() *cobra.Command {
 	var state string
 	var types []string
-	var since time.Duration
+	var since string
 	var asJSON, follow, verify bool
 	cmd := &cobra.Command{
 		Use:   "audit --state DIR",
@@ -49,15 +49,12 @@ hash and each record against the one before, and exits 1 if one is damaged.`,
 					return usageHint("one of "+eventTypes(), "--type: unknown type %q", t)
 				}
 			}
-			if since < 0 {
-				return usage("--since: %s is negative", since)
+			begin, err := parseSince(since, time.Now())
+			if err != nil {
+				return err
 			}
 			if verify {
 				return verifyHistory(cmd, state)
-			}
-			begin := 0.0
-			if since > 0 {
-				begin = record.Unix(time.Now().Add(-since))
 			}
 			wanted := func(e *apply.Event) bool {
 				return e.At >= begin && (len(types) == 0 || slices.Contains(types, string(e.Type)))
@@ -68,15 +65,38 @@ hash and each record against the one before, and exits 1 if one is damaged.`,
 	stateFlag(cmd, &state)
 	f := cmd.Flags()
 	f.StringSliceVar(&types, "type", nil, "only these `types`: "+eventTypes())
-	f.DurationVar(&since, "since", 0, "only events of this last time, such as 24h")
+	f.StringVar(&since, "since", "", "only events of this last `time`, such as 24h or 7d, or since 2026-11-30T20:16")
 	f.BoolVar(&asJSON, "json", false, "print each event as a line of JSON")
 	f.BoolVarP(&follow, "follow", "f", false, "go on with the events to come, until interrupted")
 	f.BoolVar(&verify, "verify", false, "check the whole history, and exit 1 if a record is damaged")
-	cmd.MarkFlagsMutuallyExclusive("verify", "follow")
-	cmd.MarkFlagsMutuallyExclusive("verify", "json")
-	cmd.MarkFlagsMutuallyExclusive("verify", "type")
+	for _, name := range []string{"follow", "json", "type", "since"} {
+		exclusive(cmd, "verify", name)
+	}
 	complete(cmd, "type", strings.Split(eventTypes(), ", ")...)
 	return cmd
+}
+
+// parseSince returns when a time of --since begins, in Unix seconds: how long ago, or a time,
+// as the list has it, in UTC.
+func parseSince(text string, now time.Time) (float64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	ago, err := time.ParseDuration(text)
+	if days, isDays := strings.CutSuffix(text, "d"); isDays {
+		var n int
+		n, err = strconv.Atoi(days)
+		ago = time.Duration(min(n, 36500)) * 24 * time.Hour
+	}
+	if err == nil && ago >= 0 {
+		return record.Unix(now.Add(-ago)), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04Z07:00", "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly} {
+		if at, err := time.Parse(layout, text); err == nil {
+			return record.Unix(at), nil
+		}
+	}
+	return 0, usageHint("such as 24h, 7d or 2026-11-30T20:16 (UTC)", "--since: %q is no time", text)
 }
 
 func eventTypes() string {
@@ -95,11 +115,11 @@ func listEvents(ctx context.Context, w io.Writer, state string, wanted func(*app
 		return &problem.Error{Op: "read events in", Place: state, Err: problem.Bare(err), Hint: "check --state; it is the one `agent run` was given"}
 	}
 	last, isEmpty := int64(0), true
+	t := &table{w: w, widths: []int{20, 11, 24}} // of those that are followed, most have room
 	var seen os.FileInfo
 	for {
 		info, _ := os.Stat(filepath.Join(state, events.File))
 		if seen == nil || info == nil || info.Size() != seen.Size() || !os.SameFile(info, seen) {
-			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 			for e, err := range events.Read(state, last) {
 				if err != nil {
 					return err
@@ -109,14 +129,18 @@ func listEvents(ctx context.Context, w io.Writer, state string, wanted func(*app
 					continue
 				}
 				if isEmpty && !asJSON {
-					fmt.Fprintln(t, "WHEN\tEVENT\tRECORD\tBY\tWHAT")
+					t.add("WHEN", "EVENT", "RECORD", "BY", "WHAT")
 				}
 				isEmpty = false
-				if err := eventLine(t, &e, asJSON); err != nil {
-					return err
+				if asJSON {
+					if err := eventJSON(w, &e); err != nil {
+						return err
+					}
+				} else {
+					eventLine(t, &e)
 				}
 			}
-			if err := t.Flush(); err != nil {
+			if err := t.flush(); err != nil {
 				return err
 			}
 			seen = info
@@ -137,14 +161,15 @@ func listEvents(ctx context.Context, w io.Writer, state string, wanted func(*app
 	return nil
 }
 
-func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
-	if asJSON {
-		text, err := json.Marshal(e)
-		if err == nil {
-			_, err = fmt.Fprintf(w, "%s\n", text)
-		}
-		return err
+func eventJSON(w io.Writer, e *apply.Event) error {
+	text, err := json.Marshal(e)
+	if err == nil {
+		_, err = fmt.Fprintf(w, "%s\n", text)
 	}
+	return err
+}
+
+func eventLine(t *table, e *apply.Event) {
 	what := cmp.Or(releasedText(e.Released), e.String())
 	if what != e.Reason && e.Reason != "" {
 		what += ": " + e.Reason
@@ -152,8 +177,7 @@ func eventLine(w io.Writer, e *apply.Event, asJSON bool) error {
 	if e.Type == apply.EventRejected && e.Kind == record.KindRollback {
 		what = e.Description + ": rejected: " + e.Reason
 	}
-	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", date(e.At), status.Plain(string(e.Type)), cmp.Or(status.Plain(e.Record), "-"), cmp.Or(cut(status.Plain(e.Doer()), 80), "-"), cut(status.Plain(what), 200))
-	return err
+	t.add(date(e.At), status.Plain(string(e.Type)), cmp.Or(status.Plain(e.Record), "-"), cmp.Or(cutFor(t.w, status.Plain(e.Doer()), 80), "-"), cutFor(t.w, status.Plain(what), 200))
 }
 
 // releasedText returns what an order ended, and who had held it: "a 1 (held by root: slow)".

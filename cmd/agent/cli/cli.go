@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,10 +39,11 @@ import (
 // The exit codes of every command.
 const (
 	exitOK       = 0
-	exitFault    = 1 // something could not be done
-	exitUsage    = 2 // the command line or a setting is wrong
-	exitInvalid  = 3 // the configuration is not valid
-	exitRejected = 4 // the engine rejected it
+	exitFault    = 1  // something could not be done
+	exitUsage    = 2  // the command line or a setting is wrong
+	exitInvalid  = 3  // the configuration is not valid
+	exitRejected = 4  // the engine rejected it
+	exitChanges  = 10 // something changes, and --exit-code asks
 )
 
 // A failure is an error with an exit code of its own.
@@ -121,7 +123,7 @@ each applied state as a commit that plain git can read, and goes back by itself
 when the server rejects a change.
 
 Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration, 4 rejected by the
-engine, by a required hook or on probation.`,
+engine, by a required hook or on probation, 10 changes (plan --exit-code).`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -131,9 +133,9 @@ engine, by a required hook or on probation.`,
 		return usageHint(flagHint(cmd, err), "%w", err)
 	})
 	root.AddCommand(
-		newRun(), newEngine(), newValidate(), newStatus(),
+		newRun(), newEngine(), newValidate(), newPlan(), newStatus(),
 		newSnapshots(), newShow(), newDiff(), newAudit(), newReport(), newRollback(), newPause(), newResume(), newSync(),
-		newLogLevel(), newPprof(), newSchema(), newVersion(),
+		newInit(), newDoctor(), newSet(), newPromote(), newExport(), newLogLevel(), newPprof(), newSchema(), newVersion(),
 	)
 	for _, cmd := range root.Commands() {
 		wrapArgs(cmd)
@@ -151,6 +153,26 @@ func wrapArgs(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
 			return usageHint("usage: "+cmd.UseLine(), "%w", err)
+		}
+		return nil
+	}
+}
+
+// exclusive makes more than one of these flags a usage error.
+func exclusive(cmd *cobra.Command, flags ...string) {
+	check := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		var set []string
+		for _, name := range flags {
+			if cmd.Flags().Changed(name) {
+				set = append(set, "--"+name)
+			}
+		}
+		if len(set) > 1 {
+			return usage("%s cannot be combined", strings.Join(set, " and "))
+		}
+		if check != nil {
+			return check(cmd, args)
 		}
 		return nil
 	}

@@ -92,9 +92,12 @@ allocs, goroutine, heap, or profile (of the processor, over --seconds). trace is
 for go tool trace. The same is at /debug/pprof/ of the control socket.`,
 		Example: `  agent pprof heap --state /var/lib/dtesn-agent > heap.pprof
   agent pprof profile --seconds 10 --state /var/lib/dtesn-agent > cpu.pprof`,
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      cobra.ExactArgs(1),
 		ValidArgs: profiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(profiles, args[0]) {
+				return usage("there is no profile %q: want %s", args[0], strings.Join(profiles, ", "))
+			}
 			out := cmd.OutOrStdout()
 			if seconds < 1 || seconds > 600 {
 				return usage("--seconds: %d is out of range: 1 to 600", seconds)

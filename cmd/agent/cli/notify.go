@@ -15,7 +15,6 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/signals"
 	"dtesn-agent/cmd/agent/status"
-	"dtesn-agent/schema/problem"
 )
 
 const (
@@ -148,9 +147,7 @@ func (a *agent) signals(ctx context.Context, begun time.Time) error {
 			since := time.Now()
 			n.expect(func() bool { return a.sourceRead(since) || time.Since(since) > reloadTime })
 			a.sync()
-			if err := a.loadHooks(); err != nil {
-				a.log.Error("hooks are as they were", "error", err, "hint", problem.Hint(err))
-			}
+			a.reloadHooks()
 		case <-n.poll.C:
 			if n.over() && n.tell(a.reconciler.Status(), daemon.SdNotifyReady) {
 				n.poll.Stop()

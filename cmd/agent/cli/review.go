@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +18,7 @@ import (
 
 // reviewFormats write what validate found, one function a --format.
 var reviewFormats = map[string]func(*cobra.Command, *review) error{
-	"text": reviewText, "json": reviewJSON, "github": reviewGitHub,
+	"text": reviewText, "json": reviewJSON, "github": reviewGitHub, "gitlab": reviewGitLab,
 }
 
 func reviewJSON(cmd *cobra.Command, r *review) error {
@@ -76,7 +77,13 @@ func (v verdict) summary(again int) string {
 		subject = v.Template + ", which no environment extends,"
 	}
 	if v.Valid {
-		return fmt.Sprintf("%s: %s is valid", v.Root, subject)
+		s := fmt.Sprintf("%s: %s is valid", v.Root, subject)
+		for _, t := range v.Experiments {
+			if t.Member != nil && *t.Member {
+				s += ", in the experiment " + t.Name
+			}
+		}
+		return s
 	}
 	s := fmt.Sprintf("%s: %s is not valid: %d violations", v.Root, subject, v.Total)
 	if v.Total == 1 {
@@ -98,6 +105,11 @@ func (v verdict) placed(violation schema.Violation, in func(...string) string) s
 	violation.Related = slices.Clone(violation.Related)
 	for i := range violation.Related {
 		violation.Related[i].File = in(v.Root, violation.Related[i].File)
+	}
+	if violation.Fix != nil {
+		fix := *violation.Fix
+		fix.File = violation.File
+		violation.Fix = &fix
 	}
 	return violation
 }
@@ -136,7 +148,7 @@ func annotations(verdicts []verdict, in func(...string) string) (all []*annotati
 // standard error, on lines that do not begin with a name.
 // https://docs.github.com/actions/reference/workflow-commands-for-github-actions
 func reviewGitHub(cmd *cobra.Command, r *review) error {
-	base, err := workspace()
+	base, err := workspace("GITHUB_WORKSPACE")
 	if err != nil {
 		return err
 	}
@@ -197,9 +209,49 @@ var (
 
 func commandProperty(s string) string { return commandProperties.Replace(s) }
 
-// workspace is the directory that annotations name files from.
-func workspace() (string, error) {
-	base := os.Getenv("GITHUB_WORKSPACE")
+// A codeQualityIssue is an entry of GitLab's Code Quality report.
+// https://docs.gitlab.com/ci/testing/code_quality/#code-quality-report-format
+type codeQualityIssue struct {
+	Description string `json:"description"`
+	CheckName   string `json:"check_name"`
+	Fingerprint string `json:"fingerprint"`
+	Severity    string `json:"severity"`
+	Location    struct {
+		Path  string `json:"path"`
+		Lines struct {
+			Begin int `json:"begin"`
+		} `json:"lines"`
+	} `json:"location"`
+}
+
+// reviewGitLab writes a Code Quality report, which GitLab shows in a merge
+// request: a major issue a violation, a minor one a file that no agent reads.
+func reviewGitLab(cmd *cobra.Command, r *review) error {
+	base, err := workspace("CI_PROJECT_DIR")
+	if err != nil {
+		return err
+	}
+	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
+	report := []codeQualityIssue{}
+	add := func(file string, line int, rule, severity, text string) {
+		f := codeQualityIssue{Description: status.Plain(strings.ReplaceAll(text, "\n", "; ")), CheckName: rule, Severity: severity}
+		f.Location.Path, f.Location.Lines.Begin = file, max(1, line)
+		f.Fingerprint = fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join([]string{file, rule, text}, "\x00"))))
+		report = append(report, f)
+	}
+	for _, a := range annotations(r.verdicts, in) {
+		add(a.File, a.Line, a.Rule, "major", strings.Join(a.of, ", ")+": "+a.text())
+	}
+	for _, n := range r.notes {
+		add(in(n.File), 1, "not checked", "minor", n.String()+"\n"+n.Hint)
+	}
+	return printJSON(cmd, report)
+}
+
+// workspace is the directory that annotations name files from: that of a variable, or
+// else the current one.
+func workspace(variable string) (string, error) {
+	base := os.Getenv(variable)
 	if base == "" {
 		base = "."
 	}

@@ -74,7 +74,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.access.Key, "tls-key-file", "", "a PEM `file` with its key")
 	f.StringVar(&s.access.Token, "token-file", "", "a `file` with the tokens that --listen asks for, one a line")
 	f.StringVar(&s.access.ClientCA, "client-ca-file", "", "a PEM `file` with the authorities whose client certificates --listen takes in place of a token")
-	f.StringVar(&s.sourceURL, "source-url", "", "the `address` of a line at your git host, with {commit}, {file} and {line}, for links on the page")
+	f.StringVar(&s.sourceURL, "source-url", "", sourceURLUsage+", for links on the page")
 	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens, or asked; SIGHUP reads it again")
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
@@ -140,6 +140,16 @@ beats the environment, which beats the file.`,
 // complete offers the values of a flag to a shell.
 func complete(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+const sourceURLUsage = "the `address` of a line at your git host, with {commit}, {file} and {line}"
+
+func checkSourceURL(template string) error {
+	u, err := url.Parse(template)
+	if template == "" || err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && strings.Contains(template, "{file}") && strings.Contains(template, "{commit}") {
+		return nil
+	}
+	return usageHint("such as https://git.example.com/team/dtesn/blob/{commit}/config/{file}#L{line}", "--source-url: %q is not the address of a file", template)
 }
 
 // check finds what is wrong with the settings before anything is touched.
@@ -226,8 +236,8 @@ func (s *settings) check(ctx context.Context) error {
 			return usageHint("a name or an address, without scheme and port, such as status.example.com", "--allowed-hosts: invalid host %q", name)
 		}
 	}
-	if u, err := url.Parse(s.sourceURL); s.sourceURL != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || !strings.Contains(s.sourceURL, "{file}") || !strings.Contains(s.sourceURL, "{commit}")) {
-		return usageHint("such as https://git.example.com/team/dtesn/blob/{commit}/config/{file}#L{line}", "--source-url: %q is not the address of a file", s.sourceURL)
+	if err := checkSourceURL(s.sourceURL); err != nil {
+		return err
 	}
 	if s.healthListen != "" {
 		if err := status.CheckAddress(s.healthListen); err != nil {

@@ -1,8 +1,12 @@
 package cli
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -11,30 +15,50 @@ import (
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
 )
 
 func newShow() *cobra.Command {
 	var state string
-	var asJSON bool
+	var asJSON, values bool
+	var host gitHost
 	cmd := &cobra.Command{
-		Use:   "show ID --state DIR",
-		Short: "Show one record whole",
+		Use:   "show [ID] --state DIR",
+		Short: "Show one record whole, or where each of its values came from",
 		Long: `show prints one record: its parameters and what set each, what it changed, where
 it came from and what came of it. ID is a snapshot id, its number, or the first
-digits of its commit. It needs no running agent.`,
+digits of its commit or of a commit of the source: then it is the newest record
+that this commit brought. It needs no running agent.
+
+With --values it prints for each parameter its value, the file, line and commit
+that declare it, the record that began it, when, and who did it; ID is then the
+applied record if it is left away. With --source-url, which is the one of
+` + "`agent run`" + `, come the addresses of the line, and of the editor on the branch --ref
+where the host is GitHub, GitLab, Gitea or Forgejo.`,
 		Example: `  agent show snapshot_1699123456_0015 --state /var/lib/dtesn-agent
-  agent show 15 --state /var/lib/dtesn-agent --json`,
-		Args: cobra.ExactArgs(1),
+  agent show 15 --state /var/lib/dtesn-agent --json
+  agent show --values --state /var/lib/dtesn-agent`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && !values {
+				return usageHint("agent snapshots lists them", "which record? give its ID")
+			}
+			if err := checkSourceURL(host.template); err != nil {
+				return err
+			}
 			r, err := gitstore.OpenReader(state)
 			if err != nil {
 				return err
 			}
 			end := waitFor(cmd, "reading the history")
-			rec, err := r.Lookup(cmd.Context(), args[0])
+			rec, err := recordNamed(cmd.Context(), r, args)
 			end()
 			if err != nil {
 				return err
+			}
+			if values {
+				return showValues(cmd, r, &rec, host, asJSON)
 			}
 			if asJSON {
 				text, err := status.RecordJSON(rec)
@@ -48,8 +72,121 @@ digits of its commit. It needs no running agent.`,
 	}
 	stateFlag(cmd, &state)
 	cmd.ValidArgsFunction = completeID(&state)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/snapshots/{id}")
+	f := cmd.Flags()
+	f.BoolVar(&values, "values", false, "show where each value came from, when and by whom")
+	f.StringVar(&host.template, "source-url", "", sourceURLUsage)
+	f.StringVar(&host.ref, "ref", defaultRef, "the branch that the addresses of editors are for")
+	f.BoolVar(&asJSON, "json", false, "print JSON, as GET /v1/config/snapshots/{id}")
 	return cmd
+}
+
+// recordNamed finds a record by what people have of it; the applied one without a name.
+func recordNamed(ctx context.Context, r *gitstore.Reader, args []string) (record.Row, error) {
+	if len(args) == 0 {
+		applied, err := r.Applied()
+		if err == nil && applied == nil {
+			err = problem.New("", errors.New("nothing was applied yet"), "agent snapshots lists what was tried")
+		}
+		if err != nil {
+			return record.Row{}, err
+		}
+		return record.Row{Record: *applied, Outcome: record.Applied, IsActive: true}, nil
+	}
+	rec, err := r.Lookup(ctx, args[0])
+	if errors.Is(err, fs.ErrNotExist) {
+		if brought, serr := r.LookupSource(ctx, args[0]); serr == nil || !errors.Is(serr, fs.ErrNotExist) {
+			return brought, serr
+		}
+	}
+	return rec, err
+}
+
+// A gitHost is where a team reads and edits its configuration.
+type gitHost struct{ template, ref string }
+
+// A shownValue is what `show --values` says of a parameter.
+type shownValue struct {
+	Name  string       `json:"-"`
+	Value schema.Value `json:"value"`
+	schema.Origin
+	URL     string  `json:"url,omitempty"`
+	EditURL string  `json:"edit_url,omitempty"`
+	Since   string  `json:"since,omitempty"` // the id of a record
+	When    float64 `json:"when,omitempty"`
+	By      string  `json:"by,omitempty"`
+	Subject string  `json:"subject,omitempty"`
+}
+
+// showValues prints where the values of a record came from.
+func showValues(cmd *cobra.Command, r *gitstore.Reader, rec *record.Row, host gitHost, asJSON bool) error {
+	begun, damage := beginnings(cmd.Context(), r, rec) // the values are shown all the same
+	byName := map[string]shownValue{}
+	var list []shownValue
+	for _, name := range rec.Config.Names() {
+		v := shownValue{Name: name, Value: rec.Config.Get(name), Origin: rec.Provenance[name]}
+		if v.Commit != "" {
+			v.URL = status.SourceLink(host.template, v.Position, v.Commit)
+			v.EditURL = status.EditLink(host.template, v.Position, host.ref)
+		}
+		if row := begun[name]; row != nil {
+			v.Since, v.When, v.By, v.Subject = row.ID, row.Timestamp, status.Doer(row), row.Subject
+		}
+		byName[name] = v
+		list = append(list, v)
+	}
+	if asJSON {
+		err := printJSON(cmd, map[string]any{"success": damage == nil, "snapshot_id": rec.ID, "values": byName})
+		return cmp.Or(err, damage)
+	}
+	var b strings.Builder
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "  %-6s %s\n", name, status.Plain(value))
+		}
+	}
+	for _, v := range list {
+		b.WriteString(status.Plain(fmt.Sprintf("%s: %v", v.Name, v.Value)) + "\n")
+		line("set", placeOfValue(v.Origin))
+		line("view", v.URL)
+		line("edit", v.EditURL)
+		if v.Since == "" {
+			line("since", "a record that is not kept any more")
+			continue
+		}
+		line("since", v.Since+", "+date(v.When))
+		line("by", v.By)
+		line("what", v.Subject)
+	}
+	_, err := io.WriteString(cmd.OutOrStdout(), b.String())
+	return cmp.Or(err, damage)
+}
+
+// beginnings finds the record that began each value of rec.
+func beginnings(ctx context.Context, r *gitstore.Reader, rec *record.Row) (map[string]*record.Row, error) {
+	const page, most = 200, 5000
+	first := *rec
+	first.Outcome = record.Applied // what is asked about has its values, whatever came of it
+	rows := []record.Row{first}
+	for {
+		older, err := r.List(ctx, rows[len(rows)-1].ID, page)
+		rows = append(rows, older...)
+		begun := status.Since(rows, rec.Config)
+		if err != nil || len(begun) == rec.Config.Len() || len(older) < page || len(rows) > most {
+			return begun, err
+		}
+	}
+}
+
+// placeOfValue returns file:line:column@commit, or the layer of a value that no file has.
+func placeOfValue(o schema.Origin) string {
+	if o.Line == 0 {
+		return o.Layer
+	}
+	place := o.Position.String()
+	if o.Commit != "" {
+		place += "@" + o.Commit[:min(12, len(o.Commit))]
+	}
+	return place
 }
 
 // date formats the time of a record.
@@ -93,17 +230,7 @@ func recordText(w io.Writer, rec *record.Row) error {
 	}
 	b.WriteString("parameters\n")
 	for _, name := range rec.Config.Names() {
-		place := ""
-		if o, ok := rec.Provenance[name]; ok {
-			place = o.Layer
-			if o.Line > 0 {
-				place = fmt.Sprintf("%s:%d:%d", o.File, o.Line, o.Column)
-				if o.Commit != "" {
-					place += "@" + o.Commit[:min(12, len(o.Commit))]
-				}
-			}
-		}
-		b.WriteString(status.Plain(fmt.Sprintf("  %-30s %-8v %s", name, rec.Config.Get(name), place)) + "\n")
+		b.WriteString(status.Plain(fmt.Sprintf("  %-30s %-8v %s", name, rec.Config.Get(name), placeOfValue(rec.Provenance[name]))) + "\n")
 	}
 	if len(rec.Changes) > 0 {
 		b.WriteString("changes\n")

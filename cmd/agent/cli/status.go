@@ -57,9 +57,9 @@ things stand now; elsewhere, and with --json, each change is printed.`,
 	f.BoolVar(&live, "live", false, "exit 0 if every loop turns, 1 if not")
 	f.BoolVar(&inSync, "in-sync", false, "exit 0 if the engine runs what the source declares, 1 if not")
 	f.BoolVarP(&watch, "watch", "w", false, "go on and show each change, until interrupted")
-	cmd.MarkFlagsMutuallyExclusive("json", "ready", "live", "in-sync")
+	exclusive(cmd, "json", "ready", "live", "in-sync")
 	for _, probe := range []string{"ready", "live", "in-sync"} {
-		cmd.MarkFlagsMutuallyExclusive("watch", probe)
+		exclusive(cmd, "watch", probe)
 	}
 	return cmd
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -27,31 +28,44 @@ const validateHelp = `validate checks what the agent would check, offline, with 
 and for every instance of a fleet: every environment that has a file in the
 directory (the current one if none is named), and the templates that none of
 them extends. Every violation is shown with file, line, column, rule and what to
-do. A file that was probably meant to be read and is not is a note. The rules are
-those of --schema, or of DTESN_AGENT_SCHEMA, or the embedded ones.
+do. The rules are those of --schema, or of DTESN_AGENT_SCHEMA, or the embedded ones.
+With --instance it is what one instance would get, in its experiments.
+
+A file that is almost named as an environment that has none (prod.yaml,
+production.yml) is an error, and so is, with --base, an environment that the
+revision has and the directory has not any more; --allow-missing allows both.
+Another file that was probably meant to be read and is not is a note. Of templates
+that no environment extends 1,000 are checked; more are an error.
 
 Output, with --format
   text    a line a violation, as compilers write it, and a line an environment
   json    {"success", "results": [{"root", "environment" or "template", "valid",
-          "parameters", "provenance", "violations": [{"file", "line", "column",
-          "path", "parameter", "value", "rule", "message", "hint", "related"}],
+          "parameters", "provenance", "experiments": [{"name", "percent",
+          "parameters", "member" with --instance}], "violations": [{"file",
+          "line", "column", "path", "parameter", "value", "rule", "message",
+          "hint", "related", "fix": {"file", "line", "old", "new"}}],
           "violations_total"}], "notes": [{"file", "message", "hint"}],
-          "errors": ["…"]}; a violation's files are relative to its root
+          "errors": ["…"]}; a violation's files are relative to its root, and a
+          fix is the line as it is and as it surely should be
   github  an ::error command a violation, which GitHub shows at its line of the
           pull request; paths are relative to $GITHUB_WORKSPACE or else to the
           current directory. A summary goes to standard error.
+  gitlab  a Code Quality report for artifacts:reports:codequality; paths are
+          relative to $CI_PROJECT_DIR or else to the current directory
 
 Exit codes: 0 all valid, 3 not valid, 2 wrong usage or schema, 1 something could
 not be checked.`
 
 func newValidate() *cobra.Command {
 	var environment, format string
+	r := &review{root: ".", read: map[string]reading{}}
 	cmd := &cobra.Command{
 		Use:   "validate [DIR]",
 		Short: "Check a configuration directory without an engine",
 		Long:  validateHelp,
 		Example: `  agent validate examples/config
   agent validate config --environment production --format json
+  agent validate config --base origin/main
   agent validate config --schema schema.cue`,
 		Args: cobra.MaximumNArgs(1),
 	}
@@ -59,13 +73,13 @@ func newValidate() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		write, ok := reviewFormats[format]
 		if !ok {
-			return usage("--format: %q is none of text, json, github", format)
+			return usage("--format: %q is none of text, json, github, gitlab", format)
 		}
 		s, err := open()
 		if err != nil {
 			return err
 		}
-		r := &review{schema: s, root: ".", read: map[string]reading{}}
+		r.schema = s
 		if environment != "" {
 			if r.only, err = s.ParseEnvironment(environment); err != nil {
 				return usage("--environment: %w", err)
@@ -84,9 +98,12 @@ func newValidate() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&environment, "environment", "", "check only this environment")
-	f.StringVar(&format, "format", "text", "text, json or github (annotations of a pull request)")
+	f.StringVar(&r.instance, "instance", "", "check what the instance of this `name` gets (default: all that any can get)")
+	f.StringVar(&r.base, "base", "", "a `revision` of DIR's repository whose environments must still be there")
+	f.BoolVar(&r.allowMissing, "allow-missing", false, "an environment may be gone, or its file have another name")
+	f.StringVar(&format, "format", "text", "text, json, github (annotations of a pull request) or gitlab (Code Quality report)")
 	completeEnvironment(cmd)
-	complete(cmd, "format", "text", "json", "github")
+	complete(cmd, "format", "text", "json", "github", "gitlab")
 	return cmd
 }
 
@@ -119,6 +136,10 @@ type review struct {
 	only   schema.Environment // the one to check, "" for all
 	read   map[string]reading // the files by path, each read once
 
+	instance, base string
+	allowMissing   bool
+	templates      []string // the names of all that there are
+
 	verdicts []verdict
 	notes    []note
 	failed   error // what kept the review from its end
@@ -139,8 +160,17 @@ type verdict struct {
 	Valid       bool               `json:"valid"`
 	Parameters  *schema.Parameters `json:"parameters,omitempty"`
 	Provenance  schema.Provenance  `json:"provenance,omitempty"`
+	Experiments []trial            `json:"experiments,omitempty"`
 	Violations  []schema.Violation `json:"violations"`
 	Total       int                `json:"violations_total"`
+}
+
+// A trial is an experiment of an environment.
+type trial struct {
+	Name       string            `json:"name"`
+	Percent    int               `json:"percent"`
+	Parameters schema.Parameters `json:"parameters"`
+	Member     *bool             `json:"member,omitempty"` // nil unless it is about one instance
 }
 
 // A note is about a file that no agent reads.
@@ -175,22 +205,39 @@ func (r *review) valid() bool {
 	return !slices.ContainsFunc(r.verdicts, func(v verdict) bool { return !v.Valid })
 }
 
+// maxTemplates bounds the templates that are checked although no environment
+// extends them.
+const maxTemplates = 1000
+
 // run checks the environment that was asked for, or all that the directory
 // holds.
 func (r *review) run() error {
+	names := namesIn(filepath.Join(r.root, templatesDir))
+	r.templates = templatesOf(names)
 	if r.only != "" {
 		_, err := r.environment(r.only)
 		return err
 	}
-	for _, dir := range []string{"", templatesDir} {
-		for _, name := range namesIn(filepath.Join(r.root, dir)) {
-			if n, ok := r.misfit(dir, name); ok {
-				r.notes = append(r.notes, n)
-			}
+	present := r.environmentsIn(r.root)
+	files := map[string][]string{} // by the name that they were probably meant to have
+	for _, name := range namesIn(r.root) {
+		if stem := yamlStem(name); stem != name && !strings.HasPrefix(name, ".") {
+			meant, _ := r.meant(stem)
+			files[meant] = append(files[meant], name)
 		}
 	}
-	present := r.environmentsIn(r.root)
-	if len(present) == 0 {
+	for _, meant := range slices.Sorted(maps.Keys(files)) {
+		for _, name := range files[meant] {
+			r.misfit(name, meant, len(files[meant]) == 1)
+		}
+	}
+	for _, name := range names {
+		r.templateMisfit(name)
+	}
+	if err := r.gone(present); err != nil {
+		return err
+	}
+	if len(present) == 0 && len(r.verdicts) == 0 {
 		return r.noEnvironment()
 	}
 	extended := map[string]bool{}
@@ -203,15 +250,70 @@ func (r *review) run() error {
 			extended[path] = true
 		}
 	}
-	for _, name := range namesIn(filepath.Join(r.root, templatesDir)) {
-		path := templatesDir + "/" + name
-		if _, ok := schema.ParseTemplatePath(path); ok && !extended[path] {
-			if err := r.template(path, present); err != nil {
-				return err
-			}
+	checked := 0
+	for _, name := range r.templates {
+		path := templatesDir + "/" + name + yamlExtension
+		if extended[path] || len(present) == 0 {
+			continue
+		}
+		if checked++; checked > maxTemplates {
+			return problem.New("", fmt.Errorf("%s has %d templates; of those that no environment extends only %d were checked",
+				filepath.Join(r.root, templatesDir), len(r.templates), maxTemplates), "remove the templates that are not used")
+		}
+		if err := r.template(path, present); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// templatesOf returns the names of the templates among files below templates/.
+func templatesOf(files []string) (templates []string) {
+	for _, name := range files {
+		if stem, ok := schema.ParseTemplatePath(templatesDir + "/" + name); ok {
+			templates = append(templates, stem)
+		}
+	}
+	return templates
+}
+
+// gone reports the environments that the base has and the directory has not.
+func (r *review) gone(present []schema.Environment) (err error) {
+	if r.base == "" || r.allowMissing {
+		return nil
+	}
+	repository, dir, err := watcher.OpenRepository(r.root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, repository.Close()) }()
+	revision, err := repository.Revision(r.base)
+	if err != nil {
+		return err
+	}
+	base, err := revision.Directory(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is new
+	} else if err != nil {
+		return err
+	}
+	for _, env := range r.schema.Environments() {
+		isReported := slices.ContainsFunc(r.verdicts, func(v verdict) bool { return v.Environment == env })
+		if !slices.Contains(base.Names(""), env.File()) || slices.Contains(present, env) || isReported {
+			continue
+		}
+		r.missing(env, env.File(), fmt.Sprintf("the file is gone; %s has it", r.base),
+			fmt.Sprintf("put it back with git checkout %s -- %s, or say --allow-missing if the environment ends",
+				problem.ShellWord(r.base), problem.ShellWord(filepath.Join(r.root, env.File()))))
+	}
+	return nil
+}
+
+// missing reports that an environment has no file of its name; file is where that
+// is seen.
+func (r *review) missing(env schema.Environment, file, message, hint string) {
+	v := schema.Violation{Position: schema.Position{File: file}, Rule: "each environment has a file of its name", Message: message, Hint: hint}
+	r.verdicts = append(r.verdicts, verdict{Root: r.root, Environment: env, Violations: []schema.Violation{v}, Total: 1})
 }
 
 // file reads a file of the directory, once. It is fs.ErrNotExist if there is
@@ -228,17 +330,16 @@ func (r *review) file(path string) (schema.File, error) {
 	return got.file, got.err
 }
 
-// environment checks one environment and returns the templates that it extends.
-func (r *review) environment(env schema.Environment) (templates []string, err error) {
-	var in schema.Input
+// input collects the files of an environment, and the templates that it extends.
+func input(env schema.Environment, file func(path string) (schema.File, error)) (in schema.Input, templates []string, err error) {
 	paths := []string{env.File(), schema.BaseFile}
 	for i := 0; i < len(paths); i++ {
-		f, err := r.file(paths[i])
+		f, err := file(paths[i])
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a violation, and no error
 		}
 		if err != nil {
-			return nil, err
+			return in, nil, err
 		}
 		if i == 0 {
 			templates = schema.Extends(f)
@@ -246,10 +347,31 @@ func (r *review) environment(env schema.Environment) (templates []string, err er
 		}
 		in.Files = append(in.Files, f)
 	}
+	return in, templates, nil
+}
+
+// environment checks one environment and returns the templates that it extends.
+func (r *review) environment(env schema.Environment) (templates []string, err error) {
+	in, templates, err := input(env, r.file)
+	if err != nil {
+		return nil, err
+	}
 	v := verdict{Root: r.root, Environment: env}
-	config, violations := r.schema.For(env).Review(in)
+	in.Templates, in.Instance = r.templates, r.instance
+	check := r.schema.For(env).Review
+	if r.instance != "" {
+		check = r.schema.For(env).Load
+	}
+	config, violations := check(in)
 	if config != nil {
 		v.Parameters, v.Provenance = &config.Parameters, config.Provenance
+		for i, m := range config.Experiments {
+			t := trial{Name: m.Name, Percent: m.Percent, Parameters: config.Sets(i)}
+			if r.instance != "" {
+				t.Member = &m.Member
+			}
+			v.Experiments = append(v.Experiments, t)
+		}
 	}
 	r.verdicts = append(r.verdicts, v.with(violations))
 	return templates, nil
@@ -258,7 +380,7 @@ func (r *review) environment(env schema.Environment) (templates []string, err er
 // template checks a template that no environment extends, so that the first one
 // to extend it finds it valid: one of those that are present must take it.
 func (r *review) template(path string, present []schema.Environment) error {
-	f, err := r.file(path)
+	f, err := watcher.ReadFile(r.root, path) // once, so that it need not be kept
 	if err != nil {
 		return err
 	}
@@ -312,33 +434,68 @@ func (r *review) noEnvironment() error {
 	return problem.New("", fmt.Errorf("%s has no environment's file (%s)", r.root, strings.Join(files, ", ")), hint)
 }
 
-// misfit notes a file that no agent reads although it was probably meant to be
-// read: prodution.yaml, production.yml, templates/Big.yaml.
-func (r *review) misfit(dir, name string) (n note, ok bool) {
-	n.File = filepath.Join(r.root, dir, name)
-	stem := strings.TrimSuffix(strings.TrimSuffix(name, ".yml"), yamlExtension)
-	if stem == name || strings.HasPrefix(name, ".") {
-		return n, false
+// misfit reports a file that no agent reads although it was probably meant to be
+// read: prodution.yaml, production.yml. It is an error where the environment that
+// was probably meant has no file. alone: no other file may be meant.
+func (r *review) misfit(name, meant string, alone bool) {
+	right := meant + yamlExtension
+	n := note{File: filepath.Join(r.root, name), Message: "is read by no agent: not checked"}
+	rename := fmt.Sprintf("did you mean %s? rename it", right)
+	if !alone {
+		rename = fmt.Sprintf("several files may be meant: give %s what it should say", right)
 	}
-	if dir != "" {
-		n.Message = "is no template that could be extended: not checked"
-		n.Hint = "rename it: a template is templates/NAME.yaml, its name in a-z 0-9 - _"
-		_, isTemplate := schema.ParseTemplatePath(dir + "/" + name)
-		return n, !isTemplate
+	switch {
+	case name == right:
+		return
+	case meant == "":
+		n.Hint = fmt.Sprintf("the schema has no environment %s: name another schema with --schema", yamlStem(name))
+		if f, err := r.file(name); err != nil || !environmentKey.Match(f.Bytes) {
+			return
+		}
+	case exists(filepath.Join(r.root, right)): // which a rename would overwrite
+		n.Hint = right + " is there too, and is read: compare the two"
+	case right == schema.BaseFile || r.allowMissing:
+		n.Hint = rename
+	default:
+		r.missing(schema.Environment(meant), name, "the file is read by no agent, and there is no "+right, rename+", or say --allow-missing")
+		return
 	}
-	n.Message = "is read by no agent: not checked"
-	known := []string{strings.TrimSuffix(schema.BaseFile, yamlExtension)}
+	r.notes = append(r.notes, n)
+}
+
+// meant returns the environment, or base, that the name of a file probably means.
+func (r *review) meant(stem string) (string, bool) {
+	known := []string{yamlStem(schema.BaseFile)}
 	for _, env := range r.schema.Environments() {
 		known = append(known, string(env))
 	}
-	if near, ok := schema.Suggest(stem, known); ok {
-		n.Hint = fmt.Sprintf("did you mean %s? rename it", near+yamlExtension)
-		return n, name != near+yamlExtension
-	}
-	n.Hint = fmt.Sprintf("the schema has no environment %s: name another schema with --schema", stem)
-	f, err := r.file(name)
-	return n, err == nil && environmentKey.Match(f.Bytes)
+	return schema.Suggest(stem, known)
 }
+
+// templateMisfit notes a file below templates/ that could not be extended:
+// templates/Big.yaml.
+func (r *review) templateMisfit(name string) {
+	stem := yamlStem(name)
+	if _, isTemplate := schema.ParseTemplatePath(templatesDir + "/" + name); isTemplate || stem == name || strings.HasPrefix(name, ".") {
+		return
+	}
+	n := note{
+		File: filepath.Join(r.root, templatesDir, name), Message: "is no template that could be extended: not checked",
+		Hint: "rename it: a template is templates/NAME.yaml, its name in a-z 0-9 - _",
+	}
+	if same := strings.ToLower(stem); slices.Contains(r.templates, same) {
+		n.Hint = fmt.Sprintf("templates/%s.yaml is there too: compare the two", same)
+	}
+	r.notes = append(r.notes, n)
+}
+
+// yamlStem returns the name of a file without .yaml or .yml.
+func yamlStem(name string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(name, ".yml"), yamlExtension)
+}
+
+// exists reports whether there is something at a path.
+func exists(path string) bool { _, err := os.Lstat(path); return err == nil }
 
 // environmentKey finds what only the file of an environment has.
 var environmentKey = regexp.MustCompile(`(?m)^environment:`)

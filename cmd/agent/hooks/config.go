@@ -11,33 +11,36 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"dtesn-agent/apply"
+	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/smallfile"
 )
 
 // A Hook is one receiver, as the file of --hooks has it.
 type Hook struct {
-	Name string `yaml:"name"`
+	Name string
 	// URL or Command is where events go: an address that takes a POST, or a program with
 	// its arguments, which gets the event on standard input.
-	URL     string   `yaml:"url"`
-	Command []string `yaml:"command"`
+	URL     string
+	Command []string
 	// SecretFile has the secret by which webhooks are signed, as "whsec_" and base64.
-	SecretFile string            `yaml:"secret_file"`
-	On         []apply.EventType `yaml:"on"`      // all if empty; none if it is required
-	Timeout    time.Duration     `yaml:"timeout"` // of one attempt; 15 s if 0
+	SecretFile string
+	On         []apply.EventType // all if empty; none if it is required
+	Timeout    time.Duration     // of one attempt; 15 s if 0
 	// Required has it asked whether it agrees to each change. Then Timeout is how long its
 	// agreement is waited for; 30 s if 0.
-	Required bool `yaml:"required"`
+	Required bool
 }
 
 const (
@@ -50,90 +53,211 @@ const (
 	secretStart = "whsec_"
 )
 
-var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`).MatchString
+// hookKeys are the keys of a hook.
+var hookKeys = []string{"name", "url", "command", "secret_file", "on", "timeout", "required"}
 
-// Load reads a file of hooks. The error names file, line, value and rule.
+var (
+	validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`).MatchString
+	yamlLine  = regexp.MustCompile(`^yaml: line (\d+): `)
+)
+
+// Load reads a file of hooks. The error names file, line, value and rule. Paths in the file
+// are relative to its directory; a command without a slash is looked for in PATH.
 func Load(path string) ([]Hook, error) {
 	text, err := smallfile.ReadText(path, maxFile)
 	if err != nil {
-		return nil, &problem.Error{Op: "read hooks from", Place: path, Err: err, Hint: "a YAML list of {name, url or command, secret_file, on, timeout, required}"}
+		return nil, &problem.Error{Op: "read hooks from", Place: path, Err: err, Hint: "a YAML list of {" + strings.Join(hookKeys, ", ") + "}"}
 	}
-	var nodes []yaml.Node
+	mistake := func(line int, err error) error {
+		return &problem.Error{Op: "read hooks", Place: fmt.Sprintf("%s:%d", path, line), Err: err, Hint: problem.Hint(err)}
+	}
+	var root, second yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))
-	if err := dec.Decode(&nodes); err != nil && !errors.Is(err, io.EOF) {
-		return nil, &problem.Error{Op: "read hooks from", Place: path, Err: err, Hint: "a YAML list, each with - name: NAME"}
-	}
-	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, problem.New("read hooks from "+path, errors.New("it has more than one document"), "put all hooks into one list")
-	}
-	if len(nodes) > maxHooks {
-		return nil, problem.New("read hooks from "+path, fmt.Errorf("%d hooks, at most %d", len(nodes), maxHooks), "")
-	}
-	hooks := make([]Hook, len(nodes))
-	for i := range nodes {
-		h := &hooks[i]
-		place := fmt.Sprintf("%s:%d", path, nodes[i].Line)
-		if err := decodeStrictly(&nodes[i], h); err != nil {
-			return nil, &problem.Error{Op: "read hooks", Place: place, Err: err}
+	if err := dec.Decode(&root); errors.Is(err, io.EOF) {
+		return nil, nil
+	} else if err != nil {
+		line := 1
+		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+			line, _ = strconv.Atoi(m[1])
+			err = errors.New(strings.TrimPrefix(err.Error(), m[0]))
 		}
-		err := h.check(filepath.Dir(path))
-		if err == nil && slices.ContainsFunc(hooks[:i], func(o Hook) bool { return o.Name == h.Name }) {
-			err = fmt.Errorf("name %q is there twice", h.Name)
+		return nil, mistake(line, err)
+	}
+	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
+		return nil, mistake(second.Line, problem.New("", errors.New("it has more than one document"), "put all hooks into one list"))
+	}
+	list := root.Content[0]
+	switch {
+	case list.Tag == "!!null":
+		return nil, nil
+	case list.Kind == yaml.MappingNode && list.Content[0].Value == "hooks":
+		return nil, mistake(list.Line, problem.New("", errors.New("the file is a list"), `leave "hooks:" out`))
+	case list.Kind != yaml.SequenceNode:
+		return nil, mistake(list.Line, problem.New("", errors.New("the file is a list"), "begin each hook with - name: NAME"))
+	case len(list.Content) > maxHooks:
+		return nil, mistake(list.Content[maxHooks].Line, fmt.Errorf("%d hooks, at most %d", len(list.Content), maxHooks))
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	hooks := make([]Hook, 0, len(list.Content))
+	for i, node := range list.Content {
+		h := Hook{}
+		e := entry{label: fmt.Sprintf("hook %d", i+1), values: map[string]*yaml.Node{}, line: node.Line}
+		err := e.read(node)
+		if err == nil {
+			err = e.decode(&h)
+		}
+		if err == nil {
+			err = h.check(&e, dir)
+		}
+		if err == nil && slices.ContainsFunc(hooks, func(o Hook) bool { return o.Name == h.Name }) {
+			err = e.at("name", fmt.Errorf("name %q is there twice", h.Name))
 		}
 		if err != nil {
-			return nil, &problem.Error{Op: "read hooks", Place: place, Err: err, Hint: problem.Hint(err)}
+			return nil, mistake(e.line, err)
 		}
+		hooks = append(hooks, h)
 	}
 	return hooks, nil
 }
 
-// decodeStrictly decodes a node, in which unknown keys are errors.
-func decodeStrictly(node *yaml.Node, to *Hook) error {
-	text, err := yaml.Marshal(node)
-	if err != nil {
-		return err
+// An entry is a hook as the file has it.
+type entry struct {
+	label  string
+	values map[string]*yaml.Node
+	line   int // of the entry, or of the mistake in it
+}
+
+// at returns err, which is about the value of key.
+func (e *entry) at(key string, err error) error {
+	if v := e.values[key]; v != nil {
+		e.line = v.Line
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	dec.KnownFields(true)
-	err = dec.Decode(to)
-	var types *yaml.TypeError
-	if errors.As(err, &types) { // with lines of the copy
-		return errors.New(regexp.MustCompile(`^line \d+: `).ReplaceAllString(types.Errors[0], ""))
+	return problem.New("", fmt.Errorf("%s: %w", e.label, err), problem.Hint(err))
+}
+
+// read takes the values, by their keys.
+func (e *entry) read(node *yaml.Node) error {
+	if node.Kind != yaml.MappingNode {
+		return e.at("", problem.New("", errors.New("it is no mapping"), "begin it with - name: NAME"))
 	}
-	return err
+	for i := 0; i < len(node.Content); i += 2 {
+		if key, v := node.Content[i], node.Content[i+1]; key.Value == "name" && v.Kind == yaml.ScalarNode && validName(v.Value) {
+			e.label = "hook " + v.Value
+		}
+	}
+	for i := 0; i < len(node.Content); i += 2 {
+		key, v := node.Content[i], node.Content[i+1]
+		if v.Kind == yaml.AliasNode {
+			v = v.Alias
+		}
+		e.line = key.Line
+		if !slices.Contains(hookKeys, key.Value) {
+			hint := "there are " + strings.Join(hookKeys, ", ")
+			if near, ok := schema.Suggest(key.Value, hookKeys); ok {
+				hint = "did you mean " + near + "?"
+			}
+			return e.at("", problem.New("", fmt.Errorf("there is no key %q", key.Value), hint))
+		}
+		if e.values[key.Value] != nil {
+			return e.at("", fmt.Errorf("the key %s is there twice", key.Value))
+		}
+		e.values[key.Value] = v
+	}
+	e.line = node.Line
+	return nil
+}
+
+// decode reads the values into a hook.
+func (e *entry) decode(h *Hook) (err error) {
+	texts := map[string]*string{"name": &h.Name, "url": &h.URL, "secret_file": &h.SecretFile}
+	for _, key := range hookKeys {
+		v := e.values[key]
+		if v == nil || v.Tag == "!!null" {
+			continue
+		}
+		isText := v.Kind == yaml.ScalarNode
+		switch key {
+		case "command", "on":
+			var list []string
+			if v.Kind != yaml.SequenceNode || v.Decode(&list) != nil {
+				example := []string{"ticket", "--queue"}
+				if key == "on" {
+					example = []string{string(apply.EventRejected)}
+				}
+				if words := strings.Fields(v.Value); len(words) > 0 {
+					example = words
+				}
+				return e.at(key, fmt.Errorf("%s is a list: [%s]", key, strings.Join(example, ", ")))
+			}
+			if key == "command" {
+				h.Command = list
+				continue
+			}
+			for _, t := range list {
+				h.On = append(h.On, apply.EventType(t))
+			}
+		case "timeout":
+			if h.Timeout, err = time.ParseDuration(v.Value); err == nil {
+				continue
+			}
+			if _, err := strconv.ParseFloat(v.Value, 64); err == nil && isText {
+				return e.at(key, fmt.Errorf("timeout needs a unit: %ss", v.Value))
+			}
+			return e.at(key, problem.New("", fmt.Errorf("timeout %q is not a time", v.Value), "such as 30s or 2m"))
+		case "required":
+			if !isText || v.Decode(&h.Required) != nil {
+				return e.at(key, errors.New("required is true or false"))
+			}
+		default:
+			if *texts[key] = v.Value; !isText {
+				return e.at(key, fmt.Errorf("%s is a text", key))
+			}
+		}
+	}
+	return nil
 }
 
 // check completes a hook, or says what is wrong with it; dir is where relative paths begin.
-func (h *Hook) check(dir string) error {
+func (h *Hook) check(e *entry, dir string) error {
+	if h.Name == "" {
+		return e.at("name", errors.New("it has no name"))
+	}
 	if !validName(h.Name) {
-		return problem.New("", fmt.Errorf("invalid name %q", h.Name), "use lower-case letters, digits and hyphens, at most 63")
+		return e.at("name", problem.New("", fmt.Errorf("invalid name %q", h.Name), "use lower-case letters, digits and hyphens, at most 63"))
 	}
 	if (h.URL == "") == (len(h.Command) == 0) {
-		return problem.New("", fmt.Errorf("hook %s needs a url or a command, and not both", h.Name), "")
+		return e.at("command", errors.New("it needs a url or a command, and not both"))
 	}
 	if h.URL != "" {
 		u, err := url.Parse(h.URL)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-			return problem.New("", fmt.Errorf("hook %s: its url is not an http or https address", h.Name), "such as https://hooks.example.com/dtesn") // it may hold a secret
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" { // it may hold a secret
+			return e.at("url", problem.New("", errors.New("its url is not an http or https address"), "such as https://hooks.example.com/dtesn"))
 		}
-	}
-	if len(h.Command) > 0 && strings.TrimSpace(h.Command[0]) == "" {
-		return fmt.Errorf("hook %s: the command is empty", h.Name)
+	} else if err := h.find(dir); err != nil {
+		return e.at("command", err)
 	}
 	if h.SecretFile != "" {
 		if len(h.Command) > 0 {
-			return fmt.Errorf("hook %s: secret_file is for a url", h.Name)
+			return e.at("secret_file", errors.New("secret_file is for a url"))
 		}
 		if !filepath.IsAbs(h.SecretFile) {
 			h.SecretFile = filepath.Join(dir, h.SecretFile)
 		}
 		if _, err := h.secret(); err != nil {
-			return err
+			return e.at("secret_file", err)
 		}
 	}
-	for _, t := range h.On {
+	for i, t := range h.On {
 		if !slices.Contains(apply.EventTypes(), t) {
-			return problem.New("", fmt.Errorf("hook %s: unknown event %q", h.Name, t), fmt.Sprintf("one of %v", apply.EventTypes()))
+			hint := fmt.Sprintf("one of %v", apply.EventTypes())
+			if near, ok := schema.Suggest(string(t), eventNames()); ok {
+				hint = "did you mean " + near + "?"
+			}
+			e.line = e.values["on"].Content[i].Line
+			return e.at("", problem.New("", fmt.Errorf("unknown event %q", t), hint))
 		}
 	}
 	if h.Timeout == 0 && h.Required {
@@ -142,9 +266,35 @@ func (h *Hook) check(dir string) error {
 		h.Timeout = usualWait
 	}
 	if h.Timeout < leastWait || h.Timeout > mostWait {
-		return fmt.Errorf("hook %s: timeout %s is out of range: %s to %s", h.Name, h.Timeout, leastWait, mostWait)
+		return e.at("timeout", fmt.Errorf("timeout %s is out of range: %s to %s", h.Timeout, leastWait, mostWait))
 	}
 	return nil
+}
+
+// find looks for the program, as the kernel will when it is started.
+func (h *Hook) find(dir string) error {
+	program := h.Command[0]
+	if strings.TrimSpace(program) == "" {
+		return errors.New("the command is empty")
+	}
+	if strings.Contains(program, "/") && !filepath.IsAbs(program) {
+		h.Command[0] = filepath.Join(dir, program)
+	}
+	_, err := exec.LookPath(h.Command[0])
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return problem.New("", fmt.Errorf("there is no command %q in PATH", program), "give its whole path")
+	case err != nil:
+		return problem.New("", fmt.Errorf("the command %s: %w", h.Command[0], problem.Bare(errors.Unwrap(err))), "give a file that the agent's user may execute")
+	}
+	return nil
+}
+
+func eventNames() (names []string) {
+	for _, t := range apply.EventTypes() {
+		names = append(names, string(t))
+	}
+	return names
 }
 
 // secret reads the secret anew, so that a rotation needs no restart; nil without one.

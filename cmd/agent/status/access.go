@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher/smallfile"
 )
@@ -66,11 +68,18 @@ type Access struct {
 	cert    *reread[tls.Certificate]
 	tokens  *reread[[][sha256.Size]byte]
 	clients *reread[*x509.CertPool]
+
+	log     *slog.Logger
+	refused prometheus.Counter
+	mu      sync.Mutex
+	warned  string // of the certificate
 }
 
 // OpenAccess reads the files.
 func OpenAccess(f AccessFiles, logger *slog.Logger) (*Access, error) {
-	a := &Access{}
+	a := &Access{log: logger, refused: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "dtesn_agent_refused_credentials_total", Help: "Requests to --listen without good credentials.",
+	})}
 	var errs []error
 	if f.Cert != "" {
 		a.cert = newReread("the certificate", parsePair, logger, &errs, f.Cert, f.Key)
@@ -84,13 +93,56 @@ func OpenAccess(f AccessFiles, logger *slog.Logger) (*Access, error) {
 	if len(errs) > 0 {
 		return nil, errs[0]
 	}
+	a.aging()
 	return a, nil
 }
+
+// register adds the series about what there is.
+func (a *Access) register(r *prometheus.Registry) {
+	if a.HasTLS() {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "dtesn_agent_certificate_not_after_timestamp_seconds", Help: "When the certificate of --listen expires, in Unix seconds.",
+		}, func() float64 { return float64(a.cert.get().Leaf.NotAfter.Unix()) }))
+	}
+	if a != nil && (a.tokens != nil || a.clients != nil) {
+		r.MustRegister(a.refused)
+	}
+}
+
+// agingTime is how long before its end a certificate is said to expire.
+const agingTime = 7 * 24 * time.Hour
+
+// aging returns what is to be said of the certificate's age, "" for nothing. What is news is
+// logged.
+func (a *Access) aging() (text string) {
+	if !a.HasTLS() {
+		return ""
+	}
+	end, word := a.cert.get().Leaf.NotAfter, ""
+	if left := time.Until(end); left <= 0 {
+		word = "expired"
+	} else if left < agingTime {
+		word = "expires"
+	}
+	if word != "" {
+		text = "the certificate of --listen " + word + " at " + end.UTC().Format(time.RFC3339)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.warned != text && text != "" {
+		a.log.Warn("certificate of --listen "+word, "not_after", end.UTC(), "hint", agingHint)
+	}
+	a.warned = text
+	return text
+}
+
+const agingHint = "put a new one into --tls-cert-file and --tls-key-file; no restart is needed"
 
 // HasTLS reports whether clients speak TLS.
 func (a *Access) HasTLS() bool { return a != nil && a.cert != nil }
 
-// Problems returns which files cannot be used, though what they held before is in force.
+// Problems returns which files cannot be used, though what they held before is in force, and
+// whether the certificate is out of date, or soon will be.
 func (a *Access) Problems() []string {
 	list := []string{}
 	if a == nil {
@@ -98,11 +150,17 @@ func (a *Access) Problems() []string {
 	}
 	for _, err := range []error{a.cert.problem(), a.tokens.problem(), a.clients.problem()} {
 		if err != nil {
-			list = append(list, problem.Text(err)+"; what was read before is in force")
+			list = append(list, inForce(err))
 		}
+	}
+	if text := a.aging(); text != "" {
+		list = append(list, text+"; "+agingHint)
 	}
 	return list
 }
+
+// inForce is err about a file that is read again.
+func inForce(err error) string { return problem.Text(err) + "; what was read before is in force" }
 
 // Listener returns l, with TLS if there is a certificate.
 func (a *Access) Listener(l net.Listener) net.Listener {
@@ -110,6 +168,7 @@ func (a *Access) Listener(l net.Listener) net.Listener {
 		return l
 	}
 	return tls.NewListener(l, &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		a.aging()
 		c := &tls.Config{
 			Certificates: []tls.Certificate{a.cert.get()},
 			NextProtos:   []string{"http/1.1"}, // a bounded.Server counts connections, and HTTP/2 has many requests in one
@@ -152,14 +211,20 @@ func (a *Access) allows(q *http.Request) bool {
 }
 
 // deny answers a request without good credentials.
-func (a *Access) deny(w http.ResponseWriter) {
+func (a *Access) deny(w http.ResponseWriter, q *http.Request) {
+	a.refused.Inc()
+	a.log.Debug("credentials refused", "method", q.Method, "path", q.URL.Path, "remote", q.RemoteAddr)
 	if a.tokens == nil {
 		fail(w, http.StatusForbidden, "a client certificate is needed, of an authority in --client-ca-file")
 		return
 	}
 	w.Header().Add("WWW-Authenticate", `Bearer realm="dtesn-agent"`)
 	w.Header().Add("WWW-Authenticate", `Basic realm="dtesn-agent", charset="UTF-8"`)
-	fail(w, http.StatusUnauthorized, "a token of --token-file is needed: Authorization: Bearer TOKEN, or Basic with the token as password and any user")
+	message := "a token of --token-file is needed: Authorization: Bearer TOKEN, or Basic with the token as password and any user"
+	if a.clients != nil {
+		message += "; or a client certificate of an authority in --client-ca-file"
+	}
+	fail(w, http.StatusUnauthorized, message)
 }
 
 // isNamed reports whether the certificate of the server is for host.

@@ -8,6 +8,11 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"dtesn-agent/test/gitserver"
 )
 
 // TestRereadHangs holds that a file that cannot be read in time leaves what was in force,
@@ -46,6 +51,39 @@ func TestRereadHangs(t *testing.T) {
 		synctest.Wait()
 		if got := r.get(); got != "new" || r.problem() != nil {
 			t.Errorf("%s, %v", got, r.problem())
+		}
+	})
+}
+
+// TestAging holds that a certificate is said to expire a week before it does, and to have
+// expired, once each in the log; and that a new one ends that.
+func TestAging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, log := t.TempDir(), &strings.Builder{}
+		cert := gitserver.NewCert(t, dir, "server") // for 30 days
+		a, err := OpenAccess(AccessFiles{Cert: cert.CertFile, Key: cert.KeyFile}, slog.New(slog.NewTextHandler(log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		registry := prometheus.NewRegistry()
+		a.register(registry)
+		end := cert.X509.NotAfter.UTC().Format(time.RFC3339)
+		for i, c := range []struct {
+			after time.Duration // the one before
+			says  string
+		}{{22 * 24 * time.Hour, ""}, {48 * time.Hour, "expires at " + end}, {time.Hour, "expires at " + end}, {7 * 24 * time.Hour, "expired at " + end}} {
+			time.Sleep(c.after)
+			if text := strings.Join(a.Problems(), "\n"); (c.says == "") != (text == "") || !strings.Contains(text, c.says) {
+				t.Errorf("%d: %q, want %q", i, text, c.says)
+			}
+		}
+		problems, err := testutil.GatherAndLint(registry)
+		if n, _ := testutil.GatherAndCount(registry); err != nil || len(problems) > 0 || n != 1 {
+			t.Errorf("%d series, %v, %v", n, problems, err)
+		}
+		gitserver.NewCert(t, dir, "server")
+		if list := a.Problems(); len(list) > 0 || strings.Count(log.String(), "certificate of --listen exp") != 2 {
+			t.Errorf("%q, %s", list, log)
 		}
 	})
 }

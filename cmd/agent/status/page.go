@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"html/template"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -88,7 +89,7 @@ type pageData struct {
 	History                                                 []pageRecord
 	HistoryError, Before                                    string
 	Diff                                                    *pageDiff
-	Facts                                                   []pageFact
+	Hooks, Facts                                            []pageFact
 }
 
 type pageFact struct{ Name, Text, Tone string }
@@ -169,6 +170,7 @@ func (s *Server) page(w http.ResponseWriter, q *http.Request) {
 // live answers with the main part of the page each time it changes, as server-sent events.
 func (s *Server) live(w http.ResponseWriter, q *http.Request) {
 	stream := s.newStream(w, q)
+	defer stream.end()
 	for stream != nil {
 		update := s.opt.Source.Latest()
 		var b strings.Builder
@@ -274,8 +276,15 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 	s.pageRecords(ctx, d, rows, q)
 	d.facts(st)
 	full := s.Full()
+	for _, text := range full.HookErrors {
+		d.Hooks = append(d.Hooks, pageFact{Text: Plain(text), Tone: "bad"})
+	}
 	for _, h := range full.Hooks {
-		d.Facts = append(d.Facts, pageFact{Name: "hook", Text: Plain(h.String())})
+		tone := ""
+		if h.Off || h.FailingAt != 0 {
+			tone = "bad"
+		}
+		d.Hooks = append(d.Hooks, pageFact{Text: Plain(h.String()), Tone: tone})
 	}
 	for _, text := range full.AccessErrors {
 		d.Facts = append(d.Facts, pageFact{Name: "listen", Text: Plain(text)})
@@ -353,12 +362,37 @@ func (s *Server) place(at schema.Position, commit string) pagePlace {
 	p := pagePlace{Text: Plain(at.String())}
 	if commit != "" {
 		p.Text += "@" + short(commit)
-		if t := s.opt.SourceURL; t != "" {
-			file := (&url.URL{Path: at.File}).EscapedPath()
-			p.URL = strings.NewReplacer("{commit}", url.PathEscape(commit), "{file}", file, "{line}", fmt.Sprint(at.Line)).Replace(t)
-		}
+		p.URL = SourceLink(s.opt.SourceURL, at, commit)
 	}
 	return p
+}
+
+// SourceLink returns the address of a line at the team's git host, by the template of
+// --source-url; "" without a template or a commit.
+func SourceLink(template string, at schema.Position, commit string) string {
+	if template == "" || commit == "" || at.File == "" {
+		return ""
+	}
+	file := (&url.URL{Path: at.File}).EscapedPath()
+	return strings.NewReplacer("{commit}", url.PathEscape(commit), "{file}", file, "{line}", fmt.Sprint(at.Line)).Replace(template)
+}
+
+// The paths of a file at a commit, and of its editor on a branch.
+var editors = []struct{ view, edit string }{
+	{"/blob/{commit}/", "/edit/{ref}/"},        // GitHub and GitLab
+	{"/src/commit/{commit}/", "/_edit/{ref}/"}, // Gitea and Forgejo
+}
+
+// EditLink returns the address of the editor of a file on a branch, by the template of
+// --source-url; "" where the template is not that of a host whose editor is known.
+func EditLink(template string, at schema.Position, ref string) string {
+	for _, e := range editors {
+		if before, after, ok := strings.Cut(template, e.view); ok && ref != "" {
+			branch := (&url.URL{Path: ref}).EscapedPath()
+			return SourceLink(before+strings.ReplaceAll(e.edit, "{ref}", branch)+after, at, ref)
+		}
+	}
+	return ""
 }
 
 // pageParameters adds what runs, with where it was declared and since when.
@@ -381,6 +415,7 @@ func (s *Server) pageParameters(d *pageData, st *apply.Status, rows []record.Row
 	}
 	names := append(recorded.Names(), runs.Names()...)
 	slices.Sort(names)
+	begun := Since(rows, recorded)
 	for _, name := range slices.Compact(names) {
 		p := pageParameter{Name: name, Value: Plain(runs.Get(name).String())}
 		if runs.Get(name).IsZero() {
@@ -397,28 +432,39 @@ func (s *Server) pageParameters(d *pageData, st *apply.Status, rows []record.Row
 			if !recorded.Get(name).Equal(runs.Get(name)) {
 				p.Wants = Plain(recorded.Get(name).String())
 			}
-			p.Since, p.By = since(rows, name, recorded.Get(name))
+			if row := begun[name]; row != nil {
+				p.Since, p.By = moment(row.Timestamp), Plain(Doer(row))
+			} else if n := len(rows); n > 0 && rows[n-1].Index > 1 {
+				p.Since = "before " + moment(rows[n-1].Timestamp)
+			}
 		}
 		d.Parameters = append(d.Parameters, p)
 	}
 }
 
-// since returns when the applied records began to have a value, and who brought it.
-func since(rows []record.Row, name string, v schema.Value) (when, by string) {
+// Since returns for each value of p the applied record that began it; rows are records,
+// newest first, from one with p on. A value whose beginning is not among the rows is left
+// out, unless they go back to the first record.
+func Since(rows []record.Row, p schema.Parameters) map[string]*record.Row {
+	begun, over := map[string]*record.Row{}, map[string]bool{}
+	names := p.Names()
 	for i := range rows {
 		row := &rows[i]
-		if row.Outcome != record.Applied {
-			continue
+		for _, name := range names {
+			if row.Outcome != record.Applied || over[name] {
+				continue
+			}
+			if row.Config.Get(name).Equal(p.Get(name)) {
+				begun[name] = row
+			} else {
+				over[name] = true
+			}
 		}
-		if !row.Config.Get(name).Equal(v) {
-			return when, by
-		}
-		when, by = moment(row.Timestamp), Plain(Doer(row))
 	}
 	if n := len(rows); n > 0 && rows[n-1].Index > 1 {
-		return "before " + moment(rows[n-1].Timestamp), ""
+		maps.DeleteFunc(begun, func(name string, _ *record.Row) bool { return !over[name] })
 	}
-	return when, by
+	return begun
 }
 
 func (s *Server) pageAttempts(d *pageData, st *apply.Status, rows []record.Row) {

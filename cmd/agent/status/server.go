@@ -54,6 +54,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Hooks returns how the hooks are; nil if there can be none.
 	Hooks func() []hooks.Status
+	// HookErrors returns what is wrong with the file of hooks; nil if there can be none.
+	HookErrors func() []error
 	// SourceURL is the address of a line at the team's git host, with {commit}, {file} and
 	// {line}; "" if there is none.
 	SourceURL string
@@ -76,14 +78,20 @@ func New(opt Options) *Server {
 		opt.Stuck = 15 * time.Second
 	}
 	opt.Metrics.show(opt.Source, opt.Hooks)
+	opt.Access.register(opt.Metrics.registry)
 	return &Server{opt: opt}
 }
 
 // Full returns the status with what the agent's other parts know.
 func (s *Server) Full() *FullStatus {
-	f := &FullStatus{Status: *s.opt.Source.Status(), Hooks: []hooks.Status{}, AccessErrors: s.opt.Access.Problems()}
+	f := &FullStatus{Status: *s.opt.Source.Status(), Hooks: []hooks.Status{}, HookErrors: []string{}, AccessErrors: s.opt.Access.Problems()}
 	if s.opt.Hooks != nil {
 		f.Hooks = s.opt.Hooks()
+	}
+	if s.opt.HookErrors != nil {
+		for _, err := range s.opt.HookErrors() {
+			f.HookErrors = append(f.HookErrors, inForce(err))
+		}
 	}
 	f.RegisteredCallbacks = len(f.Hooks)
 	return f
@@ -93,7 +101,9 @@ func (s *Server) Full() *FullStatus {
 type FullStatus struct {
 	apply.Status
 	Hooks []hooks.Status `json:"hooks"`
-	// AccessErrors say which files of --listen cannot be used.
+	// HookErrors say what is wrong with the file of --hooks.
+	HookErrors []string `json:"hook_errors"`
+	// AccessErrors say which files of --listen cannot be used, or are out of date.
 	AccessErrors []string `json:"access_errors"`
 }
 
@@ -203,7 +213,7 @@ func (s *Server) Handler() http.Handler {
 		case code != 0:
 			fail(w, code, why)
 		case !isAllowed:
-			s.opt.Access.deny(w)
+			s.opt.Access.deny(w, q)
 		default:
 			mux.ServeHTTP(w, q)
 		}

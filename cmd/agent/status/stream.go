@@ -70,6 +70,14 @@ func (s *stream) send(text string) error {
 	return s.conn.Flush()
 }
 
+// end gives the end of the body, which is written after the handler, a time of its own:
+// that of the last write may be over, and after a write that fails TLS cannot be ended.
+func (s *stream) end() {
+	if s != nil {
+		_ = s.conn.SetWriteDeadline(time.Now().Add(streamWrite))
+	}
+}
+
 // wait waits for changed, and sends a comment if that takes long. It reports whether the
 // stream goes on.
 func (s *stream) wait(ctx context.Context, changed <-chan struct{}) bool {
@@ -116,7 +124,7 @@ func (c *encoding) of(events []apply.Event) string {
 }
 
 // events answers with the events after Last-Event-ID or the parameter since, or those to
-// come, as server-sent events.
+// come, as server-sent events. After a number that no event has yet it begins at the first.
 func (s *Server) events(w http.ResponseWriter, q *http.Request) {
 	after, changed := s.opt.Events.Last()
 	given := q.Header.Get("Last-Event-ID")
@@ -129,9 +137,13 @@ func (s *Server) events(w http.ResponseWriter, q *http.Request) {
 			fail(w, http.StatusBadRequest, "since: "+strconv.Quote(given)+" is not the number of an event")
 			return
 		}
+		if n > after { // of another log: the state directory was replaced
+			n = 0
+		}
 		after = n
 	}
 	st := s.newStream(w, q)
+	defer st.end()
 	for st != nil {
 		list, err := s.opt.Events.After(after, streamBatch)
 		if err != nil {

@@ -25,6 +25,9 @@ func (s *Server) Text() string {
 	for _, h := range full.Hooks {
 		page += fmt.Sprintf("%-10s %s\n", "hook", Plain(h.String()))
 	}
+	for _, text := range full.HookErrors {
+		page += fmt.Sprintf("%-10s %s\n", "hooks", Plain(text))
+	}
 	for _, text := range full.AccessErrors {
 		page += fmt.Sprintf("%-10s %s\n", "listen", Plain(text))
 	}

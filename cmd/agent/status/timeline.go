@@ -20,6 +20,9 @@ type timeline struct {
 	Grid          []timelineText
 	Marks         []timelineText
 	Rows          []timelineRow // newest first
+
+	Left, Right, Bottom int
+	First, Last         string // the times at both ends
 }
 
 type timelineText struct {
@@ -33,6 +36,7 @@ const (
 	timelineWidth, timelineHeight = 800, 96
 	timelineLeft                  = 70 // of the values' names
 	timelineMargin                = 14
+	timelineFoot                  = 18 // of the times
 )
 
 // timelines returns that of each parameter that has had more than one value.
@@ -56,7 +60,11 @@ func timelines(rules *schema.Rules, rows []record.Row, now time.Time) (all []tim
 			continue
 		}
 		y := scale(values)
-		t := timeline{Name: name, Width: timelineWidth, Height: timelineHeight}
+		t := timeline{
+			Name: name, Width: timelineWidth, Height: timelineHeight + timelineFoot,
+			Left: timelineLeft, Right: timelineWidth - timelineMargin, Bottom: timelineHeight + timelineFoot - 5,
+			First: moment(begin), Last: moment(record.Unix(now)),
+		}
 		var points []string
 		var last schema.Value
 		for i := len(rows) - 1; i >= 0; i-- {

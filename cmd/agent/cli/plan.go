@@ -1,0 +1,415 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/apply"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher"
+)
+
+const planHelp = `plan shows, before a merge, what comes of it: for each environment which
+parameters change, from what to what and in which line, whether engines rebuild,
+about how much memory they then take, and which experiments reach whom.
+
+It compares two revisions of a git repository of this machine, a work tree or a
+bare one, of which nothing needs to be checked out. A value that begins with . or
+/ is a configuration directory instead. With --against it compares with what an
+agent runs: the state directory of one on this machine, or the http(s) address
+that it listens on.
+
+A revision is a branch, a tag, a commit, HEAD or FETCH_HEAD, with ~N or ^N behind.
+In a pull request of GitHub, checked out with fetch-depth: 2, compare HEAD^1 with
+HEAD, which is the merge.
+
+Output, with --format
+  text      a line an environment, and a line a change
+  markdown  for a comment: first what happens to whom, then details to open; one
+            short line where nothing changes; at most 65,000 bytes
+  json      {"from", "to", "environments": [{"name", "status": "unchanged",
+            "changed", "added", "removed" or "invalid", "changes": [{"parameter",
+            "old", "new", "apply": "hot" or "rebuild", "file", "line"}],
+            "experiments": [{"name", "percent", "was", "instances", "joining",
+            "leaving", "sets": […]}], "memory_bytes": {"old", "new", "limit"},
+            "policy", "violations", "held"}]}
+
+Exit codes: 0 done, 3 an environment would not be valid, 10 with --exit-code if
+something changes, 2 wrong usage or schema, 1 something could not be compared.`
+
+// A planner is the flags of one plan.
+type planner struct {
+	from, to, repo, config, against, token, instances string
+
+	schema *schema.Schema
+	opened *watcher.Repository
+	around string // where --repo is in its repository
+}
+
+func newPlan() *cobra.Command {
+	var p planner
+	var format string
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use:   "plan --from REV [--to REV] [--config DIR]",
+		Short: "Show what a change of the configuration would do, and to whom",
+		Long:  planHelp,
+		Example: `  agent plan --from main --to HEAD --config config
+  agent plan --from HEAD --to ./config --config config
+  agent plan --against /var/lib/dtesn-agent --to ./config
+  agent plan --from HEAD^1 --config config --format markdown`,
+	}
+	open := schemaOf(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		write, ok := planFormats[format]
+		switch {
+		case !ok:
+			return usage("--format: %q is none of text, markdown, json", format)
+		case (p.from == "") == (p.against == ""):
+			return usageHint("compare with a revision or directory (--from), or with what runs (--against)", "need either --from or --against")
+		case p.token != "" && !isAddress(p.against):
+			return usage("--token-file is for an address: name it with --against")
+		}
+		s, err := open()
+		if err != nil {
+			return err
+		}
+		p.schema = s
+		result, err := p.run(cmd)
+		if p.opened != nil {
+			err = errors.Join(err, p.opened.Close())
+		}
+		if err != nil {
+			return err
+		}
+		if err := write(cmd, result); err != nil {
+			return fmt.Errorf("write the plan: %w", err)
+		}
+		changes := false
+		for _, e := range result.Environments {
+			if e.Status == schema.PlanInvalid {
+				return quiet(exitInvalid)
+			}
+			changes = changes || e.Status != schema.PlanUnchanged
+		}
+		if changes && exitCode {
+			return quiet(exitChanges)
+		}
+		return nil
+	}
+	f := cmd.Flags()
+	f.StringVar(&p.from, "from", "", "compare this `revision`, or directory that begins with . or /")
+	f.StringVar(&p.to, "to", "HEAD", "with this `revision` or directory")
+	f.StringVar(&p.repo, "repo", ".", "the git `repository` of the revisions, or a directory in it")
+	f.StringVar(&p.config, "config", "", "the configuration `directory` within the repository (default: its root)")
+	f.StringVar(&p.against, "against", "", "compare what this agent runs: its state `directory` or address")
+	f.StringVar(&p.token, "token-file", "", "a `file` with the token of an agent that is asked over https")
+	f.StringVar(&p.instances, "instances", "", "a `file` with the names of the instances, one a line, to show who is in an experiment")
+	f.StringVar(&format, "format", "text", "text, markdown or json")
+	f.BoolVar(&exitCode, "exit-code", false, "exit 10 if something changes")
+	complete(cmd, "format", "text", "markdown", "json")
+	return cmd
+}
+
+// A planResult is the whole of a plan.
+type planResult struct {
+	From         string            `json:"from"`
+	To           string            `json:"to"`
+	Environments []environmentPlan `json:"environments"`
+
+	title string
+}
+
+// An environmentPlan is the plan of one environment, with the values that it would
+// declare although the agent holds them.
+type environmentPlan struct {
+	schema.Plan
+	Held []record.Entry `json:"held"`
+}
+
+func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
+	names, err := readNames(p.instances)
+	if err != nil {
+		return nil, err
+	}
+	to, err := p.side("--to", p.to)
+	if err != nil {
+		return nil, err
+	}
+	if p.against != "" {
+		return p.compareRunning(cmd, to)
+	}
+	from, err := p.side("--from", p.from)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.relate(cmd, from, to); err != nil {
+		return nil, err
+	}
+	result := &planResult{From: from.id, To: to.id, title: from.title + " -> " + to.title, Environments: []environmentPlan{}}
+	for _, env := range p.schema.Environments() {
+		old, err := from.input(env)
+		if err != nil {
+			return nil, err
+		}
+		now, err := to.input(env)
+		if err != nil {
+			return nil, err
+		}
+		if old == nil && now == nil {
+			continue
+		}
+		result.Environments = append(result.Environments, locate(p.schema.For(env).Plan(old, now, names), from, to))
+	}
+	if len(result.Environments) == 0 {
+		return nil, p.nothing(from, to)
+	}
+	return result, nil
+}
+
+// nothing explains that neither side has a file of an environment.
+func (p *planner) nothing(from, to *side) error {
+	hint := "name the directory with " + schema.BaseFile + ": --config for revisions, ./DIR for a directory"
+	if elsewhere := cmp.Or(to.elsewhere, from.elsewhere); elsewhere != "" {
+		hint = "did you mean --config " + problem.ShellWord(path.Join(p.config, elsewhere)) + "?"
+	}
+	return problem.New("", fmt.Errorf("neither %s nor %s has an environment's file in %s", from.title, to.title, cmp.Or(to.dir, "the root")), hint)
+}
+
+// A side is one of the two configurations.
+type side struct {
+	id, title string
+	dir       string // where its files are, as people name them
+	elsewhere string
+	revision  *watcher.Revision // nil for a directory
+	file      func(path string) (schema.File, error)
+	templates []string
+}
+
+// side opens what a flag names.
+func (p *planner) side(flag, value string) (*side, error) {
+	if strings.HasPrefix(value, ".") || strings.HasPrefix(value, "/") {
+		root, err := directory(p.schema, value)
+		if err != nil {
+			return nil, err
+		}
+		r := &review{schema: p.schema, root: root, read: map[string]reading{}}
+		return &side{id: value, title: value, dir: root, file: r.file, templates: templatesOf(namesIn(filepath.Join(root, templatesDir)))}, nil
+	}
+	if value == "" {
+		return nil, usageHint("name a revision, such as main, or a directory, such as ./config", "%s is empty", flag)
+	}
+	if p.opened == nil {
+		opened, around, err := watcher.OpenRepository(p.repo)
+		if err != nil {
+			return nil, err
+		}
+		p.opened, p.around = opened, around
+	}
+	revision, err := p.opened.Revision(value)
+	if err != nil {
+		return nil, err
+	}
+	s := &side{id: revision.Commit(), title: fmt.Sprintf("%s (%s)", value, revision.Commit()[:12]), dir: path.Join(p.around, p.config), revision: revision}
+	dir, err := revision.Directory(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		s.file = func(string) (schema.File, error) { return schema.File{}, fs.ErrNotExist }
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.file, s.elsewhere, s.templates = dir.File, dir.Elsewhere(), templatesOf(dir.Names(templatesDir))
+	return s, nil
+}
+
+// input collects the files of an environment, nil if it does not exist.
+func (s *side) input(env schema.Environment) (*schema.Input, error) {
+	if _, err := s.file(env.File()); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	in, _, err := input(env, s.file)
+	in.Templates = s.templates
+	return &in, err
+}
+
+// relate refuses revisions without a common history, and says if from has what to
+// lacks: that shows as undone.
+func (p *planner) relate(cmd *cobra.Command, from, to *side) error {
+	if from.revision == nil || to.revision == nil {
+		return nil
+	}
+	relation, err := p.opened.Relation(from.revision, to.revision)
+	switch {
+	case err != nil:
+		return err
+	case relation == watcher.RelationUnrelated:
+		return problem.New("", fmt.Errorf("%s and %s have no common history", from.title, to.title),
+			"name two revisions of one history; to compare others, check them out and give two directories")
+	case relation == watcher.RelationDiverged:
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: %s does not descend from %s: what only the latter has shows as undone; compare from `git merge-base`, or to the merge\n",
+			p.to, p.from)
+	}
+	return nil
+}
+
+// locate names the files of a plan from where the reader stands.
+func locate(plan schema.Plan, from, to *side) environmentPlan {
+	in := func(changes []schema.PlannedChange) {
+		for i, c := range changes {
+			if dir := to.dir; c.File != "" {
+				if c.New.IsZero() && from != nil {
+					dir = from.dir
+				}
+				changes[i].File = path.Join(filepath.ToSlash(dir), c.File)
+			}
+		}
+	}
+	in(plan.Changes)
+	for _, e := range plan.Experiments {
+		in(e.Sets)
+	}
+	for i, v := range plan.Violations {
+		plan.Violations[i] = verdict{Root: to.dir}.placed(v, filepath.Join)
+	}
+	return environmentPlan{plan, []record.Entry{}}
+}
+
+// maxInstances bounds the names that are read.
+const maxInstances = 10_000
+
+// readNames reads names, one a line; empty lines and those that begin with # do not count.
+func readNames(file string) (names []string, err error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := readSettings(file)
+	if err != nil {
+		return nil, usageHint("name a file with one instance a line", "--instances: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if name := strings.TrimSpace(line); name != "" && name[0] != '#' && !slices.Contains(names[max(0, len(names)-1):], name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	if names = slices.Compact(names); len(names) > maxInstances {
+		return nil, usage("--instances: %s has more than %d names", file, maxInstances)
+	}
+	return names, nil
+}
+
+func isAddress(s string) bool {
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+// compareRunning compares what an agent runs with what to gives its instance.
+func (p *planner) compareRunning(cmd *cobra.Command, to *side) (*planResult, error) {
+	st, err := p.status(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if st.Current == nil {
+		return nil, problem.New("", fmt.Errorf("the agent on %s has not read its engine yet: %s", p.against, st.Reason), "try again when the engine answers, or compare with --from")
+	}
+	rules := p.schema.For(st.Environment)
+	if rules == nil {
+		return nil, usageHint("give the agent's schema with --schema", "the agent on %s runs the environment %s, which the schema does not have", p.against, st.Environment)
+	}
+	if st.Schema.Digest != "" && st.Schema.Digest != p.schema.Digest() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: the agent on %s has another schema (%s); give the same with --schema\n", p.against, st.Schema.File)
+	}
+	in, err := to.input(st.Environment)
+	if err != nil {
+		return nil, err
+	}
+	if in == nil && to.elsewhere != "" {
+		return nil, p.nothing(to, to)
+	}
+	if in != nil {
+		in.Instance = st.Instance
+	}
+	plan := locate(rules.PlanInstance(*st.Current, st.Experiments, in), nil, to)
+	if h := st.Held; h != nil && plan.Now != nil {
+		if h.Paused {
+			plan.Held = append(plan.Held, h.Entry(nil))
+		}
+		plan.Held = append(plan.Held, apply.Matching(h, plan.Now, rules)...)
+	}
+	return &planResult{
+		From: p.against, To: to.id, title: fmt.Sprintf("%s on %s -> %s", st.Instance, p.against, to.title),
+		Environments: []environmentPlan{plan},
+	}, nil
+}
+
+// status asks the agent.
+func (p *planner) status(cmd *cobra.Command) (*apply.Status, error) {
+	if !isAddress(p.against) {
+		var r report
+		if err := ask(cmd, p.against, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
+			return nil, err
+		}
+		return &r.Status.Status, nil
+	}
+	fail := func(err error, hint string) (*apply.Status, error) {
+		return nil, &problem.Error{Op: "ask the agent at", Place: p.against, Err: err, Hint: hint}
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerTime)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.against, "/")+"/v1/config/status", http.NoBody)
+	if err != nil || q.URL.User != nil {
+		return nil, usageHint("write it as http://127.0.0.1:9310, without a user", "--against: not an address")
+	}
+	if p.token != "" {
+		if q.URL.Scheme != "https" {
+			return nil, usageHint("use https://", "--token-file: the token would be sent unencrypted")
+		}
+		text, err := readSettings(p.token)
+		token, _, _ := strings.Cut(string(text), "\n")
+		if err != nil {
+			return nil, usageHint("name a file with the token in its first line", "--token-file: %w", err)
+		}
+		q.Header.Set("Authorization", "Bearer "+strings.TrimSpace(token))
+	}
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(q)
+	if err != nil {
+		var cause *url.Error
+		if errors.As(err, &cause) {
+			err = cause.Err
+		}
+		return fail(err, "check the address, which is that of --listen, and that the agent runs")
+	}
+	defer resp.Body.Close()
+	var answer struct {
+		Success bool
+		Status  *apply.Status
+	}
+	err = json.NewDecoder(io.LimitReader(resp.Body, 4<<20)).Decode(&answer)
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized:
+		return fail(errors.New("it wants a token"), "give it with --token-file")
+	case resp.StatusCode != http.StatusOK:
+		return fail(fmt.Errorf("it answered %s", resp.Status), "name the address that the agent has as --listen")
+	case err != nil || answer.Status == nil:
+		return fail(errors.New("the answer is not the status of an agent"), "name the address that the agent has as --listen")
+	}
+	return answer.Status, nil
+}

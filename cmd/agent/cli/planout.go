@@ -1,0 +1,258 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+)
+
+// planFormats write a plan, one function a --format.
+var planFormats = map[string]func(*cobra.Command, *planResult) error{
+	"text": planText, "markdown": planMarkdown,
+	"json": func(cmd *cobra.Command, r *planResult) error { return printJSON(cmd, r) },
+}
+
+func planText(cmd *cobra.Command, r *planResult) error {
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	line := func(format string, cells ...any) {
+		for i, c := range cells {
+			cells[i] = status.Plain(fmt.Sprint(c))
+		}
+		fmt.Fprintf(w, format+"\n", cells...)
+	}
+	line("%s", r.title)
+	for i := range r.Environments {
+		e := &r.Environments[i]
+		line("%s: %s", e.Name, e.Summary(status.Plain))
+		for _, c := range e.Changes {
+			line("  %s\t%s -> %s\t%s\t%s", c.Parameter, e.old(c), c.New, c.Apply, at(c))
+		}
+		if m := e.memory(); m != "" {
+			line("  memory\t%s", m)
+		}
+		for _, x := range e.shown() {
+			line("  experiment %s\t%s\t%s", x.Name, share(x), strings.Join(planSettings(x), ", "))
+			if who := cohort(x); who != "" {
+				line("    %s", who)
+			}
+		}
+		for _, v := range e.Violations {
+			line("  %s", v)
+		}
+		for _, h := range e.Held {
+			line("  %s", held(h))
+		}
+	}
+	return w.Flush()
+}
+
+// old is the value before a change, as people read it.
+func (e *environmentPlan) old(c schema.PlannedChange) string {
+	if e.Note != "" {
+		return "?"
+	}
+	return c.Old.String()
+}
+
+// at is where a change stands.
+func at(c schema.PlannedChange) string {
+	if c.File == "" {
+		return "default of the schema"
+	}
+	return fmt.Sprintf("%s:%d", c.File, c.Line)
+}
+
+// memory says how the memory changes, "" if it does not or is unknown.
+func (e *environmentPlan) memory() string {
+	was, now := e.Memory.Old, e.Memory.New
+	switch {
+	case now == nil || e.Status == schema.PlanUnchanged:
+		return ""
+	case was == nil:
+		return "about " + mebibytes(*now)
+	case *was == *now:
+		return ""
+	}
+	return fmt.Sprintf("about %s -> about %s", mebibytes(*was), mebibytes(*now))
+}
+
+func mebibytes(n int64) string {
+	digits := 1
+	if n >= 10<<20 {
+		digits = 0
+	}
+	return fmt.Sprintf("%.*f MiB", digits, float64(n)/(1<<20))
+}
+
+// shown are the experiments that a reader wants to see: all, unless nothing changes.
+func (e *environmentPlan) shown() []schema.PlannedExperiment {
+	if e.Status == schema.PlanUnchanged {
+		return nil
+	}
+	return e.Experiments
+}
+
+func share(x schema.PlannedExperiment) string {
+	if x.Was == x.Percent {
+		return fmt.Sprintf("%d %%", x.Percent)
+	}
+	return fmt.Sprintf("%d %% -> %d %%", x.Was, x.Percent)
+}
+
+// planSettings lists what an experiment sets.
+func planSettings(x schema.PlannedExperiment) (texts []string) {
+	for _, c := range x.Sets {
+		text := fmt.Sprintf("%s %v", c.Parameter, c.New)
+		if !c.Old.IsZero() && !c.Old.Equal(c.New) {
+			text = fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New)
+		}
+		texts = append(texts, text)
+	}
+	return texts
+}
+
+// maxNamed bounds the instances that are named for people.
+const maxNamed = 20
+
+// cohort says which of the named instances an experiment has, those that join
+// first; "" if none was named.
+func cohort(x schema.PlannedExperiment) string {
+	var parts []string
+	for _, part := range []struct {
+		what  string
+		names []string
+	}{
+		{"joining", x.Joining},
+		{"staying", without(x.Instances, x.Joining)},
+		{"leaving", x.Leaving},
+	} {
+		if n := len(part.names); n > 0 {
+			text := fmt.Sprintf("%s: %s", part.what, strings.Join(part.names[:min(n, maxNamed)], ", "))
+			if n > maxNamed {
+				text += fmt.Sprintf(" and %d more", n-maxNamed)
+			}
+			parts = append(parts, text)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// without returns the names that are not in others; both are sorted.
+func without(names, others []string) (rest []string) {
+	for _, name := range names {
+		if _, ok := slices.BinarySearch(others, name); !ok {
+			rest = append(rest, name)
+		}
+	}
+	return rest
+}
+
+// held says what the agent holds of a plan.
+func held(h record.Entry) string {
+	why := fmt.Sprintf("by %s: %s", h.By, h.Reason)
+	if h.Values == nil && h.Digest == "" {
+		return "paused " + why + "; nothing is applied until `agent resume`"
+	}
+	return fmt.Sprintf("held: %s, %s; not applied until `agent resume`", h.String(), why)
+}
+
+// maxMarkdown bounds a comment, in bytes; GitHub takes 65,536 characters.
+const maxMarkdown = 65_000
+
+// planMarkdown writes a comment. Names and texts from elsewhere are code, so that
+// they mention nobody and are no markup.
+func planMarkdown(cmd *cobra.Command, r *planResult) error {
+	var heads []string
+	var sections strings.Builder
+	left := 0
+	byHead := map[string]int{}
+	for i := range r.Environments {
+		e := &r.Environments[i]
+		if e.Status == schema.PlanUnchanged && len(e.Held) == 0 {
+			continue
+		}
+		summary := e.Summary(code)
+		if len(e.Held) > 0 {
+			summary += "; **held by the agent**"
+		}
+		if j, ok := byHead[summary]; ok { // said once of all that it is true of
+			name, rest, _ := strings.Cut(heads[j], "**: ")
+			heads[j] = name + ", " + string(e.Name) + "**: " + rest
+		} else {
+			byHead[summary] = len(heads)
+			heads = append(heads, fmt.Sprintf("**%s**: %s", e.Name, summary))
+		}
+		if section := e.details(); sections.Len()+len(section) < maxMarkdown*3/4 {
+			sections.WriteString(section)
+		} else {
+			left++
+		}
+	}
+	if len(heads) == 0 {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), "No environment changes.")
+		return err
+	}
+	if more := len(heads) - maxNamed; more > 0 {
+		heads = append(heads[:maxNamed], fmt.Sprintf("and %d more like these", more))
+	}
+	text := strings.Join(heads, " · ") + "\n\n" + sections.String()
+	if left > 0 {
+		text += fmt.Sprintf("The details of %d environments are too long for a comment; `agent plan` prints them.\n", left)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s\n", strings.TrimRight(text, "\n"), "\n<sub>"+code(r.title)+"</sub>")
+	return err
+}
+
+// maxRows bounds the lines of an environment in a comment.
+const maxRows = 100
+
+// details is an environment's part of a comment.
+func (e *environmentPlan) details() string {
+	var rows []string
+	for _, c := range e.Changes {
+		rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s | %s |", code(c.Parameter), code(e.old(c)), code(c.New.String()), c.Apply, code(at(c))))
+	}
+	if len(rows) > 0 {
+		rows = append([]string{"| parameter | now | after | applied | set in |", "|---|---|---|---|---|"}, rows...)
+		rows = append(rows, "")
+	}
+	if m := e.memory(); m != "" {
+		rows = append(rows, "Memory of a server: "+strings.ReplaceAll(m, "->", "→"), "")
+	}
+	for _, x := range e.shown() {
+		row := fmt.Sprintf("* Experiment %s: %s of the instances", code(x.Name), strings.ReplaceAll(share(x), "->", "→"))
+		if sets := planSettings(x); len(sets) > 0 {
+			row += ", sets " + code(strings.Join(sets, ", "))
+		}
+		if who := cohort(x); who != "" {
+			row += "; " + code(who)
+		}
+		rows = append(rows, row)
+	}
+	for _, v := range e.Violations {
+		rows = append(rows, "* "+code(v.String()))
+	}
+	for _, h := range e.Held {
+		rows = append(rows, "* "+code(strings.ReplaceAll(held(h), "`", "")))
+	}
+	if more := len(rows) - maxRows; more > 0 {
+		rows = append(rows[:maxRows], "", fmt.Sprintf("and %d lines more: `agent plan` prints them", more))
+	}
+	return fmt.Sprintf("<details><summary>%s</summary>\n\n%s\n\n</details>\n\n", e.Name, strings.TrimRight(strings.Join(rows, "\n"), "\n"))
+}
+
+// code makes text a code span of Markdown, also within a table.
+func code(text string) string {
+	const most = 500 // bytes
+	text = strings.NewReplacer("`", "'", "|", "¦").Replace(status.Plain(text))
+	return "`" + cmp.Or(problem.Cut(strings.TrimSpace(text), most), "-") + "`"
+}

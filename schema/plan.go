@@ -1,0 +1,297 @@
+package schema
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// What a Plan does to an environment.
+const (
+	PlanUnchanged = "unchanged"
+	PlanChanged   = "changed"
+	PlanAdded     = "added"
+	PlanRemoved   = "removed"
+	PlanInvalid   = "invalid"
+)
+
+// A Plan is what comes of an environment when one configuration takes the place
+// of another.
+type Plan struct {
+	Name        Environment         `json:"name"`
+	Status      string              `json:"status"`
+	Note        string              `json:"note,omitempty"` // what could not be compared, and why
+	Changes     []PlannedChange     `json:"changes"`
+	Experiments []PlannedExperiment `json:"experiments"`
+	Memory      PlannedMemory       `json:"memory_bytes"`
+	Policy      []string            `json:"policy"`
+	Violations  []Violation         `json:"violations"` // of the new configuration
+
+	// Now is the new configuration, outside of experiments unless the plan is of one
+	// instance; nil if it is not valid.
+	Now *Configuration `json:"-"`
+
+	violations int    // counts them all
+	instance   string // the only one it is about, if it is one
+}
+
+// A PlannedChange is one parameter that changes, and the place that says so.
+type PlannedChange struct {
+	Parameter string `json:"parameter"`
+	Old       Value  `json:"old"`
+	New       Value  `json:"new"`
+	Apply     string `json:"apply"`
+	File      string `json:"file"` // "" for the default of the schema
+	Line      int    `json:"line"`
+}
+
+// A PlannedExperiment is an experiment that is, or was, part of an environment.
+type PlannedExperiment struct {
+	Name    string `json:"name"`
+	Percent int    `json:"percent"` // 0 if it ends
+	Was     int    `json:"was"`
+	// Instances are those of the given names that will be in the cohort; Joining and
+	// Leaving those that come and go.
+	Instances []string `json:"instances"`
+	Joining   []string `json:"joining"`
+	Leaving   []string `json:"leaving"`
+	// Sets is what it sets, with the value that it set before.
+	Sets    []PlannedChange `json:"sets"`
+	changed bool
+}
+
+// PlannedMemory is about how many bytes a server takes, outside of experiments; nil
+// where that is unknown.
+type PlannedMemory struct {
+	Old   *int64 `json:"old"`
+	New   *int64 `json:"new"`
+	Limit *int64 `json:"limit"`
+}
+
+// Sets returns what the experiment c.Experiments[i] sets.
+func (c *Configuration) Sets(i int) Parameters { return c.experiments[i].parameters() }
+
+// Plan compares the configurations of two Inputs; nil stands for an environment that
+// does not exist. Instances are names whose place in experiments is of interest.
+func (r *Rules) Plan(from, to *Input, instances []string) Plan {
+	p := r.newPlan()
+	var old, now *Configuration
+	if from != nil {
+		var violations *Violations
+		if old, violations = r.Review(*from); violations != nil {
+			p.Note = fmt.Sprintf("the old values are unknown: %s is not valid there", violations.List[0].Position)
+		}
+	}
+	if to != nil {
+		now = p.load(r.Review(*to))
+	}
+	switch {
+	case to == nil:
+		p.Status = PlanRemoved
+		if old != nil {
+			now = &Configuration{} // so that the old values are shown
+		}
+	case now == nil:
+		return p
+	case from == nil:
+		p.Status = PlanAdded
+	}
+	if now == nil {
+		return p
+	}
+	if old == nil {
+		old = &Configuration{}
+	}
+	p.compare(r, old, now)
+	for _, e := range now.experiments {
+		i := slices.IndexFunc(old.experiments, func(o experiment) bool { return o.label == e.label })
+		before := experiment{label: e.label}
+		if i >= 0 {
+			before = old.experiments[i]
+		}
+		p.Experiments = append(p.Experiments, r.planExperiment(before, e, instances))
+	}
+	for _, o := range old.experiments {
+		if !slices.ContainsFunc(now.experiments, func(e experiment) bool { return o.label == e.label }) {
+			p.Experiments = append(p.Experiments, r.planExperiment(o, experiment{label: o.label}, instances))
+		}
+	}
+	changed := slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return e.changed })
+	if p.Status == PlanUnchanged && (changed || p.Note != "") {
+		p.Status = PlanChanged
+	}
+	return p
+}
+
+// PlanInstance compares what an instance runs with what an Input gives it; was are
+// its experiments so far.
+func (r *Rules) PlanInstance(runs Parameters, was []Membership, to *Input) Plan {
+	p := r.newPlan()
+	if to == nil {
+		p.Status = PlanRemoved
+		return p
+	}
+	p.instance = to.Instance
+	now := p.load(r.Load(*to))
+	if now == nil {
+		return p
+	}
+	declared := func(name string) bool { return !now.Parameters.Get(name).IsZero() } // the server keeps the rest
+	p.compare(r, &Configuration{Parameters: runs.Select(declared)}, now)
+	for i, m := range now.Experiments {
+		e := PlannedExperiment{Name: m.Name, Percent: m.Percent, Instances: []string{}, Joining: []string{}, Leaving: []string{}}
+		e.Sets = r.plannedSets(nil, now.experiments[i].layer)
+		j := slices.IndexFunc(was, func(w Membership) bool { return w.Name == m.Name })
+		before := j >= 0 && was[j].Member
+		if j >= 0 {
+			e.Was = was[j].Percent
+		}
+		e.note(to.Instance, before, m.Member)
+		p.Experiments = append(p.Experiments, e)
+	}
+	return p
+}
+
+func (r *Rules) newPlan() Plan {
+	return Plan{
+		Name: r.environment, Status: PlanUnchanged, Policy: []string{},
+		Changes: []PlannedChange{}, Experiments: []PlannedExperiment{}, Violations: []Violation{},
+	}
+}
+
+// load notes the violations of the new configuration.
+func (p *Plan) load(c *Configuration, v *Violations) *Configuration {
+	if v != nil {
+		p.Status, p.Violations, p.violations = PlanInvalid, v.List, v.Total
+	}
+	return c
+}
+
+// compare notes how the parameters change.
+func (p *Plan) compare(r *Rules, old, now *Configuration) {
+	p.Now = now
+	for _, c := range r.Diff(old.Parameters, now.Parameters) {
+		origin, ok := now.Provenance[c.Parameter]
+		if !ok {
+			origin = old.Provenance[c.Parameter]
+		}
+		p.Changes = append(p.Changes, PlannedChange{c.Parameter, c.Old, c.New, cmp.Or(c.Apply, ApplyHot), origin.File, origin.Line})
+	}
+	if len(p.Changes) > 0 && p.Status == PlanUnchanged {
+		p.Status = PlanChanged
+	}
+	for of, bytes := range map[*Configuration]**int64{old: &p.Memory.Old, now: &p.Memory.New} {
+		if n, ok := r.MemoryBytes(of.Parameters); ok {
+			*bytes = &n
+		}
+	}
+}
+
+func (r *Rules) planExperiment(before, e experiment, instances []string) PlannedExperiment {
+	p := PlannedExperiment{Name: e.label, Percent: e.percent, Was: before.percent, Instances: []string{}, Joining: []string{}, Leaving: []string{}}
+	for _, name := range instances {
+		p.note(name, InCohort(e.label, name, before.percent), InCohort(e.label, name, e.percent))
+	}
+	p.Sets = r.plannedSets(before.layer, e.layer)
+	same := func(c PlannedChange) bool { return c.Old.Equal(c.New) }
+	p.changed = e.percent != before.percent || e.percent > 0 && slices.ContainsFunc(p.Sets, func(c PlannedChange) bool { return !same(c) })
+	return p
+}
+
+// note notes whether an instance was and will be in the cohort.
+func (p *PlannedExperiment) note(instance string, was, is bool) {
+	if is {
+		p.Instances = append(p.Instances, instance)
+	}
+	switch {
+	case is && !was:
+		p.Joining = append(p.Joining, instance)
+	case was && !is:
+		p.Leaving = append(p.Leaving, instance)
+	}
+}
+
+// plannedSets lists what two states of an experiment set, sorted by name.
+func (r *Rules) plannedSets(before, now layer) []PlannedChange {
+	sets := []PlannedChange{}
+	for _, name := range r.names {
+		if !before.sets(name) && !now.sets(name) {
+			continue
+		}
+		at := now[name].at
+		if !now.sets(name) {
+			at = before[name].at
+		}
+		sets = append(sets, PlannedChange{name, before[name].value, now[name].value, r.Parameter(name).Apply, at.File, at.Line})
+	}
+	return sets
+}
+
+// Summary says on one line what happens to whom, to follow the environment's name. The
+// names of experiments are shown by show.
+func (p *Plan) Summary(show func(name string) string) string {
+	switch p.Status {
+	case PlanInvalid:
+		return "not valid, nothing is applied: " + count(p.violations, "violation")
+	case PlanAdded:
+		return fmt.Sprintf("new, with %s", count(p.Now.Parameters.Len(), "parameter"))
+	case PlanRemoved:
+		return "removed; its engines keep what they run, and its agents report it as invalid"
+	case PlanUnchanged:
+		return "nothing changes"
+	}
+	if p.Note != "" {
+		return p.Note
+	}
+	var parts []string
+	if n := len(p.Changes); n > 0 {
+		engine, verb := "each engine", "change"
+		if n == 1 {
+			verb = "changes"
+		}
+		if p.instance != "" {
+			engine = "the engine"
+		}
+		effect := "no engine rebuilds"
+		if slices.ContainsFunc(p.Changes, func(c PlannedChange) bool { return c.Apply == ApplyRebuild }) {
+			effect = engine + " rebuilds once"
+		}
+		parts = append(parts, fmt.Sprintf("%d of %s %s", n, count(p.Now.Parameters.Len(), "parameter"), verb), effect)
+	}
+	const most = 3
+	changed := 0
+	for _, e := range p.Experiments {
+		if !e.changed {
+			continue
+		}
+		if changed++; changed <= most {
+			parts = append(parts, "experiment "+show(e.Name)+" "+e.share())
+		}
+	}
+	if changed > most {
+		parts = append(parts, count(changed-most, "more experiment"))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// share says how the share of an experiment changes.
+func (p *PlannedExperiment) share() string {
+	switch {
+	case p.Was == p.Percent:
+		return fmt.Sprintf("sets other values for %d %%", p.Percent)
+	case p.Percent == 0:
+		return fmt.Sprintf("ends for %d %%", p.Was)
+	case p.Was == 0:
+		return fmt.Sprintf("begins for %d %%", p.Percent)
+	}
+	return fmt.Sprintf("goes from %d %% to %d %%", p.Was, p.Percent)
+}
+
+// count returns "1 violation" or "2 violations".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
