@@ -80,6 +80,7 @@ type Log struct {
 	last    int64         // sequence number of the newest event
 	changed chan struct{} // closed when there is a newer one
 
+	failing error      // why the last write failed
 	reading sync.Mutex // held while the files are read for somebody
 
 	// What follows belongs to Open and then to Run.
@@ -87,7 +88,6 @@ type Log struct {
 	keys       []string      // of the newest events with a record; see key
 	begin      apply.Event   // the last line without a type that was read; see beginning
 	incomplete bool          // events with a record may be missing
-	failing    bool
 	dropped    atomic.Int64
 }
 
@@ -130,12 +130,21 @@ func (l *Log) start(ctx context.Context) {
 	}
 }
 
-// fail logs that the log cannot be used, once.
+// fail notes that the log cannot be used, and logs it once; nil is that it can again.
 func (l *Log) fail(err error) {
-	if !l.failing {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failing == nil && err != nil {
 		l.opt.Logger.Warn("events cannot be recorded", "directory", l.opt.Dir, "error", err)
 	}
-	l.failing = true
+	l.failing = err
+}
+
+// Problem returns why events cannot be recorded, nil if they can.
+func (l *Log) Problem() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failing
 }
 
 // Read yields the events of the log in a state directory that are newer than after, the
@@ -370,7 +379,8 @@ func (l *Log) write(ctx context.Context) {
 		l.fail(err)
 		return
 	}
-	l.queue, l.incomplete, l.failing = nil, false, false
+	l.queue, l.incomplete = nil, false
+	l.fail(nil)
 }
 
 // missing returns the events that the newest records are evidence of and the log lacks,

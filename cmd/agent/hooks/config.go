@@ -71,10 +71,12 @@ func Load(path string) ([]Hook, error) {
 	mistake := func(line int, err error) error {
 		return &problem.Error{Op: "read hooks", Place: fmt.Sprintf("%s:%d", path, line), Err: err, Hint: problem.Hint(err)}
 	}
+	// It may be half written, and a required hook must not be lost by that.
+	empty := problem.New("", errors.New("it has no hooks"), "where none is meant, write []")
 	var root, second yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	if err := dec.Decode(&root); errors.Is(err, io.EOF) {
-		return nil, nil
+		return nil, mistake(1, empty)
 	} else if err != nil {
 		line := 1
 		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
@@ -89,7 +91,7 @@ func Load(path string) ([]Hook, error) {
 	list := root.Content[0]
 	switch {
 	case list.Tag == "!!null":
-		return nil, nil
+		return nil, mistake(1, empty)
 	case list.Kind == yaml.MappingNode && list.Content[0].Value == "hooks":
 		return nil, mistake(list.Line, problem.New("", errors.New("the file is a list"), `leave "hooks:" out`))
 	case list.Kind != yaml.SequenceNode:

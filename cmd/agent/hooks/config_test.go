@@ -42,6 +42,8 @@ func TestRefused(t *testing.T) {
 		"- {name: a, url: 'https://x'}\n- name: a\n  command: [sh]": `:2: hook a: name "a" is there twice`,
 		"- a":                                   ":1: hook 1: it is no mapping; begin it with - name: NAME",
 		"\nname: a":                             ":2: the file is a list; begin each hook with - name: NAME",
+		"":                                      `:1: it has no hooks`,
+		"---\n# nothing\n":                      `:1: it has no hooks`,
 		"hooks:\n- {name: a, url: 'https://x'}": `:1: the file is a list; leave "hooks:" out`,
 		"[]\n---\n[]":                           ":2: it has more than one document; put all",
 		"- {name: a}\n- [":                      ":2: did not find expected node content",
@@ -63,9 +65,7 @@ func TestTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string][]Hook{
-		"":     nil,
-		"# no": nil,
-		"[]":   {},
+		"[]": {},
 		"- {name: a, url: 'https://x', on: [applied], timeout: 1m}\n- {name: b, command: [./ticket, 7], required: true}": {
 			{Name: "a", URL: "https://x", On: []apply.EventType{apply.EventApplied}, Timeout: time.Minute},
 			{Name: "b", Command: []string{dir + "/ticket", "7"}, Timeout: askWait, Required: true},

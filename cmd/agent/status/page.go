@@ -286,6 +286,9 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 		}
 		d.Hooks = append(d.Hooks, pageFact{Text: Plain(h.String()), Tone: tone})
 	}
+	if full.EventsError != "" {
+		d.Facts = append(d.Facts, pageFact{Name: "events", Text: "cannot be recorded, and nobody is told any: " + Plain(full.EventsError)})
+	}
 	for _, text := range full.AccessErrors {
 		d.Facts = append(d.Facts, pageFact{Name: "listen", Text: Plain(text)})
 	}

@@ -93,6 +93,9 @@ func (s *Server) Full() *FullStatus {
 			f.HookErrors = append(f.HookErrors, inForce(err))
 		}
 	}
+	if s.opt.Events != nil && s.opt.Events.Problem() != nil {
+		f.EventsError = s.opt.Events.Problem().Error()
+	}
 	f.RegisteredCallbacks = len(f.Hooks)
 	return f
 }
@@ -103,6 +106,8 @@ type FullStatus struct {
 	Hooks []hooks.Status `json:"hooks"`
 	// HookErrors say what is wrong with the file of --hooks.
 	HookErrors []string `json:"hook_errors"`
+	// EventsError says why events cannot be recorded; meanwhile nobody is told any.
+	EventsError string `json:"events_error"`
 	// AccessErrors say which files of --listen cannot be used, or are out of date.
 	AccessErrors []string `json:"access_errors"`
 }

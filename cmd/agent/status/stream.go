@@ -22,6 +22,8 @@ type Events interface {
 	// Last returns the number of the newest event, and a channel that is closed when
 	// there is a newer one.
 	Last() (sequence int64, changed <-chan struct{})
+	// Problem returns why events cannot be recorded, nil if they can.
+	Problem() error
 }
 
 const (

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -36,6 +37,9 @@ type noEvents struct{}
 func (noEvents) After(int64, int) ([]apply.Event, error) { return nil, nil }
 func (noEvents) Last() (int64, <-chan struct{})          { return 0, nil }
 
+// Problem is that of a log that a disk does not take.
+func (noEvents) Problem() error { return errors.New("no space left on device") }
+
 // TestStreamEndsWithItsToken holds that an idle stream ends within 15 s of its token, and
 // that its body and TLS end as they should.
 func TestStreamEndsWithItsToken(t *testing.T) {
@@ -57,6 +61,9 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 		}
 		b := &broken{status: &apply.Status{}}
 		s := New(Options{Source: b, History: b, Events: noEvents{}, Rules: production, Metrics: NewMetrics("test", production), Logger: log, Access: access})
+		if text := s.Full().EventsError; text != "no space left on device" {
+			t.Errorf("the status says %q of the log of events", text)
+		}
 		listener := make(pipes, 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup

@@ -25,6 +25,9 @@ func (s *Server) Text() string {
 	for _, h := range full.Hooks {
 		page += fmt.Sprintf("%-10s %s\n", "hook", Plain(h.String()))
 	}
+	if full.EventsError != "" {
+		page += fmt.Sprintf("%-10s cannot be recorded, and nobody is told any: %s\n", "events", Plain(full.EventsError))
+	}
 	for _, text := range full.HookErrors {
 		page += fmt.Sprintf("%-10s %s\n", "hooks", Plain(text))
 	}
