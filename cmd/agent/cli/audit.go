@@ -119,6 +119,15 @@ func listEvents(ctx context.Context, w io.Writer, state string, wanted func(*app
 	var seen os.FileInfo
 	for {
 		info, _ := os.Stat(filepath.Join(state, events.File))
+		if seen != nil && info != nil && !os.SameFile(info, seen) {
+			newest := int64(0)
+			for e := range events.Read(state, 0) {
+				newest = e.Sequence
+			}
+			if newest > 0 && newest < last { // another log is in its place
+				last = 0
+			}
+		}
 		if seen == nil || info == nil || info.Size() != seen.Size() || !os.SameFile(info, seen) {
 			for e, err := range events.Read(state, last) {
 				if err != nil {

@@ -10,6 +10,7 @@ package events
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -86,9 +87,12 @@ type Log struct {
 	// What follows belongs to Open and then to Run.
 	queue      []apply.Event // not written yet
 	keys       []string      // of the newest events with a record; see key
+	first      int64         // number of the first line that was read
 	begin      apply.Event   // the last line without a type that was read; see beginning
 	incomplete bool          // events with a record may be missing
 	dropped    atomic.Int64
+	waiting    atomic.Bool // something is queued
+	from       atomic.Pointer[apply.Subscription]
 }
 
 // Open reads the log, and adds the events that the history is evidence of and the log
@@ -101,7 +105,7 @@ func Open(ctx context.Context, opt Options) *Log {
 		l.fail(err)
 	}
 	switch {
-	case err != nil || l.last == 0:
+	case err != nil || l.last == 0, l.first > 1 && len(l.keys) == 0 && l.begin.Sequence == 0: // the beginning is gone
 		l.start(ctx)
 	case l.last < opt.Told: // events are missing at its end
 		l.last = max(opt.Told, time.Now().UnixMilli())
@@ -123,7 +127,7 @@ func (l *Log) start(ctx context.Context) {
 		l.note(begin)
 	}
 	if err == nil && l.opt.Holding() {
-		err = appendDurably(l.opt.Dir, l.beginning(), nil)
+		err = appendDurably(l.opt.Dir, nil, l.beginning()) // also behind what cannot be read
 	}
 	if err != nil {
 		l.fail(err)
@@ -236,6 +240,7 @@ func (l *Log) beginning() []byte {
 func (l *Log) note(e apply.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.first = cmp.Or(l.first, e.Sequence)
 	if e.Type == "" {
 		l.begin, l.last = e, max(l.last, e.Sequence)
 		for kind := range strings.FieldsSeq(e.Reason) {
@@ -300,6 +305,9 @@ func (l *Log) After(after int64, limit int) (events []apply.Event, err error) {
 			break
 		}
 	}
+	if len(events) == 0 && !l.opt.Holding() {
+		return nil, errors.New("the state directory is away")
+	}
 	return events, nil
 }
 
@@ -307,6 +315,7 @@ func (l *Log) After(after int64, limit int) (events []apply.Event, err error) {
 // history beside its writer.
 func (l *Log) Run(ctx context.Context, from *apply.Subscription, history History) error {
 	l.opt.History = history
+	l.from.Store(from)
 	lost := from.Dropped()
 	for ended := false; !ended; {
 		ended = l.collect(ctx, from.Events)
@@ -319,6 +328,12 @@ func (l *Log) Run(ctx context.Context, from *apply.Subscription, history History
 		}
 	}
 	return nil
+}
+
+// Busy reports whether there are events that Last does not know yet.
+func (l *Log) Busy() bool {
+	from := l.from.Load()
+	return l.waiting.Load() || from != nil && len(from.Events) > 0
 }
 
 // collect queues events until burst after the first one, or for retry. It reports whether
@@ -358,6 +373,7 @@ func (l *Log) enqueue(e apply.Event) {
 		l.dropped.Add(1)
 	}
 	l.queue = append(l.queue, e)
+	l.waiting.Store(true)
 }
 
 // write writes what is queued, after what was missed.
@@ -380,6 +396,7 @@ func (l *Log) write(ctx context.Context) {
 		return
 	}
 	l.queue, l.incomplete = nil, false
+	l.waiting.Store(false)
 	l.fail(nil)
 }
 

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -293,4 +294,37 @@ func TestForeignLines(t *testing.T) {
 	f.want("1 drifted", "2 engine_up")
 	f.open().take(apply.Event{Type: apply.EventEngineDown})
 	f.want("1 drifted", "2 engine_up", "3 engine_down")
+}
+
+// A log that cannot be read, or whose beginning is gone, goes on behind the history: also
+// after the next start nothing is told again.
+func TestADamagedLog(t *testing.T) {
+	for name, damage := range map[string]func(text []byte) []byte{
+		"garbage":       func([]byte) []byte { return []byte("garbage\n") },
+		"empty":         func([]byte) []byte { return nil },
+		"the last line": func(text []byte) []byte { return text[bytes.LastIndexByte(bytes.TrimSpace(text), '\n')+1:] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fixture{T: t, dir: t.TempDir()}
+			l := f.open()
+			for range 5 {
+				l.take(about(apply.EventApplied, f.past.add(record.KindChange, record.Applied)))
+			}
+			l.take(apply.Event{Type: apply.EventEngineUp})
+			path := filepath.Join(f.dir, File)
+			text, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path, damage(text), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := len(f.told())
+			f.open().take(apply.Event{Type: apply.EventInvalid}, apply.Event{Type: apply.EventInSync})
+			f.open()
+			if told := f.told(); len(told) != before+2 || !strings.HasSuffix(told[before+1], " in_sync") {
+				t.Errorf("the log has %q", told)
+			}
+		})
+	}
 }

@@ -177,10 +177,13 @@ func (e *entry) decode(h *Hook) (err error) {
 	texts := map[string]*string{"name": &h.Name, "url": &h.URL, "secret_file": &h.SecretFile}
 	for _, key := range hookKeys {
 		v := e.values[key]
-		if v == nil || v.Tag == "!!null" {
+		if v == nil {
 			continue
 		}
 		isText := v.Kind == yaml.ScalarNode
+		if isText && v.Value == "" || v.Tag == "!!null" { // half written, or a variable that was empty
+			return e.at(key, fmt.Errorf("%s has no value", key))
+		}
 		switch key {
 		case "command", "on":
 			var list []string
@@ -189,7 +192,11 @@ func (e *entry) decode(h *Hook) (err error) {
 				if key == "on" {
 					example = []string{string(apply.EventRejected)}
 				}
-				if words := strings.Fields(v.Value); len(words) > 0 {
+				if words := strings.Fields(v.Value); key == "on" && len(words) > 0 {
+					example = words
+				} else if len(words) > 1 { // the others may be secret
+					example = []string{words[0], "…"}
+				} else if len(words) == 1 {
 					example = words
 				}
 				return e.at(key, fmt.Errorf("%s is a list: [%s]", key, strings.Join(example, ", ")))

@@ -58,7 +58,7 @@ const (
 const maxAnswer = 200
 
 // deliver makes one attempt under an id. after is how long the receiver asks to wait.
-func (h *Hook) deliver(ctx context.Context, client *http.Client, id string, e *apply.Event) (v verdict, after time.Duration, err error) {
+func (h *Hook) deliver(ctx context.Context, client http.RoundTripper, id string, e *apply.Event) (v verdict, after time.Duration, err error) {
 	body, err := encode(id, e)
 	if err != nil {
 		return verdictDrop, 0, err
@@ -72,7 +72,7 @@ func (h *Hook) deliver(ctx context.Context, client *http.Client, id string, e *a
 }
 
 // post sends a webhook: Standard Webhooks 1.0.
-func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []byte) (v verdict, after time.Duration, err error) {
+func (h *Hook) post(ctx context.Context, client http.RoundTripper, id string, body []byte) (v verdict, after time.Duration, err error) {
 	key, err := h.secret()
 	if err != nil {
 		return verdictRetry, 0, err
@@ -91,11 +91,12 @@ func (h *Hook) post(ctx context.Context, client *http.Client, id string, body []
 		fmt.Fprintf(mac, "%s.%s.%s", id, now, body)
 		q.Header.Set("Webhook-Signature", "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	}
-	resp, err := client.Do(q)
+	if u := q.URL.User; u != nil {
+		password, _ := u.Password()
+		q.SetBasicAuth(u.Username(), password)
+	}
+	resp, err := client.RoundTrip(q)
 	if err != nil {
-		if cause := errors.Unwrap(err); cause != nil { // net/url repeats the address, which may hold a secret
-			err = cause
-		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			err = fmt.Errorf("no response within %s", h.Timeout)
 		}

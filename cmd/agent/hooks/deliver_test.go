@@ -91,6 +91,8 @@ type fixed []apply.Event
 
 func (f fixed) Last() (int64, <-chan struct{}) { return int64(len(f)), make(chan struct{}) }
 
+func (fixed) Busy() bool { return false }
+
 func (f fixed) After(sequence int64, limit int) ([]apply.Event, error) {
 	return f[sequence:min(int64(len(f)), sequence+int64(limit))], nil
 }

@@ -21,6 +21,7 @@ import (
 type Events interface {
 	After(sequence int64, limit int) ([]apply.Event, error)
 	Last() (sequence int64, changed <-chan struct{})
+	Busy() bool // some are on their way
 }
 
 // Options are what a Set is made of.
@@ -35,7 +36,7 @@ type Options struct {
 // A Set is the hooks of an agent. Its methods are safe from any goroutine.
 type Set struct {
 	opt    Options
-	client *http.Client
+	client http.RoundTripper // which follows no redirect
 
 	mu      sync.Mutex
 	hooks   []*delivery
@@ -110,12 +111,9 @@ var backoff = []time.Duration{
 
 // New makes a Set without hooks.
 func New(opt Options) *Set {
-	return &Set{opt: opt, changed: make(chan struct{}), client: &http.Client{
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	return &Set{opt: opt, changed: make(chan struct{}), client: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
 	}}
 }
 
@@ -244,12 +242,17 @@ func (s *Set) Settle(ctx context.Context) {
 		switch {
 		case isNone:
 			return
-		case waits || !isKept:
+		case waits || !isKept || s.opt.Events.Busy():
 			settled = -1
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	for _, h := range s.Status() {
+		if !h.Off && h.Lag > 0 {
+			s.opt.Logger.Warn("hook was not told all", "hook", h.Name, "waiting", h.Lag)
 		}
 	}
 }
@@ -294,9 +297,13 @@ func (d *delivery) run(ctx context.Context) {
 		}
 		last, changed := d.set.opt.Events.Last()
 		events, err := d.set.opt.Events.After(c.Sequence, 1000)
+		var again <-chan time.Time
 		if err != nil {
 			d.set.opt.Logger.Warn("events cannot be read", "hook", d.Name, "error", err)
+			d.fails(err)
+			again = time.After(readAgain)
 		} else if len(events) == 0 && last > c.Sequence { // a log that was lost began anew with higher numbers
+			d.set.opt.Logger.Info("the log of events began anew", "hook", d.Name, "after", c.Sequence, "with", last)
 			d.update(func(c *cursor, _ *Status) { c.Sequence = last })
 		}
 		for i := range events {
@@ -312,9 +319,23 @@ func (d *delivery) run(ctx context.Context) {
 			continue
 		}
 		select {
+		case <-again:
 		case <-changed:
 		case <-ctx.Done():
 		}
+	}
+}
+
+// readAgain is how long to wait before events that could not be read are read again.
+const readAgain = 5 * time.Second
+
+// fails notes why the hook is not told what waits.
+func (d *delivery) fails(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.status.LastError = err.Error()
+	if d.status.FailingAt == 0 {
+		d.status.FailingAt = record.Unix(time.Now())
 	}
 }
 
@@ -354,12 +375,7 @@ func (d *delivery) persist(ctx context.Context, e *apply.Event) bool {
 		if attempt == 0 {
 			log.Warn("hook failed", "error", err)
 		}
-		d.mu.Lock()
-		d.status.LastError = err.Error()
-		if d.status.FailingAt == 0 {
-			d.status.FailingAt = record.Unix(time.Now())
-		}
-		d.mu.Unlock()
+		d.fails(err)
 		wait := max(after, time.Duration(float64(backoff[attempt])*(0.9+0.2*rand.Float64())))
 		select {
 		case <-ctx.Done():

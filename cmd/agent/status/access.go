@@ -244,6 +244,9 @@ func parseTokens(texts [][]byte) (sums [][sha256.Size]byte, err error) {
 		if token == "" {
 			continue
 		}
+		if token[0] == '#' { // whoever reads a file of comments would guess it
+			return nil, problem.New("", fmt.Errorf("line %d begins with #: the file has tokens alone, no comments", n+1), "remove the line")
+		}
 		if len(token) < leastToken || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return nil, problem.New("", fmt.Errorf("line %d is not a token: %d printable ASCII characters at least", n+1, leastToken), "make one with: openssl rand -hex 32")
 		}
