@@ -108,13 +108,16 @@ func (b *besieged) works(size int) {
 }
 
 // probe asks for /livez as a kubelet does, on a new connection; one that fails is
-// repeated twice.
+// repeated twice, a second apart, which is the shortest period of a kubelet.
 func (b *besieged) probe() {
 	b.t.Helper()
 	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	var err error
 	for range 3 {
 		var resp *http.Response
+		if err != nil {
+			time.Sleep(time.Second)
+		}
 		if resp, err = client.Get("http://" + b.health + "/livez"); err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
