@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -40,7 +41,7 @@ type burden struct {
 func (b *bed) loadRows(runs int) error {
 	b.stop() // without hooks
 	file := filepath.Join(b.dir, "hooks.yaml")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("[]\n"), 0o600); err != nil {
 		return err
 	}
 	if err := b.start("--hooks", file); err != nil {
@@ -113,7 +114,7 @@ func (b *bed) setHooks(file, name, url string) error {
 	if name != "" {
 		text = fmt.Sprintf("- {name: %s, url: %q}\n", name, url)
 	}
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(cmp.Or(text, "[]\n")), 0o600); err != nil {
 		return err
 	}
 	if err := b.cmd.Process.Signal(syscall.SIGHUP); err != nil {
