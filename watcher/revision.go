@@ -132,7 +132,7 @@ func (r *Repository) Revision(name string) (*Revision, error) {
 	return &Revision{repository: r, commit: c, reader: newTreeReader(r.objects)}, nil
 }
 
-const hintRevision = "name a branch, a tag or a commit, such as main, HEAD~1 or v1.2; a directory begins with ./ or /"
+const hintRevision = "name a branch, a tag or a commit, such as main, HEAD~1 or v1.2"
 
 // depthOf is how many commits deep a clone must be for the steps behind a name.
 func depthOf(behind string) int {

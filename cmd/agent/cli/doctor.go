@@ -222,7 +222,7 @@ func (d *doctor) checkHistory(ctx context.Context) *record.Row {
 	}
 	row := &rows[0]
 	if row.IsDamaged() {
-		err = problem.New("", fmt.Errorf("%s is damaged: %s", row.ID, strings.Join(row.Errors, "; ")), "README, The history was damaged; agent audit --verify reads all of it")
+		err = problem.New("", fmt.Errorf("%s is damaged: %s", row.ID, strings.Join(row.Errors, "; ")), "run agent audit --verify, which reads all of it, and see Damaged history in the README")
 	}
 	d.check("history", err, fmt.Sprintf("the newest record is %s (%s) of %s", row.ID, row.Outcome, date(row.Timestamp)))
 	return row
@@ -423,7 +423,7 @@ func (d *doctor) checkClock(newest *record.Row) {
 // secrets not by everybody.
 func (d *doctor) checkFiles() {
 	s := d.settings
-	count := 0
+	count, areGood := 0, true
 	for _, f := range []struct {
 		flag, path string
 		isSecret   bool
@@ -459,14 +459,14 @@ func (d *doctor) checkFiles() {
 		default:
 			continue
 		}
-		count = -1 << 10
+		areGood = false
 	}
 	if s.hooks != "" {
 		if _, err := hooks.Load(s.hooks); err != nil {
 			d.check("hooks", err, "")
 		}
 	}
-	if count >= 0 {
+	if areGood {
 		d.add("permissions", true, fmt.Sprintf("%d files of the settings can be read", count), "")
 	}
 }

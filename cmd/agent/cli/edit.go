@@ -62,24 +62,14 @@ func newEdit(flags *editFlags, s *schema.Schema, path string) (*workspaceEdit, e
 }
 
 // input returns the files of an environment, with the edit if isEdited.
-func (w *workspaceEdit) input(env schema.Environment, isEdited bool) (in schema.Input, err error) {
-	paths := []string{env.File(), schema.BaseFile}
-	for i := 0; i < len(paths); i++ {
-		f, err := watcher.ReadFile(w.flags.root, paths[i])
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue // which is a violation
-		case err != nil:
-			return in, err
-		case isEdited && paths[i] == w.path:
-			f = w.after
+func (w *workspaceEdit) input(env schema.Environment, isEdited bool) (schema.Input, error) {
+	in, _, err := input(env, func(path string) (schema.File, error) {
+		if isEdited && path == w.path {
+			return w.after, nil
 		}
-		if i == 0 {
-			paths = append(paths, schema.Extends(f)...)
-		}
-		in.Files = append(in.Files, f)
-	}
-	return in, nil
+		return watcher.ReadFile(w.flags.root, path)
+	})
+	return in, err
 }
 
 // load reads an environment; the violations are an error.
@@ -133,10 +123,7 @@ func (w *workspaceEdit) consequences(cmd *cobra.Command, edited schema.Environme
 // printViolations prints violations as agent validate does.
 func (w *workspaceEdit) printViolations(cmd *cobra.Command, found *schema.Violations) {
 	for _, v := range found.List {
-		v.File, v.Related = filepath.Join(w.flags.root, v.File), slices.Clone(v.Related)
-		for i := range v.Related {
-			v.Related[i].File = filepath.Join(w.flags.root, v.Related[i].File)
-		}
+		v = verdict{Root: w.flags.root}.placed(v, filepath.Join)
 		fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(v.String()))
 	}
 }

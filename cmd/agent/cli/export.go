@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -18,6 +17,7 @@ import (
 	"dtesn-agent/gitstore"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher"
 )
 
 // exportFormats write the values of an export, one function a --format.
@@ -120,7 +120,7 @@ func exportFiles(cmd *cobra.Command, open func() (*schema.Schema, error), enviro
 	if len(args) == 0 {
 		in, err = w.input(env, false)
 	} else {
-		in, err = inputAt(cmd, root, args[0], env)
+		in, err = inputAt(root, args[0], env)
 	}
 	if err != nil {
 		return nil, err
@@ -133,49 +133,24 @@ func exportFiles(cmd *cobra.Command, open func() (*schema.Schema, error), enviro
 	return &export{Environment: env, Revision: in.Commit, Parameters: config.Parameters, Provenance: config.Provenance}, nil
 }
 
-// inputAt reads the files of an environment in a commit, with the git that is installed.
-func inputAt(cmd *cobra.Command, root, rev string, env schema.Environment) (in schema.Input, err error) {
-	git := func(args ...string) ([]byte, error) {
-		c := exec.CommandContext(cmd.Context(), "git", append([]string{"-C", root}, args...)...)
-		var errs bytes.Buffer
-		c.Stderr = &errs
-		out, err := c.Output()
-		if err != nil && errs.Len() > 0 {
-			err = errors.New(strings.ReplaceAll(strings.TrimSpace(errs.String()), "\n", "; "))
-		}
-		return out, err
-	}
-	commit, err := git("rev-parse", "--verify", "--quiet", "--end-of-options", rev+"^{commit}")
+// inputAt reads the files of an environment in a commit of the repository around root.
+func inputAt(root, rev string, env schema.Environment) (in schema.Input, err error) {
+	repository, dir, err := watcher.OpenRepository(root)
 	if err != nil {
-		return in, problem.New("", fmt.Errorf("no commit %q in the repository of %s", problem.Line(rev, 80), root), "git log lists them; for a record of the history give --state and leave --environment and --config away")
+		return in, err
 	}
-	in.Commit = strings.TrimSpace(string(commit))
-	paths := []string{env.File(), schema.BaseFile}
-	for i := 0; i < len(paths); i++ {
-		entry, err := git("ls-tree", in.Commit, "--", paths[i])
-		if err != nil {
-			return in, err
-		}
-		kind, _, _ := strings.Cut(string(entry), " ")
-		switch kind {
-		case "":
-			continue // which is a violation
-		case "100644", "100755":
-		default:
-			in.Files = append(in.Files, schema.File{Path: paths[i], Refused: "is no regular file in this commit"})
-			continue
-		}
-		text, err := git("show", in.Commit+":./"+paths[i])
-		if err != nil {
-			return in, err
-		}
-		f := schema.NewFile(paths[i], text)
-		if i == 0 {
-			paths = append(paths, schema.Extends(f)...)
-		}
-		in.Files = append(in.Files, f)
+	defer func() { err = errors.Join(err, repository.Close()) }()
+	revision, err := repository.Revision(rev)
+	if err != nil {
+		return in, err
 	}
-	return in, nil
+	files, err := revision.Directory(dir)
+	if err != nil {
+		return in, err
+	}
+	in, _, err = input(env, files.File)
+	in.Commit = revision.Commit()
+	return in, err
 }
 
 // title says what was exported, on one line.

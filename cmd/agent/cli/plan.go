@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -222,6 +223,9 @@ func (p *planner) side(flag, value string) (*side, error) {
 		p.opened, p.around = opened, around
 	}
 	revision, err := p.opened.Revision(value)
+	if info, serr := os.Stat(value); err != nil && serr == nil && info.IsDir() {
+		err = problem.New("", err, "for the directory write ./"+value)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/text/width"
 
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/gitstore"
@@ -39,7 +38,7 @@ func completeID(state *string) cobra.CompletionFunc {
 }
 
 func newSnapshots() *cobra.Command {
-	var state, before string
+	var state, before, since string
 	var asJSON, wide bool
 	var limit int
 	var only filter
@@ -58,6 +57,10 @@ records; those that are listed match all of them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit < 1 || limit > 1000 {
 				return usage("--limit: %d is out of range: 1 to 1000", limit)
+			}
+			var err error
+			if only.begin, err = parseSince(since, time.Now()); err != nil {
+				return err
 			}
 			if err := only.check(); err != nil {
 				return err
@@ -99,7 +102,7 @@ records; those that are listed match all of them.`,
 	f := cmd.Flags()
 	f.IntVar(&limit, "limit", 50, "how many, 1 to 1000")
 	f.StringVar(&before, "before", "", "begin behind the record with this `id`")
-	f.DurationVar(&only.since, "since", 0, "only records of this last time, such as 24h")
+	f.StringVar(&since, "since", "", "only records of this last `time`, such as 24h or 7d, or since 2026-11-30T20:16")
 	f.StringSliceVar(&only.outcomes, "outcome", nil, "only these `outcomes`: "+strings.Join(recordOutcomes, ", "))
 	f.StringSliceVar(&only.parameters, "parameter", nil, "only records that change one of these `parameters`")
 	f.BoolVar(&wide, "wide", false, "show ids, kinds and all changes, however long the lines are")
@@ -113,18 +116,15 @@ var recordOutcomes = []string{string(record.Applied), string(record.Pending), st
 
 // A filter chooses records.
 type filter struct {
-	since                time.Duration
+	begin                float64 // Unix seconds; 0 is the first record
 	outcomes, parameters []string
 }
 
 func (f *filter) isEmpty() bool {
-	return f.since == 0 && len(f.outcomes) == 0 && len(f.parameters) == 0
+	return f.begin == 0 && len(f.outcomes) == 0 && len(f.parameters) == 0
 }
 
 func (f *filter) check() error {
-	if f.since < 0 {
-		return usage("--since: %s is negative", f.since)
-	}
 	for _, o := range f.outcomes {
 		if !slices.Contains(recordOutcomes, o) {
 			return usageHint("one of "+strings.Join(recordOutcomes, ", "), "--outcome: unknown outcome %q", o)
@@ -143,10 +143,6 @@ func (f *filter) matches(row *record.Row) bool {
 // that could be read come with an error too. The note says why older ones are missing.
 func (f *filter) list(ctx context.Context, r *gitstore.Reader, before string, limit int) (found []record.Row, note string, err error) {
 	const page = 200
-	begin := 0.0
-	if f.since > 0 {
-		begin = record.Unix(time.Now().Add(-f.since))
-	}
 	size := page
 	if f.isEmpty() {
 		size = limit
@@ -158,7 +154,7 @@ func (f *filter) list(ctx context.Context, r *gitstore.Reader, before string, li
 		for i := range rows {
 			row := &rows[i]
 			before = row.ID
-			if row.Timestamp < begin {
+			if row.Timestamp < f.begin {
 				continue
 			}
 			if recent++; f.matches(row) {
@@ -169,7 +165,7 @@ func (f *filter) list(ctx context.Context, r *gitstore.Reader, before string, li
 			}
 		}
 		switch {
-		case recent == 0 && begin > 0: // a clock that went back is not older than a page
+		case recent == 0 && f.begin > 0: // a clock that went back is not older than a page
 			return found, "", err
 		case isOver && len(rows) > 0:
 			note = beginning(r, &rows[len(rows)-1])
@@ -178,33 +174,6 @@ func (f *filter) list(ctx context.Context, r *gitstore.Reader, before string, li
 			return found, note, err
 		}
 	}
-}
-
-// cut shortens s to at most n characters, and says so.
-func cut(s string, n int) string {
-	if r := []rune(s); len(r) > n {
-		return string(r[:n-1]) + "…"
-	}
-	return s
-}
-
-// columns is how many columns of a terminal s takes.
-func columns(s string) (n int) {
-	for _, r := range s {
-		n++
-		if k := width.LookupRune(r).Kind(); k == width.EastAsianWide || k == width.EastAsianFullwidth {
-			n++
-		}
-	}
-	return n
-}
-
-// cutColumns shortens s to at most n columns, and says so.
-func cutColumns(s string, n int) string {
-	for all := []rune(s); columns(s) > n && len(all) > 0; s = string(all) + "…" {
-		all = all[:len(all)-1]
-	}
-	return s
 }
 
 // beginning says, below a page that ends with the oldest record, that there were
@@ -246,14 +215,14 @@ func listNarrow(w io.Writer, records []record.Row) error {
 	doers := make([]string, len(records))
 	for i := range records {
 		rec := &records[i]
-		doers[i] = cutColumns(cmp.Or(strings.TrimSpace(status.Plain(doerName(rec))), "-"), maxDoer)
+		doers[i] = cut(cmp.Or(strings.TrimSpace(status.Plain(doerName(rec))), "-"), maxDoer)
 		number, outcome = max(number, len(strconv.Itoa(rec.Index))), max(outcome, len(rec.Outcome))
 		by = max(by, columns(doers[i]))
 	}
 	const when = "2006-01-02 15:04"
 	what := listColumns - len("* ") - number - 2 - len(when) - 2 - outcome - 2 - by - 2
 	line := func(mark, no, at, came, who, text string) error {
-		_, err := fmt.Fprintf(w, "%s %*s  %-*s  %-*s  %s%*s  %s\n", mark, number, no, len(when), at, outcome, came, who, by-columns(who), "", cutColumns(status.Plain(text), what))
+		_, err := fmt.Fprintf(w, "%s %*s  %-*s  %-*s  %s%*s  %s\n", mark, number, no, len(when), at, outcome, came, who, by-columns(who), "", cut(status.Plain(text), what))
 		return err
 	}
 	if err := line(" ", "NO", "WHEN (UTC)", "OUTCOME", "BY", "WHAT AND WHY"); err != nil {
@@ -301,7 +270,7 @@ func listWide(w io.Writer, records []record.Row) error {
 			changes = []string{"-"}
 		}
 		t.add(rec.ID, date(rec.Timestamp), string(rec.Kind), string(rec.Outcome)+mark,
-			cutFor(w, status.Plain(strings.Join(changes, ", ")), 70), cutFor(w, status.Plain(rec.Description), 80), cutFor(w, status.Plain(status.Doer(rec)), 100))
+			status.Plain(strings.Join(changes, ", ")), status.Plain(rec.Description), status.Plain(status.Doer(rec)))
 	}
 	return t.flush()
 }

@@ -89,7 +89,7 @@ func (d *delivery) ask(ctx context.Context, change *record.Record) error {
 		case <-all.Done():
 			d.note("", last.Error())
 			if ctx.Err() == nil { // else it is not asked any more
-				d.unanswered(change.ID)
+				d.unanswered(change.ID, last)
 			}
 			return fmt.Errorf("hook %s gave no verdict within %s; last: %w", d.Name, d.Timeout, last)
 		case <-time.After(max(after, wait)):
@@ -117,13 +117,10 @@ func (d *delivery) answered(verdict string, why error) {
 	d.status.LastAnswer = verdict + ", " + time.Now().UTC().Format(time.RFC3339)
 }
 
-// unanswered notes that the hook gave no verdict on a record in its time.
-func (d *delivery) unanswered(id string) {
+// unanswered notes that the hook gave no verdict on a record in its time, and why.
+func (d *delivery) unanswered(id string, why error) {
+	d.fails(why)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now := time.Now()
-	d.status.LastAnswer = "no verdict on " + id + ", " + now.UTC().Format(time.RFC3339)
-	if d.status.FailingAt == 0 {
-		d.status.FailingAt = record.Unix(now)
-	}
+	d.status.LastAnswer = "no verdict on " + id + ", " + time.Now().UTC().Format(time.RFC3339)
 }
