@@ -133,12 +133,12 @@ func RecordEvent(t EventType, rec *record.Record) Event {
 	}
 }
 
-// released returns what rec, which came after parent, holds no more.
-func released(rec, parent *record.Record) (list []record.Entry) {
+// releasedEntries returns what rec, which came after parent, holds no more.
+func releasedEntries(rec, parent *record.Record) (list []record.Entry) {
 	if old := parent.Held; old != nil && old.Paused && (rec.Held == nil || !rec.Held.Paused) {
 		list = []record.Entry{old.Entry(nil)}
 	}
-	return append(list, ended(parent.Held, rec.Held)...)
+	return append(list, endedEntries(parent.Held, rec.Held)...)
 }
 
 // holdEvent returns the event of a record that an order made to begin or to end a hold;
@@ -152,7 +152,7 @@ func holdEvent(rec, parent *record.Record) Event {
 		e.Type = EventResumed
 	}
 	if e.Type != EventPaused {
-		e.Released = released(rec, parent)
+		e.Released = releasedEntries(rec, parent)
 	}
 	e.Changes, e.Cause = nil, byOperator
 	if _, reason, ok := strings.Cut(e.Reason, ": "); ok && e.Type != EventPaused { // "Resume: "
@@ -185,7 +185,7 @@ func RecordEvents(row *record.Row, parent *record.Record) (events []Event) {
 		if e.Type, e.Outcome = EventReverted, record.Rejected; parent != nil {
 			e.Cause = record.RejectedBy(parent, rec)
 		}
-	case rec.Kind == record.KindRevert && strings.HasPrefix(rec.Description, takenBack+","):
+	case rec.Kind == record.KindRevert && strings.HasPrefix(rec.Description, takenBackText+","):
 		of := RecordEvent(EventReverted, known)
 		e.Type, e.Outcome, e.Cause = EventReverted, record.Superseded, byHook
 		e.Revision, e.Source, e.Changes = of.Revision, of.Source, of.Changes

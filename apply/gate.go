@@ -18,19 +18,19 @@ const byHook = "hook"
 // hookLeast is the first wait after required hooks did not say whether they agree.
 const hookLeast = 15 * time.Second
 
-// takenBack begins the description of the revert of a change that required hooks did not
+// takenBackText begins the description of the revert of a change that required hooks did not
 // answer about; " again" follows where its Document was taken back before.
-const takenBack = "taken back"
+const takenBackText = "taken back"
 
 // TakenBack reports whether it was ended because required hooks did not answer.
 func (a *Attempt) TakenBack() bool {
-	return a.Outcome == record.Superseded && strings.HasPrefix(a.Reason, takenBack)
+	return a.Outcome == record.Superseded && strings.HasPrefix(a.Reason, takenBackText)
 }
 
 // tellTakenBack tells that the engine is back from a change that required hooks did not
 // answer about, once a Document, and counts it each time.
 func (r *Reconciler) tellTakenBack(ctx context.Context, revert *record.Record) {
-	if revert.OutcomeOf == nil || !strings.HasPrefix(revert.Description, takenBack) {
+	if revert.OutcomeOf == nil || !strings.HasPrefix(revert.Description, takenBackText) {
 		return
 	}
 	var change *record.Record
@@ -93,7 +93,7 @@ func (r *Reconciler) askHooks(ctx context.Context) {
 	s.log(slog.LevelInfo, "asking required hooks", "snapshot", s.head.ID, "hooks", strings.Join(a.names, ", "), "changes", changesText(s.head.Changes))
 	r.endAsking(p) // about another one, if that was superseded in this turn
 	ctx, r.cancelAsking = context.WithCancel(ctx)
-	r.asked = a
+	r.currentAsking = a
 	change := s.head
 	r.askings.Go(func() {
 		err := r.opt.Gate.Ask(ctx, change)
@@ -103,9 +103,9 @@ func (r *Reconciler) askHooks(ctx context.Context) {
 
 // endAsking ends the asking about what is not the candidate p.
 func (r *Reconciler) endAsking(p *pending) {
-	if r.asked != nil && (p == nil || p.asking != r.asked) {
+	if r.currentAsking != nil && (p == nil || p.asking != r.currentAsking) {
 		r.cancelAsking()
-		r.asked = nil
+		r.currentAsking = nil
 	}
 }
 
@@ -123,11 +123,11 @@ func (s *State) foldOpinion(err error, now time.Time) {
 	case errors.As(err, &veto):
 		p.verified, p.rejection = false, &rejection{by: byHook, reason: problem.Line(veto.Reason, 1<<10)}
 	default:
-		begin, of := takenBack, s.head.Source.Revision
-		if s.blocked(stageHook) && s.takenBack == of {
+		begin, of := takenBackText, s.head.Source.Revision
+		if s.blocked(stageHook) && s.takenBackRevision == of {
 			begin += " again"
 		}
-		s.takenBack = of
+		s.takenBackRevision = of
 		p.asking.failure = begin + ", because it is unknown whether the required hooks agree: " + problem.Line(err.Error(), 1<<10)
 		f := s.block(stageHook, newProblem(s.head.ID+" was "+p.asking.failure, "look at the hook's receiver; the change is tried again by itself, and at once by `agent sync`"))
 		f.retryAt = now.Add(double(hookLeast, f.tries))

@@ -110,8 +110,7 @@ func (r *rules) match(hold *record.Hold, c *schema.Configuration, whole bool) (f
 // Matching returns the entries of a hold, which may be nil, that c has all values of,
 // as an agent with these rules sees it.
 func Matching(hold *record.Hold, c *schema.Configuration, of *schema.Rules) []record.Entry {
-	r := &rules{schema: of}
-	return without(entriesOf(hold), func(e record.Entry) bool { return !r.matches(&e, c, false) })
+	return (&rules{schema: of}).matchingEntries(hold, c)
 }
 
 // matches reports whether c has all values of the entry; if whole, also those of
@@ -262,14 +261,14 @@ func (s *State) heldProblem(hold *record.Hold, c *schema.Configuration) *problem
 	case e == nil && len(hold.Entries) > 0:
 		reason = entriesReason(hold.Entries[:1])
 	case e != nil:
-		barring := s.barring(hold, c)
-		together := without(barring, func(o record.Entry) bool { return o.By != e.By || o.Since != e.Since })
+		entries := s.matchingEntries(hold, c)
+		together := without(entries, func(o record.Entry) bool { return o.By != e.By || o.Since != e.Since })
 		reason = entriesReason(together)
-		if more := without(barring, func(o record.Entry) bool { return o.By == e.By && o.Since == e.Since }); len(more) > 0 {
+		if more := without(entries, func(o record.Entry) bool { return o.By == e.By && o.Since == e.Since }); len(more) > 0 {
 			reason += "; also held: " + strings.Join(textsOf(more), "; ")
 		}
 		switch {
-		case len(barring) > 1:
+		case len(entries) > 1:
 			hint = "declare other values, or try all of these with: agent resume"
 		case len(e.Values) == 1:
 			name := slices.Collect(maps.Keys(e.Values))[0]
@@ -279,8 +278,8 @@ func (s *State) heldProblem(hold *record.Hold, c *schema.Configuration) *problem
 	return newProblem(reason, hint)
 }
 
-// barring returns the entries of hold that c, which may be nil, matches.
-func (r *rules) barring(hold *record.Hold, c *schema.Configuration) []record.Entry {
+// matchingEntries returns the entries of hold that c, which may be nil, matches.
+func (r *rules) matchingEntries(hold *record.Hold, c *schema.Configuration) []record.Entry {
 	return without(entriesOf(hold), func(e record.Entry) bool { return c == nil || !r.matches(&e, c, false) })
 }
 

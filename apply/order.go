@@ -339,14 +339,14 @@ func (s *State) planResume(o *Resume) Step {
 	}
 	text := "resumed"
 	if left != nil {
-		text = "no longer held: " + strings.Join(textsOf(ended(hold, left)), "; ")
+		text = "no longer held: " + strings.Join(textsOf(endedEntries(hold, left)), "; ")
 	}
 	text += "; " + s.nextTry(left, "nothing is tried yet", "tried now: ")
 	return s.planHold(left, why+cmp.Or(o.Reason, "by the operator"), o.Requester, text)
 }
 
-// ended returns the entries of hold that left, which may be nil, does not have.
-func ended(hold, left *record.Hold) []record.Entry {
+// endedEntries returns the entries of hold that left, which may be nil, does not have.
+func endedEntries(hold, left *record.Hold) []record.Entry {
 	return without(entriesOf(hold), func(e record.Entry) bool {
 		return slices.ContainsFunc(entriesOf(left), func(o record.Entry) bool { return o.Since == e.Since && o.By == e.By && o.String() == e.String() })
 	})
@@ -357,7 +357,7 @@ func resumePlan(hold, left *record.Hold) (lines string) {
 	if hold.Paused && left == nil {
 		lines = "would end the pause: " + hold.Reason + "\n"
 	}
-	for _, e := range ended(hold, left) {
+	for _, e := range endedEntries(hold, left) {
 		lines += "would no longer hold " + e.String() + ": " + e.Reason + "\n"
 	}
 	return lines
@@ -371,7 +371,7 @@ func (s *State) nextTry(left *record.Hold, nothing, tries string) string {
 	case c == nil:
 		return nothing + ": the source declares nothing valid"
 	case s.holds(left, c):
-		return "still held, so " + nothing + ": " + strings.Join(textsOf(s.barring(left, c)), "; ")
+		return "still held, so " + nothing + ": " + strings.Join(textsOf(s.matchingEntries(left, c)), "; ")
 	case s.same(c.Parameters, s.applied.Config):
 		return nothing + ": the source declares what is applied"
 	default:

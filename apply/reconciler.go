@@ -99,9 +99,9 @@ type Reconciler struct {
 	calls     calls
 	stopping  atomic.Bool // Run is to end
 
-	asked        *asking // the last that was begun
-	cancelAsking context.CancelFunc
-	askings      sync.WaitGroup
+	currentAsking *asking // the last that was begun
+	cancelAsking  context.CancelFunc
+	askings       sync.WaitGroup
 
 	mu            sync.Mutex
 	inbox         arrivals

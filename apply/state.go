@@ -34,8 +34,8 @@ type State struct {
 	// to run. It is confirmed next.
 	asserted string
 	signer   signerCheck
-	// takenBack is the revision that required hooks did not answer about last.
-	takenBack string
+	// takenBackRevision is the revision that required hooks did not answer about last.
+	takenBackRevision string
 
 	order   *request   // the order that is carried out now
 	waiters []*request // rollbacks on record whose callers wait for the outcome

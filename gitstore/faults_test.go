@@ -216,7 +216,7 @@ func TestFullJournalOpens(t *testing.T) {
 	a := applied(t, s, 1)
 	held := holding()
 	for k := range 60 {
-		e := record.EntryOf(sized(3000 + k))
+		e := record.Entry{Values: sized(3000 + k).Map()}
 		e.By, e.Reason, e.Since = "engine", strings.Repeat("r", 150), float64(k)
 		held.Entries = append(held.Entries, e)
 	}

@@ -28,7 +28,7 @@ func anyName(string) bool { return true }
 func holding(list ...schema.Parameters) *record.Hold {
 	h := &record.Hold{By: "engine", Reason: "refused", Since: 1}
 	for _, p := range list {
-		e := record.EntryOf(p)
+		e := record.Entry{Values: p.Map()}
 		e.By, e.Reason, e.Since = h.By, h.Reason, h.Since
 		h.Entries = append(h.Entries, e)
 	}

@@ -252,7 +252,7 @@ func TestRecordOfTomorrow(t *testing.T) {
 func TestCleanseHold(t *testing.T) {
 	given := &record.Hold{By: "operator"}
 	for i := range 2 * maxEntries {
-		e := record.EntryOf(sized(100 + i))
+		e := record.Entry{Values: sized(100 + i).Map()}
 		e.By, e.Since = "operator", float64(2*maxEntries-i)
 		given.Entries = append(given.Entries, e)
 	}

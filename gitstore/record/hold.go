@@ -62,9 +62,6 @@ func (q *Requester) String() string {
 	return q.User + " (" + uid + ")"
 }
 
-// EntryOf returns an entry with all values of p.
-func EntryOf(p schema.Parameters) Entry { return Entry{Values: p.Map()} }
-
 // Entry returns an entry of h with these values.
 func (h *Hold) Entry(values map[string]schema.Value) Entry {
 	return Entry{Values: values, By: h.By, Reason: h.Reason, Since: h.Since, Requester: h.Requester}

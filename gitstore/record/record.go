@@ -139,12 +139,6 @@ type Settlement struct {
 	Outcome Outcome // Rejected or Superseded
 }
 
-// Digest returns the digest of the parameters.
-func (s *Record) Digest() schema.Digest { return s.Config.Digest() }
-
-// Time returns when the record was made.
-func (s *Record) Time() time.Time { return FromUnix(s.Timestamp) }
-
 // Unix returns the seconds, with milliseconds, that snapshots and the API carry.
 func Unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 

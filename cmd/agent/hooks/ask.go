@@ -72,10 +72,10 @@ func (d *delivery) ask(ctx context.Context, change *record.Record) error {
 		v, after, err := d.deliver(all, d.set.client, change.Instance+"/"+change.Commit, &e)
 		switch {
 		case v == verdictDelivered:
-			d.answered("agreed to "+change.ID, nil)
+			d.noteVerdict("agreed to "+change.ID, nil)
 			return nil
 		case v == verdictVeto:
-			d.answered("vetoed "+change.ID, err)
+			d.noteVerdict("vetoed "+change.ID, err)
 			return &apply.Veto{Reason: fmt.Sprintf("hook %s rejected it: %v", d.Name, err)}
 		case last == nil || all.Err() == nil: // else it says only that the time is over
 			var exit *exec.ExitError
@@ -89,7 +89,7 @@ func (d *delivery) ask(ctx context.Context, change *record.Record) error {
 		case <-all.Done():
 			d.note("", last.Error())
 			if ctx.Err() == nil { // else it is not asked any more
-				d.unanswered(change.ID, last)
+				d.noteNoVerdict(change.ID, last)
 			}
 			return fmt.Errorf("hook %s gave no verdict within %s; last: %w", d.Name, d.Timeout, last)
 		case <-time.After(max(after, wait)):
@@ -106,8 +106,8 @@ func (d *delivery) note(asked, failure string) {
 	}
 }
 
-// answered notes the verdict of the hook; why is what it said of a veto.
-func (d *delivery) answered(verdict string, why error) {
+// noteVerdict notes the verdict of the hook; why is what it said of a veto.
+func (d *delivery) noteVerdict(verdict string, why error) {
 	if why != nil {
 		verdict += ": " + why.Error()
 	}
@@ -117,9 +117,9 @@ func (d *delivery) answered(verdict string, why error) {
 	d.status.LastAnswer = verdict + ", " + time.Now().UTC().Format(time.RFC3339)
 }
 
-// unanswered notes that the hook gave no verdict on a record in its time, and why.
-func (d *delivery) unanswered(id string, why error) {
-	d.fails(why)
+// noteNoVerdict notes that the hook gave no verdict on a record in its time, and why.
+func (d *delivery) noteNoVerdict(id string, why error) {
+	d.noteFailure(why)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.status.LastAnswer = "no verdict on " + id + ", " + time.Now().UTC().Format(time.RFC3339)

@@ -300,7 +300,7 @@ func (d *delivery) run(ctx context.Context) {
 		var again <-chan time.Time
 		if err != nil {
 			d.set.opt.Logger.Warn("events cannot be read", "hook", d.Name, "error", err)
-			d.fails(err)
+			d.noteFailure(err)
 			again = time.After(readAgain)
 		} else if len(events) == 0 && last > c.Sequence { // a log that was lost began anew with higher numbers
 			d.set.opt.Logger.Info("the log of events began anew", "hook", d.Name, "after", c.Sequence, "with", last)
@@ -329,8 +329,8 @@ func (d *delivery) run(ctx context.Context) {
 // readAgain is how long to wait before events that could not be read are read again.
 const readAgain = 5 * time.Second
 
-// fails notes why the hook is not told what waits.
-func (d *delivery) fails(err error) {
+// noteFailure notes why the hook is not told what waits.
+func (d *delivery) noteFailure(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.status.LastError = err.Error()
@@ -375,7 +375,7 @@ func (d *delivery) persist(ctx context.Context, e *apply.Event) bool {
 		if attempt == 0 {
 			log.Warn("hook failed", "error", err)
 		}
-		d.fails(err)
+		d.noteFailure(err)
 		wait := max(after, time.Duration(float64(backoff[attempt])*(0.9+0.2*rand.Float64())))
 		select {
 		case <-ctx.Done():

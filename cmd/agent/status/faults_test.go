@@ -141,7 +141,7 @@ func TestTextIsPlain(t *testing.T) {
 func TestTextOfAHold(t *testing.T) {
 	defaults := production.Defaults()
 	names := defaults.Names()
-	whole := record.EntryOf(defaults.With(names[0], schema.Int(7)).With("gone", schema.Text("int8")))
+	whole := record.Entry{Values: defaults.With(names[0], schema.Int(7)).With("gone", schema.Text("int8")).Map()}
 	whole.By, whole.Reason, whole.Since = "operator", "slow", 1000
 	whole.Requester = &record.Requester{UID: 1000, User: "ada"}
 	other := record.Entry{Values: map[string]schema.Value{"gone": {}}, By: "engine", Reason: "no\nmemory", Since: 2000}

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -274,7 +273,10 @@ func (s *Server) pageData(ctx context.Context, q pageQuery) *pageData {
 	s.pageAttempts(d, st, rows)
 	d.Timelines = timelines(s.opt.Rules, rows, now)
 	s.pageRecords(ctx, d, rows, q)
-	d.facts(st)
+	if st.Seen.Revision != "" {
+		d.Facts = append(d.Facts, pageFact{Name: "seen", Text: Plain(who(st.Seen.Revision, st.Source.Origin) + ", " + moment(st.Seen.At))})
+	}
+	d.Facts = append(d.Facts, surroundings(st, moment)...)
 	full := s.Full()
 	for _, text := range full.HookErrors {
 		d.Hooks = append(d.Hooks, pageFact{Text: Plain(text), Tone: "bad"})
@@ -568,38 +570,4 @@ func (s *Server) pageRecords(ctx context.Context, d *pageData, rows []record.Row
 		return
 	}
 	d.Diff.From, d.Diff.To, d.Diff.Changes = a.ID, b.ID, b.Config.Diff(a.Config)
-}
-
-func (d *pageData) facts(st *apply.Status) {
-	add := func(name, text string) {
-		if text != "" {
-			d.Facts = append(d.Facts, pageFact{Name: name, Text: Plain(text)})
-		}
-	}
-	add("engine", st.Engine.Socket+", "+how(st)+", last read "+moment(st.Engine.LastRead))
-	add("", st.Engine.LastError)
-	for _, text := range st.Engine.Differences {
-		add("engine schema", text)
-	}
-	add("source", fmt.Sprintf("%s %s by %s, last read %s", st.Source.Kind, st.Source.Location, st.Source.Mode, moment(st.Source.LastRead)))
-	if st.Source.LastError != "" {
-		add("", "cannot be read since "+moment(st.Source.FailingSince)+": "+st.Source.LastError)
-	}
-	if st.Seen.Revision != "" {
-		add("seen", who(st.Seen.Revision, st.Source.Origin)+", "+moment(st.Seen.At))
-	}
-	add("agent", fmt.Sprintf("environment %s, instance %s, pid %d", st.Environment, st.Instance, os.Getpid()))
-	add("schema", fmt.Sprintf("%s, digest %.12s", st.Schema.File, st.Schema.Digest))
-	add("records", fmt.Sprintf("%d in %s", st.TotalSnapshots, st.BackupDirectory))
-	add("volatile", st.StateVolatile)
-	for _, r := range st.Repairs {
-		add("repaired", r.String())
-	}
-	for _, e := range st.Experiments {
-		member := "not in it"
-		if e.Member {
-			member = "in it"
-		}
-		add("experiment", fmt.Sprintf("%s (%d %%): %s", e.Name, e.Percent, member))
-	}
 }

@@ -70,7 +70,9 @@ func Text(s *apply.Status, now time.Time) string {
 	p.running(s)
 	p.declared(s)
 	p.obstacles(s)
-	p.surroundings(s)
+	for _, f := range surroundings(s, p.when) {
+		p.line(f.Name, f.Text)
+	}
 	return p.b.String()
 }
 
@@ -256,38 +258,45 @@ func (p *page) obstacles(s *apply.Status) {
 	}
 }
 
-func (p *page) surroundings(s *apply.Status) {
+// surroundings lists how the engine, the source and the agent itself are, for the text and
+// the page; when formats a time. A fact without a name goes on with the one before.
+func surroundings(s *apply.Status, when func(unix float64) string) (facts []pageFact) {
+	line := func(name, text string) {
+		if text != "" {
+			facts = append(facts, pageFact{Name: name, Text: Plain(text)})
+		}
+	}
 	engine := s.Engine.Socket + ", " + how(s)
 	if s.Engine.FailingSince != 0 {
-		engine += " since " + p.when(s.Engine.FailingSince)
+		engine += " since " + when(s.Engine.FailingSince)
 	}
-	p.line("engine", engine+", last read "+p.when(s.Engine.LastRead))
+	line("engine", engine+", last read "+when(s.Engine.LastRead))
 	if s.Engine.LastError != "" {
-		p.more(s.Engine.LastError)
+		line("", s.Engine.LastError)
 		if !strings.HasPrefix(s.Hint, s.Engine.Hint) { // the line "do" has it
-			p.more(s.Engine.Hint)
+			line("", s.Engine.Hint)
 		}
 	}
 	for _, d := range s.Engine.Differences {
-		p.more("engine schema  " + d)
+		line("", "engine schema  "+d)
 	}
-	p.line("source", fmt.Sprintf("%s %s by %s, last read %s", s.Source.Kind, s.Source.Location, s.Source.Mode, p.when(s.Source.LastRead)))
+	line("source", fmt.Sprintf("%s %s by %s, last read %s", s.Source.Kind, s.Source.Location, s.Source.Mode, when(s.Source.LastRead)))
 	if s.Source.LastError != "" {
-		p.more("cannot be read since " + p.when(s.Source.FailingSince) + ": " + s.Source.LastError)
+		line("", "cannot be read since "+when(s.Source.FailingSince)+": "+s.Source.LastError)
 		if !strings.HasPrefix(s.Hint, s.Source.Hint) { // the line "do" has it
-			p.line("", s.Source.Hint)
+			line("", s.Source.Hint)
 		}
 	}
-	p.line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
-	p.line("schema", fmt.Sprintf("%s, digest %.12s", s.Schema.File, s.Schema.Digest))
-	p.line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
+	line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
+	line("schema", fmt.Sprintf("%s, digest %.12s", s.Schema.File, s.Schema.Digest))
+	line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
 	if s.StateVolatile != "" {
-		p.more("holds and pauses do not outlive it: " + s.StateVolatile)
+		line("", "holds and pauses do not outlive it: "+s.StateVolatile)
 	}
 	for _, r := range s.Repairs {
-		p.line("repaired", r.Found+": "+r.Did)
+		line("repaired", r.Found+": "+r.Did)
 		if r.Kept != "" {
-			p.more("kept as " + r.Kept)
+			line("", "kept as "+r.Kept)
 		}
 	}
 	for _, e := range s.Experiments {
@@ -295,8 +304,9 @@ func (p *page) surroundings(s *apply.Status) {
 		if e.Member {
 			member = "in it"
 		}
-		p.line("experiment", fmt.Sprintf("%s (%d %%): %s", e.Name, e.Percent, member))
+		line("experiment", fmt.Sprintf("%s (%d %%): %s", e.Name, e.Percent, member))
 	}
+	return facts
 }
 
 func yesNo(yes bool, why string) string {
