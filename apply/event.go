@@ -49,7 +49,7 @@ const (
 	eventWayBack EventType = "wayback" // to an earlier state, of which no event tells; Cause is why
 )
 
-// EventTypes returns all types, for closed sets.
+// EventTypes returns the types of events that subscribers are told.
 func EventTypes() []EventType {
 	return []EventType{
 		EventApplied, EventRolledBack, EventRejected, EventReverted, EventHeld, EventReleased, EventPaused, EventResumed,

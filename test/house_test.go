@@ -305,7 +305,7 @@ func same(t *testing.T, what string, readme, program []string) {
 	}
 }
 
-// TestReadmeWords holds that the tables of states and outcomes are whole.
+// TestReadmeWords holds that the tables of states, outcomes and events are whole.
 func TestReadmeWords(t *testing.T) {
 	first := func(rows [][]string) (words []string) {
 		for _, row := range rows {
@@ -318,6 +318,11 @@ func TestReadmeWords(t *testing.T) {
 		outcomes = append(outcomes, string(o))
 	}
 	same(t, "outcomes", first(readmeRows(t, "outcome")), outcomes)
+	var events []string
+	for _, e := range apply.EventTypes() {
+		events = append(events, string(e))
+	}
+	same(t, "events", strings.Fields(strings.Join(first(readmeRows(t, "event")), " ")), events)
 	code, err := os.ReadFile("../apply/status.go")
 	if err != nil {
 		t.Fatal(err)
