@@ -102,9 +102,23 @@ func (q *request) id() string {
 	return id
 }
 
-// forgotten returns the error for a caller that gave up before the order was begun.
-func (q *request) forgotten() error {
-	return fmt.Errorf("%s was not begun, and is forgotten: the agent was busy until its deadline: %w", q.verb(), context.Cause(q.ctx))
+// givenUp returns why the caller no longer waits, or nil. The clock decides, and not the
+// context's timer: that of a process which was stopped (SIGSTOP, a suspended machine)
+// may run after what else was due.
+func (q *request) givenUp() error {
+	if err := context.Cause(q.ctx); err != nil {
+		return err
+	}
+	if deadline, ok := q.ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// forgotten returns the error for a caller that gave up, as why says, before the order
+// was begun.
+func (q *request) forgotten(why error) error {
+	return fmt.Errorf("%s was not begun, and is forgotten: the agent was busy until its deadline: %w", q.verb(), why)
 }
 
 // Do carries out an order and waits for its outcome, or until ctx ends. Then what is
@@ -116,8 +130,8 @@ func (r *Reconciler) Do(ctx context.Context, order Order) (Result, error) {
 		return Result{}, errors.New("this agent only observes (--observe): it changes nothing")
 	}
 	q := &request{Order: order, ctx: ctx, reply: make(chan reply, 1)}
-	if ctx.Err() != nil {
-		return Result{}, q.forgotten()
+	if why := q.givenUp(); why != nil {
+		return Result{}, q.forgotten(why)
 	}
 	q.open = r.Status().openRollback
 	r.calls.wait(1)
@@ -125,7 +139,7 @@ func (r *Reconciler) Do(ctx context.Context, order Order) (Result, error) {
 	case r.requests <- q:
 	case <-ctx.Done():
 		r.calls.wait(-1)
-		return Result{}, q.forgotten()
+		return Result{}, q.forgotten(context.Cause(ctx))
 	case <-r.ended:
 		r.calls.wait(-1)
 		return Result{}, errStopping

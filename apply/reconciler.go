@@ -360,8 +360,8 @@ func (r *Reconciler) take(ctx context.Context, order *request) {
 	s.signer = signerCheck{}
 	r.advance(ctx, func(step Step, isFirst bool) bool { return !step.Kind.isRest() && (isFirst || s.isRecording(step)) })
 	r.calls.wait(-1) // from here on its own calls have their time
-	if order.ctx.Err() != nil {
-		s.reply(order, Result{}, order.forgotten())
+	if why := order.givenUp(); why != nil {
+		s.reply(order, Result{}, order.forgotten(why))
 		r.flush()
 		return
 	}
