@@ -109,6 +109,35 @@ func (e *Event) String() string {
 	return cmp.Or(strings.Join(texts, ", "), e.Reason)
 }
 
+// Summary returns on one line what happened: what changed or ended, and why.
+func (e *Event) Summary() string {
+	if e.Type == EventRejected && e.Kind == record.KindRollback {
+		return e.Description + ": rejected: " + e.Reason
+	}
+	what := cmp.Or(releasedText(e.Released), e.String())
+	if what != e.Reason && e.Reason != "" {
+		what += ": " + e.Reason
+	}
+	return what
+}
+
+// releasedText returns what an order ended, and who had held it: "a 1 (held by root: slow)".
+func releasedText(entries []record.Entry) string {
+	var texts []string
+	for i := range entries {
+		e := &entries[i]
+		what, verb, by := e.String(), "held", e.By
+		if what == "" {
+			what, verb = "pause", "paused"
+		}
+		if q := e.Requester; q != nil {
+			by = cmp.Or(q.User, fmt.Sprintf("uid %d", q.UID))
+		}
+		texts = append(texts, fmt.Sprintf("%s (%s by %s: %s)", what, verb, by, e.Reason))
+	}
+	return strings.Join(texts, ", ")
+}
+
 // Doer returns who is behind the event, as people read it: who gave the order, else the
 // author and the signer of the commit, "" if neither is known.
 func (e *Event) Doer() string {

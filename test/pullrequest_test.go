@@ -56,14 +56,14 @@ func readWorkflow(t *testing.T) (w workflow, steps []workflowStep) {
 }
 
 // TestWorkflow holds that the workflow for GitHub is one, may do nothing but
-// read, and runs when the configuration changes.
+// read and comment, and runs when the configuration changes.
 func TestWorkflow(t *testing.T) {
 	w, steps := readWorkflow(t)
 	if !slices.Contains(w.On.PullRequest.Paths, "config/**") {
 		t.Errorf("runs for %v", w.On.PullRequest.Paths)
 	}
-	if len(w.Permissions) != 1 || w.Permissions["contents"] != "read" {
-		t.Errorf("permissions %v, want contents: read", w.Permissions)
+	if len(w.Permissions) != 2 || w.Permissions["contents"] != "read" || w.Permissions["pull-requests"] != "write" {
+		t.Errorf("permissions %v, want contents: read, pull-requests: write", w.Permissions)
 	}
 	for name, job := range w.Jobs {
 		if job.Permissions != nil {
@@ -105,6 +105,12 @@ func TestWorkflowOnAPullRequest(t *testing.T) {
 	}
 	runner := t.TempDir()
 	origin := repository(t, "config")
+	host := newCodeHost(t, false, origin)
+	for _, v := range host.environment() {
+		if name, value, _ := strings.Cut(v, "="); name != "GITHUB_TOKEN" { // the step has it
+			t.Setenv(name, value)
+		}
+	}
 	pull := func() (workspace string) { // checks out the merge of what was changed, as GitHub does
 		t.Helper()
 		git(t, origin, "checkout", "--quiet", "-B", "topic")
@@ -137,6 +143,9 @@ func TestWorkflowOnAPullRequest(t *testing.T) {
 	if code != 3 || !strings.Contains(summary, "**development, production**: not valid, nothing is applied: 2 violations") {
 		t.Errorf("a bad configuration: exit %d, summary\n%s", code, summary)
 	}
+	if below, atLines := host.below(); len(below) != 1 || below[0].isEdited != 2 || len(atLines) != 1 {
+		t.Errorf("%d comments, and %d at lines", len(below), len(atLines))
+	}
 	want := []string{
 		`config/base.yaml 27 22 "development, staging, production, testing: 1-86400" Invalid value for cache_ttl_seconds: 0|use an integer from 1 to 86400; the default is 300`,
 		`config/development.yaml 10 23 "development: esn_reservoir_size >= max_membrane_depth * 32" parameters.esn_reservoir_size: ESN reservoir size (64) should be at least 128 for membrane depth 4|set esn_reservoir_size to 128 or more, or max_membrane_depth to 2 or less|see config/base.yaml:14:23`,
@@ -161,7 +170,8 @@ func runSteps(t *testing.T, workspace, runner string) (code int, annotations []s
 		if s.Run == "" {
 			continue
 		}
-		if s.If != "" || s.Shell != "" || s.Env != nil {
+		token, hasToken := s.Env["GITHUB_TOKEN"]
+		if s.If != "" || s.Shell != "" || hasToken != (len(s.Env) == 1) || hasToken && token != "${{ github.token }}" {
 			t.Fatalf("step %q has what this runner does not know: %+v", s.Name, s)
 		}
 		script := filepath.Join(runner, "step.sh")
@@ -171,6 +181,9 @@ func runSteps(t *testing.T, workspace, runner string) (code int, annotations []s
 		cmd := exec.CommandContext(ctx, "bash", "-e", script)
 		cmd.Dir = filepath.Join(workspace, s.Dir)
 		cmd.Env = append(os.Environ(), "GITHUB_WORKSPACE="+workspace, "RUNNER_TEMP="+runner, "GITHUB_STEP_SUMMARY="+summaryFile, "MAKEFLAGS=")
+		if hasToken {
+			cmd.Env = append(cmd.Env, "GITHUB_TOKEN=secret")
+		}
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		err := cmd.Run()
@@ -205,20 +218,28 @@ func TestGitLabOnAMergeRequest(t *testing.T) {
 	job := jobs["dtesn-config"]
 	workspace := repository(t, "config")
 	base := strings.TrimSpace(git(t, workspace, "rev-parse", "HEAD"))
+	git(t, workspace, "checkout", "--quiet", "-b", "topic")
+	host := newCodeHost(t, true, workspace)
 	for _, c := range []struct {
 		to       string
 		code     int
 		plan     string
 		findings int
+		comments int
 	}{
-		{"percent: 20", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 20 %\n", 0},
-		{"percent: 200", 3, "**production**: not valid, nothing is applied: 1 violation\n", 1},
+		{"percent: 20", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 20 %\n", 0, 1},
+		{"percent: 200", 3, "**production**: not valid, nothing is applied: 1 violation\n", 1, 1},
+		{"percent: 30", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 30 %\n", 0, 0}, // without a token
 	} {
 		replace(t, workspace, "config/production.yaml", "percent: 10", c.to)
 		git(t, workspace, "commit", "--quiet", "--all", "--message=change")
 		cmd := exec.Command("bash", "-eo", "pipefail", "-c", strings.Join(job.Script, "\n"))
 		cmd.Dir = workspace
 		cmd.Env = append(os.Environ(), "CI_PROJECT_DIR="+workspace, "CI_MERGE_REQUEST_DIFF_BASE_SHA="+base)
+		cmd.Env = append(cmd.Env, host.environment()...)
+		if c.comments == 0 {
+			cmd.Env = append(cmd.Env, "GITLAB_TOKEN=")
+		}
 		out, _ := cmd.CombinedOutput()
 		plan, err := os.ReadFile(filepath.Join(workspace, job.Artifacts.Paths[0]))
 		must(t, err)
@@ -229,7 +250,11 @@ func TestGitLabOnAMergeRequest(t *testing.T) {
 		if cmd.ProcessState.ExitCode() != c.code || !strings.HasPrefix(string(plan), c.plan) || len(findings) != c.findings || !strings.Contains(string(out), c.plan) {
 			t.Errorf("%s: %v\n%s\n%s\n%s", c.to, cmd.ProcessState, out, plan, report)
 		}
+		if below, _ := host.below(); len(below) != c.comments || c.comments > 0 && !strings.Contains(below[0].Body, c.plan) {
+			t.Errorf("%s: %d comments\n%s", c.to, len(below), out)
+		}
 		git(t, workspace, "reset", "--quiet", "--hard", base)
+		host.comments = nil
 	}
 }
 

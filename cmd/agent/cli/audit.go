@@ -179,31 +179,7 @@ func eventJSON(w io.Writer, e *apply.Event) error {
 }
 
 func eventLine(t *table, e *apply.Event) {
-	what := cmp.Or(releasedText(e.Released), e.String())
-	if what != e.Reason && e.Reason != "" {
-		what += ": " + e.Reason
-	}
-	if e.Type == apply.EventRejected && e.Kind == record.KindRollback {
-		what = e.Description + ": rejected: " + e.Reason
-	}
-	t.add(date(e.At), status.Plain(string(e.Type)), cmp.Or(status.Plain(e.Record), "-"), cmp.Or(cutFor(t.w, status.Plain(e.Doer()), 80), "-"), cutFor(t.w, status.Plain(what), 200))
-}
-
-// releasedText returns what an order ended, and who had held it: "a 1 (held by root: slow)".
-func releasedText(entries []record.Entry) string {
-	var texts []string
-	for i := range entries {
-		e := &entries[i]
-		what, verb, by := e.String(), "held", e.By
-		if what == "" {
-			what, verb = "pause", "paused"
-		}
-		if q := e.Requester; q != nil {
-			by = cmp.Or(q.User, fmt.Sprintf("uid %d", q.UID))
-		}
-		texts = append(texts, fmt.Sprintf("%s (%s by %s: %s)", what, verb, by, e.Reason))
-	}
-	return strings.Join(texts, ", ")
+	t.add(date(e.At), status.Plain(string(e.Type)), cmp.Or(status.Plain(e.Record), "-"), cmp.Or(cutFor(t.w, status.Plain(e.Doer()), 80), "-"), cutFor(t.w, status.Plain(e.Summary()), 200))
 }
 
 // verifyHistory reads each record, which checks its objects against their hashes.

@@ -133,7 +133,7 @@ engine, by a required hook or on probation, 10 changes (plan --exit-code).`,
 		return usageHint(flagHint(cmd, err), "%w", err)
 	})
 	root.AddCommand(
-		newRun(), newEngine(), newValidate(), newPlan(), newStatus(),
+		newRun(), newEngine(), newValidate(), newPlan(), newComment(), newStatus(),
 		newSnapshots(), newShow(), newDiff(), newAudit(), newReport(), newRollback(), newPause(), newResume(), newSync(),
 		newInit(), newDoctor(), newSet(), newPromote(), newExport(), newLogLevel(), newPprof(), newSchema(), newVersion(),
 	)

@@ -57,6 +57,7 @@ something changes, 2 wrong usage or schema, 1 something could not be compared.`
 type planner struct {
 	from, to, repo, config, against, token, instances string
 
+	open   func() (*schema.Schema, error)
 	schema *schema.Schema
 	opened *watcher.Repository
 	around string // where --repo is in its repository
@@ -75,7 +76,7 @@ func newPlan() *cobra.Command {
   agent plan --against /var/lib/dtesn-agent --to ./config
   agent plan --from HEAD^1 --config config --format markdown`,
 	}
-	open := schemaOf(cmd)
+	p.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		write, ok := planFormats[format]
 		switch {
@@ -86,16 +87,8 @@ func newPlan() *cobra.Command {
 		case p.token != "" && !isAddress(p.against):
 			return usage("--token-file is for an address: name it with --against")
 		}
-		s, err := open()
-		if err != nil {
-			return err
-		}
-		p.schema = s
-		result, err := p.run(cmd)
-		if p.opened != nil {
-			err = errors.Join(err, p.opened.Close())
-		}
-		if err != nil {
+		result, err := p.plan(cmd)
+		if err = errors.Join(err, p.close()); err != nil {
 			return err
 		}
 		if err := write(cmd, result); err != nil {
@@ -114,17 +107,38 @@ func newPlan() *cobra.Command {
 		return nil
 	}
 	f := cmd.Flags()
-	f.StringVar(&p.from, "from", "", "compare this `revision`, or directory that begins with . or /")
-	f.StringVar(&p.to, "to", "HEAD", "with this `revision` or directory")
-	f.StringVar(&p.repo, "repo", ".", "the git `repository` of the revisions, or a directory in it")
-	f.StringVar(&p.config, "config", "", "the configuration `directory` within the repository (default: its root)")
 	f.StringVar(&p.against, "against", "", "compare what this agent runs: its state `directory` or address")
 	f.StringVar(&p.token, "token-file", "", "a `file` with the token of an agent that is asked over https")
-	f.StringVar(&p.instances, "instances", "", "a `file` with the names of the instances, one a line, to show who is in an experiment")
 	f.StringVar(&format, "format", "text", "text, markdown or json")
 	f.BoolVar(&exitCode, "exit-code", false, "exit 10 if something changes")
 	complete(cmd, "format", "text", "markdown", "json")
 	return cmd
+}
+
+// flags adds those that say what is compared.
+func (p *planner) flags(cmd *cobra.Command) {
+	p.open = schemaOf(cmd)
+	f := cmd.Flags()
+	f.StringVar(&p.from, "from", "", "compare this `revision`, or directory that begins with . or /")
+	f.StringVar(&p.to, "to", "HEAD", "with this `revision` or directory")
+	f.StringVar(&p.repo, "repo", ".", "the git `repository` of the revisions, or a directory in it")
+	f.StringVar(&p.config, "config", "", "the configuration `directory` within the repository (default: its root)")
+	f.StringVar(&p.instances, "instances", "", "a `file` with the names of the instances, one a line, to show who is in an experiment")
+}
+
+// plan makes the plan that the flags ask for. The repository stays open until close.
+func (p *planner) plan(cmd *cobra.Command) (result *planResult, err error) {
+	if p.schema, err = p.open(); err != nil {
+		return nil, err
+	}
+	return p.run(cmd)
+}
+
+func (p *planner) close() error {
+	if p.opened == nil {
+		return nil
+	}
+	return p.opened.Close()
 }
 
 // A planResult is the whole of a plan.
@@ -134,6 +148,7 @@ type planResult struct {
 	Environments []environmentPlan `json:"environments"`
 
 	title string
+	dir   string // of what it compares with, in the repository
 }
 
 // An environmentPlan is the plan of one environment, with the values that it would
@@ -141,6 +156,9 @@ type planResult struct {
 type environmentPlan struct {
 	schema.Plan
 	Held []record.Entry `json:"held"`
+
+	// remedies say in Markdown what ends each violation, "" where that is not certain.
+	remedies []string
 }
 
 func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
@@ -162,7 +180,7 @@ func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
 	if err := p.relate(cmd, from, to); err != nil {
 		return nil, err
 	}
-	result := &planResult{From: from.id, To: to.id, title: from.title + " -> " + to.title, Environments: []environmentPlan{}}
+	result := &planResult{From: from.id, To: to.id, title: from.title + " -> " + to.title, dir: to.dir, Environments: []environmentPlan{}}
 	for _, env := range p.schema.Environments() {
 		old, err := from.input(env)
 		if err != nil {
@@ -293,7 +311,11 @@ func locate(plan schema.Plan, from, to *side) environmentPlan {
 	for i, v := range plan.Violations {
 		plan.Violations[i] = verdict{Root: to.dir}.placed(v, filepath.Join)
 	}
-	return environmentPlan{plan, []record.Entry{}}
+	e := environmentPlan{Plan: plan, Held: []record.Entry{}}
+	for _, v := range plan.Violations {
+		e.remedies = append(e.remedies, remedy(plan.Name, to.dir, v))
+	}
+	return e
 }
 
 // maxInstances bounds the names that are read.

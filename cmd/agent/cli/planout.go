@@ -21,6 +21,11 @@ var planFormats = map[string]func(*cobra.Command, *planResult) error{
 	"json": func(cmd *cobra.Command, r *planResult) error { return printJSON(cmd, r) },
 }
 
+func planMarkdown(cmd *cobra.Command, r *planResult) error {
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), r.markdown())
+	return err
+}
+
 func planText(cmd *cobra.Command, r *planResult) error {
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 	line := func(format string, cells ...any) {
@@ -168,9 +173,12 @@ func held(h record.Entry) string {
 // maxMarkdown bounds a comment, in bytes; GitHub takes 65,536 characters.
 const maxMarkdown = 65_000
 
-// planMarkdown writes a comment. Names and texts from elsewhere are code, so that
+// nothingChanges is the Markdown of a plan in which nothing changes.
+const nothingChanges = "No environment changes."
+
+// markdown is the text of a comment. Names and texts from elsewhere are code, so that
 // they mention nobody and are no markup.
-func planMarkdown(cmd *cobra.Command, r *planResult) error {
+func (r *planResult) markdown() string {
 	var heads []string
 	var sections strings.Builder
 	left := 0
@@ -198,8 +206,7 @@ func planMarkdown(cmd *cobra.Command, r *planResult) error {
 		}
 	}
 	if len(heads) == 0 {
-		_, err := fmt.Fprintln(cmd.OutOrStdout(), "No environment changes.")
-		return err
+		return nothingChanges
 	}
 	if more := len(heads) - maxNamed; more > 0 {
 		heads = append(heads[:maxNamed], fmt.Sprintf("and %d more like these", more))
@@ -208,8 +215,7 @@ func planMarkdown(cmd *cobra.Command, r *planResult) error {
 	if left > 0 {
 		text += fmt.Sprintf("The details of %d environments are too long for a comment; `agent plan` prints them.\n", left)
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n%s\n", strings.TrimRight(text, "\n"), "\n<sub>"+code(r.title)+"</sub>")
-	return err
+	return strings.TrimRight(text, "\n") + "\n\n<sub>" + code(r.title) + "</sub>"
 }
 
 // maxRows bounds the lines of an environment in a comment.
@@ -238,8 +244,11 @@ func (e *environmentPlan) details() string {
 		}
 		rows = append(rows, row)
 	}
-	for _, v := range e.Violations {
+	for i, v := range e.Violations {
 		rows = append(rows, "* "+code(v.String()))
+		if i < len(e.remedies) && e.remedies[i] != "" {
+			rows = append(rows, "  "+e.remedies[i])
+		}
 	}
 	for _, h := range e.Held {
 		rows = append(rows, "* "+code(strings.ReplaceAll(held(h), "`", "")))
@@ -247,7 +256,11 @@ func (e *environmentPlan) details() string {
 	if more := len(rows) - maxRows; more > 0 {
 		rows = append(rows[:maxRows], "", fmt.Sprintf("and %d lines more: `agent plan` prints them", more))
 	}
-	return fmt.Sprintf("<details><summary>%s</summary>\n\n%s\n\n</details>\n\n", e.Name, strings.TrimRight(strings.Join(rows, "\n"), "\n"))
+	open := ""
+	if e.Status == schema.PlanInvalid { // what has to be done is not hidden
+		open = " open"
+	}
+	return fmt.Sprintf("<details%s><summary>%s</summary>\n\n%s\n\n</details>\n\n", open, e.Name, strings.TrimRight(strings.Join(rows, "\n"), "\n"))
 }
 
 // code makes text a code span of Markdown, also within a table.

@@ -153,7 +153,14 @@ func reviewGitHub(cmd *cobra.Command, r *review) error {
 		return err
 	}
 	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
-	for _, a := range annotations(r.verdicts, in) {
+	const most = 10 // GitHub shows no more of a step
+	for i, a := range annotations(r.verdicts, in) {
+		if i >= most {
+			if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "validate: "+status.Plain(a.String())); err != nil {
+				return err
+			}
+			continue
+		}
 		properties := []string{"file=" + commandProperty(a.File)}
 		if a.Line > 0 {
 			properties = append(properties, fmt.Sprintf("line=%d", a.Line), fmt.Sprintf("col=%d", a.Column))

@@ -48,7 +48,8 @@ Output, with --format
           "errors": ["…"]}; a violation's files are relative to its root, and a
           fix is the line as it is and as it surely should be
   github  an ::error command a violation, which GitHub shows at its line of the
-          pull request; paths are relative to $GITHUB_WORKSPACE or else to the
+          pull request; from the eleventh on, which GitHub does not show, a line of
+          standard error; paths are relative to $GITHUB_WORKSPACE or else to the
           current directory. A summary goes to standard error.
   gitlab  a Code Quality report for artifacts:reports:codequality; paths are
           relative to $CI_PROJECT_DIR or else to the current directory

@@ -38,6 +38,8 @@ type Hook struct {
 	SecretFile string
 	On         []apply.EventType // all if empty; none if it is required
 	Timeout    time.Duration     // of one attempt; 15 s if 0
+	// Format is what a URL gets: a CloudEvent if empty, or FormatSlack or FormatTeams.
+	Format string
 	// Required has it asked whether it agrees to each change. Then Timeout is how long its
 	// agreement is waited for; 30 s if 0.
 	Required bool
@@ -54,7 +56,7 @@ const (
 )
 
 // hookKeys are the keys of a hook.
-var hookKeys = []string{"name", "url", "command", "secret_file", "on", "timeout", "required"}
+var hookKeys = []string{"name", "url", "command", "secret_file", "format", "on", "timeout", "required"}
 
 var (
 	validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`).MatchString
@@ -174,7 +176,7 @@ func (e *entry) read(node *yaml.Node) error {
 
 // decode reads the values into a hook.
 func (e *entry) decode(h *Hook) (err error) {
-	texts := map[string]*string{"name": &h.Name, "url": &h.URL, "secret_file": &h.SecretFile}
+	texts := map[string]*string{"name": &h.Name, "url": &h.URL, "secret_file": &h.SecretFile, "format": &h.Format}
 	for _, key := range hookKeys {
 		v := e.values[key]
 		if v == nil {
@@ -258,6 +260,9 @@ func (h *Hook) check(e *entry, dir string) error {
 		if _, err := h.secret(); err != nil {
 			return e.at("secret_file", err)
 		}
+	}
+	if err := h.checkFormat(); err != nil {
+		return e.at("format", err)
 	}
 	for i, t := range h.On {
 		if !slices.Contains(apply.EventTypes(), t) {

@@ -59,7 +59,7 @@ const maxAnswer = 200
 
 // deliver makes one attempt under an id. after is how long the receiver asks to wait.
 func (h *Hook) deliver(ctx context.Context, client http.RoundTripper, id string, e *apply.Event) (v verdict, after time.Duration, err error) {
-	body, err := encode(id, e)
+	body, err := h.body(id, e)
 	if err != nil {
 		return verdictDrop, 0, err
 	}
@@ -82,7 +82,7 @@ func (h *Hook) post(ctx context.Context, client http.RoundTripper, id string, bo
 		return verdictDrop, 0, errors.New("the address cannot be used")
 	}
 	now := strconv.FormatInt(time.Now().Unix(), 10)
-	q.Header.Set("Content-Type", "application/cloudevents+json")
+	q.Header.Set("Content-Type", h.contentType())
 	q.Header.Set("User-Agent", "dtesn-agent")
 	q.Header.Set("Webhook-Id", id)
 	q.Header.Set("Webhook-Timestamp", now)

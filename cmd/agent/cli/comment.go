@@ -1,0 +1,307 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"dtesn-agent/cmd/agent/codehost"
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+)
+
+const commentHelp = `comment writes below a pull request of GitHub, or a merge request of GitLab, what
+agent plan says of it: one comment, which is edited when the plan changes. Where
+nothing changes there is none. What surely ends a violation is suggested at its
+line, to be taken with a click, if the pull request shows that line; elsewhere the
+comment has the command that does it.
+
+In a job of GitHub Actions or GitLab CI the pull request, the repository and the
+address are known from its environment; the token is $GITHUB_TOKEN or $GITLAB_TOKEN.
+The plan is also written to $GITHUB_STEP_SUMMARY: a pull request from a fork has a
+token that only reads.
+
+With --outcome it says in the same comment what came of the merge on each instance,
+those that failed first. It then reads an event of the agent from standard input,
+as a hook gets it: command: [agent, comment, --outcome, --repository, URL].
+
+A comment that cannot be written is a warning, unless --fail is given. Whether the
+configuration is valid is the business of agent validate, in a step of its own.
+
+Exit codes: 0 done, or not and without --fail; 2 wrong usage or schema, 1 the plan
+could not be made, or the comment not be written.`
+
+// A commenter is the flags of one comment.
+type commenter struct {
+	planner
+	number                  int
+	repository, host, token string
+	outcome, mustSucceed    bool
+}
+
+func newComment() *cobra.Command {
+	var c commenter
+	cmd := &cobra.Command{
+		Use:   "comment --from REV [--pr N] [--config DIR]",
+		Short: "Write the plan, or what came of it, below a pull request",
+		Long:  commentHelp,
+		Example: `  agent comment --from HEAD^1 --config config
+  agent comment --from main --config config --pr 412 --repository https://github.com/OWNER/NAME
+  agent comment --outcome --config config --repository https://github.com/OWNER/NAME <event.json`,
+	}
+	c.flags(cmd)
+	f := cmd.Flags()
+	f.IntVar(&c.number, "pr", 0, "the `number` of the pull request (default that of the CI job)")
+	f.StringVar(&c.repository, "repository", "", "the `URL` of the repository on the host (default that of the CI job)")
+	f.StringVar(&c.host, "host", "", "github or gitlab, where the URL does not tell")
+	f.StringVar(&c.token, "token-file", "", "a `file` with the token in its first line (default $GITHUB_TOKEN or $GITLAB_TOKEN)")
+	f.BoolVar(&c.outcome, "outcome", false, "say what came of the merge: an event from standard input")
+	f.BoolVar(&c.mustSucceed, "fail", false, "exit 1 if the comment cannot be written")
+	complete(cmd, "host", "github", "gitlab")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		defer func() { err = errors.Join(err, c.close()) }()
+		if c.host != "" && c.host != "github" && c.host != "gitlab" {
+			return usage("--host: %q is none of github, gitlab", c.host)
+		}
+		if c.outcome {
+			return c.told(cmd, c.tellOutcome(cmd))
+		}
+		if c.from == "" {
+			return usageHint("in a checkout of GitHub's merge it is HEAD^1, in one of GitLab $CI_MERGE_REQUEST_DIFF_BASE_SHA", "--from is needed")
+		}
+		if c.number = cmp.Or(c.number, codehost.Number(os.Getenv)); c.number <= 0 {
+			return usageHint("give its number: --pr N", "this is no job of a pull request")
+		}
+		result, err := c.plan(cmd)
+		if err != nil {
+			return err
+		}
+		text := result.markdown()
+		return c.told(cmd, errors.Join(summarize(text), c.comment(cmd, result, text)))
+	}
+	return cmd
+}
+
+// told makes what kept a comment from being written a warning, unless it is to fail.
+func (c *commenter) told(cmd *cobra.Command, err error) error {
+	if wrong := (*failure)(nil); err == nil || c.mustSucceed || errors.As(err, &wrong) {
+		return err
+	}
+	if os.Getenv("GITHUB_ACTIONS") == "true" {
+		return writeCommand(cmd, "warning", []string{"title=" + commandProperty("No comment was written")}, err.Error()+"\n"+problem.Hint(err))
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), status.Plain("warning: "+problem.Text(err)))
+	return nil
+}
+
+// summarize adds to the summary of a job of GitHub Actions, if this is one.
+func summarize(text string) error {
+	name := os.Getenv("GITHUB_STEP_SUMMARY")
+	if name == "" {
+		return nil
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644) // #nosec G304: the runner names it
+	if err != nil {
+		return fmt.Errorf("write the summary of the job: %w", err)
+	}
+	_, err = fmt.Fprintln(f, text)
+	return errors.Join(err, f.Close())
+}
+
+// connect opens the repository that the flags or the job name.
+func (c *commenter) connect() (*codehost.Repository, error) {
+	opt := codehost.Options{URL: c.repository, Kind: c.host}
+	if c.token != "" {
+		text, err := readSettings(c.token)
+		if err != nil {
+			return nil, usageHint("name a file with the token in its first line", "--token-file: %w", err)
+		}
+		opt.Token, _, _ = strings.Cut(string(text), "\n")
+	}
+	return codehost.Open(opt, os.Getenv)
+}
+
+// markerOf returns what the comment about a configuration directory is found by. It is
+// not shown.
+func markerOf(dir string) string {
+	return fmt.Sprintf("<!-- dtesn-agent: %x -->", sha256.Sum256([]byte(dir)))
+}
+
+// comment writes the comment of a plan, or leaves it as it is.
+func (c *commenter) comment(cmd *cobra.Command, result *planResult, text string) error {
+	host, err := c.connect()
+	if err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	marker := markerOf(result.dir)
+	old, err := host.Find(ctx, c.number, marker)
+	if err != nil {
+		return err
+	}
+	if len(old) == 0 && text == nothingChanges {
+		fmt.Fprintln(cmd.OutOrStdout(), "nothing changes: no comment")
+		return nil
+	}
+	suggested, err := c.suggest(ctx, host, result)
+	if suggested > 0 {
+		text = result.markdown()
+	}
+	if err != nil { // the comment has the commands instead
+		fmt.Fprintln(cmd.ErrOrStderr(), status.Plain("note: no suggestions: "+problem.Text(err)))
+	}
+	body := marker + "\n" + text
+	switch {
+	case len(old) == 0:
+		err = host.Write(ctx, c.number, 0, body)
+	case strings.TrimSpace(strings.ReplaceAll(old[0].Body, "\r\n", "\n")) != body:
+		err = host.Write(ctx, c.number, old[0].ID, body)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: %s\n", c.number, firstLine(text))
+	return nil
+}
+
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return status.Plain(line)
+}
+
+// maxSuggestions bounds the comments at lines: more would be noise.
+const maxSuggestions = 10
+
+// suggest comments at the lines of violations whose fix is certain, once each. Those have
+// no remedy in the comment then.
+func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, result *planResult) (made int, err error) {
+	type place struct {
+		fix      schema.Fix
+		remedies []*string
+		text     string
+	}
+	var places []*place
+	for i := range result.Environments {
+		e := &result.Environments[i]
+		for j, v := range e.Violations {
+			if v.Fix == nil || path.IsAbs(v.File) || strings.HasPrefix(v.File, ".") {
+				continue
+			}
+			at := len(places)
+			for k, p := range places {
+				if p.fix == *v.Fix {
+					at = k
+				}
+			}
+			if at == len(places) {
+				places = append(places, &place{fix: *v.Fix, text: v.Message + "; " + v.Hint})
+			}
+			places[at].remedies = append(places[at].remedies, &e.remedies[j])
+		}
+	}
+	if len(places) == 0 {
+		return 0, nil
+	}
+	pull, err := host.Pull(ctx, c.number)
+	if err != nil {
+		return 0, err
+	}
+	known, err := host.Suggestions(ctx, c.number, suggestionMarker)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range places[:min(len(places), maxSuggestions)] {
+		if !c.isInHead(pull, p.fix) {
+			continue
+		}
+		marker := fmt.Sprintf("%s%x -->", suggestionMarker, sha256.Sum256(fmt.Append(nil, p.fix.File, p.fix.Old, "\n", p.fix.New)))
+		isKnown := false
+		for _, k := range known {
+			isKnown = isKnown || strings.Contains(k.Body, marker)
+		}
+		if !isKnown {
+			err := host.Suggest(ctx, pull, c.number, p.fix.File, p.fix.Line, marker+"\n"+code(p.text), p.fix.New)
+			if errors.Is(err, codehost.ErrNotInDiff) {
+				continue
+			} else if err != nil {
+				return made, err
+			}
+		}
+		made++
+		for _, r := range p.remedies {
+			*r = "suggested at its line"
+		}
+	}
+	return made, nil
+}
+
+const suggestionMarker = "<!-- dtesn-agent suggests "
+
+// isInHead reports whether the newest commit of the pull request has the line that a fix
+// is for: the merge of it with what is newer elsewhere may have it at another place.
+func (c *commenter) isInHead(pull *codehost.Pull, fix schema.Fix) bool {
+	if c.opened == nil {
+		return false
+	}
+	revision, err := c.opened.Revision(pull.HeadCommit())
+	if err != nil {
+		return false
+	}
+	dir, err := revision.Directory(path.Dir(fix.File))
+	if err != nil {
+		return false
+	}
+	f, err := dir.File(path.Base(fix.File))
+	lines := strings.Split(string(f.Bytes), "\n")
+	return err == nil && fix.Line <= len(lines) && strings.TrimSuffix(lines[fix.Line-1], "\r") == strings.TrimSuffix(fix.Old, "\r")
+}
+
+// remedy says in Markdown what surely ends a violation in dir, "" if that is not known: the
+// `agent set` command, or the line as it should be.
+func remedy(env schema.Environment, dir string, v schema.Violation) string {
+	if v.Fix == nil {
+		return ""
+	}
+	inside := strings.TrimPrefix(strings.TrimPrefix(v.File, dir), "/")
+	was, now := pairOf(v.Fix.Old), pairOf(v.Fix.New)
+	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil {
+		return "change line " + fmt.Sprint(v.Fix.Line) + " to " + code(v.Fix.New)
+	}
+	args := []string{"agent", "set", now[0] + "=" + now[1]}
+	if was[0] != now[0] {
+		args = append(args, was[0]+"-")
+	}
+	args = append(args, "--environment", string(env))
+	if inside != env.File() {
+		args = append(args, "--layer", inside)
+	}
+	if dir != "" {
+		args = append(args, "--config", dir)
+	}
+	for i, a := range args {
+		args[i] = problem.ShellWord(a)
+	}
+	return "run " + code(strings.Join(args, " "))
+}
+
+// pairOf returns the key and the value of a line "key: value", nil if it is none.
+func pairOf(line string) []string {
+	var root yaml.Node
+	if yaml.Unmarshal([]byte(line), &root) != nil || len(root.Content) != 1 {
+		return nil
+	}
+	pair := root.Content[0]
+	if pair.Kind != yaml.MappingNode || len(pair.Content) != 2 || pair.Content[1].Kind != yaml.ScalarNode {
+		return nil
+	}
+	return []string{pair.Content[0].Value, pair.Content[1].Value}
+}
