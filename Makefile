@@ -18,7 +18,7 @@ IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image test faults check fmt bench bench-long fuzz crash powercut soak schema screenshots clean FORCE
+.PHONY: help run build image release test faults check fmt bench bench-long fuzz crash powercut soak schema screenshots clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ image: build ## Build the container image IMAGE (dtesn-agent) with buildah, podm
 	      --build-arg VERSION=$(IMAGE_VERSION) --build-arg REVISION=$(IMAGE_REVISION) .; \
 	  fi; \
 	done; echo 'make image needs buildah, podman or docker' >&2; exit 1
+
+release: ## Build the release VERSION (v0.1.0) of the commit into dist/, twice, and compare
+	@.ci/release '$(VERSION)'
 
 run: build ## Run the agent with its embedded engine on examples/config
 	@exec $(AGENT) run --environment development --config examples/config --embedded-engine --state .run/state

@@ -22,7 +22,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -124,11 +123,13 @@ when the server rejects a change.
 
 Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration, 4 rejected by the
 engine, by a required hook or on probation, 10 changes (plan --exit-code).`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate(versionLine())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageHint(flagHint(cmd, err), "%w", err)
 	})
@@ -205,14 +206,4 @@ func flagHint(cmd *cobra.Command, err error) string {
 		}
 	}
 	return "`" + cmd.CommandPath() + " --help` lists the flags"
-}
-
-// version is the agent's version: that of the module, or "devel" with the
-// commit where the build knows it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
 }
