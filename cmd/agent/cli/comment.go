@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -40,6 +41,9 @@ configuration is valid is the business of agent validate, in a step of its own.
 Exit codes: 0 done, or not and without --fail; 2 wrong usage or schema, 1 the plan
 could not be made, or the comment not be written.`
 
+// commentTime bounds all that is asked of a host.
+const commentTime = 2 * time.Minute
+
 // A commenter is the flags of one comment.
 type commenter struct {
 	planner
@@ -69,6 +73,9 @@ func newComment() *cobra.Command {
 	complete(cmd, "host", "github", "gitlab")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		defer func() { err = errors.Join(err, c.close()) }()
+		ctx, cancel := context.WithTimeout(cmd.Context(), commentTime)
+		defer cancel()
+		cmd.SetContext(ctx)
 		if c.host != "" && c.host != "github" && c.host != "gitlab" {
 			return usage("--host: %q is none of github, gitlab", c.host)
 		}

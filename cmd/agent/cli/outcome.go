@@ -92,13 +92,17 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 		if len(old) > 0 {
 			id, body = old[0].ID, strings.ReplaceAll(old[0].Body, "\r\n", "\n")
 		}
-		known, rest := readOutcomes(strings.TrimPrefix(strings.TrimSpace(body), marker))
+		known, rest := readOutcomes(strings.TrimPrefix(body, marker))
 		if i := slices.IndexFunc(known, outcome.isOf); i >= 0 && known[i].At >= outcome.At {
 			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: %s\n", number, outcome)
 			return nil
 		}
 		known = append(slices.DeleteFunc(known, outcome.isOf), outcome)
-		text := marker + "\n" + writeOutcomes(known) + "\n" + strings.TrimSpace(rest)
+		outcomes := writeOutcomes(known)
+		if len(outcomes)+len(rest) > maxMarkdown {
+			rest, _, _ = strings.Cut(rest, "\n") // what happens to whom
+		}
+		text := marker + "\n" + outcomes + "\n" + rest
 		if err := host.Write(cmd.Context(), number, id, strings.TrimSpace(text)); err != nil {
 			return err
 		}
@@ -111,15 +115,17 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 	return problem.New("", fmt.Errorf("pull request %d: others edit the comment all the time", number), "the hook tries again later")
 }
 
-// readOutcomes returns what a comment remembers, and the rest of it.
+// readOutcomes returns what a comment remembers, and the rest of it. Only its beginning
+// counts: further down stand texts of others.
 func readOutcomes(body string) (known []instanceOutcome, rest string) {
-	before, list, ok := strings.Cut(body, outcomesBegin)
+	body = strings.TrimSpace(body)
+	list, ok := strings.CutPrefix(body, outcomesBegin)
 	text, after, ends := strings.Cut(list, outcomesEnd)
 	text, _, isClosed := strings.Cut(text, " -->")
 	if !ok || !ends || !isClosed || json.Unmarshal([]byte(text), &known) != nil {
 		return nil, body
 	}
-	return known, before + after
+	return known, strings.TrimSpace(after)
 }
 
 // writeOutcomes shows the outcomes, those that failed first, and keeps the newest of them.

@@ -159,12 +159,12 @@ const (
 	maxAnswer = 8 << 20
 )
 
-// Find returns the comments below a pull request that have a marker, oldest first.
+// Find returns the comments below a pull request that begin with a marker, oldest first.
 func (r *Repository) Find(ctx context.Context, number int, marker string) ([]Comment, error) {
 	return r.find(ctx, r.host.comments(number), marker)
 }
 
-// Suggestions returns the comments at lines of a pull request that have a marker.
+// Suggestions returns the comments at lines of a pull request that begin with a marker.
 func (r *Repository) Suggestions(ctx context.Context, number int, marker string) ([]Comment, error) {
 	list, err := r.find(ctx, r.host.suggestions(number), marker)
 	return slices.DeleteFunc(list, r.host.isOutdated), err
@@ -184,7 +184,7 @@ func (r *Repository) find(ctx context.Context, path, marker string) (found []Com
 		}
 		for _, c := range list {
 			author := cmp.Or(c.User, c.Author)
-			if (author.Type == "Bot" || author.ID == self.ID) && strings.Contains(c.Body, marker) {
+			if (author.Type == "Bot" || author.ID == self.ID) && strings.HasPrefix(c.Body, marker) {
 				found = append(found, c)
 			}
 		}
