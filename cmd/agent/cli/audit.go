@@ -32,10 +32,11 @@ func newAudit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit --state DIR",
 		Short: "List what happened: who changed or ordered what, and what came of it",
-		Long: `audit lists the events of an agent, the oldest first: what was applied, rejected,
-rolled back, held, paused or changed past the agent; when; by which author,
-signer or user; and why. It reads <state>/events.jsonl, which keeps the last 4 to
-8 MiB, and needs no running agent. The records themselves: agent snapshots.
+		Long: `audit lists the events of an agent, the oldest first: what was applied,
+rejected, rolled back, held, paused or changed past the agent; when; by which
+author, signer or user; and why. It reads <state>/events.jsonl, which keeps the
+last 4 to 8 MiB, and needs no running agent. The records themselves: agent
+snapshots.
 
 With --verify it reads the whole history instead, checks each object against its
 hash and each record against the one before, and exits 1 if one is damaged.`,

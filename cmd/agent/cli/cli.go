@@ -130,6 +130,10 @@ engine, by a required hook or on probation, 10 changes (plan --exit-code).`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate(versionLine())
+	root.SetUsageFunc(func(cmd *cobra.Command) error {
+		_, err := fmt.Fprint(cmd.OutOrStderr(), usageText(cmd))
+		return err
+	})
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageHint(flagHint(cmd, err), "%w", err)
 	})

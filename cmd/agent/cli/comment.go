@@ -20,26 +20,28 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-const commentHelp = `comment writes below a pull request of GitHub, or a merge request of GitLab, what
-agent plan says of it: one comment, which is edited when the plan changes. Where
-nothing changes there is none. What surely ends a violation is suggested at its
-line, to be taken with a click, if the pull request shows that line; elsewhere the
-comment has the command that does it.
+const commentHelp = `comment writes below a pull request of GitHub, or a merge request of GitLab,
+what agent plan says of it: one comment, which is edited when the plan changes.
+Where nothing changes there is none. What surely ends a violation is suggested
+at its line, to be taken with a click, if the pull request shows that line;
+elsewhere the comment has the command that does it.
 
-In a job of GitHub Actions or GitLab CI the pull request, the repository and the
-address are known from its environment; the token is $GITHUB_TOKEN or $GITLAB_TOKEN.
-The plan is also written to $GITHUB_STEP_SUMMARY: a pull request from a fork has a
-token that only reads.
+In a job of GitHub Actions or GitLab CI the pull request, the repository and
+the address are known from its environment; the token is $GITHUB_TOKEN or
+$GITLAB_TOKEN. The plan is also written to $GITHUB_STEP_SUMMARY: a pull request
+from a fork has a token that only reads.
 
-With --outcome it says in the same comment what came of the merge on each instance,
-those that failed first. It then reads an event of the agent from standard input,
-as a hook gets it: command: [agent, comment, --outcome, --repository, URL].
+With --outcome it says in the same comment what came of the merge on each
+instance, those that failed first. It then reads an event of the agent from
+standard input, as a hook gets it: command: [agent, comment, --outcome,
+--repository, URL].
 
-A comment that cannot be written is a warning, unless --fail is given. Whether the
-configuration is valid is the business of agent validate, in a step of its own.
+A comment that cannot be written is a warning, unless --fail is given. Whether
+the configuration is valid is the business of agent validate, in a step of its
+own.
 
-Exit codes: 0 done, or not and without --fail; 2 wrong usage or schema, 1 the plan
-could not be made, or the comment not be written.`
+Exit codes: 0 done, or not and without --fail; 2 wrong usage or schema, 1 the
+plan could not be made, or the comment not be written.`
 
 // commentTime bounds all that is asked of a host.
 const commentTime = 2 * time.Minute
@@ -59,8 +61,10 @@ func newComment() *cobra.Command {
 		Short: "Write the plan, or what came of it, below a pull request",
 		Long:  commentHelp,
 		Example: `  agent comment --from HEAD^1 --config config
-  agent comment --from main --config config --pr 412 --repository https://github.com/OWNER/NAME
-  agent comment --outcome --config config --repository https://github.com/OWNER/NAME <event.json`,
+  agent comment --from main --config config --pr 412 \
+    --repository https://github.com/OWNER/NAME
+  agent comment --outcome --config config \
+    --repository https://github.com/OWNER/NAME <event.json`,
 	}
 	c.flags(cmd)
 	f := cmd.Flags()

@@ -87,9 +87,9 @@ func newPprof() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pprof PROFILE --state DIR > FILE",
 		Short: "Profile the running agent",
-		Long: `pprof writes a profile of the running agent to standard output, for go tool pprof:
-allocs, goroutine, heap, or profile (of the processor, over --seconds). trace is
-for go tool trace. The same is at /debug/pprof/ of the control socket.`,
+		Long: `pprof writes a profile of the running agent to standard output, for go tool
+pprof: allocs, goroutine, heap, or profile (of the processor, over --seconds).
+trace is for go tool trace. The same is at /debug/pprof/ of the control socket.`,
 		Example: `  agent pprof heap --state /var/lib/dtesn-agent > heap.pprof
   agent pprof profile --seconds 10 --state /var/lib/dtesn-agent > cpu.pprof`,
 		Args:      cobra.ExactArgs(1),

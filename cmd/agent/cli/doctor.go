@@ -33,15 +33,15 @@ func newDoctor() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor --state DIR [flags of agent run]",
 		Short: "Look at everything an agent needs, and say what to do",
-		Long: `doctor looks at the settings, the state directory and its volume, the history, the
-control socket and the agent behind it, the engine's socket and server, the
-source, the clock, the files with secrets, and the versions. For each it says ok,
-or what is wrong and what to do. It changes nothing, and sends nothing to the
-server but GET.
+		Long: `doctor looks at the settings, the state directory and its volume, the history,
+the control socket and the agent behind it, the engine's socket and server, the
+source, the clock, the files with secrets, and the versions. For each it says
+ok, or what is wrong and what to do. It changes nothing, and sends nothing to
+the server but GET.
 
-It takes the flags, the environment variables and the settings file of
-` + "`agent run`" + `: with all of them it can look at the server and the source although no
-agent runs; with --state alone it takes the word of the running agent.
+It takes the flags, the environment variables and the settings file of agent
+run: with all of them it can look at the server and the source although no agent
+runs; with --state alone it takes the word of the running agent.
 
 Exit code 0 if all is ok, 1 if not.`,
 		Example: `  agent doctor --state /var/lib/dtesn-agent

@@ -59,7 +59,8 @@ func newEngine() *cobra.Command {
 network behind the API of a DTESN server, to try the agent with and to test
 against. It refuses what does not fit into --memory-limit.`,
 		Example: `  agent engine --socket /tmp/engine.sock
-  agent engine --socket /tmp/engine.sock --memory-limit 64MiB --environment production`,
+  agent engine --socket /tmp/engine.sock --memory-limit 64MiB \
+    --environment production`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if socket == "" {
 				return usageHint("a path for the socket, such as /tmp/engine.sock", "--socket is needed")

@@ -39,12 +39,13 @@ func newExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export [REV|ID] (--state DIR | --environment E --config DIR)",
 		Short: "Print effective parameters, with where each came from",
-		Long: `export prints the values of a record of the history (ID is as in agent show; the
-applied record without it), or with --environment those that the files of --config
-declare, or declared in the commit REV of their git repository. Experiments are
-left out there.
+		Long: `export prints the values of a record of the history (ID is as in agent show;
+the applied record without it), or with --environment those that the files of
+--config declare, or declared in the commit REV of their git repository.
+Experiments are left out there.
 
-  yaml  a file that can stand as a layer: base.yaml, a template; provenance in comments
+  yaml  a file that can stand as a layer (base.yaml, a template); provenance in
+        comments
   json  {"environment", "snapshot_id", "timestamp", "revision", "parameters",
         "provenance": {NAME: {"file", "line", "column", "layer", "commit"}}}
   env   NAME=VALUE lines, quoted for a shell; provenance in comments

@@ -54,11 +54,11 @@ func newInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init [DIR]",
 		Short: "Write a repository for a new configuration",
-		Long: `init writes what a repository of configurations needs into DIR, which must be empty
-but for .git: base.yaml with the defaults of the schema, a file for each
-environment, a template, the JSON Schema and settings for editors, a workflow for
-pull requests, a pre-commit hook, CODEOWNERS and a README. With --schema it also
-has that schema. Lines marked <-- are to be filled in.`,
+		Long: `init writes what a repository of configurations needs into DIR, which must be
+empty but for .git: base.yaml with the defaults of the schema, a file for each
+environment, a template, the JSON Schema and settings for editors, a workflow
+for pull requests, a pre-commit hook, CODEOWNERS and a README. With --schema it
+also has that schema. Lines marked <-- are to be filled in.`,
 		Example: `  agent init dtesn-parameters
   agent init --schema schema.cue dtesn-parameters`,
 		Args: cobra.MaximumNArgs(1),

@@ -30,22 +30,23 @@ parameters change, from what to what and in which line, whether engines rebuild,
 about how much memory they then take, and which experiments reach whom.
 
 It compares two revisions of a git repository of this machine, a work tree or a
-bare one, of which nothing needs to be checked out. A value that begins with . or
-/ is a configuration directory instead. With --against it compares with what an
-agent runs: the state directory of one on this machine, or the http(s) address
-that it listens on.
+bare one, of which nothing needs to be checked out. A value that begins with .
+or / is a configuration directory instead. With --against it compares with what
+an agent runs: the state directory of one on this machine, or the http(s)
+address that it listens on.
 
-A revision is a branch, a tag, a commit, HEAD or FETCH_HEAD, with ~N or ^N behind.
-In a pull request of GitHub, checked out with fetch-depth: 2, compare HEAD^1 with
-HEAD, which is the merge.
+A revision is a branch, a tag, a commit, HEAD or FETCH_HEAD, with ~N or ^N
+behind. In a pull request of GitHub, checked out with fetch-depth: 2, compare
+HEAD^1 with HEAD, which is the merge.
 
 Output, with --format
   text      a line an environment, and a line a change
   markdown  for a comment: first what happens to whom, then details to open; one
             short line where nothing changes; at most 65,000 bytes
   json      {"from", "to", "environments": [{"name", "status": "unchanged",
-            "changed", "added", "removed" or "invalid", "changes": [{"parameter",
-            "old", "new", "apply": "hot" or "rebuild", "file", "line"}],
+            "changed", "added", "removed" or "invalid", "changes":
+            [{"parameter", "old", "new", "apply": "hot" or "rebuild", "file",
+            "line"}],
             "experiments": [{"name", "percent", "was", "instances", "joining",
             "leaving", "sets": […]}], "memory_bytes": {"old", "new", "limit"},
             "policy", "violations", "held"}]}

@@ -19,14 +19,14 @@ func newPromote() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "promote --from E --to E",
 		Short: "Write what one environment declares into the file of another",
-		Long: `promote changes the file of --to so that it declares the values of --from, as one
-change to be reviewed. What its templates and base.yaml say already is not
+		Long: `promote changes the file of --to so that it declares the values of --from, as
+one change to be reviewed. What its templates and base.yaml say already is not
 written, and is taken out of the file where it said something else. extends,
-experiments, description and comments of --to stay; experiments of --from are not
-promoted.
+experiments, description and comments of --to stay; experiments of --from are
+not promoted.
 
-Everything is checked first, as by agent set; nothing is written if --to would not
-be valid.`,
+Everything is checked first, as by agent set; nothing is written if --to would
+not be valid.`,
 		Example: `  agent promote --from staging --to production --config config --dry-run
   agent promote --from staging --to production --config config --commit`,
 	}

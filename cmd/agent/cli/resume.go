@@ -14,9 +14,10 @@ func newResume() *cobra.Command {
 		Use:   "resume [NAME] --state DIR",
 		Short: "End a pause or a hold; what the source declares is tried again",
 		Long: `resume ends a pause and all that is held; with the name of a parameter, only
-what is held with a value of it. What the source declares is tried again at once,
-also what the engine rejected before. --dry-run shows what would be tried. Where
-nothing is held and nothing is paused it says so, with exit code 1.`,
+what is held with a value of it. What the source declares is tried again at
+once, also what the engine rejected before. --dry-run shows what would be
+tried. Where nothing is held and nothing is paused it says so, with exit code
+1.`,
 		Example: `  agent resume --state /var/lib/dtesn-agent
   agent resume NAME --reason "fixed in the server" --state /var/lib/dtesn-agent`,
 		Args: cobra.MaximumNArgs(1),

@@ -60,13 +60,28 @@ type settings struct {
 // flags defines the settings on a flag set.
 func (s *settings) flags(f *pflag.FlagSet) {
 	host, _ := os.Hostname() // without a name the setting is asked for
+	f.SortFlags = false
 	f.StringVar(&s.environment, "environment", "", "environment to run, one of the schema, such as production")
+	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.StringVar(&s.config, "config", "", "the `directory` with base.yaml and the environments' files; with --repo, the one within the repository")
 	f.StringVar(&s.schema, schemaFlag, "", schemaUsage)
+	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
+	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
+	group(f, "Configuration")
 	s.git.flags(f)
+	group(f, "Git repository")
 	f.StringVar(&s.engine, "engine", "", "the Unix `socket` of the DTESN server, such as /run/dtesn/engine.sock")
 	f.BoolVar(&s.embedded, "embedded-engine", false, "run the reference engine in this process, on <state>/engine.sock")
+	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
+	f.IntVar(&s.engineUID, "engine-uid", -1, "the `uid` that must have opened the engine's socket; nothing is asked of another's; -1 for any")
+	f.StringVar(&s.drift, "drift", string(apply.DriftCorrect), "what to do when the engine was changed past the agent: correct or report")
+	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
+	f.DurationVar(&s.probation, "probation", 0, "how long the engine must stay healthy on a change before it counts as applied; else it is rejected")
+	group(f, "Engine")
 	f.StringVar(&s.state, "state", "", "the `directory` for the snapshots and the control socket; one agent each")
+	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default")
+	f.IntVar(&s.keep, "prune-history", 0, "keep the newest so many `records`, what is applied and where a rollback goes, and let older ones go by and by; 0 keeps all")
+	group(f, "History")
 	f.StringVar(&s.listen, "listen", "127.0.0.1:9310", "the `address` of the read-only HTTP endpoint; off loopback it needs TLS, and a token or client certificates")
 	f.StringVar(&s.healthListen, "health-listen", "", "a second `address` that serves only /livez, /readyz and /metrics; may be off loopback")
 	f.StringSliceVar(&s.allowedHosts, "allowed-hosts", nil, "`names` that --listen answers to besides loopback and its certificate's, separated by commas")
@@ -75,23 +90,15 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.access.Token, "token-file", "", "a `file` with the tokens that --listen asks for, one a line")
 	f.StringVar(&s.access.ClientCA, "client-ca-file", "", "a PEM `file` with the authorities whose client certificates --listen takes in place of a token")
 	f.StringVar(&s.sourceURL, "source-url", "", sourceURLUsage+", for links on the page")
+	group(f, "HTTP endpoint")
+	f.StringVar(&s.file, "settings", "", "a YAML `file` with any of these settings, such as agent.yaml")
 	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens, or asked; SIGHUP reads it again")
-	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
-	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
-	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
-	f.StringVar(&s.drift, "drift", string(apply.DriftCorrect), "what to do when the engine was changed past the agent: correct or report")
-	f.DurationVar(&s.driftInterval, "drift-interval", 30*time.Second, "how often the engine is asked what it runs")
-	f.DurationVar(&s.engineTimeout, "engine-timeout", 10*time.Second, "how long the engine may take to answer")
-	f.IntVar(&s.engineUID, "engine-uid", -1, "the `uid` that must have opened the engine's socket; nothing is asked of another's; -1 for any")
-	f.DurationVar(&s.probation, "probation", 0, "how long the engine must stay healthy on a change before it counts as applied; else it is rejected")
-	f.IntVar(&s.maxSnapshots, "max-snapshots", 50, "how many snapshots a listing shows by default")
-	f.IntVar(&s.keep, "prune-history", 0, "keep the newest so many `records`, what is applied and where a rollback goes, and let older ones go by and by; 0 keeps all")
 	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
 	f.DurationVar(&s.onceTimeout, "once-timeout", time.Minute, "how long --once may take, waiting for an engine that is down included")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
 	f.StringVar(&s.logFormat, "log-format", "text", "log format: text (for people on a terminal, logfmt elsewhere), logfmt or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "the least level that is logged: debug, info, warn or error")
-	f.StringVar(&s.file, "settings", "", "a YAML `file` with any of these settings, such as agent.yaml")
+	group(f, "Running")
 }
 
 // settingNames are the names a setting may have, in whatever command.
@@ -108,17 +115,22 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --environment NAME (--config DIR | --repo REPO [--config SUBDIR]) (--engine SOCKET | --embedded-engine) --state DIR",
 		Short: "Watch the configuration and keep the engine on it",
-		Long: `run watches a directory of YAML, or a git repository that holds one, checks every
-change, applies it to the engine over its Unix socket, and records each applied
-state in <state>/snapshots.git. It ends on SIGINT or SIGTERM, finishing the
-change in flight; the engine keeps what it has. SIGHUP reads the source now.
+		Long: `run watches a directory of YAML, or a git repository that holds one, checks
+every change, applies it to the engine over its Unix socket, and records each
+applied state in <state>/snapshots.git. It ends on SIGINT or SIGTERM, finishing
+the change in flight; the engine keeps what it has. SIGHUP reads the source
+now.
 
 Each flag is also an environment variable (--drift-interval is
 DTESN_AGENT_DRIFT_INTERVAL) and a key of the file given by --settings. A flag
 beats the environment, which beats the file.`,
-		Example: `  agent run --environment production --config ./config --engine /run/dtesn/engine.sock --state /var/lib/dtesn-agent
-  agent run --environment production --repo https://git.example.com/dtesn.git --ref main --config config --engine /run/dtesn/engine.sock --state /var/lib/dtesn-agent
-  agent run --environment development --config examples/config --embedded-engine --state .run/state`,
+		Example: `  agent run --environment production --config ./config \
+    --engine /run/dtesn/engine.sock --state /var/lib/dtesn-agent
+  agent run --environment production --repo https://git.example.com/dtesn.git \
+    --ref main --config config --engine /run/dtesn/engine.sock \
+    --state /var/lib/dtesn-agent
+  agent run --environment development --config examples/config \
+    --embedded-engine --state .run/state`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := settle(cmd.Flags(), settingNames()); err != nil {
 				return err

@@ -25,21 +25,24 @@ func newSet() *cobra.Command {
 		Use:   "set NAME=VALUE… [NAME-…] --environment E",
 		Short: "Change parameters in a configuration directory",
 		Long: `set writes values into the file of an environment, or into the one that --layer
-names (base.yaml, templates/NAME.yaml). Only the bytes of a value differ, or the
-line of a parameter: comments, order, blank lines and line ends stay. NAME- takes
-a parameter out of the file. --from sets what a file says that agent export
-wrote (yaml, json or env), as far as the environment has other values; - is
-standard input.
+names (base.yaml, templates/NAME.yaml). Only the bytes of a value differ, or
+the line of a parameter: comments, order, blank lines and line ends stay. NAME-
+takes a parameter out of the file. --from sets what a file says that agent
+export wrote (yaml, json or env), as far as the environment has other values; -
+is standard input.
 
-All environments are checked first. What would not be valid is shown in the words
-of agent validate, and nothing is written. A file with anchors, aliases, tags or
-values of several lines is not touched where that would not be safe; the place is
-named. The file is replaced at once, with its mode; a link is followed.
+All environments are checked first. What would not be valid is shown in the
+words of agent validate, and nothing is written. A file with anchors, aliases,
+tags or values of several lines is not touched where that would not be safe;
+the place is named. The file is replaced at once, with its mode; a link is
+followed.
 
-Exit codes: 0 done or nothing to do, 3 not valid, 2 wrong usage, 1 anything else.`,
+Exit codes: 0 done or nothing to do, 3 not valid, 2 wrong usage, 1 anything
+else.`,
 		Example: `  agent set NAME=4096 --environment production --config config --dry-run
   agent set NAME- --environment staging --config config --commit
-  agent set --from values.yaml --environment staging --config config -m "Values of the load test" --commit`,
+  agent set --from values.yaml --environment staging --config config \
+    -m "Values of the load test" --commit`,
 		Args: cobra.ArbitraryArgs,
 	}
 	flags.add(cmd)

@@ -33,9 +33,9 @@ that this commit brought. It needs no running agent.
 
 With --values it prints for each parameter its value, the file, line and commit
 that declare it, the record that began it, when, and who did it; ID is then the
-applied record if it is left away. With --source-url, which is the one of
-` + "`agent run`" + `, come the addresses of the line, and of the editor on the branch --ref
-where the host is GitHub, GitLab, Gitea or Forgejo.`,
+applied record if it is left away. With --source-url, which is the one of agent
+run, come the addresses of the line, and of the editor on the branch --ref where
+the host is GitHub, GitLab, Gitea or Forgejo.`,
 		Example: `  agent show snapshot_1699123456_0015 --state /var/lib/dtesn-agent
   agent show 15 --state /var/lib/dtesn-agent --json
   agent show --values --state /var/lib/dtesn-agent`,

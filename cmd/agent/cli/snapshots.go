@@ -45,14 +45,15 @@ func newSnapshots() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshots --state DIR",
 		Short: "List what was recorded, newest first",
-		Long: `snapshots lists the records of the snapshot repository, newest first: when, what
-came of it, what changed and why, and who did it. A line has 100 columns at most;
-* marks the applied record. It needs no running agent.
+		Long: `snapshots lists the records of the snapshot repository, newest first: when,
+what came of it, what changed and why, and who did it. A line has 100 columns
+at most; * marks the applied record. It needs no running agent.
 
---wide shows ids, kinds and all changes. --since, --outcome and --parameter choose
-records; those that are listed match all of them.`,
+--wide shows ids, kinds and all changes. --since, --outcome and --parameter
+choose records; those that are listed match all of them.`,
 		Example: `  agent snapshots --state /var/lib/dtesn-agent --since 24h
-  agent snapshots --state /var/lib/dtesn-agent --outcome rejected,superseded --wide
+  agent snapshots --state /var/lib/dtesn-agent --outcome rejected,superseded \
+    --wide
   agent snapshots --state /var/lib/dtesn-agent --limit 200 --json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit < 1 || limit > 1000 {

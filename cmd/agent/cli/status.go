@@ -18,9 +18,9 @@ func newStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status --state DIR",
 		Short: "Say what runs, why, since when, and what was tried",
-		Long: `status asks the running agent how things stand. With --ready, --live or --in-sync
-it prints nothing when the answer is yes and says why when it is no: exit code 0
-or 1, for probes and scripts.
+		Long: `status asks the running agent how things stand. With --ready, --live or
+--in-sync it prints nothing when the answer is yes and says why when it is no:
+exit code 0 or 1, for probes and scripts.
 
 With --watch it goes on until it is interrupted: a terminal always shows how
 things stand now; elsewhere, and with --json, each change is printed.`,

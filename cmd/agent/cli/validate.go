@@ -24,18 +24,19 @@ const (
 	yamlExtension = ".yaml"
 )
 
-const validateHelp = `validate checks what the agent would check, offline, with the agent's own loader
-and for every instance of a fleet: every environment that has a file in the
-directory (the current one if none is named), and the templates that none of
-them extends. Every violation is shown with file, line, column, rule and what to
-do. The rules are those of --schema, or of DTESN_AGENT_SCHEMA, or the embedded ones.
-With --instance it is what one instance would get, in its experiments.
+const validateHelp = `validate checks what the agent would check, offline, with the agent's own
+loader and for every instance of a fleet: every environment that has a file in
+the directory (the current one if none is named), and the templates that none
+of them extends. Every violation is shown with file, line, column, rule and
+what to do. The rules are those of --schema, or of DTESN_AGENT_SCHEMA, or the
+embedded ones. With --instance it is what one instance would get, in its
+experiments.
 
 A file that is almost named as an environment that has none (prod.yaml,
 production.yml) is an error, and so is, with --base, an environment that the
 revision has and the directory has not any more; --allow-missing allows both.
-Another file that was probably meant to be read and is not is a note. Of templates
-that no environment extends 1,000 are checked; more are an error.
+Another file that was probably meant to be read and is not is a note. Of
+templates that no environment extends 1,000 are checked; more are an error.
 
 Output, with --format
   text    a line a violation, as compilers write it, and a line an environment
@@ -48,9 +49,9 @@ Output, with --format
           "errors": ["…"]}; a violation's files are relative to its root, and a
           fix is the line as it is and as it surely should be
   github  an ::error command a violation, which GitHub shows at its line of the
-          pull request; from the eleventh on, which GitHub does not show, a line of
-          standard error; paths are relative to $GITHUB_WORKSPACE or else to the
-          current directory. A summary goes to standard error.
+          pull request; from the eleventh on, which GitHub does not show, a line
+          of standard error; paths are relative to $GITHUB_WORKSPACE or else to
+          the current directory. A summary goes to standard error.
   gitlab  a Code Quality report for artifacts:reports:codequality; paths are
           relative to $CI_PROJECT_DIR or else to the current directory
 
