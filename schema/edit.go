@@ -21,6 +21,7 @@ import (
 type Edit struct {
 	Name  string
 	Value Value
+	From  string // the name that it has in the file, if that is to change
 }
 
 // EditFile returns the file with other parameters. Only the bytes of a value, or the line
@@ -34,6 +35,11 @@ func EditFile(file File, edits ...Edit) (File, error) {
 	}
 	for _, edit := range edits {
 		e, err := newEditor(file.Path, file.Bytes)
+		if err == nil && edit.From != "" {
+			if err = e.rename(edit.From, edit.Name); err == nil {
+				e, err = newEditor(file.Path, e.text)
+			}
+		}
 		if err != nil {
 			return file, err
 		}
@@ -206,6 +212,28 @@ func (e *editor) apply(edit Edit) error {
 		e.splice(e.start(value), end, spell(edit.Value, value.Style, false))
 	}
 	return err
+}
+
+// rename gives a parameter another name, which the file does not have yet.
+func (e *editor) rename(from, to string) error {
+	var key, value, taken *yaml.Node
+	if _, _, mapping := find(e.root.Node, keyParameters); mapping != nil && mapping.Kind == yaml.MappingNode {
+		_, key, value = find(mapping, from)
+		_, taken, _ = find(mapping, to)
+	}
+	if key == nil || taken != nil || value.Kind != yaml.ScalarNode {
+		return e.byHand(e.root.Node, "%s cannot be renamed to %s", quote(from), quote(to))
+	}
+	end, err := e.end(key)
+	if err != nil {
+		return err
+	}
+	before := contentOf(e.root, from)
+	e.splice(e.start(key), end, spell(Text(to), key.Style, key.Style&yaml.DoubleQuotedStyle != 0))
+	if root, found := parse(e.path, e.text); found.Total > 0 || root.Node == nil || !maps.Equal(before, contentOf(root, to)) {
+		return e.byHand(key, "%s cannot be renamed safely", quote(from))
+	}
+	return nil
 }
 
 var plainText = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_./-]*$`)

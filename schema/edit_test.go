@@ -39,6 +39,11 @@ func TestEditFile(t *testing.T) {
 	}{
 		{"a value", "# top\nparameters: # p\n\n  a: 1 # why\n\n  b: true\n", edits("a", 20), "# top\nparameters: # p\n\n  a: 20 # why\n\n  b: true\n"},
 		{"two values", "parameters:\n  a: 1\n  b: true\n", edits("b", false, "a", 3), "parameters:\n  a: 3\n  b: false\n"},
+		{"another name", "parameters:\n  aa: 1 # why\n  b: 2\n", []Edit{{"a", Int(1), "aa"}}, "parameters:\n  a: 1 # why\n  b: 2\n"},
+		{"another name and value, CRLF", "parameters:\r\n  b: 2\r\n  'aa': \"1\" # why\r\n", []Edit{{"a", Int(3), "aa"}}, "parameters:\r\n  b: 2\r\n  'a': 3 # why\r\n"},
+		{"another name, JSON", `{"parameters": {"aa": 1}}`, []Edit{{"a", Int(1), "aa"}}, `{"parameters": {"a": 1}}`},
+		{"a name that is taken", "parameters:\n  aa: 1\n  a: 2\n", []Edit{{"a", Int(1), "aa"}}, "!aa cannot be renamed to a"},
+		{"a name that is not there", "parameters: {b: 1}\n", []Edit{{"a", Int(1), "aa"}}, "!aa cannot be renamed to a"},
 		{"the same value", "parameters:\n  a: 1\n", edits("a", 1), "parameters:\n  a: 1\n"},
 		{"CRLF", "parameters:\r\n  a: 1\r\n  b: 2\r\n", edits("a", 10, "c", 3), "parameters:\r\n  a: 10\r\n  b: 2\r\n  c: 3\r\n"},
 		{"CRLF, no line break at the end", "parameters:\r\n  a: 1", edits("c", 3), "parameters:\r\n  a: 1\r\n  c: 3"},

@@ -32,8 +32,9 @@ type Plan struct {
 	// instance; nil if it is not valid.
 	Now *Configuration `json:"-"`
 
-	violations int    // counts them all
-	instance   string // the only one it is about, if it is one
+	violations int         // counts them all
+	before     []Violation // of the old configuration
+	instance   string      // the only one it is about, if it is one
 }
 
 // A PlannedChange is one parameter that changes, and the place that says so.
@@ -80,6 +81,7 @@ func (r *Rules) Plan(from, to *Input, instances []string) Plan {
 	if from != nil {
 		var violations *Violations
 		if old, violations = r.Review(*from); violations != nil {
+			p.before = violations.List
 			p.Note = fmt.Sprintf("the old values are unknown: %s is not valid there", violations.List[0].Position)
 		}
 	}
@@ -88,7 +90,7 @@ func (r *Rules) Plan(from, to *Input, instances []string) Plan {
 	}
 	switch {
 	case to == nil:
-		p.Status = PlanRemoved
+		p.Status, p.Note = PlanRemoved, ""
 		if old != nil {
 			now = &Configuration{} // so that the old values are shown
 		}
@@ -148,6 +150,7 @@ func (r *Rules) PlanInstance(runs Parameters, was []Membership, to *Input) Plan 
 			e.Was = was[j].Percent
 		}
 		e.note(to.Instance, before, m.Member)
+		e.changed = e.Was != e.Percent || len(e.Joining)+len(e.Leaving) > 0
 		p.Experiments = append(p.Experiments, e)
 	}
 	return p
@@ -166,6 +169,19 @@ func (p *Plan) load(c *Configuration, v *Violations) *Configuration {
 		p.Status, p.Violations, p.violations = PlanInvalid, v.List, v.Total
 	}
 	return c
+}
+
+// IsOld reports whether a violation was there before.
+func (p *Plan) IsOld(v Violation) bool { return slices.ContainsFunc(p.before, v.SameAs) }
+
+// IsChanged reports whether the share of an experiment changes, or what it sets.
+func (p *PlannedExperiment) IsChanged() bool { return p.changed }
+
+// Rebuilds reports whether engines of the cohort rebuild.
+func (p *PlannedExperiment) Rebuilds() bool {
+	return p.changed && slices.ContainsFunc(p.Sets, func(c PlannedChange) bool {
+		return c.Apply == ApplyRebuild && (p.Was != p.Percent || !c.Old.Equal(c.New))
+	})
 }
 
 // compare notes how the parameters change.
@@ -233,11 +249,28 @@ func (r *Rules) plannedSets(before, now layer) []PlannedChange {
 func (p *Plan) Summary(show func(name string) string) string {
 	switch p.Status {
 	case PlanInvalid:
-		return "not valid, nothing is applied: " + count(p.violations, "violation")
+		old := 0
+		for _, v := range p.Violations {
+			if p.IsOld(v) {
+				old++
+			}
+		}
+		switch text := count(p.violations, "violation"); old {
+		case 0:
+			return "not valid, nothing is applied: " + text
+		case len(p.Violations):
+			return "not valid, as it was before: " + text
+		default:
+			return fmt.Sprintf("not valid, nothing is applied: %s, %d of them new", text, p.violations-old)
+		}
 	case PlanAdded:
 		return fmt.Sprintf("new, with %s", count(p.Now.Parameters.Len(), "parameter"))
 	case PlanRemoved:
-		return "removed; its engines keep what they run, and its agents report it as invalid"
+		text := "removed; its engines keep what they run, and its agents report it as invalid"
+		if p.Note != "" {
+			text += "; " + p.Note
+		}
+		return text
 	case PlanUnchanged:
 		return "nothing changes"
 	}
@@ -254,8 +287,16 @@ func (p *Plan) Summary(show func(name string) string) string {
 			engine = "the engine"
 		}
 		effect := "no engine rebuilds"
-		if slices.ContainsFunc(p.Changes, func(c PlannedChange) bool { return c.Apply == ApplyRebuild }) {
+		isRebuild := slices.ContainsFunc(p.Changes, func(c PlannedChange) bool { return c.Apply == ApplyRebuild })
+		switch outside := p.instance == "" && slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool {
+			return slices.ContainsFunc(e.Sets, func(c PlannedChange) bool { return c.Apply == ApplyRebuild })
+		}); {
+		case isRebuild && outside:
+			effect = "engines outside of experiments rebuild once"
+		case isRebuild:
 			effect = engine + " rebuilds once"
+		case outside && slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return e.Rebuilds() }):
+			effect = "engines outside of experiments do not rebuild"
 		}
 		parts = append(parts, fmt.Sprintf("%d of %s %s", n, count(p.Now.Parameters.Len(), "parameter"), verb), effect)
 	}
@@ -266,7 +307,11 @@ func (p *Plan) Summary(show func(name string) string) string {
 			continue
 		}
 		if changed++; changed <= most {
-			parts = append(parts, "experiment "+show(e.Name)+" "+e.share())
+			text := "experiment " + show(e.Name) + " " + e.share()
+			if p.instance == "" && e.Rebuilds() {
+				text += ", and its engines rebuild"
+			}
+			parts = append(parts, text)
 		}
 	}
 	if changed > most {

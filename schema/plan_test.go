@@ -56,14 +56,20 @@ func TestPlanSummary(t *testing.T) {
 		{size, "parameters: {esn_reservoir_size: 512}\n", PlanChanged, "1 of 6 parameters changes; each engine rebuilds once"},
 		{"", ttl, PlanChanged, "1 of 6 parameters changes; no engine rebuilds"},
 		{"", "parameters: {cache_ttl_seconds: 60, esn_reservoir_size: 2048}\n", PlanChanged, "2 of 6 parameters change; each engine rebuilds once"},
-		{"", wide(5, ""), PlanChanged, "experiment <wide> begins for 5 %"},
-		{wide(5, ""), wide(0, ""), PlanChanged, "experiment <wide> ends for 5 %"},
-		{wide(5, ""), "", PlanChanged, "experiment <wide> ends for 5 %"},
-		{wide(5, ""), wide(50, ""), PlanChanged, "experiment <wide> goes from 5 % to 50 %"},
-		{wide(5, ""), wide(5, ", bseries_max_order: 4"), PlanChanged, "experiment <wide> sets other values for 5 %"},
+		{"", wide(5, ""), PlanChanged, "experiment <wide> begins for 5 %, and its engines rebuild"},
+		{wide(5, ""), wide(0, ""), PlanChanged, "experiment <wide> ends for 5 %, and its engines rebuild"},
+		{wide(5, ""), "", PlanChanged, "experiment <wide> ends for 5 %, and its engines rebuild"},
+		{wide(5, ""), wide(50, ""), PlanChanged, "experiment <wide> goes from 5 % to 50 %, and its engines rebuild"},
+		{wide(5, ""), wide(5, ", bseries_max_order: 4"), PlanChanged, "experiment <wide> sets other values for 5 %, and its engines rebuild"},
+		{"", ttl + wide(100, ""), PlanChanged, "1 of 6 parameters changes; engines outside of experiments do not rebuild; experiment <wide> begins for 100 %, and its engines rebuild"},
+		{ttl + wide(100, ""), "", PlanChanged, "1 of 6 parameters changes; engines outside of experiments do not rebuild; experiment <wide> ends for 100 %, and its engines rebuild"},
+		{size + wide(100, ""), wide(100, ""), PlanChanged, "1 of 6 parameters changes; engines outside of experiments rebuild once"},
+		{wide(100, ""), ttl + wide(100, ""), PlanChanged, "1 of 6 parameters changes; no engine rebuilds"},
+		{"parameters: {esn_reservoir_size: 1}\n", "parameters: {esn_reservoir_size: 1}\n" + "description: x\n", PlanInvalid, "not valid, as it was before: 1 violation"},
+		{"parameters: {esn_reservoir_size: 1}\n", "parameters: {esn_reservoir_size: 1, cache_ttl_seconds: 0}\n", PlanInvalid, "not valid, nothing is applied: 2 violations, 1 of them new"},
 		{wide(0, ""), wide(0, ", bseries_max_order: 4"), PlanUnchanged, "nothing changes"},
 		{"", wide(0, ""), PlanUnchanged, "nothing changes"},
-		{"", many, PlanChanged, "experiment <e0> begins for 5 %; experiment <e1> begins for 5 %; experiment <e2> begins for 5 %; 2 more experiments"},
+		{"", many, PlanChanged, "experiment <e0> begins for 5 %, and its engines rebuild; experiment <e1> begins for 5 %, and its engines rebuild; experiment <e2> begins for 5 %; 2 more experiments"},
 		{absent, size, PlanAdded, "new, with 6 parameters"},
 		{size, absent, PlanRemoved, "removed; its engines keep what they run, and its agents report it as invalid"},
 		{size, "parameters: {esn_reservoir_size: 1}\n", PlanInvalid, "not valid, nothing is applied: 1 violation"},
@@ -90,7 +96,7 @@ func TestPlanInstance(t *testing.T) {
 	in.Instance = "a"
 	runs := rules.Defaults().With("other", Int(5))
 	p := rules.PlanInstance(runs, []Membership{{Name: "wide", Percent: 10}}, in)
-	if len(p.Changes) != 1 || p.Changes[0].New != Int(4096) || p.Changes[0].Line != 2 || p.Summary(quote) != "1 of 6 parameters changes; the engine rebuilds once" {
+	if len(p.Changes) != 1 || p.Changes[0].New != Int(4096) || p.Changes[0].Line != 2 || p.Summary(quote) != "1 of 6 parameters changes; the engine rebuilds once; experiment wide goes from 10 % to 100 %" {
 		t.Errorf("%+v", p)
 	}
 	e := p.Experiments[0]

@@ -104,6 +104,11 @@ func (v Violation) String() string {
 	return s
 }
 
+// SameAs reports whether two violations are one, wherever its line is by now.
+func (v Violation) SameAs(other Violation) bool {
+	return v.File == other.File && v.Path == other.Path && v.Rule == other.Rule && v.Message == other.Message
+}
+
 // MaxViolations is how many violations of a configuration are kept, not counted.
 const MaxViolations = 100
 

@@ -78,6 +78,9 @@ func (h *codeHost) below() (below, atLines []*hostComment) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, c := range h.comments {
+		if c == nil {
+			continue
+		}
 		if c.atLine {
 			atLines = append(atLines, c)
 		} else {
@@ -91,12 +94,12 @@ var hostPaths = map[bool][]*regexp.Regexp{
 	false: {
 		regexp.MustCompile(`^/repos/example/config/issues/7/comments$`), regexp.MustCompile(`^/repos/example/config/issues/comments/(\d+)$`),
 		regexp.MustCompile(`^/repos/example/config/pulls/7/comments$`), regexp.MustCompile(`^/repos/example/config/pulls/7$`),
-		regexp.MustCompile(`^/repos/example/config/commits/([0-9a-f]+)/pulls$`),
+		regexp.MustCompile(`^/repos/example/config/commits/([0-9a-f]+)/pulls$`), regexp.MustCompile(`^/repos/example/config/compare/([0-9a-f]+)\.\.\.([0-9a-f]+)$`),
 	},
 	true: {
 		regexp.MustCompile(`^/projects/42/merge_requests/7/notes$`), regexp.MustCompile(`^/projects/42/merge_requests/7/notes/(\d+)$`),
 		regexp.MustCompile(`^/projects/42/merge_requests/7/discussions$`), regexp.MustCompile(`^/projects/42/merge_requests/7$`),
-		regexp.MustCompile(`^/projects/42/repository/commits/([0-9a-f]+)/merge_requests$`),
+		regexp.MustCompile(`^/projects/42/repository/commits/([0-9a-f]+)/merge_requests$`), regexp.MustCompile(`^/projects/42/repository/compare$`),
 	},
 }
 
@@ -144,7 +147,7 @@ func (h *codeHost) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 			NewLine int    `json:"new_line"`
 		}
 	}
-	if q.Method != http.MethodGet {
+	if q.Method != http.MethodGet && q.Method != http.MethodDelete {
 		if err := json.NewDecoder(q.Body).Decode(&in); err != nil || in.Body == "" || len(in.Body) > 65536 {
 			refuse(422, "Validation Failed")
 			return
@@ -167,6 +170,10 @@ func (h *codeHost) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		h.comments[id-100].Body = in.Body
 		h.comments[id-100].isEdited++
 		answer(200, map[string]any{})
+	case what == 1 && q.Method == http.MethodDelete:
+		id, _ := strconv.Atoi(paths[1].FindStringSubmatch(q.URL.Path)[1])
+		h.comments[id-100] = nil
+		answer(204, nil)
 	case what == 2 && q.Method == http.MethodGet:
 		answer(200, h.page(q, true))
 	case what == 2 && q.Method == http.MethodPost:
@@ -191,6 +198,16 @@ func (h *codeHost) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		} else {
 			answer(200, []any{})
 		}
+	case what == 5:
+		from, to := q.URL.Query().Get("from"), q.URL.Query().Get("to")
+		if m := paths[5].FindStringSubmatch(q.URL.Path); len(m) == 3 {
+			from, to = m[1], m[2]
+		}
+		var commits []any
+		for _, c := range strings.Fields(git(h.t, h.clone, "rev-list", "--reverse", from+".."+to)) {
+			commits = append(commits, map[string]any{"sha": c, "id": c})
+		}
+		answer(200, map[string]any{"commits": commits})
 	default:
 		refuse(404, "Not Found")
 	}
@@ -200,7 +217,7 @@ func (h *codeHost) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 func (h *codeHost) page(q *http.Request, atLine bool) []*hostComment {
 	var all []*hostComment
 	for _, c := range h.comments {
-		if h.isGitLab || c.atLine == atLine {
+		if c != nil && (h.isGitLab || c.atLine == atLine) {
 			all = append(all, c)
 		}
 	}

@@ -83,7 +83,7 @@ func TestComment(t *testing.T) {
 			t.Fatalf("exit %d, %s", code, out)
 		}
 		lines := strings.Split(p.the().Body, "\n")
-		if !strings.HasPrefix(lines[0], "<!-- ") || lines[1] != "**production**: experiment `bigger-reservoir` goes from 10 % to 50 %" {
+		if !strings.HasPrefix(lines[0], "<!-- ") || lines[1] != "**production**: experiment `bigger-reservoir` goes from 10 % to 50 %, and its engines rebuild" {
 			t.Fatalf("%s", p.the().Body)
 		}
 		marker := lines[0]
@@ -149,7 +149,7 @@ func TestSuggestions(t *testing.T) {
 		ok(t, err)
 		fixed := regexp.MustCompile(`(?m)^.*max_membrane_depht.*$`).ReplaceAllLiteralString(string(text), block[2])
 		ok(t, os.WriteFile(filepath.Join(p.dir, "config/production.yaml"), []byte(fixed), 0o644))
-		set := regexp.MustCompile("run `(agent set [^`]*)`").FindStringSubmatch(p.the().Body)
+		set := regexp.MustCompile("To correct that: `(agent set [^`]*)`").FindStringSubmatch(p.the().Body)
 		if set == nil || !strings.Contains(set[1], "--layer base.yaml") {
 			t.Fatalf("no command: %s", p.the().Body)
 		}
@@ -222,7 +222,7 @@ func TestCommentOfAFork(t *testing.T) {
 	code, out := with(p.dir, append(p.environment(), "GITHUB_STEP_SUMMARY="+summary, "GITHUB_ACTIONS=true"), "", "comment", "--from", "main", "--config", "config")
 	text, err := os.ReadFile(summary)
 	if err != nil || code != 0 || !strings.Contains(out, "::warning title=No comment was written::ask GitHub") ||
-		!strings.HasPrefix(string(text), "**production**: not valid") || !strings.Contains(string(text), "run `agent set max_membrane_depth=8 max_membrane_depht- --environment production --config config`") {
+		!strings.HasPrefix(string(text), "**production**: not valid") || !strings.Contains(string(text), "To correct that: `agent set max_membrane_depth=8 max_membrane_depht- --environment production --config config`") {
 		t.Errorf("exit %d, %s\n%s %v", code, out, text, err)
 	}
 }
@@ -301,6 +301,46 @@ func TestOutcome(t *testing.T) {
 	})
 }
 
+// TestOutcomeRefused: an event that the host refuses does not keep the later ones waiting,
+// and a plan that is written again forgets no outcome.
+func TestOutcomeRefused(t *testing.T) {
+	onBoth(t, func(t *testing.T, p *pullRequest) {
+		replace(t, p.dir, "config/production.yaml", "percent: 10", "percent: 50")
+		p.commit()
+		p.brought = p.head()
+		event := func(kind, reason string) string {
+			return fmt.Sprintf(`{"type":%q,"at":1796077440,"instance":"a","environment":"production","reason":%q,"source":{"commit":%q}}`, kind, reason, p.brought)
+		}
+		for _, refused := range []string{"/commits/", "POST"} {
+			p.fail = func(call string) (int, http.Header) {
+				if strings.Contains(call, refused) {
+					return http.StatusUnprocessableEntity, nil
+				}
+				return 0, nil
+			}
+			if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
+				t.Errorf("%s: exit %d, %s", refused, code, out)
+			}
+		}
+		p.fail = nil
+		for range 3 {
+			if code, out := with(p.dir, p.environment(), event("rejected", "no <!-- end of outcomes --> `x`"), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
+				t.Fatalf("exit %d, %s", code, out)
+			}
+		}
+		before := p.the().Body
+		if code, out := p.comment(); code != 0 || !strings.HasPrefix(p.the().Body, before) || !strings.Contains(p.the().Body, "10 % to 50 %") {
+			t.Errorf("the job runs again: exit %d, %s\n%s", code, out, p.the().Body)
+		}
+		for i := range 400 { // more than a comment can hold
+			p.the().Body = strings.Replace(p.the().Body, "[{", fmt.Sprintf(`[{"environment":"production","instance":"i-%d","type":"rejected","at":%d,"reason":%q},{`, i, i, strings.Repeat("long ", 40)), 1)
+		}
+		if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 || len(p.the().Body) > 65536 || !strings.Contains(p.the().Body, "10 % to 50 %") {
+			t.Errorf("exit %d, %s, %d bytes", code, out, len(p.the().Body))
+		}
+	})
+}
+
 func tokenFile(t *testing.T) string {
 	name := filepath.Join(t.TempDir(), "token")
 	ok(t, os.WriteFile(name, []byte("secret\n"), 0o600))
@@ -309,7 +349,7 @@ func tokenFile(t *testing.T) string {
 
 // TestOutcomeHook: the ready hook of examples/hooks tells of a real merge.
 func TestOutcomeHook(t *testing.T) {
-	p := newPullRequest(t, false)
+	p, r := newPullRequest(t, false), newBareRig(t)
 	replace(t, p.dir, "config/production.yaml", "percent: 10", "percent: 50")
 	replace(t, p.dir, "config/production.yaml", "max_membrane_depth: 8", "max_membrane_depth: 7")
 	p.commit()
@@ -317,12 +357,11 @@ func TestOutcomeHook(t *testing.T) {
 	text, err := os.ReadFile("../examples/hooks/hooks.yaml")
 	ok(t, err)
 	hooks := t.TempDir()
-	edited := strings.NewReplacer("/etc/dtesn-agent", hooks, "https://github.com/example/config", p.url+"/example/config", "--outcome,", "--outcome, --host, github,").Replace(string(text))
+	edited := strings.NewReplacer("/etc/dtesn-agent", hooks, "/var/lib/dtesn-agent", r.state, "https://github.com/example/config", p.url+"/example/config", "--outcome,", "--outcome, --host, github,").Replace(string(text))
 	edited, _, _ = strings.Cut(edited, "# The team's chat")
 	put(t, filepath.Join(hooks, "hooks.yaml"), edited)
 	put(t, filepath.Join(hooks, "github.token"), "secret\n")
 	ok(t, os.Chmod(filepath.Join(hooks, "github.token"), 0o600))
-	r := newBareRig(t)
 	r.embedded(func(cmd *exec.Cmd) {
 		cmd.Args = append(cmd.Args, "--repo", p.dir, "--ref", "main", "--config", "config", "--hooks", filepath.Join(hooks, "hooks.yaml"))
 	})
@@ -334,5 +373,12 @@ func TestOutcomeHook(t *testing.T) {
 	r.until("the comment says so", func() bool {
 		below, _ := p.below()
 		return len(below) == 1 && strings.Contains(below[0].Body, "**Live on 1 of 1 instances that reported**")
+	})
+	if code, out := agent("rollback", "--reason", "too slow", "--state", r.state); code != 0 {
+		t.Fatalf("exit %d, %s", code, out)
+	}
+	r.until("and that it was rolled back", func() bool {
+		below, _ := p.below()
+		return len(below) == 1 && strings.Contains(below[0].Body, "too slow") && strings.Contains(below[0].Body, "**Live on 0 of 1 ")
 	})
 }

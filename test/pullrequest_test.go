@@ -126,7 +126,7 @@ func TestWorkflowOnAPullRequest(t *testing.T) {
 
 	replace(t, origin, "config/production.yaml", "percent: 10", "percent: 50")
 	code, annotations, summary := runSteps(t, pull(), runner)
-	if code != 0 || len(annotations) != 0 || !strings.HasPrefix(summary, "**production**: experiment `bigger-reservoir` goes from 10 % to 50 %\n") {
+	if code != 0 || len(annotations) != 0 || !strings.HasPrefix(summary, "**production**: experiment `bigger-reservoir` goes from 10 % to 50 %, and its engines rebuild\n") {
 		t.Fatalf("a good configuration: exit %d, annotations %v, summary\n%s", code, annotations, summary)
 	}
 
@@ -227,9 +227,9 @@ func TestGitLabOnAMergeRequest(t *testing.T) {
 		findings int
 		comments int
 	}{
-		{"percent: 20", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 20 %\n", 0, 1},
+		{"percent: 20", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 20 %, and its engines rebuild\n", 0, 1},
 		{"percent: 200", 3, "**production**: not valid, nothing is applied: 1 violation\n", 1, 1},
-		{"percent: 30", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 30 %\n", 0, 0}, // without a token
+		{"percent: 30", 0, "**production**: experiment `bigger-reservoir` goes from 10 % to 30 %, and its engines rebuild\n", 0, 0}, // without a token
 	} {
 		replace(t, workspace, "config/production.yaml", "percent: 10", c.to)
 		git(t, workspace, "commit", "--quiet", "--all", "--message=change")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,8 +34,8 @@ from a fork has a token that only reads.
 
 With --outcome it says in the same comment what came of the merge on each
 instance, those that failed first. It then reads an event of the agent from
-standard input, as a hook gets it: command: [agent, comment, --outcome,
---repository, URL].
+standard input, as a hook gets it or as <state>/events.jsonl has it; --config is
+the directory as seen from the root of the repository, as agent run has it.
 
 A comment that cannot be written is a warning, unless --fail is given. Whether
 the configuration is valid is the business of agent validate, in a step of its
@@ -51,6 +52,7 @@ type commenter struct {
 	planner
 	number                  int
 	repository, host, token string
+	state                   string
 	outcome, mustSucceed    bool
 }
 
@@ -73,6 +75,7 @@ func newComment() *cobra.Command {
 	f.StringVar(&c.host, "host", "", "github or gitlab, where the URL does not tell")
 	f.StringVar(&c.token, "token-file", "", "a `file` with the token in its first line (default $GITHUB_TOKEN or $GITLAB_TOKEN)")
 	f.BoolVar(&c.outcome, "outcome", false, "say what came of the merge: an event from standard input")
+	f.StringVar(&c.state, "state", "", "with --outcome, the state `directory` of the agent: also what was merged since the change before, and what was rolled back, is then told")
 	f.BoolVar(&c.mustSucceed, "fail", false, "exit 1 if the comment cannot be written")
 	complete(cmd, "host", "github", "gitlab")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
@@ -137,6 +140,9 @@ func (c *commenter) connect() (*codehost.Repository, error) {
 			return nil, usageHint("name a file with the token in its first line", "--token-file: %w", err)
 		}
 		opt.Token, _, _ = strings.Cut(string(text), "\n")
+		if strings.TrimSpace(opt.Token) == "" {
+			return nil, usageHint("put the token into its first line", "--token-file: %s is empty", c.token)
+		}
 	}
 	return codehost.Open(opt, os.Getenv)
 }
@@ -167,18 +173,17 @@ func (c *commenter) comment(cmd *cobra.Command, result *planResult, text string)
 	if suggested > 0 {
 		text = result.markdown()
 	}
+	if known, _ := mergeOutcomes(old, marker); len(known) > 0 { // a job that runs again forgets none
+		text = withOutcomes(known, text)
+	}
 	if err != nil { // the comment has the commands instead
 		fmt.Fprintln(cmd.ErrOrStderr(), status.Plain("note: no suggestions: "+problem.Text(err)))
 	}
 	body := marker + "\n" + text
-	switch {
-	case len(old) == 0:
-		err = host.Write(ctx, c.number, 0, body)
-	case strings.TrimSpace(strings.ReplaceAll(old[0].Body, "\r\n", "\n")) != body:
-		err = host.Write(ctx, c.number, old[0].ID, body)
-	}
-	if err != nil {
-		return err
+	if len(old) != 1 || strings.TrimSpace(strings.ReplaceAll(old[0].Body, "\r\n", "\n")) != body {
+		if err := host.Write(ctx, c.number, old, body); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: %s\n", c.number, firstLine(text))
 	return nil
@@ -197,7 +202,7 @@ const maxSuggestions = 10
 func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, result *planResult) (made int, err error) {
 	type place struct {
 		fix      schema.Fix
-		remedies []*string
+		remedies []*remedy
 		text     string
 	}
 	var places []*place
@@ -231,7 +236,8 @@ func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, resu
 		return 0, err
 	}
 	for _, p := range places[:min(len(places), maxSuggestions)] {
-		if !c.isInHead(pull, p.fix) {
+		isOnly := !slices.ContainsFunc(places, func(o *place) bool { return o != p && o.fix.File == p.fix.File && o.fix.Line == p.fix.Line })
+		if !isOnly || !c.isInHead(pull, p.fix) { // of two for one line, each would keep the other mistake
 			continue
 		}
 		marker := fmt.Sprintf("%s%x -->", suggestionMarker, sha256.Sum256(fmt.Append(nil, p.fix.File, p.fix.Old, "\n", p.fix.New)))
@@ -249,7 +255,7 @@ func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, resu
 		}
 		made++
 		for _, r := range p.remedies {
-			*r = "suggested at its line"
+			*r = remedy{text: "suggested at its line"}
 		}
 	}
 	return made, nil
@@ -276,32 +282,29 @@ func (c *commenter) isInHead(pull *codehost.Pull, fix schema.Fix) bool {
 	return err == nil && fix.Line <= len(lines) && strings.TrimSuffix(lines[fix.Line-1], "\r") == strings.TrimSuffix(fix.Old, "\r")
 }
 
-// remedy says in Markdown what surely ends a violation in dir, "" if that is not known: the
-// `agent set` command, or the line as it should be.
-func remedy(env schema.Environment, dir string, v schema.Violation) string {
+// A remedy is what surely ends a violation: the arguments of agent set and the file they
+// are for, or else a text in Markdown.
+type remedy struct {
+	layer string
+	args  []string
+	text  string
+}
+
+// remedyOf returns what ends a violation in dir, nothing if that is not certain.
+func remedyOf(dir string, v schema.Violation) (r remedy) {
 	if v.Fix == nil {
-		return ""
+		return r
 	}
-	inside := strings.TrimPrefix(strings.TrimPrefix(v.File, dir), "/")
 	was, now := pairOf(v.Fix.Old), pairOf(v.Fix.New)
 	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil {
-		return "change line " + fmt.Sprint(v.Fix.Line) + " to " + code(v.Fix.New)
+		r.text = fmt.Sprintf("in line %d, %s should be %s", v.Fix.Line, code(v.Fix.Old), code(v.Fix.New))
+		return r
 	}
-	args := []string{"agent", "set", now[0] + "=" + now[1]}
+	r.layer, r.args = strings.TrimPrefix(strings.TrimPrefix(v.File, dir), "/"), []string{now[0] + "=" + now[1]}
 	if was[0] != now[0] {
-		args = append(args, was[0]+"-")
+		r.args = append(r.args, was[0]+"-")
 	}
-	args = append(args, "--environment", string(env))
-	if inside != env.File() {
-		args = append(args, "--layer", inside)
-	}
-	if dir != "" {
-		args = append(args, "--config", dir)
-	}
-	for i, a := range args {
-		args[i] = problem.ShellWord(a)
-	}
-	return "run " + code(strings.Join(args, " "))
+	return r
 }
 
 // pairOf returns the key and the value of a line "key: value", nil if it is none.

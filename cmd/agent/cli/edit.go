@@ -93,7 +93,7 @@ type consequence struct {
 }
 
 // consequences checks all environments of the directory with the edit. It is an error if
-// the edited one is not valid, or another one is not any more.
+// one has a violation that it did not have, or the edited one has as many as before.
 func (w *workspaceEdit) consequences(cmd *cobra.Command, edited schema.Environment) (list []consequence, err error) {
 	for _, env := range w.schema.Environments() {
 		if _, err := os.Lstat(filepath.Join(w.flags.root, env.File())); err != nil && env != edited {
@@ -103,7 +103,10 @@ func (w *workspaceEdit) consequences(cmd *cobra.Command, edited schema.Environme
 		after, _, invalid := w.load(env, true)
 		found := (*schema.Violations)(nil)
 		switch {
-		case errors.As(invalid, &found) && (env == edited || wasInvalid == nil):
+		case errors.As(invalid, &found) && isBetter(wasInvalid, found):
+			fmt.Fprintf(cmd.ErrOrStderr(), "note: %s is not valid yet: agent validate %s\n", env, problem.ShellWord(w.flags.root))
+			continue
+		case found != nil && (env == edited || wasInvalid == nil):
 			w.printViolations(cmd, found)
 			return nil, &failure{exitInvalid, problem.New("", fmt.Errorf("%s would not be valid; nothing is written", env), "correct the values, or set several at once")}
 		case invalid != nil && found == nil:
@@ -118,6 +121,15 @@ func (w *workspaceEdit) consequences(cmd *cobra.Command, edited schema.Environme
 		list = append(list, c)
 	}
 	return list, nil
+}
+
+// isBetter reports whether the violations are some of those that were there before.
+func isBetter(before error, now *schema.Violations) bool {
+	old := (*schema.Violations)(nil)
+	if !errors.As(before, &old) || now.Total >= old.Total {
+		return false
+	}
+	return !slices.ContainsFunc(now.List, func(v schema.Violation) bool { return !slices.ContainsFunc(old.List, v.SameAs) })
 }
 
 // printViolations prints violations as agent validate does.
@@ -188,7 +200,14 @@ func (w *workspaceEdit) finish(cmd *cobra.Command, list []consequence, subject s
 	for _, line := range changes {
 		fmt.Fprintln(cmd.OutOrStdout(), status.Plain(line))
 	}
-	if len(changes) == 0 {
+	mended := false
+	for _, c := range list {
+		if c.before == nil {
+			mended = true
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is valid now\n", c.environment)
+		}
+	}
+	if len(changes) == 0 && !mended {
 		fmt.Fprintf(cmd.OutOrStdout(), "%s is changed, and no environment's values are\n", name)
 	}
 	if !w.flags.commit {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,9 +16,12 @@ import (
 
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/codehost"
+	"dtesn-agent/cmd/agent/status"
+	"dtesn-agent/gitstore"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher"
 )
 
 // An instanceOutcome is what came of a merge on one instance. The comment keeps them, as JSON
@@ -33,8 +37,10 @@ type instanceOutcome struct {
 const (
 	outcomesBegin = "<!-- dtesn-agent outcomes "
 	outcomesEnd   = "<!-- end of outcomes -->"
-	// maxOutcomes bounds the instances that a comment remembers: about 40 KiB.
-	maxOutcomes = 300
+	// maxReason bounds a reason, in bytes.
+	maxReason = 300
+	// crowdTime is for how long after an outcome others are likely to be told as well.
+	crowdTime = 2 * time.Minute
 )
 
 // isOf reports whether both are of one instance.
@@ -42,19 +48,26 @@ func (o instanceOutcome) isOf(other instanceOutcome) bool {
 	return o.Environment == other.Environment && o.Instance == other.Instance
 }
 
-// tellOutcome puts an event into the comment of the pull request that brought its commit.
+// tellOutcome puts an event into the comment of the pull requests that brought its commit.
 func (c *commenter) tellOutcome(cmd *cobra.Command) error {
-	var told struct{ Data *apply.Event }
-	const maxEvent = 1 << 20
-	err := json.NewDecoder(io.LimitReader(cmd.InOrStdin(), maxEvent)).Decode(&told)
-	if e := told.Data; err != nil || e == nil || e.Type == "" || e.Instance == "" {
-		return usageHint("a hook gets one: command: [agent, comment, --outcome, …]", "--outcome: standard input has no event of an agent")
+	e, err := readEvent(cmd.InOrStdin())
+	if err != nil {
+		return err
 	}
-	e := told.Data
-	saysSo := []apply.EventType{apply.EventApplied, apply.EventRejected, apply.EventRefused, apply.EventInvalid, apply.EventHeld}
-	if !slices.Contains(saysSo, e.Type) || e.Source == nil {
-		fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing to say below a pull request\n", e.Type)
+	earlier, commit, err := c.commits(cmd, e)
+	if err != nil {
+		return err
+	}
+	if commit == "" {
+		fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing to say below a pull request\n", status.Plain(string(e.Type)))
 		return nil
+	}
+	outcome := instanceOutcome{e.Environment, e.Instance, e.Type, e.At, problem.Line(e.Reason, maxReason)}
+	if e.Type == apply.EventInSync {
+		outcome.Type = apply.EventApplied
+	}
+	if outcome.Type == apply.EventApplied {
+		outcome.Reason = ""
 	}
 	host, err := c.connect()
 	if err != nil {
@@ -62,74 +75,177 @@ func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 	}
 	numbers := []int{c.number}
 	if c.number == 0 {
-		if numbers, err = host.PullsOf(cmd.Context(), e.Source.Commit); err != nil {
+		if numbers, err = host.PullsOf(cmd.Context(), earlier, commit); err != nil {
 			return err
 		}
 	}
 	if len(numbers) == 0 {
-		fmt.Fprintf(cmd.OutOrStdout(), "%.12s: no pull request brought it\n", e.Source.Commit)
+		fmt.Fprintf(cmd.OutOrStdout(), "%.12s: no pull request brought it\n", commit)
 	}
-	outcome := instanceOutcome{e.Environment, e.Instance, e.Type, e.At, problem.Line(e.Reason, 200)}
 	for _, number := range numbers {
-		if err := c.addOutcome(cmd, host, number, outcome); err != nil {
+		// What a host refuses it will refuse again, and the next event waits for this one.
+		if err := c.addOutcome(cmd, host, number, outcome, e.Type == apply.EventInSync); codehost.IsRefusal(err) {
+			fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(fmt.Sprintf("warning: pull request %d: %s", number, problem.Text(err))))
+		} else if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// addOutcome edits the comment, and again where another instance did so at the same time: the
-// last one to write wins.
-func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, number int, outcome instanceOutcome) error {
-	marker := markerOf(path.Join(c.config))
-	const attempts = 6
-	for range attempts {
-		old, err := host.Find(cmd.Context(), number, marker)
+// readEvent reads an event as a hook gets it, or as the log of events has it.
+func readEvent(r io.Reader) (*apply.Event, error) {
+	const (
+		maxEvent = 1 << 20
+		latest   = 1e11 // the year 5138
+	)
+	text, err := io.ReadAll(io.LimitReader(r, maxEvent))
+	var told struct{ Data *apply.Event }
+	if err == nil {
+		err = json.Unmarshal(text, &told)
+	}
+	e := told.Data
+	if err == nil && e == nil {
+		e = &apply.Event{}
+		err = json.Unmarshal(text, e)
+	}
+	if err != nil || e.Type == "" || e.Instance == "" || e.At < 0 || e.At > latest {
+		return nil, usageHint("a hook gets one (command: [agent, comment, --outcome, …]); or a line of <state>/events.jsonl", "--outcome: standard input has no event of an agent")
+	}
+	return e, nil
+}
+
+// commits returns the commit that an event is about, "" if there is nothing to say of it, and
+// the one before which is not, "" where that is unknown.
+func (c *commenter) commits(cmd *cobra.Command, e *apply.Event) (earlier, commit string, err error) {
+	if e.Source != nil {
+		commit = e.Source.Commit
+	}
+	switch e.Type {
+	case apply.EventRejected, apply.EventRefused, apply.EventInvalid, apply.EventHeld:
+		return "", commit, nil
+	case apply.EventInSync:
+		if watcher.IsCommit(e.Revision) {
+			commit = e.Revision
+		}
+		return "", commit, nil
+	case apply.EventApplied, apply.EventRolledBack:
+	default:
+		return "", "", nil
+	}
+	before := ""
+	if c.state != "" && e.Record != "" {
+		if before, err = commitBefore(cmd.Context(), c.state, e.Record, commit); err != nil {
+			return "", "", err
+		}
+	}
+	if e.Type == apply.EventApplied {
+		return before, commit, nil
+	}
+	if c.state == "" {
+		return "", "", usageHint("add --state, the directory of the agent", "--outcome: only the history knows what was rolled back from")
+	}
+	return commit, before, nil
+}
+
+// commitBefore returns the commit that declared what was applied before a record, if it is
+// not the given one; "" if there is none.
+func commitBefore(ctx context.Context, state, id, except string) (string, error) {
+	r, err := gitstore.OpenReader(state)
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	const most = 500
+	rows, err := r.List(ctx, id, most)
+	if err != nil {
+		return "", fmt.Errorf("read what was before %s: %w", id, err)
+	}
+	for _, row := range rows {
+		if row.Kind == record.KindChange && row.Outcome == record.Applied && watcher.IsCommit(row.Source.Revision) && row.Source.Revision != except {
+			return row.Source.Revision, nil
+		}
+	}
+	return "", nil
+}
+
+// addOutcome edits the comment until the outcome is seen to stand there: another instance may
+// do so at the same time, and the last one to write wins. isAgain: it may be long known.
+func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, number int, outcome instanceOutcome, isAgain bool) error {
+	ctx, marker := cmd.Context(), markerOf(path.Join(c.config))
+	pause := func(least, most time.Duration) error {
+		select {
+		case <-time.After(least + rand.N(most-least)):
+			return nil
+		case <-ctx.Done():
+			return problem.New("", fmt.Errorf("pull request %d: others edit the comment all the time", number), "with --fail a hook tries again")
+		}
+	}
+	for isSeen, attempt := false, time.Duration(1); ; {
+		old, err := host.Find(ctx, number, marker)
 		if err != nil {
 			return err
 		}
-		id, body := int64(0), marker
-		if len(old) > 0 {
-			id, body = old[0].ID, strings.ReplaceAll(old[0].Body, "\r\n", "\n")
-		}
-		known, rest := readOutcomes(strings.TrimPrefix(body, marker))
-		if i := slices.IndexFunc(known, outcome.isOf); i >= 0 && known[i].At >= outcome.At {
-			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: %s\n", number, outcome)
+		known, rest := mergeOutcomes(old, marker)
+		i := slices.IndexFunc(known, outcome.isOf)
+		switch {
+		case i >= 0 && (known[i].At > outcome.At || isAgain && known[i].Type == outcome.Type):
+			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: it says already what is newer\n", number)
 			return nil
+		case len(old) == 1 && i >= 0 && known[i] == outcome:
+			isCrowd := slices.ContainsFunc(known, func(o instanceOutcome) bool {
+				return !o.isOf(outcome) && record.Unix(time.Now())-o.At < crowdTime.Seconds()
+			})
+			if isSeen || !isCrowd {
+				fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: %s\n", number, status.Plain(outcome.String()))
+				return nil
+			}
+			isSeen = true // and looks again: who read before this one wrote may write later
+			err = pause(2*time.Second, 4*time.Second)
+		default:
+			isSeen = false
+			known = append(slices.DeleteFunc(known, outcome.isOf), outcome)
+			if err := host.Write(ctx, number, old, marker+"\n"+withOutcomes(known, rest)); err != nil {
+				return err
+			}
+			err = pause(0, attempt*time.Second)
+			attempt = min(2*attempt, 8)
 		}
-		known = append(slices.DeleteFunc(known, outcome.isOf), outcome)
-		outcomes := writeOutcomes(known)
-		if len(outcomes)+len(rest) > maxMarkdown {
-			rest, _, _ = strings.Cut(rest, "\n") // what happens to whom
-		}
-		text := marker + "\n" + outcomes + "\n" + rest
-		if err := host.Write(cmd.Context(), number, id, strings.TrimSpace(text)); err != nil {
+		if err != nil {
 			return err
 		}
-		select {
-		case <-time.After(rand.N(2 * time.Second)):
-		case <-cmd.Context().Done():
-			return cmd.Context().Err()
+	}
+}
+
+// mergeOutcomes returns what comments remember, the newest of each instance, and the rest of
+// the first. Only their beginning counts: further down stand texts of others.
+func mergeOutcomes(comments []codehost.Comment, marker string) (known []instanceOutcome, rest string) {
+	for i, c := range comments {
+		body := strings.TrimSpace(strings.TrimPrefix(strings.ReplaceAll(c.Body, "\r\n", "\n"), marker))
+		var these []instanceOutcome
+		list, ok := strings.CutPrefix(body, outcomesBegin)
+		text, after, ends := strings.Cut(list, outcomesEnd)
+		text, _, isClosed := strings.Cut(text, " -->")
+		if ok && ends && isClosed && json.Unmarshal([]byte(text), &these) == nil {
+			body = strings.TrimSpace(after)
+		}
+		for _, o := range these {
+			j := slices.IndexFunc(known, o.isOf)
+			if j >= 0 && known[j].At >= o.At {
+				continue
+			}
+			known = append(slices.DeleteFunc(known, o.isOf), o)
+		}
+		if i == 0 {
+			rest = body
 		}
 	}
-	return problem.New("", fmt.Errorf("pull request %d: others edit the comment all the time", number), "the hook tries again later")
+	return known, rest
 }
 
-// readOutcomes returns what a comment remembers, and the rest of it. Only its beginning
-// counts: further down stand texts of others.
-func readOutcomes(body string) (known []instanceOutcome, rest string) {
-	body = strings.TrimSpace(body)
-	list, ok := strings.CutPrefix(body, outcomesBegin)
-	text, after, ends := strings.Cut(list, outcomesEnd)
-	text, _, isClosed := strings.Cut(text, " -->")
-	if !ok || !ends || !isClosed || json.Unmarshal([]byte(text), &known) != nil {
-		return nil, body
-	}
-	return known, strings.TrimSpace(after)
-}
-
-// writeOutcomes shows the outcomes, those that failed first, and keeps the newest of them.
-func writeOutcomes(list []instanceOutcome) string {
+// withOutcomes returns the text of a comment with outcomes above the rest, those that failed
+// first. What does not fit is left out: first the details of the rest, then what is oldest.
+func withOutcomes(list []instanceOutcome, rest string) string {
 	slices.SortFunc(list, func(a, b instanceOutcome) int {
 		rank := func(o instanceOutcome) int {
 			if o.Type == apply.EventApplied {
@@ -139,7 +255,20 @@ func writeOutcomes(list []instanceOutcome) string {
 		}
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.At, a.At))
 	})
-	list = list[:min(len(list), maxOutcomes)]
+	for {
+		text := outcomesText(list)
+		if len(text)+len(rest) > maxMarkdown {
+			rest, _, _ = strings.Cut(rest, "\n") // what happens to whom
+			rest = problem.Cut(rest, maxMarkdown/4)
+		}
+		if len(text)+len(rest) <= maxMarkdown {
+			return strings.TrimSpace(text + "\n" + rest)
+		}
+		list = list[:len(list)*9/10]
+	}
+}
+
+func outcomesText(list []instanceOutcome) string {
 	hidden, _ := json.Marshal(list) // which escapes > and cannot fail
 	live := 0
 	var lines []string
@@ -158,9 +287,12 @@ func writeOutcomes(list []instanceOutcome) string {
 
 // String says what came of a merge on an instance, in Markdown.
 func (o instanceOutcome) String() string {
-	at := record.FromUnix(o.At).UTC().Format("2006-01-02 15:04 UTC")
-	if o.Type == apply.EventApplied {
-		return fmt.Sprintf("live on %s (%s) since %s", code(o.Instance), o.Environment, at)
+	at, where := record.FromUnix(o.At).UTC().Format("2006-01-02 15:04 UTC"), fmt.Sprintf("%s (%s)", code(o.Instance), strings.Trim(code(string(o.Environment)), "`"))
+	switch o.Type {
+	case apply.EventApplied:
+		return fmt.Sprintf("live on %s since %s", where, at)
+	case apply.EventHeld:
+		return fmt.Sprintf("**held** on %s since %s: %s; declare other values, or run `agent resume` beside the server", where, at, code(o.Reason))
 	}
-	return fmt.Sprintf("**%s** on %s (%s) at %s: %s", o.Type, code(o.Instance), o.Environment, at, code(o.Reason))
+	return fmt.Sprintf("**%s** on %s at %s: %s", strings.ReplaceAll(string(o.Type), "_", " "), where, at, code(o.Reason))
 }

@@ -158,8 +158,8 @@ type environmentPlan struct {
 	schema.Plan
 	Held []record.Entry `json:"held"`
 
-	// remedies say in Markdown what ends each violation, "" where that is not certain.
-	remedies []string
+	remedies []remedy // of the violations
+	set      []string // flags of agent set, for the remedies
 }
 
 func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
@@ -194,7 +194,11 @@ func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
 		if old == nil && now == nil {
 			continue
 		}
-		result.Environments = append(result.Environments, locate(p.schema.For(env).Plan(old, now, names), from, to))
+		plan := p.schema.For(env).Plan(old, now, names)
+		if plan.Status == schema.PlanRemoved {
+			plan.Note = to.misnamed(p.schema, env)
+		}
+		result.Environments = append(result.Environments, locate(plan, from, to))
 	}
 	if len(result.Environments) == 0 {
 		return nil, p.nothing(from, to)
@@ -218,7 +222,9 @@ type side struct {
 	elsewhere string
 	revision  *watcher.Revision // nil for a directory
 	file      func(path string) (schema.File, error)
+	names     []string // of the files in it
 	templates []string
+	set       []string // flags of agent set, to edit it
 }
 
 // side opens what a flag names.
@@ -229,7 +235,7 @@ func (p *planner) side(flag, value string) (*side, error) {
 			return nil, err
 		}
 		r := &review{schema: p.schema, root: root, read: map[string]reading{}}
-		return &side{id: value, title: value, dir: root, file: r.file, templates: templatesOf(namesIn(filepath.Join(root, templatesDir)))}, nil
+		return &side{id: value, title: value, dir: root, file: r.file, names: namesIn(root), templates: templatesOf(namesIn(filepath.Join(root, templatesDir))), set: p.setFlags(root)}, nil
 	}
 	if value == "" {
 		return nil, usageHint("name a revision, such as main, or a directory, such as ./config", "%s is empty", flag)
@@ -249,6 +255,7 @@ func (p *planner) side(flag, value string) (*side, error) {
 		return nil, err
 	}
 	s := &side{id: revision.Commit(), title: fmt.Sprintf("%s (%s)", value, revision.Commit()[:12]), dir: path.Join(p.around, p.config), revision: revision}
+	s.set = p.setFlags(s.dir)
 	dir, err := revision.Directory(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		s.file = func(string) (schema.File, error) { return schema.File{}, fs.ErrNotExist }
@@ -257,8 +264,31 @@ func (p *planner) side(flag, value string) (*side, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.file, s.elsewhere, s.templates = dir.File, dir.Elsewhere(), templatesOf(dir.Names(templatesDir))
+	s.file, s.elsewhere, s.names, s.templates = dir.File, dir.Elsewhere(), dir.Names(""), templatesOf(dir.Names(templatesDir))
 	return s, nil
+}
+
+// misnamed says which file was probably meant to be that of an environment, "" for none.
+func (s *side) misnamed(declared *schema.Schema, env schema.Environment) string {
+	for _, name := range s.names {
+		if stem := yamlStem(name); stem != name && name != env.File() {
+			if meant, _ := meantBy(declared, stem); meant == string(env) {
+				return fmt.Sprintf("%s is read by no agent: did you mean %s? rename it", path.Join(filepath.ToSlash(s.dir), name), env.File())
+			}
+		}
+	}
+	return ""
+}
+
+// setFlags are what agent set needs to edit dir.
+func (p *planner) setFlags(dir string) (flags []string) {
+	if dir != "" {
+		flags = append(flags, "--config", dir)
+	}
+	if p.schema.File() != schema.Default().File() {
+		flags = append(flags, "--"+schemaFlag, p.schema.File())
+	}
+	return flags
 }
 
 // input collects the files of an environment, nil if it does not exist.
@@ -314,8 +344,9 @@ func locate(plan schema.Plan, from, to *side) environmentPlan {
 	}
 	e := environmentPlan{Plan: plan, Held: []record.Entry{}}
 	for _, v := range plan.Violations {
-		e.remedies = append(e.remedies, remedy(plan.Name, to.dir, v))
+		e.remedies = append(e.remedies, remedyOf(to.dir, v))
 	}
+	e.set = slices.Concat([]string{"--environment", string(plan.Name)}, to.set)
 	return e
 }
 

@@ -3,6 +3,8 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"html"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -38,14 +40,14 @@ func planText(cmd *cobra.Command, r *planResult) error {
 	for i := range r.Environments {
 		e := &r.Environments[i]
 		line("%s: %s", e.Name, e.Summary(status.Plain))
-		for _, c := range e.Changes {
+		for _, c := range e.changes() {
 			line("  %s\t%s -> %s\t%s\t%s", c.Parameter, e.old(c), c.New, c.Apply, at(c))
 		}
 		if m := e.memory(); m != "" {
 			line("  memory\t%s", m)
 		}
 		for _, x := range e.shown() {
-			line("  experiment %s\t%s\t%s", x.Name, share(x), strings.Join(planSettings(x), ", "))
+			line("  experiment %s\t%s\t%s", x.Name, share(x), strings.Join(e.settings(x), ", "))
 			if who := cohort(x); who != "" {
 				line("    %s", who)
 			}
@@ -58,6 +60,14 @@ func planText(cmd *cobra.Command, r *planResult) error {
 		}
 	}
 	return w.Flush()
+}
+
+// changes are those of the parameters that engines get.
+func (e *environmentPlan) changes() []schema.PlannedChange {
+	if e.Status == schema.PlanRemoved { // its engines keep theirs
+		return nil
+	}
+	return e.Changes
 }
 
 // old is the value before a change, as people read it.
@@ -98,12 +108,9 @@ func mebibytes(n int64) string {
 	return fmt.Sprintf("%.*f MiB", digits, float64(n)/(1<<20))
 }
 
-// shown are the experiments that a reader wants to see: all, unless nothing changes.
+// shown are the experiments that a reader wants to see: those that change.
 func (e *environmentPlan) shown() []schema.PlannedExperiment {
-	if e.Status == schema.PlanUnchanged {
-		return nil
-	}
-	return e.Experiments
+	return slices.DeleteFunc(slices.Clone(e.Experiments), func(x schema.PlannedExperiment) bool { return !x.IsChanged() && e.Status != schema.PlanAdded })
 }
 
 func share(x schema.PlannedExperiment) string {
@@ -113,12 +120,17 @@ func share(x schema.PlannedExperiment) string {
 	return fmt.Sprintf("%d %% -> %d %%", x.Was, x.Percent)
 }
 
-// planSettings lists what an experiment sets.
-func planSettings(x schema.PlannedExperiment) (texts []string) {
+// settings lists what an experiment sets, and what stands there outside of it.
+func (e *environmentPlan) settings(x schema.PlannedExperiment) (texts []string) {
 	for _, c := range x.Sets {
 		text := fmt.Sprintf("%s %v", c.Parameter, c.New)
 		if !c.Old.IsZero() && !c.Old.Equal(c.New) {
 			text = fmt.Sprintf("%s %v -> %v", c.Parameter, c.Old, c.New)
+		}
+		if e.Now != nil && !c.New.IsZero() {
+			if v := e.Now.Parameters.Get(c.Parameter); !v.IsZero() && !v.Equal(c.New) {
+				text += fmt.Sprintf(" (else %v)", v)
+			}
 		}
 		texts = append(texts, text)
 	}
@@ -179,10 +191,14 @@ const nothingChanges = "No environment changes."
 // markdown is the text of a comment. Names and texts from elsewhere are code, so that
 // they mention nobody and are no markup.
 func (r *planResult) markdown() string {
-	var heads []string
+	type head struct {
+		names   []string
+		summary string
+	}
+	var heads []head
 	var sections strings.Builder
 	left := 0
-	byHead := map[string]int{}
+	byHead, shown := map[string]int{}, map[string]bool{}
 	for i := range r.Environments {
 		e := &r.Environments[i]
 		if e.Status == schema.PlanUnchanged && len(e.Held) == 0 {
@@ -192,14 +208,16 @@ func (r *planResult) markdown() string {
 		if len(e.Held) > 0 {
 			summary += "; **held by the agent**"
 		}
+		if was, now := e.Memory.Old, e.Memory.New; was != nil && now != nil && *now > *was+*was/2 {
+			summary += "; memory " + strings.ReplaceAll(e.memory(), "->", "→")
+		}
 		if j, ok := byHead[summary]; ok { // said once of all that it is true of
-			name, rest, _ := strings.Cut(heads[j], "**: ")
-			heads[j] = name + ", " + string(e.Name) + "**: " + rest
+			heads[j].names = append(heads[j].names, string(e.Name))
 		} else {
 			byHead[summary] = len(heads)
-			heads = append(heads, fmt.Sprintf("**%s**: %s", e.Name, summary))
+			heads = append(heads, head{[]string{string(e.Name)}, summary})
 		}
-		if section := e.details(); sections.Len()+len(section) < maxMarkdown*3/4 {
+		if section := e.details(shown); sections.Len()+len(section) < maxMarkdown*3/4 {
 			sections.WriteString(section)
 		} else {
 			left++
@@ -208,23 +226,36 @@ func (r *planResult) markdown() string {
 	if len(heads) == 0 {
 		return nothingChanges
 	}
-	if more := len(heads) - maxNamed; more > 0 {
-		heads = append(heads[:maxNamed], fmt.Sprintf("and %d more like these", more))
+	var lines []string
+	for _, h := range heads[:min(len(heads), maxNamed)] {
+		names := strings.Join(h.names[:min(len(h.names), maxNamed)], ", ")
+		if more := len(h.names) - maxNamed; more > 0 {
+			names += fmt.Sprintf(" and %d more", more)
+		}
+		lines = append(lines, fmt.Sprintf("**%s**: %s", names, h.summary))
 	}
-	text := strings.Join(heads, " · ") + "\n\n" + sections.String()
+	if more := len(heads) - maxNamed; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more like these", more))
+	}
+	text := strings.Join(lines, " · ") + "\n\n" + sections.String()
 	if left > 0 {
 		text += fmt.Sprintf("The details of %d environments are too long for a comment; `agent plan` prints them.\n", left)
 	}
-	return strings.TrimRight(text, "\n") + "\n\n<sub>" + code(r.title) + "</sub>"
+	text = strings.TrimRight(text, "\n") + "\n\n<sub>" + code(r.title)
+	if slices.ContainsFunc(r.Environments, func(e environmentPlan) bool { return e.Status == schema.PlanInvalid }) {
+		text += "; to try a correction: " + code("agent validate "+problem.ShellWord(cmp.Or(r.dir, ".")))
+	}
+	return text + "</sub>"
 }
 
 // maxRows bounds the lines of an environment in a comment.
 const maxRows = 100
 
-// details is an environment's part of a comment.
-func (e *environmentPlan) details() string {
+// details is an environment's part of a comment. shown are the violations that earlier
+// parts have.
+func (e *environmentPlan) details(shown map[string]bool) string {
 	var rows []string
-	for _, c := range e.Changes {
+	for _, c := range e.changes() {
 		rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s | %s |", code(c.Parameter), code(e.old(c)), code(c.New.String()), c.Apply, code(at(c))))
 	}
 	if len(rows) > 0 {
@@ -232,11 +263,15 @@ func (e *environmentPlan) details() string {
 		rows = append(rows, "")
 	}
 	if m := e.memory(); m != "" {
-		rows = append(rows, "Memory of a server: "+strings.ReplaceAll(m, "->", "→"), "")
+		row := "Memory of a server: " + strings.ReplaceAll(m, "->", "→")
+		if slices.ContainsFunc(e.Changes, func(c schema.PlannedChange) bool { return c.Apply == schema.ApplyRebuild }) && e.Memory.Old != nil {
+			row += "; both together while it rebuilds"
+		}
+		rows = append(rows, row, "")
 	}
 	for _, x := range e.shown() {
 		row := fmt.Sprintf("* Experiment %s: %s of the instances", code(x.Name), strings.ReplaceAll(share(x), "->", "→"))
-		if sets := planSettings(x); len(sets) > 0 {
+		if sets := e.settings(x); len(sets) > 0 {
 			row += ", sets " + code(strings.Join(sets, ", "))
 		}
 		if who := cohort(x); who != "" {
@@ -244,12 +279,7 @@ func (e *environmentPlan) details() string {
 		}
 		rows = append(rows, row)
 	}
-	for i, v := range e.Violations {
-		rows = append(rows, "* "+code(v.String()))
-		if i < len(e.remedies) && e.remedies[i] != "" {
-			rows = append(rows, "  "+e.remedies[i])
-		}
-	}
+	rows = append(rows, e.violationRows(shown)...)
 	for _, h := range e.Held {
 		rows = append(rows, "* "+code(strings.ReplaceAll(held(h), "`", "")))
 	}
@@ -260,12 +290,63 @@ func (e *environmentPlan) details() string {
 	if e.Status == schema.PlanInvalid { // what has to be done is not hidden
 		open = " open"
 	}
-	return fmt.Sprintf("<details%s><summary>%s</summary>\n\n%s\n\n</details>\n\n", open, e.Name, strings.TrimRight(strings.Join(rows, "\n"), "\n"))
+	title := string(e.Name)
+	if changes := e.changes(); len(changes) == 1 || len(changes) == 2 {
+		for i, c := range changes {
+			title += []string{": ", ", "}[i] + fmt.Sprintf("%s %s → %s", c.Parameter, html.EscapeString(e.old(c)), html.EscapeString(c.New.String()))
+		}
+	}
+	return fmt.Sprintf("<details%s><summary>%s</summary>\n\n%s\n\n</details>\n\n", open, title, strings.TrimRight(strings.Join(rows, "\n"), "\n"))
 }
 
-// code makes text a code span of Markdown, also within a table.
+// violationRows lists the violations that are not shown yet, and what ends them.
+func (e *environmentPlan) violationRows(shown map[string]bool) (rows []string) {
+	again := 0
+	args := map[string][]string{} // of agent set, by file
+	for i, v := range e.Violations {
+		if shown[v.String()] {
+			again++
+			continue
+		}
+		shown[v.String()] = true
+		row := "* " + code(v.String())
+		if e.IsOld(v) {
+			row += " (it was there before)"
+		}
+		rows = append(rows, row)
+		r := remedy{}
+		if i < len(e.remedies) {
+			r = e.remedies[i]
+		}
+		switch {
+		case r.text != "":
+			rows = append(rows, "  "+r.text)
+		case r.args != nil:
+			args[r.layer] = append(args[r.layer], r.args...)
+		}
+	}
+	if again > 0 {
+		rows = append(rows, fmt.Sprintf("* and %d shown above", again))
+	}
+	for _, layer := range slices.Sorted(maps.Keys(args)) {
+		words := slices.Concat([]string{"agent", "set"}, args[layer], e.set)
+		if layer != e.Name.File() {
+			words = append(words, "--layer", layer)
+		}
+		for i, word := range words {
+			words[i] = problem.ShellWord(word)
+		}
+		if command := strings.Join(words, " "); code(command) == "`"+command+"`" { // else it would be another one
+			rows = append(rows, "", "To correct that: `"+command+"`")
+		}
+	}
+	return rows
+}
+
+// code makes text a code span of Markdown, also within a table. No text can end it, or
+// begin a comment of HTML, by which we find our own.
 func code(text string) string {
 	const most = 500 // bytes
-	text = strings.NewReplacer("`", "'", "|", "¦").Replace(status.Plain(text))
+	text = strings.NewReplacer("`", "'", "|", "¦", "<!--", "<! --").Replace(status.Plain(text))
 	return "`" + cmp.Or(problem.Cut(strings.TrimSpace(text), most), "-") + "`"
 }

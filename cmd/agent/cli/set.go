@@ -159,12 +159,30 @@ func readEdits(cmd *cobra.Command, w *workspaceEdit, env schema.Environment, arg
 		edits = append(slices.DeleteFunc(edits, func(e schema.Edit) bool { return e.Name == name }), edit)
 	}
 	if len(wrong) == 0 {
-		return edits, nil
+		return renames(w, rules, edits), nil
 	}
 	for _, v := range wrong {
 		fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(v.String()))
 	}
 	return nil, &failure{exitInvalid, problem.New("", errors.New("not all values can be set; nothing is written"), "`agent schema` lists the parameters and their ranges")}
+}
+
+// renames makes one edit of "NAME=VALUE MISSPELLED-", which keeps the line and its comment.
+func renames(w *workspaceEdit, rules *schema.Rules, edits []schema.Edit) []schema.Edit {
+	for i, unset := range edits {
+		meant, ok := schema.Suggest(unset.Name, rules.Names())
+		j := slices.IndexFunc(edits, func(e schema.Edit) bool { return e.Name == meant && !e.Value.IsZero() })
+		if !unset.Value.IsZero() || rules.Parameter(unset.Name) != nil || !ok || j < 0 {
+			continue
+		}
+		renamed := edits[j]
+		renamed.From = unset.Name
+		if _, err := schema.EditFile(w.before, renamed); err == nil {
+			edits[j] = renamed
+			return renames(w, rules, slices.Delete(edits, i, i+1))
+		}
+	}
+	return edits
 }
 
 // maxValues is the most that a file of values may hold, in bytes.

@@ -224,7 +224,7 @@ func (r *review) run() error {
 	files := map[string][]string{} // by the name that they were probably meant to have
 	for _, name := range namesIn(r.root) {
 		if stem := yamlStem(name); stem != name && !strings.HasPrefix(name, ".") {
-			meant, _ := r.meant(stem)
+			meant, _ := meantBy(r.schema, stem)
 			files[meant] = append(files[meant], name)
 		}
 	}
@@ -304,9 +304,13 @@ func (r *review) gone(present []schema.Environment) (err error) {
 		if !slices.Contains(base.Names(""), env.File()) || slices.Contains(present, env) || isReported {
 			continue
 		}
-		r.missing(env, env.File(), fmt.Sprintf("the file is gone; %s has it", r.base),
-			fmt.Sprintf("put it back with git checkout %s -- %s, or say --allow-missing if the environment ends",
-				problem.ShellWord(r.base), problem.ShellWord(filepath.Join(r.root, env.File()))))
+		from := r.base
+		if strings.ContainsAny(from, "^~@") || from == "HEAD" { // it may be another one where the hint is read
+			from = revision.Commit()[:12]
+		}
+		r.missing(env, env.File(), fmt.Sprintf("the file is gone; %s has it", from),
+			fmt.Sprintf("put it back with git checkout %s -- %s; or, if the environment ends, check with --allow-missing",
+				problem.ShellWord(from), problem.ShellWord(filepath.Join(r.root, env.File()))))
 	}
 	return nil
 }
@@ -465,10 +469,10 @@ func (r *review) misfit(name, meant string, alone bool) {
 	r.notes = append(r.notes, n)
 }
 
-// meant returns the environment, or base, that the name of a file probably means.
-func (r *review) meant(stem string) (string, bool) {
+// meantBy returns the environment, or base, that the name of a file probably means.
+func meantBy(s *schema.Schema, stem string) (string, bool) {
 	known := []string{yamlStem(schema.BaseFile)}
-	for _, env := range r.schema.Environments() {
+	for _, env := range s.Environments() {
 		known = append(known, string(env))
 	}
 	return schema.Suggest(stem, known)

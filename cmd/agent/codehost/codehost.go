@@ -42,6 +42,7 @@ type host interface {
 	suggest(p *Pull, number int, file string, line int, body string) (path string, in any)
 	pull(number int) string
 	pullsOf(commit string) string
+	between(earlier, commit string) string
 }
 
 // A Comment is one below a pull request, or at a line of it.
@@ -132,8 +133,8 @@ func Open(opt Options, getenv func(string) string) (*Repository, error) {
 		return nil, problem.New("", errors.New("there is no token"), fmt.Sprintf("set %s, or give --token-file", variables[0]))
 	}
 	u, err := url.Parse(r.api)
-	if err != nil || u.Host == "" {
-		return nil, fmt.Errorf("%q is not the address of an API", r.api)
+	if err != nil || u.Host == "" || u.User != nil { // it may hold a password
+		return nil, problem.New("", errors.New("the address of the API cannot be used"), "GITHUB_API_URL and CI_API_V4_URL are as https://HOST/PATH, without a user")
 	}
 	if ip := net.ParseIP(u.Hostname()); u.Scheme != "https" && (ip == nil || !ip.IsLoopback()) {
 		return nil, problem.New("", fmt.Errorf("the token would be sent unencrypted to %s", u.Host), "use https://")
@@ -147,16 +148,20 @@ func Number(getenv func(string) string) int {
 	if rest, ok := strings.CutPrefix(getenv("GITHUB_REF"), "refs/pull/"); ok {
 		text, _, _ = strings.Cut(rest, "/")
 	}
-	n, _ := strconv.Atoi(text) // 0 if it is none
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0
+	}
 	return n
 }
 
 const (
-	pageSize = 100
+	pageSize = 30
 	// maxPages bounds the comments that are looked through.
-	maxPages = 30
-	// maxAnswer bounds an answer, in bytes: 100 comments of 64 KiB.
-	maxAnswer = 8 << 20
+	maxPages = 100
+	// maxAnswer bounds an answer, in bytes: a page of comments of 65,536 characters, each of
+	// which JSON may have as 12 bytes.
+	maxAnswer = 32 << 20
 )
 
 // Find returns the comments below a pull request that begin with a marker, oldest first.
@@ -184,15 +189,15 @@ func (r *Repository) find(ctx context.Context, path, marker string) (found []Com
 		}
 		for _, c := range list {
 			author := cmp.Or(c.User, c.Author)
-			if (author.Type == "Bot" || author.ID == self.ID) && strings.HasPrefix(c.Body, marker) {
+			if (author.Type == "Bot" || author.ID != 0 && author.ID == self.ID) && strings.HasPrefix(c.Body, marker) {
 				found = append(found, c)
 			}
 		}
 		if len(list) < pageSize {
-			break
+			return found, nil
 		}
 	}
-	return found, nil
+	return nil, fmt.Errorf("there are more than %d comments, which is more than are looked through", pageSize*maxPages)
 }
 
 func (r *Repository) order() string {
@@ -202,13 +207,23 @@ func (r *Repository) order() string {
 	return ""
 }
 
-// Write makes a comment below a pull request, or edits the one of an id.
-func (r *Repository) Write(ctx context.Context, number int, id int64, body string) error {
-	method, path := http.MethodPost, r.host.comments(number)
-	if id != 0 {
-		method, path = r.host.comment(number, id)
+// Write makes a comment below a pull request, or edits the first of those that are there
+// and removes the others, which were made at the same time.
+func (r *Repository) Write(ctx context.Context, number int, known []Comment, body string) error {
+	if len(known) == 0 {
+		return r.do(ctx, http.MethodPost, r.host.comments(number), map[string]string{"body": body}, nil)
 	}
-	return r.do(ctx, method, path, map[string]string{"body": body}, nil)
+	method, path := r.host.comment(number, known[0].ID)
+	err := r.do(ctx, method, path, map[string]string{"body": body}, nil)
+	for _, c := range known[1:] {
+		if err == nil {
+			_, path = r.host.comment(number, c.ID)
+			if err = r.do(ctx, http.MethodDelete, path, nil, nil); isStatus(err, http.StatusNotFound) {
+				err = nil
+			}
+		}
+	}
+	return err
 }
 
 // Pull returns a pull request.
@@ -217,14 +232,39 @@ func (r *Repository) Pull(ctx context.Context, number int) (*Pull, error) {
 	return p, r.do(ctx, http.MethodGet, r.host.pull(number), nil, p)
 }
 
-// PullsOf returns the numbers of the pull requests that brought a commit.
-func (r *Repository) PullsOf(ctx context.Context, commit string) (numbers []int, err error) {
-	var list []Pull
-	err = r.do(ctx, http.MethodGet, r.host.pullsOf(commit), nil, &list)
-	for _, p := range list {
-		numbers = append(numbers, cmp.Or(p.IID, p.Number))
+// maxCommits bounds the commits whose pull requests are looked for.
+const maxCommits = 30
+
+// PullsOf returns the numbers of the pull requests that brought a commit, and of those
+// that brought the commits between it and an earlier one, if that is not "".
+func (r *Repository) PullsOf(ctx context.Context, earlier, commit string) (numbers []int, err error) {
+	commits := []string{commit}
+	if earlier != "" && earlier != commit {
+		var between struct {
+			Commits []struct{ SHA, ID string }
+		}
+		if err := r.do(ctx, http.MethodGet, r.host.between(earlier, commit), nil, &between); err != nil && !IsRefusal(err) {
+			return nil, err
+		}
+		for _, c := range between.Commits {
+			if sha := cmp.Or(c.SHA, c.ID); sha != commit {
+				commits = append(commits, sha)
+			}
+		}
+		commits = commits[:min(len(commits), maxCommits)]
 	}
-	return numbers, err
+	for _, c := range commits {
+		var list []Pull
+		if err = r.do(ctx, http.MethodGet, r.host.pullsOf(c), nil, &list); err != nil && !IsRefusal(err) { // a host may not know the commit
+			return nil, err
+		}
+		for _, p := range list {
+			if n := cmp.Or(p.IID, p.Number); !slices.Contains(numbers, n) {
+				numbers = append(numbers, n)
+			}
+		}
+	}
+	return numbers, nil
 }
 
 // Suggest comments at a line of a file, as p has it, with what should stand there
@@ -249,6 +289,12 @@ type statusError struct {
 }
 
 func (e *statusError) Error() string { return e.text }
+
+// IsRefusal reports whether a host refused a request for what it is: repeating it would
+// not help.
+func IsRefusal(err error) bool {
+	return isStatus(err, http.StatusNotFound) || isStatus(err, http.StatusGone) || isStatus(err, http.StatusUnprocessableEntity)
+}
 
 func isStatus(err error, code int) bool {
 	var e *statusError
@@ -373,7 +419,7 @@ func (r *Repository) advice(resp *http.Response) (hint string, wait time.Duratio
 	case code == http.StatusNotFound:
 		return "see whether repository and number are right; a token that may not see them is answered this, too", 0
 	case code == http.StatusUnprocessableEntity:
-		return "the conversation may be locked", 0
+		return "the conversation may be locked, or the text too long", 0
 	case code >= 300 && code < 400:
 		return "the repository moved: name it as it is now, with --repository", 0
 	case code >= 500 && resp.Request.Method == http.MethodGet:

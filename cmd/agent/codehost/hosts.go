@@ -39,6 +39,10 @@ func (g gitHub) pullsOf(commit string) string {
 	return fmt.Sprintf("repos/%s/commits/%s/pulls", g, commit)
 }
 
+func (g gitHub) between(earlier, commit string) string {
+	return fmt.Sprintf("repos/%s/compare/%s...%s", g, earlier, commit)
+}
+
 // gitLab is a project there, as its number or its escaped path.
 // https://docs.gitlab.com/api/notes/, /api/discussions/
 type gitLab string
@@ -75,4 +79,8 @@ func (g gitLab) suggest(p *Pull, number int, file string, line int, body string)
 func (g gitLab) pull(number int) string { return g.merge(number, "") }
 func (g gitLab) pullsOf(commit string) string {
 	return fmt.Sprintf("projects/%s/repository/commits/%s/merge_requests", g, commit)
+}
+
+func (g gitLab) between(earlier, commit string) string {
+	return fmt.Sprintf("projects/%s/repository/compare?from=%s&to=%s", g, earlier, commit)
 }
