@@ -24,6 +24,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(AGENT) ## Build the agent, static and stripped, as bin/agent
+	@command -v agent >/dev/null || echo 'to have it in the PATH: sudo install $(AGENT) /usr/local/bin/agent' >&2
 
 $(AGENT): FORCE
 	@echo 'building $@$(if $(wildcard $@),, (the first time takes about two minutes))' >&2
@@ -40,7 +41,7 @@ image: build ## Build the container image IMAGE (dtesn-agent) with buildah, podm
 release: ## Build the release VERSION (v0.1.0) of the commit into dist/, twice, and compare
 	@.ci/release '$(VERSION)'
 
-run: build ## Run the agent with its embedded engine on examples/config
+run: $(AGENT) ## Run the agent with its embedded engine on examples/config
 	@exec $(AGENT) run --environment development --config examples/config --embedded-engine --state .run/state
 
 test: ## Run every test, with the race detector; as root it installs what they need

@@ -29,6 +29,7 @@ type Repository struct {
 	where   local.Repository
 	objects *filesystem.Storage
 	shallow bool // its history is cut off somewhere
+	bare    bool // it has no work tree
 }
 
 // OpenRepository opens the repository at path or around it: a work tree, a linked
@@ -48,7 +49,7 @@ func OpenRepository(path string) (r *Repository, dir string, err error) {
 			dir, _ = filepath.Rel(root, full)
 			info, err := os.Stat(filepath.Join(where.Common, "shallow"))
 			shallow := err == nil && info.Size() > 0
-			return &Repository{path, where, where.Objects(), shallow}, strings.TrimPrefix(filepath.ToSlash(dir), "."), nil
+			return &Repository{path, where, where.Objects(), shallow, where.Dir == root}, strings.TrimPrefix(filepath.ToSlash(dir), "."), nil
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, "", err
 		case root == filepath.Dir(root):
@@ -59,6 +60,9 @@ func OpenRepository(path string) (r *Repository, dir string, err error) {
 		}
 	}
 }
+
+// IsBare reports whether the repository has no work tree.
+func (r *Repository) IsBare() bool { return r.bare }
 
 // Close gives the files of packs back.
 func (r *Repository) Close() error { return r.objects.Close() }

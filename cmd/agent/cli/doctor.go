@@ -25,6 +25,7 @@ import (
 	"dtesn-agent/schema/problem"
 	"dtesn-agent/watcher"
 	"dtesn-agent/watcher/document"
+	"dtesn-agent/watcher/remote"
 )
 
 func newDoctor() *cobra.Command {
@@ -33,15 +34,19 @@ func newDoctor() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor --state DIR [flags of agent run]",
 		Short: "Look at everything an agent needs, and say what to do",
-		Long: `doctor looks at the settings, the state directory and its volume, the history,
-the control socket and the agent behind it, the engine's socket and server, the
-source, the clock, the files with secrets, and the versions. For each it says
-ok, or what is wrong and what to do. It changes nothing, and sends nothing to
-the server but GET.
+		Long: `doctor looks at the state directory and its volume, the history, the control
+socket, the agent behind it and its hooks, the settings, the addresses to listen
+on, the engine's socket and server, the source, the clock, the files with
+secrets, and the versions. For each it says ok, or what is wrong and what to do;
+a line that begins with - says what was not looked at, and why. It changes
+nothing, and sends nothing to the server but GET.
 
 It takes the flags, the environment variables and the settings file of agent
 run: with all of them it can look at the server and the source although no agent
-runs; with --state alone it takes the word of the running agent.
+runs; with --state alone it takes the word of the running agent. What is given
+and is not as the running agent has it is bad. That no agent runs is bad too,
+but not with the settings of agent run before the first start, while nothing is
+recorded.
 
 Exit code 0 if all is ok, 1 if not.`,
 		Example: `  agent doctor --state /var/lib/dtesn-agent
@@ -52,6 +57,7 @@ Exit code 0 if all is ok, 1 if not.`,
 				return usageHint("the directory that `agent run` was given; or set "+envName("state"), "--state is needed")
 			}
 			d := &doctor{settings: s}
+			d.hasSettings = s.environment != "" || s.config != "" || s.git.repo != "" || s.engine != "" || s.embedded
 			d.examine(cmd)
 			return d.report(cmd, asJSON)
 		},
@@ -73,10 +79,11 @@ type finding struct {
 
 // A doctor looks at what an agent with these settings needs.
 type doctor struct {
-	settings *settings
-	findings []finding
-	rules    *schema.Rules // nil if the settings do not name them
-	running  *report       // of the running agent, nil if none answers
+	settings    *settings
+	hasSettings bool // and not --state alone
+	findings    []finding
+	rules       *schema.Rules // nil if the settings do not name them
+	running     *report       // of the running agent, nil if none answers
 }
 
 func (d *doctor) add(check string, isOK bool, text, do string) {
@@ -131,17 +138,16 @@ func (d *doctor) report(cmd *cobra.Command, asJSON bool) error {
 
 func (d *doctor) examine(cmd *cobra.Command) {
 	ctx := cmd.Context()
-	d.checkSettings(ctx)
 	isThere := d.checkState()
 	var newest *record.Row
+	isNew := !isThere && !exists(d.settings.state)
 	if isThere {
-		newest = d.checkHistory(ctx)
+		newest, isNew = d.checkHistory(ctx)
 	}
-	if isThere {
-		d.checkAgent(cmd)
-	} else {
-		d.add("socket", false, "no agent runs on "+d.settings.state, "start `agent run`, or check --state")
-	}
+	d.checkAgent(cmd, isThere, isNew)
+	d.checkHooks()
+	d.checkSettings(cmd)
+	d.checkAddresses()
 	d.checkSocket()
 	d.checkServer(ctx)
 	d.checkSource(ctx)
@@ -150,15 +156,112 @@ func (d *doctor) examine(cmd *cobra.Command) {
 	d.checkVersions(newest)
 }
 
-func (d *doctor) checkSettings(ctx context.Context) {
+// checkSettings looks at all settings that are given, and compares them with those of the
+// running agent.
+func (d *doctor) checkSettings(cmd *cobra.Command) {
 	s := d.settings
-	if s.environment == "" && s.config == "" && s.git.repo == "" && s.engine == "" && !s.embedded {
+	if !d.hasSettings {
 		d.skip("settings", "only --state is given; the rest is what the running agent says")
 		return
 	}
-	err := s.check(ctx)
+	found := append(s.problems(cmd.Context()), d.contradictions(cmd.Flags().Changed)...)
 	d.rules = s.rules
-	d.check("settings", err, "are those of an agent for "+s.environment)
+	for _, err := range found {
+		d.check("settings", err, "")
+	}
+	if len(found) == 0 {
+		d.add("settings", true, "are those of an agent for "+s.environment, "")
+	}
+}
+
+// contradictions returns which of the settings that are given the running agent has otherwise.
+func (d *doctor) contradictions(isGiven func(flag string) bool) (found []error) {
+	if d.running == nil {
+		return nil
+	}
+	s, its := d.settings, d.running.Status
+	compare := func(flag, given, running string, isSame bool) {
+		if isGiven(flag) && !isSame {
+			found = append(found, problem.New("", fmt.Errorf("--%s %s: the running agent has %s", flag, given, running), "correct --"+flag+", or restart the agent with it"))
+		}
+	}
+	compare("environment", s.environment, string(its.Environment), s.environment == string(its.Environment))
+	compare("instance", s.instance, its.Instance, s.instance == its.Instance)
+	src := &its.Source
+	location, err := remote.Location(s.git.repo) // without secrets
+	switch {
+	case err != nil: // the settings are wrong
+	case s.git.repo != "" && src.Kind == "file":
+		compare("repo", location, "the directory "+src.Location, false)
+	case s.git.repo != "":
+		compare("repo", location, src.Location, location == src.Location || remote.IsLocal(s.git.repo) && isSamePath(location, src.Location))
+	case src.Kind == "git":
+		compare("config", s.config, "the repository "+src.Location, false)
+	default:
+		compare("config", s.config, src.Location, isSamePath(s.config, src.Location))
+	}
+	compare("engine", s.engine, its.Engine.Socket, isSamePath(s.engine, its.Engine.Socket))
+	compare("embedded-engine", fmt.Sprint(s.embedded), "the engine on "+its.Engine.Socket,
+		s.embedded == isSamePath(filepath.Join(s.state, "engine.sock"), its.Engine.Socket))
+	return found
+}
+
+// isSamePath reports whether a path is, or may be, the one that the running agent was given:
+// that may be relative to the agent's directory, which is not known.
+func isSamePath(given, running string) bool {
+	if filepath.Clean(given) == filepath.Clean(running) {
+		return true
+	}
+	a, errA := os.Stat(given)
+	b, errB := os.Stat(running)
+	if errA == nil && errB == nil && os.SameFile(a, b) {
+		return true
+	}
+	full, err := filepath.Abs(given)
+	running = filepath.Clean(running)
+	return err == nil && !filepath.IsAbs(running) && (running == "." || strings.HasPrefix(running, "..") || strings.HasSuffix(full, "/"+running))
+}
+
+// checkHooks looks at how the hooks of the running agent are, and at what else it cannot use.
+func (d *doctor) checkHooks() {
+	if d.running == nil {
+		return
+	}
+	its := d.running.Status
+	for _, h := range its.Hooks {
+		switch {
+		case h.Off:
+			d.add("hooks", false, h.String(), "bring its receiver back, or take it out of the file of --hooks")
+		case h.FailingAt != 0:
+			d.add("hooks", false, h.String(), "look at its receiver; what waits is told again by itself")
+		}
+	}
+	for _, text := range its.HookErrors {
+		d.add("hooks", false, text, "correct the file of --hooks, and send the agent SIGHUP")
+	}
+	for _, text := range its.AccessErrors {
+		d.add("listen", false, text, "replace the file; the agent reads it again by itself")
+	}
+	if its.EventsError != "" {
+		d.add("events", false, "cannot be recorded, and nobody is told any: "+its.EventsError, "look at the disk of --state")
+	}
+}
+
+// checkAddresses holds that an agent could listen where the settings say.
+func (d *doctor) checkAddresses() {
+	if d.running != nil || !d.hasSettings || lockedBy(d.settings.state) != "" {
+		return // its own addresses are in use
+	}
+	for _, f := range []struct{ flag, address string }{{"--listen", d.settings.listen}, {"--health-listen", d.settings.healthListen}} {
+		if f.address == "" || status.CheckAddress(f.address) != nil {
+			continue
+		}
+		l, err := status.Listen(f.flag, f.address)
+		if err == nil {
+			err = l.Close()
+		}
+		d.check("listen", err, f.address+" is free")
+	}
 }
 
 // leastSpace is how much space a state directory should have.
@@ -204,32 +307,42 @@ func (d *doctor) checkState() bool {
 	return true
 }
 
-func (d *doctor) checkHistory(ctx context.Context) *record.Row {
+// checkHistory returns the newest record; isNew reports that there is certainly none.
+func (d *doctor) checkHistory(ctx context.Context) (newest *record.Row, isNew bool) {
 	r, err := gitstore.OpenReader(d.settings.state)
 	if err != nil {
 		if entries, rerr := os.ReadDir(d.settings.state); rerr == nil && len(entries) == 0 {
 			d.add("history", true, "nothing was recorded yet", "")
-			return nil
+			return nil, true
 		}
 		d.check("history", err, "")
-		return nil
+		return nil, false
 	}
 	defer func() { _ = r.Close() }()
 	rows, err := r.List(ctx, "", 1)
 	if err != nil || len(rows) == 0 {
 		d.check("history", err, "nothing was recorded yet")
-		return nil
+		return nil, err == nil
 	}
 	row := &rows[0]
 	if row.IsDamaged() {
 		err = problem.New("", fmt.Errorf("%s is damaged: %s", row.ID, strings.Join(row.Errors, "; ")), "run agent audit --verify, which reads all of it, and see Damaged history in the README")
 	}
 	d.check("history", err, fmt.Sprintf("the newest record is %s (%s) of %s", row.ID, row.Outcome, date(row.Timestamp)))
-	return row
+	return row, false
 }
 
-// checkAgent asks the running agent how things stand.
-func (d *doctor) checkAgent(cmd *cobra.Command) {
+// checkAgent asks the running agent how things stand. Before the first start there is none.
+func (d *doctor) checkAgent(cmd *cobra.Command, isThere, isNew bool) {
+	state := d.settings.state
+	switch {
+	case isNew && d.hasSettings && lockedBy(state) == "" && !exists(filepath.Join(state, "agent.sock")):
+		d.skip("socket", "no agent runs on "+state+", nor did one before")
+		return
+	case !isThere:
+		d.add("socket", false, "no agent runs on "+state, "start `agent run`, or check --state")
+		return
+	}
 	var r report
 	err := ask(cmd, d.settings.state, http.MethodGet, "/status", nil, &r, answerTime)
 	if err == nil && r.Status == nil {
@@ -280,6 +393,15 @@ func (d *doctor) checkSocket() {
 	d.check("engine", err, path+" is a socket that can be written")
 }
 
+// anyRules returns the rules, or where --environment is wrong those of another environment,
+// nil if there is no schema either.
+func (d *doctor) anyRules() *schema.Rules {
+	if declared := d.settings.declared; d.rules == nil && declared != nil {
+		return declared.For(declared.Environments()[0])
+	}
+	return d.rules
+}
+
 func (d *doctor) checkServer(ctx context.Context) {
 	switch {
 	case d.running != nil:
@@ -292,10 +414,11 @@ func (d *doctor) checkServer(ctx context.Context) {
 		} else {
 			d.add("server", true, text, "")
 		}
-	case d.engineSocket() == "" || d.rules == nil:
+	case d.engineSocket() == "" || d.anyRules() == nil:
 		d.skip("server", "not asked: no agent runs, and the settings of agent run are not given")
 	default:
-		opt := dtesn.Options{Socket: d.settings.engine, Rules: d.rules, Timeout: d.settings.engineTimeout, ReadOnly: true}
+		rules := d.anyRules()
+		opt := dtesn.Options{Socket: d.settings.engine, Rules: rules, Timeout: d.settings.engineTimeout, ReadOnly: true}
 		if d.settings.engineUID >= 0 {
 			uid := uint32(d.settings.engineUID) //nolint:gosec // it was checked
 			opt.UID = &uid
@@ -304,7 +427,7 @@ func (d *doctor) checkServer(ctx context.Context) {
 		reading, err := client.Read(ctx)
 		_ = client.Close()
 		text := fmt.Sprintf("answers as %s with %d parameters", reading.Environment, reading.Parameters.Len())
-		for _, p := range d.rules.Parameters() {
+		for _, p := range rules.Parameters() {
 			if err == nil && p.Required && !reading.Knows(p.Name) {
 				err = problem.New("", fmt.Errorf("the engine does not know %s", p.Name), "upgrade the server, or take the parameter out of the schema")
 			}
@@ -324,21 +447,34 @@ func (d *doctor) checkSource(ctx context.Context) {
 		} else {
 			d.add("source", checks.SourceFresh, text, "see the agent's log: the source was not read for long")
 		}
-	case d.rules == nil:
+	case s.config == "" && s.git.repo == "" || d.anyRules() == nil:
 		d.skip("source", "not read: no agent runs, and the settings of agent run are not given")
 	case s.git.repo != "":
-		d.check("source", d.lookAtRepository(ctx), s.git.repo+" has a valid document at "+s.git.ref)
+		d.checkRead(d.lookAtRepository(ctx), s.git.repo+" has a valid document at "+s.git.ref)
 	default:
-		w := &workspaceEdit{flags: &editFlags{root: s.config}, schema: d.rules.Schema()}
-		_, _, err := w.load(d.rules.Environment(), false)
-		d.check("source", invalidSource(err, s.config), s.config+" is valid for "+s.environment)
+		d.checkRead(d.lookAtDirectory(), s.config+" is valid for "+s.environment)
 	}
 }
 
-// invalidSource gives violations a hint.
-func invalidSource(err error, root string) error {
+// checkRead adds how a source was read that no agent reads.
+func (d *doctor) checkRead(err error, text string) {
+	if err == nil && d.rules == nil {
+		d.skip("source", "can be read; not checked without a valid --environment")
+		return
+	}
+	d.check("source", err, text)
+}
+
+// lookAtDirectory reads the directory once, as the agent would.
+func (d *doctor) lookAtDirectory() error {
+	root, declared := d.settings.config, d.settings.declared
+	if d.rules == nil && len((&review{schema: declared, root: root}).environmentsIn(root)) > 0 {
+		return nil
+	}
+	w := &workspaceEdit{flags: &editFlags{root: root}, schema: declared}
+	_, _, err := w.load(d.anyRules().Environment(), false)
 	if found := (*schema.Violations)(nil); errors.As(err, &found) {
-		return problem.New("", found, "agent validate "+problem.ShellWord(root)+" shows all of it")
+		err = problem.New("", found, configHint(declared, root, "agent validate "+problem.ShellWord(root)+" shows all of it"))
 	}
 	return err
 }
@@ -346,12 +482,16 @@ func invalidSource(err error, root string) error {
 // A firstLook is a watcher.Sink that takes one thing.
 type firstLook struct {
 	result chan error
-	rules  *schema.Rules
+	rules  *schema.Rules // nil if the document need not be valid
 }
 
 func (l *firstLook) Document(doc *document.Document) {
 	if doc.Refused != nil {
 		l.SourceError(problem.New("", errors.New(doc.Refused.Reason), doc.Refused.Hint))
+		return
+	}
+	if l.rules == nil {
+		l.SourceError(nil)
 		return
 	}
 	_, violations := l.rules.Review(doc.Input(""))
@@ -381,7 +521,7 @@ func (d *doctor) lookAtRepository(ctx context.Context) error {
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
 	source, err := watcher.NewGit(watcher.GitOptions{
-		Repo: g.repo, Ref: g.ref, Dir: d.settings.config, Environment: d.rules.Environment(), Poll: g.poll, Scratch: scratch,
+		Repo: g.repo, Ref: g.ref, Dir: d.settings.config, Environment: d.anyRules().Environment(), Poll: g.poll, Scratch: scratch,
 		Access: g.access, AllowInsecure: g.insecure, Verify: watcher.VerifyMode(g.verify), Signers: g.signers, AllowRewind: true,
 	})
 	if err != nil {

@@ -55,7 +55,8 @@ func newEdit(flags *editFlags, s *schema.Schema, path string) (*workspaceEdit, e
 	w := &workspaceEdit{flags: flags, schema: s, path: path}
 	var err error
 	if w.before, err = watcher.ReadFile(flags.root, path); errors.Is(err, fs.ErrNotExist) {
-		err = problem.New("", fmt.Errorf("there is no %s", filepath.Join(flags.root, path)), "name the configuration directory with --config, and a file that is there with --layer")
+		err = problem.New("", fmt.Errorf("there is no %s", filepath.Join(flags.root, path)),
+			configHint(s, flags.root, "name the configuration directory with --config, and a file that is there with --layer"))
 	}
 	w.after = w.before
 	return w, err

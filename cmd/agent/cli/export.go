@@ -50,7 +50,8 @@ Experiments are left out there.
         "provenance": {NAME: {"file", "line", "column", "layer", "commit"}}}
   env   NAME=VALUE lines, quoted for a shell; provenance in comments
 
-agent set --from takes each of them back.`,
+Files of --config are named as from the current directory. agent set --from
+takes each format back.`,
 		Example: `  agent export --state /var/lib/dtesn-agent > running.yaml
   agent export 15 --state /var/lib/dtesn-agent --format json
   agent export v1.2 --environment production --config config --format env`,
@@ -126,10 +127,19 @@ func exportFiles(cmd *cobra.Command, open func() (*schema.Schema, error), enviro
 	if err != nil {
 		return nil, err
 	}
+	if len(in.Files) == 0 {
+		return nil, problem.New("", fmt.Errorf("%s has neither %s nor %s", root, schema.BaseFile, env.File()), configHint(s, root, "name the directory with "+schema.BaseFile))
+	}
 	config, violations := s.For(env).Review(in)
 	if violations != nil {
 		w.printViolations(cmd, violations)
 		return nil, &failure{exitInvalid, fmt.Errorf("%s is not valid", env)}
+	}
+	for name, o := range config.Provenance {
+		if o.File != "" {
+			o.File = filepath.Join(root, o.File)
+			config.Provenance[name] = o
+		}
 	}
 	return &export{Environment: env, Revision: in.Commit, Parameters: config.Parameters, Provenance: config.Provenance}, nil
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -171,6 +172,7 @@ func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.noteEdits(cmd, to)
 	if p.against != "" {
 		return p.compareRunning(cmd, to)
 	}
@@ -321,6 +323,33 @@ func (p *planner) relate(cmd *cobra.Command, from, to *side) error {
 			p.to, p.from)
 	}
 	return nil
+}
+
+// noteEdits says that the configuration of the work tree is not the one of HEAD.
+func (p *planner) noteEdits(cmd *cobra.Command, to *side) {
+	root := filepath.Join(p.repo, p.config)
+	if p.to != "HEAD" || to.revision == nil || p.opened.IsBare() || !exists(root) {
+		return
+	}
+	paths := []string{schema.BaseFile}
+	for _, env := range p.schema.Environments() {
+		paths = append(paths, env.File())
+	}
+	for _, name := range append(templatesOf(namesIn(filepath.Join(root, templatesDir))), to.templates...) {
+		paths = append(paths, templatesDir+"/"+name+yamlExtension)
+	}
+	for _, path := range paths {
+		now, errNow := watcher.ReadFile(root, path)
+		committed, errThen := to.file(path)
+		if bytes.Equal(now.Bytes, committed.Bytes) && (errNow == nil) == (errThen == nil) {
+			continue
+		}
+		if !strings.HasPrefix(root, ".") && !filepath.IsAbs(root) {
+			root = "./" + root
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "note: the work tree has changes that are not committed; to see them: --to %s\n", problem.ShellWord(root))
+		return
+	}
 }
 
 // locate names the files of a plan from where the reader stands.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ import (
 type settings struct {
 	environment, config       string
 	schema                    string
-	rules                     *schema.Rules // of the schema, for the environment; see check
+	declared                  *schema.Schema // of that file; see check
+	rules                     *schema.Rules  // of the schema, for the environment; see check
 	git                       gitSettings
 	engine                    string
 	embedded                  bool
@@ -165,44 +167,54 @@ func checkSourceURL(template string) error {
 }
 
 // check finds what is wrong with the settings before anything is touched.
-func (s *settings) check(ctx context.Context) error {
+func (s *settings) check(ctx context.Context) error { return cmp.Or(s.problems(ctx)...) }
+
+// problems returns all that is wrong with the settings. Without any, rules are set.
+func (s *settings) problems(ctx context.Context) (found []error) {
+	wrong := func(err error) {
+		if err != nil {
+			found = append(found, err)
+		}
+	}
 	declared, err := openSchema(ctx, s.schema)
-	if err != nil {
-		return err
+	wrong(err)
+	names := "those of the schema"
+	if err == nil {
+		s.declared, names = declared, environmentNames(declared)
 	}
 	needs := []struct{ name, value, hint string }{
-		{"environment", s.environment, "one of " + environmentNames(declared)},
+		{"environment", s.environment, "one of " + names},
 		{"config", s.config + s.git.repo, "the directory with base.yaml, such as examples/config; or a git repository, with --repo"},
 		{"state", s.state, "a directory that is this agent's alone, such as /var/lib/dtesn-agent"},
 		{"instance", s.instance, "a name for this instance; this machine has no host name to take"},
 	}
 	for _, n := range needs {
 		if n.value == "" {
-			return usageHint(n.hint, "--%s is needed", n.name)
+			wrong(usageHint(n.hint, "--%s is needed", n.name))
 		}
 	}
-	env, err := declared.ParseEnvironment(s.environment)
-	if err != nil {
-		return usage("--environment: %w", err)
+	if declared != nil && s.environment != "" {
+		if env, err := declared.ParseEnvironment(s.environment); err != nil {
+			wrong(usage("--environment: %w", err))
+		} else {
+			s.rules = declared.For(env)
+		}
 	}
-	s.rules = declared.For(env)
-	if err := s.git.check(); err != nil {
-		return err
-	}
-	if s.git.repo == "" && inside(s.state, s.config) {
-		return usageHint("choose a directory outside: the configuration is watched and belongs to a repository of its own", "--state: %s lies in the configuration directory %s", s.state, s.config)
+	wrong(s.git.check())
+	if s.git.repo == "" && s.config != "" && inside(s.state, s.config) {
+		wrong(usageHint("choose a directory outside: the configuration is watched and belongs to a repository of its own", "--state: %s lies in the configuration directory %s", s.state, s.config))
 	}
 	switch {
 	case s.embedded && s.engine != "":
-		return usageHint("choose the server's socket or the engine inside", "--engine and --embedded-engine exclude each other")
+		wrong(usageHint("choose the server's socket or the engine inside", "--engine and --embedded-engine exclude each other"))
 	case !s.embedded && s.engine == "":
-		return usageHint("the server's socket, or --embedded-engine to try things out", "--engine is needed")
+		wrong(usageHint("the server's socket, or --embedded-engine to try things out", "--engine is needed"))
 	}
 	if strings.Contains(s.engine, "://") {
-		return usageHint("start the server with a socket (uvicorn: --uds PATH) and name its path", "--engine: %q is an address, and the server is reached by a Unix socket", s.engine)
+		wrong(usageHint("start the server with a socket (uvicorn: --uds PATH) and name its path", "--engine: %q is an address, and the server is reached by a Unix socket", s.engine))
 	}
 	if s.once && s.observe {
-		return usage("--once and --observe exclude each other: one waits for an outcome that the other never brings")
+		wrong(usage("--once and --observe exclude each other: one waits for an outcome that the other never brings"))
 	}
 	for _, d := range []struct {
 		name  string
@@ -216,48 +228,46 @@ func (s *settings) check(ctx context.Context) error {
 		{"once-timeout", s.onceTimeout, 100 * time.Millisecond},
 	} {
 		if d.value < d.least || d.value > 24*time.Hour {
-			return usage("--%s: %s is out of range: %s to 24h", d.name, d.value, d.least)
+			wrong(usage("--%s: %s is out of range: %s to 24h", d.name, d.value, d.least))
 		}
 	}
 	if s.probation < 0 || s.probation > 24*time.Hour {
-		return usage("--probation: %s is out of range: 0 (none) to 24h", s.probation)
+		wrong(usage("--probation: %s is out of range: 0 (none) to 24h", s.probation))
 	}
 	if s.once && s.probation >= s.onceTimeout {
-		return usage("--once-timeout: %s leaves no time for --probation %s", s.onceTimeout, s.probation)
+		wrong(usage("--once-timeout: %s leaves no time for --probation %s", s.onceTimeout, s.probation))
 	}
 	if int64(s.engineUID) > math.MaxUint32-1 || s.engineUID < -1 {
-		return usage("--engine-uid: %d is no uid; -1 is any", s.engineUID)
+		wrong(usage("--engine-uid: %d is no uid; -1 is any", s.engineUID))
 	}
 	if s.maxSnapshots < 1 || s.maxSnapshots > 1000 {
-		return usage("--max-snapshots: %d is out of range: 1 to 1000", s.maxSnapshots)
+		wrong(usage("--max-snapshots: %d is out of range: 1 to 1000", s.maxSnapshots))
 	}
 	if s.keep != 0 && s.keep < s.maxSnapshots {
-		return usageHint(fmt.Sprintf("use 0 (keep all), or at least --max-snapshots, %d", s.maxSnapshots), "--prune-history: %d would leave less than a listing shows", s.keep)
+		wrong(usageHint(fmt.Sprintf("use 0 (keep all), or at least --max-snapshots, %d", s.maxSnapshots), "--prune-history: %d would leave less than a listing shows", s.keep))
 	}
 	if d := apply.DriftMode(s.drift); d != apply.DriftCorrect && d != apply.DriftReport {
-		return usage("--drift: %q is neither correct nor report", s.drift)
+		wrong(usage("--drift: %q is neither correct nor report", s.drift))
 	}
 	if err := status.CheckAddress(s.listen); err != nil {
-		return usage("--listen: %w", err)
-	}
-	if err := s.access.Check(s.listen); err != nil {
-		return usage("--listen: %w", err)
+		wrong(usage("--listen: %w", err))
+	} else if err := s.access.Check(s.listen); err != nil {
+		wrong(usage("--listen: %w", err))
 	}
 	for _, name := range s.allowedHosts {
 		if _, err := netip.ParseAddr(name); err != nil && (name == "" || strings.ContainsAny(name, ":/ *")) {
-			return usageHint("a name or an address, without scheme and port, such as status.example.com", "--allowed-hosts: invalid host %q", name)
+			wrong(usageHint("a name or an address, without scheme and port, such as status.example.com", "--allowed-hosts: invalid host %q", name))
 		}
 	}
-	if err := checkSourceURL(s.sourceURL); err != nil {
-		return err
-	}
+	wrong(checkSourceURL(s.sourceURL))
 	if s.healthListen != "" {
 		if err := status.CheckAddress(s.healthListen); err != nil {
-			return usage("--health-listen: %w", err)
+			wrong(usage("--health-listen: %w", err))
 		}
 	}
 	_, err = s.logger(io.Discard)
-	return err
+	wrong(err)
+	return found
 }
 
 // inside reports whether path is dir or lies below it.

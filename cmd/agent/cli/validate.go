@@ -425,13 +425,32 @@ func (r *review) environmentsIn(dir string) (present []schema.Environment) {
 	return present
 }
 
-func (r *review) noEnvironment() error {
-	hint := "name the configuration directory, the one with " + schema.BaseFile
+// near returns the directory beside one without an environment's file that has one: below
+// it, or above. It is "" if there is none.
+func (r *review) near() string {
+	if len(r.environmentsIn(r.root)) > 0 {
+		return ""
+	}
 	for _, name := range append(namesIn(r.root), "..") {
 		if near := filepath.Join(r.root, name); len(r.environmentsIn(near)) > 0 {
-			hint = "did you mean `agent validate " + problem.ShellWord(near) + "`?"
-			break
+			return near
 		}
+	}
+	return ""
+}
+
+// configHint names the --config that was probably meant, or returns otherwise.
+func configHint(s *schema.Schema, root, otherwise string) string {
+	if near := (&review{schema: s, root: root}).near(); near != "" {
+		return "did you mean --config " + problem.ShellWord(near) + "?"
+	}
+	return otherwise
+}
+
+func (r *review) noEnvironment() error {
+	hint := "name the configuration directory, the one with " + schema.BaseFile
+	if near := r.near(); near != "" {
+		hint = "did you mean `agent validate " + problem.ShellWord(near) + "`?"
 	}
 	var files []string
 	for _, env := range r.schema.Environments() {
