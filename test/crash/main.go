@@ -169,8 +169,8 @@ func (c *campaign) choose() (*story, string) {
 	}
 	best, most := c.stories[turn%len(c.stories)], 0
 	for _, s := range c.stories {
-		// and every other round goes to whom the most is left of
-		if left := c.table.left(s); left > most && c.rounds >= len(c.stories) && c.rounds%2 == 0 {
+		// and every other round, or each once there were kills enough, goes to whom the most is left of
+		if left := c.table.left(s); left > most && c.rounds >= len(c.stories) && (c.rounds%2 == 0 || c.table.isOver()) {
 			best, most = s, left
 		}
 	}

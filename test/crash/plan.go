@@ -132,11 +132,15 @@ func (t *table) hit(phase string, at point) {
 	t.phases[phase][at].hits++
 }
 
-// pick chooses the least tried point of a phase, by lot among equals.
+// pick chooses the least tried point of a phase, by lot among equals; none where there
+// were kills enough and this phase has no point left, so that the others come sooner.
 func (t *table) pick(phase string) *point {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	points := t.phases[phase]
+	if t.kills >= t.wanted && (strings.Contains(phase, startAfter) || open(points) == 0) {
+		return nil
+	}
 	sorted := slices.SortedFunc(maps.Keys(points), func(a, b point) int {
 		return cmp.Or(cmp.Compare(a.Call, b.Call), cmp.Compare(a.N, b.N), after(a)-after(b))
 	})
@@ -180,6 +184,13 @@ func (t *table) left(s *story) (n int) {
 		}
 	}
 	return n
+}
+
+// isOver reports whether there were so many kills as were wanted.
+func (t *table) isOver() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.kills >= t.wanted
 }
 
 // enough reports whether there were so many kills and, if all are asked for,

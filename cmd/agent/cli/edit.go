@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,9 +13,11 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/diff"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
@@ -46,14 +49,28 @@ type workspaceEdit struct {
 	flags  *editFlags
 	schema *schema.Schema
 	path   string // of the file, in the directory
+	file   string // where it is, behind links
+	lock   *os.File
 	before schema.File
 	after  schema.File
 }
 
-// newEdit reads the file at path of the directory that the flags name.
-func newEdit(flags *editFlags, s *schema.Schema, path string) (*workspaceEdit, error) {
+// newEdit reads the file at path of the directory that the flags name. It waits for another
+// edit in that directory; close lets the next one begin.
+func newEdit(ctx context.Context, flags *editFlags, s *schema.Schema, path string) (*workspaceEdit, error) {
 	w := &workspaceEdit{flags: flags, schema: s, path: path}
 	var err error
+	if dir, oerr := os.Open(flags.root); oerr == nil { // what is wrong with it, reading the file says
+		w.lock = dir
+		for unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				return w, ctx.Err()
+			}
+		}
+	}
+	w.file = resolved(filepath.Join(flags.root, path))
 	if w.before, err = watcher.ReadFile(flags.root, path); errors.Is(err, fs.ErrNotExist) {
 		err = problem.New("", fmt.Errorf("there is no %s", filepath.Join(flags.root, path)),
 			configHint(s, flags.root, "name the configuration directory with --config, and a file that is there with --layer"))
@@ -62,11 +79,13 @@ func newEdit(flags *editFlags, s *schema.Schema, path string) (*workspaceEdit, e
 	return w, err
 }
 
+func (w *workspaceEdit) close() { _ = w.lock.Close() }
+
 // input returns the files of an environment, with the edit if isEdited.
 func (w *workspaceEdit) input(env schema.Environment, isEdited bool) (schema.Input, error) {
 	in, _, err := input(env, func(path string) (schema.File, error) {
-		if isEdited && path == w.path {
-			return w.after, nil
+		if isEdited && resolved(filepath.Join(w.flags.root, path)) == w.file { // a link to it as well
+			return schema.NewFile(path, w.after.Bytes), nil
 		}
 		return watcher.ReadFile(w.flags.root, path)
 	})
@@ -184,18 +203,15 @@ func (w *workspaceEdit) finish(cmd *cobra.Command, list []consequence, subject s
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s has these values already\n", name)
 		return err
 	}
-	file, err := filepath.EvalSymlinks(name)
-	if err != nil {
-		return err
-	}
-	g := userGit{cmd: cmd, file: file}
+	g := userGit{cmd: cmd, file: w.file}
 	if w.flags.commit {
 		if err := g.check(); err != nil {
 			return err
 		}
 	}
-	if err := w.write(file); err != nil {
-		return &problem.Error{Op: "write", Place: name, Err: problem.Bare(err), Hint: "check who owns the file and its directory, and the disk"}
+	if err := w.write(); err != nil {
+		hint := cmp.Or(problem.Hint(err), "check who owns the file and its directory, and the disk")
+		return &problem.Error{Op: "write", Place: name, Err: problem.Bare(err), Hint: hint}
 	}
 	changes := lines(list)
 	for _, line := range changes {
@@ -218,7 +234,8 @@ func (w *workspaceEdit) finish(cmd *cobra.Command, list []consequence, subject s
 }
 
 // write replaces the file at once, with its mode and owner.
-func (w *workspaceEdit) write(file string) error {
+func (w *workspaceEdit) write() error {
+	file := w.file
 	info, err := os.Stat(file)
 	if err != nil {
 		return err
@@ -228,7 +245,11 @@ func (w *workspaceEdit) write(file string) error {
 		return err
 	}
 	if !bytes.Equal(now, w.before.Bytes) {
-		return errors.New("it was changed by somebody else meanwhile")
+		return problem.New("", errors.New("it was changed by somebody else meanwhile"), "run the command again")
+	}
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(file), ".agent-*.tmp")) // of an edit that was killed
+	for _, name := range left {
+		_ = os.Remove(name)
 	}
 	f, err := os.CreateTemp(filepath.Dir(file), ".agent-*.tmp")
 	if err != nil {
@@ -271,12 +292,24 @@ func (g *userGit) run(args ...string) (string, error) {
 
 // check reports whether the file can be committed without taking anything else along.
 func (g *userGit) check() error {
-	state, err := g.run("status", "--porcelain", "--", filepath.Base(g.file))
+	name := filepath.Base(g.file)
+	state, err := g.run("status", "--porcelain", "--ignored", "--untracked-files=all", "--", name)
+	if err == nil && state == "" {
+		var tag string
+		if tag, err = g.run("ls-files", "-v", "--", name); err == nil && !strings.HasPrefix(tag, "H") {
+			return problem.New("", fmt.Errorf("git does not look at %s (%s)", g.file, cmp.Or(tag, "not in the index")), "git update-index --no-assume-unchanged --no-skip-worktree, or leave --commit away")
+		}
+	}
+	if _, merr := g.run("rev-parse", "--quiet", "--verify", "MERGE_HEAD"); err == nil && merr == nil {
+		return problem.New("", errors.New("a merge is not finished, and git commits no single file then"), "finish it, or leave --commit away")
+	}
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return problem.New("", errors.New("--commit needs git, which is not installed"), "leave --commit away")
 	case err != nil:
 		return problem.New("", err, "leave --commit away where there is no git repository")
+	case strings.HasPrefix(state, "!!"):
+		return problem.New("", fmt.Errorf("git ignores %s", g.file), "see git check-ignore -v, or leave --commit away")
 	case strings.HasPrefix(state, "??"):
 		g.isNew = true
 	case state != "":
@@ -296,7 +329,11 @@ func (g *userGit) commit(subject, body string) error {
 		message = append(message, "-m", body)
 	}
 	if _, err := g.run(slices.Concat([]string{"commit", "-q", "--only"}, message, []string{"--", filepath.Base(g.file)})...); err != nil {
-		return problem.New("", fmt.Errorf("%s is changed and not committed: %w", g.file, err), "commit it yourself, or put it back with git checkout")
+		hint := "commit it yourself, or put it back with git checkout"
+		if g.isNew {
+			hint = "commit it yourself: it is staged"
+		}
+		return problem.New("", fmt.Errorf("%s is changed and not committed: %w", g.file, err), hint)
 	}
 	done, err := g.run("log", "-1", "--format=committed %h %s")
 	if err == nil {

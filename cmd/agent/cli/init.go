@@ -67,7 +67,9 @@ also has that schema. Lines marked <-- are to be filled in.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		dir := "."
 		if len(args) > 0 {
-			dir = args[0]
+			if dir = args[0]; dir == "" {
+				return usageHint("name a directory, or none for this one", "DIR is empty")
+			}
 		}
 		s, err := open()
 		if err != nil {

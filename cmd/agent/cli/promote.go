@@ -50,7 +50,8 @@ not be valid.`,
 		if source == target {
 			return usage("--from and --to are both %s", source)
 		}
-		w, err := newEdit(&flags, s, target.File())
+		w, err := newEdit(cmd.Context(), &flags, s, target.File())
+		defer w.close()
 		if err != nil {
 			return err
 		}

@@ -67,7 +67,8 @@ else.`,
 		if err != nil {
 			return err
 		}
-		w, err := newEdit(&flags, s, path)
+		w, err := newEdit(cmd.Context(), &flags, s, path)
+		defer w.close()
 		if err != nil {
 			return err
 		}
