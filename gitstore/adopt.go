@@ -59,10 +59,11 @@ func (r *repo) oldest(head *record.Record) (first place, err error) {
 	if err != nil || len(cuts) == 0 || head == nil {
 		return place{index: 1}, err
 	}
-	err = r.walk(view{head: head, first: 1}, func(p place) bool {
-		first = p
-		return !cuts[p.commit]
-	})
+	for first, err = range r.walk(view{head: head, first: 1}) {
+		if err != nil || cuts[first.commit] {
+			break
+		}
+	}
 	if err != nil && !fromDisk(err) {
 		return place{index: 1}, nil
 	}
@@ -331,11 +332,11 @@ func (s *Store) carryHold(before *record.Record) error {
 	if err != nil {
 		return fmt.Errorf("carry over a hold: %w", err)
 	}
-	e, when, err := s.encode(snap)
+	e, err := s.encode(snap)
 	if err != nil {
 		return fmt.Errorf("carry over a hold: %w", err)
 	}
-	s.add(snap, e, when)
+	s.add(snap, e)
 	return nil
 }
 

@@ -52,7 +52,7 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, _, err := s.encode(snap)
+	e, err := s.encode(snap)
 	if err != nil {
 		t.Fatal(err)
 	}

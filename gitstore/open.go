@@ -99,13 +99,10 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 // goOn makes the journal go on in a segment that was read, if it is sound, or in a new
 // one.
 func (s *Store) goOn(seg segment, live int, sound bool) error {
-	if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
-		s.journal.generation = seg.generation
-	}
+	s.journal.adopt(seg, live)
 	if !sound {
 		return s.beginSegment(s.ledger)
 	}
-	s.journal.adopt(seg, live)
 	if s.journal.isTorn(true) {
 		if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
 			s.log.Warn("the journal cannot be written anew", "error", err)
@@ -166,15 +163,8 @@ func (s *Store) setUnusableAside() (there bool, err error) {
 // load reads the records that the ledger names.
 func (s *Store) load() (err error) {
 	s.serveFromJournal()
-	if s.head, err = s.repo.named(s.ledger.Head); err != nil || s.head == nil {
-		return err
-	}
-	if s.applied, err = s.repo.named(s.ledger.Applied); err != nil {
-		return err
-	}
-	c, err := s.repo.commit(hashOf(s.head))
-	if err == nil {
-		s.headTime = c.Committer.When
+	if s.head, err = s.repo.named(s.ledger.Head); err == nil {
+		s.applied, err = s.repo.named(s.ledger.Applied)
 	}
 	return err
 }
@@ -196,33 +186,51 @@ func (s *Store) settle(ctx context.Context) error {
 	return cmp.Or(s.write(s.repo.lacking(s.ledger.entries)...), ctx.Err())
 }
 
-// mend puts right the files of the repository that are no refs and no objects.
+// mend puts right the files of the repository that are no refs and no objects. git
+// refuses to work with one that a power cut or a full disk left empty or cut short.
 func (s *Store) mend() {
 	isHash := func(line string) bool { _, ok := parseHash(line); return ok }
-	s.mendError = errors.Join(s.writeHeadAndConfig(), s.mendLines(packedFile, isPackedRef), s.mendLines(shallowFile, isHash), s.writeShallow(s.ledger.Begin))
+	s.mendError = errors.Join(
+		s.mendFile(headFile, func(string) string { return headText(s.opts.Environment) }),
+		s.mendFile(configFile, func(old string) string {
+			if strings.Contains(old, "bare = true\n") && !strings.Contains(old, "\x00") {
+				return old // with what a person wrote into it
+			}
+			return configText
+		}),
+		s.mendFile(packedFile, func(old string) string { return goodLines(old, isPackedRef) }),
+		s.mendFile(shallowFile, func(old string) string { return goodLines(old, isHash) }),
+		s.writeShallow(s.ledger.Begin))
 }
 
-// mendLines leaves those lines of a file of the repository that git can read: for one
-// that it cannot it refuses to work.
-func (s *Store) mendLines(name string, isGood func(line string) bool) error {
+// mendFile writes a file of the repository as it should be, if it is not that.
+func (s *Store) mendFile(name string, mended func(old string) string) error {
 	path := filepath.Join(s.repo.dir, name)
 	data, err := readBounded(path, maxPacked)
-	if isAbsent(err) {
+	if err != nil && !isAbsent(err) {
+		return err
+	}
+	text := mended(string(data))
+	if text == string(data) {
 		return nil
 	}
+	if len(data) > 0 && name != headFile {
+		if err := s.setTornAside(path); err != nil {
+			return err
+		}
+	}
+	return writeDurable(path, []byte(text), refPerm)
+}
+
+// goodLines returns the lines of a text that are whole and good.
+func goodLines(text string, isGood func(line string) bool) string {
 	var good strings.Builder
-	for line := range strings.Lines(string(data)) {
-		if text, whole := strings.CutSuffix(line, "\n"); whole && isGood(text) {
+	for line := range strings.Lines(text) {
+		if content, isWhole := strings.CutSuffix(line, "\n"); isWhole && isGood(content) {
 			good.WriteString(line)
 		}
 	}
-	if err != nil || good.String() == string(data) {
-		return err
-	}
-	if err := s.setTornAside(path); err != nil {
-		return err
-	}
-	return writeDurable(path, []byte(good.String()), refPerm)
+	return good.String()
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it
@@ -358,11 +366,8 @@ func (s *Store) checkIdentity() error {
 // writeMarks writes identity and format where they are not as they should be:
 // format last, for it says that all else is there.
 func (s *Store) writeMarks(format int) error {
-	text, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
-	if err == nil {
-		err = s.writeMark(identityFile, string(text)+"\n")
-	}
-	if err != nil {
+	text, _ := json.Marshal(identity{s.opts.Environment, s.opts.Instance}) // it cannot fail
+	if err := s.writeMark(identityFile, string(text)+"\n"); err != nil {
 		return err
 	}
 	if format == 1 {
@@ -456,14 +461,15 @@ func (s *Store) setAside(how func(from, to string) error, path, name, found stri
 	return nil
 }
 
-// repoFiles are HEAD and config. gc.auto is 0, for a gc that git starts by itself would
-// come at a time that nobody chose.
-func (s *Store) repoFiles() map[string]string {
-	return map[string]string{
-		"HEAD":   "ref: " + headRef(s.opts.Environment) + "\n",
-		"config": "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n",
-	}
-}
+const (
+	headFile   = "HEAD"
+	configFile = "config"
+	// configText turns gc.auto off: a gc that git starts by itself would come at a time
+	// that nobody chose.
+	configText = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
+)
+
+func headText(env schema.Environment) string { return "ref: " + headRef(env) + "\n" }
 
 // createRepository makes the repository under another name and renames it into
 // place, so that a half-made one is never taken for one.
@@ -476,8 +482,7 @@ func (s *Store) createRepository() error {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, sub), 0o755))
 	}
 	s.ledger.Marker = rand.Text()
-	files := s.repoFiles()
-	files[markerFile] = s.ledger.Marker
+	files := map[string]string{headFile: headText(s.opts.Environment), configFile: configText, markerFile: s.ledger.Marker}
 	for name, text := range files {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
@@ -491,32 +496,6 @@ func (s *Store) createRepository() error {
 		return err
 	}
 	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)})
-}
-
-// writeHeadAndConfig writes HEAD and config anew where git could not work with the
-// repository: a power cut or a full disk leaves one that is empty, or ends early. What a
-// person wrote into config stays.
-func (s *Store) writeHeadAndConfig() error {
-	for name, text := range s.repoFiles() {
-		path := filepath.Join(s.repo.dir, name)
-		data, err := readBounded(path, maxEntry)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		old := string(data)
-		if old == text || name == "config" && strings.Contains(old, "bare = true\n") && !strings.Contains(old, "\x00") {
-			continue
-		}
-		if old != "" && name == "config" {
-			if err := s.setTornAside(path); err != nil {
-				return err
-			}
-		}
-		if err := writeDurable(path, []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

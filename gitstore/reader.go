@@ -218,24 +218,22 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) (rows
 		}
 	}
 	rows = make([]record.Row, 0, min(limit, v.total()))
-	werr := r.walk(v, func(p place) bool {
-		if behind.index != 0 && p.index >= behind.index {
-			return true
+	for p, err := range r.walk(v) {
+		if err == nil && behind.index != 0 && p.index >= behind.index {
+			continue
 		}
 		var row record.Row
-		if err = ctx.Err(); err == nil {
+		if err = cmp.Or(err, ctx.Err()); err == nil {
 			row, err = r.row(v, p)
 		}
 		if err != nil {
-			return false
+			return rows, fmt.Errorf("list snapshots: %w", err)
 		}
-		rows = append(rows, row)
-		return len(rows) < limit
-	})
-	if err = cmp.Or(err, werr); err != nil {
-		err = fmt.Errorf("list snapshots: %w", err)
+		if rows = append(rows, row); len(rows) == limit {
+			break
+		}
 	}
-	return rows, err
+	return rows, nil
 }
 
 // row is the record at a place, with the outcome that its child and the applied ref
@@ -328,24 +326,36 @@ func (r *repo) find(ctx context.Context, v view, id string) (found place, err er
 		return found, err
 	}
 	if commitPrefix.MatchString(id) {
-		if found, err = r.findPrefix(ctx, v, id); err != nil || found.index != 0 {
+		found, err = r.findPrefix(ctx, v, "commit prefix", id, func(h plumbing.Hash) (string, error) { return h.String(), nil })
+		if err != nil || found.index != 0 {
 			return found, err
 		}
 	}
 	return place{}, r.unknown(v, id, index)
 }
 
-func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (found place, err error) {
-	werr := r.walk(v, func(p place) bool {
-		if err = ctx.Err(); strings.HasPrefix(p.commit.String(), prefix) {
-			if found.index != 0 {
-				err = problem.New("", &unknownError{fmt.Sprintf("commit prefix %s is not unique: records %d and %d both begin with it", prefix, found.index, p.index)}, "give more digits")
-			}
-			found = p
+// findPrefix finds the newest record whose name begins with prefix, the zero place if
+// there is none. That records of other names do, too, is an error.
+func (r *repo) findPrefix(ctx context.Context, v view, what, prefix string, name func(plumbing.Hash) (string, error)) (found place, err error) {
+	whole := ""
+	for p, err := range r.walk(v) {
+		text := ""
+		if err = cmp.Or(err, ctx.Err()); err == nil {
+			text, err = name(p.commit)
 		}
-		return err == nil
-	})
-	return found, cmp.Or(err, werr)
+		switch {
+		case err != nil && found.index != 0: // what was found is newer than what cannot be read
+			return found, nil
+		case err != nil:
+			return found, err
+		case !strings.HasPrefix(text, prefix):
+		case found.index == 0:
+			found, whole = p, text
+		case text != whole:
+			return place{}, problem.New("", &unknownError{fmt.Sprintf("%s %s is not unique: %s and %s both begin with it", what, prefix, whole, text)}, "give more digits")
+		}
+	}
+	return found, nil
 }
 
 var sourcePrefix = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
@@ -354,35 +364,22 @@ func (r *repo) lookupSource(ctx context.Context, v view, revision string) (recor
 	if !sourcePrefix.MatchString(revision) {
 		return record.Row{}, r.unknown(v, revision, 0)
 	}
-	var found place
-	var whole string
-	var err error
-	werr := r.walk(v, func(p place) bool {
-		if err = ctx.Err(); err != nil {
-			return false
-		}
-		c, cerr := r.commit(p.commit)
-		if cerr != nil {
-			err = cerr
-			return false
+	found, err := r.findPrefix(ctx, v, "revision", revision, func(h plumbing.Hash) (string, error) {
+		c, err := r.commit(h)
+		if err != nil {
+			return "", err
 		}
 		t := parseTrailers(c.Message)
-		switch brought := t[keyRevision]; {
-		case !strings.HasPrefix(brought, revision) || t[keyKind] != string(record.KindChange):
-		case found.index == 0:
-			found, whole = p, brought
-		case brought != whole:
-			err = problem.New("", &unknownError{fmt.Sprintf("revision %s is not unique: %s and %s both begin with it", revision, whole, brought)}, "give more digits")
+		if t[keyKind] != string(record.KindChange) {
+			return "", nil
 		}
-		return err == nil
+		return t[keyRevision], nil
 	})
-	switch {
-	case found.index == 0 && cmp.Or(err, werr) == nil:
-		return record.Row{}, r.unknown(v, revision, 0)
-	case err != nil:
+	if err == nil && found.index == 0 {
+		err = r.unknown(v, revision, 0)
+	}
+	if err != nil {
 		return record.Row{}, err
-	case werr != nil && found.index == 0: // what was found is newer than what cannot be read
-		return record.Row{}, werr
 	}
 	return r.row(v, found)
 }

@@ -56,7 +56,6 @@ type history struct {
 	ledger        *ledger
 	repo          *repo
 	head, applied *record.Record
-	headTime      time.Time // committer time of the head
 	lost          *record.Hold
 
 	projection *projection // what is being written to git, nil if nothing is
