@@ -246,25 +246,34 @@ func number(rec *record.Record) int {
 	return rec.Index
 }
 
+// lowest lists the records of the journal that stand on one which it does not have, the
+// newest first.
+func (s *Store) lowest() (records []*record.Record, err error) {
+	objects := s.ledger.objects()
+	for _, e := range slices.Backward(s.ledger.entries) {
+		rec, err := s.repo.snapshot(e.commit)
+		if err != nil {
+			return nil, err
+		}
+		if _, there := objects[plumbing.NewHash(rec.Parent)]; rec.Parent != "" && !there {
+			records = append(records, rec)
+		}
+	}
+	return records, nil
+}
+
 // baseAbsent reports whether a commit that the journal's records stand on is
 // missing from the repository for certain. A disk that cannot be read, or a pack
 // that cannot, proves nothing.
 func (s *Store) baseAbsent() (bool, error) {
-	for i := range s.ledger.entries {
-		e := &s.ledger.entries[i]
-		rec, err := s.repo.snapshot(e.commit)
-		if err != nil {
-			return false, err
-		}
-		if rec.Parent == "" || rec.Index <= s.ledger.First || s.ledger.find(rec.Parent) != nil {
-			continue
-		}
-		_, err = s.repo.stored(plumbing.CommitObject, plumbing.NewHash(rec.Parent))
-		if errors.Is(err, errMissing) && s.repo.packsWhole() {
+	records, err := s.lowest()
+	for _, rec := range records {
+		_, serr := s.repo.stored(plumbing.CommitObject, plumbing.NewHash(rec.Parent))
+		if rec.Index > s.ledger.First && errors.Is(serr, errMissing) && s.repo.packsWhole() {
 			return true, nil
 		}
 	}
-	return false, nil
+	return false, err
 }
 
 // rebuild begins the repository anew with the records that the journal has: those
@@ -272,17 +281,13 @@ func (s *Store) baseAbsent() (bool, error) {
 func (s *Store) rebuild() error {
 	s.ledger.Packed, s.ledger.Packs = 0, nil
 	s.ledger.First, s.ledger.Begin = 1, ""
+	records, err := s.lowest()
+	if err != nil {
+		return err
+	}
 	cuts := map[plumbing.Hash]bool{}
-	for _, e := range slices.Backward(s.ledger.entries) {
-		rec, err := s.repo.snapshot(e.commit)
-		if err != nil {
-			return err
-		}
-		if rec.Parent == "" || s.ledger.find(rec.Parent) != nil {
-			continue
-		}
-		cuts[e.commit] = true
-		if s.ledger.Begin == "" { // the newest of them is where the history of the head begins
+	for i, rec := range records {
+		if cuts[hashOf(rec)] = true; i == 0 { // where the history of the head begins
 			s.ledger.First, s.ledger.Begin = rec.Index, rec.Commit
 		}
 	}

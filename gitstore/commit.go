@@ -220,13 +220,10 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	return nil
 }
 
-// parent is the record that the next one follows, the zero Record if there is none.
-func (s *Store) parent() *record.Record { return cmp.Or(s.head, new(record.Record)) }
-
 // prepare gives a record all that is the store's to give, and checks that it can
 // follow the head.
 func (s *Store) prepare(rec record.Record) (*record.Record, error) {
-	snap, parent := cleanse(rec), s.parent()
+	snap, parent := cleanse(rec), cmp.Or(s.head, new(record.Record))
 	switch o := snap.OutcomeOf; {
 	case snap.Environment != "" && snap.Environment != s.opts.Environment:
 		return nil, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)

@@ -125,15 +125,6 @@ func (l *ledger) payload() ([]byte, error) {
 	return b, nil
 }
 
-// find returns the entry of a commit, nil if the ledger does not have it.
-func (l *ledger) find(commit string) *entry {
-	h := plumbing.NewHash(commit)
-	if i := slices.IndexFunc(l.entries, func(e entry) bool { return e.commit == h }); i >= 0 {
-		return &l.entries[i]
-	}
-	return nil
-}
-
 // A packInfo is a pack that a checkpoint wrote: the records from Low to High.
 type packInfo struct {
 	Name string `json:"name"`

@@ -26,12 +26,10 @@ import (
 // known, and is read again before anything is written. before is the head that the
 // Store had, nil at the start.
 func (s *Store) open(ctx context.Context, before *record.Record) error {
-	was, told, isOpened := s.history, len(s.repairs), s.opened
-	s.reload, s.opened = true, false // what is repaired is told once all is well
+	was, told := s.history, len(s.repairs)
+	s.reload = true // what is repaired is logged once all is well
 	s.history = history{journal: journal{dir: s.opts.Dir, live: -1}, repo: newRepo(s.opts.Dir, s.opts.Environment)}
-	err := s.read(ctx, before)
-	s.opened = isOpened
-	if err != nil {
+	if err := s.read(ctx, before); err != nil {
 		s.history, s.repairs = was, s.repairs[:told]
 		return err
 	}
@@ -171,11 +169,6 @@ func (s *Store) load() (err error) {
 
 // settle brings the repository in line with the ledger.
 func (s *Store) settle(ctx context.Context) error {
-	if reason := s.ledger.Facts[lostFact]; reason != nil {
-		s.lost = new(record.Hold)
-		_ = json.Unmarshal(reason, s.lost)
-		s.lost.Paused = true
-	}
 	if s.lock.killed {
 		s.removeStale()
 		if err := s.removeLeftPacks(); err != nil {

@@ -76,7 +76,7 @@ func (s *Store) projected(p *projection) {
 		s.setBehind(p.written)
 		return
 	}
-	if p.kept != "" || p.found != "" && s.opened && !s.reload && s.behind == nil {
+	if p.kept != "" || p.found != "" && !s.reload && s.behind == nil {
 		s.repaired(p.found, "it names "+idOf(s.head)+" again", p.kept)
 	}
 	if s.behind != nil {
