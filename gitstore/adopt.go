@@ -108,7 +108,7 @@ func (s *Store) beginLedger(there bool, format int) error {
 	case there && !used:
 		return s.mark()
 	}
-	return s.createRepository()
+	return s.createRepository("")
 }
 
 // beginFrom makes the ledger of what the refs say; cut is as of tips.
@@ -285,16 +285,13 @@ func (s *Store) rebuild() error {
 	if err != nil {
 		return err
 	}
-	cuts := map[plumbing.Hash]bool{}
+	shallow := ""
 	for i, rec := range records {
-		if cuts[hashOf(rec)] = true; i == 0 { // where the history of the head begins
+		if shallow += rec.Commit + "\n"; i == 0 { // where the history of the head begins
 			s.ledger.First, s.ledger.Begin = rec.Index, rec.Commit
 		}
 	}
-	if err := s.createRepository(); err != nil {
-		return err
-	}
-	return s.repo.setShallow(cuts)
+	return s.createRepository(shallow)
 }
 
 // carryHold gives the ledger a note with what the record before held, where another
@@ -333,11 +330,7 @@ func (s *Store) carryHold(before *record.Record) error {
 	if hashOf(s.head) != hashOf(base) {
 		note.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
 	}
-	snap, err := s.prepare(note)
-	if err != nil {
-		return fmt.Errorf("carry over a hold: %w", err)
-	}
-	e, err := s.encode(snap)
+	snap, e, err := s.prepare(note)
 	if err != nil {
 		return fmt.Errorf("carry over a hold: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -357,22 +356,18 @@ func (s *Store) writeShallow(begin string) error {
 	if err != nil || len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)] {
 		return err
 	}
-	maps.DeleteFunc(cuts, func(h plumbing.Hash, _ bool) bool { return s.repo.inHistory(view{head: s.head, first: 1}, h) })
+	text := ""
 	if begin != "" {
-		cuts[plumbing.NewHash(begin)] = true
+		text = begin + "\n"
 	}
-	return s.repo.setShallow(cuts)
-}
-
-// setShallow writes the shallow file, durably.
-func (r *repo) setShallow(cuts map[plumbing.Hash]bool) error {
-	path := filepath.Join(r.dir, shallowFile)
-	if len(cuts) == 0 {
-		return errors.Join(os.RemoveAll(path), syncPath(r.dir))
-	}
-	var lines []string
 	for h := range cuts {
-		lines = append(lines, h.String()+"\n")
+		if h.String() != begin && !s.repo.inHistory(view{head: s.head, first: 1}, h) {
+			text += h.String() + "\n"
+		}
 	}
-	return writeDurable(path, []byte(strings.Join(lines, "")), refPerm)
+	path := filepath.Join(s.repo.dir, shallowFile)
+	if text == "" {
+		return errors.Join(os.RemoveAll(path), syncPath(s.repo.dir))
+	}
+	return writeDurable(path, []byte(text), refPerm)
 }

@@ -36,12 +36,11 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 	if err := s.ready(ctx); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	snap, err := s.prepare(rec)
+	snap, e, err := s.prepare(rec)
 	if err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	e, err := s.encode(snap)
-	if err == nil && snap.Kind == record.KindChange {
+	if snap.Kind == record.KindChange {
 		err = s.checkSpace()
 	}
 	if err == nil {
@@ -220,19 +219,19 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	return nil
 }
 
-// prepare gives a record all that is the store's to give, and checks that it can
-// follow the head.
-func (s *Store) prepare(rec record.Record) (*record.Record, error) {
+// prepare gives a record all that is the store's to give, checks that it can follow the
+// head, and encodes it.
+func (s *Store) prepare(rec record.Record) (_ *record.Record, e entry, err error) {
 	snap, parent := cleanse(rec), cmp.Or(s.head, new(record.Record))
 	switch o := snap.OutcomeOf; {
 	case snap.Environment != "" && snap.Environment != s.opts.Environment:
-		return nil, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
+		return nil, e, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
 	case snap.Instance != "" && snap.Instance != s.opts.Instance:
-		return nil, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
+		return nil, e, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
 	case !snap.Kind.Candidate() && (snap.Kind != record.KindRevert && snap.Kind != record.KindNote || s.head == nil):
-		return nil, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(s.head))
+		return nil, e, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(s.head))
 	case o != nil && (s.head == nil || o.ID != parent.ID || !settles(o.Outcome)):
-		return nil, fmt.Errorf("a child of %s cannot say the outcome %q of %q", idOf(s.head), o.Outcome, o.ID)
+		return nil, e, fmt.Errorf("a child of %s cannot say the outcome %q of %q", idOf(s.head), o.Outcome, o.ID)
 	}
 	now := s.opts.Now()
 	if now.Unix() < 0 {
@@ -248,7 +247,8 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 		snap.Description = snap.Source.Subject
 	}
 	snap.Description = cmp.Or(snap.Description, snap.Subject)
-	return &snap, nil
+	e, err = s.encode(&snap)
+	return &snap, e, err
 }
 
 // encode returns the objects of a record. Times of commits never go back, though the

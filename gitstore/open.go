@@ -52,14 +52,10 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	if s.ledger, seg, live, err = readLedger(s.opts.Dir); err != nil {
 		return err
 	}
-	// After a clean stop everything was on the disk: then nothing is torn.
-	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
-	if h := s.lock.head; h != "" && s.ledger != nil && h != s.ledger.Head { // it was copied back
-		seg.damaged = true
-	}
-	if format != storeFormat { // the first start was killed, or an upgrade
-		seg.damaged = false
-	}
+	// With another format the first start was killed, or an upgrade. After a clean stop
+	// everything was on the disk: then nothing is torn.
+	isOlder := s.ledger != nil && s.lock.head != "" && s.lock.head != s.ledger.Head // it was copied back
+	seg.damaged = format == storeFormat && (seg.damaged || isOlder || seg.torn && !s.lock.killed)
 	if err := s.checkIdentity(); err != nil {
 		return err
 	}
@@ -293,26 +289,22 @@ func (s *Store) readFormat() (int, error) {
 // CheckOwner reports whether another user could have prepared a state directory or its
 // journal, or can change them: Open refuses that.
 func CheckOwner(state string) error {
-	for i, path := range []string{state, segmentPath(state, 0), segmentPath(state, 1)} {
-		stat := os.Lstat
-		if i == 0 { // the directory may be a link
-			stat = os.Stat
-		}
-		info, err := stat(path)
-		switch {
-		case i > 0 && errors.Is(err, fs.ErrNotExist):
+	for i, path := range []string{state + "/", segmentPath(state, 0), segmentPath(state, 1)} { // the directory may be a link
+		info, err := os.Lstat(path)
+		if i > 0 && errors.Is(err, fs.ErrNotExist) {
 			continue
-		case err == nil && i > 0 && !info.Mode().IsRegular():
+		}
+		if err == nil && i > 0 && !info.Mode().IsRegular() {
 			err = &fs.PathError{Op: "open", Path: path, Err: errIrregular}
 		}
 		if err != nil {
 			return stateError("use", state, err)
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
+			return &problem.Error{Op: opOpen, Place: filepath.Clean(path), Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
 		}
 		if mode := info.Mode().Perm(); i == 0 && mode&0o022 != 0 { // a volume, say
-			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("others than its owner can write into it (mode %04o)", mode), Hint: "give --state a directory in it, which the agent makes with mode 0700, or chmod go-w it"}
+			return &problem.Error{Op: opOpen, Place: filepath.Clean(path), Err: fmt.Errorf("others than its owner can write into it (mode %04o)", mode), Hint: "give --state a directory in it, which the agent makes with mode 0700, or chmod go-w it"}
 		}
 	}
 	return nil
@@ -466,7 +458,7 @@ func headText(env schema.Environment) string { return "ref: " + headRef(env) + "
 
 // createRepository makes the repository under another name and renames it into
 // place, so that a half-made one is never taken for one.
-func (s *Store) createRepository() error {
+func (s *Store) createRepository(shallow string) error {
 	dir, err := os.MkdirTemp(s.opts.Dir, newRepoGlob)
 	if err != nil {
 		return err
@@ -476,6 +468,9 @@ func (s *Store) createRepository() error {
 	}
 	s.ledger.Marker = rand.Text()
 	files := map[string]string{headFile: headText(s.opts.Environment), configFile: configText, markerFile: s.ledger.Marker}
+	if shallow != "" {
+		files[shallowFile] = shallow
+	}
 	for name, text := range files {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
