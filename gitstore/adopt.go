@@ -17,7 +17,7 @@ import (
 
 // newLedger returns an empty ledger of this Store's.
 func (s *Store) newLedger() *ledger {
-	return &ledger{Environment: s.opts.Environment, Instance: s.opts.Instance, First: 1, Facts: map[string][]byte{}}
+	return &ledger{identity: s.identity(), First: 1, Facts: map[string][]byte{}}
 }
 
 // isOther reports whether the repository is not the one that the journal is about:
@@ -70,10 +70,9 @@ func (r *repo) oldest(head *record.Record) (first place, err error) {
 	return first, err
 }
 
-// beginLedger makes a ledger where the journal has none: of what the refs of the
-// repository say, which is an upgrade from format 1, a mirror in a new state
-// directory, or a journal that was lost; else of a new history. Where there was one
-// that cannot be read, the new one is lost, see Lost.
+// beginLedger makes a ledger where the journal has none: of what the refs say, which is
+// an upgrade from format 1, a mirror in a new state directory, or a journal that was
+// lost; else of a new history, which is lost if there was one that cannot be read.
 func (s *Store) beginLedger(there bool, format int) error {
 	s.ledger = s.newLedger()
 	if was, err := exists(filepath.Join(s.opts.Dir, "lost")); err != nil || was && format == 1 {
@@ -114,7 +113,7 @@ func (s *Store) beginLedger(there bool, format int) error {
 // beginFrom makes the ledger of what the refs say; cut is as of tips.
 func (s *Store) beginFrom(v view, cut bool, format int) error {
 	if !s.isOwn(v.head) {
-		s.ledger.Environment, s.ledger.Instance = v.head.Environment, v.head.Instance
+		s.ledger.identity = identity{v.head.Environment, v.head.Instance}
 		return s.checkIdentity()
 	}
 	if format == storeFormat {
@@ -129,7 +128,7 @@ func (s *Store) beginFrom(v view, cut bool, format int) error {
 }
 
 func (s *Store) isOwn(rec *record.Record) bool {
-	return rec != nil && rec.Environment == s.opts.Environment && rec.Instance == s.opts.Instance
+	return rec != nil && s.identity() == identity{rec.Environment, rec.Instance}
 }
 
 // isUsed reports whether anything was ever recorded in the repository, as far as
@@ -188,8 +187,7 @@ func (s *Store) mark() error {
 
 // takeRefs takes the history that the refs name in place of the journal's, if it is
 // that of another repository, or newer: the journal was damaged or copied back, or a
-// backup was copied while the agent ran. A moved applied ref is believed only if the
-// journal is doubtful.
+// backup was copied while the agent ran.
 func (s *Store) takeRefs(head *record.Record, doubtful bool) (took bool, err error) {
 	other := s.repo.isOther(s.ledger)
 	ref, err := s.repo.readRef(headRef(s.opts.Environment))

@@ -53,7 +53,7 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 		return err
 	}
 	// With another format the first start was killed, or an upgrade. After a clean stop
-	// everything was on the disk: then nothing is torn.
+	// nothing is torn.
 	isOlder := s.ledger != nil && s.lock.head != "" && s.lock.head != s.ledger.Head // it was copied back
 	seg.damaged = format == storeFormat && (seg.damaged || isOlder || seg.torn && !s.lock.killed)
 	if err := s.checkIdentity(); err != nil {
@@ -310,11 +310,13 @@ func CheckOwner(state string) error {
 	return nil
 }
 
-// An identity is what <state>/identity holds: whose state directory it is.
+// An identity says whose a history is; <state>/identity and the journal have it.
 type identity struct {
 	Environment schema.Environment `json:"environment"`
 	Instance    string             `json:"instance"`
 }
+
+func (s *Store) identity() identity { return identity{s.opts.Environment, s.opts.Instance} }
 
 // readIdentity reads <state>/identity; nil if it is missing or torn, for journal
 // and records say the same.
@@ -338,9 +340,9 @@ func (s *Store) checkIdentity() error {
 		return stateError("read", s.opts.Dir, err)
 	}
 	if s.ledger != nil {
-		id = &identity{s.ledger.Environment, s.ledger.Instance}
+		id = &s.ledger.identity
 	}
-	ours := identity{s.opts.Environment, s.opts.Instance}
+	ours := s.identity()
 	if id == nil || *id == ours {
 		return nil
 	}
@@ -351,7 +353,7 @@ func (s *Store) checkIdentity() error {
 // writeMarks writes identity and format where they are not as they should be:
 // format last, for it says that all else is there.
 func (s *Store) writeMarks(format int) error {
-	text, _ := json.Marshal(identity{s.opts.Environment, s.opts.Instance}) // it cannot fail
+	text, _ := json.Marshal(s.identity()) // it cannot fail
 	if err := s.writeMark(identityFile, string(text)+"\n"); err != nil {
 		return err
 	}
@@ -390,9 +392,8 @@ func (s *Store) sweep() error {
 	return nil
 }
 
-// findRepository reports whether there is a repository. A link that leads nowhere
-// is an error: the history is on a disk that is not mounted, and a new one must
-// not be begun in its stead.
+// findRepository reports whether there is a repository. A link that leads nowhere is an
+// error: the history is on a disk that is not mounted.
 func (s *Store) findRepository(format int) (bool, error) {
 	path := s.repo.dir
 	info, err := os.Stat(path)

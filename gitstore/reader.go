@@ -22,11 +22,9 @@ import (
 // defaultPage is how many records a listing without a limit has.
 const defaultPage = 50
 
-// A Reader reads the history of a state directory: beside a running agent, in
-// its process or in another, and without one. It takes no lock, changes
-// nothing, and is safe for concurrent use. The journal is read anew by each call;
-// records are immutable, and up to 256 stay decoded.
-// Snapshots it returns are shared and must not be changed.
+// A Reader reads the history of a state directory, beside a running agent or without
+// one. It takes no lock, changes nothing, and is safe for concurrent use. Each call reads
+// the journal again. Records that it returns are shared and must not be changed.
 type Reader struct {
 	repo *repo
 	mu   sync.Mutex // so that what was read of the journal gives way to newer things only
@@ -134,11 +132,10 @@ func (r *Reader) First() (int, error) {
 	return v.first, err
 }
 
-// List returns at most limit records, newest first, beginning behind the record
-// named before ("" for the head); limit 0 or less stands for
-// 50. A record whose content is damaged is listed with a
-// description that says so; where the history cannot be followed, the records
-// up to there come with an error.
+// List returns at most limit records (50 for 0 or less), newest first, beginning behind
+// the record named before ("" for the head). A record whose content is damaged is listed
+// with a description that says so; where the history cannot be followed, the records up
+// to there come with an error.
 func (r *Reader) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
 	v, err := r.view()
 	if err != nil {
@@ -203,10 +200,7 @@ func (e *unknownError) Error() string { return e.text }
 
 func (e *unknownError) Is(target error) bool { return target == fs.ErrNotExist }
 
-// list is the page of at most limit records, newest first, behind before.
-// A damaged record is shown as such; where the history cannot be followed any
-// further, the records up to there come with the error. It ends without one
-// where it was cut.
+// list is Reader.List of v.
 func (r *repo) list(ctx context.Context, v view, before string, limit int) (rows []record.Row, err error) {
 	if limit <= 0 {
 		limit = defaultPage
@@ -264,9 +258,8 @@ func (r *repo) row(v view, p place) (record.Row, error) {
 	return row, nil
 }
 
-// readable returns the record that a commit is. One whose commit is whole and whose
-// content is not is what the commit says of it; it is no rollback point, for its
-// parameters are not known.
+// readable returns the record that a commit is, or what the commit says of it where its
+// content is damaged: that is no rollback point, for its parameters are not known.
 func (r *repo) readable(index int, h plumbing.Hash) (*record.Record, error) {
 	rec, damage := r.snapshot(h)
 	if !errors.Is(damage, errDamaged) && !errors.Is(damage, errForeign) {
