@@ -75,10 +75,12 @@ func (r *repo) oldest(head *record.Record) (first place, err error) {
 // lost; else of a new history, which is lost if there was one that cannot be read.
 func (s *Store) beginLedger(there bool, format int) error {
 	s.ledger = s.newLedger()
-	if was, err := exists(filepath.Join(s.opts.Dir, "lost")); err != nil || was && format == 1 {
-		if err = cmp.Or(err, s.lose("an earlier version of the agent found it so, and nobody resumed")); err != nil {
-			return err
-		}
+	was, err := exists(filepath.Join(s.opts.Dir, "lost"))
+	if err != nil {
+		return err
+	}
+	if was && format == 1 {
+		s.lose("an earlier version of the agent found it so, and nobody resumed")
 	}
 	v, cut, why := view{}, false, errors.New("the repository is missing")
 	if there {
@@ -99,7 +101,7 @@ func (s *Store) beginLedger(there bool, format int) error {
 	}
 	if err == nil && (used || format == storeFormat || format != 0 && !there) {
 		s.repaired("the history cannot be read", "a new one begins, and nothing is applied until agent resume", "")
-		err = s.lose(why.Error())
+		s.lose(why.Error())
 	}
 	switch {
 	case err != nil:
@@ -120,11 +122,10 @@ func (s *Store) beginFrom(v view, cut bool, format int) error {
 		s.repaired("the journal is missing", "it goes on from the refs of the repository: "+idOf(v.head), "")
 		cut = cut || s.lock.killed || s.lock.head != "" && s.lock.head != v.head.Commit
 	}
-	err := s.inherit(v)
-	if err == nil && cut && format != 1 {
-		err = s.lose("the journal is missing, and newer records may be lost")
+	if cut && format != 1 {
+		s.lose("the journal is missing, and newer records may be lost")
 	}
-	return err
+	return s.inherit(v)
 }
 
 func (s *Store) isOwn(rec *record.Record) bool {
@@ -229,9 +230,7 @@ func (s *Store) takeRefs(head *record.Record, doubtful bool) (took bool, err err
 		s.ledger.set(lostFact, nil)
 	}
 	if other && cut {
-		if err := s.lose("the head of the repository that was put back is missing"); err != nil {
-			return false, err
-		}
+		s.lose("the head of the repository that was put back is missing")
 	}
 	return true, s.inherit(v)
 }
@@ -303,11 +302,13 @@ func (s *Store) carryHold(before *record.Record) error {
 	s.repaired(fmt.Sprintf("another history is in the place of the one at %s", idOf(before)), "it goes on from "+idOf(s.head), "")
 	switch {
 	case s.head == nil:
-		return s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
+		s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
+		return nil
 	case before.Held == nil:
 		return nil
 	case s.applied == nil:
-		return s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
+		s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
+		return nil
 	}
 	held, base := *before.Held, s.applied
 	held.Entries = slices.Clone(held.Entries)

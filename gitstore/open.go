@@ -136,9 +136,9 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	}
 	if seg.damaged {
 		s.repaired("the journal is damaged", "it goes on from what is left of it and from the refs of the repository", "")
-		err = s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
+		s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
 	}
-	return there && !took && !seg.damaged, err
+	return there && !took && !seg.damaged, nil
 }
 
 // setUnusableAside sets the repository aside if the journal cannot go on with it, and
@@ -255,15 +255,14 @@ func (s *Store) serveFromJournal() {
 }
 
 // lose makes Lost return a pause once the next segment begins, for the reason why.
-func (s *Store) lose(why string) error {
+func (s *Store) lose(why string) {
 	if s.ledger.Facts[lostFact] != nil {
-		return nil
+		return
 	}
 	reason := fmt.Sprintf("the history in %s cannot be read: %s", s.repo.dir, why)
 	hold := &record.Hold{Paused: true, By: "agent", Reason: problem.Line(reason, maxReason), Since: record.Unix(s.opts.Now())}
-	text, err := json.Marshal(hold)
+	text, _ := json.Marshal(hold) // it cannot fail
 	s.ledger.set(lostFact, text)
-	return err
 }
 
 // readFormat returns the format of the directory, 0 for a new one. It refuses what
