@@ -17,7 +17,7 @@ import (
 
 // newLedger returns an empty ledger of this Store's.
 func (s *Store) newLedger() *ledger {
-	return &ledger{Environment: s.opts.Environment, Instance: s.opts.Instance, First: 1, Facts: map[string][]byte{}}
+	return &ledger{identity: s.identity(), First: 1, Facts: map[string][]byte{}}
 }
 
 // isOther reports whether the repository is not the one that the journal is about:
@@ -59,26 +59,28 @@ func (r *repo) oldest(head *record.Record) (first place, err error) {
 	if err != nil || len(cuts) == 0 || head == nil {
 		return place{index: 1}, err
 	}
-	err = r.walk(view{head: head, first: 1}, func(p place) bool {
-		first = p
-		return !cuts[p.commit]
-	})
+	for first, err = range r.walk(view{head: head, first: 1}) {
+		if err != nil || cuts[first.commit] {
+			break
+		}
+	}
 	if err != nil && !fromDisk(err) {
 		return place{index: 1}, nil
 	}
 	return first, err
 }
 
-// beginLedger makes a ledger where the journal has none: of what the refs of the
-// repository say, which is an upgrade from format 1, a mirror in a new state
-// directory, or a journal that was lost; else of a new history. Where there was one
-// that cannot be read, the new one is lost, see Lost.
+// beginLedger makes a ledger where the journal has none: of what the refs say, which is
+// an upgrade from format 1, a mirror in a new state directory, or a journal that was
+// lost; else of a new history, which is lost if there was one that cannot be read.
 func (s *Store) beginLedger(there bool, format int) error {
 	s.ledger = s.newLedger()
-	if was, err := exists(filepath.Join(s.opts.Dir, "lost")); err != nil || was && format == 1 {
-		if err = cmp.Or(err, s.lose("an earlier version of the agent found it so, and nobody resumed")); err != nil {
-			return err
-		}
+	was, err := exists(filepath.Join(s.opts.Dir, "lost"))
+	if err != nil {
+		return err
+	}
+	if was && format == 1 {
+		s.lose("an earlier version of the agent found it so, and nobody resumed")
 	}
 	v, cut, why := view{}, false, errors.New("the repository is missing")
 	if there {
@@ -99,7 +101,7 @@ func (s *Store) beginLedger(there bool, format int) error {
 	}
 	if err == nil && (used || format == storeFormat || format != 0 && !there) {
 		s.repaired("the history cannot be read", "a new one begins, and nothing is applied until agent resume", "")
-		err = s.lose(why.Error())
+		s.lose(why.Error())
 	}
 	switch {
 	case err != nil:
@@ -107,28 +109,27 @@ func (s *Store) beginLedger(there bool, format int) error {
 	case there && !used:
 		return s.mark()
 	}
-	return s.createRepository()
+	return s.createRepository("")
 }
 
 // beginFrom makes the ledger of what the refs say; cut is as of tips.
 func (s *Store) beginFrom(v view, cut bool, format int) error {
 	if !s.isOwn(v.head) {
-		s.ledger.Environment, s.ledger.Instance = v.head.Environment, v.head.Instance
+		s.ledger.identity = identity{v.head.Environment, v.head.Instance}
 		return s.checkIdentity()
 	}
 	if format == storeFormat {
 		s.repaired("the journal is missing", "it goes on from the refs of the repository: "+idOf(v.head), "")
 		cut = cut || s.lock.killed || s.lock.head != "" && s.lock.head != v.head.Commit
 	}
-	err := s.inherit(v)
-	if err == nil && cut && format != 1 {
-		err = s.lose("the journal is missing, and newer records may be lost")
+	if cut && format != 1 {
+		s.lose("the journal is missing, and newer records may be lost")
 	}
-	return err
+	return s.inherit(v)
 }
 
 func (s *Store) isOwn(rec *record.Record) bool {
-	return rec != nil && rec.Environment == s.opts.Environment && rec.Instance == s.opts.Instance
+	return rec != nil && s.identity() == identity{rec.Environment, rec.Instance}
 }
 
 // isUsed reports whether anything was ever recorded in the repository, as far as
@@ -187,8 +188,7 @@ func (s *Store) mark() error {
 
 // takeRefs takes the history that the refs name in place of the journal's, if it is
 // that of another repository, or newer: the journal was damaged or copied back, or a
-// backup was copied while the agent ran. A moved applied ref is believed only if the
-// journal is doubtful.
+// backup was copied while the agent ran.
 func (s *Store) takeRefs(head *record.Record, doubtful bool) (took bool, err error) {
 	other := s.repo.isOther(s.ledger)
 	ref, err := s.repo.readRef(headRef(s.opts.Environment))
@@ -230,9 +230,7 @@ func (s *Store) takeRefs(head *record.Record, doubtful bool) (took bool, err err
 		s.ledger.set(lostFact, nil)
 	}
 	if other && cut {
-		if err := s.lose("the head of the repository that was put back is missing"); err != nil {
-			return false, err
-		}
+		s.lose("the head of the repository that was put back is missing")
 	}
 	return true, s.inherit(v)
 }
@@ -245,25 +243,34 @@ func number(rec *record.Record) int {
 	return rec.Index
 }
 
+// lowest lists the records of the journal that stand on one which it does not have, the
+// newest first.
+func (s *Store) lowest() (records []*record.Record, err error) {
+	objects := s.ledger.objects()
+	for _, e := range slices.Backward(s.ledger.entries) {
+		rec, err := s.repo.snapshot(e.commit)
+		if err != nil {
+			return nil, err
+		}
+		if _, there := objects[plumbing.NewHash(rec.Parent)]; rec.Parent != "" && !there {
+			records = append(records, rec)
+		}
+	}
+	return records, nil
+}
+
 // baseAbsent reports whether a commit that the journal's records stand on is
 // missing from the repository for certain. A disk that cannot be read, or a pack
 // that cannot, proves nothing.
 func (s *Store) baseAbsent() (bool, error) {
-	for i := range s.ledger.entries {
-		e := &s.ledger.entries[i]
-		rec, err := s.repo.snapshot(e.commit)
-		if err != nil {
-			return false, err
-		}
-		if rec.Parent == "" || rec.Index <= s.ledger.First || s.ledger.find(rec.Parent) != nil {
-			continue
-		}
-		_, err = s.repo.stored(plumbing.CommitObject, plumbing.NewHash(rec.Parent))
-		if errors.Is(err, errMissing) && s.repo.packsWhole() {
+	records, err := s.lowest()
+	for _, rec := range records {
+		_, serr := s.repo.stored(plumbing.CommitObject, plumbing.NewHash(rec.Parent))
+		if rec.Index > s.ledger.First && errors.Is(serr, errMissing) && s.repo.packsWhole() {
 			return true, nil
 		}
 	}
-	return false, nil
+	return false, err
 }
 
 // rebuild begins the repository anew with the records that the journal has: those
@@ -271,24 +278,17 @@ func (s *Store) baseAbsent() (bool, error) {
 func (s *Store) rebuild() error {
 	s.ledger.Packed, s.ledger.Packs = 0, nil
 	s.ledger.First, s.ledger.Begin = 1, ""
-	cuts := map[plumbing.Hash]bool{}
-	for _, e := range slices.Backward(s.ledger.entries) {
-		rec, err := s.repo.snapshot(e.commit)
-		if err != nil {
-			return err
-		}
-		if rec.Parent == "" || s.ledger.find(rec.Parent) != nil {
-			continue
-		}
-		cuts[e.commit] = true
-		if s.ledger.Begin == "" { // the newest of them is where the history of the head begins
+	records, err := s.lowest()
+	if err != nil {
+		return err
+	}
+	shallow := ""
+	for i, rec := range records {
+		if shallow += rec.Commit + "\n"; i == 0 { // where the history of the head begins
 			s.ledger.First, s.ledger.Begin = rec.Index, rec.Commit
 		}
 	}
-	if err := s.createRepository(); err != nil {
-		return err
-	}
-	return s.repo.setShallow(cuts)
+	return s.createRepository(shallow)
 }
 
 // carryHold gives the ledger a note with what the record before held, where another
@@ -302,11 +302,13 @@ func (s *Store) carryHold(before *record.Record) error {
 	s.repaired(fmt.Sprintf("another history is in the place of the one at %s", idOf(before)), "it goes on from "+idOf(s.head), "")
 	switch {
 	case s.head == nil:
-		return s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
+		s.lose(fmt.Sprintf("it was replaced by an empty one; it stood at %s", idOf(before)))
+		return nil
 	case before.Held == nil:
 		return nil
 	case s.applied == nil:
-		return s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
+		s.lose("it was replaced by one without " + idOf(before) + ", which had a hold or a pause")
+		return nil
 	}
 	held, base := *before.Held, s.applied
 	held.Entries = slices.Clone(held.Entries)
@@ -327,15 +329,11 @@ func (s *Store) carryHold(before *record.Record) error {
 	if hashOf(s.head) != hashOf(base) {
 		note.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: record.Superseded}
 	}
-	snap, err := s.prepare(note)
+	snap, e, err := s.prepare(note)
 	if err != nil {
 		return fmt.Errorf("carry over a hold: %w", err)
 	}
-	e, when, err := s.encode(snap)
-	if err != nil {
-		return fmt.Errorf("carry over a hold: %w", err)
-	}
-	s.add(snap, e, when)
+	s.add(snap, e)
 	return nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -14,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/storage/memory"
 )
@@ -45,6 +43,7 @@ const (
 type checkpoint struct {
 	done    chan struct{}
 	entries []entry // what it packs
+	head    int     // index of the last of them
 	err     error
 	// What the ledger has afterwards, and packs that are not needed then.
 	packs    []packInfo
@@ -68,7 +67,7 @@ func (s *Store) advanceCheckpoint() {
 
 // beginCheckpoint begins one, unless one runs, there is nothing to pack, or no way to.
 func (s *Store) beginCheckpoint() {
-	c := &checkpoint{done: make(chan struct{}), entries: s.ledger.unpacked(), packs: slices.Clone(s.ledger.Packs)}
+	c := &checkpoint{done: make(chan struct{}), entries: s.ledger.unpacked(), head: number(s.head), packs: slices.Clone(s.ledger.Packs)}
 	// The refs are written first: a person's gc, which may have moved them, removes with
 	// the new pack what they do not name.
 	if s.checkpoint != nil || len(c.entries) == 0 || s.behind != nil || s.journal.failed || s.write() != nil || s.behind != nil {
@@ -135,57 +134,32 @@ func (c *checkpoint) pack(r *repo, largest int, log *slog.Logger) error {
 		there, err := exists(r.packPath(info.Name))
 		return err == nil && !there
 	})
-	first, err := r.snapshot(c.entries[0].commit)
-	if err != nil {
-		return err
-	}
-	last, err := r.snapshot(c.entries[len(c.entries)-1].commit)
-	if err != nil {
-		return err
-	}
-	info, from := packInfo{Low: first.Index, High: last.Index}, len(c.packs)
-	var objects []gitObject
+	info, objects := packInfo{Low: c.head - len(c.entries) + 1, High: c.head}, memory.NewStorage()
 	for _, e := range c.entries {
-		objects = append(objects, e.objects[:]...)
+		for _, o := range e.objects {
+			if _, err := objects.SetEncodedObject(memoryObject(o.t, o.content)); err != nil {
+				return err
+			}
+		}
 	}
+	from := len(c.packs)
 	for ; from > 0; from-- {
 		old := c.packs[from-1]
 		if old.High+1 != info.Low || old.records() > info.records() || old.records()+info.records() > largest {
 			break
 		}
-		more, err := r.packedObjects(old.Name)
-		if err != nil { // it is damaged: it stays as it is
-			log.Warn("joining packs failed", "error", err)
+		if err := r.unpack(old.Name, objects); err != nil { // it is damaged: it stays as it is
+			log.Warn("joining packs failed", "pack", old.Name, "error", err)
 			break
 		}
-		objects, info.Low, c.obsolete = append(objects, more...), old.Low, append(c.obsolete, old.Name)
+		info.Low, c.obsolete = old.Low, append(c.obsolete, old.Name)
 	}
+	var err error
 	if info.Name, err = r.writePack(objects); err != nil {
 		return fmt.Errorf("pack records: %w", err)
 	}
 	c.packs = append(c.packs[:from], info)
 	return nil
-}
-
-// packedObjects reads all objects of a pack, and checks its sum.
-func (r *repo) packedObjects(name string) (objects []gitObject, err error) {
-	file, err := openNow(r.packPath(name))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	storage := memory.NewStorage()
-	if err := packfile.UpdateObjectStorage(storage, file); err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	for h, o := range storage.Objects {
-		content, err := contentOf(o)
-		if err != nil {
-			return nil, err
-		}
-		objects = append(objects, gitObject{o.Type(), h, content})
-	}
-	return objects, nil
 }
 
 // goOnWith begins a segment of a ledger that names other packs, and removes those that
@@ -382,22 +356,18 @@ func (s *Store) writeShallow(begin string) error {
 	if err != nil || len(cuts) == 0 && begin == "" || len(cuts) == 1 && cuts[plumbing.NewHash(begin)] {
 		return err
 	}
-	maps.DeleteFunc(cuts, func(h plumbing.Hash, _ bool) bool { return s.repo.inHistory(view{head: s.head, first: 1}, h) })
+	text := ""
 	if begin != "" {
-		cuts[plumbing.NewHash(begin)] = true
+		text = begin + "\n"
 	}
-	return s.repo.setShallow(cuts)
-}
-
-// setShallow writes the shallow file, durably.
-func (r *repo) setShallow(cuts map[plumbing.Hash]bool) error {
-	path := filepath.Join(r.dir, shallowFile)
-	if len(cuts) == 0 {
-		return errors.Join(os.RemoveAll(path), syncPath(r.dir))
-	}
-	var lines []string
 	for h := range cuts {
-		lines = append(lines, h.String()+"\n")
+		if h.String() != begin && !s.repo.inHistory(view{head: s.head, first: 1}, h) {
+			text += h.String() + "\n"
+		}
 	}
-	return writeDurable(path, []byte(strings.Join(lines, "")), refPerm)
+	path := filepath.Join(s.repo.dir, shallowFile)
+	if text == "" {
+		return errors.Join(os.RemoveAll(path), syncPath(s.repo.dir))
+	}
+	return writeDurable(path, []byte(text), refPerm)
 }

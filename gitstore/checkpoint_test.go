@@ -186,7 +186,7 @@ func TestPrune(t *testing.T) {
 	}
 	s, repairs := f.reopen(s)
 	noRepairs(t, repairs)
-	if walked := len(s.repo.cache.parents); walked > 2 {
+	if walked := len(s.repo.parents.values); walked > 2 {
 		t.Errorf("a start walked %d records down", walked)
 	}
 	f.refsAgree(s)

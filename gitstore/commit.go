@@ -36,12 +36,11 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 	if err := s.ready(ctx); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	snap, err := s.prepare(rec)
+	snap, e, err := s.prepare(rec)
 	if err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	e, when, err := s.encode(snap)
-	if err == nil && snap.Kind == record.KindChange {
+	if snap.Kind == record.KindChange {
 		err = s.checkSpace()
 	}
 	if err == nil {
@@ -50,7 +49,7 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 	if err != nil {
 		return nil, fmt.Errorf("commit %s: %w", snap.ID, err)
 	}
-	s.add(snap, e, when)
+	s.add(snap, e)
 	if !snap.Kind.Candidate() {
 		if err := s.sync(); err != nil {
 			s.setBehind(err)
@@ -62,10 +61,10 @@ func (s *Store) Commit(ctx context.Context, rec record.Record) (*record.Record, 
 }
 
 // add makes a record the head.
-func (s *Store) add(snap *record.Record, e entry, when time.Time) {
+func (s *Store) add(snap *record.Record, e entry) {
 	snap.Commit = e.commit.String()
 	s.ledger.add(e)
-	s.head, s.headTime = snap, when
+	s.head = snap
 	s.serveFromJournal()
 }
 
@@ -211,11 +210,7 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	if retried {
 		commit = s.ledger.Head
 	}
-	switch {
-	case err != nil:
-	case retried && s.head == nil:
-		err = errors.New("the history is empty")
-	case s.ledger.Retried != commit:
+	if err == nil && s.ledger.Retried != commit {
 		err = s.set(frameMark, markPayload(markRetried, commit), true)
 	}
 	if err != nil {
@@ -224,22 +219,19 @@ func (s *Store) SetRetried(ctx context.Context, retried bool) error {
 	return nil
 }
 
-// parent is the record that the next one follows, the zero Record if there is none.
-func (s *Store) parent() *record.Record { return cmp.Or(s.head, new(record.Record)) }
-
-// prepare gives a record all that is the store's to give, and checks that it can
-// follow the head.
-func (s *Store) prepare(rec record.Record) (*record.Record, error) {
-	snap, parent := cleanse(rec), s.parent()
+// prepare gives a record all that is the store's to give, checks that it can follow the
+// head, and encodes it.
+func (s *Store) prepare(rec record.Record) (_ *record.Record, e entry, err error) {
+	snap, parent := cleanse(rec), cmp.Or(s.head, new(record.Record))
 	switch o := snap.OutcomeOf; {
 	case snap.Environment != "" && snap.Environment != s.opts.Environment:
-		return nil, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
+		return nil, e, fmt.Errorf("a record of environment %q into the history of %q", snap.Environment, s.opts.Environment)
 	case snap.Instance != "" && snap.Instance != s.opts.Instance:
-		return nil, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
+		return nil, e, fmt.Errorf("a record of instance %q into the history of %q", snap.Instance, s.opts.Instance)
 	case !snap.Kind.Candidate() && (snap.Kind != record.KindRevert && snap.Kind != record.KindNote || s.head == nil):
-		return nil, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(s.head))
+		return nil, e, fmt.Errorf("a record of kind %q cannot follow %s", snap.Kind, idOf(s.head))
 	case o != nil && (s.head == nil || o.ID != parent.ID || !settles(o.Outcome)):
-		return nil, fmt.Errorf("a child of %s cannot say the outcome %q of %q", idOf(s.head), o.Outcome, o.ID)
+		return nil, e, fmt.Errorf("a child of %s cannot say the outcome %q of %q", idOf(s.head), o.Outcome, o.ID)
 	}
 	now := s.opts.Now()
 	if now.Unix() < 0 {
@@ -255,15 +247,16 @@ func (s *Store) prepare(rec record.Record) (*record.Record, error) {
 		snap.Description = snap.Source.Subject
 	}
 	snap.Description = cmp.Or(snap.Description, snap.Subject)
-	return &snap, nil
+	e, err = s.encode(&snap)
+	return &snap, e, err
 }
 
-// encode returns the objects of a record, and the time of its commit. Times of commits
-// never go back, though the clock may: the id and snapshot.json keep the clock's.
-func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error) {
+// encode returns the objects of a record. Times of commits never go back, though the
+// clock may: the id and snapshot.json keep the clock's.
+func (s *Store) encode(snap *record.Record) (e entry, err error) {
 	text, err := encodeSnapshot(snap)
 	if err != nil {
-		return e, when, err
+		return e, err
 	}
 	e.objects[0] = newObject(plumbing.BlobObject, snap.Config.YAML())
 	e.objects[1] = newObject(plumbing.BlobObject, text)
@@ -272,28 +265,30 @@ func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error)
 		{Name: snapshotFile, Mode: filemode.Regular, Hash: e.objects[1].hash},
 	}})
 	if err != nil {
-		return e, when, err
-	}
-	when = time.Unix(int64(snap.Timestamp), 0).UTC()
-	if s.head != nil && s.headTime.After(when) {
-		when = s.headTime
+		return e, err
 	}
 	host := cmp.Or(strings.ReplaceAll(identText(snap.Instance), " ", "-"), "localhost")
 	c := &object.Commit{
-		Committer: object.Signature{Name: agentName, Email: agentName + "@" + host, When: when},
+		Committer: object.Signature{Name: agentName, Email: agentName + "@" + host, When: time.Unix(int64(snap.Timestamp), 0).UTC()},
 		TreeHash:  e.objects[2].hash,
 		Message:   message(snap, snap.Subject),
+	}
+	if s.head != nil {
+		parent, err := s.repo.commit(hashOf(s.head))
+		if err != nil {
+			return e, err
+		}
+		if c.ParentHashes = []plumbing.Hash{parent.Hash}; parent.Committer.When.After(c.Committer.When) {
+			c.Committer.When = parent.Committer.When
+		}
 	}
 	c.Author = c.Committer
 	// A revert or a note is the agent's own, whoever wrote the state that it repeats.
 	if name, mail, ok := signature(snap.Source.Author); ok && snap.Kind == record.KindChange {
 		c.Author.Name, c.Author.Email = name, mail
 	}
-	if snap.Parent != "" {
-		c.ParentHashes = []plumbing.Hash{plumbing.NewHash(snap.Parent)}
-	}
 	if e.objects[3], err = encodeObject(c); err != nil {
-		return e, when, err
+		return e, err
 	}
 	e.commit = e.objects[3].hash
 	size, most := len(e.payload()), maxEntry
@@ -303,7 +298,7 @@ func (s *Store) encode(snap *record.Record) (e entry, when time.Time, err error)
 	if size > most {
 		err = problem.New("", fmt.Errorf("encode the record: %d bytes, over %d", size, most), "declare fewer parameters or experiments")
 	}
-	return e, when, err
+	return e, err
 }
 
 // encodeSnapshot is the content of snapshot.json.

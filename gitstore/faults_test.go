@@ -48,11 +48,7 @@ func TestNothingToGitAfterAFailedSync(t *testing.T) {
 		t.Fatal(err)
 	}
 	unblock := f.blockSegment(s)
-	snap, err := s.prepare(revert(b, a, "no"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, _, err := s.encode(snap)
+	_, e, err := s.prepare(revert(b, a, "no"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -227,17 +227,22 @@ func (j *journal) begin(state []byte) error {
 		j.unsynced = nil
 	}
 	j.failed = true
-	// Both, so that an empty file is damage, and a full disk keeps no segment from
-	// beginning; that which is not live first.
-	both, next := j.live < 0 || j.isTorn(true), 0
+	files := []int{0, 1} // both, so that an empty file is damage, and a full disk keeps no segment from beginning
 	if j.live == 0 {
-		next = 1
+		files = []int{1, 0}
 	}
-	err := j.beginIn(next, state)
-	if err == nil && both {
-		err = j.beginIn(1-next, state)
+	if j.live >= 0 && !j.isTorn(true) {
+		files = files[:1]
 	}
-	return err
+	for _, file := range files {
+		j.generation++ // even if it fails: the next attempt outranks what this one leaves
+		b := encodeFrame(j.generation, 0, frameState, state)
+		if err := writeSegment(j.dir, file, b); err != nil {
+			return fmt.Errorf("begin a journal segment: %w", err)
+		}
+		j.live, j.sequence, j.end, j.failed = file, 1, int64(len(b)), false
+	}
+	return nil
 }
 
 // isTorn reports whether a file of the journal is not as large as begin makes it: a
@@ -252,16 +257,6 @@ func (j *journal) isTorn(holes bool) bool {
 		}
 	}
 	return false
-}
-
-func (j *journal) beginIn(file int, state []byte) error {
-	j.generation++ // even if it fails: the next attempt outranks what this one leaves
-	b := encodeFrame(j.generation, 0, frameState, state)
-	if err := writeSegment(j.dir, file, b); err != nil {
-		return fmt.Errorf("begin a journal segment: %w", err)
-	}
-	j.live, j.sequence, j.end, j.failed = file, 1, int64(len(b)), false
-	return nil
 }
 
 // writeSegment writes a file of the journal whole, durably: b, and zeros.

@@ -17,7 +17,7 @@ import (
 func script(t testing.TB, dir string, changes int) (*journal, map[int64]string) {
 	t.Helper()
 	j := &journal{dir: dir, live: -1}
-	l := &ledger{Environment: "production", Instance: "web-1", First: 1, Facts: map[string][]byte{}}
+	l := &ledger{identity: identity{"production", "web-1"}, First: 1, Facts: map[string][]byte{}}
 	state, err := l.payload()
 	if err != nil {
 		t.Fatal(err)

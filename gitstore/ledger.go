@@ -11,8 +11,6 @@ import (
 	"strings"
 
 	"github.com/go-git/go-git/v5/plumbing"
-
-	"dtesn-agent/schema"
 )
 
 // An entry is a record as the journal has it: its git objects, bit for bit.
@@ -83,18 +81,17 @@ func takeEntry(b []byte) (e entry, rest []byte, err error) {
 // A ledger is what the journal says: the state of its last segment with the
 // frames after it. The JSON is the head of a state frame.
 type ledger struct {
-	Environment schema.Environment `json:"environment"`
-	Instance    string             `json:"instance"`
-	Marker      string             `json:"marker"`          // content of markerFile in the repository
-	First       int                `json:"first"`           // index of the oldest record
-	Begin       string             `json:"begin,omitempty"` // its commit, if there were older ones
-	Head        string             `json:"head,omitempty"`  // a commit, as the next two
-	Applied     string             `json:"applied,omitempty"`
-	Retried     string             `json:"retried,omitempty"`
-	Facts       map[string][]byte  `json:"facts,omitempty"`    // the set frames by name
-	Packs       []packInfo         `json:"packs,omitempty"`    // of checkpoints, the oldest first
-	Obsolete    []string           `json:"obsolete,omitempty"` // packs that were joined or pruned, the last maxObsolete
-	Packed      int                `json:"packed"`             // how many of the entries are in a pack
+	identity
+	Marker   string            `json:"marker"`          // content of markerFile in the repository
+	First    int               `json:"first"`           // index of the oldest record
+	Begin    string            `json:"begin,omitempty"` // its commit, if there were older ones
+	Head     string            `json:"head,omitempty"`  // a commit, as the next two
+	Applied  string            `json:"applied,omitempty"`
+	Retried  string            `json:"retried,omitempty"`
+	Facts    map[string][]byte `json:"facts,omitempty"`    // the set frames by name
+	Packs    []packInfo        `json:"packs,omitempty"`    // of checkpoints, the oldest first
+	Obsolete []string          `json:"obsolete,omitempty"` // packs that were joined or pruned, the last maxObsolete
+	Packed   int               `json:"packed"`             // how many of the entries are in a pack
 
 	entries []entry
 }
@@ -123,15 +120,6 @@ func (l *ledger) payload() ([]byte, error) {
 		b = append(b, l.entries[i].payload()...)
 	}
 	return b, nil
-}
-
-// find returns the entry of a commit, nil if the ledger does not have it.
-func (l *ledger) find(commit string) *entry {
-	h := plumbing.NewHash(commit)
-	if i := slices.IndexFunc(l.entries, func(e entry) bool { return e.commit == h }); i >= 0 {
-		return &l.entries[i]
-	}
-	return nil
 }
 
 // A packInfo is a pack that a checkpoint wrote: the records from Low to High.

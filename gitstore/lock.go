@@ -167,14 +167,10 @@ func (s *Store) letGo(clean bool) error {
 	return lock.release(clean, head)
 }
 
-// reacquire makes sure that the state directory is still the one that was locked. A
-// disk may have been unmounted, to be repaired; the directory may have been
-// removed, moved, or restored from elsewhere. Then what was there is let go, so
-// that the disk is free for whoever repairs it, and what is there now is taken
-// as at Open. A directory without a history is not: it is what lies below a mount
-// point, or somebody is not done yet. A repository that was put in the place of
-// this one is taken too. One that others can write into by now is refused until it
-// is mended.
+// reacquire makes sure that the state directory is still the one that was locked. If it
+// was unmounted, moved or replaced, it is let go, so that the disk is free for whoever
+// repairs it, and what is there now is taken as at Open. A directory without a history
+// is not: it is what lies below a mount point, or somebody is not done yet.
 func (s *Store) reacquire(ctx context.Context) (anew bool, err error) {
 	stands := s.lock != nil && s.lock.stands()
 	if stands {

@@ -68,13 +68,11 @@ func subject(rec *record.Record, rejected string) string {
 	if rec.Kind == record.KindChange && rec.Source.Subject != "" {
 		why = problem.Line(rec.Source.Subject, maxLine)
 	}
-	text := why
+	text := cmp.Or(what, why)
 	switch {
 	case what != "" && why != "":
 		text = problem.Line(what+": "+why, maxLine)
-	case what != "":
-		text = what
-	case why != "":
+	case text != "":
 	case rec.Kind == record.KindRollback:
 		text = "Roll back"
 	case rec.Kind == record.KindNote && rec.Held == nil:

@@ -26,12 +26,10 @@ import (
 // known, and is read again before anything is written. before is the head that the
 // Store had, nil at the start.
 func (s *Store) open(ctx context.Context, before *record.Record) error {
-	was, told, isOpened := s.history, len(s.repairs), s.opened
-	s.reload, s.opened = true, false // what is repaired is told once all is well
+	was, told := s.history, len(s.repairs)
+	s.reload = true // what is repaired is logged once all is well
 	s.history = history{journal: journal{dir: s.opts.Dir, live: -1}, repo: newRepo(s.opts.Dir, s.opts.Environment)}
-	err := s.read(ctx, before)
-	s.opened = isOpened
-	if err != nil {
+	if err := s.read(ctx, before); err != nil {
 		s.history, s.repairs = was, s.repairs[:told]
 		return err
 	}
@@ -54,14 +52,10 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 	if s.ledger, seg, live, err = readLedger(s.opts.Dir); err != nil {
 		return err
 	}
-	// After a clean stop everything was on the disk: then nothing is torn.
-	seg.damaged = seg.damaged || seg.torn && !s.lock.killed
-	if h := s.lock.head; h != "" && s.ledger != nil && h != s.ledger.Head { // it was copied back
-		seg.damaged = true
-	}
-	if format != storeFormat { // the first start was killed, or an upgrade
-		seg.damaged = false
-	}
+	// With another format the first start was killed, or an upgrade. After a clean stop
+	// nothing is torn.
+	isOlder := s.ledger != nil && s.lock.head != "" && s.lock.head != s.ledger.Head // it was copied back
+	seg.damaged = format == storeFormat && (seg.damaged || isOlder || seg.torn && !s.lock.killed)
 	if err := s.checkIdentity(); err != nil {
 		return err
 	}
@@ -99,13 +93,10 @@ func (s *Store) read(ctx context.Context, before *record.Record) error {
 // goOn makes the journal go on in a segment that was read, if it is sound, or in a new
 // one.
 func (s *Store) goOn(seg segment, live int, sound bool) error {
-	if s.journal.live = live; live >= 0 { // else both files are written anew, and nothing older is left
-		s.journal.generation = seg.generation
-	}
+	s.journal.adopt(seg, live)
 	if !sound {
 		return s.beginSegment(s.ledger)
 	}
-	s.journal.adopt(seg, live)
 	if s.journal.isTorn(true) {
 		if err := s.beginSegment(s.ledger); err != nil { // on a full disk; the next append tries it again
 			s.log.Warn("the journal cannot be written anew", "error", err)
@@ -145,9 +136,9 @@ func (s *Store) choose(there bool, format int, seg segment, before **record.Reco
 	}
 	if seg.damaged {
 		s.repaired("the journal is damaged", "it goes on from what is left of it and from the refs of the repository", "")
-		err = s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
+		s.lose("the journal is damaged, and newer records, a hold or a pause may be lost")
 	}
-	return there && !took && !seg.damaged, err
+	return there && !took && !seg.damaged, nil
 }
 
 // setUnusableAside sets the repository aside if the journal cannot go on with it, and
@@ -166,26 +157,14 @@ func (s *Store) setUnusableAside() (there bool, err error) {
 // load reads the records that the ledger names.
 func (s *Store) load() (err error) {
 	s.serveFromJournal()
-	if s.head, err = s.repo.named(s.ledger.Head); err != nil || s.head == nil {
-		return err
-	}
-	if s.applied, err = s.repo.named(s.ledger.Applied); err != nil {
-		return err
-	}
-	c, err := s.repo.commit(hashOf(s.head))
-	if err == nil {
-		s.headTime = c.Committer.When
+	if s.head, err = s.repo.named(s.ledger.Head); err == nil {
+		s.applied, err = s.repo.named(s.ledger.Applied)
 	}
 	return err
 }
 
 // settle brings the repository in line with the ledger.
 func (s *Store) settle(ctx context.Context) error {
-	if reason := s.ledger.Facts[lostFact]; reason != nil {
-		s.lost = new(record.Hold)
-		_ = json.Unmarshal(reason, s.lost)
-		s.lost.Paused = true
-	}
 	if s.lock.killed {
 		s.removeStale()
 		if err := s.removeLeftPacks(); err != nil {
@@ -196,33 +175,51 @@ func (s *Store) settle(ctx context.Context) error {
 	return cmp.Or(s.write(s.repo.lacking(s.ledger.entries)...), ctx.Err())
 }
 
-// mend puts right the files of the repository that are no refs and no objects.
+// mend puts right the files of the repository that are no refs and no objects. git
+// refuses to work with one that a power cut or a full disk left empty or cut short.
 func (s *Store) mend() {
 	isHash := func(line string) bool { _, ok := parseHash(line); return ok }
-	s.mendError = errors.Join(s.writeHeadAndConfig(), s.mendLines(packedFile, isPackedRef), s.mendLines(shallowFile, isHash), s.writeShallow(s.ledger.Begin))
+	s.mendError = errors.Join(
+		s.mendFile(headFile, func(string) string { return headText(s.opts.Environment) }),
+		s.mendFile(configFile, func(old string) string {
+			if strings.Contains(old, "bare = true\n") && !strings.Contains(old, "\x00") {
+				return old // with what a person wrote into it
+			}
+			return configText
+		}),
+		s.mendFile(packedFile, func(old string) string { return goodLines(old, isPackedRef) }),
+		s.mendFile(shallowFile, func(old string) string { return goodLines(old, isHash) }),
+		s.writeShallow(s.ledger.Begin))
 }
 
-// mendLines leaves those lines of a file of the repository that git can read: for one
-// that it cannot it refuses to work.
-func (s *Store) mendLines(name string, isGood func(line string) bool) error {
+// mendFile writes a file of the repository as it should be, if it is not that.
+func (s *Store) mendFile(name string, mended func(old string) string) error {
 	path := filepath.Join(s.repo.dir, name)
 	data, err := readBounded(path, maxPacked)
-	if isAbsent(err) {
+	if err != nil && !isAbsent(err) {
+		return err
+	}
+	text := mended(string(data))
+	if text == string(data) {
 		return nil
 	}
+	if len(data) > 0 && name != headFile {
+		if err := s.setTornAside(path); err != nil {
+			return err
+		}
+	}
+	return writeDurable(path, []byte(text), refPerm)
+}
+
+// goodLines returns the lines of a text that are whole and good.
+func goodLines(text string, isGood func(line string) bool) string {
 	var good strings.Builder
-	for line := range strings.Lines(string(data)) {
-		if text, whole := strings.CutSuffix(line, "\n"); whole && isGood(text) {
+	for line := range strings.Lines(text) {
+		if content, isWhole := strings.CutSuffix(line, "\n"); isWhole && isGood(content) {
 			good.WriteString(line)
 		}
 	}
-	if err != nil || good.String() == string(data) {
-		return err
-	}
-	if err := s.setTornAside(path); err != nil {
-		return err
-	}
-	return writeDurable(path, []byte(good.String()), refPerm)
+	return good.String()
 }
 
 // readLedger reads the journal: the ledger, nil without one, and the segment that it
@@ -258,15 +255,14 @@ func (s *Store) serveFromJournal() {
 }
 
 // lose makes Lost return a pause once the next segment begins, for the reason why.
-func (s *Store) lose(why string) error {
+func (s *Store) lose(why string) {
 	if s.ledger.Facts[lostFact] != nil {
-		return nil
+		return
 	}
 	reason := fmt.Sprintf("the history in %s cannot be read: %s", s.repo.dir, why)
 	hold := &record.Hold{Paused: true, By: "agent", Reason: problem.Line(reason, maxReason), Since: record.Unix(s.opts.Now())}
-	text, err := json.Marshal(hold)
+	text, _ := json.Marshal(hold) // it cannot fail
 	s.ledger.set(lostFact, text)
-	return err
 }
 
 // readFormat returns the format of the directory, 0 for a new one. It refuses what
@@ -292,36 +288,34 @@ func (s *Store) readFormat() (int, error) {
 // CheckOwner reports whether another user could have prepared a state directory or its
 // journal, or can change them: Open refuses that.
 func CheckOwner(state string) error {
-	for i, path := range []string{state, segmentPath(state, 0), segmentPath(state, 1)} {
-		stat := os.Lstat
-		if i == 0 { // the directory may be a link
-			stat = os.Stat
-		}
-		info, err := stat(path)
-		switch {
-		case i > 0 && errors.Is(err, fs.ErrNotExist):
+	for i, path := range []string{state + "/", segmentPath(state, 0), segmentPath(state, 1)} { // the directory may be a link
+		info, err := os.Lstat(path)
+		if i > 0 && errors.Is(err, fs.ErrNotExist) {
 			continue
-		case err == nil && i > 0 && !info.Mode().IsRegular():
+		}
+		if err == nil && i > 0 && !info.Mode().IsRegular() {
 			err = &fs.PathError{Op: "open", Path: path, Err: errIrregular}
 		}
 		if err != nil {
 			return stateError("use", state, err)
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
+			return &problem.Error{Op: opOpen, Place: filepath.Clean(path), Err: fmt.Errorf("it belongs to uid %d, and the agent runs as uid %d", st.Uid, os.Geteuid()), Hint: "chown it, or choose another --state"}
 		}
 		if mode := info.Mode().Perm(); i == 0 && mode&0o022 != 0 { // a volume, say
-			return &problem.Error{Op: opOpen, Place: path, Err: fmt.Errorf("others than its owner can write into it (mode %04o)", mode), Hint: "give --state a directory in it, which the agent makes with mode 0700, or chmod go-w it"}
+			return &problem.Error{Op: opOpen, Place: filepath.Clean(path), Err: fmt.Errorf("others than its owner can write into it (mode %04o)", mode), Hint: "give --state a directory in it, which the agent makes with mode 0700, or chmod go-w it"}
 		}
 	}
 	return nil
 }
 
-// An identity is what <state>/identity holds: whose state directory it is.
+// An identity says whose a history is; <state>/identity and the journal have it.
 type identity struct {
 	Environment schema.Environment `json:"environment"`
 	Instance    string             `json:"instance"`
 }
+
+func (s *Store) identity() identity { return identity{s.opts.Environment, s.opts.Instance} }
 
 // readIdentity reads <state>/identity; nil if it is missing or torn, for journal
 // and records say the same.
@@ -345,9 +339,9 @@ func (s *Store) checkIdentity() error {
 		return stateError("read", s.opts.Dir, err)
 	}
 	if s.ledger != nil {
-		id = &identity{s.ledger.Environment, s.ledger.Instance}
+		id = &s.ledger.identity
 	}
-	ours := identity{s.opts.Environment, s.opts.Instance}
+	ours := s.identity()
 	if id == nil || *id == ours {
 		return nil
 	}
@@ -358,11 +352,8 @@ func (s *Store) checkIdentity() error {
 // writeMarks writes identity and format where they are not as they should be:
 // format last, for it says that all else is there.
 func (s *Store) writeMarks(format int) error {
-	text, err := json.Marshal(identity{s.opts.Environment, s.opts.Instance})
-	if err == nil {
-		err = s.writeMark(identityFile, string(text)+"\n")
-	}
-	if err != nil {
+	text, _ := json.Marshal(s.identity()) // it cannot fail
+	if err := s.writeMark(identityFile, string(text)+"\n"); err != nil {
 		return err
 	}
 	if format == 1 {
@@ -400,9 +391,8 @@ func (s *Store) sweep() error {
 	return nil
 }
 
-// findRepository reports whether there is a repository. A link that leads nowhere
-// is an error: the history is on a disk that is not mounted, and a new one must
-// not be begun in its stead.
+// findRepository reports whether there is a repository. A link that leads nowhere is an
+// error: the history is on a disk that is not mounted.
 func (s *Store) findRepository(format int) (bool, error) {
 	path := s.repo.dir
 	info, err := os.Stat(path)
@@ -456,18 +446,19 @@ func (s *Store) setAside(how func(from, to string) error, path, name, found stri
 	return nil
 }
 
-// repoFiles are HEAD and config. gc.auto is 0, for a gc that git starts by itself would
-// come at a time that nobody chose.
-func (s *Store) repoFiles() map[string]string {
-	return map[string]string{
-		"HEAD":   "ref: " + headRef(s.opts.Environment) + "\n",
-		"config": "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n",
-	}
-}
+const (
+	headFile   = "HEAD"
+	configFile = "config"
+	// configText turns gc.auto off: a gc that git starts by itself would come at a time
+	// that nobody chose.
+	configText = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n[gc]\n\tauto = 0\n"
+)
+
+func headText(env schema.Environment) string { return "ref: " + headRef(env) + "\n" }
 
 // createRepository makes the repository under another name and renames it into
 // place, so that a half-made one is never taken for one.
-func (s *Store) createRepository() error {
+func (s *Store) createRepository(shallow string) error {
 	dir, err := os.MkdirTemp(s.opts.Dir, newRepoGlob)
 	if err != nil {
 		return err
@@ -476,8 +467,10 @@ func (s *Store) createRepository() error {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, sub), 0o755))
 	}
 	s.ledger.Marker = rand.Text()
-	files := s.repoFiles()
-	files[markerFile] = s.ledger.Marker
+	files := map[string]string{headFile: headText(s.opts.Environment), configFile: configText, markerFile: s.ledger.Marker}
+	if shallow != "" {
+		files[shallowFile] = shallow
+	}
 	for name, text := range files {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
@@ -491,32 +484,6 @@ func (s *Store) createRepository() error {
 		return err
 	}
 	return syncPaths([]string{s.opts.Dir, filepath.Dir(s.opts.Dir)})
-}
-
-// writeHeadAndConfig writes HEAD and config anew where git could not work with the
-// repository: a power cut or a full disk leaves one that is empty, or ends early. What a
-// person wrote into config stays.
-func (s *Store) writeHeadAndConfig() error {
-	for name, text := range s.repoFiles() {
-		path := filepath.Join(s.repo.dir, name)
-		data, err := readBounded(path, maxEntry)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		old := string(data)
-		if old == text || name == "config" && strings.Contains(old, "bare = true\n") && !strings.Contains(old, "\x00") {
-			continue
-		}
-		if old != "" && name == "config" {
-			if err := s.setTornAside(path); err != nil {
-				return err
-			}
-		}
-		if err := writeDurable(path, []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // syncWhole syncs the file system on which path lies, and with it all below.

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,7 +48,11 @@ func (r *repo) packed(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error)
 
 func (r *repo) searchPacks(want plumbing.ObjectType, h plumbing.Hash) ([]byte, error) {
 	bad := plumbing.ErrObjectNotFound
-	for name, index := range r.packs.all(r.packDir()) {
+	for _, name := range r.packs.names {
+		index := r.packs.index(r.packDir(), name)
+		if index == nil {
+			continue
+		}
 		if ok, err := index.Contains(h); err != nil || !ok {
 			continue
 		}
@@ -98,11 +102,10 @@ func (r *repo) readPacked(name string, index *idxfile.MemoryIndex, want plumbing
 	return content, checkObject(want, o.Type(), h, content)
 }
 
-// packIndexes are the indexes of the packs, by the names of the packs.
+// packIndexes are the indexes of the packs.
 type packIndexes struct {
-	opened map[string]*idxfile.MemoryIndex
-	// unopened were not needed yet, the newest last: what is asked for is new, mostly.
-	unopened []string
+	names  []string                        // of the packs, the newest first: what is asked for is new, mostly
+	opened map[string]*idxfile.MemoryIndex // those that were needed; nil for one that is bad
 	// bad: one is missing, or could not be opened. It is left out, as by git: a repack was
 	// cut short. err is the disk's, which may keep the history from being found.
 	bad bool
@@ -120,41 +123,36 @@ func (p *packIndexes) list(dir string) error {
 	*p = packIndexes{opened: map[string]*idxfile.MemoryIndex{}}
 	for _, path := range paths {
 		name := strings.TrimSuffix(filepath.Base(path), ".idx")
-		info, err := os.Stat(path)
+		p.names = append(p.names, name)
 		if index := was[name]; index != nil {
 			p.opened[name] = index
-		} else if p.unopened = append(p.unopened, name); err == nil {
+		}
+		if info, err := os.Stat(path); err == nil {
 			written[name] = info.ModTime()
 		}
 	}
-	slices.SortFunc(p.unopened, func(a, b string) int { return written[a].Compare(written[b]) })
+	slices.SortFunc(p.names, func(a, b string) int { return written[b].Compare(written[a]) })
 	for _, path := range packs {
 		p.bad = p.bad || !slices.Contains(paths, strings.TrimSuffix(path, ".pack")+".idx")
 	}
 	return nil
 }
 
-// all goes through the indexes, and opens those that are not open yet as it comes to them.
-func (p *packIndexes) all(dir string) iter.Seq2[string, *idxfile.MemoryIndex] {
-	return func(yield func(string, *idxfile.MemoryIndex) bool) {
-		for name, index := range p.opened {
-			if !yield(name, index) {
-				return
-			}
-		}
-		for len(p.unopened) > 0 {
-			name := p.unopened[len(p.unopened)-1]
-			p.unopened = p.unopened[:len(p.unopened)-1]
-			index, err := openIndex(filepath.Join(dir, name+".idx"))
-			if err != nil {
-				if p.bad = true; fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {
-					p.err = fmt.Errorf("open %s: %w", name, err)
-				}
-			} else if p.opened[name] = index; !yield(name, index) {
-				return
-			}
+// index returns the index of a pack, and opens it if it is not open yet.
+func (p *packIndexes) index(dir, name string) *idxfile.MemoryIndex {
+	index, known := p.opened[name]
+	if known {
+		return index
+	}
+	index, err := openIndex(filepath.Join(dir, name+".idx"))
+	if err != nil {
+		index, p.bad = nil, true
+		if fromDisk(err) && !errors.Is(err, fs.ErrNotExist) {
+			p.err = fmt.Errorf("open %s: %w", name, err)
 		}
 	}
+	p.opened[name] = index
+	return index
 }
 
 func (r *repo) closePacks() {
@@ -186,22 +184,23 @@ func openIndex(path string) (*idxfile.MemoryIndex, error) {
 	return index, idxfile.NewDecoder(indexFile{bufio.NewReader(file), file}).Decode(index)
 }
 
+// unpack adds all objects of a pack to others, and checks its sum.
+func (r *repo) unpack(name string, objects *memory.Storage) error {
+	file, err := openNow(r.packPath(name))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	return packfile.UpdateObjectStorage(objects, file)
+}
+
 // writePack writes a pack of objects, durably, and returns its name. The index gets
 // its name first: go-git gives up on all packs for one without an index.
-func (r *repo) writePack(objects []gitObject) (name string, err error) {
-	storage := memory.NewStorage()
-	var hashes []plumbing.Hash
-	for _, o := range objects {
-		if _, there := storage.Objects[o.hash]; !there {
-			if _, err := storage.SetEncodedObject(memoryObject(o.t, o.content)); err != nil {
-				return "", err
-			}
-			hashes = append(hashes, o.hash)
-		}
-	}
+func (r *repo) writePack(objects *memory.Storage) (name string, err error) {
+	hashes := slices.SortedFunc(maps.Keys(objects.Objects), func(a, b plumbing.Hash) int { return bytes.Compare(a[:], b[:]) })
 	const window = 10 // objects that each is compared with, as in git
 	var pack, idx bytes.Buffer
-	sum, err := packfile.NewEncoder(&pack, storage, false).Encode(hashes, window)
+	sum, err := packfile.NewEncoder(&pack, objects, false).Encode(hashes, window)
 	if err != nil {
 		return "", err
 	}
@@ -222,13 +221,8 @@ func (r *repo) writePack(objects []gitObject) (name string, err error) {
 	}
 	name = "pack-" + sum.String()
 	tmpPack, err := writeTemp(r.dir, pack.Bytes(), objectPerm, true)
-	if err != nil {
-		return "", err
-	}
-	tmpIndex, err := writeTemp(r.dir, idx.Bytes(), objectPerm, true)
-	if err == nil {
-		err = os.MkdirAll(r.packDir(), 0o755)
-	}
+	tmpIndex, ierr := writeTemp(r.dir, idx.Bytes(), objectPerm, true)
+	err = errors.Join(err, ierr, os.MkdirAll(r.packDir(), 0o755))
 	if err == nil { // one after the other at once: git gc removes an index without its pack
 		err = os.Rename(tmpIndex, filepath.Join(r.packDir(), name+".idx"))
 	}

@@ -36,7 +36,7 @@ func (s *Store) project(entries ...entry) {
 	}
 	p := &projection{durable: make(chan struct{}), done: make(chan struct{}), entries: entries}
 	s.projection = p
-	repo, journal, lock, v, stamp, all := s.repo, &s.journal, s.lock, s.view(), s.stamp(), s.ledger.entries
+	repo, journal, lock, v, aside, all := s.repo, &s.journal, s.lock, s.view(), setAsideRefs+"/"+s.stamp(), s.ledger.entries
 	go func() {
 		defer close(p.done)
 		p.synced = journal.sync()
@@ -48,7 +48,7 @@ func (s *Store) project(entries ...entry) {
 			p.written = errAway
 		default:
 			if p.written = repo.writeEntries(entries); p.written == nil {
-				p.found, p.kept, p.written = repo.moveRefs(v, all, stamp)
+				p.written = p.moveRefs(repo, v, all, aside)
 			}
 		}
 	}()
@@ -76,7 +76,7 @@ func (s *Store) projected(p *projection) {
 		s.setBehind(p.written)
 		return
 	}
-	if p.kept != "" || p.found != "" && s.opened && !s.reload && s.behind == nil {
+	if p.kept != "" || p.found != "" && !s.reload && s.behind == nil {
 		s.repaired(p.found, "it names "+idOf(s.head)+" again", p.kept)
 	}
 	if s.behind != nil {
@@ -135,58 +135,61 @@ func (r *repo) writeLoose(o gitObject) error {
 
 // moveRefs makes the refs name the records of v. If the branch does not name the record
 // before the head, somebody else moved it: then git gets what it lacks of all.
-func (r *repo) moveRefs(v view, all []entry, stamp string) (found, kept string, err error) {
+func (p *projection) moveRefs(r *repo, v view, all []entry, aside string) error {
 	if v.head == nil {
-		return "", "", nil
+		return nil
 	}
 	h, err := r.readRef(headRef(r.env))
 	if fromDisk(err) {
-		return "", "", err
+		return err
 	}
 	if err != nil || h != hashOf(v.head) {
 		if err != nil || h.String() != v.head.Parent {
-			if found, kept, err = r.displace(v, h, all, stamp); err != nil {
-				return "", "", err
+			if err := p.displace(r, v, h, all, aside); err != nil {
+				return err
 			}
 		}
 		if err := r.writeRef(headRef(r.env), hashOf(v.head)); err != nil {
-			return "", "", err
+			return err
 		}
 	}
 	h, err = r.readRef(appliedRef(r.env))
 	if v.applied == nil || err == nil && h == hashOf(v.applied) {
-		return found, kept, nil
+		return nil
 	}
-	return found, kept, r.writeRef(appliedRef(r.env), hashOf(v.applied))
+	return r.writeRef(appliedRef(r.env), hashOf(v.applied))
 }
 
-// displace prepares for the branch to be moved away from h, which gets a ref below
-// refs/dtesn/set-aside if it is no record of the history.
-func (r *repo) displace(v view, h plumbing.Hash, all []entry, stamp string) (found, kept string, err error) {
+// displace prepares for the branch to be moved away from h, which gets the ref aside if
+// it is no record of the history.
+func (p *projection) displace(r *repo, v view, h plumbing.Hash, all []entry, aside string) error {
 	if err := r.writeEntries(r.lacking(all)); err != nil {
-		return "", "", err
+		return err
 	}
-	if _, err := r.stored(plumbing.AnyObject, h); errors.Is(err, errDamaged) { // it names nothing
-		return "", "", nil
-	} else if fromDisk(err) {
-		return "", "", err
+	_, err := r.stored(plumbing.AnyObject, h)
+	if errors.Is(err, errDamaged) { // it names nothing
+		return nil
+	}
+	if fromDisk(err) {
+		return err
 	}
 	if r.inHistory(v, h) {
-		return "the branch was moved to " + h.String(), "", nil
+		p.found = "the branch was moved to " + h.String()
+		return nil
 	}
-	found = "somebody else's commit " + h.String() + " on the branch"
+	p.found, p.kept = "somebody else's commit "+h.String()+" on the branch", aside
 	refs, _ := r.foreignRefs()
 	for ref, named := range refs {
 		if named == h && strings.HasPrefix(ref, setAsideRefs+"/") {
-			return found, ref, nil
+			p.kept = ref
+			return nil
 		}
 	}
-	kept = setAsideRefs + "/" + stamp
-	if err := r.writeRef(kept, h); err != nil {
-		return "", "", err
+	if err := r.writeRef(aside, h); err != nil {
+		return err
 	}
-	path := filepath.Join(r.dir, kept)
-	return found, kept, syncPaths([]string{path, filepath.Dir(path)})
+	path := filepath.Join(r.dir, aside)
+	return syncPaths([]string{path, filepath.Dir(path)})
 }
 
 // lacking returns those of the entries of which git does not have all objects, whole: a

@@ -22,11 +22,9 @@ import (
 // defaultPage is how many records a listing without a limit has.
 const defaultPage = 50
 
-// A Reader reads the history of a state directory: beside a running agent, in
-// its process or in another, and without one. It takes no lock, changes
-// nothing, and is safe for concurrent use. The journal is read anew by each call;
-// records are immutable, and up to 256 stay decoded.
-// Snapshots it returns are shared and must not be changed.
+// A Reader reads the history of a state directory, beside a running agent or without
+// one. It takes no lock, changes nothing, and is safe for concurrent use. Each call reads
+// the journal again. Records that it returns are shared and must not be changed.
 type Reader struct {
 	repo *repo
 	mu   sync.Mutex // so that what was read of the journal gives way to newer things only
@@ -134,11 +132,10 @@ func (r *Reader) First() (int, error) {
 	return v.first, err
 }
 
-// List returns at most limit records, newest first, beginning behind the record
-// named before ("" for the head); limit 0 or less stands for
-// 50. A record whose content is damaged is listed with a
-// description that says so; where the history cannot be followed, the records
-// up to there come with an error.
+// List returns at most limit records (50 for 0 or less), newest first, beginning behind
+// the record named before ("" for the head). A record whose content is damaged is listed
+// with a description that says so; where the history cannot be followed, the records up
+// to there come with an error.
 func (r *Reader) List(ctx context.Context, before string, limit int) ([]record.Row, error) {
 	v, err := r.view()
 	if err != nil {
@@ -203,10 +200,7 @@ func (e *unknownError) Error() string { return e.text }
 
 func (e *unknownError) Is(target error) bool { return target == fs.ErrNotExist }
 
-// list is the page of at most limit records, newest first, behind before.
-// A damaged record is shown as such; where the history cannot be followed any
-// further, the records up to there come with the error. It ends without one
-// where it was cut.
+// list is Reader.List of v.
 func (r *repo) list(ctx context.Context, v view, before string, limit int) (rows []record.Row, err error) {
 	if limit <= 0 {
 		limit = defaultPage
@@ -218,24 +212,22 @@ func (r *repo) list(ctx context.Context, v view, before string, limit int) (rows
 		}
 	}
 	rows = make([]record.Row, 0, min(limit, v.total()))
-	werr := r.walk(v, func(p place) bool {
-		if behind.index != 0 && p.index >= behind.index {
-			return true
+	for p, err := range r.walk(v) {
+		if err == nil && behind.index != 0 && p.index >= behind.index {
+			continue
 		}
 		var row record.Row
-		if err = ctx.Err(); err == nil {
+		if err = cmp.Or(err, ctx.Err()); err == nil {
 			row, err = r.row(v, p)
 		}
 		if err != nil {
-			return false
+			return rows, fmt.Errorf("list snapshots: %w", err)
 		}
-		rows = append(rows, row)
-		return len(rows) < limit
-	})
-	if err = cmp.Or(err, werr); err != nil {
-		err = fmt.Errorf("list snapshots: %w", err)
+		if rows = append(rows, row); len(rows) == limit {
+			break
+		}
 	}
-	return rows, err
+	return rows, nil
 }
 
 // row is the record at a place, with the outcome that its child and the applied ref
@@ -266,9 +258,8 @@ func (r *repo) row(v view, p place) (record.Row, error) {
 	return row, nil
 }
 
-// readable returns the record that a commit is. One whose commit is whole and whose
-// content is not is what the commit says of it; it is no rollback point, for its
-// parameters are not known.
+// readable returns the record that a commit is, or what the commit says of it where its
+// content is damaged: that is no rollback point, for its parameters are not known.
 func (r *repo) readable(index int, h plumbing.Hash) (*record.Record, error) {
 	rec, damage := r.snapshot(h)
 	if !errors.Is(damage, errDamaged) && !errors.Is(damage, errForeign) {
@@ -328,24 +319,36 @@ func (r *repo) find(ctx context.Context, v view, id string) (found place, err er
 		return found, err
 	}
 	if commitPrefix.MatchString(id) {
-		if found, err = r.findPrefix(ctx, v, id); err != nil || found.index != 0 {
+		found, err = r.findPrefix(ctx, v, "commit prefix", id, func(h plumbing.Hash) (string, error) { return h.String(), nil })
+		if err != nil || found.index != 0 {
 			return found, err
 		}
 	}
 	return place{}, r.unknown(v, id, index)
 }
 
-func (r *repo) findPrefix(ctx context.Context, v view, prefix string) (found place, err error) {
-	werr := r.walk(v, func(p place) bool {
-		if err = ctx.Err(); strings.HasPrefix(p.commit.String(), prefix) {
-			if found.index != 0 {
-				err = problem.New("", &unknownError{fmt.Sprintf("commit prefix %s is not unique: records %d and %d both begin with it", prefix, found.index, p.index)}, "give more digits")
-			}
-			found = p
+// findPrefix finds the newest record whose name begins with prefix, the zero place if
+// there is none. That records of other names do, too, is an error.
+func (r *repo) findPrefix(ctx context.Context, v view, what, prefix string, name func(plumbing.Hash) (string, error)) (found place, err error) {
+	whole := ""
+	for p, err := range r.walk(v) {
+		text := ""
+		if err = cmp.Or(err, ctx.Err()); err == nil {
+			text, err = name(p.commit)
 		}
-		return err == nil
-	})
-	return found, cmp.Or(err, werr)
+		switch {
+		case err != nil && found.index != 0: // what was found is newer than what cannot be read
+			return found, nil
+		case err != nil:
+			return found, err
+		case !strings.HasPrefix(text, prefix):
+		case found.index == 0:
+			found, whole = p, text
+		case text != whole:
+			return place{}, problem.New("", &unknownError{fmt.Sprintf("%s %s is not unique: %s and %s both begin with it", what, prefix, whole, text)}, "give more digits")
+		}
+	}
+	return found, nil
 }
 
 var sourcePrefix = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
@@ -354,35 +357,22 @@ func (r *repo) lookupSource(ctx context.Context, v view, revision string) (recor
 	if !sourcePrefix.MatchString(revision) {
 		return record.Row{}, r.unknown(v, revision, 0)
 	}
-	var found place
-	var whole string
-	var err error
-	werr := r.walk(v, func(p place) bool {
-		if err = ctx.Err(); err != nil {
-			return false
-		}
-		c, cerr := r.commit(p.commit)
-		if cerr != nil {
-			err = cerr
-			return false
+	found, err := r.findPrefix(ctx, v, "revision", revision, func(h plumbing.Hash) (string, error) {
+		c, err := r.commit(h)
+		if err != nil {
+			return "", err
 		}
 		t := parseTrailers(c.Message)
-		switch brought := t[keyRevision]; {
-		case !strings.HasPrefix(brought, revision) || t[keyKind] != string(record.KindChange):
-		case found.index == 0:
-			found, whole = p, brought
-		case brought != whole:
-			err = problem.New("", &unknownError{fmt.Sprintf("revision %s is not unique: %s and %s both begin with it", revision, whole, brought)}, "give more digits")
+		if t[keyKind] != string(record.KindChange) {
+			return "", nil
 		}
-		return err == nil
+		return t[keyRevision], nil
 	})
-	switch {
-	case found.index == 0 && cmp.Or(err, werr) == nil:
-		return record.Row{}, r.unknown(v, revision, 0)
-	case err != nil:
+	if err == nil && found.index == 0 {
+		err = r.unknown(v, revision, 0)
+	}
+	if err != nil {
 		return record.Row{}, err
-	case werr != nil && found.index == 0: // what was found is newer than what cannot be read
-		return record.Row{}, werr
 	}
 	return r.row(v, found)
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/go-git/go-git/v5/plumbing"
+
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema/problem"
 )
@@ -169,7 +171,7 @@ func TestReaderLookup(t *testing.T) {
 	if len(byDigit) == 20 {
 		t.Fatal("there are 16 hex digits")
 	}
-	if _, err := s.repo.findPrefix(t.Context(), s.view(), ""); err == nil || !strings.HasSuffix(err.Error(), "both begin with it") || problem.Hint(err) != "give more digits" || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.repo.findPrefix(t.Context(), s.view(), "commit prefix", "", func(h plumbing.Hash) (string, error) { return h.String(), nil }); err == nil || !strings.HasSuffix(err.Error(), "both begin with it") || problem.Hint(err) != "give more digits" || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a prefix of all: %v", err)
 	}
 	for id, want := range map[string]string{

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"regexp"
 	"strconv"
 	"strings"
@@ -59,26 +60,13 @@ func memoryObject(t plumbing.ObjectType, content []byte) *plumbing.MemoryObject 
 // snapshot reads the record that a commit is. It is immutable and shared. The
 // error is errDamaged, errForeign, or that of a disk that cannot be read.
 func (r *repo) snapshot(h plumbing.Hash) (*record.Record, error) {
-	r.cache.mu.Lock()
-	snap := r.cache.records[h]
-	r.cache.mu.Unlock()
-	if snap != nil {
-		return snap, nil
-	}
-	c, err := r.commit(h)
-	if err != nil {
-		return nil, err
-	}
-	if snap, err = r.decode(c); err != nil {
-		return nil, err
-	}
-	r.cache.mu.Lock()
-	defer r.cache.mu.Unlock()
-	if r.cache.records == nil || len(r.cache.records) >= cachedRecords {
-		r.cache.records = map[plumbing.Hash]*record.Record{}
-	}
-	r.cache.records[h] = snap
-	return snap, nil
+	return r.records.get(h, cachedRecords, func() (*record.Record, error) {
+		c, err := r.commit(h)
+		if err != nil {
+			return nil, err
+		}
+		return r.decode(c)
+	})
 }
 
 // decode reads the tree of a commit and checks that all of it is ours: the
@@ -168,32 +156,42 @@ func (r *repo) entry(h plumbing.Hash) (entry, error) {
 	return newEntry([4][]byte{files[0], files[1], files[2], content}), err
 }
 
-// A recordCache keeps records that were read, by commit, and the parents of more.
-type recordCache struct {
-	mu      sync.Mutex
-	records map[plumbing.Hash]*record.Record
-	parents map[plumbing.Hash]plumbing.Hash
+// A commitCache keeps what was read of up to limit commits.
+type commitCache[V any] struct {
+	mu     sync.Mutex
+	values map[plumbing.Hash]V
+}
+
+// get returns what read returned for a commit when it was asked last.
+func (c *commitCache[V]) get(h plumbing.Hash, limit int, read func() (V, error)) (V, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, known := c.values[h]
+	if known {
+		return v, nil
+	}
+	v, err := read()
+	if err == nil {
+		if c.values == nil || len(c.values) >= limit {
+			c.values = map[plumbing.Hash]V{}
+		}
+		c.values[h] = v
+	}
+	return v, err
 }
 
 // parent returns the first parent of a commit.
 func (r *repo) parent(h plumbing.Hash) (plumbing.Hash, error) {
-	r.cache.mu.Lock()
-	defer r.cache.mu.Unlock()
-	if parent, ok := r.cache.parents[h]; ok {
-		return parent, nil
-	}
-	c, err := r.commit(h)
-	if err != nil {
-		return plumbing.ZeroHash, err
-	}
-	if len(c.ParentHashes) == 0 {
-		return plumbing.ZeroHash, fmt.Errorf("%w: the history ends at commit %s, before its first record", errDamaged, h)
-	}
-	if r.cache.parents == nil || len(r.cache.parents) >= cachedParents {
-		r.cache.parents = map[plumbing.Hash]plumbing.Hash{}
-	}
-	r.cache.parents[h] = c.ParentHashes[0]
-	return c.ParentHashes[0], nil
+	return r.parents.get(h, cachedParents, func() (plumbing.Hash, error) {
+		c, err := r.commit(h)
+		if err != nil {
+			return h, err
+		}
+		if len(c.ParentHashes) == 0 {
+			return h, fmt.Errorf("%w: the history ends at commit %s, before its first record", errDamaged, h)
+		}
+		return c.ParentHashes[0], nil
+	})
 }
 
 // A place is where a record stands in the history: its index, its commit, and the
@@ -203,20 +201,20 @@ type place struct {
 	commit, child plumbing.Hash
 }
 
-// walk visits the records of v from the head down, until visit returns false or the
-// oldest record was visited. It reads commits alone, each once.
-func (r *repo) walk(v view, visit func(place) bool) error {
-	if v.head == nil {
-		return nil
-	}
-	for p := (place{index: v.head.Index, commit: hashOf(v.head)}); visit(p) && p.index > v.first; p.index-- {
-		parent, err := r.parent(p.commit)
-		if err != nil {
-			return fmt.Errorf("record %d: %w", p.index-1, err)
+// walk goes through the records of v from the head down to the oldest, or to the first
+// error. It reads commits alone, each once.
+func (r *repo) walk(v view) iter.Seq2[place, error] {
+	return func(yield func(place, error) bool) {
+		p := place{index: number(v.head), commit: hashOf(v.head)}
+		for v.head != nil && yield(p, nil) && p.index > v.first {
+			parent, err := r.parent(p.commit)
+			if err != nil {
+				yield(place{}, fmt.Errorf("record %d: %w", p.index-1, err))
+				return
+			}
+			p = place{p.index - 1, parent, p.commit}
 		}
-		p.commit, p.child = parent, p.commit
 	}
-	return nil
 }
 
 var errNoSuchIndex = errors.New("no record has this index")
@@ -226,9 +224,10 @@ func (r *repo) at(v view, index int) (found place, err error) {
 	if v.head == nil || index < v.first || index > v.head.Index {
 		return found, errNoSuchIndex
 	}
-	err = r.walk(v, func(p place) bool {
-		found = p
-		return p.index > index
-	})
+	for found, err = range r.walk(v) {
+		if err != nil || found.index == index {
+			break
+		}
+	}
 	return found, err
 }

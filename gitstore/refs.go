@@ -117,13 +117,9 @@ func (r *repo) foreignRefs() (map[string]plumbing.Hash, error) {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		data, err := readBounded(path, maxRef)
-		if err != nil && !errors.Is(err, errTooLarge) {
-			return err
-		}
-		ref, err := filepath.Rel(r.dir, path)
-		if h, ok := parseHash(strings.TrimSpace(string(data))); ok {
-			refs[ref] = h
+		ref := strings.TrimPrefix(path, r.dir+"/")
+		if refs[ref], err = r.readRef(ref); errors.Is(err, errTornRef) {
+			return nil
 		}
 		return err
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/format/objfile"
 
+	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 )
 
@@ -42,7 +43,8 @@ type repo struct {
 	state string // the state directory, for messages
 	env   schema.Environment
 
-	cache recordCache
+	records commitCache[*record.Record]
+	parents commitCache[plumbing.Hash]
 	// journaled are the objects that the journal has; they are read from there.
 	journaled atomic.Pointer[map[plumbing.Hash]gitObject]
 

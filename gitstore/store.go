@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,7 +48,6 @@ type Store struct {
 	history
 	reload  bool // the history could not be read whole, and has to be read again
 	repairs []record.Repair
-	opened  bool
 }
 
 // A history is what is known of the state directory.
@@ -56,8 +56,6 @@ type history struct {
 	ledger        *ledger
 	repo          *repo
 	head, applied *record.Record
-	headTime      time.Time // committer time of the head
-	lost          *record.Hold
 
 	projection *projection // what is being written to git, nil if nothing is
 	unsynced   []entry     // what it has, and maybe not on the disk
@@ -111,7 +109,6 @@ func Open(ctx context.Context, opts Options) (*Store, []record.Repair, error) {
 		return nil, nil, err
 	}
 	s.lock.marking.Wait()
-	s.opened = true
 	return s, s.Repairs(), nil
 }
 
@@ -146,7 +143,7 @@ func (s *Store) Close() error {
 		s.removeLoosePacked(len(s.packed))
 		err = errors.Join(s.mendJournal(), s.syncProjection())
 	}
-	clean := err == nil && s.lost == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
+	clean := err == nil && s.Lost() == nil && !s.reload && s.behind == nil && s.mendError == nil && !s.torn && !s.journal.failed
 	return errors.Join(err, s.letGo(clean))
 }
 
@@ -180,7 +177,7 @@ func (s *Store) Repairs() []record.Repair { return slices.Clone(s.repairs) }
 
 func (s *Store) repaired(found, did, kept string) {
 	r := record.Repair{At: record.Unix(s.opts.Now()), Found: found, Did: did, Kept: kept}
-	if s.opened {
+	if !s.reload {
 		s.logRepair(r)
 	}
 	s.repairs = append(s.repairs, r)
@@ -198,13 +195,19 @@ const lostFact = "lost"
 
 // Lost returns a pause if there was a history of which nothing can be read: what an
 // operator held is not known. It outlives restarts; ClearLost ends it.
-func (s *Store) Lost() *record.Hold { return s.lost }
+func (s *Store) Lost() *record.Hold {
+	text := s.ledger.Facts[lostFact]
+	if text == nil {
+		return nil
+	}
+	lost := new(record.Hold)
+	_ = json.Unmarshal(text, lost) // it never fails
+	lost.Paused = true
+	return lost
+}
 
 // ClearLost ends what Lost returns, durably.
 func (s *Store) ClearLost(ctx context.Context) error {
-	if s.lost == nil {
-		return nil
-	}
 	err := s.ready(ctx)
 	if err == nil {
 		err = s.setFact(lostFact, nil)
@@ -212,7 +215,6 @@ func (s *Store) ClearLost(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("end the pause: %w", err)
 	}
-	s.lost = nil
 	return nil
 }
 
