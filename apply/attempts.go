@@ -95,7 +95,7 @@ func (s *State) hasOutcome(revision string) bool {
 	case record.Rejected: // until it is held no more: then it may be what runs
 		return s.declared.config == nil || s.holds(s.hold(), s.declared.config)
 	case record.Refused:
-		return s.declared.refusal != nil // it may be trusted later, as it is
+		return s.declared.refusal != nil || s.isDenied() // it may be trusted or allowed later, as it is
 	}
 	return true
 }

@@ -49,6 +49,10 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		r.doRecheck(ctx)
 	case Assert:
 		r.doAssert(ctx, step)
+	case JudgeChange:
+		r.judgeChange(ctx)
+	case JudgeRollback:
+		r.judgeRollback(ctx, &step.Record)
 	case CheckSigner:
 		r.checkSigner(step)
 	case AskSource:
@@ -116,6 +120,7 @@ func (r *Reconciler) do(ctx context.Context, step Step) {
 		s.attemptHeld()
 	case ReportSame:
 		s.attemptUnchanged()
+		s.keepAccepted()
 	case Join:
 		outcome := s.order.openOutcome
 		s.await(step.Of)

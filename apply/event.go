@@ -29,7 +29,7 @@ const (
 	EventPaused     EventType = "paused"
 	EventResumed    EventType = "resumed"
 	EventInvalid    EventType = "invalid"
-	EventRefused    EventType = "refused" // the source does not trust a revision
+	EventRefused    EventType = "refused" // the source does not trust a revision, or the policy denies it
 	EventDrifted    EventType = "drifted" // Changes are from what is applied to what runs
 	EventEngineDown EventType = "engine_down"
 	EventEngineUp   EventType = "engine_up"
@@ -74,7 +74,8 @@ type Event struct {
 	Source      *EventSource       `json:"source,omitempty"`   // nil unless that came from git
 	Changes     []EventChange      `json:"changes,omitempty"`
 	Outcome     record.Outcome     `json:"outcome,omitempty"`
-	// Cause is who rejected, held or ordered: engine, operator, probation, hook, agent.
+	// Cause is who rejected, held, refused or ordered: engine, operator, probation, hook,
+	// agent, policy.
 	Cause       string            `json:"cause,omitempty"`
 	Reason      string            `json:"reason,omitempty"`      // one line
 	Description string            `json:"description,omitempty"` // of a record that was rejected
@@ -344,6 +345,10 @@ func count(m Metrics, e *notice) {
 		m.ValidationFailures(e.names)
 	case EventDrifted:
 		m.Drift()
+	case EventRefused:
+		if e.Cause == byPolicy {
+			m.PolicyRefusal()
+		}
 	case EventRolledBack, EventReverted, eventWayBack:
 		if e.Cause != "" {
 			m.Rollback(e.Cause)
@@ -425,5 +430,8 @@ func (o *outbox) counted(outcome record.Outcome) {
 }
 
 func (o *outbox) reply(q *request, res Result, err error) {
+	if q.policy != "" && res.SnapshotID != "" && !strings.Contains(res.Text, q.policy) {
+		res.Text += "; " + q.policy
+	}
 	o.replies = append(o.replies, func() { q.reply <- reply{res, err} })
 }

@@ -123,4 +123,5 @@ func (noMetrics) Rollback(string)             {}
 func (noMetrics) Phase(string, time.Duration) {}
 func (noMetrics) StageFailure(string)         {}
 func (noMetrics) Drift()                      {}
+func (noMetrics) PolicyRefusal()              {}
 func (noMetrics) Success(string)              {}

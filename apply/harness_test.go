@@ -268,7 +268,9 @@ type world struct {
 	counts *counts
 	// probation of the processes to come.
 	probation time.Duration
-	gate      *jury // that they have; nil for none
+	gate      *jury   // that they have; nil for none
+	policy    *policy // that they have; nil for none
+	observe   bool
 	// refused gets what the last order was answered with, if that is an error.
 	refused chan error
 	judge   *model // sees what passes between the agent, its store and its engine; nil for none
@@ -317,7 +319,10 @@ func (w *world) start() {
 		Rules: w.rules, Instance: "one", AgentVersion: "test",
 		Store: seenStore, Engine: seenEngine, Metrics: w.counts, Logger: slog.New(slog.DiscardHandler),
 		Source: w.source, SourceKind: "file", SourceStale: time.Minute, Socket: "engine.sock", StateDir: w.dir, MaxSnapshots: w.listed,
-		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation,
+		Drift: w.drift, DriftInterval: 30 * time.Second, Probation: w.probation, Observe: w.observe,
+	}
+	if w.policy != nil {
+		opt.Policy = w.policy
 	}
 	if w.gate != nil {
 		opt.Gate = w.gate
@@ -463,6 +468,7 @@ type counts struct {
 	outcomes  map[record.Outcome]int
 	rollbacks []string
 	drifts    int
+	denials   int
 	stages    []string
 	base      *counts // when the process that runs now began
 }
@@ -510,6 +516,7 @@ func (c *counts) StageFailure(stage string) {
 	c.stages = append(c.stages, stage)
 }
 func (c *counts) Drift()                      { c.mu.Lock(); defer c.mu.Unlock(); c.drifts++ }
+func (c *counts) PolicyRefusal()              { c.mu.Lock(); defer c.mu.Unlock(); c.denials++ }
 func (c *counts) ValidationFailures([]string) {}
 func (c *counts) Phase(string, time.Duration) {}
 func (c *counts) Success(string)              {}

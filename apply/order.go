@@ -89,6 +89,8 @@ type facts struct {
 	// held.
 	declared *schema.Configuration
 	applied  schema.Parameters // the applied record, completed
+	isJudged bool
+	policy   string // what it says of the rollback
 }
 
 type reply struct {
@@ -244,8 +246,15 @@ func (s *State) planTarget(q *request, o *Rollback, now time.Time) Step {
 			return refuse(problem.New("rollback", fmt.Errorf("--hold %s: it has the same value in %s", name, target.ID), "name a parameter that differs: agent rollback --dry-run lists them"))
 		}
 	}
+	if s.opt.Policy != nil && !q.isJudged {
+		return Step{Kind: JudgeRollback, Record: rec}
+	}
 	if o.DryRun {
-		step := answer(rollbackPlan(target, &rec))
+		text := rollbackPlan(target, &rec)
+		if q.policy != "" {
+			text += "\n" + q.policy
+		}
+		step := answer(text)
 		step.Result.SnapshotID = target.ID
 		return step
 	}

@@ -23,6 +23,9 @@ func (s *State) plan(now time.Time) Step {
 	case s.order != nil:
 		return s.planOrder(now)
 	case s.opt.Observe || s.isRival():
+		if step := s.planObserved(now); step.Kind != Wait {
+			return step
+		}
 		return s.readIfDue(forStatus, now)
 	case !s.recovered && !s.source.answered && now.Before(s.started.Add(sourceWait)):
 		return Step{} // it may declare what an earlier process had begun
@@ -83,6 +86,9 @@ func (s *State) wake(now time.Time) time.Time {
 	}
 	at(s.engine.retryAt)
 	at(s.facts.next)
+	if s.isDenied() && s.policy.err != nil {
+		at(s.policy.retryAt)
+	}
 	return wake
 }
 
@@ -119,6 +125,11 @@ func (s *State) planIdle(now time.Time) Step {
 	if s.engine.isBuilding() {
 		return s.readIfDue(forBuilding, now)
 	}
+	if s.isProposed() && !s.isHeld(true) {
+		if step, _ := s.planPolicy(now); step.Kind != Wait {
+			return step
+		}
+	}
 	differs, tryable := s.declaredDiffers()
 	if step := s.planKeepApplied(!s.recovered && tryable, now); step.Kind != Wait {
 		return step
@@ -135,6 +146,8 @@ func (s *State) planIdle(now time.Time) Step {
 		if s.isNewlyHeld() {
 			return Step{Kind: ReportHeld}
 		}
+	case s.isDenied():
+		return Step{}
 	case differs:
 		return s.planChange(now)
 	case e.reachable && !s.hasOutcome(s.declared.doc.Revision()):
@@ -210,20 +223,36 @@ func (s *State) isOwnDoing(should *record.Record, now time.Time) bool {
 func (s *State) planChange(now time.Time) Step {
 	doc, commit := s.declared.doc, appliedCommit(s.applied)
 	if doc.Source.Kind != "git" {
-		return s.planCommit(s.changeRecord(), now)
+		return s.planDeclared(now)
 	}
 	if doc.Follows == commit || doc.Source.Revision == commit {
 		switch step, known := s.planSigner(doc.Source, doc.Source.Revision, now); {
 		case !known:
 			return step
 		case s.signer.trusted:
-			return s.planCommit(s.changeRecord(), now)
+			return s.planDeclared(now)
 		}
 	}
 	if s.source.rechecked != doc {
 		return Step{Kind: AskSource}
 	}
 	return Step{}
+}
+
+// planDeclared plans to commit what is declared, if the policy allows it.
+func (s *State) planDeclared(now time.Time) Step {
+	if step, allowed := s.planPolicy(now); !allowed {
+		return step
+	}
+	return s.planCommit(s.changeRecord(), now)
+}
+
+// planObserved plans to ask the policy about what an agent that only observes would apply.
+func (s *State) planObserved(now time.Time) (step Step) {
+	if s.opt.Observe && s.engine.known && s.isProposed() {
+		step, _ = s.planPolicy(now)
+	}
+	return step
 }
 
 // planSigner reports whether the source said in this turn if it trusts the signer of a
@@ -403,6 +432,9 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 	case isBack:
 		return s.planWithdrawal("the source went back to what is applied", head.Held, now), true
 	}
+	if step, allowed := s.planPolicy(now); !allowed {
+		return step, step.Kind != Wait
+	}
 	return s.planCommit(s.changeRecord(), now), true
 }
 
@@ -484,7 +516,7 @@ func (s *State) planSettlement(now time.Time) Step {
 		return Step{}
 	}
 	if s.isRefused() && c != nil && !s.same(c.Parameters, head.Config) && !s.holds(head.Held, c) {
-		if step := s.planCommit(s.changeRecord(), now); step.Kind != Wait {
+		if step := s.planDeclared(now); step.Kind != Wait {
 			return step
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"dtesn-agent/dtesn/api"
 	"dtesn-agent/gitstore/record"
+	"dtesn-agent/schema"
 	"dtesn-agent/watcher/document"
 )
 
@@ -102,6 +103,16 @@ type Gate interface {
 	Ask(ctx context.Context, change *record.Record) error
 }
 
+// A Policy says which changes are allowed. Its methods are safe from any goroutine.
+type Policy interface {
+	// Status returns at once.
+	Status() PolicyStatus
+	// Judge returns the rules that deny a change, none if it is allowed. With an error that
+	// is unknown, which counts as denied. It returns within a bounded time, and soon after
+	// ctx ends.
+	Judge(ctx context.Context, change schema.Proposal) ([]schema.Denial, error)
+}
+
 // A Source is where Documents come from.
 type Source interface {
 	// Status returns how it is read ("inotify" or "poll"), when it was last read well,
@@ -128,6 +139,8 @@ type Metrics interface {
 	// revert, assert.
 	StageFailure(stage string)
 	Drift()
+	// PolicyRefusal counts a Document that the policy denied, or could not judge.
+	PolicyRefusal()
 	// Success notes the last success of a loop: source, engine, transaction.
 	Success(loop string)
 }

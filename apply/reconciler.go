@@ -53,6 +53,8 @@ type Options struct {
 	Probation time.Duration
 	// Gate has others agree to each change; nil for none.
 	Gate Gate
+	// Policy says which changes are allowed; nil for all.
+	Policy Policy
 	// Observe: read, validate, compare and report; never send or commit.
 	Observe bool
 }
@@ -120,6 +122,7 @@ type arrivals struct {
 	opinions []opinion
 	hint     bool // the engine may have moved
 	asked    bool // an operator wants a look now
+	policy   bool // another one is in force
 }
 
 // An Update is a published Status and the way to the next one: who follows it misses
@@ -225,6 +228,10 @@ func (r *Reconciler) publish() {
 	s.history.total, s.history.behind = r.opt.Store.Total(), r.opt.Store.Behind()
 	s.repairs = r.opt.Store.Repairs()
 	s.source.mode, s.source.lastGood, s.source.err = r.opt.Source.Status()
+	if r.opt.Policy != nil {
+		status := r.opt.Policy.Status()
+		s.policy.status = &status
+	}
 	now := time.Now()
 	s.foldSource(now)
 	r.mu.Lock()
@@ -278,6 +285,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer r.endAsking(nil)
 	r.state.loadRecentSends(work, time.Now())
 	r.state.loadLastDrift()
+	r.state.loadAccepted()
 	for {
 		var order *request
 		select { // an order goes before what only waits for its time
@@ -399,6 +407,10 @@ func (r *Reconciler) foldInbox() {
 	if in.asked {
 		s.drift.contest.isUrgent = true
 		s.retryNow(stages...)
+	}
+	if in.policy || in.asked && s.policy.err != nil {
+		s.policy.of = judged{}
+		s.outbox.changed = true
 	}
 	for name, value := range in.facts {
 		s.facts.keep(name, value)

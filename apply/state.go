@@ -34,6 +34,7 @@ type State struct {
 	// to run. It is confirmed next.
 	asserted string
 	signer   signerCheck
+	policy   policyState
 	// takenBackRevision is the revision that required hooks did not answer about last.
 	takenBackRevision string
 
@@ -342,7 +343,7 @@ func (s *State) isOpenSettlement() bool {
 func (s *State) declaredDiffers() (differs, tryable bool) {
 	c := s.declared.config
 	differs = c != nil && (s.applied == nil || !s.same(c.Parameters, s.applied.Config))
-	return differs, differs && !s.holds(s.hold(), c)
+	return differs, differs && !s.holds(s.hold(), c) && !s.isDenied()
 }
 
 // An outbox has what is to be told once the status is published.

@@ -62,6 +62,7 @@ type Status struct {
 	LastDrift   *LastDrift          `json:"last_drift"`
 	Source      SourceStatus        `json:"source"`
 	Engine      EngineStatus        `json:"engine"`
+	Policy      *PolicyStatus       `json:"policy"` // nil without one
 	Experiments []schema.Membership `json:"experiments"`
 	Repairs     []record.Repair     `json:"repairs"` // since the agent started, oldest first
 
@@ -110,6 +111,8 @@ type Attempt struct {
 	Reason          string             `json:"reason"`
 	SnapshotID      string             `json:"snapshot_id,omitempty"`
 	Changes         []schema.Change    `json:"changes,omitempty"`
+	Cause           string             `json:"cause,omitempty"`   // "policy" of what that refused
+	Policy          []schema.Denial    `json:"policy,omitempty"`  // the rules that deny it
 	HeldBy          string             `json:"held_by,omitempty"` // who holds it, of outcome held: a Hold's By
 	Violations      []schema.Violation `json:"violations"`
 	ViolationsTotal int                `json:"violations_total"`

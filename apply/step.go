@@ -14,7 +14,7 @@ type Step struct {
 	For  purpose // of a reading or an assertion
 
 	Until  time.Time       // Wait: when to plan again at the latest
-	Record record.Record   // Commit, Recommit, Revert, Note: what to append
+	Record record.Record   // Commit, Recommit, Revert, Note: what to append; JudgeRollback: what would be
 	Target *record.Record  // Assert: what the engine is to run
 	Source document.Source // CheckSigner: what the source is asked about
 	Of     string          // CheckSigner: a revision, or the id of a record; Join: the rollback
@@ -38,6 +38,8 @@ const (
 	Send                   // the candidate: the point of no return
 	Recheck                // whether the engine accepts the applied record, which it runs
 	Assert                 // a recorded state: send it and read it back, without a commit
+	JudgeChange            // whether the policy allows what is declared
+	JudgeRollback          // what the policy says of the order's rollback
 	CheckSigner            // whether the source still trusts the signer
 	AskSource              // to look and judge again
 	Commit                 // the declared change, or an operator's rollback
@@ -78,7 +80,7 @@ func (k StepKind) isRest() bool {
 // String returns the name of the kind.
 func (k StepKind) String() string {
 	return [...]string{
-		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Recheck", "Assert", "CheckSigner", "AskSource",
+		"Wait", "ReadEngine", "ReadAgain", "ReadHealth", "CompareEngine", "Send", "Recheck", "Assert", "JudgeChange", "JudgeRollback", "CheckSigner", "AskSource",
 		"Commit", "Recommit", "Revert", "Note", "MarkRetried", "AskHooks", "Confirm", "ClearLost", "Probe", "FindTarget", "ListBacklog", "Summarize", "SaveFacts",
 		"Adopt", "Reject", "Accept", "Leave", "NoteDrift", "AcceptHead", "BeginProbation", "ReportUnknown", "ReportHeld", "ReportSame", "Join", "Answer",
 	}[k]

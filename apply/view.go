@@ -21,7 +21,7 @@ func View(s *State, now time.Time) *Status {
 		BackupDirectory: s.opt.StateDir, AutoBackupEnabled: true, StateVolatile: s.opt.Volatile,
 		Attempts: s.report.attempts, Held: s.hold(), Drift: s.drift.now, LastDrift: s.drift.last,
 		Source: s.viewSource(), Experiments: []schema.Membership{}, Engine: s.viewEngine(), Repairs: append([]record.Repair{}, s.repairs...),
-		Running: s.viewRunning(), Applied: s.applied, Unrecorded: s.faults[stageCommit] != nil, openRollback: s.openRollback(),
+		Running: s.viewRunning(), Applied: s.applied, Policy: s.policy.status, Unrecorded: s.faults[stageCommit] != nil, openRollback: s.openRollback(),
 		checks: s.viewChecks(), sourceStaleAt: s.source.lastGood.Add(s.opt.SourceStale),
 	}
 	if a := s.report.last(); a != nil {
@@ -49,6 +49,7 @@ func View(s *State, now time.Time) *Status {
 	s.addBroken(v)
 	s.addDisk(v)
 	s.addSource(v)
+	s.addPolicy(v)
 	return v
 }
 
@@ -202,6 +203,8 @@ func (s *State) word(v *Status) (Condition, *problem.Error) {
 			hint = first.Hint
 		}
 		return StateInvalid, newProblem(d.violations.Error(), hint+"; `agent validate DIR` shows every violation; the engine keeps what it has")
+	case s.isDenied() && !(v.Held != nil && v.Held.Paused):
+		return StateRefused, s.policyProblem()
 	case v.Held != nil && (v.Held.Paused || d.config == nil || !v.InSync && s.holds(v.Held, d.config)):
 		return StateHeld, s.heldProblem(v.Held, d.config)
 	case v.InSync:
@@ -295,6 +298,10 @@ func (s *State) observation() *problem.Error {
 		return newProblem("the source showed no document yet", waiting.Hint)
 	case s.holds(s.hold(), d.config):
 		return newProblem("would not try it, held: "+s.heldProblem(s.hold(), d.config).Error(), waiting.Hint)
+	}
+	if s.isDenied() {
+		why := s.policyProblem()
+		return newProblem("would refuse it: "+why.Error(), why.Hint)
 	}
 	changes := s.differences(e.reading, d.config.Parameters)
 	for i := range changes { // from what runs to what is declared

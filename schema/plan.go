@@ -25,13 +25,14 @@ type Plan struct {
 	Changes     []PlannedChange     `json:"changes"`
 	Experiments []PlannedExperiment `json:"experiments"`
 	Memory      PlannedMemory       `json:"memory_bytes"`
-	Policy      []string            `json:"policy"`
+	Policy      []Denial            `json:"policy"`     // the rules of a policy that deny it
 	Violations  []Violation         `json:"violations"` // of the new configuration
 
 	// Now is the new configuration, outside of experiments unless the plan is of one
 	// instance; nil if it is not valid.
 	Now *Configuration `json:"-"`
 
+	proposals  []Proposal
 	violations int         // counts them all
 	before     []Violation // of the old configuration
 	instance   string      // the only one it is about, if it is one
@@ -123,6 +124,9 @@ func (r *Rules) Plan(from, to *Input, instances []string) Plan {
 	if p.Status == PlanUnchanged && (changed || p.Note != "") {
 		p.Status = PlanChanged
 	}
+	if to != nil && p.Status != PlanUnchanged {
+		p.propose(r, old, now, p.Status != PlanAdded && p.Note == "")
+	}
 	return p
 }
 
@@ -140,7 +144,8 @@ func (r *Rules) PlanInstance(runs Parameters, was []Membership, to *Input) Plan 
 		return p
 	}
 	declared := func(name string) bool { return !now.Parameters.Get(name).IsZero() } // the server keeps the rest
-	p.compare(r, &Configuration{Parameters: runs.Select(declared)}, now)
+	runs = runs.Select(declared)
+	p.compare(r, &Configuration{Parameters: runs}, now)
 	for i, m := range now.Experiments {
 		e := PlannedExperiment{Name: m.Name, Percent: m.Percent, Instances: []string{}, Joining: []string{}, Leaving: []string{}}
 		e.Sets = r.plannedSets(nil, now.experiments[i].layer)
@@ -153,12 +158,16 @@ func (r *Rules) PlanInstance(runs Parameters, was []Membership, to *Input) Plan 
 		e.changed = e.Was != e.Percent || len(e.Joining)+len(e.Leaving) > 0
 		p.Experiments = append(p.Experiments, e)
 	}
+	shares := CompareExperiments(was, now.Experiments)
+	if len(p.Changes) > 0 || slices.ContainsFunc(shares, func(e ProposedExperiment) bool { return e.Was != e.Percent }) {
+		p.proposals = []Proposal{r.Propose(&runs, now.Parameters, shares)}
+	}
 	return p
 }
 
 func (r *Rules) newPlan() Plan {
 	return Plan{
-		Name: r.environment, Status: PlanUnchanged, Policy: []string{},
+		Name: r.environment, Status: PlanUnchanged, Policy: []Denial{},
 		Changes: []PlannedChange{}, Experiments: []PlannedExperiment{}, Violations: []Violation{},
 	}
 }
@@ -242,6 +251,73 @@ func (r *Rules) plannedSets(before, now layer) []PlannedChange {
 		sets = append(sets, PlannedChange{name, before[name].value, now[name].value, r.Parameter(name).Apply, at.File, at.Line})
 	}
 	return sets
+}
+
+// propose notes the changes that a policy judges: outside of experiments, and for each
+// experiment that of the instances that join, stay or leave.
+func (p *Plan) propose(r *Rules, old, now *Configuration, isKnown bool) {
+	before := old.Experiments
+	if !isKnown { // nothing is known of before
+		before = now.Experiments
+	}
+	shares := CompareExperiments(before, now.Experiments)
+	add := func(of string, before, after layer) {
+		was, next := old.Parameters.overlaid(before), now.Parameters.overlaid(after)
+		proposal := r.Propose(&was, next, shares)
+		if !isKnown {
+			proposal = r.Propose(nil, next, shares)
+		}
+		proposal.Of = of
+		p.proposals = append(p.proposals, proposal)
+	}
+	add("", nil, nil)
+	for _, e := range p.Experiments {
+		before, after := old.experiment(e.Name), now.experiment(e.Name)
+		if e.Percent > e.Was {
+			add(e.Name, nil, after)
+		}
+		if e.Percent > 0 && e.Was > 0 {
+			add(e.Name, before, after)
+		}
+		if e.Percent < e.Was {
+			add(e.Name, before, nil)
+		}
+	}
+}
+
+// experiment returns what the experiment of that name sets.
+func (c *Configuration) experiment(name string) layer {
+	for _, e := range c.experiments {
+		if e.label == name {
+			return e.layer
+		}
+	}
+	return nil
+}
+
+// overlaid returns p with the settings of a layer.
+func (p Parameters) overlaid(l layer) Parameters {
+	for name, s := range l {
+		p = p.With(name, s.value)
+	}
+	return p
+}
+
+// Proposals returns the changes that a policy judges.
+func (p *Plan) Proposals() []Proposal { return p.proposals }
+
+// Deny notes what a policy denies of a proposal.
+func (p *Plan) Deny(of Proposal, denied []Denial) {
+	for _, d := range denied {
+		same := func(o Denial) bool { return o.Name == d.Name }
+		if slices.ContainsFunc(p.Policy, same) {
+			continue
+		}
+		if of.Of != "" {
+			d.Message += ", in the experiment " + of.Of
+		}
+		p.Policy = append(p.Policy, d)
+	}
 }
 
 // Summary says on one line what happens to whom, to follow the environment's name. The

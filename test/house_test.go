@@ -51,10 +51,11 @@ var mayImport = map[string][]string{
 	"cmd/agent/codehost": {"schema/problem"},
 	"cmd/agent/events":   {"schema/problem", "gitstore/record", "apply"},
 	"cmd/agent/hooks":    {"schema", "schema/problem", "gitstore/record", "apply", "watcher/smallfile"},
+	"cmd/agent/policy":   {"schema", "schema/problem", "apply", "watcher/document", "watcher/smallfile"},
 	"cmd/agent/status":   {"schema", "schema/problem", "gitstore/record", "apply", "dtesn/bounded", "cmd/agent/hooks", "watcher/smallfile"},
 	"cmd/agent/cli": {
 		"schema", "schema/problem", "apply", "watcher", "watcher/document", "watcher/remote", "gitstore", "gitstore/record",
-		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals", "cmd/agent/events", "cmd/agent/hooks", "cmd/agent/codehost",
+		"dtesn", "dtesn/api", "dtesn/bounded", "dtesn/engine", "cmd/agent/status", "cmd/agent/signals", "cmd/agent/events", "cmd/agent/hooks", "cmd/agent/codehost", "cmd/agent/policy",
 	},
 	"cmd/agent":  {"cmd/agent/cli"},
 	"test/bench": {"schema", "dtesn", "dtesn/engine", "gitstore", "gitstore/record", "test/gitserver"},
@@ -339,7 +340,7 @@ func TestReadmeWords(t *testing.T) {
 type still struct{ runs schema.Parameters }
 
 func (s still) Status() *apply.Status {
-	return &apply.Status{Current: &s.runs, Running: apply.Running{SnapshotID: "snapshot_1_0001"}}
+	return &apply.Status{Policy: &apply.PolicyStatus{}, Current: &s.runs, Running: apply.Running{SnapshotID: "snapshot_1_0001"}}
 }
 
 func (s still) Latest() *apply.Update { return &apply.Update{Status: s.Status()} }

@@ -373,6 +373,9 @@ func (g *Git) document(ctx context.Context, o objects, target target, trust *all
 	doc = &document.Document{Environment: g.opt.Environment, Source: document.Source{
 		Kind: "git", Location: g.origin.location(), Revision: c.hash.String(), Author: c.author, Subject: c.subject,
 	}}
+	for _, parent := range c.parents {
+		doc.Parents = append(doc.Parents, parent.String())
+	}
 	if trust != nil {
 		who, err := trust.judge(g.opt.Verify, c, target)
 		if err != nil {

@@ -355,3 +355,19 @@ func (d *Directory) Names(below string) (names []string) {
 
 // Elsewhere returns the directory below d that has the base.yaml which d lacks, or "".
 func (d *Directory) Elsewhere() string { return d.revision.reader.elsewhere(d.base) }
+
+// WorkTree returns the top of the work tree that path is in; of a bare repository, that.
+func WorkTree(path string) (string, error) {
+	r, dir, err := OpenRepository(path)
+	if err != nil {
+		return "", err
+	}
+	full, err := filepath.Abs(path)
+	if err == nil {
+		full, err = filepath.EvalSymlinks(full)
+	}
+	if dir != "" {
+		full = strings.TrimSuffix(full, filepath.FromSlash("/"+dir))
+	}
+	return full, errors.Join(err, r.Close())
+}

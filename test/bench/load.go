@@ -35,6 +35,19 @@ type burden struct {
 	begin        func() (end func() error, err error)
 }
 
+// governed begins the agent again with the example's policy, and ends with one without.
+func (b *bed) governed(hooks string) func() (func() error, error) {
+	return func() (func() error, error) {
+		b.stop()
+		end := func() error { b.stop(); return b.start("--hooks", hooks) }
+		if err := b.start("--hooks", hooks, "--policy", "examples/policy"); err != nil {
+			return nil, err
+		}
+		_, _, _, err := b.change(false) // loaded
+		return end, err
+	}
+}
+
 // loadRows measures a change with each burden beside one without, in turns: three rounds
 // each, of whose ratios the median counts. The bench waits for lines of the agent's log;
 // nothing but the pollers polls.
@@ -60,6 +73,7 @@ func (b *bed) loadRows(runs int) error {
 		{"a slow hook (5 s)", "1.05 to without", hook(receivers + "/slow")},
 		{"a hook that says 500", "1.05 to without", hook(receivers + "/fails")},
 		{"a hook that answers endlessly", "1.05 to without", hook(receivers + "/endless")},
+		{"a policy", "+1.5 ms", b.governed(file)},
 	}
 	all := make([]row, len(burdens))
 	for range rounds {

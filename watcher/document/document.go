@@ -42,6 +42,8 @@ type Document struct {
 	// checked this revision, "" for none. The check holds while that record is
 	// applied.
 	Follows string
+	// Parents are those of the source commit; nil for files.
+	Parents []string
 	// Files are sorted by Path. A missing file is not among them: Load reports
 	// it as a violation. If the files exceed the limits of a document, some are
 	// left out, and Load reports that the document is too large.

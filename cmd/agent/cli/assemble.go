@@ -17,6 +17,7 @@ import (
 	"dtesn-agent/apply"
 	"dtesn-agent/cmd/agent/events"
 	"dtesn-agent/cmd/agent/hooks"
+	"dtesn-agent/cmd/agent/policy"
 	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/dtesn"
 	"dtesn-agent/dtesn/engine"
@@ -38,6 +39,7 @@ type agent struct {
 	events       *events.Log
 	subscription *apply.Subscription // of the log of events
 	hooks        *hooks.Set
+	policy       *policy.Evaluator // nil without --policy
 	hooksError   atomic.Pointer[error]
 	unsigned     []string // names of hooks
 	reloads      tally    // of the file of hooks
@@ -106,6 +108,11 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 	}
 	if s.hooks != "" {
 		opt.Gate = a.hooks
+	}
+	if s.policy != "" {
+		a.policy = policy.New(policy.Options{Dir: s.policy, Schema: s.rules.Schema(), Watched: s.watched, Changed: func() { a.reconciler.PolicyChanged() }, Logger: logger})
+		a.closers = append(a.closers, a.policy.Close)
+		opt.Policy = a.policy
 	}
 	a.reconciler = apply.New(opt)
 	if s.once {
@@ -314,6 +321,9 @@ func (a *agent) stages(ctx context.Context) [][]part {
 		tellers = append(tellers, part{"health", func(ctx context.Context) error {
 			return a.web.Serve(ctx, a.healthListener, a.web.HealthHandler())
 		}})
+	}
+	if a.policy != nil { // the transaction asks it until its end
+		tellers = append(tellers, part{"policy", a.policy.Run})
 	}
 	stages := [][]part{sources, transaction, tellers}
 	if a.embedded != nil {

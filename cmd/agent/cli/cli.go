@@ -40,7 +40,7 @@ const (
 	exitOK       = 0
 	exitFault    = 1  // something could not be done
 	exitUsage    = 2  // the command line or a setting is wrong
-	exitInvalid  = 3  // the configuration is not valid
+	exitInvalid  = 3  // the configuration is not valid, or the policy denies the change
 	exitRejected = 4  // the engine rejected it
 	exitChanges  = 10 // something changes, and --exit-code asks
 )
@@ -121,8 +121,9 @@ change against a schema, applies it hot over the server's Unix socket, records
 each applied state as a commit that plain git can read, and goes back by itself
 when the server rejects a change.
 
-Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration, 4 rejected by the
-engine, by a required hook or on probation, 10 changes (plan --exit-code).`,
+Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration or denied by
+the policy, 4 rejected by the engine, by a required hook or on probation, 10 changes
+(plan --exit-code).`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -140,7 +141,7 @@ engine, by a required hook or on probation, 10 changes (plan --exit-code).`,
 	root.AddCommand(
 		newRun(), newEngine(), newValidate(), newPlan(), newComment(), newStatus(),
 		newSnapshots(), newShow(), newDiff(), newAudit(), newReport(), newRollback(), newPause(), newResume(), newSync(),
-		newInit(), newDoctor(), newSet(), newPromote(), newExport(), newLogLevel(), newPprof(), newSchema(), newVersion(),
+		newInit(), newDoctor(), newSet(), newPromote(), newExport(), newLogLevel(), newPprof(), newSchema(), newVersion(), newEvaluatePolicy(),
 	)
 	for _, cmd := range root.Commands() {
 		wrapArgs(cmd)

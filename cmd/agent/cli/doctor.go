@@ -153,6 +153,7 @@ func (d *doctor) examine(cmd *cobra.Command) {
 	d.checkSource(ctx)
 	d.checkClock(newest)
 	d.checkFiles()
+	d.checkPolicy(cmd)
 	d.checkVersions(newest)
 }
 
@@ -609,6 +610,19 @@ func (d *doctor) checkFiles() {
 	if areGood {
 		d.add("permissions", true, fmt.Sprintf("%d files of the settings can be read", count), "")
 	}
+}
+
+// checkPolicy loads the policy, as the agent does.
+func (d *doctor) checkPolicy(cmd *cobra.Command) {
+	j := judge{dir: d.settings.policy}
+	if j.dir == "" || d.rules == nil {
+		return
+	}
+	err := j.open(cmd, d.rules.Schema())
+	if err == nil {
+		err = j.close()
+	}
+	d.check("policy", err, fmt.Sprintf("%s can be used, %d cases pass", j.dir, j.loaded.Cases))
 }
 
 // checkVersions compares this program with the running agent and the history.

@@ -26,8 +26,8 @@ type once struct {
 	mu      sync.Mutex // guards what follows until over is closed
 	outcome record.Outcome
 	reason  string
-	hint    string // of what is unreadable
-	by      string // who holds it, unless paused
+	hint    string // of what is unreadable or refused
+	by      string // who holds it, unless paused, or refused it
 	paused  bool
 	late    bool // the time was over
 }
@@ -51,7 +51,10 @@ func (o *once) status(s *apply.Status) {
 		return // the engine is not back yet
 	}
 	o.outcome, o.reason = a.Outcome, a.Reason
-	o.by, o.paused = a.HeldBy, s.Held != nil && s.Held.Paused
+	o.by, o.paused = cmp.Or(a.HeldBy, a.Cause), s.Held != nil && s.Held.Paused
+	if a.Outcome == record.Refused {
+		o.hint = s.Hint
+	}
 	close(o.over)
 }
 
@@ -120,6 +123,10 @@ func (o *once) result(last *apply.Status) error {
 		return nil
 	case record.Invalid:
 		return &failure{exitInvalid, err}
+	case record.Refused:
+		if o.by == "policy" {
+			return &failure{exitInvalid, problem.New("", err, o.hint)}
+		}
 	case record.Rejected:
 		return &failure{exitRejected, err}
 	case record.Held:

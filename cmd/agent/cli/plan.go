@@ -50,14 +50,21 @@ Output, with --format
             "line"}],
             "experiments": [{"name", "percent", "was", "instances", "joining",
             "leaving", "sets": […]}], "memory_bytes": {"old", "new", "limit"},
-            "policy", "violations", "held"}]}
+            "policy": [{"name", "parameters", "message", "hint"}],
+            "violations", "held"}]}
 
-Exit codes: 0 done, 3 an environment would not be valid, 10 with --exit-code if
-something changes, 2 wrong usage or schema, 1 something could not be compared.`
+With --policy each change is judged by the operators' rules, and "policy" lists those
+that deny it. Who will sign is not known before a merge: say it with --signer.
+
+Exit codes: 0 done, 3 an environment would not be valid or the policy denies a change,
+10 with --exit-code if something changes, 2 wrong usage, schema or policy, 1 something
+could not be compared.`
 
 // A planner is the flags of one plan.
 type planner struct {
 	from, to, repo, config, against, token, instances string
+
+	judge
 
 	open   func() (*schema.Schema, error)
 	schema *schema.Schema
@@ -76,7 +83,8 @@ func newPlan() *cobra.Command {
 		Example: `  agent plan --from main --to HEAD --config config
   agent plan --from HEAD --to ./config --config config
   agent plan --against /var/lib/dtesn-agent --to ./config
-  agent plan --from HEAD^1 --config config --format markdown`,
+  agent plan --from HEAD^1 --config config --format markdown
+  agent plan --from main --config config --policy ../policy --signer ada@example.org`,
 	}
 	p.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -98,7 +106,7 @@ func newPlan() *cobra.Command {
 		}
 		changes := false
 		for _, e := range result.Environments {
-			if e.Status == schema.PlanInvalid {
+			if e.Status == schema.PlanInvalid || len(e.Policy) > 0 {
 				return quiet(exitInvalid)
 			}
 			changes = changes || e.Status != schema.PlanUnchanged
@@ -126,6 +134,8 @@ func (p *planner) flags(cmd *cobra.Command) {
 	f.StringVar(&p.repo, "repo", ".", "the git `repository` of the revisions, or a directory in it")
 	f.StringVar(&p.config, "config", "", "the configuration `directory` within the repository (default: its root)")
 	f.StringVar(&p.instances, "instances", "", "a `file` with the names of the instances, one a line, to show who is in an experiment")
+	f.StringVar(&p.judge.dir, policyFlag, "", policyUsage)
+	f.StringVar(&p.judge.signer, "signer", "", "the `name` of who will sign the change, for the policy")
 }
 
 // plan makes the plan that the flags ask for. The repository stays open until close.
@@ -133,14 +143,32 @@ func (p *planner) plan(cmd *cobra.Command) (result *planResult, err error) {
 	if p.schema, err = p.open(); err != nil {
 		return nil, err
 	}
-	return p.run(cmd)
+	if err := p.judge.open(cmd, p.schema); err != nil {
+		return nil, err
+	}
+	if result, err = p.run(cmd); err != nil {
+		return nil, err
+	}
+	return result, p.judgeAll(cmd, result)
 }
 
 func (p *planner) close() error {
-	if p.opened == nil {
-		return nil
+	err := p.judge.close()
+	if p.opened != nil {
+		err = errors.Join(err, p.opened.Close())
 	}
-	return p.opened.Close()
+	return err
+}
+
+// judgeAll judges all environments of a plan by the policy.
+func (p *planner) judgeAll(cmd *cobra.Command, result *planResult) error {
+	p.noteSigner(cmd)
+	for i := range result.Environments {
+		if err := p.judge.judge(cmd.Context(), &result.Environments[i].Plan); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A planResult is the whole of a plan.

@@ -55,6 +55,9 @@ func planText(cmd *cobra.Command, r *planResult) error {
 		for _, v := range e.Violations {
 			line("  %s", v)
 		}
+		for _, d := range e.Policy {
+			line("  %s", denied(d))
+		}
 		for _, h := range e.Held {
 			line("  %s", held(h))
 		}
@@ -173,6 +176,15 @@ func without(names, others []string) (rest []string) {
 	return rest
 }
 
+// denied says which rule of the policy denies a plan.
+func denied(d schema.Denial) string {
+	text := "denied by the policy: " + d.String()
+	if d.Hint != "" {
+		text += "; " + d.Hint
+	}
+	return text
+}
+
 // held says what the agent holds of a plan.
 func held(h record.Entry) string {
 	why := fmt.Sprintf("by %s: %s", h.By, h.Reason)
@@ -201,10 +213,13 @@ func (r *planResult) markdown() string {
 	byHead, shown := map[string]int{}, map[string]bool{}
 	for i := range r.Environments {
 		e := &r.Environments[i]
-		if e.Status == schema.PlanUnchanged && len(e.Held) == 0 {
+		if e.Status == schema.PlanUnchanged && len(e.Held) == 0 && len(e.Policy) == 0 {
 			continue
 		}
 		summary := e.Summary(code)
+		if len(e.Policy) > 0 {
+			summary += "; **denied by the policy**"
+		}
 		if len(e.Held) > 0 {
 			summary += "; **held by the agent**"
 		}
@@ -280,6 +295,9 @@ func (e *environmentPlan) details(shown map[string]bool) string {
 		rows = append(rows, row)
 	}
 	rows = append(rows, e.violationRows(shown)...)
+	for _, d := range e.Policy {
+		rows = append(rows, "* "+code(denied(d)))
+	}
 	for _, h := range e.Held {
 		rows = append(rows, "* "+code(strings.ReplaceAll(held(h), "`", "")))
 	}

@@ -26,12 +26,16 @@ func reviewJSON(cmd *cobra.Command, r *review) error {
 	if r.failed != nil {
 		failed = append(failed, problem.Text(r.failed))
 	}
-	return printJSON(cmd, map[string]any{
+	result := map[string]any{
 		"success": r.valid() && len(failed) == 0,
 		"results": append([]verdict{}, r.verdicts...), // a list, empty or not
 		"notes":   append([]note{}, r.notes...),
 		"errors":  failed,
-	})
+	}
+	if r.dir != "" {
+		result["policy"] = map[string]any{"directory": r.dir, "cases": r.loaded.Cases}
+	}
+	return printJSON(cmd, result)
 }
 
 func reviewText(cmd *cobra.Command, r *review) error {
@@ -50,6 +54,11 @@ func reviewText(cmd *cobra.Command, r *review) error {
 			}
 		}
 		if _, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(v.summary(again))); err != nil {
+			return err
+		}
+	}
+	if r.dir != "" {
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: the policy can be used, %d cases pass\n", status.Plain(r.dir), r.loaded.Cases); err != nil {
 			return err
 		}
 	}

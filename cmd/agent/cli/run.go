@@ -44,7 +44,8 @@ type settings struct {
 	healthListen, instance    string
 	allowedHosts              []string
 	access                    status.AccessFiles
-	sourceURL, hooks          string
+	sourceURL, hooks, policy  string
+	watched                   []string // directories; see checkPolicy
 	settle, resync            time.Duration
 	drift                     string
 	driftInterval             time.Duration
@@ -67,6 +68,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.instance, "instance", host, "the `name` of this instance; it chooses the cohorts of experiments")
 	f.StringVar(&s.config, "config", "", "the `directory` with base.yaml and the environments' files; with --repo, the one within the repository")
 	f.StringVar(&s.schema, schemaFlag, "", schemaUsage)
+	f.StringVar(&s.policy, policyFlag, "", policyUsage+"; read again when it changes")
 	f.DurationVar(&s.settle, "settle", 50*time.Millisecond, "how long files must be quiet before they are read; a rename is taken at once")
 	f.DurationVar(&s.resync, "resync", 30*time.Second, "how often the files are read without an event")
 	group(f, "Configuration")
@@ -95,7 +97,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	group(f, "HTTP endpoint")
 	f.StringVar(&s.file, "settings", "", "a YAML `file` with any of these settings, such as agent.yaml")
 	f.StringVar(&s.hooks, "hooks", "", "a YAML `file` of webhooks and commands that are told what happens, or asked; SIGHUP reads it again")
-	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
+	f.BoolVar(&s.once, "once", false, "bring the engine to what is declared, then exit: 0 applied or unchanged, 3 invalid or denied by the policy, 4 rejected now or held since then, 1 held by an operator or no outcome within --once-timeout")
 	f.DurationVar(&s.onceTimeout, "once-timeout", time.Minute, "how long --once may take, waiting for an engine that is down included")
 	f.BoolVar(&s.observe, "observe", false, "read, validate, compare and report, but never send or commit")
 	f.StringVar(&s.logFormat, "log-format", "text", "log format: text (for people on a terminal, logfmt elsewhere), logfmt or json")
@@ -204,6 +206,7 @@ func (s *settings) problems(ctx context.Context) (found []error) {
 	if s.git.repo == "" && s.config != "" && inside(s.state, s.config) {
 		wrong(usageHint("choose a directory outside: the configuration is watched and belongs to a repository of its own", "--state: %s lies in the configuration directory %s", s.state, s.config))
 	}
+	wrong(s.checkPolicy())
 	switch {
 	case s.embedded && s.engine != "":
 		wrong(usageHint("choose the server's socket or the engine inside", "--engine and --embedded-engine exclude each other"))

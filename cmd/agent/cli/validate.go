@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,6 +32,10 @@ of them extends. Every violation is shown with file, line, column, rule and
 what to do. The rules are those of --schema, or of DTESN_AGENT_SCHEMA, or the
 embedded ones. With --instance it is what one instance would get, in its
 experiments.
+With --policy the operators' policy is loaded and its cases are run, and with
+--base the change from that revision is judged by it: a denial is shown like a
+violation. Without DIR, and where there is none here, only the policy is
+checked.
 
 A file that is almost named as an environment that has none (prod.yaml,
 production.yml) is an error, and so is, with --base, an environment that the
@@ -46,7 +51,8 @@ Output, with --format
           "line", "column", "path", "parameter", "value", "rule", "message",
           "hint", "related", "fix": {"file", "line", "old", "new"}}],
           "violations_total"}], "notes": [{"file", "message", "hint"}],
-          "errors": ["…"]}; a violation's files are relative to its root, and a
+          "errors": ["…"], "policy": {"directory", "cases"} with --policy};
+          a violation's files are relative to its root, and a
           fix is the line as it is and as it surely should be
   github  an ::error command a violation, which GitHub shows at its line of the
           pull request; from the eleventh on, which GitHub does not show, a line
@@ -55,7 +61,7 @@ Output, with --format
   gitlab  a Code Quality report for artifacts:reports:codequality; paths are
           relative to $CI_PROJECT_DIR or else to the current directory
 
-Exit codes: 0 all valid, 3 not valid, 2 wrong usage or schema, 1 something could
+Exit codes: 0 all valid, 3 not valid or denied, 2 wrong usage, schema or policy, 1 something could
 not be checked.`
 
 func newValidate() *cobra.Command {
@@ -68,7 +74,9 @@ func newValidate() *cobra.Command {
 		Example: `  agent validate examples/config
   agent validate config --environment production --format json
   agent validate config --base origin/main
-  agent validate config --schema schema.cue`,
+  agent validate config --schema schema.cue
+  agent validate --policy policy
+  agent validate config --policy ../policy --base origin/main`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	open := schemaOf(cmd)
@@ -87,6 +95,16 @@ func newValidate() *cobra.Command {
 				return usage("--environment: %w", err)
 			}
 		}
+		if err := r.judge.open(cmd, s); err != nil {
+			return err
+		}
+		defer r.judge.close()
+		if r.base != "" {
+			r.noteSigner(cmd)
+		}
+		if len(args) == 0 && r.dir != "" && r.base == "" && len(r.environmentsIn(r.root)) == 0 {
+			return r.report(cmd, write, nil)
+		}
 		if len(args) > 0 {
 			r.root, err = directory(s, args[0])
 		}
@@ -94,14 +112,16 @@ func newValidate() *cobra.Command {
 			return err
 		}
 		if err == nil {
-			err = r.run()
+			err = r.run(cmd.Context())
 		}
 		return r.report(cmd, write, err)
 	}
 	f := cmd.Flags()
 	f.StringVar(&environment, "environment", "", "check only this environment")
 	f.StringVar(&r.instance, "instance", "", "check what the instance of this `name` gets (default: all that any can get)")
-	f.StringVar(&r.base, "base", "", "a `revision` of DIR's repository whose environments must still be there")
+	f.StringVar(&r.base, "base", "", "a `revision` of DIR's repository whose environments must still be there; with --policy the change from it is judged")
+	f.StringVar(&r.judge.dir, policyFlag, "", policyUsage)
+	f.StringVar(&r.judge.signer, "signer", "", "the `name` of who will sign the change, for the policy")
 	f.BoolVar(&r.allowMissing, "allow-missing", false, "an environment may be gone, or its file have another name")
 	f.StringVar(&format, "format", "text", "text, json, github (annotations of a pull request) or gitlab (Code Quality report)")
 	completeEnvironment(cmd)
@@ -133,6 +153,8 @@ func directory(s *schema.Schema, arg string) (string, error) {
 
 // A review checks a directory.
 type review struct {
+	judge
+
 	schema *schema.Schema
 	root   string
 	only   schema.Environment // the one to check, "" for all
@@ -140,7 +162,10 @@ type review struct {
 
 	instance, base string
 	allowMissing   bool
-	templates      []string // the names of all that there are
+	templates      []string            // the names of all that there are
+	opened         *watcher.Repository // of the base
+	before         *watcher.Directory  // of the base, nil if there is none
+	baseCommit     string
 
 	verdicts []verdict
 	notes    []note
@@ -213,11 +238,17 @@ const maxTemplates = 1000
 
 // run checks the environment that was asked for, or all that the directory
 // holds.
-func (r *review) run() error {
+func (r *review) run(ctx context.Context) error {
+	if err := r.openBase(); err != nil {
+		return err
+	}
+	if r.opened != nil {
+		defer r.opened.Close()
+	}
 	names := namesIn(filepath.Join(r.root, templatesDir))
 	r.templates = templatesOf(names)
 	if r.only != "" {
-		_, err := r.environment(r.only)
+		_, err := r.environment(ctx, r.only)
 		return err
 	}
 	present := r.environmentsIn(r.root)
@@ -236,15 +267,13 @@ func (r *review) run() error {
 	for _, name := range names {
 		r.templateMisfit(name)
 	}
-	if err := r.gone(present); err != nil {
-		return err
-	}
+	r.gone(present)
 	if len(present) == 0 && len(r.verdicts) == 0 {
 		return r.noEnvironment()
 	}
 	extended := map[string]bool{}
 	for _, env := range present {
-		templates, err := r.environment(env)
+		templates, err := r.environment(ctx, env)
 		if err != nil {
 			return err
 		}
@@ -279,40 +308,79 @@ func templatesOf(files []string) (templates []string) {
 	return templates
 }
 
-// gone reports the environments that the base has and the directory has not.
-func (r *review) gone(present []schema.Environment) (err error) {
-	if r.base == "" || r.allowMissing {
+// openBase opens the directory as it is in the base.
+func (r *review) openBase() error {
+	if r.base == "" || r.allowMissing && r.dir == "" {
 		return nil
 	}
 	repository, dir, err := watcher.OpenRepository(r.root)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, repository.Close()) }()
+	r.opened = repository
 	revision, err := repository.Revision(r.base)
 	if err != nil {
 		return err
 	}
-	base, err := revision.Directory(dir)
+	r.baseCommit = revision.Commit()
+	r.before, err = revision.Directory(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it is new
-	} else if err != nil {
-		return err
+	}
+	return err
+}
+
+// judgeChange returns what the policy denies of the change from the base.
+func (r *review) judgeChange(ctx context.Context, env schema.Environment, now schema.Input) (denied []schema.Violation, err error) {
+	if r.before == nil || r.dir == "" {
+		return nil, nil
+	}
+	was, _, err := input(env, r.before.File)
+	if err != nil {
+		return nil, err
+	}
+	from := &was
+	if !slices.Contains(r.before.Names(""), env.File()) {
+		from = nil
+	}
+	plan := r.schema.For(env).Plan(from, &now, nil)
+	if err := r.judge.judge(ctx, &plan); err != nil {
+		return nil, err
+	}
+	for _, d := range plan.Policy {
+		v := schema.Violation{Position: schema.Position{File: env.File()}, Rule: "policy " + d.Name, Message: "denied by the policy: " + d.Message, Hint: d.Hint}
+		for _, c := range plan.Changes {
+			if slices.Contains(d.Parameters, c.Parameter) {
+				v.Parameter, v.Value = c.Parameter, c.New.String()
+				if c.File != "" && !c.New.IsZero() {
+					v.Position = schema.Position{File: c.File, Line: c.Line, Column: 1}
+				}
+				break
+			}
+		}
+		denied = append(denied, v)
+	}
+	return denied, nil
+}
+
+// gone reports the environments that the base has and the directory has not.
+func (r *review) gone(present []schema.Environment) {
+	if r.before == nil || r.allowMissing {
+		return
 	}
 	for _, env := range r.schema.Environments() {
 		isReported := slices.ContainsFunc(r.verdicts, func(v verdict) bool { return v.Environment == env })
-		if !slices.Contains(base.Names(""), env.File()) || slices.Contains(present, env) || isReported {
+		if !slices.Contains(r.before.Names(""), env.File()) || slices.Contains(present, env) || isReported {
 			continue
 		}
 		from := r.base
 		if strings.ContainsAny(from, "^~@") || from == "HEAD" { // it may be another one where the hint is read
-			from = revision.Commit()[:12]
+			from = r.baseCommit[:12]
 		}
 		r.missing(env, env.File(), fmt.Sprintf("the file is gone; %s has it", from),
 			fmt.Sprintf("put it back with git checkout %s -- %s; or, if the environment ends, check with --allow-missing",
 				problem.ShellWord(from), problem.ShellWord(filepath.Join(r.root, env.File()))))
 	}
-	return nil
 }
 
 // missing reports that an environment has no file of its name; file is where that
@@ -357,7 +425,7 @@ func input(env schema.Environment, file func(path string) (schema.File, error)) 
 }
 
 // environment checks one environment and returns the templates that it extends.
-func (r *review) environment(env schema.Environment) (templates []string, err error) {
+func (r *review) environment(ctx context.Context, env schema.Environment) (templates []string, err error) {
 	in, templates, err := input(env, r.file)
 	if err != nil {
 		return nil, err
@@ -379,7 +447,14 @@ func (r *review) environment(env schema.Environment) (templates []string, err er
 			v.Experiments = append(v.Experiments, t)
 		}
 	}
-	r.verdicts = append(r.verdicts, v.with(violations))
+	if v = v.with(violations); v.Valid {
+		denied, err := r.judgeChange(ctx, env, in)
+		if err != nil {
+			return templates, err
+		}
+		v.Violations, v.Total, v.Valid = append(v.Violations, denied...), len(denied), len(denied) == 0
+	}
+	r.verdicts = append(r.verdicts, v)
 	return templates, nil
 }
 

@@ -82,7 +82,7 @@ func TestValidateReadsAFileOnce(t *testing.T) {
 	if err != nil || &after.Bytes[0] != &before.Bytes[0] {
 		t.Errorf("read again: %s (%v)", after.Bytes, err)
 	}
-	if err := r.run(); err != nil || !r.valid() || len(r.verdicts) != 1 {
+	if err := r.run(t.Context()); err != nil || !r.valid() || len(r.verdicts) != 1 {
 		t.Errorf("%+v (%v)", r.verdicts, err)
 	}
 }

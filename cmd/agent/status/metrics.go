@@ -35,7 +35,7 @@ type Metrics struct {
 	registry                               *prometheus.Registry
 	updates, invalid, rollbacks, stageErrs *prometheus.CounterVec
 	durations                              *prometheus.HistogramVec
-	drifts                                 prometheus.Counter
+	drifts, denials                        prometheus.Counter
 	success                                *prometheus.GaugeVec
 
 	// DroppedLines counts the lines of the log that its reader did not take.
@@ -56,6 +56,7 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 		invalid:   counter("dtesn_agent_validation_failures_total", "Invalid documents, by the parameter concerned.", "parameter"),
 		rollbacks: counter("dtesn_agent_rollbacks_total", "Returns to an earlier state, by cause.", "cause"),
 		stageErrs: counter("dtesn_agent_stage_failures_total", "Faults, by the stage that failed.", "stage"),
+		denials:   prometheus.NewCounter(prometheus.CounterOpts{Name: "dtesn_agent_policy_refusals_total", Help: "Documents that the policy denied, or could not judge."}),
 		drifts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "dtesn_agent_drift_total", Help: "Times the engine was found changed past the agent."}),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "dtesn_agent_update_duration_seconds", Help: "How long an update took, by phase.",
@@ -104,7 +105,7 @@ func NewMetrics(version string, rules *schema.Rules) *Metrics {
 		}
 		return float64(m.DroppedEvents())
 	}))
-	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.durations, m.success, info, start)
+	m.registry.MustRegister(m.updates, m.invalid, m.rollbacks, m.stageErrs, m.drifts, m.denials, m.durations, m.success, info, start)
 	return m
 }
 
@@ -134,6 +135,9 @@ func (m *Metrics) StageFailure(stage string) { m.stageErrs.WithLabelValues(stage
 
 // Drift counts a drift that was found.
 func (m *Metrics) Drift() { m.drifts.Inc() }
+
+// PolicyRefusal counts a document that the policy refused.
+func (m *Metrics) PolicyRefusal() { m.denials.Inc() }
 
 // Success stamps a loop.
 func (m *Metrics) Success(loop string) { m.success.WithLabelValues(loop).SetToCurrentTime() }
@@ -179,12 +183,13 @@ var (
 	gaugeFailing   = prometheus.NewDesc("dtesn_agent_hook_failing", "1 while the receiver of a hook takes nothing, or is switched off.", []string{"hook"}, nil)
 	gaugeLag       = prometheus.NewDesc("dtesn_agent_hook_waiting_events", "Events that a hook was not told yet.", []string{"hook"}, nil)
 	gaugeLost      = prometheus.NewDesc("dtesn_agent_hook_dropped_events_total", "Events that a receiver did not want, or did not take for three days.", []string{"hook"}, nil)
+	gaugePolicy    = prometheus.NewDesc("dtesn_agent_policy_usable", "1 while the policy can be used; else every change is refused.", nil, nil)
 	gaugeText      = prometheus.NewDesc("dtesn_agent_parameter_info", "1, with the text that the engine was last read to run.", []string{"parameter", "value"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeReady, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText, gaugePaused, gaugeWritable, gaugeFresh, gaugeFailing, gaugeLag, gaugeLost} {
+	for _, d := range []*prometheus.Desc{gaugeInSync, gaugeReady, gaugeHeld, gaugeRunning, gaugeEngineUp, gaugeSnapshots, gaugeLast, gaugeParameter, gaugeText, gaugePaused, gaugeWritable, gaugeFresh, gaugeFailing, gaugeLag, gaugeLost, gaugePolicy} {
 		ch <- d
 	}
 }
@@ -219,6 +224,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	checks := s.Checks(time.Now())
 	put(gaugeWritable, number(checks.BackupDirectoryWritable && !s.Unrecorded))
 	put(gaugeFresh, number(checks.SourceFresh))
+	if s.Policy != nil {
+		put(gaugePolicy, number(s.Policy.Usable))
+	}
 	if g.hooks != nil {
 		for _, h := range g.hooks() {
 			put(gaugeFailing, number(h.Off || h.FailingAt != 0), h.Name)

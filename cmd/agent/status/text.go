@@ -289,6 +289,19 @@ func surroundings(s *apply.Status, when func(unix float64) string) (facts []page
 	}
 	line("agent", fmt.Sprintf("environment %s, instance %s, pid %d", s.Environment, s.Instance, os.Getpid()))
 	line("schema", fmt.Sprintf("%s, digest %.12s", s.Schema.File, s.Schema.Digest))
+	if p := s.Policy; p != nil {
+		switch {
+		case p.Error != "":
+			line("policy", p.Directory+" cannot be used, every change is refused: "+p.Error)
+			if !strings.HasPrefix(s.Hint, p.Hint) { // the line "do" has it
+				line("", p.Hint)
+			}
+		case p.Usable:
+			line("policy", fmt.Sprintf("%s, digest %.12s, %d cases pass", p.Directory, p.Digest, p.Cases))
+		default:
+			line("policy", p.Directory+", not loaded yet")
+		}
+	}
 	line("records", fmt.Sprintf("%d in %s", s.TotalSnapshots, s.BackupDirectory))
 	if s.StateVolatile != "" {
 		line("", "holds and pauses do not outlive it: "+s.StateVolatile)

@@ -1,0 +1,118 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"dtesn-agent/schema"
+	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/smallfile"
+)
+
+// Bounds of the directory.
+const (
+	maxEntries = 1000
+	maxFiles   = 64
+	maxBytes   = 64 << 10 // of a file
+	maxTotal   = 256 << 10
+)
+
+// fileNames lists the files of a policy. Those that begin with a dot do not count: a
+// ConfigMap has such.
+func fileNames(dir string) (names []string, err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, &problem.Error{Op: "read policy", Place: dir, Err: problem.Bare(err), Hint: "name a directory with .cue files that the agent's user may read"}
+	}
+	defer f.Close()
+	all, err := f.Readdirnames(maxEntries + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, &problem.Error{Op: "read policy", Place: dir, Err: problem.Bare(errors.Unwrap(err)), Hint: "name a directory with .cue files"}
+	}
+	for _, name := range all {
+		if strings.HasSuffix(name, ".cue") && !strings.HasPrefix(name, ".") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	fail := func(hint, message string, args ...any) error {
+		return &problem.Error{Op: "read policy", Place: dir, Err: fmt.Errorf(message, args...), Hint: hint}
+	}
+	switch {
+	case len(all) > maxEntries:
+		return nil, fail("give the policy a directory of its own", "more than %d entries", maxEntries)
+	case len(names) > maxFiles:
+		return nil, fail("merge files", "%d files, and at most %d are read", len(names), maxFiles)
+	case len(names) == 0:
+		return nil, fail("name the directory with the .cue files", "no .cue file")
+	}
+	return names, nil
+}
+
+// readFiles reads the files of a policy, none of which may be in a watched directory.
+func readFiles(dir string, watched []string) (files []schema.File, err error) {
+	names, err := fileNames(dir)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		text, err := smallfile.ReadText(path, maxBytes)
+		if err == nil && Inside(path, watched) != "" {
+			err = errors.New("it leads into what the agent watches")
+		}
+		if err != nil {
+			return nil, &problem.Error{Op: "read policy", Place: path, Err: err, Hint: "put a regular file there that the agent's user may read, outside of what the agent watches"}
+		}
+		if total += len(text); total > maxTotal {
+			return nil, &problem.Error{Op: "read policy", Place: dir, Err: fmt.Errorf("larger than %d KiB", maxTotal>>10), Hint: "make it smaller"}
+		}
+		files = append(files, schema.File{Path: name, Bytes: text})
+	}
+	return files, nil
+}
+
+// Inside returns the first of the directories that path, with all links followed, is or
+// lies in; "" if there is none.
+func Inside(path string, dirs []string) string {
+	real := func(path string) string {
+		if full, err := filepath.Abs(path); err == nil {
+			path = full
+		}
+		if followed, err := filepath.EvalSymlinks(path); err == nil {
+			path = followed
+		}
+		return path
+	}
+	at := real(path)
+	for _, dir := range dirs {
+		if in, err := filepath.Rel(real(dir), at); err == nil && filepath.IsLocal(in) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// signature is another one after a change of the directory.
+func signature(dir string) string {
+	names, err := fileNames(dir)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, name := range names {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			fmt.Fprintln(&b, name, err)
+			continue
+		}
+		fmt.Fprintln(&b, name, info.Size(), info.Mode(), info.ModTime().UnixNano())
+	}
+	return b.String()
+}
