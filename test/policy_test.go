@@ -28,6 +28,14 @@ func evaluators(of int) (pids []int) {
 	return pids
 }
 
+// TestExamplesPolicy holds that the policy we show can be used.
+func TestExamplesPolicy(t *testing.T) {
+	out, err := exec.Command("agent", "validate", "--policy", "../examples/policy").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "9 cases pass") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // TestPolicyProcess holds that the process that evaluates the policy may be killed, hang or
 // lack the policy's end, and that it ends with the agent.
 func TestPolicyProcess(t *testing.T) {

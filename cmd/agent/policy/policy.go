@@ -48,7 +48,7 @@ type Evaluator struct {
 	child  *child
 	loaded Loaded
 
-	isRead bool
+	seen   string // signature of the directory when it was read, "" before
 	status atomic.Pointer[apply.PolicyStatus]
 }
 
@@ -94,7 +94,7 @@ func (e *Evaluator) Load(ctx context.Context) (loaded Loaded, err error) {
 // read reads the directory. What was in force before is not used any more.
 func (e *Evaluator) read() {
 	e.stop()
-	e.isRead, e.loaded = true, Loaded{}
+	e.seen, e.loaded = signature(e.opt.Dir), Loaded{} // what changes from here on is seen later
 	e.source = schema.PolicySource{Dir: e.opt.Dir, Parameters: e.opt.Schema.Names()}
 	for _, env := range e.opt.Schema.Environments() {
 		e.source.Environments = append(e.source.Environments, string(env))
@@ -117,7 +117,7 @@ func (e *Evaluator) note(err error) {
 
 // ensure has a child that loaded the policy.
 func (e *Evaluator) ensure(ctx context.Context) error {
-	if !e.isRead {
+	if e.seen == "" {
 		e.read()
 	}
 	if e.err != nil || e.child != nil {
@@ -182,7 +182,6 @@ func (e *Evaluator) Judge(ctx context.Context, p schema.Proposal) (denied []sche
 			wasWarm = false
 		}
 		if err != nil {
-			e.note(err)
 			return err
 		}
 		denied = r.Denied
@@ -205,18 +204,13 @@ const (
 func (e *Evaluator) Run(ctx context.Context) error {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
-	seen := ""
-	for {
-		if now := signature(e.opt.Dir); now != seen {
-			for before := ""; before != now && ctx.Err() == nil; before, now = now, signature(e.opt.Dir) {
-				select {
-				case <-ctx.Done():
-				case <-time.After(quiet):
-				}
-			}
-			isFirst := seen == ""
-			seen = now
-			e.reload(ctx, isFirst)
+	for told := (apply.PolicyStatus{}); ; {
+		if e.isOther(ctx) {
+			_, _ = e.Load(ctx) // the status has the error
+		}
+		if now := e.Status(); ctx.Err() == nil && (now.Digest != told.Digest || now.Error != told.Error) {
+			told = now
+			e.tell(now)
 		}
 		select {
 		case <-ctx.Done():
@@ -226,18 +220,32 @@ func (e *Evaluator) Run(ctx context.Context) error {
 	}
 }
 
-// reload reads the policy and says what came of it.
-func (e *Evaluator) reload(ctx context.Context, isFirst bool) {
-	before := e.Status()
-	loaded, err := e.Load(ctx)
-	now := e.Status()
-	if ctx.Err() != nil || !isFirst && before.Digest == now.Digest && before.Error == now.Error {
-		return
+// isOther reports whether the directory is another one than was read, once it is quiet.
+func (e *Evaluator) isOther(ctx context.Context) bool {
+	seen := ""
+	if e.locked(ctx, func() error { seen = e.seen; return nil }) != nil {
+		return false
 	}
-	if err != nil {
-		e.opt.Logger.Error("policy cannot be used", "directory", e.opt.Dir, "error", err, "hint", problem.Hint(err), "effect", "every change is refused")
+	now := signature(e.opt.Dir)
+	if now == seen {
+		return false
+	}
+	for before := ""; before != now; before, now = now, signature(e.opt.Dir) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(quiet):
+		}
+	}
+	return true
+}
+
+// tell says that another policy is in force, or none.
+func (e *Evaluator) tell(s apply.PolicyStatus) {
+	if s.Error != "" {
+		e.opt.Logger.Error("policy cannot be used", "directory", e.opt.Dir, "error", s.Error, "hint", s.Hint, "effect", "every change is refused")
 	} else {
-		e.opt.Logger.Info("policy loaded", "directory", e.opt.Dir, "digest", now.Digest, "cases", loaded.Cases)
+		e.opt.Logger.Info("policy loaded", "directory", e.opt.Dir, "digest", s.Digest, "cases", s.Cases)
 	}
 	e.opt.Changed()
 }
