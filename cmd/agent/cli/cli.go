@@ -122,8 +122,8 @@ each applied state as a commit that plain git can read, and goes back by itself
 when the server rejects a change.
 
 Exit codes: 0 ok, 1 fault, 2 usage, 3 invalid configuration or denied by
-the policy, 4 rejected by the engine, by a required hook or on probation, 10 changes
-(plan --exit-code).`,
+the policy, 4 rejected by the engine, by a required hook or on probation, 10
+changes (plan --exit-code).`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -53,12 +53,12 @@ Output, with --format
             "policy": [{"name", "parameters", "message", "hint"}],
             "violations", "held"}]}
 
-With --policy each change is judged by the operators' rules, and "policy" lists those
-that deny it. Who will sign is not known before a merge: say it with --signer.
+With --policy each change is judged by the operators' rules, and "policy" lists
+those that deny it. Who will sign is unknown before a merge: give --signer.
 
-Exit codes: 0 done, 3 an environment would not be valid or the policy denies a change,
-10 with --exit-code if something changes, 2 wrong usage, schema or policy, 1 something
-could not be compared.`
+Exit codes: 0 done, 3 an environment would not be valid or the policy denies a
+change, 10 with --exit-code if something changes, 2 wrong usage, schema or
+policy, 1 something could not be compared.`
 
 // A planner is the flags of one plan.
 type planner struct {
@@ -84,7 +84,7 @@ func newPlan() *cobra.Command {
   agent plan --from HEAD --to ./config --config config
   agent plan --against /var/lib/dtesn-agent --to ./config
   agent plan --from HEAD^1 --config config --format markdown
-  agent plan --from main --config config --policy ../policy --signer ada@example.org`,
+  agent plan --from main --config config --policy ../policy --signer ada`,
 	}
 	p.flags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -61,8 +61,8 @@ Output, with --format
   gitlab  a Code Quality report for artifacts:reports:codequality; paths are
           relative to $CI_PROJECT_DIR or else to the current directory
 
-Exit codes: 0 all valid, 3 not valid or denied, 2 wrong usage, schema or policy, 1 something could
-not be checked.`
+Exit codes: 0 all valid, 3 not valid or denied, 2 wrong usage, schema or policy,
+1 something could not be checked.`
 
 func newValidate() *cobra.Command {
 	var environment, format string
