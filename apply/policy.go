@@ -54,6 +54,7 @@ type policyState struct {
 	denied   []schema.Denial
 	err      error // the policy could not judge it
 	retryAt  time.Time
+	isStale  bool // another policy is in force since; the verdict is shown until it judged
 	accepted accepted
 }
 
@@ -110,7 +111,7 @@ func (s *State) planPolicy(now time.Time) (step Step, allowed bool) {
 	switch {
 	case s.opt.Policy == nil:
 		return Step{}, true
-	case p.of != s.judgedNow(), p.err != nil && !now.Before(p.retryAt):
+	case p.of != s.judgedNow(), p.isStale, p.err != nil && !now.Before(p.retryAt):
 		return Step{Kind: JudgeChange}, false
 	}
 	return Step{}, !s.isDenied()
@@ -162,7 +163,7 @@ func (r *Reconciler) judgeChange(ctx context.Context) {
 	denied, err := r.opt.Policy.Judge(ctx, proposal)
 	r.log.Debug("policy asked", "revision", d.doc.Revision(), "denied", len(denied), "error", err, "took", time.Since(start))
 	p := &s.policy
-	p.of, p.denied, p.err, p.retryAt = s.judgedNow(), denied, err, time.Now().Add(policyRetry)
+	p.of, p.isStale, p.denied, p.err, p.retryAt = s.judgedNow(), false, denied, err, time.Now().Add(policyRetry)
 	if s.outbox.changed = true; !s.isDenied() {
 		s.endRepeat("policy")
 		return

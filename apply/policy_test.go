@@ -285,3 +285,25 @@ func TestPolicyObserved(t *testing.T) {
 		}
 	})
 }
+
+// TestPolicyThatDeniesAsWell: while another policy judges, the status says what the one
+// before said.
+func TestPolicyThatDeniesAsWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := governed(t)
+		defer w.end()
+		w.declare(size(4096), "")
+		w.policy.tell(func() { w.policy.most, w.policy.takes = 3, time.Second })
+		from := w.r.Latest()
+		w.r.PolicyChanged()
+		w.pass(3 * time.Second)
+		for u := from; u != nil; u = u.Next() {
+			if u.Status.State != apply.StateRefused {
+				t.Errorf("%s: %s", u.Status.State, u.Status.Reason)
+			}
+		}
+		if n := len(w.policy.asked); n != 2 || w.counts.denials != 1 {
+			t.Errorf("asked %d times, %d denials", n, w.counts.denials)
+		}
+	})
+}

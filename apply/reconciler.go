@@ -409,7 +409,7 @@ func (r *Reconciler) foldInbox() {
 		s.retryNow(stages...)
 	}
 	if in.policy || in.asked && s.policy.err != nil {
-		s.policy.of = judged{}
+		s.policy.isStale = true
 		s.outbox.changed = true
 	}
 	for name, value := range in.facts {

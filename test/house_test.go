@@ -340,7 +340,7 @@ func TestReadmeWords(t *testing.T) {
 type still struct{ runs schema.Parameters }
 
 func (s still) Status() *apply.Status {
-	return &apply.Status{Policy: &apply.PolicyStatus{}, Current: &s.runs, Running: apply.Running{SnapshotID: "snapshot_1_0001"}}
+	return &apply.Status{Policy: &apply.PolicyStatus{Usable: true}, Current: &s.runs, Running: apply.Running{SnapshotID: "snapshot_1_0001"}}
 }
 
 func (s still) Latest() *apply.Update { return &apply.Update{Status: s.Status()} }

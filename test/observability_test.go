@@ -236,12 +236,15 @@ func TestDashboard(t *testing.T) {
 	r := newBareRig(t)
 	file := filepath.Join(r.dir, "hooks.yaml")
 	ok(t, os.WriteFile(file, []byte("- {name: chat, command: [cat]}\n"), 0o600))
+	policy := filepath.Join(r.dir, "policy")
+	ok(t, os.Mkdir(policy, 0o755))
+	ok(t, os.WriteFile(filepath.Join(policy, "policy.cue"), []byte("deny: {}\n"), 0o600))
 	port, err := freePort()
 	ok(t, err)
 	health, cert := "127.0.0.1:"+port, gitserver.NewCert(t, r.dir, "server")
 	start := func() *exec.Cmd {
 		return r.embedded(func(cmd *exec.Cmd) {
-			cmd.Path, cmd.Args = shippedAgent(t), append(cmd.Args, "--health-listen", health, "--hooks", file, "--tls-cert-file", cert.CertFile, "--tls-key-file", cert.KeyFile)
+			cmd.Path, cmd.Args = shippedAgent(t), append(cmd.Args, "--health-listen", health, "--hooks", file, "--policy", policy, "--tls-cert-file", cert.CertFile, "--tls-key-file", cert.KeyFile)
 		})
 	}
 	r.declare(700)

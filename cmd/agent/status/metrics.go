@@ -224,7 +224,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	checks := s.Checks(time.Now())
 	put(gaugeWritable, number(checks.BackupDirectoryWritable && !s.Unrecorded))
 	put(gaugeFresh, number(checks.SourceFresh))
-	if s.Policy != nil {
+	if s.Policy != nil && (s.Policy.Usable || s.Policy.Error != "") { // else it is still loaded
 		put(gaugePolicy, number(s.Policy.Usable))
 	}
 	if g.hooks != nil {
