@@ -104,8 +104,8 @@ func (d Denial) String() string {
 
 // Bounds of a policy.
 const (
-	maxDenials    = 64
-	maxDenialText = 300 // bytes of a message or hint
+	maxDenials    = 50
+	maxDenialText = 400 // bytes of a message or hint
 	maxCases      = 256
 )
 
@@ -127,6 +127,7 @@ type PolicySource struct {
 type Policy struct {
 	PolicySource
 	name   string      // of the package
+	ready  *cue.Value  // of the next Judge, nil if it is not prepared
 	places []token.Pos // of the cases
 	// Cases is how many cases it was checked with. UsesSigner: a rule asks who signed.
 	Cases      int
@@ -347,8 +348,8 @@ func (w *policyWalker) selector(n *ast.SelectorExpr) {
 	}
 }
 
-// build evaluates the policy; change is that of one Proposal, "" for none.
-func (p *Policy) build(change string) (cue.Value, error) {
+// build compiles the policy, without a change.
+func (p *Policy) build(withCases bool) (cue.Value, error) {
 	values, names := "", ""
 	for _, name := range p.Parameters {
 		values += fmt.Sprintf("%q?: _\n", name)
@@ -360,6 +361,12 @@ func (p *Policy) build(change string) (cue.Value, error) {
 		file, err := parser.ParseFile(f.Path, text, parser.ParseComments)
 		if err != nil {
 			return cue.Value{}, err
+		}
+		for i, d := range file.Decls {
+			if name, _ := fieldOf(d); name == "cases" && !withCases { // they take time; without them an import may be unused
+				never := &ast.IfClause{Condition: ast.NewBool(false)}
+				file.Decls[i] = &ast.Comprehension{Clauses: []ast.Clause{never}, Value: ast.NewStruct(d)}
+			}
 		}
 		if file.PackageName() == "" {
 			file.Decls = append([]ast.Decl{&ast.Package{Name: ast.NewIdent(p.name)}}, file.Decls...)
@@ -388,9 +395,6 @@ _#agentDenial: {parameters?: [...(` + names + `_|_)], message!: string, hint?: s
 deny: [string]: _#agentDenial
 cases: [..._#agentCase]
 `
-	if change != "" {
-		own += "change: " + change + "\n"
-	}
 	file, err := parser.ParseFile(agentFile, own)
 	if err != nil {
 		return cue.Value{}, err
@@ -404,6 +408,14 @@ cases: [..._#agentCase]
 	return cuecontext.New().BuildInstance(instance), nil // a context that is used again grows
 }
 
+// Prepare does what it can of the next Judge ahead.
+func (p *Policy) Prepare() {
+	defer func() { _ = recover() }() // Judge finds it again
+	if root, err := p.build(false); err == nil {
+		p.ready = &root
+	}
+}
+
 // Judge returns the rules that deny a change. The error says where the policy cannot judge
 // it.
 func (p *Policy) Judge(of Proposal) (denied []Denial, err error) {
@@ -412,10 +424,16 @@ func (p *Policy) Judge(of Proposal) (denied []Denial, err error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := p.build(string(text))
-	if err != nil {
-		return nil, p.locate(err, "correct this line")
+	if p.ready == nil {
+		root, err := p.build(false)
+		if err != nil {
+			return nil, p.locate(err, "correct this line")
+		}
+		p.ready = &root
 	}
+	change := p.ready.Context().CompileBytes(text, cue.Filename(agentFile))
+	root := p.ready.FillPath(cue.ParsePath("change"), change)
+	p.ready = nil
 	const hint = "correct the rule; `agent validate --policy DIR` shows whether it holds for the cases"
 	if err := cmp.Or(root.Err(), root.Validate()); err != nil {
 		return nil, p.locate(err, hint)
@@ -448,7 +466,7 @@ func (p *Policy) Judge(of Proposal) (denied []Denial, err error) {
 
 // runCases checks that each case is denied by what it says.
 func (p *Policy) runCases() error {
-	root, err := p.build("")
+	root, err := p.build(true)
 	if err != nil {
 		return p.locate(err, "correct this line")
 	}

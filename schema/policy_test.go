@@ -68,6 +68,14 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// TestPolicyCasesAlone: what only the cases use is no fault of the rules.
+func TestPolicyCasesAlone(t *testing.T) {
+	p, err := OpenPolicy(policyOf("import \"strings\"\nlet x = 1\ndeny: {}\ncases: [{change: {environment: strings.ToLower(\"STAGING\"), new: max_membrane_depth: x}, deny: []}]\n"))
+	if err != nil || p.Cases != 1 {
+		t.Fatal(problem.Text(err))
+	}
+}
+
 // TestPolicyBad holds what is said of a policy that is wrong: the place, the cause and the hint.
 func TestPolicyBad(t *testing.T) {
 	deny := func(rule string) string { return "deny: {" + rule + "}\n" }

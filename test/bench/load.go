@@ -73,7 +73,7 @@ func (b *bed) loadRows(runs int) error {
 		{"a slow hook (5 s)", "1.05 to without", hook(receivers + "/slow")},
 		{"a hook that says 500", "1.05 to without", hook(receivers + "/fails")},
 		{"a hook that answers endlessly", "1.05 to without", hook(receivers + "/endless")},
-		{"a policy", "+1.5 ms", b.governed(file)},
+		{"a policy", "+2.5 ms", b.governed(file)},
 	}
 	all := make([]row, len(burdens))
 	for range rounds {

@@ -101,6 +101,11 @@ func Serve(in io.Reader, out io.Writer) error {
 		if err := encoder.Encode(r); err != nil {
 			return err
 		}
+		if policy != nil {
+			done := guardMemory()
+			policy.Prepare()
+			done()
+		}
 		if q.Load != nil {
 			debug.FreeOSMemory() // it waits now
 		}
