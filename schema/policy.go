@@ -431,7 +431,7 @@ func (p *Policy) Judge(of Proposal) (denied []Denial, err error) {
 		}
 		p.ready = &root
 	}
-	change := p.ready.Context().CompileBytes(text, cue.Filename(agentFile))
+	change := cuecontext.New().CompileBytes(text, cue.Filename(agentFile))
 	root := p.ready.FillPath(cue.ParsePath("change"), change)
 	p.ready = nil
 	const hint = "correct the rule; `agent validate --policy DIR` shows whether it holds for the cases"
