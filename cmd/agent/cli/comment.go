@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"dtesn-agent/cmd/agent/codehost"
 	"dtesn-agent/cmd/agent/status"
@@ -50,10 +49,11 @@ const commentTime = 2 * time.Minute
 // A commenter is the flags of one comment.
 type commenter struct {
 	planner
-	number                  int
-	repository, host, token string
-	state                   string
-	outcome, mustSucceed    bool
+	number               int
+	repository, host     string
+	hostToken            string // the file
+	state                string
+	outcome, mustSucceed bool
 }
 
 func newComment() *cobra.Command {
@@ -73,7 +73,7 @@ func newComment() *cobra.Command {
 	f.IntVar(&c.number, "pr", 0, "the `number` of the pull request (default that of the CI job)")
 	f.StringVar(&c.repository, "repository", "", "the `URL` of the repository on the host (default that of the CI job)")
 	f.StringVar(&c.host, "host", "", "github or gitlab, where the URL does not tell")
-	f.StringVar(&c.token, "token-file", "", "a `file` with the token in its first line (default $GITHUB_TOKEN or $GITLAB_TOKEN)")
+	f.StringVar(&c.hostToken, "token-file", "", "a `file` with the token in its first line (default $GITHUB_TOKEN or $GITLAB_TOKEN)")
 	f.BoolVar(&c.outcome, "outcome", false, "say what came of the merge: an event from standard input")
 	f.StringVar(&c.state, "state", "", "with --outcome, the state `directory` of the agent: also what was merged since the change before, and what was rolled back, is then told")
 	f.BoolVar(&c.mustSucceed, "fail", false, "exit 1 if the comment cannot be written")
@@ -87,7 +87,7 @@ func newComment() *cobra.Command {
 			return usage("--host: %q is none of github, gitlab", c.host)
 		}
 		if c.outcome {
-			return c.told(cmd, c.tellOutcome(cmd))
+			return c.warn(cmd, c.tellOutcome(cmd))
 		}
 		if c.from == "" {
 			return usageHint("in a checkout of GitHub's merge it is HEAD^1, in one of GitLab $CI_MERGE_REQUEST_DIFF_BASE_SHA", "--from is needed")
@@ -100,13 +100,13 @@ func newComment() *cobra.Command {
 			return err
 		}
 		text := result.markdown()
-		return c.told(cmd, errors.Join(summarize(text), c.comment(cmd, result, text)))
+		return c.warn(cmd, errors.Join(summarize(text), c.comment(cmd, result, text)))
 	}
 	return cmd
 }
 
-// told makes what kept a comment from being written a warning, unless it is to fail.
-func (c *commenter) told(cmd *cobra.Command, err error) error {
+// warn prints what kept a comment from being written as a warning, unless --fail is given.
+func (c *commenter) warn(cmd *cobra.Command, err error) error {
 	if wrong := (*failure)(nil); err == nil || c.mustSucceed || errors.As(err, &wrong) {
 		return err
 	}
@@ -134,15 +134,12 @@ func summarize(text string) error {
 // connect opens the repository that the flags or the job name.
 func (c *commenter) connect() (*codehost.Repository, error) {
 	opt := codehost.Options{URL: c.repository, Kind: c.host}
-	if c.token != "" {
-		text, err := readSettings(c.token)
+	if c.hostToken != "" {
+		token, err := readToken(c.hostToken)
 		if err != nil {
-			return nil, usageHint("name a file with the token in its first line", "--token-file: %w", err)
+			return nil, err
 		}
-		opt.Token, _, _ = strings.Cut(string(text), "\n")
-		if strings.TrimSpace(opt.Token) == "" {
-			return nil, usageHint("put the token into its first line", "--token-file: %s is empty", c.token)
-		}
+		opt.Token = token
 	}
 	return codehost.Open(opt, os.Getenv)
 }
@@ -280,42 +277,4 @@ func (c *commenter) isInHead(pull *codehost.Pull, fix schema.Fix) bool {
 	f, err := dir.File(path.Base(fix.File))
 	lines := strings.Split(string(f.Bytes), "\n")
 	return err == nil && fix.Line <= len(lines) && strings.TrimSuffix(lines[fix.Line-1], "\r") == strings.TrimSuffix(fix.Old, "\r")
-}
-
-// A remedy is what surely ends a violation: the arguments of agent set and the file they
-// are for, or else a text in Markdown.
-type remedy struct {
-	layer string
-	args  []string
-	text  string
-}
-
-// remedyOf returns what ends a violation in dir, nothing if that is not certain.
-func remedyOf(dir string, v schema.Violation) (r remedy) {
-	if v.Fix == nil {
-		return r
-	}
-	was, now := pairOf(v.Fix.Old), pairOf(v.Fix.New)
-	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil {
-		r.text = fmt.Sprintf("in line %d, %s should be %s", v.Fix.Line, code(v.Fix.Old), code(v.Fix.New))
-		return r
-	}
-	r.layer, r.args = strings.TrimPrefix(strings.TrimPrefix(v.File, dir), "/"), []string{now[0] + "=" + now[1]}
-	if was[0] != now[0] {
-		r.args = append(r.args, was[0]+"-")
-	}
-	return r
-}
-
-// pairOf returns the key and the value of a line "key: value", nil if it is none.
-func pairOf(line string) []string {
-	var root yaml.Node
-	if yaml.Unmarshal([]byte(line), &root) != nil || len(root.Content) != 1 {
-		return nil
-	}
-	pair := root.Content[0]
-	if pair.Kind != yaml.MappingNode || len(pair.Content) != 2 || pair.Content[1].Kind != yaml.ScalarNode {
-		return nil
-	}
-	return []string{pair.Content[0].Value, pair.Content[1].Value}
 }

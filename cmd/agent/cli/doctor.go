@@ -614,7 +614,7 @@ func (d *doctor) checkFiles() {
 
 // checkPolicy loads the policy, as the agent does.
 func (d *doctor) checkPolicy(cmd *cobra.Command) {
-	j := judge{dir: d.settings.policy}
+	j := policyCheck{dir: d.settings.policy}
 	if j.dir == "" || d.rules == nil {
 		return
 	}

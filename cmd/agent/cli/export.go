@@ -63,8 +63,7 @@ takes each format back.`,
 	needState := cmd.PreRunE
 	f.StringVar(&environment, "environment", "", "print what the files declare for this environment")
 	f.StringVar(&root, "config", ".", "the `directory` with base.yaml and the environments' files")
-	f.StringVar(&format, "format", "yaml", "yaml, json or env")
-	complete(cmd, "format", "yaml", "json", "env")
+	checkFormat := formatFlag(cmd, &format, "yaml, json or env", "yaml", "json", "env")
 	completeEnvironment(cmd)
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if isFiles = f.Changed("environment") || f.Changed("config"); isFiles {
@@ -73,12 +72,11 @@ takes each format back.`,
 		return needState(cmd, args)
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		write, ok := exportFormats[format]
-		if !ok {
-			return usage("--format: %q is none of yaml, json, env", format)
-		}
 		var e *export
-		var err error
+		err := checkFormat()
+		if err != nil {
+			return err
+		}
 		if isFiles {
 			e, err = exportFiles(cmd, open, environment, root, args)
 		} else {
@@ -87,7 +85,7 @@ takes each format back.`,
 		if err != nil {
 			return err
 		}
-		text, err := write(e)
+		text, err := exportFormats[format](e)
 		if err == nil {
 			_, err = cmd.OutOrStdout().Write(text)
 		}

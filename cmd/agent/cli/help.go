@@ -114,3 +114,16 @@ func wrap(first, next, text string) string {
 	}
 	return strings.Join(append(lines, line), "\n")
 }
+
+// formatFlag adds --format with the names that it takes, the first of which is the default;
+// check reports another one.
+func formatFlag(cmd *cobra.Command, format *string, sentence string, names ...string) (check func() error) {
+	cmd.Flags().StringVar(format, "format", names[0], sentence)
+	complete(cmd, "format", names...)
+	return func() error {
+		if !slices.Contains(names, *format) {
+			return usage("--format: %q is none of %s", *format, strings.Join(names, ", "))
+		}
+		return nil
+	}
+}

@@ -3,15 +3,8 @@ package cli
 import (
 	"bytes"
 	"cmp"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"net/http"
-	"net/url"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -19,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dtesn-agent/apply"
 	"dtesn-agent/gitstore/record"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
@@ -64,7 +56,7 @@ policy, 1 something could not be compared.`
 type planner struct {
 	from, to, repo, config, against, token, instances string
 
-	judge
+	policy policyCheck
 
 	open   func() (*schema.Schema, error)
 	schema *schema.Schema
@@ -87,11 +79,12 @@ func newPlan() *cobra.Command {
   agent plan --from main --config config --policy ../policy --signer ada`,
 	}
 	p.flags(cmd)
+	checkFormat := formatFlag(cmd, &format, "text, markdown or json", "text", "markdown", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		write, ok := planFormats[format]
+		if err := checkFormat(); err != nil {
+			return err
+		}
 		switch {
-		case !ok:
-			return usage("--format: %q is none of text, markdown, json", format)
 		case (p.from == "") == (p.against == ""):
 			return usageHint("compare with a revision or directory (--from), or with what runs (--against)", "need either --from or --against")
 		case p.token != "" && !isAddress(p.against):
@@ -101,7 +94,7 @@ func newPlan() *cobra.Command {
 		if err = errors.Join(err, p.close()); err != nil {
 			return err
 		}
-		if err := write(cmd, result); err != nil {
+		if err := planFormats[format](cmd, result); err != nil {
 			return fmt.Errorf("write the plan: %w", err)
 		}
 		changes := false
@@ -119,9 +112,7 @@ func newPlan() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&p.against, "against", "", "compare what this agent runs: its state `directory` or address")
 	f.StringVar(&p.token, "token-file", "", "a `file` with the token of an agent that is asked over https")
-	f.StringVar(&format, "format", "text", "text, markdown or json")
 	f.BoolVar(&exitCode, "exit-code", false, "exit 10 if something changes")
-	complete(cmd, "format", "text", "markdown", "json")
 	return cmd
 }
 
@@ -134,8 +125,7 @@ func (p *planner) flags(cmd *cobra.Command) {
 	f.StringVar(&p.repo, "repo", ".", "the git `repository` of the revisions, or a directory in it")
 	f.StringVar(&p.config, "config", "", "the configuration `directory` within the repository (default: its root)")
 	f.StringVar(&p.instances, "instances", "", "a `file` with the names of the instances, one a line, to show who is in an experiment")
-	f.StringVar(&p.judge.dir, policyFlag, "", policyUsage)
-	f.StringVar(&p.judge.signer, "signer", "", "the `name` of who will sign the change, for the policy")
+	p.policy.flags(f)
 }
 
 // plan makes the plan that the flags ask for. The repository stays open until close.
@@ -143,7 +133,7 @@ func (p *planner) plan(cmd *cobra.Command) (result *planResult, err error) {
 	if p.schema, err = p.open(); err != nil {
 		return nil, err
 	}
-	if err := p.judge.open(cmd, p.schema); err != nil {
+	if err := p.policy.open(cmd, p.schema); err != nil {
 		return nil, err
 	}
 	if result, err = p.run(cmd); err != nil {
@@ -153,7 +143,7 @@ func (p *planner) plan(cmd *cobra.Command) (result *planResult, err error) {
 }
 
 func (p *planner) close() error {
-	err := p.judge.close()
+	err := p.policy.close()
 	if p.opened != nil {
 		err = errors.Join(err, p.opened.Close())
 	}
@@ -162,9 +152,9 @@ func (p *planner) close() error {
 
 // judgeAll judges all environments of a plan by the policy.
 func (p *planner) judgeAll(cmd *cobra.Command, result *planResult) error {
-	p.noteSigner(cmd)
+	p.policy.noteSigner(cmd)
 	for i := range result.Environments {
-		if err := p.judge.judge(cmd.Context(), &result.Environments[i].Plan); err != nil {
+		if err := p.policy.apply(cmd.Context(), &result.Environments[i].Plan); err != nil {
 			return err
 		}
 	}
@@ -243,94 +233,6 @@ func (p *planner) nothing(from, to *side) error {
 		hint = "did you mean --config " + problem.ShellWord(path.Join(p.config, elsewhere)) + "?"
 	}
 	return problem.New("", fmt.Errorf("neither %s nor %s has an environment's file in %s", from.title, to.title, cmp.Or(to.dir, "the root")), hint)
-}
-
-// A side is one of the two configurations.
-type side struct {
-	id, title string
-	dir       string // where its files are, as people name them
-	elsewhere string
-	revision  *watcher.Revision // nil for a directory
-	file      func(path string) (schema.File, error)
-	names     []string // of the files in it
-	templates []string
-	set       []string // flags of agent set, to edit it
-}
-
-// side opens what a flag names.
-func (p *planner) side(flag, value string) (*side, error) {
-	if strings.HasPrefix(value, ".") || strings.HasPrefix(value, "/") {
-		root, err := directory(p.schema, value)
-		if err != nil {
-			return nil, err
-		}
-		r := &review{schema: p.schema, root: root, read: map[string]reading{}}
-		return &side{id: value, title: value, dir: root, file: r.file, names: namesIn(root), templates: templatesOf(namesIn(filepath.Join(root, templatesDir))), set: p.setFlags(root)}, nil
-	}
-	if value == "" {
-		return nil, usageHint("name a revision, such as main, or a directory, such as ./config", "%s is empty", flag)
-	}
-	if p.opened == nil {
-		opened, around, err := watcher.OpenRepository(p.repo)
-		if err != nil {
-			return nil, err
-		}
-		p.opened, p.around = opened, around
-	}
-	revision, err := p.opened.Revision(value)
-	if info, serr := os.Stat(value); err != nil && serr == nil && info.IsDir() {
-		err = problem.New("", err, "for the directory write ./"+value)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s := &side{id: revision.Commit(), title: fmt.Sprintf("%s (%s)", value, revision.Commit()[:12]), dir: path.Join(p.around, p.config), revision: revision}
-	s.set = p.setFlags(s.dir)
-	dir, err := revision.Directory(s.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		s.file = func(string) (schema.File, error) { return schema.File{}, fs.ErrNotExist }
-		return s, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	s.file, s.elsewhere, s.names, s.templates = dir.File, dir.Elsewhere(), dir.Names(""), templatesOf(dir.Names(templatesDir))
-	return s, nil
-}
-
-// misnamed says which file was probably meant to be that of an environment, "" for none.
-func (s *side) misnamed(declared *schema.Schema, env schema.Environment) string {
-	for _, name := range s.names {
-		if stem := yamlStem(name); stem != name && name != env.File() {
-			if meant, _ := meantBy(declared, stem); meant == string(env) {
-				return fmt.Sprintf("%s is read by no agent: did you mean %s? rename it", path.Join(filepath.ToSlash(s.dir), name), env.File())
-			}
-		}
-	}
-	return ""
-}
-
-// setFlags are what agent set needs to edit dir.
-func (p *planner) setFlags(dir string) (flags []string) {
-	if dir != "" {
-		flags = append(flags, "--config", dir)
-	}
-	if p.schema.File() != schema.Default().File() {
-		flags = append(flags, "--"+schemaFlag, p.schema.File())
-	}
-	return flags
-}
-
-// input collects the files of an environment, nil if it does not exist.
-func (s *side) input(env schema.Environment) (*schema.Input, error) {
-	if _, err := s.file(env.File()); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	in, _, err := input(env, s.file)
-	in.Templates = s.templates
-	return &in, err
 }
 
 // relate refuses revisions without a common history, and says if from has what to
@@ -415,7 +317,7 @@ func readNames(file string) (names []string, err error) {
 	if file == "" {
 		return nil, nil
 	}
-	text, err := readSettings(file)
+	text, err := readSmallFile(file)
 	if err != nil {
 		return nil, usageHint("name a file with one instance a line", "--instances: %w", err)
 	}
@@ -429,102 +331,4 @@ func readNames(file string) (names []string, err error) {
 		return nil, usage("--instances: %s has more than %d names", file, maxInstances)
 	}
 	return names, nil
-}
-
-func isAddress(s string) bool {
-	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
-}
-
-// compareRunning compares what an agent runs with what to gives its instance.
-func (p *planner) compareRunning(cmd *cobra.Command, to *side) (*planResult, error) {
-	st, err := p.status(cmd)
-	if err != nil {
-		return nil, err
-	}
-	if st.Current == nil {
-		return nil, problem.New("", fmt.Errorf("the agent on %s has not read its engine yet: %s", p.against, st.Reason), "try again when the engine answers, or compare with --from")
-	}
-	rules := p.schema.For(st.Environment)
-	if rules == nil {
-		return nil, usageHint("give the agent's schema with --schema", "the agent on %s runs the environment %s, which the schema does not have", p.against, st.Environment)
-	}
-	if st.Schema.Digest != "" && st.Schema.Digest != p.schema.Digest() {
-		fmt.Fprintf(cmd.ErrOrStderr(), "note: the agent on %s has another schema (%s); give the same with --schema\n", p.against, st.Schema.File)
-	}
-	in, err := to.input(st.Environment)
-	if err != nil {
-		return nil, err
-	}
-	if in == nil && to.elsewhere != "" {
-		return nil, p.nothing(to, to)
-	}
-	if in != nil {
-		in.Instance = st.Instance
-	}
-	plan := locate(rules.PlanInstance(*st.Current, st.Experiments, in), nil, to)
-	if h := st.Held; h != nil && plan.Now != nil {
-		if h.Paused {
-			plan.Held = append(plan.Held, h.Entry(nil))
-		}
-		plan.Held = append(plan.Held, apply.Matching(h, plan.Now, rules)...)
-	}
-	return &planResult{
-		From: p.against, To: to.id, title: fmt.Sprintf("%s on %s -> %s", st.Instance, p.against, to.title),
-		Environments: []environmentPlan{plan},
-	}, nil
-}
-
-// status asks the agent.
-func (p *planner) status(cmd *cobra.Command) (*apply.Status, error) {
-	if !isAddress(p.against) {
-		var r report
-		if err := ask(cmd, p.against, http.MethodGet, "/status", nil, &r, answerTime); err != nil {
-			return nil, err
-		}
-		return &r.Status.Status, nil
-	}
-	fail := func(err error, hint string) (*apply.Status, error) {
-		return nil, &problem.Error{Op: "ask the agent at", Place: p.against, Err: err, Hint: hint}
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), answerTime)
-	defer cancel()
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.against, "/")+"/v1/config/status", http.NoBody)
-	if err != nil || q.URL.User != nil {
-		return nil, usageHint("write it as http://127.0.0.1:9310, without a user", "--against: not an address")
-	}
-	if p.token != "" {
-		if q.URL.Scheme != "https" {
-			return nil, usageHint("use https://", "--token-file: the token would be sent unencrypted")
-		}
-		text, err := readSettings(p.token)
-		token, _, _ := strings.Cut(string(text), "\n")
-		if err != nil {
-			return nil, usageHint("name a file with the token in its first line", "--token-file: %w", err)
-		}
-		q.Header.Set("Authorization", "Bearer "+strings.TrimSpace(token))
-	}
-	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := client.Do(q)
-	if err != nil {
-		var cause *url.Error
-		if errors.As(err, &cause) {
-			err = cause.Err
-		}
-		return fail(err, "check the address, which is that of --listen, and that the agent runs")
-	}
-	defer resp.Body.Close()
-	var answer struct {
-		Success bool
-		Status  *apply.Status
-	}
-	err = json.NewDecoder(io.LimitReader(resp.Body, 4<<20)).Decode(&answer)
-	switch {
-	case resp.StatusCode == http.StatusUnauthorized:
-		return fail(errors.New("it wants a token"), "give it with --token-file")
-	case resp.StatusCode != http.StatusOK:
-		return fail(fmt.Errorf("it answered %s", resp.Status), "name the address that the agent has as --listen")
-	case err != nil || answer.Status == nil:
-		return fail(errors.New("the answer is not the status of an agent"), "name the address that the agent has as --listen")
-	}
-	return answer.Status, nil
 }

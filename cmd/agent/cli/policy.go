@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"dtesn-agent/cmd/agent/policy"
 	"dtesn-agent/schema"
@@ -60,16 +61,21 @@ func (s *settings) checkPolicy() error {
 	return nil
 }
 
-// A judge judges the changes of a command by a policy.
-type judge struct {
+// A policyCheck judges the changes of a command by a policy.
+type policyCheck struct {
 	dir, signer string
 	evaluator   *policy.Evaluator
 	loaded      policy.Loaded
 }
 
+func (j *policyCheck) flags(f *pflag.FlagSet) {
+	f.StringVar(&j.dir, policyFlag, "", policyUsage)
+	f.StringVar(&j.signer, "signer", "", "the `name` of who will sign the change, for the policy")
+}
+
 // open loads the policy that --policy or DTESN_AGENT_POLICY names; without one there is
 // nothing to judge by. A policy that is wrong is a usage error, as a schema is.
-func (j *judge) open(cmd *cobra.Command, s *schema.Schema) (err error) {
+func (j *policyCheck) open(cmd *cobra.Command, s *schema.Schema) (err error) {
 	if j.dir = cmp.Or(j.dir, os.Getenv(envName(policyFlag))); j.dir == "" {
 		if j.signer != "" {
 			return usage("--signer is for a policy: name it with --policy")
@@ -85,22 +91,22 @@ func (j *judge) open(cmd *cobra.Command, s *schema.Schema) (err error) {
 }
 
 // noteSigner says that rules about the signer cannot be met without one.
-func (j *judge) noteSigner(cmd *cobra.Command) {
+func (j *policyCheck) noteSigner(cmd *cobra.Command) {
 	if j.loaded.UsesSigner && j.signer == "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), "note: the policy has rules about who signs; name the signer with --signer")
 	}
 }
 
 // close ends the evaluator.
-func (j *judge) close() error {
+func (j *policyCheck) close() error {
 	if j.evaluator == nil {
 		return nil
 	}
 	return j.evaluator.Close()
 }
 
-// judge adds to a plan what the policy denies of it.
-func (j *judge) judge(ctx context.Context, p *schema.Plan) error {
+// apply adds to a plan what the policy denies of it.
+func (j *policyCheck) apply(ctx context.Context, p *schema.Plan) error {
 	if j.evaluator == nil {
 		return nil
 	}

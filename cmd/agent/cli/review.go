@@ -1,306 +1,362 @@
 package cli
 
 import (
-	"crypto/sha256"
+	"context"
+	"errors"
 	"fmt"
-	"io"
-	"os"
+	"io/fs"
+	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"dtesn-agent/cmd/agent/status"
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher"
 )
 
-// reviewFormats write what validate found, one function a --format.
-var reviewFormats = map[string]func(*cobra.Command, *review) error{
-	"text": reviewText, "json": reviewJSON, "github": reviewGitHub, "gitlab": reviewGitLab,
+// A review checks a directory.
+type review struct {
+	policy policyCheck
+
+	schema *schema.Schema
+	root   string
+	only   schema.Environment // the one to check, "" for all
+	read   map[string]reading // the files by path, each read once
+
+	instance, base string
+	allowMissing   bool
+	templates      []string            // the names of all that there are
+	opened         *watcher.Repository // of the base
+	before         *watcher.Directory  // of the base, nil if there is none
+	baseCommit     string
+
+	verdicts []verdict
+	notes    []note
+	failed   error // what kept the review from its end
 }
 
-func reviewJSON(cmd *cobra.Command, r *review) error {
-	failed := []string{}
-	if r.failed != nil {
-		failed = append(failed, problem.Text(r.failed))
-	}
-	result := map[string]any{
-		"success": r.valid() && len(failed) == 0,
-		"results": append([]verdict{}, r.verdicts...), // a list, empty or not
-		"notes":   append([]note{}, r.notes...),
-		"errors":  failed,
-	}
-	if r.dir != "" {
-		result["policy"] = map[string]any{"directory": r.dir, "cases": r.loaded.Cases}
-	}
-	return printJSON(cmd, result)
+// A verdict is what validate says of one environment of one directory, or of a
+// template that no environment extends.
+type verdict struct {
+	Root        string             `json:"root"`
+	Environment schema.Environment `json:"environment,omitempty"`
+	Template    string             `json:"template,omitempty"`
+	Valid       bool               `json:"valid"`
+	Parameters  *schema.Parameters `json:"parameters,omitempty"`
+	Provenance  schema.Provenance  `json:"provenance,omitempty"`
+	Experiments []trial            `json:"experiments,omitempty"`
+	Violations  []schema.Violation `json:"violations"`
+	Total       int                `json:"violations_total"`
 }
 
-func reviewText(cmd *cobra.Command, r *review) error {
-	printed := map[string]bool{}
-	for _, v := range r.verdicts {
-		again := 0
-		for _, violation := range v.Violations {
-			line := v.placed(violation, filepath.Join).String()
-			if printed[line] {
-				again++
-				continue
-			}
-			printed[line] = true
-			if _, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(line)); err != nil {
-				return err
-			}
+// A trial is an experiment of an environment.
+type trial struct {
+	Name       string            `json:"name"`
+	Percent    int               `json:"percent"`
+	Parameters schema.Parameters `json:"parameters"`
+	Member     *bool             `json:"member,omitempty"` // nil unless it is about one instance
+}
+
+// A note is about a file that no agent reads.
+type note struct {
+	File    string `json:"file"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+func (n note) String() string { return n.File + " " + n.Message }
+
+// report writes what was found and returns the exit code for it; failed is what
+// could not be checked.
+func (r *review) report(cmd *cobra.Command, write func(*cobra.Command, *review) error, failed error) error {
+	r.failed = failed
+	if err := write(cmd, r); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	switch {
+	case failed != nil && r.valid():
+		return failed
+	case failed != nil:
+		complain(cmd.ErrOrStderr(), failed)
+		fallthrough
+	case !r.valid():
+		return quiet(exitInvalid)
+	}
+	return nil
+}
+
+func (r *review) valid() bool {
+	return !slices.ContainsFunc(r.verdicts, func(v verdict) bool { return !v.Valid })
+}
+
+// maxTemplates bounds the templates that are checked although no environment
+// extends them.
+const maxTemplates = 1000
+
+// run checks the environment that was asked for, or all that the directory
+// holds.
+func (r *review) run(ctx context.Context) error {
+	if err := r.openBase(); err != nil {
+		return err
+	}
+	if r.opened != nil {
+		defer r.opened.Close()
+	}
+	names := namesIn(filepath.Join(r.root, templatesDir))
+	r.templates = templatesOf(names)
+	if r.only != "" {
+		_, err := r.environment(ctx, r.only)
+		return err
+	}
+	present := r.environmentsIn(r.root)
+	files := map[string][]string{} // by the name that they were probably meant to have
+	for _, name := range namesIn(r.root) {
+		if stem := yamlStem(name); stem != name && !strings.HasPrefix(name, ".") {
+			meant, _ := meantBy(r.schema, stem)
+			files[meant] = append(files[meant], name)
 		}
-		if _, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(v.summary(again))); err != nil {
+	}
+	for _, meant := range slices.Sorted(maps.Keys(files)) {
+		for _, name := range files[meant] {
+			r.misfit(name, meant, len(files[meant]) == 1)
+		}
+	}
+	for _, name := range names {
+		r.templateMisfit(name)
+	}
+	r.gone(present)
+	if len(present) == 0 && len(r.verdicts) == 0 {
+		return r.noEnvironment()
+	}
+	extended := map[string]bool{}
+	for _, env := range present {
+		templates, err := r.environment(ctx, env)
+		if err != nil {
 			return err
 		}
-	}
-	if r.dir != "" {
-		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: the policy can be used, %d cases pass\n", status.Plain(r.dir), r.loaded.Cases); err != nil {
-			return err
+		for _, path := range templates {
+			extended[path] = true
 		}
 	}
-	return writeNotes(cmd.ErrOrStderr(), r.notes)
-}
-
-func writeNotes(w io.Writer, notes []note) error {
-	for _, n := range notes {
-		line := "note: " + n.String()
-		if n.Hint != "" {
-			line += "; " + n.Hint
+	checked := 0
+	for _, name := range r.templates {
+		path := templatesDir + "/" + name + yamlExtension
+		if extended[path] || len(present) == 0 {
+			continue
 		}
-		if _, err := fmt.Fprintln(w, status.Plain(line)); err != nil {
+		if checked++; checked > maxTemplates {
+			return problem.New("", fmt.Errorf("%s has %d templates; of those that no environment extends only %d were checked",
+				filepath.Join(r.root, templatesDir), len(r.templates), maxTemplates), "remove the templates that are not used")
+		}
+		if err := r.template(path, present); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// summary is the verdict on one line; again counts the violations that were
-// shown for an earlier environment.
-func (v verdict) summary(again int) string {
-	subject := string(v.Environment)
-	if v.Template != "" {
-		subject = v.Template + ", which no environment extends,"
+// openBase opens the directory as it is in the base.
+func (r *review) openBase() error {
+	if r.base == "" || r.allowMissing && r.policy.dir == "" {
+		return nil
 	}
-	if v.Valid {
-		s := fmt.Sprintf("%s: %s is valid", v.Root, subject)
-		for _, t := range v.Experiments {
-			if t.Member != nil && *t.Member {
-				s += ", in the experiment " + t.Name
-			}
-		}
-		return s
-	}
-	s := fmt.Sprintf("%s: %s is not valid: %d violations", v.Root, subject, v.Total)
-	if v.Total == 1 {
-		s = strings.TrimSuffix(s, "s")
-	}
-	if again > 0 {
-		s += fmt.Sprintf(", %d shown above", again)
-	}
-	if hidden := v.Total - len(v.Violations); hidden > 0 {
-		s += fmt.Sprintf(", %d not shown", hidden)
-	}
-	return s
-}
-
-// placed returns a violation whose files are named from where the reader
-// stands; in joins the root and a file.
-func (v verdict) placed(violation schema.Violation, in func(...string) string) schema.Violation {
-	violation.File = in(v.Root, violation.File)
-	violation.Related = slices.Clone(violation.Related)
-	for i := range violation.Related {
-		violation.Related[i].File = in(v.Root, violation.Related[i].File)
-	}
-	if violation.Fix != nil {
-		fix := *violation.Fix
-		fix.File = violation.File
-		violation.Fix = &fix
-	}
-	return violation
-}
-
-// An annotation is a violation and whom it concerns.
-type annotation struct {
-	schema.Violation
-	of []string
-}
-
-// annotations lists each violation once: one in base.yaml is one of every
-// environment.
-func annotations(verdicts []verdict, in func(...string) string) (all []*annotation) {
-	known := map[string]*annotation{}
-	for _, v := range verdicts {
-		of := string(v.Environment)
-		if v.Template != "" {
-			of = v.Template
-		}
-		for _, violation := range v.Violations {
-			violation = v.placed(violation, in)
-			key := violation.String()
-			if known[key] == nil {
-				known[key] = &annotation{Violation: violation}
-				all = append(all, known[key])
-			}
-			known[key].of = append(known[key].of, of)
-		}
-	}
-	return all
-}
-
-// reviewGitHub writes workflow commands, which GitHub shows at the lines of a
-// pull request: an error a violation, a warning a file that no agent reads. A
-// runner takes commands from both streams, so what is not a command goes to
-// standard error, on lines that do not begin with a name.
-// https://docs.github.com/actions/reference/workflow-commands-for-github-actions
-func reviewGitHub(cmd *cobra.Command, r *review) error {
-	base, err := workspace("GITHUB_WORKSPACE")
+	repository, dir, err := watcher.OpenRepository(r.root)
 	if err != nil {
 		return err
 	}
-	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
-	const most = 10 // GitHub shows no more of a step
-	for i, a := range annotations(r.verdicts, in) {
-		if i >= most {
-			if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "validate: "+status.Plain(a.String())); err != nil {
-				return err
-			}
-			continue
-		}
-		properties := []string{"file=" + commandProperty(a.File)}
-		if a.Line > 0 {
-			properties = append(properties, fmt.Sprintf("line=%d", a.Line), fmt.Sprintf("col=%d", a.Column))
-		}
-		properties = append(properties, "title="+commandProperty(strings.Join(a.of, ", ")+": "+a.Rule))
-		if err := writeCommand(cmd, "error", properties, a.text()); err != nil {
-			return err
-		}
+	r.opened = repository
+	revision, err := repository.Revision(r.base)
+	if err != nil {
+		return err
 	}
-	for _, n := range r.notes {
-		properties := []string{"file=" + commandProperty(in(n.File)), "title=" + commandProperty("not checked")}
-		if err := writeCommand(cmd, "warning", properties, n.String()+"\n"+n.Hint); err != nil {
-			return err
-		}
+	r.baseCommit = revision.Commit()
+	r.before, err = revision.Directory(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is new
 	}
-	for _, v := range r.verdicts {
-		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "validate: "+status.Plain(v.summary(0))); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// text is what an annotation says below its title: what is wrong, what to do,
-// where else to look.
-func (a *annotation) text() string {
-	text := a.Message
-	if !strings.Contains(text, a.Path) && (a.Parameter == "" || !strings.Contains(text, a.Parameter)) {
-		text = a.Path + ": " + text
-	}
-	if a.Hint != "" {
-		text += "\n" + a.Hint
-	}
-	for _, at := range a.Related {
-		text += "\nsee " + at.String()
-	}
-	return text
-}
-
-func writeCommand(cmd *cobra.Command, name string, properties []string, text string) error {
-	command := fmt.Sprintf("::%s %s::%s", name, strings.Join(properties, ","), commandData.Replace(strings.TrimSpace(text)))
-	_, err := fmt.Fprintln(cmd.OutOrStdout(), status.Plain(command)) // who runs it by hand has a terminal
 	return err
 }
 
-// The escapes of GitHub's own toolkit, for the text of a command and for a
-// property of it.
-// https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts
-var (
-	commandData       = strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")
-	commandProperties = strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A", ":", "%3A", ",", "%2C")
-)
-
-func commandProperty(s string) string { return commandProperties.Replace(s) }
-
-// A codeQualityIssue is an entry of GitLab's Code Quality report.
-// https://docs.gitlab.com/ci/testing/code_quality/#code-quality-report-format
-type codeQualityIssue struct {
-	Description string `json:"description"`
-	CheckName   string `json:"check_name"`
-	Fingerprint string `json:"fingerprint"`
-	Severity    string `json:"severity"`
-	Location    struct {
-		Path  string `json:"path"`
-		Lines struct {
-			Begin int `json:"begin"`
-		} `json:"lines"`
-	} `json:"location"`
+// judgeChange returns what the policy denies of the change from the base.
+func (r *review) judgeChange(ctx context.Context, env schema.Environment, now schema.Input) (denied []schema.Violation, err error) {
+	if r.before == nil || r.policy.dir == "" {
+		return nil, nil
+	}
+	was, _, err := input(env, r.before.File)
+	if err != nil {
+		return nil, err
+	}
+	from := &was
+	if !slices.Contains(r.before.Names(""), env.File()) {
+		from = nil
+	}
+	plan := r.schema.For(env).Plan(from, &now, nil)
+	if err := r.policy.apply(ctx, &plan); err != nil {
+		return nil, err
+	}
+	for _, d := range plan.Policy {
+		v := schema.Violation{Position: schema.Position{File: env.File()}, Rule: "policy " + d.Name, Message: "denied by the policy: " + d.Message, Hint: d.Hint}
+		for _, c := range plan.Changes {
+			if slices.Contains(d.Parameters, c.Parameter) {
+				v.Parameter, v.Value = c.Parameter, c.New.String()
+				if c.File != "" && !c.New.IsZero() {
+					v.Position = schema.Position{File: c.File, Line: c.Line, Column: 1}
+				}
+				break
+			}
+		}
+		denied = append(denied, v)
+	}
+	return denied, nil
 }
 
-// reviewGitLab writes a Code Quality report, which GitLab shows in a merge
-// request: a major issue a violation, a minor one a file that no agent reads.
-func reviewGitLab(cmd *cobra.Command, r *review) error {
-	base, err := workspace("CI_PROJECT_DIR")
+// gone reports the environments that the base has and the directory has not.
+func (r *review) gone(present []schema.Environment) {
+	if r.before == nil || r.allowMissing {
+		return
+	}
+	for _, env := range r.schema.Environments() {
+		isReported := slices.ContainsFunc(r.verdicts, func(v verdict) bool { return v.Environment == env })
+		if !slices.Contains(r.before.Names(""), env.File()) || slices.Contains(present, env) || isReported {
+			continue
+		}
+		from := r.base
+		if strings.ContainsAny(from, "^~@") || from == "HEAD" { // it may be another one where the hint is read
+			from = r.baseCommit[:12]
+		}
+		r.missing(env, env.File(), fmt.Sprintf("the file is gone; %s has it", from),
+			fmt.Sprintf("put it back with git checkout %s -- %s; or, if the environment ends, check with --allow-missing",
+				problem.ShellWord(from), problem.ShellWord(filepath.Join(r.root, env.File()))))
+	}
+}
+
+// missing reports that an environment has no file of its name; file is where that
+// is seen.
+func (r *review) missing(env schema.Environment, file, message, hint string) {
+	v := schema.Violation{Position: schema.Position{File: file}, Rule: "each environment has a file of its name", Message: message, Hint: hint}
+	r.verdicts = append(r.verdicts, verdict{Root: r.root, Environment: env, Violations: []schema.Violation{v}, Total: 1})
+}
+
+// environment checks one environment and returns the templates that it extends.
+func (r *review) environment(ctx context.Context, env schema.Environment) (templates []string, err error) {
+	in, templates, err := input(env, r.file)
+	if err != nil {
+		return nil, err
+	}
+	v := verdict{Root: r.root, Environment: env}
+	in.Templates, in.Instance = r.templates, r.instance
+	check := r.schema.For(env).Review
+	if r.instance != "" {
+		check = r.schema.For(env).Load
+	}
+	config, violations := check(in)
+	if config != nil {
+		v.Parameters, v.Provenance = &config.Parameters, config.Provenance
+		for i, m := range config.Experiments {
+			t := trial{Name: m.Name, Percent: m.Percent, Parameters: config.Sets(i)}
+			if r.instance != "" {
+				t.Member = &m.Member
+			}
+			v.Experiments = append(v.Experiments, t)
+		}
+	}
+	if v = v.with(violations); v.Valid {
+		denied, err := r.judgeChange(ctx, env, in)
+		if err != nil {
+			return templates, err
+		}
+		v.Violations, v.Total, v.Valid = append(v.Violations, denied...), len(denied), len(denied) == 0
+	}
+	r.verdicts = append(r.verdicts, v)
+	return templates, nil
+}
+
+// template checks a template that no environment extends, so that the first one
+// to extend it finds it valid: one of those that are present must take it.
+func (r *review) template(path string, present []schema.Environment) error {
+	f, err := watcher.ReadFile(r.root, path) // once, so that it need not be kept
 	if err != nil {
 		return err
 	}
-	in := func(parts ...string) string { return fromWorkspace(base, filepath.Join(parts...)) }
-	report := []codeQualityIssue{}
-	add := func(file string, line int, rule, severity, text string) {
-		f := codeQualityIssue{Description: status.Plain(strings.ReplaceAll(text, "\n", "; ")), CheckName: rule, Severity: severity}
-		f.Location.Path, f.Location.Lines.Begin = file, max(1, line)
-		f.Fingerprint = fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join([]string{file, rule, text}, "\x00"))))
-		report = append(report, f)
-	}
-	for _, a := range annotations(r.verdicts, in) {
-		add(a.File, a.Line, a.Rule, "major", strings.Join(a.of, ", ")+": "+a.text())
-	}
-	for _, n := range r.notes {
-		add(in(n.File), 1, "not checked", "minor", n.String()+"\n"+n.Hint)
-	}
-	return printJSON(cmd, report)
-}
-
-// workspace is the directory that annotations name files from: that of a variable, or
-// else the current one.
-func workspace(variable string) (string, error) {
-	base := os.Getenv(variable)
-	if base == "" {
-		base = "."
-	}
-	base, err := filepath.Abs(base)
-	if err != nil {
-		return "", fmt.Errorf("finding the workspace: %w", err)
-	}
-	return base, nil
-}
-
-// fromWorkspace is a file as seen from base, with slashes. It follows links,
-// for the lines shown are those of the file they lead to; a file outside keeps
-// its full path.
-func fromWorkspace(base, file string) string {
-	full, err := filepath.Abs(file)
-	if err != nil {
-		return filepath.ToSlash(file)
-	}
-	for _, path := range [][2]string{{resolved(base), resolved(full)}, {base, full}} {
-		if inside, err := filepath.Rel(path[0], path[1]); err == nil && filepath.IsLocal(inside) {
-			return filepath.ToSlash(inside)
+	var violations *schema.Violations
+	for _, env := range present {
+		if violations = r.schema.For(env).CheckTemplate(f); violations == nil {
+			break
 		}
 	}
-	return filepath.ToSlash(full)
+	r.verdicts = append(r.verdicts, verdict{Root: r.root, Template: path}.with(violations))
+	return nil
 }
 
-// resolved follows the links of a path as far as it exists.
-func resolved(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real
+func (v verdict) with(violations *schema.Violations) verdict {
+	v.Valid, v.Violations = violations == nil, []schema.Violation{}
+	if violations != nil {
+		v.Violations, v.Total = violations.List, violations.Total
 	}
-	if dir := filepath.Dir(path); dir != path {
-		return filepath.Join(resolved(dir), filepath.Base(path))
-	}
-	return path
+	return v
 }
+
+func (r *review) noEnvironment() error {
+	hint := "name the configuration directory, the one with " + schema.BaseFile
+	if near := r.near(); near != "" {
+		hint = "did you mean `agent validate " + problem.ShellWord(near) + "`?"
+	}
+	var files []string
+	for _, env := range r.schema.Environments() {
+		files = append(files, env.File())
+	}
+	return problem.New("", fmt.Errorf("%s has no environment's file (%s)", r.root, strings.Join(files, ", ")), hint)
+}
+
+// misfit reports a file that no agent reads although it was probably meant to be
+// read: prodution.yaml, production.yml. It is an error where the environment that
+// was probably meant has no file. alone: no other file may be meant.
+func (r *review) misfit(name, meant string, alone bool) {
+	right := meant + yamlExtension
+	n := note{File: filepath.Join(r.root, name), Message: "is read by no agent: not checked"}
+	rename := fmt.Sprintf("did you mean %s? rename it", right)
+	if !alone {
+		rename = fmt.Sprintf("several files may be meant: give %s what it should say", right)
+	}
+	switch {
+	case name == right:
+		return
+	case meant == "":
+		n.Hint = fmt.Sprintf("the schema has no environment %s: name another schema with --schema", yamlStem(name))
+		if f, err := r.file(name); err != nil || !environmentKey.Match(f.Bytes) {
+			return
+		}
+	case exists(filepath.Join(r.root, right)): // which a rename would overwrite
+		n.Hint = right + " is there too, and is read: compare the two"
+	case right == schema.BaseFile || r.allowMissing:
+		n.Hint = rename
+	default:
+		r.missing(schema.Environment(meant), name, "the file is read by no agent, and there is no "+right, rename+", or say --allow-missing")
+		return
+	}
+	r.notes = append(r.notes, n)
+}
+
+// templateMisfit notes a file below templates/ that could not be extended:
+// templates/Big.yaml.
+func (r *review) templateMisfit(name string) {
+	stem := yamlStem(name)
+	if _, isTemplate := schema.ParseTemplatePath(templatesDir + "/" + name); isTemplate || stem == name || strings.HasPrefix(name, ".") {
+		return
+	}
+	n := note{
+		File: filepath.Join(r.root, templatesDir, name), Message: "is no template that could be extended: not checked",
+		Hint: "rename it: a template is templates/NAME.yaml, its name in a-z 0-9 - _",
+	}
+	if same := strings.ToLower(stem); slices.Contains(r.templates, same) {
+		n.Hint = fmt.Sprintf("templates/%s.yaml is there too: compare the two", same)
+	}
+	r.notes = append(r.notes, n)
+}
+
+// environmentKey finds what only the file of an environment has.
+var environmentKey = regexp.MustCompile(`(?m)^environment:`)

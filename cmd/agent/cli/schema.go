@@ -104,7 +104,11 @@ It knows types, ranges and keys. For rules across files use agent validate.`,
   agent schema --schema more.cue --format cue > whole.cue`,
 	}
 	open := schemaOf(cmd)
+	checkFormat := formatFlag(cmd, &format, "markdown, cue or jsonschema", "markdown", "cue", "jsonschema")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkFormat(); err != nil {
+			return err
+		}
 		s, err := open()
 		if err != nil {
 			return err
@@ -115,10 +119,8 @@ It knows types, ranges and keys. For rules across files use agent validate.`,
 			text = s.CUE()
 		case "jsonschema":
 			text, err = s.JSONSchema()
-		case "markdown":
-			text = []byte(schemaTable(s))
 		default:
-			err = usage("--format: %q is none of cue, jsonschema, markdown", format)
+			text = []byte(schemaTable(s))
 		}
 		if err != nil {
 			return err
@@ -126,8 +128,6 @@ It knows types, ranges and keys. For rules across files use agent validate.`,
 		_, err = cmd.OutOrStdout().Write(text)
 		return err
 	}
-	cmd.Flags().StringVar(&format, "format", "markdown", "cue, jsonschema or markdown")
-	complete(cmd, "format", "cue", "jsonschema", "markdown")
 	return cmd
 }
 

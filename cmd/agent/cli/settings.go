@@ -113,7 +113,7 @@ func envName(name string) string {
 // settingsFile reads agent.yaml: one level of names, the flags' own, with
 // scalar values.
 func settingsFile(path string, known []string) (map[string]origin, error) {
-	text, err := readSettings(path)
+	text, err := readSmallFile(path)
 	if err != nil {
 		hint := "check --settings"
 		if errors.Is(err, fs.ErrNotExist) {
@@ -153,9 +153,9 @@ func settingsFile(path string, known []string) (map[string]origin, error) {
 // maxSettings is the most that a settings file may hold, in bytes.
 const maxSettings = 1 << 20
 
-// readSettings reads a regular file of a sensible size; a pipe or a device
+// readSmallFile reads a regular file of a sensible size; a pipe or a device
 // would keep the agent from starting, or take its memory.
-func readSettings(path string) ([]byte, error) {
+func readSmallFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -169,6 +169,19 @@ func readSettings(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxSettings)
 	}
 	return io.ReadAll(io.LimitReader(f, maxSettings))
+}
+
+// readToken reads the token in the first line of the file that --token-file names.
+func readToken(path string) (string, error) {
+	text, err := readSmallFile(path)
+	token, _, _ := strings.Cut(string(text), "\n")
+	switch token = strings.TrimSpace(token); {
+	case err != nil:
+		return "", usageHint("name a file with the token in its first line", "--token-file: %w", err)
+	case token == "":
+		return "", usageHint("put the token into its first line", "--token-file: %s is empty", path)
+	}
+	return token, nil
 }
 
 func knownSetting(name string, known []string, place string, spell func(string) string) error {
