@@ -172,7 +172,7 @@ func TestAccess(t *testing.T) {
 	needs(t, "curl")
 	curl := exec.CommandContext(t.Context(), "sh", "-c", `printf 'Authorization: Bearer %s' "$(head -n 1 "$1")" | curl -sS --cacert "$2" -H @- "https://$3/"`, "sh", g.token, g.server.CertFile, g.addr)
 	if out, err := curl.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "state      in_sync") {
-		t.Errorf("curl as in README.md: %v\n%s", err, out)
+		t.Errorf("curl as in docs/deployment.md: %v\n%s", err, out)
 	}
 }
 

@@ -163,18 +163,37 @@ func agent(args ...string) (code int, out string) {
 }
 
 var (
-	agentCommand = regexp.MustCompile("(?:^|[\\s`(])(?:bin/)?agent ([a-z-]+)((?: +[^\\n`]*)?)")
+	agentCommand = regexp.MustCompile("(?:^|[\\s`(/])agent ([a-z][a-z-]*)((?: +[^\\n`]*)?)")
 	longFlag     = regexp.MustCompile(`--([a-z][a-z-]*)`)
 )
 
-// TestReadmeCommands holds that each command and flag that README.md names is
-// there.
-func TestReadmeCommands(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
+// documents returns the text of README.md and of the pages in docs.
+func documents(t *testing.T) string {
+	t.Helper()
+	pages, err := filepath.Glob("../docs/*.md")
+	ok(t, err)
+	var all strings.Builder
+	for _, page := range append([]string{"../README.md"}, pages...) {
+		text, err := os.ReadFile(page)
+		ok(t, err)
+		all.Write(text)
+		all.WriteString("\n\n")
 	}
-	readme := strings.ReplaceAll(string(text), "\\\n", " ")
+	return all.String()
+}
+
+// TestReadmeIsShort holds that README.md is an entrance; all else is a page of docs.
+func TestReadmeIsShort(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	ok(t, err)
+	if n := bytes.Count(text, []byte("\n")); n > 150 {
+		t.Errorf("README.md has %d lines, 150 at most: move what is not needed at the start to docs", n)
+	}
+}
+
+// TestReadmeCommands holds that each command and flag that the documents name exists.
+func TestReadmeCommands(t *testing.T) {
+	readme := strings.ReplaceAll(documents(t), "\\\n", " ")
 	_, root := agent("--help")
 	checked := 0
 	var lines []string
@@ -192,42 +211,39 @@ func TestReadmeCommands(t *testing.T) {
 			continue
 		}
 		if !regexp.MustCompile(`(?m)^  ` + m[1] + ` `).MatchString(root) {
-			t.Errorf("README.md names `agent %s`, which there is not", m[1])
+			t.Errorf("the documents name `agent %s`, which does not exist", m[1])
 			continue
 		}
 		_, help := agent(m[1], "--help")
 		for _, flag := range longFlag.FindAllStringSubmatch(m[2], -1) {
 			if !strings.Contains(help, "--"+flag[1]) {
-				t.Errorf("README.md names `agent %s --%s`, which there is not", m[1], flag[1])
+				t.Errorf("the documents name `agent %s --%s`, which does not exist", m[1], flag[1])
 			}
 		}
 	}
-	if checked < 15 {
-		t.Errorf("only %d commands found in README.md", checked)
+	if checked < 60 {
+		t.Errorf("only %d commands found in the documents", checked)
 	}
 	for _, m := range regexp.MustCompile("`make ([a-z]+)`|^    make ([a-z]+)").FindAllStringSubmatch(readme, -1) {
 		target := m[1] + m[2]
 		makefile, _ := os.ReadFile("../Makefile")
 		if !regexp.MustCompile(`(?m)^` + target + `:`).Match(makefile) {
-			t.Errorf("README.md names `make %s`, which there is not", target)
+			t.Errorf("the documents name `make %s`, which does not exist", target)
 		}
 	}
 }
 
 // TestReadmeParameters holds that the table of parameters is the schema's.
 func TestReadmeParameters(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := documents(t)
 	for _, p := range production.Parameters() {
-		row := regexp.MustCompile("(?m)^\\| `" + p.Name + "` \\| ([^|]+) \\| ([^|]+) \\| ([^|]+) \\|").FindStringSubmatch(string(text))
+		row := regexp.MustCompile("(?m)^\\| `" + p.Name + "` \\| ([^|]+) \\| ([^|]+) \\| ([^|]+) \\|").FindStringSubmatch(text)
 		if row == nil {
-			t.Errorf("README.md does not list %s", p.Name)
+			t.Errorf("the documents do not list %s", p.Name)
 			continue
 		}
 		if row[1] != p.Type || row[2] != p.Range || row[3] != p.Default.String() {
-			t.Errorf("README.md says %s is %s, %s, default %s; the schema says %s, %s, %s", p.Name, row[1], row[2], row[3], p.Type, p.Range, p.Default)
+			t.Errorf("the documents say %s is %s, %s, default %s; the schema says %s, %s, %s", p.Name, row[1], row[2], row[3], p.Type, p.Range, p.Default)
 		}
 	}
 }
@@ -270,19 +286,15 @@ func TestExamplesAreValid(t *testing.T) {
 	}
 }
 
-// readmeRows are the rows of the table in README.md whose header begins with
-// the word given, as what stands between the backquotes of each cell.
+// readmeRows returns the rows of the first table in the documents whose header begins with
+// the word given: what stands between the backquotes of each cell.
 func readmeRows(t *testing.T, header string) (rows [][]string) {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, table, found := strings.Cut(string(text), "\n| "+header+" |")
+	_, table, found := strings.Cut(documents(t), "\n| "+header+" |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	lines := strings.Split(table, "\n")
 	if !found || len(lines) < 3 {
-		t.Fatalf("README.md has no table of each %s", header)
+		t.Fatalf("the documents have no table of each %s", header)
 	}
 	for _, line := range lines[2:] {
 		var row []string
@@ -303,7 +315,7 @@ func same(t *testing.T, what string, readme, program []string) {
 	slices.Sort(readme)
 	slices.Sort(program)
 	if !slices.Equal(readme, program) {
-		t.Errorf("%s: README.md says\n%s\nthe program has\n%s", what, strings.Join(readme, "\n"), strings.Join(program, "\n"))
+		t.Errorf("%s: the documents say\n%s\nthe program has\n%s", what, strings.Join(readme, "\n"), strings.Join(program, "\n"))
 	}
 }
 

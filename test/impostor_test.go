@@ -21,7 +21,7 @@ import (
 
 // An impostor is a DTESN server that takes any parameter, and whose purpose is
 // to misbehave: as its manners say, for what is over their limit, and well with
-// the rest. It answers what README.md lists.
+// the rest. It answers what docs/server.md lists.
 type impostor struct {
 	t      *testing.T
 	socket string

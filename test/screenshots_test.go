@@ -162,11 +162,22 @@ func small(t *testing.T, text []byte) []byte {
 	return b.Bytes()
 }
 
-// TestDocumentsHaveTheirFiles holds that the images and the pages of ours to which the
-// documents refer are there, and that images are small and none is left over.
-func TestDocumentsHaveTheirFiles(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#:\s]+)(?:#[^)]*)?\)`)
+// anchors returns the anchors of a page's headings, as git hosts make them.
+func anchors(page string) (list []string) {
+	page = regexp.MustCompile("(?ms)^```.*?^```").ReplaceAllString(page, "")
+	for _, m := range regexp.MustCompile(`(?m)^#+ +(.+?) *$`).FindAllStringSubmatch(page, -1) {
+		anchor := regexp.MustCompile(`[^\p{L}\p{N}_ -]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		list = append(list, strings.ReplaceAll(anchor, " ", "-"))
+	}
+	return list
+}
+
+// TestReadmeLinks holds that each relative link of the documents leads to a file and a
+// heading that exist, that images are small, and that none is left over.
+func TestReadmeLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:\s]*)(?:#([^)\s]+))?\)`)
 	linked := map[string]bool{}
+	links := 0
 	ok(t, filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() && path != ".." && strings.HasPrefix(d.Name(), ".") {
 			return filepath.SkipDir
@@ -175,15 +186,29 @@ func TestDocumentsHaveTheirFiles(t *testing.T) {
 			return err
 		}
 		text, err := os.ReadFile(path)
+		ok(t, err)
 		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
-			to := filepath.Join(filepath.Dir(path), m[1])
-			if _, err := os.Stat(to); err != nil {
-				t.Errorf("%s refers to %s, which there is not", path, m[1])
+			links++
+			to := path
+			if m[1] != "" {
+				to = filepath.Join(filepath.Dir(path), m[1])
 			}
 			linked[to] = true
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s refers to %s, which does not exist", path, m[1])
+			} else if m[2] != "" {
+				text, err := os.ReadFile(to)
+				ok(t, err)
+				if !slices.Contains(anchors(string(text)), m[2]) {
+					t.Errorf("%s refers to %s#%s, a heading that does not exist", path, m[1], m[2])
+				}
+			}
 		}
-		return err
+		return nil
 	}))
+	if links < 80 {
+		t.Errorf("only %d links found", links)
+	}
 	images, err := filepath.Glob("../docs/images/*")
 	ok(t, err)
 	for _, image := range images {
@@ -195,5 +220,14 @@ func TestDocumentsHaveTheirFiles(t *testing.T) {
 	}
 	if len(images) == 0 {
 		t.Error("there are no images: make screenshots")
+	}
+	pages, err := filepath.Glob("../docs/*.md")
+	ok(t, err)
+	readme, err := os.ReadFile("../README.md")
+	ok(t, err)
+	for _, page := range pages {
+		if !strings.Contains(string(readme), "](docs/"+filepath.Base(page)) {
+			t.Errorf("README.md does not lead to %s", page)
+		}
 	}
 }
