@@ -18,7 +18,7 @@ IMAGE     ?= dtesn-agent
 IMAGE_VERSION  ?= $(shell $(AGENT) version | cut -d' ' -f2)
 IMAGE_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
-.PHONY: help run build image release test faults check fmt bench bench-long fuzz crash powercut soak schema screenshots clean FORCE
+.PHONY: help run build image release test faults check fmt bench bench-long fuzz crash powercut soak schema docs screenshots clean FORCE
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,12 +54,12 @@ test: ## Run every test, with the race detector; as root it installs what they n
 faults: ## Play the whole fault table of the transaction, of which test plays a part
 	DTESN_TEST_FAULTS=all $(GO) test -timeout 30m ./apply -run '^TestFaultTable$$'
 
-check: ## What must be clean before a commit: format, vet, staticcheck, imports, README
+check: ## What must be clean before a commit: format, vet, staticcheck, imports, documents
 	@test -z "$$($(GOFUMPT) -l . | tee /dev/stderr)" || { echo 'not formatted: run make fmt'; exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(STATICCHECK) ./...
-	$(GO) test ./test -run '^(TestImports|TestReadme|TestExamples)'
+	$(GO) test ./test ./cmd/agent/cli -run '^(TestImports|TestReadme|TestExamples)'
 
 fmt: ## Format the code
 	$(GOFUMPT) -w .
@@ -88,6 +88,9 @@ soak: ## Play STEPS (20000) random steps of everything that can go wrong against
 
 schema: build ## Write the JSON Schema that editors use beside the examples
 	$(AGENT) schema --format jsonschema > examples/config/dtesn.schema.json
+
+docs: ## Write the generated tables of docs/reference.md
+	$(GO) test ./cmd/agent/cli -run '^TestReadmeReference$$' -count=1 -args -update
 
 screenshots: ## Take the images of the documents with Chromium, into docs/images
 	$(GO) test ./test -run '^TestScreenshots$$' -count=1 -args -screenshots $(CURDIR)/docs/images

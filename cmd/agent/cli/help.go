@@ -70,12 +70,13 @@ func usageText(cmd *cobra.Command) string {
 	return b.String()
 }
 
-// flagText returns a flag with its sentence.
-func flagText(f *pflag.Flag) string {
+// flagParts returns the name of a flag with its value, its default as people write it, and
+// its sentence.
+func flagParts(f *pflag.Flag) (name, value, sentence string) {
 	kind, sentence := pflag.UnquoteUsage(f)
-	name := "  --" + f.Name
+	name = "--" + f.Name
 	if f.Shorthand != "" {
-		name = "  -" + f.Shorthand + ", --" + f.Name
+		name = "-" + f.Shorthand + ", --" + f.Name
 	}
 	switch {
 	case f.Value.Type() == "bool":
@@ -87,13 +88,21 @@ func flagText(f *pflag.Flag) string {
 	switch f.DefValue {
 	case "", "false", "[]", "0", "0s":
 	default:
-		value := f.DefValue
+		value = f.DefValue
 		if f.Value.Type() == "duration" && strings.HasSuffix(value, "m0s") {
 			value = strings.TrimSuffix(value, "0s")
 		}
+	}
+	return name, value, sentence
+}
+
+// flagText returns a flag with its sentence.
+func flagText(f *pflag.Flag) string {
+	name, value, sentence := flagParts(f)
+	if value != "" {
 		sentence += " (default " + value + ")"
 	}
-	return name + "\n" + wrap("        ", "        ", sentence) + "\n"
+	return "  " + name + "\n" + wrap("        ", "        ", sentence) + "\n"
 }
 
 // wrap breaks a text into lines of the help's width, the first after one text and the
