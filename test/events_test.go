@@ -187,7 +187,7 @@ func TestAuditFindsDamage(t *testing.T) {
 		text[len(text)/2+i] ^= 0xff
 	}
 	ok(t, os.WriteFile(packs[0], text, 0o600))
-	if code, out := agent("audit", "--state", r.state, "--verify"); code != 1 || !strings.Contains(out, "Damaged history") {
+	if code, out := agent("audit", "--state", r.state, "--verify"); code != 1 || !strings.Contains(out, "see Damaged history in docs/history.md") {
 		t.Errorf("exit %d: %s", code, out)
 	}
 }

@@ -215,7 +215,7 @@ func verifyHistory(cmd *cobra.Command, state string) error {
 		}
 		read.Store(int64(count))
 		if err != nil {
-			return problem.New("", fmt.Errorf("the history cannot be followed behind record %s: %w", before, err), "see Damaged history in the README")
+			return problem.New("", fmt.Errorf("the history cannot be followed behind record %s: %w", before, err), "see Damaged history in docs/history.md")
 		}
 		if len(rows) < page {
 			break
@@ -223,7 +223,7 @@ func verifyHistory(cmd *cobra.Command, state string) error {
 	}
 	end()
 	if len(damaged) > 0 {
-		return problem.New("", fmt.Errorf("%d of %d records are damaged: %s", len(damaged), count, strings.Join(damaged[:min(len(damaged), 10)], "; ")), "see Damaged history in the README")
+		return problem.New("", fmt.Errorf("%d of %d records are damaged: %s", len(damaged), count, strings.Join(damaged[:min(len(damaged), 10)], "; ")), "see Damaged history in docs/history.md")
 	}
 	if count == 0 {
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), "nothing was recorded yet")

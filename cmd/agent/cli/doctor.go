@@ -327,7 +327,7 @@ func (d *doctor) checkHistory(ctx context.Context) (newest *record.Row, isNew bo
 	}
 	row := &rows[0]
 	if row.IsDamaged() {
-		err = problem.New("", fmt.Errorf("%s is damaged: %s", row.ID, strings.Join(row.Errors, "; ")), "run agent audit --verify, which reads all of it, and see Damaged history in the README")
+		err = problem.New("", fmt.Errorf("%s is damaged: %s", row.ID, strings.Join(row.Errors, "; ")), "run agent audit --verify, which reads all of it, and see Damaged history in docs/history.md")
 	}
 	d.check("history", err, fmt.Sprintf("the newest record is %s (%s) of %s", row.ID, row.Outcome, date(row.Timestamp)))
 	return row, false
