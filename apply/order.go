@@ -327,7 +327,7 @@ func (s *State) pauseOpenRollback(o *Pause, now time.Time) Step {
 // planHold plans to put a hold, or the end of one, on record. A pending change is
 // withdrawn.
 func (s *State) planHold(hold *record.Hold, why string, who record.Requester, text string) Step {
-	kind, rec := Note, s.fill(recordLike(s.head, record.KindNote, why, hold))
+	kind, rec := Note, s.fill(s.recordLike(s.head, record.KindNote, why, hold))
 	if s.isCandidateOpen() {
 		kind, rec = Revert, s.revertRecord(record.Superseded, why, hold)
 	}

@@ -237,6 +237,25 @@ func TestPolicyOfExperiments(t *testing.T) {
 		if of := w.policy.asked[len(w.policy.asked)-1]; of.Experiments[0].Was != 1 || of.Experiments[0].Percent != 2 {
 			t.Errorf("asked %+v", of.Experiments)
 		}
+		w.shared(size(512), 40) // grows from what was accepted
+		w.check("grows", unchanged)
+		for _, order := range []apply.Order{&apply.Pause{Reason: "x"}, &apply.Resume{}} { // records that change nothing
+			if _, err := w.do(order); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.restart()
+		w.shared(size(512), 40)
+		w.check("is not judged again", unchanged)
+		w.declare(size(512), "it ends")
+		w.check("ends", unchanged)
+		for _, order := range []apply.Order{&apply.Pause{Reason: "x"}, &apply.Resume{}} {
+			if _, err := w.do(order); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.shared(size(512), 40)
+		w.check("begins anew", want{runs: size(512), outcome: record.Refused, state: apply.StateRefused, ready: true})
 	})
 }
 

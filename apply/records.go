@@ -19,16 +19,20 @@ func (s *State) changeRecord() record.Record {
 // candidateAgain returns the candidate at the head as a new record, with another hold or
 // requester.
 func (s *State) candidateAgain(hold *record.Hold, uid *int, who *record.Requester) record.Record {
-	rec := s.fill(recordLike(s.head, s.head.Kind, s.head.Description, hold))
+	rec := s.fill(s.recordLike(s.head, s.head.Kind, s.head.Description, hold))
 	rec.RequestedBy, rec.Requester = uid, who
 	return rec
 }
 
 // recordLike returns a record with the parameters of another one.
-func recordLike(of *record.Record, kind record.Kind, description string, hold *record.Hold) record.Record {
+func (s *State) recordLike(of *record.Record, kind record.Kind, description string, hold *record.Hold) record.Record {
+	experiments := of.Experiments
+	if s.applied != nil && of.Commit == s.applied.Commit { // what was accepted since is not forgotten
+		_, experiments = s.lastAccepted()
+	}
 	return record.Record{
 		Kind: kind, Description: description, Held: hold, Config: of.Config, Source: of.Source,
-		Provenance: of.Provenance, Experiments: of.Experiments, RollbackPoint: of.RollbackPoint,
+		Provenance: of.Provenance, Experiments: experiments, RollbackPoint: of.RollbackPoint,
 	}
 }
 
@@ -43,7 +47,7 @@ func (s *State) revertRecord(outcome record.Outcome, reason string, hold *record
 			back.Config = *s.head.Before
 		}
 	}
-	rec := s.fill(recordLike(back, record.KindRevert, reason, hold))
+	rec := s.fill(s.recordLike(back, record.KindRevert, reason, hold))
 	rec.OutcomeOf = &record.Settlement{ID: s.head.ID, Outcome: outcome}
 	if outcome == record.Rejected {
 		if rec.Errors = s.pending.rejection.errors; len(rec.Errors) == 0 {
