@@ -126,7 +126,7 @@ func (w *workspaceEdit) consequences(cmd *cobra.Command, edited schema.Environme
 		case errors.As(invalid, &found) && isBetter(wasInvalid, found):
 			fmt.Fprintf(cmd.ErrOrStderr(), "note: %s is not valid yet: agent validate %s\n", env, problem.ShellWord(w.flags.root))
 			continue
-		case found != nil && (env == edited || wasInvalid == nil):
+		case found != nil && (env == edited || !isNoWorse(wasInvalid, found)):
 			w.printViolations(cmd, found)
 			return nil, &failure{exitInvalid, problem.New("", fmt.Errorf("%s would not be valid; nothing is written", env), "correct the values, or set several at once")}
 		case invalid != nil && found == nil:
@@ -143,13 +143,17 @@ func (w *workspaceEdit) consequences(cmd *cobra.Command, edited schema.Environme
 	return list, nil
 }
 
-// isBetter reports whether the violations are some of those that were there before.
+// isNoWorse reports whether the violations are all among those that were there before.
+func isNoWorse(before error, now *schema.Violations) bool {
+	old := (*schema.Violations)(nil)
+	return errors.As(before, &old) && !slices.ContainsFunc(now.List, func(v schema.Violation) bool { return !slices.ContainsFunc(old.List, v.SameAs) })
+}
+
+// isBetter reports whether the violations are some of those that were there before, and
+// not all.
 func isBetter(before error, now *schema.Violations) bool {
 	old := (*schema.Violations)(nil)
-	if !errors.As(before, &old) || now.Total >= old.Total {
-		return false
-	}
-	return !slices.ContainsFunc(now.List, func(v schema.Violation) bool { return !slices.ContainsFunc(old.List, v.SameAs) })
+	return isNoWorse(before, now) && errors.As(before, &old) && now.Total < old.Total
 }
 
 // printViolations prints violations as agent validate does.

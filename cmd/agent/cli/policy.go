@@ -76,6 +76,9 @@ func (j *policyCheck) flags(f *pflag.FlagSet) {
 // open loads the policy that --policy or DTESN_AGENT_POLICY names; without one there is
 // nothing to judge by. A policy that is wrong is a usage error, as a schema is.
 func (j *policyCheck) open(cmd *cobra.Command, s *schema.Schema) (err error) {
+	if err := checkGiven(cmd.Flags()); err != nil {
+		return err
+	}
 	if j.dir = cmp.Or(j.dir, os.Getenv(envName(policyFlag))); j.dir == "" {
 		if j.signer != "" {
 			return usage("--signer is for a policy: name it with --policy")

@@ -23,7 +23,7 @@ func remedyOf(dir string, v schema.Violation) (r remedy) {
 		return r
 	}
 	was, now := pairOf(v.Fix.Old), pairOf(v.Fix.New)
-	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil {
+	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil || strings.HasPrefix(was[0], "-") { // which would be a flag
 		r.text = fmt.Sprintf("in line %d, %s should be %s", v.Fix.Line, code(v.Fix.Old), code(v.Fix.New))
 		return r
 	}

@@ -183,16 +183,16 @@ func (r *review) openBase() error {
 
 // judgeChange returns what the policy denies of the change from the base.
 func (r *review) judgeChange(ctx context.Context, env schema.Environment, now schema.Input) (denied []schema.Violation, err error) {
-	if r.before == nil || r.policy.dir == "" {
+	if r.baseCommit == "" || r.policy.dir == "" {
 		return nil, nil
 	}
-	was, _, err := input(env, r.before.File)
-	if err != nil {
-		return nil, err
-	}
-	from := &was
-	if !slices.Contains(r.before.Names(""), env.File()) {
-		from = nil
+	var from *schema.Input // nil if it is new
+	if r.before != nil && slices.Contains(r.before.Names(""), env.File()) {
+		was, _, err := input(env, r.before.File)
+		if err != nil {
+			return nil, err
+		}
+		from = &was
 	}
 	plan := r.schema.For(env).Plan(from, &now, nil)
 	if err := r.policy.apply(ctx, &plan); err != nil {

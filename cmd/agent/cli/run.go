@@ -139,6 +139,9 @@ beats the environment, which beats the file.`,
 			if err := settle(cmd.Flags(), settingNames()); err != nil {
 				return err
 			}
+			if err := checkGiven(cmd.Flags()); err != nil {
+				return err
+			}
 			if err := s.check(cmd.Context()); err != nil {
 				return err
 			}

@@ -78,6 +78,17 @@ func settle(flags *pflag.FlagSet, known []string) error {
 	return bad
 }
 
+// checkGiven reports a guard or a listener of changes that was asked for and not named: a
+// variable that was empty must not switch it off.
+func checkGiven(flags *pflag.FlagSet) error {
+	for _, name := range []string{policyFlag, "hooks", schemaFlag} {
+		if f := flags.Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
+			return usageHint("name it, or leave it out for none", "--%s is empty", name)
+		}
+	}
+	return nil
+}
+
 func unwrapFlag(err error) error {
 	if inner := errors.Unwrap(err); inner != nil {
 		return inner
