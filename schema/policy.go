@@ -2,6 +2,7 @@ package schema
 
 import (
 	"cmp"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// A Proposal is a change that a policy judges. Its JSON is what rules see as `change`.
+// A Proposal is a change that a policy judges. Rules read its JSON as change.
 type Proposal struct {
 	Environment Environment          `json:"environment"`
 	Old         *Parameters          `json:"old,omitempty"` // nil if there was nothing
@@ -30,7 +31,7 @@ type Proposal struct {
 	Signer      string               `json:"signer,omitempty"`
 	Experiments []ProposedExperiment `json:"experiments"`
 
-	// Of is the experiment whose instances it is about; "" for all others.
+	// Of is the experiment whose instances change; "" for the instances in no experiment.
 	Of string `json:"-"`
 }
 
@@ -53,7 +54,7 @@ func (r *Rules) Propose(old *Parameters, now Parameters, experiments []ProposedE
 	return p
 }
 
-// complete adds what follows from the rest.
+// complete sets Changed, and makes Experiments a list.
 func (p *Proposal) complete() {
 	old := Parameters{}
 	if p.Old != nil {
@@ -66,6 +67,11 @@ func (p *Proposal) complete() {
 	if p.Experiments == nil {
 		p.Experiments = []ProposedExperiment{}
 	}
+}
+
+// ExperimentsChanged reports whether an experiment begins, ends or changes its share.
+func ExperimentsChanged(before, now []Membership) bool {
+	return slices.ContainsFunc(CompareExperiments(before, now), func(e ProposedExperiment) bool { return e.Was != e.Percent })
 }
 
 // CompareExperiments returns the experiments of now with the share that they had before,
@@ -109,10 +115,14 @@ const (
 	maxCases      = 256
 )
 
-// policyPackage is the package of files without a package clause.
+// policyPackage is the default package name of the files.
 const policyPackage = "policy"
 
-// agentFile is the file that the agent adds to a policy.
+// policyCUE is the CUE that the agent adds to a policy, as agentFile.
+//
+//go:embed policy.cue
+var policyCUE string
+
 const agentFile = "(agent)"
 
 // A PolicySource is the files of a policy with the names that it may use.
@@ -123,13 +133,14 @@ type PolicySource struct {
 	Parameters   []string `json:"parameters"`
 }
 
-// A Policy judges Proposals by rules in CUE, which may compute without end.
+// A Policy judges Proposals by rules in CUE. Evaluating them may never end. It is not safe
+// for concurrent use.
 type Policy struct {
 	PolicySource
-	name   string      // of the package
-	ready  *cue.Value  // of the next Judge, nil if it is not prepared
+	pkg    string
+	ready  *cue.Value  // what Prepare built for the next Judge, or nil
 	places []token.Pos // of the cases
-	// Cases is how many cases it was checked with. UsesSigner: a rule asks who signed.
+	// Cases is the number of its cases. UsesSigner is whether a rule reads change.signer.
 	Cases      int
 	UsesSigner bool
 }
@@ -179,7 +190,7 @@ func (p *Policy) locate(err error, hint string) error {
 	return p.failAt(token.NoPos, hint, "%s", message)
 }
 
-// check parses the files and refuses the names that CUE would take for absent.
+// check parses the files and reports unknown names that CUE would treat as missing fields.
 func (p *Policy) check() error {
 	hasDeny := false
 	for _, f := range p.Files {
@@ -188,10 +199,10 @@ func (p *Policy) check() error {
 			return p.locate(err, "correct this line")
 		}
 		name := cmp.Or(file.PackageName(), policyPackage)
-		if p.name != "" && p.name != name {
-			return p.failAt(file.Pos(), "write package "+p.name, "package %s, and that of other files is %s", name, p.name)
+		if p.pkg != "" && p.pkg != name {
+			return p.failAt(file.Pos(), "write package "+p.pkg, "package %s, and that of other files is %s", name, p.pkg)
 		}
-		p.name = name
+		p.pkg = name
 		for _, d := range file.Decls {
 			field, _ := fieldOf(d)
 			hasDeny = hasDeny || field == "deny"
@@ -206,10 +217,8 @@ func (p *Policy) check() error {
 				return p.failAt(d.Pos(), "remove it: the agent gives it", "change is declared")
 			}
 		}
-		w := &policyWalker{Policy: p, parts: map[ast.Node]bool{}, whole: map[ast.Node]bool{}, experiments: map[string]bool{}}
-		ast.Walk(file, w.visit, nil)
-		if w.err != nil {
-			return w.err
+		if err := p.lint(file); err != nil {
+			return err
 		}
 	}
 	if !hasDeny {
@@ -218,137 +227,8 @@ func (p *Policy) check() error {
 	return nil
 }
 
-// A policyWalker finds names that are unknown. CUE reports most of them; but a comparison
-// with _|_ and a default swallow the error, and a text is any text.
-type policyWalker struct {
-	*Policy
-	parts       map[ast.Node]bool // labels, and parts of a chain of names
-	whole       map[ast.Node]bool // chains that may end with change.old
-	experiments map[string]bool   // names that a for gives to one of change.experiments
-	err         error
-}
-
-var proposalFields = []string{"environment", "old", "new", "changed", "signer", "experiments"}
-
-func (w *policyWalker) fail(n ast.Node, hint, message string, args ...any) {
-	if w.err == nil {
-		w.err = w.failAt(n.Pos(), hint, message, args...)
-	}
-}
-
-// known refuses a name that is not one of a list.
-func (w *policyWalker) known(n ast.Node, what, name string, names []string) {
-	if !slices.Contains(names, name) {
-		w.fail(n, didYouMean(name, names), "unknown %s %s", what, quote(name))
-	}
-}
-
-// selected returns the names of a chain such as change.old.NAME; nil if it is another one.
-func selected(n ast.Node) (root *ast.Ident, names []string) {
-	for {
-		s, ok := n.(*ast.SelectorExpr)
-		if !ok {
-			root, _ = n.(*ast.Ident)
-			return root, names
-		}
-		name, _, _ := ast.LabelName(s.Sel)
-		names, n = append([]string{name}, names...), s.X
-	}
-}
-
-// isOf reports whether n is change.NAME.
-func isOf(n ast.Node, name string) bool {
-	root, names := selected(n)
-	return root != nil && root.Name == "change" && slices.Equal(names, []string{name})
-}
-
-func (w *policyWalker) visit(n ast.Node) bool {
-	switch n := n.(type) {
-	case *ast.ImportSpec:
-		if path := strings.Trim(n.Path.Value, `"`); strings.Contains(path, ".") || strings.HasPrefix(path, "tool") {
-			w.fail(n, `import only packages of CUE itself, such as "list", "strings" and "math"`, "import of %s is not allowed", quote(path))
-		}
-	case *ast.Field:
-		w.parts[n.Label] = true
-		name, _, _ := ast.LabelName(n.Label)
-		if list, ok := n.Value.(*ast.ListLit); ok && name == "parameters" {
-			for _, e := range list.Elts {
-				w.literal(e, "parameter", w.Parameters)
-			}
-		}
-	case *ast.ForClause:
-		if isOf(n.Source, "experiments") && n.Value != nil {
-			w.experiments[n.Value.Name] = true
-		}
-		w.whole[n.Source] = true
-	case *ast.BinaryExpr:
-		if n.Op != token.EQL && n.Op != token.NEQ {
-			break
-		}
-		for a, b := range map[ast.Expr]ast.Expr{n.X: n.Y, n.Y: n.X} {
-			if _, isBottom := b.(*ast.BottomLit); isBottom {
-				w.whole[a] = true
-				if root, names := selected(a); root == nil || root.Name != "change" || names == nil {
-					w.fail(n, "compare only change.… with _|_", "a comparison with _|_ of what is not part of change: a mistyped name would pass in silence")
-				}
-			}
-			if isOf(a, "environment") {
-				w.literal(b, "environment", w.Environments)
-			}
-		}
-	case *ast.CallExpr:
-		if slices.ContainsFunc(n.Args, func(e ast.Expr) bool { return isOf(e, "changed") }) {
-			for _, e := range n.Args {
-				w.literal(e, "parameter", w.Parameters)
-			}
-		}
-	case *ast.IndexExpr:
-		if isOf(n.X, "old") || isOf(n.X, "new") {
-			w.whole[n.X] = true
-			w.literal(n.Index, "parameter", w.Parameters)
-		}
-	case *ast.SelectorExpr:
-		if !w.parts[n] {
-			w.selector(n)
-		}
-		w.parts[n.Sel], w.parts[n.X] = true, true
-	case *ast.Ident:
-		if n.Name == "change" && !w.parts[n] {
-			w.fail(n, "write change.NAME at each place", "change without a name: what is mistyped of it would pass in silence")
-		}
-	}
-	return w.err == nil
-}
-
-// literal refuses a text that is not one of a list.
-func (w *policyWalker) literal(n ast.Node, what string, names []string) {
-	if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
-		w.known(n, what, strings.Trim(lit.Value, `"`), names)
-	}
-}
-
-// selector checks a chain of names, from its end.
-func (w *policyWalker) selector(n *ast.SelectorExpr) {
-	root, names := selected(n)
-	if root == nil {
-		return
-	}
-	if w.experiments[root.Name] {
-		w.known(n.Sel, "field of an experiment", names[0], []string{"name", "percent", "was"})
-	}
-	if root.Name != "change" {
-		return
-	}
-	w.known(n.Sel, "field of change", names[0], proposalFields)
-	w.UsesSigner = w.UsesSigner || names[0] == "signer"
-	if isValues := names[0] == "old" || names[0] == "new"; isValues && len(names) > 1 {
-		w.known(n.Sel, "parameter", names[1], w.Parameters)
-	} else if isValues && !w.whole[n] {
-		w.fail(n, "write change."+names[0]+".NAME at each place", "change.%s without a name: what is mistyped of it would pass in silence", names[0])
-	}
-}
-
-// build compiles the policy, without a change.
+// build compiles the policy, without a change. It parses the files again, because compiling
+// resolves the names in a syntax tree: a tree serves one context.
 func (p *Policy) build(withCases bool) (cue.Value, error) {
 	values, names := "", ""
 	for _, name := range p.Parameters {
@@ -363,38 +243,19 @@ func (p *Policy) build(withCases bool) (cue.Value, error) {
 			return cue.Value{}, err
 		}
 		for i, d := range file.Decls {
-			if name, _ := fieldOf(d); name == "cases" && !withCases { // they take time; without them an import may be unused
+			if name, _ := fieldOf(d); name == "cases" && !withCases { // evaluating them takes time; removing them could leave an import unused
 				never := &ast.IfClause{Condition: ast.NewBool(false)}
 				file.Decls[i] = &ast.Comprehension{Clauses: []ast.Clause{never}, Value: ast.NewStruct(d)}
 			}
 		}
 		if file.PackageName() == "" {
-			file.Decls = append([]ast.Decl{&ast.Package{Name: ast.NewIdent(p.name)}}, file.Decls...)
+			file.Decls = append([]ast.Decl{&ast.Package{Name: ast.NewIdent(p.pkg)}}, file.Decls...)
 		}
 		if err := instance.AddSyntax(file); err != nil {
 			return cue.Value{}, err
 		}
 	}
-	own := "package " + p.name + `
-_#agentExperiment: {name!: string, percent!: int, was!: int}
-_#agentValues: {` + values + `}
-_#agentChange: {
-	environment!: string, old?: _#agentValues, new!: _#agentValues, changed!: [...string], signer?: string
-	experiments!: [..._#agentExperiment]
-}
-_#agentCase: {
-	change!: {
-		environment!: string, old?: _#agentValues, new!: _#agentValues, changed?: [...string], signer?: string
-		experiments?: [..._#agentExperiment]
-	}
-	deny!: [...string]
-	name?: string
-}
-change: _#agentChange
-_#agentDenial: {parameters?: [...(` + names + `_|_)], message!: string, hint?: string}
-deny: [string]: _#agentDenial
-cases: [..._#agentCase]
-`
+	own := fmt.Sprintf("package %s\n%s\n_#agentValues: {%s}\n_#agentName: %s_|_\n", p.pkg, policyCUE, values, names)
 	file, err := parser.ParseFile(agentFile, own)
 	if err != nil {
 		return cue.Value{}, err
@@ -405,19 +266,19 @@ cases: [..._#agentCase]
 	if err := instance.Complete(); err != nil {
 		return cue.Value{}, err
 	}
-	return cuecontext.New().BuildInstance(instance), nil // a context that is used again grows
+	return cuecontext.New().BuildInstance(instance), nil // a context keeps what it evaluated, so each build has its own
 }
 
-// Prepare does what it can of the next Judge ahead.
+// Prepare compiles the policy for the next Judge.
 func (p *Policy) Prepare() {
-	defer func() { _ = recover() }() // Judge finds it again
+	defer func() { _ = recover() }() // Judge compiles it again, and reports the panic
 	if root, err := p.build(false); err == nil {
 		p.ready = &root
 	}
 }
 
-// Judge returns the rules that deny a change. The error says where the policy cannot judge
-// it.
+// Judge returns the rules that deny a change. An error of the policy has the place in its
+// files.
 func (p *Policy) Judge(of Proposal) (denied []Denial, err error) {
 	defer func() { err = p.recovered(recover(), err) }()
 	text, err := json.Marshal(of)
@@ -464,7 +325,7 @@ func (p *Policy) Judge(of Proposal) (denied []Denial, err error) {
 	return denied, nil
 }
 
-// runCases checks that each case is denied by what it says.
+// runCases checks that each case is denied by the rules that it names.
 func (p *Policy) runCases() error {
 	root, err := p.build(true)
 	if err != nil {
@@ -476,7 +337,7 @@ func (p *Policy) runCases() error {
 	list, err := lookup(root, "cases").List()
 	for err == nil && list.Next() {
 		if p.Cases++; p.Cases > maxCases {
-			return p.failAt(list.Value().Pos(), "remove cases that say the same", "more than %d cases", maxCases)
+			return p.failAt(p.caseAt(), "remove cases that say the same", "more than %d cases", maxCases)
 		}
 		if err := p.runCase(list.Value()); err != nil {
 			return err
@@ -486,6 +347,15 @@ func (p *Policy) runCases() error {
 		return p.locate(err, "write cases: [{change: {…}, deny: [\"NAME\"]}]")
 	}
 	return nil
+}
+
+// caseAt returns the place of the case with the number p.Cases, if it stands in a list of
+// the files. The position of its value is that of _#agentCase.
+func (p *Policy) caseAt() token.Pos {
+	if p.Cases > len(p.places) {
+		return token.NoPos
+	}
+	return p.places[p.Cases-1]
 }
 
 func (p *Policy) runCase(v cue.Value) error {
@@ -501,10 +371,7 @@ func (p *Policy) runCase(v cue.Value) error {
 	if err == nil {
 		err = json.Unmarshal(text, &c)
 	}
-	at := token.NoPos
-	if p.Cases <= len(p.places) {
-		at = p.places[p.Cases-1]
-	}
+	at := p.caseAt()
 	if err != nil {
 		return p.failAt(at, hint, "case %d: %w", p.Cases, err)
 	}
