@@ -165,7 +165,7 @@ func (e *editor) lineOf(n *yaml.Node) (begin int, indent string, err error) {
 }
 
 // lineEnd returns where the line behind offset i begins, and whether there is a line break.
-func (e *editor) lineEnd(i int) (end int, isBroken bool) {
+func (e *editor) lineEnd(i int) (end int, hasBreak bool) {
 	for ; i < len(e.text); i++ {
 		if size := breakAt(e.text[i:]); size > 0 {
 			return i + size, true
@@ -209,7 +209,7 @@ func (e *editor) apply(edit Edit) error {
 	}
 	end, err := e.end(value)
 	if err == nil {
-		e.splice(e.start(value), end, spell(edit.Value, value.Style, false))
+		e.splice(e.start(value), end, spell(edit.Value, value.Style))
 	}
 	return err
 }
@@ -229,7 +229,7 @@ func (e *editor) rename(from, to string) error {
 		return err
 	}
 	before := contentOf(e.root, from)
-	e.splice(e.start(key), end, spell(Text(to), key.Style, key.Style&yaml.DoubleQuotedStyle != 0))
+	e.splice(e.start(key), end, spell(Text(to), key.Style))
 	if root, found := parse(e.path, e.text); found.Total > 0 || root.Node == nil || !maps.Equal(before, contentOf(root, to)) {
 		return e.byHand(key, "%s cannot be renamed safely", quote(from))
 	}
@@ -239,8 +239,8 @@ func (e *editor) rename(from, to string) error {
 var plainText = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_./-]*$`)
 
 // spell returns a value in YAML, in the style that the value before had. A quoted number
-// loses its quotes; asJSON quotes every text.
-func spell(v Value, style yaml.Style, asJSON bool) string {
+// loses its quotes.
+func spell(v Value, style yaml.Style) string {
 	text, isText := v.Text()
 	_, isWord := boolWords[strings.ToLower(text)]
 	switch {
@@ -248,7 +248,7 @@ func spell(v Value, style yaml.Style, asJSON bool) string {
 		return v.json
 	case style&yaml.SingleQuotedStyle != 0 && escape(text) == text:
 		return "'" + strings.ReplaceAll(text, "'", "''") + "'"
-	case style == 0 && !asJSON && plainText.MatchString(text) && !isWord && !strings.EqualFold(text, "null"):
+	case style == 0 && plainText.MatchString(text) && !isWord && !strings.EqualFold(text, "null"):
 		return text
 	}
 	return v.json
@@ -257,9 +257,9 @@ func spell(v Value, style yaml.Style, asJSON bool) string {
 // pairText returns a pair as the keys beside it are written.
 func pairText(edit Edit, beside *yaml.Node) string {
 	if beside != nil && beside.Style&yaml.DoubleQuotedStyle != 0 {
-		return strconv.Quote(edit.Name) + ": " + spell(edit.Value, 0, true)
+		return strconv.Quote(edit.Name) + ": " + spell(edit.Value, yaml.DoubleQuotedStyle)
 	}
-	return edit.Name + ": " + spell(edit.Value, 0, false)
+	return edit.Name + ": " + spell(edit.Value, 0)
 }
 
 // add adds a parameter behind the last one.
@@ -289,8 +289,8 @@ func (e *editor) add(mapping *yaml.Node, edit Edit) error {
 // addLines adds lines behind the line of offset i, which may lack its line break.
 func (e *editor) addLines(i int, lines ...string) {
 	text := strings.Join(lines, e.eol)
-	next, isBroken := e.lineEnd(i)
-	if isBroken {
+	next, hasBreak := e.lineEnd(i)
+	if hasBreak {
 		text += e.eol
 	} else {
 		text = e.eol + text
@@ -435,56 +435,4 @@ func contentOf(root node, except string) map[string]string {
 	}
 	visit(root)
 	return content
-}
-
-// ParseValue returns the value of a parameter as a person gives it, or the violation if
-// the parameter cannot be that. The violation has no position.
-func (r *Rules) ParseValue(name, text string) (Value, *Violation) {
-	p := r.Parameter(name)
-	if p == nil {
-		return Value{}, r.CheckValue(name, Value{})
-	}
-	v := Value{text}
-	if p.Type == "string" {
-		v = Text(text)
-	}
-	violation := p.check(v, quote(text))
-	if violation != nil && !p.isSpelled(v) {
-		p.suggestSpelling(text, violation)
-	}
-	return v, violation
-}
-
-// CheckValue returns the violation if the schema does not have the parameter, or if it
-// cannot be v.
-func (r *Rules) CheckValue(name string, v Value) *Violation {
-	p := r.Parameter(name)
-	switch {
-	case p == nil:
-		return &Violation{Path: oneLine(name), Rule: "known parameters only", Message: "no parameter is named " + quote(name), Hint: didYouMean(name, r.names)}
-	case v.IsZero():
-		return nil
-	}
-	return p.check(v, shown(v))
-}
-
-// Inherited returns what the layers below the environment's file give, as far as it is
-// valid.
-func (r *Rules) Inherited(in Input) Parameters {
-	l := &loader{Rules: r, in: in}
-	layers := []layer{l.file(BaseFile, layerBase, baseKeys, node{}).layer}
-	for _, t := range l.file(r.environment.File(), layerEnvironment, environmentKeys, node{}).extends {
-		layers = append(layers, l.file(templateFile(t.Value), layerTemplate+t.Value, templateKeys, t).layer)
-	}
-	return overlay(layers).parameters()
-}
-
-// LoadLayer returns the parameters of one file, which is read as a template is, whatever
-// its path.
-func (r *Rules) LoadLayer(file File) (Parameters, *Violations) {
-	l := &loader{Rules: r, in: Input{Files: []File{file}}}
-	set := l.file(file.Path, layerTemplate, templateKeys, node{})
-	v := l.cut()
-	v.addText(l.in.Files)
-	return set.parameters(), v
 }

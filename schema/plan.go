@@ -32,10 +32,10 @@ type Plan struct {
 	// instance; nil if it is not valid.
 	Now *Configuration `json:"-"`
 
-	proposals  []Proposal
-	violations int         // counts them all
-	before     []Violation // of the old configuration
-	instance   string      // the only one it is about, if it is one
+	proposals       []Proposal
+	violationsTotal int         // Violations has the first of them
+	before          []Violation // of the old configuration
+	instance        string      // of PlanInstance, else ""
 }
 
 // A PlannedChange is one parameter that changes, and the place that says so.
@@ -59,8 +59,9 @@ type PlannedExperiment struct {
 	Joining   []string `json:"joining"`
 	Leaving   []string `json:"leaving"`
 	// Sets is what it sets, with the value that it set before.
-	Sets    []PlannedChange `json:"sets"`
-	changed bool
+	Sets []PlannedChange `json:"sets"`
+	// Changed is whether its share changes, or what it sets.
+	Changed bool `json:"-"`
 }
 
 // PlannedMemory is about how many bytes a server takes, outside of experiments; nil
@@ -120,7 +121,7 @@ func (r *Rules) Plan(from, to *Input, instances []string) Plan {
 			p.Experiments = append(p.Experiments, r.planExperiment(o, experiment{label: o.label}, instances))
 		}
 	}
-	changed := slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return e.changed })
+	changed := slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return e.Changed })
 	if p.Status == PlanUnchanged && (changed || p.Note != "") {
 		p.Status = PlanChanged
 	}
@@ -154,13 +155,12 @@ func (r *Rules) PlanInstance(runs Parameters, was []Membership, to *Input) Plan 
 		if j >= 0 {
 			e.Was = was[j].Percent
 		}
-		e.note(to.Instance, before, m.Member)
-		e.changed = e.Was != e.Percent || len(e.Joining)+len(e.Leaving) > 0
+		e.addInstance(to.Instance, before, m.Member)
+		e.Changed = e.Was != e.Percent || len(e.Joining)+len(e.Leaving) > 0
 		p.Experiments = append(p.Experiments, e)
 	}
-	shares := CompareExperiments(was, now.Experiments)
-	if len(p.Changes) > 0 || slices.ContainsFunc(shares, func(e ProposedExperiment) bool { return e.Was != e.Percent }) {
-		p.proposals = []Proposal{r.Propose(&runs, now.Parameters, shares)}
+	if len(p.Changes) > 0 || ExperimentsChanged(was, now.Experiments) {
+		p.proposals = []Proposal{r.Propose(&runs, now.Parameters, CompareExperiments(was, now.Experiments))}
 	}
 	return p
 }
@@ -172,10 +172,10 @@ func (r *Rules) newPlan() Plan {
 	}
 }
 
-// load notes the violations of the new configuration.
+// load records the violations of the new configuration.
 func (p *Plan) load(c *Configuration, v *Violations) *Configuration {
 	if v != nil {
-		p.Status, p.Violations, p.violations = PlanInvalid, v.List, v.Total
+		p.Status, p.Violations, p.violationsTotal = PlanInvalid, v.List, v.Total
 	}
 	return c
 }
@@ -183,17 +183,14 @@ func (p *Plan) load(c *Configuration, v *Violations) *Configuration {
 // IsOld reports whether a violation was there before.
 func (p *Plan) IsOld(v Violation) bool { return slices.ContainsFunc(p.before, v.SameAs) }
 
-// IsChanged reports whether the share of an experiment changes, or what it sets.
-func (p *PlannedExperiment) IsChanged() bool { return p.changed }
-
 // Rebuilds reports whether engines of the cohort rebuild.
 func (p *PlannedExperiment) Rebuilds() bool {
-	return p.changed && slices.ContainsFunc(p.Sets, func(c PlannedChange) bool {
+	return p.Changed && slices.ContainsFunc(p.Sets, func(c PlannedChange) bool {
 		return c.Apply == ApplyRebuild && (p.Was != p.Percent || !c.Old.Equal(c.New))
 	})
 }
 
-// compare notes how the parameters change.
+// compare adds how the parameters change.
 func (p *Plan) compare(r *Rules, old, now *Configuration) {
 	p.Now = now
 	for _, c := range r.Diff(old.Parameters, now.Parameters) {
@@ -206,26 +203,31 @@ func (p *Plan) compare(r *Rules, old, now *Configuration) {
 	if len(p.Changes) > 0 && p.Status == PlanUnchanged {
 		p.Status = PlanChanged
 	}
-	for of, bytes := range map[*Configuration]**int64{old: &p.Memory.Old, now: &p.Memory.New} {
-		if n, ok := r.MemoryBytes(of.Parameters); ok {
-			*bytes = &n
-		}
+	p.Memory.Old = r.memoryBytes(old)
+	p.Memory.New = r.memoryBytes(now)
+}
+
+// memoryBytes returns MemoryBytes of a configuration, nil if it is unknown.
+func (r *Rules) memoryBytes(c *Configuration) *int64 {
+	if n, ok := r.MemoryBytes(c.Parameters); ok {
+		return &n
 	}
+	return nil
 }
 
 func (r *Rules) planExperiment(before, e experiment, instances []string) PlannedExperiment {
 	p := PlannedExperiment{Name: e.label, Percent: e.percent, Was: before.percent, Instances: []string{}, Joining: []string{}, Leaving: []string{}}
 	for _, name := range instances {
-		p.note(name, InCohort(e.label, name, before.percent), InCohort(e.label, name, e.percent))
+		p.addInstance(name, InCohort(e.label, name, before.percent), InCohort(e.label, name, e.percent))
 	}
 	p.Sets = r.plannedSets(before.layer, e.layer)
-	same := func(c PlannedChange) bool { return c.Old.Equal(c.New) }
-	p.changed = e.percent != before.percent || e.percent > 0 && slices.ContainsFunc(p.Sets, func(c PlannedChange) bool { return !same(c) })
+	differs := func(c PlannedChange) bool { return !c.Old.Equal(c.New) }
+	p.Changed = e.percent != before.percent || e.percent > 0 && slices.ContainsFunc(p.Sets, differs)
 	return p
 }
 
-// note notes whether an instance was and will be in the cohort.
-func (p *PlannedExperiment) note(instance string, was, is bool) {
+// addInstance adds an instance to the lists, by whether it was and will be in the cohort.
+func (p *PlannedExperiment) addInstance(instance string, was, is bool) {
 	if is {
 		p.Instances = append(p.Instances, instance)
 	}
@@ -253,20 +255,22 @@ func (r *Rules) plannedSets(before, now layer) []PlannedChange {
 	return sets
 }
 
-// propose notes the changes that a policy judges: outside of experiments, and for each
-// experiment that of the instances that join, stay or leave.
+// propose adds the changes that a policy judges: outside of experiments, and for each
+// experiment those of the instances that join, stay or leave. With 512 outside of an
+// experiment that set 1024 and now sets 2048, instances that join go from 512 to 2048,
+// those that stay from 1024 to 2048, and those that leave from 1024 to 512.
 func (p *Plan) propose(r *Rules, old, now *Configuration, isKnown bool) {
-	before := old.Experiments
-	if !isKnown { // nothing is known of before
-		before = now.Experiments
+	experiments := old.Experiments
+	if !isKnown {
+		experiments = now.Experiments
 	}
-	shares := CompareExperiments(before, now.Experiments)
+	shares := CompareExperiments(experiments, now.Experiments)
 	add := func(of string, before, after layer) {
-		was, next := old.Parameters.overlaid(before), now.Parameters.overlaid(after)
-		proposal := r.Propose(&was, next, shares)
-		if !isKnown {
-			proposal = r.Propose(nil, next, shares)
+		var was *Parameters
+		if isKnown {
+			was = new(old.Parameters.overlaid(before))
 		}
+		proposal := r.Propose(was, now.Parameters.overlaid(after), shares)
 		proposal.Of = of
 		p.proposals = append(p.proposals, proposal)
 	}
@@ -306,7 +310,7 @@ func (p Parameters) overlaid(l layer) Parameters {
 // Proposals returns the changes that a policy judges.
 func (p *Plan) Proposals() []Proposal { return p.proposals }
 
-// Deny notes what a policy denies of a proposal.
+// Deny adds what a policy denies of a proposal.
 func (p *Plan) Deny(of Proposal, denied []Denial) {
 	for _, d := range denied {
 		same := func(o Denial) bool { return o.Name == d.Name }
@@ -320,25 +324,12 @@ func (p *Plan) Deny(of Proposal, denied []Denial) {
 	}
 }
 
-// Summary says on one line what happens to whom, to follow the environment's name. The
-// names of experiments are shown by show.
+// Summary returns on one line what changes in the environment and for its engines. show
+// formats the name of an experiment.
 func (p *Plan) Summary(show func(name string) string) string {
 	switch p.Status {
 	case PlanInvalid:
-		old := 0
-		for _, v := range p.Violations {
-			if p.IsOld(v) {
-				old++
-			}
-		}
-		switch text := count(p.violations, "violation"); old {
-		case 0:
-			return "not valid, nothing is applied: " + text
-		case len(p.Violations):
-			return "not valid, as it was before: " + text
-		default:
-			return fmt.Sprintf("not valid, nothing is applied: %s, %d of them new", text, p.violations-old)
-		}
+		return p.invalidSummary()
 	case PlanAdded:
 		return fmt.Sprintf("new, with %s", count(p.Now.Parameters.Len(), "parameter"))
 	case PlanRemoved:
@@ -355,48 +346,81 @@ func (p *Plan) Summary(show func(name string) string) string {
 	}
 	var parts []string
 	if n := len(p.Changes); n > 0 {
-		engine, verb := "each engine", "change"
+		verb := "change"
 		if n == 1 {
 			verb = "changes"
 		}
-		if p.instance != "" {
-			engine = "the engine"
-		}
-		effect := "no engine rebuilds"
-		isRebuild := slices.ContainsFunc(p.Changes, func(c PlannedChange) bool { return c.Apply == ApplyRebuild })
-		switch outside := p.instance == "" && slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool {
-			return slices.ContainsFunc(e.Sets, func(c PlannedChange) bool { return c.Apply == ApplyRebuild })
-		}); {
-		case isRebuild && outside:
-			effect = "engines outside of experiments rebuild once"
-		case isRebuild:
-			effect = engine + " rebuilds once"
-		case outside && slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return e.Rebuilds() }):
-			effect = "engines outside of experiments do not rebuild"
-		}
-		parts = append(parts, fmt.Sprintf("%d of %s %s", n, count(p.Now.Parameters.Len(), "parameter"), verb), effect)
+		parts = append(parts, fmt.Sprintf("%d of %s %s", n, count(p.Now.Parameters.Len(), "parameter"), verb), p.rebuildEffect())
 	}
+	return strings.Join(append(parts, p.experimentsSummary(show)...), "; ")
+}
+
+func (p *Plan) invalidSummary() string {
+	old := 0
+	for _, v := range p.Violations {
+		if p.IsOld(v) {
+			old++
+		}
+	}
+	text := count(p.violationsTotal, "violation")
+	switch old {
+	case 0:
+		return "not valid, nothing is applied: " + text
+	case len(p.Violations):
+		return "not valid, as it was before: " + text
+	}
+	return fmt.Sprintf("not valid, nothing is applied: %s, %d of them new", text, p.violationsTotal-old)
+}
+
+func rebuilds(changes []PlannedChange) bool {
+	return slices.ContainsFunc(changes, func(c PlannedChange) bool { return c.Apply == ApplyRebuild })
+}
+
+// rebuildEffect returns which engines rebuild for the changes outside of experiments.
+func (p *Plan) rebuildEffect() string {
+	if p.instance != "" {
+		if rebuilds(p.Changes) {
+			return "the engine rebuilds once"
+		}
+		return "no engine rebuilds"
+	}
+	// An engine in an experiment that sets such a parameter does not follow the changes.
+	differs := slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return rebuilds(e.Sets) })
+	switch {
+	case rebuilds(p.Changes) && differs:
+		return "engines outside of experiments rebuild once"
+	case rebuilds(p.Changes):
+		return "each engine rebuilds once"
+	case slices.ContainsFunc(p.Experiments, func(e PlannedExperiment) bool { return e.Rebuilds() }):
+		return "engines outside of experiments do not rebuild"
+	}
+	return "no engine rebuilds"
+}
+
+// experimentsSummary returns how each experiment changes.
+func (p *Plan) experimentsSummary(show func(name string) string) (parts []string) {
 	const most = 3
 	changed := 0
 	for _, e := range p.Experiments {
-		if !e.changed {
+		if !e.Changed {
 			continue
 		}
-		if changed++; changed <= most {
-			text := "experiment " + show(e.Name) + " " + e.share()
-			if p.instance == "" && e.Rebuilds() {
-				text += ", and its engines rebuild"
-			}
-			parts = append(parts, text)
+		if changed++; changed > most {
+			continue
 		}
+		text := "experiment " + show(e.Name) + " " + e.share()
+		if p.instance == "" && e.Rebuilds() {
+			text += ", and its engines rebuild"
+		}
+		parts = append(parts, text)
 	}
 	if changed > most {
 		parts = append(parts, count(changed-most, "more experiment"))
 	}
-	return strings.Join(parts, "; ")
+	return parts
 }
 
-// share says how the share of an experiment changes.
+// share returns how the share of an experiment changes.
 func (p *PlannedExperiment) share() string {
 	switch {
 	case p.Was == p.Percent:

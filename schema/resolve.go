@@ -322,3 +322,24 @@ func InCohort(experiment, instance string, percent int) bool {
 	sum := sha256.Sum256([]byte(experiment + "\x00" + instance))
 	return int(binary.BigEndian.Uint64(sum[:8])%slots) < percent*perPercent
 }
+
+// Inherited returns what the layers below the environment's file give, as far as it is
+// valid.
+func (r *Rules) Inherited(in Input) Parameters {
+	l := &loader{Rules: r, in: in}
+	layers := []layer{l.file(BaseFile, layerBase, baseKeys, node{}).layer}
+	for _, t := range l.file(r.environment.File(), layerEnvironment, environmentKeys, node{}).extends {
+		layers = append(layers, l.file(templateFile(t.Value), layerTemplate+t.Value, templateKeys, t).layer)
+	}
+	return overlay(layers).parameters()
+}
+
+// LoadLayer returns the parameters of one file, which is read as a template is, whatever
+// its path.
+func (r *Rules) LoadLayer(file File) (Parameters, *Violations) {
+	l := &loader{Rules: r, in: Input{Files: []File{file}}}
+	set := l.file(file.Path, layerTemplate, templateKeys, node{})
+	v := l.cut()
+	v.addText(l.in.Files)
+	return set.parameters(), v
+}

@@ -269,3 +269,34 @@ func (p Parameters) Diff(old Parameters) []Change {
 	}
 	return changes
 }
+
+// ParseValue returns the value of a parameter as a person gives it, or the violation if
+// the parameter cannot be that. The violation has no position.
+func (r *Rules) ParseValue(name, text string) (Value, *Violation) {
+	p := r.Parameter(name)
+	if p == nil {
+		return Value{}, r.CheckValue(name, Value{})
+	}
+	v := Value{text}
+	if p.Type == "string" {
+		v = Text(text)
+	}
+	violation := p.check(v, quote(text))
+	if violation != nil && !p.isSpelled(v) {
+		p.suggestSpelling(text, violation)
+	}
+	return v, violation
+}
+
+// CheckValue returns the violation if the schema does not have the parameter, or if it
+// cannot be v.
+func (r *Rules) CheckValue(name string, v Value) *Violation {
+	p := r.Parameter(name)
+	switch {
+	case p == nil:
+		return &Violation{Path: oneLine(name), Rule: "known parameters only", Message: "no parameter is named " + quote(name), Hint: didYouMean(name, r.names)}
+	case v.IsZero():
+		return nil
+	}
+	return p.check(v, shown(v))
+}

@@ -113,7 +113,7 @@ func mebibytes(n int64) string {
 
 // shown are the experiments that a reader wants to see: those that change.
 func (e *environmentPlan) shown() []schema.PlannedExperiment {
-	return slices.DeleteFunc(slices.Clone(e.Experiments), func(x schema.PlannedExperiment) bool { return !x.IsChanged() && e.Status != schema.PlanAdded })
+	return slices.DeleteFunc(slices.Clone(e.Experiments), func(x schema.PlannedExperiment) bool { return !x.Changed && e.Status != schema.PlanAdded })
 }
 
 func share(x schema.PlannedExperiment) string {
