@@ -90,7 +90,7 @@ type facts struct {
 	declared *schema.Configuration
 	applied  schema.Parameters // the applied record, completed
 	isJudged bool
-	policy   string // what it says of the rollback
+	policy   string // the verdict of the policy on the rollback, as a clause of its text
 }
 
 type reply struct {

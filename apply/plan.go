@@ -433,7 +433,7 @@ func (s *State) planSupersede(now time.Time) (step Step, displaced bool) {
 		return s.planWithdrawal("the source went back to what is applied", head.Held, now), true
 	}
 	if step, allowed := s.planPolicy(now); !allowed {
-		return step, step.Kind != Wait
+		return step, step.Kind != Wait // a change that is denied does not end the candidate
 	}
 	return s.planCommit(s.changeRecord(), now), true
 }

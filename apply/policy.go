@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -15,29 +14,18 @@ import (
 	"dtesn-agent/watcher/document"
 )
 
-// byPolicy is who refuses what the policy denies.
+// byPolicy is the Cause of a refusal by the policy.
 const byPolicy = "policy"
 
 const (
-	// policyWait is how long a change waits for the policy. A rollback, which it does not
-	// stop, waits less.
+	// policyWait is how long a change waits for the policy. A rollback waits less: the
+	// policy cannot stop it.
 	policyWait, policyRollbackWait = 6 * time.Second, time.Second
-	// policyRetry is how long after the policy could not judge a change it is asked again.
+	// policyRetry is when the policy is asked again after it failed to judge a change.
 	policyRetry = 30 * time.Second
 )
 
-// acceptedFact is under which name the Store keeps what the source declared last without
-// changing a parameter here, such as an experiment that other instances are in.
-const acceptedFact = "accepted"
-
-// accepted is what the source declared since a record was applied, and changed nothing.
-type accepted struct {
-	Record      string              `json:"record"` // commit of the applied one
-	Revision    string              `json:"revision"`
-	Experiments []schema.Membership `json:"experiments"`
-}
-
-// PolicyStatus is how the policy is.
+// A PolicyStatus is the policy in force, or why it cannot be used.
 type PolicyStatus struct {
 	Directory string `json:"directory"`
 	Digest    string `json:"digest"` // of its files; "" while they cannot be read
@@ -47,54 +35,29 @@ type PolicyStatus struct {
 	Hint      string `json:"hint"`
 }
 
-// policyState is what the policy said of the declared Document.
+// policyState is the verdict of the policy on the declared Document.
 type policyState struct {
 	status   *PolicyStatus // nil without a policy
 	of       judged
 	denied   []schema.Denial
 	err      error // the policy could not judge it
 	retryAt  time.Time
-	isStale  bool // another policy is in force since; the verdict is shown until it judged
+	isStale  bool // the verdict is of an earlier policy, and shown until the new one has judged
 	accepted accepted
 }
 
-// judged is what a verdict of the policy is about: the declared Document, the zero value
-// for none, and what it is to replace.
+// judged is what a verdict of the policy is about: the declared Document and what it is to
+// replace; the zero value if there is no verdict. A verdict is kept until one of these or
+// the policy changes. If rules could depend on the time, it would need an expiry here.
 type judged struct {
 	doc  *document.Document
 	base string        // commit of the applied record
 	runs schema.Digest // while nothing is applied, and the agent only observes
 }
 
-// PolicyChanged says that another policy is in force, or that it cannot be used any more.
+// PolicyChanged tells the Reconciler that another policy is in force, or that it cannot be
+// used any more.
 func (r *Reconciler) PolicyChanged() { r.arrive(func(in *arrivals) { in.policy = true }) }
-
-// loadAccepted reads what an earlier process kept.
-func (s *State) loadAccepted() {
-	if text := s.opt.Store.Fact(acceptedFact); text != nil {
-		_ = json.Unmarshal(text, &s.policy.accepted) // what cannot be read is not there
-	}
-}
-
-// keepAccepted keeps what is declared and changes nothing: the next change begins there.
-func (s *State) keepAccepted() {
-	if s.opt.Policy == nil || s.applied == nil {
-		return
-	}
-	now := accepted{s.applied.Commit, s.declared.doc.Revision(), s.declared.config.Experiments}
-	s.policy.accepted = now
-	if text, err := json.Marshal(now); err == nil && len(text) <= 4<<10 {
-		s.facts.keep(acceptedFact, text)
-	}
-}
-
-// lastAccepted returns the revision and the experiments that were accepted last.
-func (s *State) lastAccepted() (revision string, experiments []schema.Membership) {
-	if a := s.policy.accepted; a.Record != "" && a.Record == s.applied.Commit {
-		return a.Revision, a.Experiments
-	}
-	return s.applied.Source.Revision, s.applied.Experiments
-}
 
 func (s *State) judgedNow() judged {
 	j := judged{doc: s.declared.doc, base: commitOf(s.applied)}
@@ -104,8 +67,9 @@ func (s *State) judgedNow() judged {
 	return j
 }
 
-// planPolicy plans to ask the policy about what is declared. It reports whether the policy
-// allows it; the step is Wait while it is denied.
+// planPolicy reports whether the policy allows what is declared, and plans to ask it if that
+// is unknown. The step is JudgeChange while it is unknown, and else the zero Step, which is
+// Wait, also if the change is denied.
 func (s *State) planPolicy(now time.Time) (step Step, allowed bool) {
 	p := &s.policy
 	switch {
@@ -117,7 +81,7 @@ func (s *State) planPolicy(now time.Time) (step Step, allowed bool) {
 	return Step{}, !s.isDenied()
 }
 
-// isDenied reports whether the policy refused what is declared.
+// isDenied reports whether the policy denies what is declared, or failed to judge it.
 func (s *State) isDenied() bool {
 	p := &s.policy
 	return p.of.doc != nil && p.of == s.judgedNow() && (p.err != nil || len(p.denied) > 0)
@@ -134,13 +98,13 @@ func (s *State) isProposed() bool {
 		return true
 	}
 	_, before := s.lastAccepted()
-	return slices.ContainsFunc(schema.CompareExperiments(before, c.Experiments), func(e schema.ProposedExperiment) bool { return e.Was != e.Percent })
+	return schema.ExperimentsChanged(before, c.Experiments)
 }
 
 // proposal returns what the policy is asked about a change to config.
 func (s *State) proposal(config schema.Parameters, experiments []schema.Membership) schema.Proposal {
 	if s.applied == nil {
-		was := schema.CompareExperiments(experiments, experiments) // nothing is known of before
+		was := schema.CompareExperiments(experiments, experiments) // the experiments before are unknown
 		if s.opt.Observe && s.engine.known {
 			runs := s.known(s.engine.reading.Parameters)
 			return s.opt.Rules.Propose(&runs, config, was)
@@ -168,11 +132,13 @@ func (r *Reconciler) judgeChange(ctx context.Context) {
 		s.endRepeat("policy")
 		return
 	}
-	s.engine.due = true // it is kept on what is applied
+	s.engine.due = true // it must run what is applied
 	s.attemptDenied()
 }
 
-// judgeRollback asks what the policy says of the order's rollback, which it does not stop.
+// judgeRollback asks the policy about the order's rollback, which it does not stop. The
+// proposal has no signer: nobody signed the rollback, and who ordered it is an account of
+// this machine. Rules about the signer then deny what they deny for any unsigned change.
 func (r *Reconciler) judgeRollback(ctx context.Context, rec *record.Record) {
 	q := r.state.order
 	ctx, cancel := context.WithTimeout(ctx, policyRollbackWait)
@@ -183,8 +149,8 @@ func (r *Reconciler) judgeRollback(ctx context.Context, rec *record.Record) {
 	case err != nil:
 		q.policy = "the policy cannot judge it, which does not stop a rollback: " + err.Error()
 	case len(denied) > 0:
-		q.policy = "the policy would deny it, which does not stop a rollback: " + denialText(denied)
-		r.state.log(slog.LevelWarn, "rollback against the policy", "target", rec.Description, "denied", denialText(denied))
+		q.policy = "the policy would deny it as an unsigned change, which does not stop a rollback: " + denialText(denied)
+		r.state.log(slog.LevelInfo, "rollback against the policy", "target", rec.Description, "denied", denialText(denied))
 	}
 }
 
@@ -196,7 +162,7 @@ func denialText(denied []schema.Denial) string {
 	return problem.Cut(strings.Join(texts, "; "), 1<<10)
 }
 
-// policyProblem says why what is declared is refused.
+// policyProblem returns why what is declared is refused.
 func (s *State) policyProblem() *problem.Error {
 	p := &s.policy
 	if p.err != nil {
@@ -224,7 +190,7 @@ func (s *State) policyProblem() *problem.Error {
 	return newProblem(reason, problem.Cut(strings.Join(hints, "; "), 1<<10))
 }
 
-// attemptDenied notes that the policy refuses what is declared, once.
+// attemptDenied records the refusal of what is declared as an attempt, once.
 func (s *State) attemptDenied() {
 	why, revision, a := s.policyProblem(), s.declared.doc.Revision(), s.report.last()
 	if a != nil && a.Revision == revision && a.Outcome == record.Refused && a.Reason == why.Error() {
@@ -240,7 +206,8 @@ func (s *State) attemptDenied() {
 	})
 }
 
-// addPolicy adds that the policy cannot be used to what does not say so already.
+// addPolicy adds that the policy cannot be used to the reason of a status, unless that is
+// the reason already.
 func (s *State) addPolicy(v *Status) {
 	if v.Policy == nil || v.Policy.Error == "" || s.isDenied() && s.policy.err != nil {
 		return

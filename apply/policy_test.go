@@ -150,7 +150,7 @@ func TestPolicy(t *testing.T) {
 			w.policy.tell(func() { w.policy.most = 1 })
 			w.r.PolicyChanged()
 			for _, o := range []*apply.Rollback{{Reason: "night", DryRun: true}, {Reason: "night"}} {
-				if res := w.must(o); !strings.Contains(res.Text, "the policy would deny it, which does not stop a rollback: growth: at most doubles") {
+				if res := w.must(o); !strings.Contains(res.Text, "the policy would deny it as an unsigned change, which does not stop a rollback: growth: at most doubles") {
 					w.t.Errorf("the rollback answers %q", res.Text)
 				}
 			}
