@@ -23,24 +23,24 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-// Command is the hidden command that makes this program the child.
+// Command is the hidden command that runs this program as the child.
 const Command = "evaluate-policy"
 
-// selfPath is this program, also after its file was replaced.
+// selfPath is the running program, even if its file was replaced.
 const selfPath = "/proc/self/exe"
 
 // Bounds of the child.
 const (
-	maxMemory   = 64 << 20 // from here on it ends
-	softMemory  = 40 << 20 // from here on it collects garbage more often
-	slackMemory = 96 << 20 // what the kernel lets it have more than at its beginning, where it may be asked
+	maxMemory   = 64 << 20 // it exits above this
+	softMemory  = 40 << 20 // it collects garbage more often above this
+	slackMemory = 96 << 20 // what the kernel lets it map after its start, where limits can be set
 	maxStack    = 16 << 20
 	maxResponse = 256 << 10 // bytes
-	maxStderr   = 4 << 10   // that are kept
-	exitMemory  = 3
+	maxStderr   = 4 << 10   // bytes that are kept
+	exitMemory  = 3         // the exit status for too much memory
 )
 
-// A request is a line to the child, with one of these.
+// A request is a line to the child. One of its fields is set.
 type request struct {
 	Load  *schema.PolicySource `json:"load,omitempty"`
 	Judge *schema.Proposal     `json:"judge,omitempty"`
@@ -50,13 +50,14 @@ type request struct {
 type response struct {
 	Loaded
 	Denied []schema.Denial `json:"denied,omitempty"`
-	// Error is what is wrong with the policy, at Place.
+	// These are the fields of a problem.Error; Error is "" if there is none.
 	Op    string `json:"op,omitempty"`
 	Place string `json:"place,omitempty"`
 	Error string `json:"error,omitempty"`
 	Hint  string `json:"hint,omitempty"`
 }
 
+// fail sets the error of r.
 func (r *response) fail(err error) {
 	r.Error, r.Hint = err.Error(), problem.Hint(err)
 	if p, ok := errors.AsType[*problem.Error](err); ok && p.Err != nil {
@@ -64,6 +65,7 @@ func (r *response) fail(err error) {
 	}
 }
 
+// failure returns the error of r, or nil.
 func (r *response) failure() error {
 	if r.Error == "" {
 		return nil
@@ -71,7 +73,7 @@ func (r *response) failure() error {
 	return &problem.Error{Op: r.Op, Place: r.Place, Err: errors.New(r.Error), Hint: r.Hint}
 }
 
-// Serve is the life of the child: it responds to each request until in ends.
+// Serve runs the child: it responds to the requests of in until its end.
 func Serve(in io.Reader, out io.Writer) error {
 	bound()
 	decoder, encoder := json.NewDecoder(in), json.NewEncoder(out)
@@ -81,20 +83,20 @@ func Serve(in io.Reader, out io.Writer) error {
 		if err := decoder.Decode(&q); err != nil {
 			return nil // the agent has ended
 		}
-		done := guardMemory()
 		var r response
 		var err error
-		switch {
-		case q.Load != nil:
-			if policy, err = schema.OpenPolicy(*q.Load); err == nil {
-				r.Loaded = Loaded{policy.Cases, policy.UsesSigner}
+		guarded(func() {
+			switch {
+			case q.Load != nil:
+				if policy, err = schema.OpenPolicy(*q.Load); err == nil {
+					r.Loaded = Loaded{policy.Cases, policy.UsesSigner}
+				}
+			case q.Judge != nil && policy != nil:
+				r.Denied, err = policy.Judge(*q.Judge)
+			default:
+				err = errors.New("nothing is loaded")
 			}
-		case q.Judge != nil && policy != nil:
-			r.Denied, err = policy.Judge(*q.Judge)
-		default:
-			err = errors.New("nothing is loaded")
-		}
-		done()
+		})
 		if err != nil {
 			r.fail(err)
 		}
@@ -102,22 +104,20 @@ func Serve(in io.Reader, out io.Writer) error {
 			return err
 		}
 		if policy != nil {
-			done := guardMemory()
-			policy.Prepare()
-			done()
+			guarded(policy.Prepare)
 		}
 		if q.Load != nil {
-			debug.FreeOSMemory() // it waits now
+			debug.FreeOSMemory() // the next request may be far away
 		}
 	}
 }
 
-// bound limits this process, as far as it may: a systemd unit may forbid to set limits.
-// guardMemory works everywhere.
+// bound limits this process as far as it can. A systemd unit may forbid setting limits;
+// guarded works everywhere.
 func bound() {
 	debug.SetMemoryLimit(softMemory)
 	debug.SetMaxStack(maxStack)
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) // of a pod's processes this one ends first
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) // the kernel kills this process first
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	status, _ := os.ReadFile("/proc/self/status")
 	if m := regexp.MustCompile(`(?m)^VmData:\s+(\d+) kB`).FindSubmatch(status); m != nil {
@@ -127,10 +127,10 @@ func bound() {
 	}
 }
 
-// guardMemory ends this process once it has too much memory. The function that it returns
-// ends the guard.
-func guardMemory() (done func()) {
-	over := make(chan struct{})
+// guarded runs do, and exits the process if it takes too much memory meanwhile.
+func guarded(do func()) {
+	done := make(chan struct{})
+	defer close(done)
 	go func() {
 		ticker := time.NewTicker(5 * time.Millisecond)
 		defer ticker.Stop()
@@ -141,30 +141,30 @@ func guardMemory() (done func()) {
 				os.Exit(exitMemory)
 			}
 			select {
-			case <-over:
+			case <-done:
 				return
 			case <-ticker.C:
 			}
 		}
 	}()
-	return func() { close(over) }
+	do()
 }
 
-// A child is the process, as the agent sees it.
+// A child is the child process, in the agent.
 type child struct {
 	cmd     *exec.Cmd
 	in      io.WriteCloser
 	out     *io.LimitedReader
 	decoder *json.Decoder
-	errors  tail
+	errors  prefixBuffer
 }
 
-// tail keeps the beginning of what is written.
-type tail struct{ bytes.Buffer }
+// A prefixBuffer keeps the first maxStderr bytes that are written.
+type prefixBuffer struct{ bytes.Buffer }
 
-func (t *tail) Write(p []byte) (int, error) {
-	if left := maxStderr - t.Len(); left > 0 {
-		t.Buffer.Write(p[:min(left, len(p))])
+func (b *prefixBuffer) Write(p []byte) (int, error) {
+	if left := maxStderr - b.Len(); left > 0 {
+		b.Buffer.Write(p[:min(left, len(p))])
 	}
 	return len(p), nil
 }
@@ -173,7 +173,8 @@ func startChild() (*child, error) {
 	c := &child{cmd: &exec.Cmd{
 		Path: selfPath, Args: []string{os.Args[0], Command},
 		Env: []string{"GOTRACEBACK=none", "GOMAXPROCS=2"}, Dir: "/",
-		// It ends with the agent, also while it computes; and Ctrl-C is the agent's.
+		// It ends with the agent, even while it computes, and does not get the Ctrl-C of the
+		// agent's terminal.
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true},
 	}}
 	c.cmd.Stderr = &c.errors
@@ -190,10 +191,11 @@ func startChild() (*child, error) {
 	return c, c.cmd.Start()
 }
 
-// ask has the child respond within ctx. After an error it must be stopped.
+// ask sends q to the child and returns its response. It kills the child when ctx ends.
+// After an error the child must be stopped.
 func (c *child) ask(ctx context.Context, q request) (r response, err error) {
-	kill := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() })
-	defer kill()
+	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() })
+	defer stop()
 	c.out.N = maxResponse
 	if err = json.NewEncoder(c.in).Encode(q); err == nil {
 		err = c.decoder.Decode(&r)
@@ -204,7 +206,7 @@ func (c *child) ask(ctx context.Context, q request) (r response, err error) {
 	return r, c.why(ctx, err)
 }
 
-// why says why the child did not respond.
+// why returns why the child did not respond, after err.
 func (c *child) why(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -224,7 +226,7 @@ func (c *child) why(ctx context.Context, err error) error {
 	return fmt.Errorf("the evaluator ended (%s): %w", c.cmd.ProcessState, err)
 }
 
-// stop ends the child and waits for it, once or twice.
+// stop kills the child and waits for it. It may be called again.
 func (c *child) stop() {
 	_ = c.cmd.Process.Kill()
 	_ = c.in.Close()

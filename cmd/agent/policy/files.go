@@ -22,17 +22,20 @@ const (
 	maxTotal   = 256 << 10
 )
 
-// fileNames lists the files of a policy. Those that begin with a dot do not count: a
-// ConfigMap has such.
+// fileNames lists the files of a policy. It skips names that begin with a dot: a mounted
+// ConfigMap has such entries.
 func fileNames(dir string) (names []string, err error) {
+	fail := func(hint, message string, args ...any) error {
+		return &problem.Error{Op: "read policy", Place: dir, Err: fmt.Errorf(message, args...), Hint: hint}
+	}
 	f, err := os.Open(dir)
 	if err != nil {
-		return nil, &problem.Error{Op: "read policy", Place: dir, Err: problem.Bare(err), Hint: "name a directory with .cue files that the agent's user may read"}
+		return nil, fail("name a directory with .cue files that the agent's user may read", "%w", problem.Bare(err))
 	}
 	defer f.Close()
 	all, err := f.Readdirnames(maxEntries + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, &problem.Error{Op: "read policy", Place: dir, Err: problem.Bare(errors.Unwrap(err)), Hint: "name a directory with .cue files"}
+		return nil, fail("name a directory with .cue files", "%w", problem.Bare(errors.Unwrap(err)))
 	}
 	for _, name := range all {
 		if strings.HasSuffix(name, ".cue") && !strings.HasPrefix(name, ".") {
@@ -40,9 +43,6 @@ func fileNames(dir string) (names []string, err error) {
 		}
 	}
 	slices.Sort(names)
-	fail := func(hint, message string, args ...any) error {
-		return &problem.Error{Op: "read policy", Place: dir, Err: fmt.Errorf(message, args...), Hint: hint}
-	}
 	switch {
 	case len(all) > maxEntries:
 		return nil, fail("give the policy a directory of its own", "more than %d entries", maxEntries)
@@ -54,7 +54,7 @@ func fileNames(dir string) (names []string, err error) {
 	return names, nil
 }
 
-// readFiles reads the files of a policy, none of which may be in a watched directory.
+// readFiles reads the files of a policy. It is an error if one lies in a watched directory.
 func readFiles(dir string, watched []string) (files []schema.File, err error) {
 	names, err := fileNames(dir)
 	if err != nil {
@@ -78,8 +78,8 @@ func readFiles(dir string, watched []string) (files []schema.File, err error) {
 	return files, nil
 }
 
-// Inside returns the first of the directories that path, with all links followed, is or
-// lies in; "" if there is none.
+// Inside returns the first of dirs that is path or contains it, with all links followed;
+// "" if none does.
 func Inside(path string, dirs []string) string {
 	real := func(path string) string {
 		if full, err := filepath.Abs(path); err == nil {
@@ -99,7 +99,7 @@ func Inside(path string, dirs []string) string {
 	return ""
 }
 
-// signature is another one after a change of the directory.
+// signature returns a text that changes when a file of the policy does. It reads no file.
 func signature(dir string) string {
 	names, err := fileNames(dir)
 	if err != nil {

@@ -1,10 +1,10 @@
-// Package policy judges changes by the operators' policy, which is CUE. CUE may compute
-// without end and cannot be stopped, so that it is evaluated in a child process: this
-// program, run with a hidden command, bounded in time, memory and output.
+// Package policy judges changes by the operators' policy, which is CUE. Evaluating CUE may
+// never end and cannot be cancelled. So a child process does it: this program, run with a
+// hidden command, with limits on its time, memory and output.
 //
-// The child has loaded the policy and waits for the next change, for to start one takes
-// longer than all else. It reads no file: the Evaluator reads the directory and
-// sends what it read. A child that ends is replaced at the next change.
+// The child loads the policy and then waits for changes, because starting one takes longer
+// than judging. It reads no files: the Evaluator reads the directory and sends the files.
+// When the child ends, the next change starts another one.
 package policy
 
 import (
@@ -21,44 +21,43 @@ import (
 	"dtesn-agent/watcher/document"
 )
 
-// How long the child may take.
+// Timeouts of the child.
 const (
 	loadTime  = 5 * time.Second // to start, and to run the cases
 	judgeTime = 2 * time.Second // to judge a change
 )
 
-// Options are what an Evaluator is made of.
+// Options are the options of New. Changed and Logger are for Run.
 type Options struct {
 	Dir    string
 	Schema *schema.Schema
-	// Watched are directories that no file of the policy may be in.
+	// Watched are directories that may not contain a file of the policy.
 	Watched []string
-	// Changed is called by Run when another policy is in force.
+	// Changed is called by Run when the policy changed, or cannot be used any more.
 	Changed func()
 	Logger  *slog.Logger
 }
 
-// An Evaluator judges changes by the policy in a directory. Its methods are safe from any
-// goroutine.
+// An Evaluator judges changes by the policy in a directory. It is safe for concurrent use.
 type Evaluator struct {
 	opt    Options
-	turn   chan struct{} // holds one token for whoever uses what follows
-	source schema.PolicySource
-	err    error // why the policy cannot be used, until its files change
-	child  *child
-	loaded Loaded
-
-	seen   string // signature of the directory when it was read, "" before
 	status atomic.Pointer[apply.PolicyStatus]
+
+	turn   chan struct{} // a lock with a timeout: it holds a token while nobody uses what follows
+	source schema.PolicySource
+	err    error  // of the policy itself, so that it stays until the files change
+	child  *child // that loaded the policy, nil if none runs
+	loaded Loaded
+	seen   string // signature of the directory when it was read, "" before
 }
 
-// Loaded is what is known of a policy that can be used.
+// Loaded describes a policy that was loaded; its fields are those of schema.Policy.
 type Loaded struct {
 	Cases      int  `json:"cases"`
 	UsesSigner bool `json:"uses_signer"`
 }
 
-// New returns an Evaluator, which reads nothing before Run, Load or Judge.
+// New returns an Evaluator. Run, Load or Judge read the directory.
 func New(opt Options) *Evaluator {
 	e := &Evaluator{opt: opt, turn: make(chan struct{}, 1)}
 	e.turn <- struct{}{}
@@ -66,10 +65,10 @@ func New(opt Options) *Evaluator {
 	return e
 }
 
-// Status returns the policy in force, and why it cannot be used.
+// Status returns the policy in force, or why it cannot be used.
 func (e *Evaluator) Status() apply.PolicyStatus { return *e.status.Load() }
 
-// locked calls do once nobody else uses the child.
+// locked calls do while nobody else uses the child.
 func (e *Evaluator) locked(ctx context.Context, do func() error) error {
 	select {
 	case <-e.turn:
@@ -91,20 +90,20 @@ func (e *Evaluator) Load(ctx context.Context) (loaded Loaded, err error) {
 	return loaded, err
 }
 
-// read reads the directory. What was in force before is not used any more.
+// read stops the child and reads the directory.
 func (e *Evaluator) read() {
 	e.stop()
-	e.seen, e.loaded = signature(e.opt.Dir), Loaded{} // what changes from here on is seen later
+	e.seen, e.loaded = signature(e.opt.Dir), Loaded{} // a later change is seen by hasChanged
 	e.source = schema.PolicySource{Dir: e.opt.Dir, Parameters: e.opt.Schema.Names()}
 	for _, env := range e.opt.Schema.Environments() {
 		e.source.Environments = append(e.source.Environments, string(env))
 	}
 	e.source.Files, e.err = readFiles(e.opt.Dir, e.opt.Watched)
-	e.note(e.err)
+	e.publish(e.err)
 }
 
-// note publishes whether the policy can be used.
-func (e *Evaluator) note(err error) {
+// publish sets the status. err is why the policy cannot be used, or nil.
+func (e *Evaluator) publish(err error) {
 	s := apply.PolicyStatus{Directory: e.opt.Dir, Cases: e.loaded.Cases, Usable: e.child != nil && err == nil}
 	if e.source.Files != nil {
 		s.Digest = document.FilesRevision(e.source.Files)
@@ -115,7 +114,7 @@ func (e *Evaluator) note(err error) {
 	e.status.Store(&s)
 }
 
-// ensure has a child that loaded the policy.
+// ensure starts a child, unless one is running, and makes it load the policy.
 func (e *Evaluator) ensure(ctx context.Context) error {
 	if e.seen == "" {
 		e.read()
@@ -128,23 +127,23 @@ func (e *Evaluator) ensure(ctx context.Context) error {
 	c, err := startChild()
 	if err != nil {
 		err = &problem.Error{Op: "start the evaluator of policy", Place: e.opt.Dir, Err: err, Hint: "let the agent's user run " + selfPath}
-		e.note(err)
+		e.publish(err)
 		return err
 	}
 	e.child = c
 	r, err := e.ask(ctx, request{Load: &e.source})
 	if err == nil {
 		e.loaded, err = r.Loaded, r.failure()
-		e.err = err // the policy's own fault, until it changes
+		e.err = err
 	}
 	if err != nil {
 		e.stop()
 	}
-	e.note(err)
+	e.publish(err)
 	return err
 }
 
-// ask has the child respond. One that does not is ended.
+// ask sends q to the child and returns its response. If there is none, it stops the child.
 func (e *Evaluator) ask(ctx context.Context, q request) (response, error) {
 	r, why := e.child.ask(ctx, q)
 	if why == nil {
@@ -154,7 +153,7 @@ func (e *Evaluator) ask(ctx context.Context, q request) (response, error) {
 	return r, &problem.Error{Op: "policy", Place: e.opt.Dir, Err: why, Hint: "simplify what the policy computes; until then every change is refused"}
 }
 
-// stop ends the child.
+// stop stops the child.
 func (e *Evaluator) stop() {
 	if e.child != nil {
 		e.child.stop()
@@ -162,24 +161,14 @@ func (e *Evaluator) stop() {
 	}
 }
 
-// Judge returns the rules that deny a change. With an error that is unknown. It returns
-// soon after ctx ends.
+// Judge returns the rules that deny a change. After an error it is unknown whether one does.
+// It returns soon after ctx ends.
 func (e *Evaluator) Judge(ctx context.Context, p schema.Proposal) (denied []schema.Denial, err error) {
 	err = e.locked(ctx, func() error {
-		var r response
-		wasWarm := e.child != nil
-		for range 2 { // a child that was ended meanwhile, by whomever, says nothing of the policy
-			if err := e.ensure(ctx); err != nil {
-				return err
-			}
-			call, cancel := context.WithTimeoutCause(ctx, judgeTime, fmt.Errorf("not evaluated within %s", judgeTime))
-			r, err = e.ask(call, request{Judge: &p})
-			isLate := call.Err() != nil
-			cancel()
-			if err == nil || isLate || !wasWarm {
-				break
-			}
-			wasWarm = false
+		isRunning := e.child != nil
+		r, isLate, err := e.judgeOnce(ctx, p)
+		if err != nil && isRunning && !isLate { // the child may have been killed while it waited
+			r, _, err = e.judgeOnce(ctx, p)
 		}
 		if err != nil {
 			return err
@@ -190,27 +179,38 @@ func (e *Evaluator) Judge(ctx context.Context, p schema.Proposal) (denied []sche
 	return denied, err
 }
 
-// Close ends the child.
+// judgeOnce asks the child, and reports whether it took too long.
+func (e *Evaluator) judgeOnce(ctx context.Context, p schema.Proposal) (r response, isLate bool, err error) {
+	if err := e.ensure(ctx); err != nil {
+		return r, false, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, judgeTime, fmt.Errorf("not evaluated within %s", judgeTime))
+	defer cancel()
+	r, err = e.ask(ctx, request{Judge: &p})
+	return r, ctx.Err() != nil, err
+}
+
+// Close stops the child.
 func (e *Evaluator) Close() error {
 	return e.locked(context.Background(), func() error { e.stop(); return nil })
 }
 
 const (
-	lookEvery = time.Second
-	quiet     = 50 * time.Millisecond // files must not have changed for, before they are read
+	pollInterval = time.Second
+	settleTime   = 50 * time.Millisecond // the files are read after they did not change for this long
 )
 
-// Run follows the directory until ctx ends.
+// Run reloads the policy when its directory changes, until ctx ends. It then stops the child.
 func (e *Evaluator) Run(ctx context.Context) error {
-	ticker := time.NewTicker(lookEvery)
+	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
-	for told := (apply.PolicyStatus{}); ; {
-		if e.isOther(ctx) {
-			_, _ = e.Load(ctx) // the status has the error
+	for announced := (apply.PolicyStatus{}); ; {
+		if e.hasChanged(ctx) {
+			_, _ = e.Load(ctx) // which publishes the error
 		}
-		if now := e.Status(); ctx.Err() == nil && (now.Digest != told.Digest || now.Error != told.Error) {
-			told = now
-			e.tell(now)
+		if now := e.Status(); ctx.Err() == nil && (now.Digest != announced.Digest || now.Error != announced.Error) {
+			announced = now
+			e.announce(now)
 		}
 		select {
 		case <-ctx.Done():
@@ -220,28 +220,32 @@ func (e *Evaluator) Run(ctx context.Context) error {
 	}
 }
 
-// isOther reports whether the directory is another one than was read, once it is quiet.
-func (e *Evaluator) isOther(ctx context.Context) bool {
+// hasChanged reports whether the directory changed since it was read. If it did, it waits
+// until the files settle.
+func (e *Evaluator) hasChanged(ctx context.Context) bool {
 	seen := ""
 	if e.locked(ctx, func() error { seen = e.seen; return nil }) != nil {
 		return false
 	}
 	now := signature(e.opt.Dir)
-	if now == seen {
-		return false
-	}
+	return now != seen && e.settle(ctx, now)
+}
+
+// settle waits until the signature of the directory, which is now, stays the same. It
+// reports false if ctx ends before.
+func (e *Evaluator) settle(ctx context.Context, now string) bool {
 	for before := ""; before != now; before, now = now, signature(e.opt.Dir) {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(quiet):
+		case <-time.After(settleTime):
 		}
 	}
 	return true
 }
 
-// tell says that another policy is in force, or none.
-func (e *Evaluator) tell(s apply.PolicyStatus) {
+// announce logs a new status and calls Changed.
+func (e *Evaluator) announce(s apply.PolicyStatus) {
 	if s.Error != "" {
 		e.opt.Logger.Error("policy cannot be used", "directory", e.opt.Dir, "error", s.Error, "hint", s.Hint, "effect", "every change is refused")
 	} else {
