@@ -169,8 +169,8 @@ func TestCommentFails(t *testing.T) {
 		replace(t, p.dir, "config/production.yaml", "percent: 10", "percent: 50")
 		p.commit()
 		for code, want := range map[int]string{
-			http.StatusUnauthorized: "the token is not valid there", http.StatusForbidden: map[bool]string{false: "pull-requests: write", true: "scope api"}[p.isGitLab],
-			http.StatusNotFound: "repository and number are right", http.StatusUnprocessableEntity: "locked", http.StatusMovedPermanently: "the repository moved",
+			http.StatusUnauthorized: "the token is invalid or expired", http.StatusForbidden: map[bool]string{false: "pull-requests: write", true: "scope api"}[p.isGitLab],
+			http.StatusNotFound: "check the repository and the number", http.StatusUnprocessableEntity: "locked", http.StatusMovedPermanently: "the repository moved",
 			http.StatusInternalServerError: "500 Internal Server Error", http.StatusTooManyRequests: "try again in 3600 s",
 		} {
 			p.fail = func(call string) (int, http.Header) {
@@ -237,8 +237,8 @@ func TestCommentUsage(t *testing.T) {
 	}{
 		{nil, "--from main --config config", "this is no job of a pull request"},
 		{nil, "--config config", "--from is needed"},
-		{nil, "--from main --config config --pr 7 --fail", "this is no job of GitHub Actions or GitLab CI"},
-		{nil, "--from main --config config --pr 7 --fail --repository https://git.example.com/a/b", "it is not known what runs on git.example.com"},
+		{nil, "--from main --config config --pr 7 --fail", "not a CI job of GitLab or GitHub"},
+		{nil, "--from main --config config --pr 7 --fail --repository https://git.example.com/a/b", "unknown code host git.example.com"},
 		{nil, "--from main --config config --pr 7 --fail --repository https://github.com/a/b", "there is no token"},
 		{[]string{"GITHUB_TOKEN=x"}, "--from main --config config --pr 7 --fail --repository http://git.example.com/a/b --host github", "the token would be sent unencrypted"},
 		{[]string{"GITHUB_TOKEN=x"}, "--from main --config config --pr 7 --fail --repository github.com/a/b", "not the address of a repository"},

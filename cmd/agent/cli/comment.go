@@ -72,19 +72,19 @@ func newComment() *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&c.number, "pr", 0, "the `number` of the pull request (default that of the CI job)")
 	f.StringVar(&c.repository, "repository", "", "the `URL` of the repository on the host (default that of the CI job)")
-	f.StringVar(&c.host, "host", "", "github or gitlab, where the URL does not tell")
+	f.StringVar(&c.host, "host", "", strings.Join(codehost.Kinds(), " or ")+", where the URL does not tell")
 	f.StringVar(&c.hostToken, "token-file", "", "a `file` with the token in its first line (default $GITHUB_TOKEN or $GITLAB_TOKEN)")
 	f.BoolVar(&c.outcome, "outcome", false, "say what came of the merge: an event from standard input")
 	f.StringVar(&c.state, "state", "", "with --outcome, the state `directory` of the agent: also what was merged since the change before, and what was rolled back, is then told")
 	f.BoolVar(&c.mustSucceed, "fail", false, "exit 1 if the comment cannot be written")
-	complete(cmd, "host", "github", "gitlab")
+	complete(cmd, "host", codehost.Kinds()...)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		defer func() { err = errors.Join(err, c.close()) }()
 		ctx, cancel := context.WithTimeout(cmd.Context(), commentTime)
 		defer cancel()
 		cmd.SetContext(ctx)
-		if c.host != "" && c.host != "github" && c.host != "gitlab" {
-			return usage("--host: %q is none of github, gitlab", c.host)
+		if kinds := codehost.Kinds(); c.host != "" && !slices.Contains(kinds, c.host) {
+			return usage("--host: %q is none of %s", c.host, strings.Join(kinds, ", "))
 		}
 		if c.outcome {
 			return c.warn(cmd, c.tellOutcome(cmd))
@@ -243,7 +243,7 @@ func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, resu
 			isKnown = isKnown || strings.Contains(k.Body, marker)
 		}
 		if !isKnown {
-			err := host.Suggest(ctx, pull, c.number, p.fix.File, p.fix.Line, marker+"\n"+code(p.text), p.fix.New)
+			err := host.Suggest(ctx, pull, p.fix.File, p.fix.Line, marker+"\n"+code(p.text), p.fix.New)
 			if errors.Is(err, codehost.ErrNotInDiff) {
 				continue
 			} else if err != nil {
@@ -266,7 +266,7 @@ func (c *commenter) isInHead(pull *codehost.Pull, fix schema.Fix) bool {
 	if c.opened == nil {
 		return false
 	}
-	revision, err := c.opened.Revision(pull.HeadCommit())
+	revision, err := c.opened.Revision(pull.Head)
 	if err != nil {
 		return false
 	}
