@@ -335,14 +335,14 @@ func (p *Plan) Summary(show func(name string) string) string {
 	case PlanRemoved:
 		text := "removed; its engines keep what they run, and its agents report it as invalid"
 		if p.Note != "" {
-			text += "; " + p.Note
+			text += "; " + show(p.Note)
 		}
 		return text
 	case PlanUnchanged:
 		return "nothing changes"
 	}
 	if p.Note != "" {
-		return p.Note
+		return show(p.Note)
 	}
 	var parts []string
 	if n := len(p.Changes); n > 0 {

@@ -73,7 +73,7 @@ func TestPlanSummary(t *testing.T) {
 		{absent, size, PlanAdded, "new, with 6 parameters"},
 		{size, absent, PlanRemoved, "removed; its engines keep what they run, and its agents report it as invalid"},
 		{size, "parameters: {esn_reservoir_size: 1}\n", PlanInvalid, "not valid, nothing is applied: 1 violation"},
-		{"parameters: {esn_reservoir_size: 1}\n", size, PlanChanged, "the old values are unknown: production.yaml:2:34 is not valid there"},
+		{"parameters: {esn_reservoir_size: 1}\n", size, PlanChanged, "<the old values are unknown: production.yaml:2:34 is not valid there>"},
 		{"parameters: {esn_reservoir_size: 1}\n", absent, PlanRemoved, "removed; its engines keep what they run, and its agents report it as invalid"},
 	} {
 		in := func(text string) *Input {

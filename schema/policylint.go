@@ -16,14 +16,40 @@ type policyWalker struct {
 	parts       map[ast.Node]bool // labels, and parts of a longer selector
 	whole       map[ast.Node]bool // where change.old and change.new may stand without a name
 	experiments map[string]bool   // variables of loops over change.experiments
+	parameters  map[string]bool   // variables that are names of parameters
 	err         error
 }
 
 // lint returns an error for the first unknown name in a file.
 func (p *Policy) lint(file *ast.File) error {
-	w := &policyWalker{Policy: p, parts: map[ast.Node]bool{}, whole: map[ast.Node]bool{}, experiments: map[string]bool{}}
+	w := &policyWalker{Policy: p, parts: map[ast.Node]bool{}, whole: map[ast.Node]bool{}, experiments: map[string]bool{}, parameters: map[string]bool{}}
+	for _, d := range file.Decls {
+		if name, _ := fieldOf(d); name == "deny" {
+			w.denials(d)
+		}
+	}
 	ast.Walk(file, w.visit, nil)
 	return w.err
+}
+
+// denials reports a field of deny that CUE does not count as one.
+func (w *policyWalker) denials(deny ast.Node) {
+	depth := 0
+	ast.Walk(deny, func(n ast.Node) bool {
+		f, ok := n.(*ast.Field)
+		if !ok {
+			return true
+		}
+		if depth == 0 { // deny itself
+			depth++
+			return true
+		}
+		name, _, _ := ast.LabelName(f.Label)
+		if strings.HasPrefix(name, "_") || strings.HasPrefix(name, "#") || f.Constraint != token.ILLEGAL {
+			w.fail(f, "give it a name that begins with a letter, without ? or !", "%s in deny denies nothing: it is hidden, a definition or optional", quote(name))
+		}
+		return false
+	}, nil)
 }
 
 var proposalFields = []string{"environment", "old", "new", "changed", "signer", "experiments"}
@@ -76,8 +102,13 @@ func (w *policyWalker) visit(n ast.Node) bool {
 			}
 		}
 	case *ast.ForClause:
-		if isOf(n.Source, "experiments") && n.Value != nil {
+		switch {
+		case isOf(n.Source, "experiments") && n.Value != nil:
 			w.experiments[n.Value.Name] = true
+		case isOf(n.Source, "changed") && n.Value != nil:
+			w.parameters[n.Value.Name] = true
+		case (isOf(n.Source, "new") || isOf(n.Source, "old")) && n.Key != nil:
+			w.parameters[n.Key.Name] = true
 		}
 		w.whole[n.Source] = true
 	case *ast.BinaryExpr:
@@ -95,17 +126,30 @@ func (w *policyWalker) visit(n ast.Node) bool {
 			if isOf(a, "environment") {
 				w.literal(b, "environment", w.Environments)
 			}
+			if id, ok := unparen(a).(*ast.Ident); ok && w.parameters[id.Name] {
+				w.literal(b, "parameter", w.Parameters)
+			}
 		}
 	case *ast.CallExpr:
-		if slices.ContainsFunc(n.Args, func(e ast.Expr) bool { return isOf(e, "changed") }) {
-			for _, e := range n.Args {
-				w.literal(e, "parameter", w.Parameters)
+		for name, known := range map[string][]string{"changed": w.Parameters, "environment": w.Environments} {
+			if slices.ContainsFunc(n.Args, func(e ast.Expr) bool { return isOf(e, name) }) {
+				what := strings.Replace(name, "changed", "parameter", 1)
+				for _, e := range n.Args {
+					w.literal(e, what, known)
+				}
 			}
 		}
 	case *ast.IndexExpr:
 		if isOf(n.X, "old") || isOf(n.X, "new") {
 			w.whole[n.X] = true
 			w.literal(n.Index, "parameter", w.Parameters)
+		}
+		if id, ok := n.X.(*ast.Ident); ok && w.experiments[id.Name] {
+			w.literal(n.Index, "field of an experiment", experimentFields)
+		}
+	case *ast.LetClause:
+		if id, ok := n.Expr.(*ast.Ident); ok && w.experiments[id.Name] {
+			w.experiments[n.Ident.Name] = true
 		}
 	case *ast.SelectorExpr:
 		if !w.parts[n] {
@@ -116,16 +160,39 @@ func (w *policyWalker) visit(n ast.Node) bool {
 		if n.Name == "change" && !w.parts[n] {
 			w.fail(n, "write change.NAME at each place", "change without a name: what is mistyped of it would pass in silence")
 		}
+		if n.Name == "cases" && !w.parts[n] {
+			w.fail(n, "give what both need another name", "a rule reads cases, which are not there when a change is judged")
+		}
 	}
 	return w.err == nil
 }
 
-// literal reports a string literal that is not in the list.
-func (w *policyWalker) literal(n ast.Node, what string, names []string) {
-	if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
-		w.known(n, what, strings.Trim(lit.Value, `"`), names)
+// unparen returns an expression without the parentheses around it.
+func unparen(n ast.Node) ast.Node {
+	for {
+		p, ok := n.(*ast.ParenExpr)
+		if !ok {
+			return n
+		}
+		n = p.X
 	}
 }
+
+// literal reports a string literal, or one in a list, that is not among the names.
+func (w *policyWalker) literal(n ast.Node, what string, names []string) {
+	switch n := unparen(n).(type) {
+	case *ast.BasicLit:
+		if n.Kind == token.STRING {
+			w.known(n, what, strings.Trim(n.Value, `"`), names)
+		}
+	case *ast.ListLit:
+		for _, e := range n.Elts {
+			w.literal(e, what, names)
+		}
+	}
+}
+
+var experimentFields = []string{"name", "percent", "was"}
 
 // selector checks a whole selector, such as change.old.NAME.
 func (w *policyWalker) selector(n *ast.SelectorExpr) {
@@ -134,7 +201,7 @@ func (w *policyWalker) selector(n *ast.SelectorExpr) {
 		return
 	}
 	if w.experiments[root.Name] {
-		w.known(n.Sel, "field of an experiment", names[0], []string{"name", "percent", "was"})
+		w.known(n.Sel, "field of an experiment", names[0], experimentFields)
 	}
 	if root.Name != "change" {
 		return

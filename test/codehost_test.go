@@ -124,7 +124,11 @@ func (h *codeHost) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 			for name := range header {
 				w.Header().Set(name, header.Get(name))
 			}
-			refuse(code, "as the test has it")
+			text := "as the test has it"
+			if header.Get("X-Locked") != "" {
+				text = "Unable to create comment because issue is locked."
+			}
+			refuse(code, text)
 			return
 		}
 	}

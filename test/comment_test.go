@@ -322,6 +322,15 @@ func TestOutcomeRefused(t *testing.T) {
 				t.Errorf("%s: exit %d, %s", refused, code, out)
 			}
 		}
+		p.fail = func(call string) (int, http.Header) {
+			if strings.HasPrefix(call, "POST") {
+				return http.StatusForbidden, http.Header{"X-Locked": {"yes"}}
+			}
+			return 0, nil
+		}
+		if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 || !strings.Contains(out, "locked") {
+			t.Errorf("a locked conversation: exit %d, %s", code, out)
+		}
 		p.fail = nil
 		for range 3 {
 			if code, out := with(p.dir, p.environment(), event("rejected", "no <!-- end of outcomes --> `x`"), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {

@@ -110,7 +110,7 @@ func assemble(ctx context.Context, s *settings, logger *slog.Logger) (a *agent, 
 		opt.Gate = a.hooks
 	}
 	if s.policy != "" {
-		a.policy = policy.New(policy.Options{Dir: s.policy, Schema: s.rules.Schema(), Watched: s.watched, Changed: func() { a.reconciler.PolicyChanged() }, Logger: logger})
+		a.policy = policy.New(policy.Options{Dir: s.policy, Schema: s.rules.Schema(), Watched: s.watchedDirectories, Changed: func() { a.reconciler.PolicyChanged() }, Logger: logger})
 		a.closers = append(a.closers, a.policy.Close)
 		opt.Policy = a.policy
 	}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -28,19 +30,21 @@ func newEvaluatePolicy() *cobra.Command {
 	}
 }
 
-// watchedDirectories are those whose editors must not write the policy.
-func (s *settings) watchedDirectories() ([]string, error) {
+// watchedDirectories are those whose editors must not write the policy. A repository may
+// come later than the agent, so that they are asked for at each reading.
+func (s *settings) watchedDirectories() (dirs []string) {
 	if s.git.repo == "" {
-		return []string{s.config}, nil
+		return []string{s.config}
 	}
-	if _, err := os.Stat(s.git.repo); err != nil { // it is an address, or is told of later
-		return nil, nil
+	repo := strings.TrimPrefix(s.git.repo, "file://")
+	dirs = []string{repo}
+	if filepath.Base(repo) == ".git" {
+		dirs = append(dirs, filepath.Dir(repo))
 	}
-	top, err := watcher.WorkTree(s.git.repo)
-	if err != nil {
-		return nil, err
+	if top, err := watcher.WorkTree(repo); err == nil {
+		dirs = append(dirs, top)
 	}
-	return []string{s.git.repo, top}, nil
+	return dirs
 }
 
 // checkPolicy refuses a policy that the source could change. Whatever else is wrong with
@@ -49,15 +53,10 @@ func (s *settings) checkPolicy() error {
 	if s.policy == "" || s.config+s.git.repo == "" {
 		return nil
 	}
-	watched, err := s.watchedDirectories()
-	if err != nil {
-		return err
-	}
-	if in := policy.Inside(s.policy, watched); in != "" {
+	if in := policy.Inside(s.policy, s.watchedDirectories()); in != "" {
 		return usageHint("put it where only operators write, such as /etc/dtesn/policy",
 			"--policy: %s lies in %s, which the agent watches: whoever changes the configuration would change the policy too", s.policy, in)
 	}
-	s.watched = watched
 	return nil
 }
 

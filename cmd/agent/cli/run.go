@@ -45,7 +45,6 @@ type settings struct {
 	allowedHosts              []string
 	access                    status.AccessFiles
 	sourceURL, hooks, policy  string
-	watched                   []string // directories; see checkPolicy
 	settle, resync            time.Duration
 	drift                     string
 	driftInterval             time.Duration

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"dtesn-agent/schema/problem"
@@ -33,7 +34,8 @@ func (e *statusError) Error() string { return e.text }
 // IsRefusal reports whether a host refused a request in a way that does not change when it
 // is repeated.
 func IsRefusal(err error) bool {
-	return isStatus(err, http.StatusNotFound) || isStatus(err, http.StatusGone) || isStatus(err, http.StatusUnprocessableEntity)
+	isLocked := isStatus(err, http.StatusForbidden) && strings.Contains(err.Error(), "locked") // as GitHub says it
+	return isLocked || isStatus(err, http.StatusNotFound) || isStatus(err, http.StatusGone) || isStatus(err, http.StatusUnprocessableEntity)
 }
 
 func isStatus(err error, code int) bool {

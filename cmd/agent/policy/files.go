@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"dtesn-agent/schema"
 	"dtesn-agent/schema/problem"
+	"dtesn-agent/watcher/document"
 	"dtesn-agent/watcher/smallfile"
 )
 
@@ -28,7 +30,7 @@ func fileNames(dir string) (names []string, err error) {
 	fail := func(hint, message string, args ...any) error {
 		return &problem.Error{Op: "read policy", Place: dir, Err: fmt.Errorf(message, args...), Hint: hint}
 	}
-	f, err := os.Open(dir)
+	f, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0) // a pipe would wait for ever
 	if err != nil {
 		return nil, fail("name a directory with .cue files that the agent's user may read", "%w", problem.Bare(err))
 	}
@@ -60,9 +62,13 @@ func readFiles(dir string, watched []string) (files []schema.File, err error) {
 	if err != nil {
 		return nil, err
 	}
+	at, err := filepath.EvalSymlinks(dir) // before ".." is taken back, as the kernel does
+	if err != nil {
+		return nil, err
+	}
 	total := 0
 	for _, name := range names {
-		path := filepath.Join(dir, name)
+		path := filepath.Join(at, name)
 		text, err := smallfile.ReadText(path, maxBytes)
 		if err == nil && Inside(path, watched) != "" {
 			err = errors.New("it leads into what the agent watches")
@@ -99,20 +105,11 @@ func Inside(path string, dirs []string) string {
 	return ""
 }
 
-// signature returns a text that changes when a file of the policy does. It reads no file.
-func signature(dir string) string {
-	names, err := fileNames(dir)
+// signature returns a text that changes when what readFiles returns does.
+func signature(dir string, watched []string) string {
+	files, err := readFiles(dir, watched)
 	if err != nil {
 		return err.Error()
 	}
-	var b strings.Builder
-	for _, name := range names {
-		info, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			fmt.Fprintln(&b, name, err)
-			continue
-		}
-		fmt.Fprintln(&b, name, info.Size(), info.Mode(), info.ModTime().UnixNano())
-	}
-	return b.String()
+	return document.FilesRevision(files)
 }

@@ -31,8 +31,9 @@ const (
 type Options struct {
 	Dir    string
 	Schema *schema.Schema
-	// Watched are directories that may not contain a file of the policy.
-	Watched []string
+	// Watched returns the directories that may not contain a file of the policy; nil for
+	// none.
+	Watched func() []string
 	// Changed is called by Run when the policy changed, or cannot be used any more.
 	Changed func()
 	Logger  *slog.Logger
@@ -59,6 +60,9 @@ type Loaded struct {
 
 // New returns an Evaluator. Run, Load or Judge read the directory.
 func New(opt Options) *Evaluator {
+	if opt.Watched == nil {
+		opt.Watched = func() []string { return nil }
+	}
 	e := &Evaluator{opt: opt, turn: make(chan struct{}, 1)}
 	e.turn <- struct{}{}
 	e.status.Store(&apply.PolicyStatus{Directory: opt.Dir})
@@ -93,12 +97,12 @@ func (e *Evaluator) Load(ctx context.Context) (loaded Loaded, err error) {
 // read stops the child and reads the directory.
 func (e *Evaluator) read() {
 	e.stop()
-	e.seen, e.loaded = signature(e.opt.Dir), Loaded{} // a later change is seen by hasChanged
+	e.seen, e.loaded = signature(e.opt.Dir, e.opt.Watched()), Loaded{} // a later change is seen by hasChanged
 	e.source = schema.PolicySource{Dir: e.opt.Dir, Parameters: e.opt.Schema.Names()}
 	for _, env := range e.opt.Schema.Environments() {
 		e.source.Environments = append(e.source.Environments, string(env))
 	}
-	e.source.Files, e.err = readFiles(e.opt.Dir, e.opt.Watched)
+	e.source.Files, e.err = readFiles(e.opt.Dir, e.opt.Watched())
 	e.publish(e.err)
 }
 
@@ -227,14 +231,14 @@ func (e *Evaluator) hasChanged(ctx context.Context) bool {
 	if e.locked(ctx, func() error { seen = e.seen; return nil }) != nil {
 		return false
 	}
-	now := signature(e.opt.Dir)
+	now := signature(e.opt.Dir, e.opt.Watched())
 	return now != seen && e.settle(ctx, now)
 }
 
 // settle waits until the signature of the directory, which is now, stays the same. It
 // reports false if ctx ends before.
 func (e *Evaluator) settle(ctx context.Context, now string) bool {
-	for before := ""; before != now; before, now = now, signature(e.opt.Dir) {
+	for before := ""; before != now; before, now = now, signature(e.opt.Dir, e.opt.Watched()) {
 		select {
 		case <-ctx.Done():
 			return false

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -210,6 +211,24 @@ func TestRun(t *testing.T) {
 	}
 	write(t, file, doubles)
 	denies(1)
+	// Another policy of the same size, mode and time, as image builders and cp -p make it.
+	old, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, file+".new", allows+strings.Repeat("\n", len(doubles)-len(allows)))
+	if err := errors.Join(os.Chtimes(file+".new", old.ModTime(), old.ModTime()), os.Rename(file+".new", file)); err != nil {
+		t.Fatal(err)
+	}
+	denies(0)
+	// A pipe in its place keeps nobody waiting.
+	if err := errors.Join(os.Rename(dir, dir+".old"), syscall.Mkfifo(dir, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+	if s := e.Status(); s.Usable || !strings.Contains(s.Error, "not a directory") {
+		t.Errorf("%+v", s)
+	}
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
