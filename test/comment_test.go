@@ -322,6 +322,10 @@ func TestOutcomeRefused(t *testing.T) {
 				t.Errorf("%s: exit %d, %s", refused, code, out)
 			}
 		}
+		p.fail = func(string) (int, http.Header) { return http.StatusNotFound, nil }
+		if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 1 {
+			t.Errorf("a repository that the token may not see: exit %d, %s", code, out)
+		}
 		p.fail = func(call string) (int, http.Header) {
 			if strings.HasPrefix(call, "POST") {
 				return http.StatusForbidden, http.Header{"X-Locked": {"yes"}}
@@ -389,5 +393,24 @@ func TestOutcomeHook(t *testing.T) {
 	r.until("and that it was rolled back", func() bool {
 		below, _ := p.below()
 		return len(below) == 1 && strings.Contains(below[0].Body, "too slow") && strings.Contains(below[0].Body, "**Live on 0 of 1 ")
+	})
+	if code, out := agent("resume", "--reason", "faster now", "--state", r.state); code != 0 {
+		t.Fatalf("exit %d, %s", code, out)
+	}
+	r.await("in sync again", func(v view) bool { return v.InSync })
+	git(t, p.dir, "checkout", "--quiet", "topic")
+	replace(t, p.dir, "config/production.yaml", "max_membrane_depth: 7", "max_membrane_depth: 6")
+	p.commit()
+	p.mu.Lock()
+	p.brought = p.head()
+	p.mu.Unlock()
+	git(t, p.dir, "checkout", "--quiet", "-b", "more")
+	replace(t, p.dir, "config/production.yaml", "max_membrane_depth: 6", "max_membrane_depth: 5")
+	p.commit()
+	git(t, p.dir, "checkout", "--quiet", "main")
+	git(t, p.dir, "merge", "--quiet", "more") // both at once
+	r.until("and that it came with another one", func() bool {
+		below, _ := p.below()
+		return len(below) == 1 && strings.Contains(below[0].Body, ", with what was merged after it")
 	})
 }

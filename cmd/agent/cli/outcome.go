@@ -32,6 +32,8 @@ type instanceOutcome struct {
 	Type        apply.EventType    `json:"type"`
 	At          float64            `json:"at"` // Unix seconds
 	Reason      string             `json:"reason,omitempty"`
+	// IsOverlaid: it came with what was merged after it, which may have other values.
+	IsOverlaid bool `json:"overlaid,omitempty"`
 }
 
 const (
@@ -48,6 +50,11 @@ func (o instanceOutcome) isOf(other instanceOutcome) bool {
 	return o.Environment == other.Environment && o.Instance == other.Instance
 }
 
+// isRefusal reports whether the values never ran.
+func (o instanceOutcome) isRefusal() bool {
+	return slices.Contains([]apply.EventType{apply.EventRejected, apply.EventRefused, apply.EventInvalid}, o.Type)
+}
+
 // tellOutcome puts an event into the comment of the pull requests that brought its commit.
 func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 	e, err := readEvent(cmd.InOrStdin())
@@ -62,7 +69,7 @@ func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing to say below a pull request\n", status.Plain(string(e.Type)))
 		return nil
 	}
-	outcome := instanceOutcome{e.Environment, e.Instance, e.Type, e.At, problem.Line(e.Reason, maxReason)}
+	outcome := instanceOutcome{Environment: e.Environment, Instance: e.Instance, Type: e.Type, At: e.At, Reason: problem.Line(e.Reason, maxReason)}
 	if e.Type == apply.EventInSync {
 		outcome.Type = apply.EventApplied
 	}
@@ -73,16 +80,20 @@ func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	numbers := []int{c.number}
+	own, all := []int{c.number}, []int{c.number}
 	if c.number == 0 {
-		if numbers, err = host.PullsOf(cmd.Context(), earlier, commit); err != nil {
+		if own, err = host.PullsOf(cmd.Context(), "", commit); err == nil {
+			all, err = host.PullsOf(cmd.Context(), earlier, commit)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if len(numbers) == 0 {
+	if len(all) == 0 {
 		fmt.Fprintf(cmd.OutOrStdout(), "%.12s: no pull request brought it\n", commit)
 	}
-	for _, number := range numbers {
+	for _, number := range all {
+		outcome.IsOverlaid = !slices.Contains(own, number)
 		// What a host refuses it will refuse again, and the next event waits for this one.
 		if err := c.addOutcome(cmd, host, number, outcome, e.Type == apply.EventInSync); codehost.IsRefusal(err) {
 			fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(fmt.Sprintf("warning: pull request %d: %s", number, problem.Text(err))))
@@ -189,6 +200,9 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 		known, rest := mergeOutcomes(old, marker)
 		i := slices.IndexFunc(known, outcome.isOf)
 		switch {
+		case i >= 0 && outcome.IsOverlaid && known[i].isRefusal(): // what was merged after it made up for it
+			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: it stays %s\n", number, known[i].Type)
+			return nil
 		case i >= 0 && (known[i].At > outcome.At || isAgain && known[i].Type == outcome.Type):
 			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: it says already what is newer\n", number)
 			return nil
@@ -290,7 +304,13 @@ func (o instanceOutcome) String() string {
 	at, where := record.FromUnix(o.At).UTC().Format("2006-01-02 15:04 UTC"), fmt.Sprintf("%s (%s)", code(o.Instance), strings.Trim(code(string(o.Environment)), "`"))
 	switch o.Type {
 	case apply.EventApplied:
-		return fmt.Sprintf("live on %s since %s", where, at)
+		text := fmt.Sprintf("live on %s since %s", where, at)
+		if o.IsOverlaid {
+			text += ", with what was merged after it"
+		}
+		return text
+	case apply.EventRolledBack:
+		return fmt.Sprintf("**rolled back** on %s at %s: %s; its values are held: declare other ones, or run `agent resume` beside the server", where, at, code(o.Reason))
 	case apply.EventHeld:
 		return fmt.Sprintf("**held** on %s since %s: %s; declare other values, or run `agent resume` beside the server", where, at, code(o.Reason))
 	}

@@ -139,6 +139,7 @@ func (p *planner) plan(cmd *cobra.Command) (result *planResult, err error) {
 	if result, err = p.run(cmd); err != nil {
 		return nil, err
 	}
+	result.isUnsigned = p.policy.loaded.UsesSigner && p.policy.signer == ""
 	return result, p.judgeAll(cmd, result)
 }
 
@@ -169,6 +170,8 @@ type planResult struct {
 
 	title string
 	dir   string // of what it compares with, in the repository
+	// isUnsigned: the policy has rules about who signs, and that is not known.
+	isUnsigned bool
 }
 
 // An environmentPlan is the plan of one environment, with the values that it would
@@ -216,7 +219,9 @@ func (p *planner) run(cmd *cobra.Command) (*planResult, error) {
 		}
 		plan := p.schema.For(env).Plan(old, now, names)
 		if plan.Status == schema.PlanRemoved {
-			plan.Note = to.misnamed(p.schema, env)
+			if plan.Note = to.misnamed(p.schema, env); plan.Note == "" && from.revision != nil {
+				plan.Note = fmt.Sprintf("git checkout %.12s -- %s puts it back", from.id, problem.ShellWord(path.Join(from.dir, env.File())))
+			}
 		}
 		result.Environments = append(result.Environments, locate(plan, from, to))
 	}

@@ -113,6 +113,9 @@ func mebibytes(n int64) string {
 
 // shown are the experiments that a reader wants to see: those that change.
 func (e *environmentPlan) shown() []schema.PlannedExperiment {
+	if e.Status == schema.PlanRemoved { // its engines keep theirs
+		return nil
+	}
 	return slices.DeleteFunc(slices.Clone(e.Experiments), func(x schema.PlannedExperiment) bool { return !x.Changed && e.Status != schema.PlanAdded })
 }
 
@@ -217,8 +220,11 @@ func (r *planResult) markdown() string {
 			continue
 		}
 		summary := e.Summary(code)
-		if len(e.Policy) > 0 {
-			summary += "; **denied by the policy**"
+		if len(e.Policy) > 0 { // what would happen, will not
+			summary = "**denied by the policy, nothing is applied**: " + code(strings.TrimSuffix(e.Policy[0].Message+"; "+e.Policy[0].Hint, "; "))
+			if more := len(e.Policy) - 1; more > 0 {
+				summary += fmt.Sprintf(" and %d more", more)
+			}
 		}
 		if len(e.Held) > 0 {
 			summary += "; **held by the agent**"
@@ -255,6 +261,9 @@ func (r *planResult) markdown() string {
 	text := strings.Join(lines, " · ") + "\n\n" + sections.String()
 	if left > 0 {
 		text += fmt.Sprintf("The details of %d environments are too long for a comment; `agent plan` prints them.\n", left)
+	}
+	if r.isUnsigned && slices.ContainsFunc(r.Environments, func(e environmentPlan) bool { return len(e.Policy) > 0 }) {
+		text += "Who signs is not known here. Rules about the signer are judged once it is merged.\n"
 	}
 	text = strings.TrimRight(text, "\n") + "\n\n<sub>" + code(r.title)
 	if slices.ContainsFunc(r.Environments, func(e environmentPlan) bool { return e.Status == schema.PlanInvalid }) {
@@ -305,7 +314,7 @@ func (e *environmentPlan) details(shown map[string]bool) string {
 		rows = append(rows[:maxRows], "", fmt.Sprintf("and %d lines more: `agent plan` prints them", more))
 	}
 	open := ""
-	if e.Status == schema.PlanInvalid { // what has to be done is not hidden
+	if e.Status == schema.PlanInvalid || len(e.Policy) > 0 { // what has to be done is not hidden
 		open = " open"
 	}
 	title := string(e.Name)

@@ -38,6 +38,12 @@ func IsRefusal(err error) bool {
 	return isLocked || isStatus(err, http.StatusNotFound) || isStatus(err, http.StatusGone) || isStatus(err, http.StatusUnprocessableEntity)
 }
 
+// isUnknownCommit reports whether a host does not know a commit, in a repository that the
+// token may see: GitHub responds 422, and GitLab 404 with these words.
+func isUnknownCommit(err error) bool {
+	return isStatus(err, http.StatusUnprocessableEntity) || isStatus(err, http.StatusNotFound) && strings.Contains(err.Error(), "Commit Not Found")
+}
+
 func isStatus(err error, code int) bool {
 	var e *statusError
 	return errors.As(err, &e) && e.code == code

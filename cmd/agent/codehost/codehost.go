@@ -141,7 +141,7 @@ func (r *Repository) PullsOf(ctx context.Context, earlier, commit string) (numbe
 	commits = append([]string{commit}, commits[max(0, len(commits)-maxCommits+1):]...)
 	for _, c := range commits {
 		list, err := r.host.pullsOf(ctx, c)
-		if err != nil && !IsRefusal(err) { // the host may not know the commit
+		if err != nil && !isUnknownCommit(err) {
 			return nil, err
 		}
 		for _, n := range list {
