@@ -73,7 +73,14 @@ func (h *codeHost) add(body string, atLine, isOwn bool) {
 	h.comments = append(h.comments, c)
 }
 
-// below returns the comments that are not at lines, and those that are.
+// barrier orders what the test does with the fields and what a request does: there must be
+// one between them.
+func (h *codeHost) barrier() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+}
+
+// below returns copies of the comments that are not at lines, and of those that are.
 func (h *codeHost) below() (below, atLines []*hostComment) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -81,10 +88,10 @@ func (h *codeHost) below() (below, atLines []*hostComment) {
 		if c == nil {
 			continue
 		}
-		if c.atLine {
-			atLines = append(atLines, c)
+		if c := *c; c.atLine {
+			atLines = append(atLines, &c)
 		} else {
-			below = append(below, c)
+			below = append(below, &c)
 		}
 	}
 	return below, atLines

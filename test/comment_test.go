@@ -12,23 +12,6 @@ import (
 	"testing"
 )
 
-// with runs the agent in a directory, with more environment and an input.
-func with(dir string, env []string, input string, args ...string) (code int, out string) {
-	cmd := exec.Command("agent", args...)
-	cmd.Dir, cmd.Stdin = dir, strings.NewReader(input)
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "GITHUB_") && !strings.HasPrefix(v, "CI_") && !strings.HasPrefix(v, "GITLAB_") {
-			cmd.Env = append(cmd.Env, v)
-		}
-	}
-	cmd.Env = append(cmd.Env, env...)
-	text, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		return -1, err.Error()
-	}
-	return cmd.ProcessState.ExitCode(), string(text)
-}
-
 // A pullRequest is branch topic of a repository, on a host.
 type pullRequest struct {
 	*codeHost
@@ -41,20 +24,38 @@ func newPullRequest(t *testing.T, isGitLab bool) *pullRequest {
 	return &pullRequest{newCodeHost(t, isGitLab, dir), dir}
 }
 
+// run runs the agent in the repository, with more environment and an input.
+func (p *pullRequest) run(env []string, input string, args ...string) (code int, out string) {
+	cmd := exec.Command("agent", args...)
+	cmd.Dir, cmd.Stdin = p.dir, strings.NewReader(input)
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "GITHUB_") && !strings.HasPrefix(v, "CI_") && !strings.HasPrefix(v, "GITLAB_") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(cmd.Env, env...)
+	p.barrier()
+	defer p.barrier()
+	text, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		return -1, err.Error()
+	}
+	return cmd.ProcessState.ExitCode(), string(text)
+}
+
 func (p *pullRequest) commit() { git(p.t, p.dir, "commit", "--quiet", "--all", "--message=change") }
 
 // comment runs agent comment as a CI job does.
 func (p *pullRequest) comment(args ...string) (code int, out string) {
-	return with(p.dir, p.environment(), "", append([]string{"comment", "--from", "main", "--config", "config"}, args...)...)
+	return p.run(p.environment(), "", append([]string{"comment", "--from", "main", "--config", "config"}, args...)...)
 }
 
 // the returns the only comment of the agent.
 func (p *pullRequest) the() *hostComment {
 	p.t.Helper()
-	below, _ := p.below()
 	var own []*hostComment
-	for _, c := range below {
-		if fmt.Sprint(c.User, c.Author) == fmt.Sprint(nil, p.who(true)) || fmt.Sprint(c.User, c.Author) == fmt.Sprint(p.who(true), nil) {
+	for _, c := range p.comments {
+		if c != nil && !c.atLine && strings.Contains(fmt.Sprint(c.User, c.Author), fmt.Sprint(p.who(true))) {
 			own = append(own, c)
 		}
 	}
@@ -219,7 +220,7 @@ func TestCommentOfAFork(t *testing.T) {
 		return http.StatusForbidden, nil
 	}
 	summary := filepath.Join(t.TempDir(), "summary")
-	code, out := with(p.dir, append(p.environment(), "GITHUB_STEP_SUMMARY="+summary, "GITHUB_ACTIONS=true"), "", "comment", "--from", "main", "--config", "config")
+	code, out := p.run(append(p.environment(), "GITHUB_STEP_SUMMARY="+summary, "GITHUB_ACTIONS=true"), "", "comment", "--from", "main", "--config", "config")
 	text, err := os.ReadFile(summary)
 	if err != nil || code != 0 || !strings.Contains(out, "::warning title=No comment was written::ask GitHub") ||
 		!strings.HasPrefix(string(text), "**production**: not valid") || !strings.Contains(string(text), "To correct that: `agent set max_membrane_depth=8 max_membrane_depht- --environment production --config config`") {
@@ -246,7 +247,7 @@ func TestCommentUsage(t *testing.T) {
 		{nil, "--from nowhere --config config --pr 7", "nowhere"},
 		{nil, "--outcome --repository https://github.com/a/b", "standard input has no event"},
 	} {
-		code, out := with(p.dir, c.env, "{}", append([]string{"comment"}, strings.Fields(c.args)...)...)
+		code, out := p.run(c.env, "{}", append([]string{"comment"}, strings.Fields(c.args)...)...)
 		if code == 0 || !strings.Contains(out, c.want) || strings.Count(out, "hint: ") > 1 {
 			t.Errorf("%s: exit %d, %s", c.args, code, out)
 		}
@@ -266,7 +267,7 @@ func TestOutcome(t *testing.T) {
 		p.brought = p.head()
 		tell := func(instance, kind, reason string, at int) (int, string) {
 			event := fmt.Sprintf(`{"data":{"type":%q,"at":%d,"instance":%q,"environment":"production","reason":%q,"source":{"commit":%q}}}`, kind, at, instance, reason, p.brought)
-			return with(p.dir, p.environment()[:2], event, "comment", "--outcome", "--fail", "--config", "config", "--token-file", tokenFile(t))
+			return p.run(p.environment()[:2], event, "comment", "--outcome", "--fail", "--config", "config", "--token-file", tokenFile(t))
 		}
 		var all sync.WaitGroup
 		for i := range 4 {
@@ -293,7 +294,7 @@ func TestOutcome(t *testing.T) {
 		}
 		p.brought = "none"
 		edited := p.the().isEdited
-		code, out := with(p.dir, p.environment()[:2], fmt.Sprintf(`{"data":{"type":"applied","instance":"a","environment":"production","source":{"commit":%q}}}`, p.head()),
+		code, out := p.run(p.environment()[:2], fmt.Sprintf(`{"data":{"type":"applied","instance":"a","environment":"production","source":{"commit":%q}}}`, p.head()),
 			"comment", "--outcome", "--fail", "--config", "config", "--token-file", tokenFile(t))
 		if code != 0 || !strings.Contains(out, "no pull request brought it") || p.the().isEdited != edited {
 			t.Errorf("a push without a pull request: exit %d, %s", code, out)
@@ -318,12 +319,12 @@ func TestOutcomeRefused(t *testing.T) {
 				}
 				return 0, nil
 			}
-			if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
+			if code, out := p.run(p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
 				t.Errorf("%s: exit %d, %s", refused, code, out)
 			}
 		}
 		p.fail = func(string) (int, http.Header) { return http.StatusNotFound, nil }
-		if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 1 {
+		if code, out := p.run(p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 1 {
 			t.Errorf("a repository that the token may not see: exit %d, %s", code, out)
 		}
 		p.fail = func(call string) (int, http.Header) {
@@ -332,12 +333,12 @@ func TestOutcomeRefused(t *testing.T) {
 			}
 			return 0, nil
 		}
-		if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 || !strings.Contains(out, "locked") {
+		if code, out := p.run(p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 || !strings.Contains(out, "locked") {
 			t.Errorf("a locked conversation: exit %d, %s", code, out)
 		}
 		p.fail = nil
 		for range 3 {
-			if code, out := with(p.dir, p.environment(), event("rejected", "no <!-- end of outcomes --> `x`"), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
+			if code, out := p.run(p.environment(), event("rejected", "no <!-- end of outcomes --> `x`"), "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
 				t.Fatalf("exit %d, %s", code, out)
 			}
 		}
@@ -348,7 +349,7 @@ func TestOutcomeRefused(t *testing.T) {
 		for i := range 400 { // more than a comment can hold
 			p.the().Body = strings.Replace(p.the().Body, "[{", fmt.Sprintf(`[{"environment":"production","instance":"i-%d","type":"rejected","at":%d,"reason":%q},{`, i, i, strings.Repeat("long ", 40)), 1)
 		}
-		if code, out := with(p.dir, p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 || len(p.the().Body) > 65536 || !strings.Contains(p.the().Body, "10 % to 50 %") {
+		if code, out := p.run(p.environment(), event("applied", ""), "comment", "--outcome", "--fail", "--config", "config"); code != 0 || len(p.the().Body) > 65536 || !strings.Contains(p.the().Body, "10 % to 50 %") {
 			t.Errorf("exit %d, %s, %d bytes", code, out, len(p.the().Body))
 		}
 	})

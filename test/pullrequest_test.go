@@ -254,7 +254,9 @@ func TestGitLabOnAMergeRequest(t *testing.T) {
 			t.Errorf("%s: %d comments\n%s", c.to, len(below), out)
 		}
 		git(t, workspace, "reset", "--quiet", "--hard", base)
+		host.barrier()
 		host.comments = nil
+		host.barrier()
 	}
 }
 
