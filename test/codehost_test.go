@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A codeHost answers as GitHub or GitLab do, about pull request 7 of one repository, and
@@ -25,6 +26,7 @@ type codeHost struct {
 	comments []*hostComment
 	calls    []string
 	fail     func(call string) (code int, header http.Header) // 0 for no failure
+	late     func(call string) time.Duration                  // before a request has an effect
 }
 
 type hostComment struct {
@@ -111,6 +113,12 @@ var hostPaths = map[bool][]*regexp.Regexp{
 }
 
 func (h *codeHost) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	h.mu.Lock()
+	late := h.late
+	h.mu.Unlock()
+	if late != nil {
+		time.Sleep(late(q.Method + " " + q.URL.EscapedPath()))
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	q.URL.Path = strings.TrimPrefix(q.URL.Path, "/api/v3")

@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A pullRequest is branch topic of a repository, on a host.
@@ -222,7 +224,7 @@ func TestCommentOfAFork(t *testing.T) {
 	summary := filepath.Join(t.TempDir(), "summary")
 	code, out := p.run(append(p.environment(), "GITHUB_STEP_SUMMARY="+summary, "GITHUB_ACTIONS=true"), "", "comment", "--from", "main", "--config", "config")
 	text, err := os.ReadFile(summary)
-	if err != nil || code != 0 || !strings.Contains(out, "::warning title=No comment was written::ask GitHub") ||
+	if err != nil || code != 0 || !strings.Contains(out, "::warning title=No comment was posted::ask GitHub") ||
 		!strings.HasPrefix(string(text), "**production**: not valid") || !strings.Contains(string(text), "To correct that: `agent set max_membrane_depth=8 max_membrane_depht- --environment production --config config`") {
 		t.Errorf("exit %d, %s\n%s %v", code, out, text, err)
 	}
@@ -236,7 +238,7 @@ func TestCommentUsage(t *testing.T) {
 		args string
 		want string
 	}{
-		{nil, "--from main --config config", "this is no job of a pull request"},
+		{nil, "--from main --config config", "not a CI job of a pull request"},
 		{nil, "--config config", "--from is needed"},
 		{nil, "--from main --config config --pr 7 --fail", "not a CI job of GitLab or GitHub"},
 		{nil, "--from main --config config --pr 7 --fail --repository https://git.example.com/a/b", "unknown code host git.example.com"},
@@ -300,6 +302,35 @@ func TestOutcome(t *testing.T) {
 			t.Errorf("a push without a pull request: exit %d, %s", code, out)
 		}
 	})
+}
+
+// TestOutcomesAtOnce: of instances that edit the comment at the same time, over a host whose
+// edits take effect late and in any order, none is lost.
+func TestOutcomesAtOnce(t *testing.T) {
+	p := newPullRequest(t, false)
+	replace(t, p.dir, "config/production.yaml", "percent: 10", "percent: 50")
+	p.commit()
+	p.brought = p.head()
+	p.late = func(call string) time.Duration {
+		if strings.HasPrefix(call, "PATCH") {
+			return rand.N(1500 * time.Millisecond)
+		}
+		return 0
+	}
+	const instances = 5
+	var all sync.WaitGroup
+	for i := range instances {
+		all.Go(func() {
+			event := fmt.Sprintf(`{"type":"applied","at":%d,"instance":"web-%d","environment":"production","source":{"commit":%q}}`, time.Now().Unix(), i, p.brought)
+			if code, out := p.run(p.environment(), event, "comment", "--outcome", "--fail", "--config", "config"); code != 0 {
+				t.Errorf("exit %d, %s", code, out)
+			}
+		})
+	}
+	all.Wait()
+	if body := p.the().Body; !strings.Contains(body, "**Live on 5 of 5 instances that reported**") {
+		t.Errorf("%s", body)
+	}
 }
 
 // TestOutcomeRefused: an event that the host refuses does not keep the later ones waiting,

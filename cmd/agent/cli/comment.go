@@ -20,33 +20,33 @@ import (
 	"dtesn-agent/schema/problem"
 )
 
-const commentHelp = `comment writes below a pull request of GitHub, or a merge request of GitLab,
-what agent plan says of it: one comment, which is edited when the plan changes.
-Where nothing changes there is none. What surely ends a violation is suggested
-at its line, to be taken with a click, if the pull request shows that line;
-elsewhere the comment has the command that does it.
+const commentHelp = `comment posts the plan of a change on its GitHub pull request, or GitLab merge
+request. There is one comment, which is edited when the plan changes. If
+nothing changes, none is posted. A correction that is certain is suggested at
+its line if the pull request shows that line; otherwise the comment has the
+command for it.
 
 In a job of GitHub Actions or GitLab CI the pull request, the repository and
-the address are known from its environment; the token is $GITHUB_TOKEN or
-$GITLAB_TOKEN. The plan is also written to $GITHUB_STEP_SUMMARY: a pull request
-from a fork has a token that only reads.
+the address come from the environment, and the token from $GITHUB_TOKEN or
+$GITLAB_TOKEN. The plan is also written to $GITHUB_STEP_SUMMARY, because the
+token of a pull request from a fork is read-only.
 
-With --outcome it says in the same comment what came of the merge on each
-instance, those that failed first. It then reads an event of the agent from
-standard input, as a hook gets it or as <state>/events.jsonl has it; --config is
-the directory as seen from the root of the repository, as agent run has it.
+With --outcome, comment adds the result of the merge on each instance to the
+same comment, failures first. It reads an event from standard input: what a
+hook gets, or a line of <state>/events.jsonl. --config is then the directory as
+seen from the root of the repository, as in agent run.
 
-A comment that cannot be written is a warning, unless --fail is given. Whether
-the configuration is valid is the business of agent validate, in a step of its
-own.
+If the comment cannot be posted, a warning is printed; with --fail it is an
+error. To fail a build for an invalid configuration, run agent validate as
+well.
 
-Exit codes: 0 done, or not and without --fail; 2 wrong usage or schema, 1 the
-plan could not be made, or the comment not be written.`
+Exit codes: 0 done, or a warning; 2 wrong usage or schema; 1 the plan could not
+be made, or with --fail the comment could not be posted.`
 
-// commentTime bounds all that is asked of a host.
+// commentTime bounds all requests of one command.
 const commentTime = 2 * time.Minute
 
-// A commenter is the flags of one comment.
+// A commenter has the flags of agent comment.
 type commenter struct {
 	planner
 	number               int
@@ -60,7 +60,7 @@ func newComment() *cobra.Command {
 	var c commenter
 	cmd := &cobra.Command{
 		Use:   "comment --from REV [--pr N] [--config DIR]",
-		Short: "Write the plan, or what came of it, below a pull request",
+		Short: "Post the plan of a change, or its outcome, on a pull request",
 		Long:  commentHelp,
 		Example: `  agent comment --from HEAD^1 --config config
   agent comment --from main --config config --pr 412 \
@@ -72,11 +72,11 @@ func newComment() *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&c.number, "pr", 0, "the `number` of the pull request (default that of the CI job)")
 	f.StringVar(&c.repository, "repository", "", "the `URL` of the repository on the host (default that of the CI job)")
-	f.StringVar(&c.host, "host", "", strings.Join(codehost.Kinds(), " or ")+", where the URL does not tell")
+	f.StringVar(&c.host, "host", "", strings.Join(codehost.Kinds(), " or ")+", if the URL does not show it")
 	f.StringVar(&c.hostToken, "token-file", "", "a `file` with the token in its first line (default $GITHUB_TOKEN or $GITLAB_TOKEN)")
-	f.BoolVar(&c.outcome, "outcome", false, "say what came of the merge: an event from standard input")
-	f.StringVar(&c.state, "state", "", "with --outcome, the state `directory` of the agent: also what was merged since the change before, and what was rolled back, is then told")
-	f.BoolVar(&c.mustSucceed, "fail", false, "exit 1 if the comment cannot be written")
+	f.BoolVar(&c.outcome, "outcome", false, "add the result of the merge: an event on standard input")
+	f.StringVar(&c.state, "state", "", "with --outcome, the state `directory` of the agent, to find earlier merges and rolled back changes")
+	f.BoolVar(&c.mustSucceed, "fail", false, "exit 1 if the comment cannot be posted")
 	complete(cmd, "host", codehost.Kinds()...)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		defer func() { err = errors.Join(err, c.close()) }()
@@ -93,7 +93,7 @@ func newComment() *cobra.Command {
 			return usageHint("in a checkout of GitHub's merge it is HEAD^1, in one of GitLab $CI_MERGE_REQUEST_DIFF_BASE_SHA", "--from is needed")
 		}
 		if c.number = cmp.Or(c.number, codehost.Number(os.Getenv)); c.number <= 0 {
-			return usageHint("give its number: --pr N", "this is no job of a pull request")
+			return usageHint("give its number: --pr N", "not a CI job of a pull request")
 		}
 		result, err := c.plan(cmd)
 		if err != nil {
@@ -105,19 +105,19 @@ func newComment() *cobra.Command {
 	return cmd
 }
 
-// warn prints what kept a comment from being written as a warning, unless --fail is given.
+// warn prints an error of posting as a warning, unless --fail is given.
 func (c *commenter) warn(cmd *cobra.Command, err error) error {
 	if wrong := (*failure)(nil); err == nil || c.mustSucceed || errors.As(err, &wrong) {
 		return err
 	}
 	if os.Getenv("GITHUB_ACTIONS") == "true" {
-		return writeCommand(cmd, "warning", []string{"title=" + commandProperty("No comment was written")}, err.Error()+"\n"+problem.Hint(err))
+		return writeCommand(cmd, "warning", []string{"title=" + commandProperty("No comment was posted")}, err.Error()+"\n"+problem.Hint(err))
 	}
 	fmt.Fprintln(cmd.ErrOrStderr(), status.Plain("warning: "+problem.Text(err)))
 	return nil
 }
 
-// summarize adds to the summary of a job of GitHub Actions, if this is one.
+// summarize appends text to the job summary of GitHub Actions, if there is one.
 func summarize(text string) error {
 	name := os.Getenv("GITHUB_STEP_SUMMARY")
 	if name == "" {
@@ -144,13 +144,13 @@ func (c *commenter) connect() (*codehost.Repository, error) {
 	return codehost.Open(opt, os.Getenv)
 }
 
-// markerOf returns what the comment about a configuration directory is found by. It is
-// not shown.
+// markerOf returns the hidden text by which the comment about a configuration directory
+// is found again.
 func markerOf(dir string) string {
 	return fmt.Sprintf("<!-- dtesn-agent: %x -->", sha256.Sum256([]byte(dir)))
 }
 
-// comment writes the comment of a plan, or leaves it as it is.
+// comment posts the comment of a plan, unless it is up to date.
 func (c *commenter) comment(cmd *cobra.Command, result *planResult, text string) error {
 	host, err := c.connect()
 	if err != nil {
@@ -170,7 +170,7 @@ func (c *commenter) comment(cmd *cobra.Command, result *planResult, text string)
 	if suggested > 0 {
 		text = result.markdown()
 	}
-	if known, _ := mergeOutcomes(old, marker); len(known) > 0 { // a job that runs again forgets none
+	if known, _ := mergeOutcomes(old, marker); len(known) > 0 { // keep the outcomes when a job runs again
 		text = withOutcomes(known, text)
 	}
 	if err != nil { // the comment has the commands instead
@@ -194,34 +194,40 @@ func firstLine(text string) string {
 // maxSuggestions bounds the comments at lines: more would be noise.
 const maxSuggestions = 10
 
-// suggest comments at the lines of violations whose fix is certain, once each. Those have
-// no remedy in the comment then.
-func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, result *planResult) (made int, err error) {
-	type place struct {
-		fix      schema.Fix
-		remedies []*remedy
-		text     string
-	}
-	var places []*place
+// A fixPlace is a line with a certain fix, and the violations that it ends.
+type fixPlace struct {
+	fix      schema.Fix
+	text     string
+	remedies []*remedy
+}
+
+// fixPlaces lists the fixes of a plan in files of the repository, each once. Two fixes of one
+// line are left out: each would keep the mistake of the other.
+func fixPlaces(result *planResult) (list []*fixPlace) {
 	for i := range result.Environments {
 		e := &result.Environments[i]
 		for j, v := range e.Violations {
 			if v.Fix == nil || path.IsAbs(v.File) || strings.HasPrefix(v.File, ".") {
 				continue
 			}
-			at := len(places)
-			for k, p := range places {
-				if p.fix == *v.Fix {
-					at = k
-				}
+			at := slices.IndexFunc(list, func(p *fixPlace) bool { return p.fix == *v.Fix })
+			if at < 0 {
+				at = len(list)
+				list = append(list, &fixPlace{fix: *v.Fix, text: v.Message + "; " + v.Hint})
 			}
-			if at == len(places) {
-				places = append(places, &place{fix: *v.Fix, text: v.Message + "; " + v.Hint})
-			}
-			places[at].remedies = append(places[at].remedies, &e.remedies[j])
+			list[at].remedies = append(list[at].remedies, &e.remedies[j])
 		}
 	}
-	if len(places) == 0 {
+	all := slices.Clone(list)
+	return slices.DeleteFunc(list, func(p *fixPlace) bool {
+		return slices.ContainsFunc(all, func(o *fixPlace) bool { return o != p && o.fix.File == p.fix.File && o.fix.Line == p.fix.Line })
+	})
+}
+
+// suggest posts each certain fix at its line, once. The comment then has no remedy for it.
+func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, result *planResult) (made int, err error) {
+	list := fixPlaces(result)
+	if len(list) == 0 {
 		return 0, nil
 	}
 	pull, err := host.Pull(ctx, c.number)
@@ -232,17 +238,12 @@ func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, resu
 	if err != nil {
 		return 0, err
 	}
-	for _, p := range places[:min(len(places), maxSuggestions)] {
-		isOnly := !slices.ContainsFunc(places, func(o *place) bool { return o != p && o.fix.File == p.fix.File && o.fix.Line == p.fix.Line })
-		if !isOnly || !c.isInHead(pull, p.fix) { // of two for one line, each would keep the other mistake
+	for _, p := range list[:min(len(list), maxSuggestions)] {
+		if !c.isInHead(pull, p.fix) {
 			continue
 		}
 		marker := fmt.Sprintf("%s%x -->", suggestionMarker, sha256.Sum256(fmt.Append(nil, p.fix.File, p.fix.Old, "\n", p.fix.New)))
-		isKnown := false
-		for _, k := range known {
-			isKnown = isKnown || strings.Contains(k.Body, marker)
-		}
-		if !isKnown {
+		if !slices.ContainsFunc(known, func(k codehost.Comment) bool { return strings.Contains(k.Body, marker) }) {
 			err := host.Suggest(ctx, pull, p.fix.File, p.fix.Line, marker+"\n"+code(p.text), p.fix.New)
 			if errors.Is(err, codehost.ErrNotInDiff) {
 				continue
@@ -260,8 +261,8 @@ func (c *commenter) suggest(ctx context.Context, host *codehost.Repository, resu
 
 const suggestionMarker = "<!-- dtesn-agent suggests "
 
-// isInHead reports whether the newest commit of the pull request has the line that a fix
-// is for: the merge of it with what is newer elsewhere may have it at another place.
+// isInHead reports whether the head of the pull request has the line of a fix. The plan is
+// of its merge with the target branch, where the line may have another number.
 func (c *commenter) isInHead(pull *codehost.Pull, fix schema.Fix) bool {
 	if c.opened == nil {
 		return false

@@ -9,13 +9,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// helpWidth is how wide a help text is: that of a terminal nobody made wider.
+// helpWidth is the width of a help text, that of a terminal by default.
 const helpWidth = 80
 
 // groupKey is the annotation of a flag with the title of its group.
 const groupKey = "group"
 
-// group puts the flags that are in none yet into a group of the help.
+// group puts the flags without a group into one.
 func group(f *pflag.FlagSet, title string) {
 	f.VisitAll(func(flag *pflag.Flag) {
 		if flag.Annotations[groupKey] == nil {
@@ -24,8 +24,8 @@ func group(f *pflag.FlagSet, title string) {
 	})
 }
 
-// usageText returns how a command is used: what cobra prints, but as wide as a terminal,
-// with the flags in groups and each flag's sentence below its name.
+// usageText returns the usage of a command. Unlike cobra's it fits helpWidth, groups the
+// flags, and has the sentence of a flag below its name.
 func usageText(cmd *cobra.Command) string {
 	var b strings.Builder
 	if cmd.Runnable() && !cmd.HasAvailableSubCommands() {
@@ -105,8 +105,8 @@ func flagText(f *pflag.Flag) string {
 	return "  " + name + "\n" + wrap("        ", "        ", sentence) + "\n"
 }
 
-// wrap breaks a text into lines of the help's width, the first after one text and the
-// others after another.
+// wrap breaks text into lines of at most helpWidth. The first line begins with first, the
+// others with next.
 func wrap(first, next, text string) string {
 	var lines []string
 	line := first
@@ -124,8 +124,8 @@ func wrap(first, next, text string) string {
 	return strings.Join(append(lines, line), "\n")
 }
 
-// formatFlag adds --format with the names that it takes, the first of which is the default;
-// check reports another one.
+// formatFlag adds --format, whose default is the first name. check returns an error for an
+// unknown name.
 func formatFlag(cmd *cobra.Command, format *string, sentence string, names ...string) (check func() error) {
 	cmd.Flags().StringVar(format, "format", names[0], sentence)
 	complete(cmd, "format", names...)

@@ -24,15 +24,15 @@ import (
 	"dtesn-agent/watcher"
 )
 
-// An instanceOutcome is what came of a merge on one instance. The comment keeps them, as JSON
-// that is not shown.
+// An instanceOutcome is the result of a merge on one instance. The comment keeps a list of
+// them as hidden JSON.
 type instanceOutcome struct {
 	Environment schema.Environment `json:"environment"`
 	Instance    string             `json:"instance"`
 	Type        apply.EventType    `json:"type"`
 	At          float64            `json:"at"` // Unix seconds
 	Reason      string             `json:"reason,omitempty"`
-	// IsOverlaid: it came with what was merged after it, which may have other values.
+	// IsOverlaid: it was applied together with later merges, which may have other values.
 	IsOverlaid bool `json:"overlaid,omitempty"`
 }
 
@@ -41,21 +41,21 @@ const (
 	outcomesEnd   = "<!-- end of outcomes -->"
 	// maxReason bounds a reason, in bytes.
 	maxReason = 300
-	// crowdTime is for how long after an outcome others are likely to be told as well.
+	// crowdTime is for how long after an outcome other instances are likely to post theirs.
 	crowdTime = 2 * time.Minute
 )
 
-// isOf reports whether both are of one instance.
+// isOf reports whether both are of the same instance.
 func (o instanceOutcome) isOf(other instanceOutcome) bool {
 	return o.Environment == other.Environment && o.Instance == other.Instance
 }
 
-// isRefusal reports whether the values never ran.
+// isRefusal reports whether the values were never in use.
 func (o instanceOutcome) isRefusal() bool {
 	return slices.Contains([]apply.EventType{apply.EventRejected, apply.EventRefused, apply.EventInvalid}, o.Type)
 }
 
-// tellOutcome puts an event into the comment of the pull requests that brought its commit.
+// tellOutcome adds an event to the comments of the pull requests that brought its commit.
 func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 	e, err := readEvent(cmd.InOrStdin())
 	if err != nil {
@@ -66,7 +66,7 @@ func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 		return err
 	}
 	if commit == "" {
-		fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing to say below a pull request\n", status.Plain(string(e.Type)))
+		fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing to post\n", status.Plain(string(e.Type)))
 		return nil
 	}
 	outcome := instanceOutcome{Environment: e.Environment, Instance: e.Instance, Type: e.Type, At: e.At, Reason: problem.Line(e.Reason, maxReason)}
@@ -94,8 +94,8 @@ func (c *commenter) tellOutcome(cmd *cobra.Command) error {
 	}
 	for _, number := range all {
 		outcome.IsOverlaid = !slices.Contains(own, number)
-		// What a host refuses it will refuse again, and the next event waits for this one.
-		if err := c.addOutcome(cmd, host, number, outcome, e.Type == apply.EventInSync); codehost.IsRefusal(err) {
+		err := c.addOutcome(cmd, host, number, outcome, e.Type == apply.EventInSync)
+		if codehost.IsRefusal(err) && c.number == 0 { // a retry would fail as well, and later events wait for this one
 			fmt.Fprintln(cmd.ErrOrStderr(), status.Plain(fmt.Sprintf("warning: pull request %d: %s", number, problem.Text(err))))
 		} else if err != nil {
 			return err
@@ -126,8 +126,9 @@ func readEvent(r io.Reader) (*apply.Event, error) {
 	return e, nil
 }
 
-// commits returns the commit that an event is about, "" if there is nothing to say of it, and
-// the one before which is not, "" where that is unknown.
+// commits returns the range of commits that an event is about: those after earlier, up to
+// commit. An empty commit means that the event is not posted, an empty earlier that it is
+// about commit alone.
 func (c *commenter) commits(cmd *cobra.Command, e *apply.Event) (earlier, commit string, err error) {
 	if e.Source != nil {
 		commit = e.Source.Commit
@@ -159,8 +160,8 @@ func (c *commenter) commits(cmd *cobra.Command, e *apply.Event) (earlier, commit
 	return commit, before, nil
 }
 
-// commitBefore returns the commit that declared what was applied before a record, if it is
-// not the given one; "" if there is none.
+// commitBefore returns the source commit of the newest change that was applied before a
+// record, other than except; "" if there is none.
 func commitBefore(ctx context.Context, state, id, except string) (string, error) {
 	r, err := gitstore.OpenReader(state)
 	if err != nil {
@@ -180,8 +181,9 @@ func commitBefore(ctx context.Context, state, id, except string) (string, error)
 	return "", nil
 }
 
-// addOutcome edits the comment until the outcome is seen to stand there: another instance may
-// do so at the same time, and the last one to write wins. isAgain: it may be long known.
+// addOutcome edits the comment until it has the outcome. Other instances may edit it at the
+// same time, and the hosts have no conditional write, so it is read again after each write.
+// With isAgain an outcome of the same type is kept.
 func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, number int, outcome instanceOutcome, isAgain bool) error {
 	ctx, marker := cmd.Context(), markerOf(path.Join(c.config))
 	pause := func(least, most time.Duration) error {
@@ -189,7 +191,7 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 		case <-time.After(least + rand.N(most-least)):
 			return nil
 		case <-ctx.Done():
-			return problem.New("", fmt.Errorf("pull request %d: others edit the comment all the time", number), "with --fail a hook tries again")
+			return problem.New("", fmt.Errorf("pull request %d: too many concurrent edits of the comment", number), "run it again; a hook with --fail does")
 		}
 	}
 	for isSeen, attempt := false, time.Duration(1); ; {
@@ -200,11 +202,11 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 		known, rest := mergeOutcomes(old, marker)
 		i := slices.IndexFunc(known, outcome.isOf)
 		switch {
-		case i >= 0 && outcome.IsOverlaid && known[i].isRefusal(): // what was merged after it made up for it
-			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: it stays %s\n", number, known[i].Type)
+		case i >= 0 && outcome.IsOverlaid && known[i].isRefusal(): // a later merge repaired it
+			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: stays %s\n", number, known[i].Type)
 			return nil
 		case i >= 0 && (known[i].At > outcome.At || isAgain && known[i].Type == outcome.Type):
-			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: it says already what is newer\n", number)
+			fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: has a newer outcome\n", number)
 			return nil
 		case len(old) == 1 && i >= 0 && known[i] == outcome:
 			isCrowd := slices.ContainsFunc(known, func(o instanceOutcome) bool {
@@ -214,7 +216,7 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 				fmt.Fprintf(cmd.OutOrStdout(), "pull request %d: %s\n", number, status.Plain(outcome.String()))
 				return nil
 			}
-			isSeen = true // and looks again: who read before this one wrote may write later
+			isSeen = true // once more: an instance that read before this write may still write
 			err = pause(2*time.Second, 4*time.Second)
 		default:
 			isSeen = false
@@ -231,8 +233,8 @@ func (c *commenter) addOutcome(cmd *cobra.Command, host *codehost.Repository, nu
 	}
 }
 
-// mergeOutcomes returns what comments remember, the newest of each instance, and the rest of
-// the first. Only their beginning counts: further down stand texts of others.
+// mergeOutcomes returns the newest outcome of each instance in the comments, and the rest of
+// the first comment. Only the beginning of a comment is read: the rest quotes other texts.
 func mergeOutcomes(comments []codehost.Comment, marker string) (known []instanceOutcome, rest string) {
 	for i, c := range comments {
 		body := strings.TrimSpace(strings.TrimPrefix(strings.ReplaceAll(c.Body, "\r\n", "\n"), marker))
@@ -257,8 +259,8 @@ func mergeOutcomes(comments []codehost.Comment, marker string) (known []instance
 	return known, rest
 }
 
-// withOutcomes returns the text of a comment with outcomes above the rest, those that failed
-// first. What does not fit is left out: first the details of the rest, then what is oldest.
+// withOutcomes returns the text of a comment: the outcomes, failures first, and the rest. If
+// that is too long it omits the details of the rest, then the oldest outcomes.
 func withOutcomes(list []instanceOutcome, rest string) string {
 	slices.SortFunc(list, func(a, b instanceOutcome) int {
 		rank := func(o instanceOutcome) int {
@@ -272,7 +274,7 @@ func withOutcomes(list []instanceOutcome, rest string) string {
 	for {
 		text := outcomesText(list)
 		if len(text)+len(rest) > maxMarkdown {
-			rest, _, _ = strings.Cut(rest, "\n") // what happens to whom
+			rest, _, _ = strings.Cut(rest, "\n") // the summary
 			rest = problem.Cut(rest, maxMarkdown/4)
 		}
 		if len(text)+len(rest) <= maxMarkdown {
@@ -299,7 +301,7 @@ func outcomesText(list []instanceOutcome) string {
 	return outcomesBegin + string(hidden) + " -->\n" + head + "\n\n" + strings.Join(lines, "\n") + "\n\n" + outcomesEnd
 }
 
-// String says what came of a merge on an instance, in Markdown.
+// String returns the outcome in Markdown.
 func (o instanceOutcome) String() string {
 	at, where := record.FromUnix(o.At).UTC().Format("2006-01-02 15:04 UTC"), fmt.Sprintf("%s (%s)", code(o.Instance), strings.Trim(code(string(o.Environment)), "`"))
 	switch o.Type {

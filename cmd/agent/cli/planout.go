@@ -46,8 +46,8 @@ func planText(cmd *cobra.Command, r *planResult) error {
 		if m := e.memory(); m != "" {
 			line("  memory\t%s", m)
 		}
-		for _, x := range e.shown() {
-			line("  experiment %s\t%s\t%s", x.Name, share(x), strings.Join(e.settings(x), ", "))
+		for _, x := range e.changedExperiments() {
+			line("  experiment %s\t%s\t%s", x.Name, share(x), strings.Join(e.experimentSets(x), ", "))
 			if who := cohort(x); who != "" {
 				line("    %s", who)
 			}
@@ -111,8 +111,8 @@ func mebibytes(n int64) string {
 	return fmt.Sprintf("%.*f MiB", digits, float64(n)/(1<<20))
 }
 
-// shown are the experiments that a reader wants to see: those that change.
-func (e *environmentPlan) shown() []schema.PlannedExperiment {
+// changedExperiments are those that people are shown.
+func (e *environmentPlan) changedExperiments() []schema.PlannedExperiment {
 	if e.Status == schema.PlanRemoved { // its engines keep theirs
 		return nil
 	}
@@ -126,8 +126,8 @@ func share(x schema.PlannedExperiment) string {
 	return fmt.Sprintf("%d %% -> %d %%", x.Was, x.Percent)
 }
 
-// settings lists what an experiment sets, and what stands there outside of it.
-func (e *environmentPlan) settings(x schema.PlannedExperiment) (texts []string) {
+// experimentSets lists what an experiment sets, with the value outside of it.
+func (e *environmentPlan) experimentSets(x schema.PlannedExperiment) (texts []string) {
 	for _, c := range x.Sets {
 		text := fmt.Sprintf("%s %v", c.Parameter, c.New)
 		if !c.Old.IsZero() && !c.Old.Equal(c.New) {
@@ -143,7 +143,7 @@ func (e *environmentPlan) settings(x schema.PlannedExperiment) (texts []string) 
 	return texts
 }
 
-// maxNamed bounds the instances that are named for people.
+// maxNamed bounds the names in a list for people.
 const maxNamed = 20
 
 // cohort says which of the named instances an experiment has, those that join
@@ -158,15 +158,20 @@ func cohort(x schema.PlannedExperiment) string {
 		{"staying", without(x.Instances, x.Joining)},
 		{"leaving", x.Leaving},
 	} {
-		if n := len(part.names); n > 0 {
-			text := fmt.Sprintf("%s: %s", part.what, strings.Join(part.names[:min(n, maxNamed)], ", "))
-			if n > maxNamed {
-				text += fmt.Sprintf(" and %d more", n-maxNamed)
-			}
-			parts = append(parts, text)
+		if len(part.names) > 0 {
+			parts = append(parts, part.what+": "+firstNames(part.names))
 		}
 	}
 	return strings.Join(parts, "; ")
+}
+
+// firstNames joins names, at most maxNamed of them.
+func firstNames(names []string) string {
+	text := strings.Join(names[:min(len(names), maxNamed)], ", ")
+	if more := len(names) - maxNamed; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // without returns the names that are not in others; both are sorted.
@@ -219,19 +224,7 @@ func (r *planResult) markdown() string {
 		if e.Status == schema.PlanUnchanged && len(e.Held) == 0 && len(e.Policy) == 0 {
 			continue
 		}
-		summary := e.Summary(code)
-		if len(e.Policy) > 0 { // what would happen, will not
-			summary = "**denied by the policy, nothing is applied**: " + code(strings.TrimSuffix(e.Policy[0].Message+"; "+e.Policy[0].Hint, "; "))
-			if more := len(e.Policy) - 1; more > 0 {
-				summary += fmt.Sprintf(" and %d more", more)
-			}
-		}
-		if len(e.Held) > 0 {
-			summary += "; **held by the agent**"
-		}
-		if was, now := e.Memory.Old, e.Memory.New; was != nil && now != nil && *now > *was+*was/2 {
-			summary += "; memory " + strings.ReplaceAll(e.memory(), "->", "→")
-		}
+		summary := e.headline()
 		if j, ok := byHead[summary]; ok { // said once of all that it is true of
 			heads[j].names = append(heads[j].names, string(e.Name))
 		} else {
@@ -249,11 +242,7 @@ func (r *planResult) markdown() string {
 	}
 	var lines []string
 	for _, h := range heads[:min(len(heads), maxNamed)] {
-		names := strings.Join(h.names[:min(len(h.names), maxNamed)], ", ")
-		if more := len(h.names) - maxNamed; more > 0 {
-			names += fmt.Sprintf(" and %d more", more)
-		}
-		lines = append(lines, fmt.Sprintf("**%s**: %s", names, h.summary))
+		lines = append(lines, fmt.Sprintf("**%s**: %s", firstNames(h.names), h.summary))
 	}
 	if more := len(heads) - maxNamed; more > 0 {
 		lines = append(lines, fmt.Sprintf("and %d more like these", more))
@@ -272,6 +261,26 @@ func (r *planResult) markdown() string {
 	return text + "</sub>"
 }
 
+// headline is the first line about an environment in Markdown.
+func (e *environmentPlan) headline() string {
+	text := e.Summary(code)
+	if len(e.Policy) > 0 { // nothing of that will happen
+		text = "**denied by the policy, nothing is applied**: " + code(strings.TrimSuffix(e.Policy[0].Message+"; "+e.Policy[0].Hint, "; "))
+		if more := len(e.Policy) - 1; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+	}
+	if len(e.Held) > 0 {
+		text += "; **held by the agent**"
+	}
+	if was, now := e.Memory.Old, e.Memory.New; was != nil && now != nil && *now > *was+*was/2 {
+		text += "; memory " + arrows(e.memory())
+	}
+	return text
+}
+
+func arrows(text string) string { return strings.ReplaceAll(text, "->", "→") }
+
 // maxRows bounds the lines of an environment in a comment.
 const maxRows = 100
 
@@ -287,15 +296,15 @@ func (e *environmentPlan) details(shown map[string]bool) string {
 		rows = append(rows, "")
 	}
 	if m := e.memory(); m != "" {
-		row := "Memory of a server: " + strings.ReplaceAll(m, "->", "→")
+		row := "Memory of a server: " + arrows(m)
 		if slices.ContainsFunc(e.Changes, func(c schema.PlannedChange) bool { return c.Apply == schema.ApplyRebuild }) && e.Memory.Old != nil {
 			row += "; both together while it rebuilds"
 		}
 		rows = append(rows, row, "")
 	}
-	for _, x := range e.shown() {
-		row := fmt.Sprintf("* Experiment %s: %s of the instances", code(x.Name), strings.ReplaceAll(share(x), "->", "→"))
-		if sets := e.settings(x); len(sets) > 0 {
+	for _, x := range e.changedExperiments() {
+		row := fmt.Sprintf("* Experiment %s: %s of the instances", code(x.Name), arrows(share(x)))
+		if sets := e.experimentSets(x); len(sets) > 0 {
 			row += ", sets " + code(strings.Join(sets, ", "))
 		}
 		if who := cohort(x); who != "" {

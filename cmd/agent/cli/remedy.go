@@ -9,21 +9,21 @@ import (
 	"dtesn-agent/schema"
 )
 
-// A remedy is what surely ends a violation: the arguments of agent set and the file they
-// are for, or else a text in Markdown.
+// A remedy is a certain correction of a violation: arguments of agent set and the file they
+// are for, or a text in Markdown.
 type remedy struct {
 	layer string
 	args  []string
 	text  string
 }
 
-// remedyOf returns what ends a violation in dir, nothing if that is not certain.
+// remedyOf returns the remedy of a violation in dir, the zero value if none is certain.
 func remedyOf(dir string, v schema.Violation) (r remedy) {
 	if v.Fix == nil {
 		return r
 	}
 	was, now := pairOf(v.Fix.Old), pairOf(v.Fix.New)
-	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil || strings.HasPrefix(was[0], "-") { // which would be a flag
+	if section, _, ok := strings.Cut(v.Path, "."); !ok && v.Path != "parameters" || section != "parameters" || was == nil || now == nil || strings.HasPrefix(was[0], "-") { // a flag to agent set
 		r.text = fmt.Sprintf("in line %d, %s should be %s", v.Fix.Line, code(v.Fix.Old), code(v.Fix.New))
 		return r
 	}
@@ -34,7 +34,7 @@ func remedyOf(dir string, v schema.Violation) (r remedy) {
 	return r
 }
 
-// pairOf returns the key and the value of a line "key: value", nil if it is none.
+// pairOf returns the key and the value of a line "key: value", nil if it is not one.
 func pairOf(line string) []string {
 	var root yaml.Node
 	if yaml.Unmarshal([]byte(line), &root) != nil || len(root.Content) != 1 {
