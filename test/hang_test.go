@@ -6,8 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,26 +110,19 @@ func TestADiskThatHangs(t *testing.T) {
 	}
 }
 
-// dying reports whether a process of several threads has begun to end: its first thread
-// is gone, a zombie that waits for others, or alone, or a thread that the tracer holds
-// in a sync is to be killed.
+// dying reports whether a process of several threads has begun to end: the threads that
+// are left are zombies, or are held by the tracer, as those that were in a sync are.
 func dying(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, rest, _ := strings.Cut(string(text), ") ")
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	for _, task := range tasks {
-		status, _ := os.ReadFile(task)
-		if m := pendingSignals.FindSubmatch(status); m != nil {
-			if set, err := strconv.ParseUint(string(m[1]), 16, 64); err == nil && set&(1<<(syscall.SIGKILL-1)) != 0 {
-				return true
-			}
+	stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range stats {
+		text, err := os.ReadFile(name)
+		_, rest, _ := strings.Cut(string(text), ") ") // the state follows the name: proc_pid_stat(5)
+		if err == nil && rest != "" && !strings.ContainsRune("tZX", rune(rest[0])) {
+			return false
 		}
 	}
-	return err != nil || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X") || len(tasks) <= 1
+	return true
 }
-
-// pendingSignals finds those of a thread: proc_pid_status(5).
-var pendingSignals = regexp.MustCompile(`(?m)^SigPnd:\s+([0-9a-f]+)$`)
 
 // traced reports whether all threads of a process are traced.
 func traced(pid int) bool {
